@@ -1,0 +1,140 @@
+"""What one image costs a model: parameters, FLOPs, milliseconds, network passes and memory.
+
+All of it is measured on ``predict_images``, the way from the decoded image to the finished prediction
+(normalization, network, decoding of boxes, NMS or upsampling), because that is what a user waits for;
+reading and decoding the file is the same for every model and left out.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from segdet.benchmark.record import Cost
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Predictor(Protocol):
+    """What `measure_cost` needs of a model, beside its being a ``torch.nn.Module``."""
+
+    @property
+    def counted(self) -> "nn.Module":
+        """The module of which one forward of one sample is one network pass."""
+
+    def predict_images(self, images: "Tensor") -> Any:
+        """The predictions of uint8 images ``[B, 3, H, W]``."""
+
+
+def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds: float = 3.0) -> Cost:
+    """Measures what predicting one image costs ``model``, on the device and in the precision it is in.
+
+    The model is left in the mode (training or evaluation) that it was in, and its random state untouched.
+
+    - ``parameters``: all of the model's, frozen ones included, shared ones once.
+    - ``flops``: of matrix products, convolutions and attention, as ``torch.utils.flop_counter`` counts
+      them: a multiply-add is two. Elementwise work, pooling, NMS and upsampling count nothing.
+    - ``ms_per_image``: the median of up to ``repeats`` predictions after one that warms up, each awaited
+      to its end on a GPU. A prediction slower than ``seconds`` is timed once.
+    - ``passes_per_image``: how many samples entered ``model.counted`` for this one image: the sum of the
+      batch sizes of its forwards.
+    - ``peak_memory_mb``: in MiB, the most that the process has held so far: on a GPU what torch has
+      allocated there since the last reset, else the process's resident memory. Called after training,
+      it is training's peak. None on systems that do not tell.
+
+    Args:
+        model: A module with ``predict_images`` and ``counted``.
+        images: uint8 ``[1, 3, H, W]``, on the model's device; a real image, since the number of boxes
+            that reach NMS depends on it.
+        repeats: Most predictions to time.
+        seconds: Most time to spend on timing.
+
+    Raises:
+        ValueError: If ``images`` is not one uint8 RGB image.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
+        raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
+    assert isinstance(model, torch.nn.Module)
+    with _evaluating(model), _counting(model.counted) as entered:
+        with torch.inference_mode():
+            warm_up = _seconds(model, images)
+            passes = sum(entered)
+            times = [warm_up] if warm_up > seconds else []
+            end = time.perf_counter() + seconds
+            while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
+                times.append(_seconds(model, images))
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model.predict_images(images)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        flops=int(counter.get_total_flops()),
+        ms_per_image=1000 * statistics.median(times),
+        passes_per_image=float(passes),
+        peak_memory_mb=peak_memory_mb(images.device),
+    )
+
+
+def peak_memory_mb(device: "torch.device") -> float | None:
+    """Peak MiB: of the GPU ``device`` as torch allocated it, else of this process (None: unknown)."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def _seconds(model: Predictor, images: "Tensor") -> float:
+    """The duration of one prediction, awaited to its end."""
+    import torch
+
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    start = time.perf_counter()
+    model.predict_images(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _evaluating(model: "nn.Module") -> Iterator[None]:
+    """Evaluation mode for a while, then every module's own mode again, and the same random numbers after."""
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _counting(module: "nn.Module") -> Iterator[list[int]]:
+    """The batch sizes that enter ``module`` meanwhile."""
+    sizes: list[int] = []
+
+    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes.append(len(next(iter((*args, *kwargs.values())))))
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield sizes
+    finally:
+        handle.remove()

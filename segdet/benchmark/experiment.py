@@ -1,0 +1,643 @@
+"""``segdet bench``: runs a whole comparison from one file, each run as a process of its own.
+
+The file names the runs and says what they share, and nothing else::
+
+    # What it is; the command; what to expect.
+    seeds: [0, 1]                     # default [0]
+    prepare: [segdet data make data/shapes]
+    data: configs/data/shapes.yaml    # given to every run after its own configs
+    budget: {trainer.max_time: "00:00:10:00"}
+    runs:
+      fcn: {configs: configs/fcn.yaml}
+      unet: {configs: configs/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
+
+Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>`` (``<run>-seed<S>`` for a
+seed S other than 0, so that seeds can be added later), with what it printed in ``<run>.log`` and what it
+was trained with in ``<run>.json`` beside it. Started again, it goes on where it stopped.
+"""
+
+import argparse
+import codecs
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from segdet.benchmark.record import RECORD_NAME, Record
+from segdet.errors import UserError
+from segdet.report.table import table
+
+GRACE_SECONDS = 60
+"""How long a stopped run may take to save itself."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+# ------------------------------------------------------------------------------------------- the file
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an experiment, as its file has it.
+
+    Attributes:
+        name: Its name in the table.
+        configs: Config files, later ones win.
+        overrides: Dotted keys of the command line and their values.
+        test: Whether it is tested after training.
+    """
+
+    name: str
+    configs: tuple[str, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    test: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A comparison, as its file has it.
+
+    Attributes:
+        path: The file.
+        name: Its name and its folder's: the file's, unless the file says another.
+        runs: In the order of the file, which is that of the table.
+        seeds: Every run is trained with each of them.
+        budget: Overrides that all runs share and none may change.
+        data: Config files given to every run after its own.
+        prepare: Arguments of segdet commands to run first.
+    """
+
+    path: Path
+    name: str
+    runs: tuple[Run, ...]
+    seeds: tuple[int, ...] = (0,)
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    data: tuple[str, ...] = ()
+    prepare: tuple[tuple[str, ...], ...] = ()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as the command line reads it: ``1e-5`` is a number, ``00:10:00`` a text, a repeated key a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in ("int", "float", "timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def read_experiment(path: Path | str) -> Experiment:
+    """The experiment in the file ``path``. Files that it names are relative to the current directory.
+
+    Raises:
+        UserError: If the file cannot be read, has an unknown key or a wrong value, or names a config
+            file that is not there.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        raise UserError(
+            f"{path}: no such file" + (f"; did you mean {path.parent / close[0]}?" if close else "")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem}; mend the YAML") from None
+    check = _Checker(path)
+    check.keys("", values, ["name", "seeds", "prepare", "data", "budget", "runs"], required=["runs"])
+    budget = check.overrides("budget", values.get("budget", {}))
+    prepare = values.get("prepare", [])
+    runs = check.mapping("runs", values["runs"])
+    if not runs:
+        check.fault("runs", "is empty", "name at least one run")
+    return Experiment(
+        path,
+        check.name("name", values.get("name", path.stem)),
+        tuple(check.run(name, spec, budget) for name, spec in runs.items()),
+        check.seeds("seeds", values.get("seeds", [0])),
+        budget,
+        check.configs("data", values.get("data", [])),
+        tuple(
+            check.command("prepare", line) for line in ([prepare] if isinstance(prepare, str) else prepare)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Checker:
+    """Turns the plain values of an experiment file into checked ones."""
+
+    path: Path
+
+    def fault(self, key: str, what: str, remedy: str) -> None:
+        raise UserError(f"{self.path}: {key + ' ' if key else ''}{what}; {remedy}")
+
+    def mapping(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            self.fault(key, f"is {value!r}", "it has to be a mapping of names")
+        return value
+
+    def keys(self, key: str, value: Any, known: list[str], required: list[str]) -> None:
+        for name in self.mapping(key, value):
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}"
+                self.fault(key, f"has the unknown key '{name}'", hint)
+        for name in required:
+            if name not in value:
+                self.fault(key, f"has no key '{name}'", "add it")
+
+    def name(self, key: str, value: Any) -> str:
+        if not isinstance(value, str) or not _NAME.fullmatch(value) or re.search(r"-seed\d+$", value):
+            self.fault(
+                key,
+                f"is {value!r}",
+                "use letters, digits, '.', '_' and '-' (no '-seed<S>' at the end), for it names a folder",
+            )
+        return value
+
+    def seeds(self, key: str, value: Any) -> tuple[int, ...]:
+        right = isinstance(value, list) and value and all(type(s) is int and s >= 0 for s in value)
+        if not right or len(set(value)) < len(value):
+            self.fault(
+                key, f"is {value!r}", "it has to be a list of different whole numbers, such as [0, 1, 2]"
+            )
+        return tuple(value)
+
+    def overrides(self, key: str, value: Any) -> dict[str, Any]:
+        for name in self.mapping(key, value):
+            if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", name):
+                self.fault(key, f"has the key {name!r}", "write dotted keys, such as trainer.max_epochs")
+            if name.split(".")[0] in ("config", "run_dir", "seed_everything", "ckpt_path"):
+                self.fault(key, f"sets '{name}'", "leave it to segdet bench, which sets it for every run")
+        return value
+
+    def configs(self, key: str, value: Any) -> tuple[str, ...]:
+        paths = [value] if isinstance(value, str) else value
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            self.fault(key, f"is {value!r}", "it has to be a config file or a list of them")
+        for path in paths:
+            if not Path(path).is_file():
+                near = [p.as_posix() for p in Path(path).parent.glob("*.yaml")]
+                close = difflib.get_close_matches(path, near, 1)
+                hint = f"did you mean {close[0]}?" if close else "paths are relative to the current directory"
+                self.fault(key, f"names {path}, which is not in {Path.cwd()}", hint)
+        return tuple(paths)
+
+    def command(self, key: str, value: Any) -> tuple[str, ...]:
+        words = shlex.split(value) if isinstance(value, str) else []
+        if len(words) < 2 or words[0] != "segdet":
+            self.fault(key, f"has {value!r}", "write segdet commands, such as 'segdet data make data/shapes'")
+        return tuple(words[1:])
+
+    def run(self, name: str, value: Any, budget: Mapping[str, Any]) -> Run:
+        key = f"runs.{name}"
+        self.name(key, name)
+        self.keys(key, value, ["configs", "overrides", "test"], required=["configs"])
+        overrides = self.overrides(f"{key}.overrides", value.get("overrides", {}))
+        if shared := [override for override in overrides if override in budget]:
+            self.fault(
+                f"{key}.overrides", f"sets '{shared[0]}', which is the budget", "all runs share one budget"
+            )
+        if not isinstance(test := value.get("test", True), bool):
+            self.fault(f"{key}.test", f"is {test!r}", "it has to be true or false")
+        configs = self.configs(f"{key}.configs", value["configs"])
+        if not configs:
+            self.fault(f"{key}.configs", "is empty", "name at least one config file")
+        return Run(name, configs, overrides, test)
+
+
+# ------------------------------------------------------------------------------------------- the plan
+
+Action = Literal["train", "resume", "test", "skip"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run with one seed: its folder, its commands, and what is left to do.
+
+    Attributes:
+        folder: The run folder.
+        fit: The arguments of the segdet command that trains it.
+        test: Those of the one that tests it, None where it is not tested.
+        settings: What it is trained with: the arguments and the config files' digests.
+        action: What is left to do.
+    """
+
+    folder: Path
+    fit: tuple[str, ...]
+    test: tuple[str, ...] | None
+    settings: Mapping[str, str]
+    action: Action = "train"
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which is the run's."""
+        return self.folder.name
+
+    @property
+    def settings_path(self) -> Path:
+        """The file of the settings."""
+        return self.folder.with_name(f"{self.name}.json")
+
+    @property
+    def log_path(self) -> Path:
+        """The file of what the run printed. It lies beside the folder, which has to be the run's own."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+
+def plan(
+    experiment: Experiment,
+    runs_dir: Path,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    rerun: bool = False,
+) -> list[Job]:
+    """What is to be done for ``experiment``, run by run, judged by what lies in ``runs_dir``.
+
+    A run is skipped when its record is finished (and tested), tested when only that is missing, resumed
+    when it was cut off after a checkpoint, else trained from the start.
+
+    Args:
+        experiment: The experiment.
+        runs_dir: Holds the experiment's folder.
+        only: Names of the runs to do; all by default.
+        overrides: ``KEY=VALUE`` each, for all runs, over everything that the file says.
+        rerun: Train anew what was trained with other settings.
+
+    Raises:
+        UserError: If ``only`` names no run, an override is no ``KEY=VALUE``, or a run was trained with
+            other settings and ``rerun`` is not given.
+    """
+    names = [run.name for run in experiment.runs]
+    for name in only:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+            raise UserError(f"--only: {experiment.path} has no run '{name}'; {hint}")
+    for override in overrides:
+        if not re.match(r"[A-Za-z_][\w.-]*=", override):
+            raise UserError(f"--overrides: '{override}' is no KEY=VALUE, such as trainer.max_epochs=1")
+    return [
+        _judged(_job(experiment, run, seed, runs_dir, overrides), experiment, rerun)
+        for run in experiment.runs
+        for seed in experiment.seeds
+        if not only or run.name in only
+    ]
+
+
+def _job(experiment: Experiment, run: Run, seed: int, runs_dir: Path, overrides: Sequence[str]) -> Job:
+    folder = runs_dir / experiment.name / (run.name if seed == 0 else f"{run.name}-seed{seed}")
+    configs = [*run.configs, *experiment.data]
+    given = [_argument(k, v) for k, v in [*run.overrides.items(), *experiment.budget.items()]]
+    given += [f"--{override}" for override in overrides]
+    fit = ["fit", *(word for config in configs for word in ("--config", config))]
+    fit += [f"--seed_everything={seed}", f"--run_dir={folder}", *given]
+    test = ["test", "--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/best.ckpt"]
+    settings = {config: hashlib.sha256(Path(config).read_bytes()).hexdigest()[:16] for config in configs}
+    settings["seed"] = str(seed)
+    for argument in given:
+        key, _, value = argument.removeprefix("--").partition("=")
+        settings[f"--{key}"] = value
+    return Job(folder, tuple(fit), tuple(test) if run.test else None, settings)
+
+
+def _argument(key: str, value: Any) -> str:
+    """``--key=value`` as the command line reads it: texts as they are, all else as JSON (which is YAML)."""
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _judged(job: Job, experiment: Experiment, rerun: bool) -> Job:
+    """``job`` with what is left to do."""
+    record = _record(job)
+    finished = record is not None and record.status == "finished"
+    if not finished and not job.last.exists():
+        return replace(job, action="train")  # whatever is there died before it had anything to keep
+    if difference := _difference(job):
+        if rerun:
+            return replace(job, action="train")
+        raise UserError(
+            f"{experiment.path}: {job.folder} was trained with other settings ({difference}); pass --rerun to "
+            "remove it and train it anew, or another --runs_dir to keep both"
+        )
+    if not finished:
+        return replace(job, action="resume")
+    assert record is not None
+    tested = job.test is None or any(name.startswith("test/") for name in record.metrics)
+    return replace(job, action="skip" if tested else "test")
+
+
+def _record(job: Job) -> Record | None:
+    """The record of ``job``, None where there is none that can be read."""
+    try:
+        return Record.read(job.folder / RECORD_NAME)
+    except UserError:
+        return None
+
+
+def _difference(job: Job) -> str:
+    """In words, in what the settings differ from those that the folder was trained with; empty if in nothing."""
+    try:
+        before = json.loads(job.settings_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{job.settings_path.name}, which would tell, is missing or torn"
+    now = job.settings
+    parts = [
+        f"{key} was {'' if key not in before else before[key]}"
+        if key.startswith("--") and key in before
+        else f"{key} changed"
+        if key in before and key in now
+        else f"{key} is new"
+        if key in now
+        else f"{key} is gone"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    return ", ".join(parts)
+
+
+# ------------------------------------------------------------------------------------------- the work
+
+
+def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
+    """Does ``jobs`` one after the other and writes ``table.md`` of all that is finished.
+
+    A run that fails does not stop the others. What the runs print goes to stderr, the table to stdout.
+
+    Returns:
+        The exit status: 0, 1 where a run failed, 130 where it was stopped.
+    """
+    folder = runs_dir / experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, str] = {}
+    failed = False
+    with _alone(folder), _stoppable():
+        try:
+            if any(job.action != "skip" for job in jobs):
+                for arguments in experiment.prepare:
+                    _say(f"preparing: segdet {shlex.join(arguments)}")
+                    if status := _launch(arguments, folder / "prepare.log", "wb"):
+                        why = _last_line(folder / "prepare.log")
+                        raise UserError(
+                            f"{experiment.path}: prepare: 'segdet {shlex.join(arguments)}' ended with exit status "
+                            f"{status} ({why}); run it by hand or mend it"
+                        )
+            for number, job in enumerate(jobs, 1):
+                start = time.monotonic()
+                fault = _do(job, f"[{number}/{len(jobs)}] {job.name}")
+                took = f"{time.monotonic() - start:.0f} s"
+                failed |= fault is not None
+                if fault is not None:
+                    summary[job.name] = f"FAILED after {took}: {fault}; see {job.log_path}"
+                elif job.action == "skip":
+                    summary[job.name] = "was finished before"
+                else:
+                    summary[job.name] = f"finished in {took}"
+        except KeyboardInterrupt:
+            _say(f"stopped; to go on where it stopped: segdet bench {experiment.path}")
+            return 130
+    width = max(len(name) for name in summary)
+    _say(
+        "\n".join([f"{experiment.name}:", *(f"  {name:<{width}}  {line}" for name, line in summary.items())])
+    )
+    text = _report(experiment, runs_dir)
+    (folder / "table.md").write_text(
+        f"# {experiment.name}\n\n`segdet bench {experiment.path}`\n\n{text}", encoding="utf-8"
+    )
+    sys.stdout.write(text)
+    _say(f"written to {folder / 'table.md'}")
+    return int(failed)
+
+
+def _do(job: Job, title: str) -> str | None:
+    """Does one job. Returns what went wrong, None if nothing did."""
+    if job.action == "skip":
+        _say(f"{title}: finished before")
+        return None
+    if job.action in ("train", "resume"):
+        fit, mode = job.fit, "ab"
+        if job.action == "train":
+            shutil.rmtree(job.folder, ignore_errors=True)
+            job.settings_path.write_text(json.dumps(job.settings, indent=1) + "\n", encoding="utf-8")
+            mode = "wb"
+        else:
+            fit = (*fit, f"--ckpt_path={job.last}")
+        _say(f"{title}: {'training' if job.action == 'train' else 'resuming'}")
+        if status := _launch(fit, job.log_path, mode):
+            return f"fit ended with exit status {status} ({_last_line(job.log_path)})"
+        record = _record(job)
+        if record is None or record.status != "finished":
+            return f"fit left {'no record' if record is None else 'the status ' + record.status}"
+    if job.test is not None:
+        _say(f"{title}: testing")
+        if status := _launch(job.test, job.log_path, "ab"):
+            return f"test ended with exit status {status} ({_last_line(job.log_path)})"
+        record = _record(job)
+        if record is None or not any(name.startswith("test/") for name in record.metrics):
+            return "test left no test/ metrics in the record"
+    return None
+
+
+def _report(experiment: Experiment, runs_dir: Path) -> str:
+    """The tables of all records of the experiment, in the order of its file."""
+    jobs = [_job(experiment, run, seed, runs_dir, ()) for run in experiment.runs for seed in experiment.seeds]
+    records = [replace(record, name=job.name) for job in jobs if (record := _record(job)) is not None]
+    missing = [job.name for job in jobs if _record(job) is None]
+    return table(records) + (f"\nNo record: {', '.join(missing)}.\n" if missing else "")
+
+
+def _launch(arguments: Sequence[str], log: Path, mode: str) -> int:
+    """Runs a segdet command, shows what it prints on stderr and keeps it in ``log``.
+
+    Interrupted, it ends the command, with time to save itself; interrupted again, at once.
+
+    Returns:
+        The command's exit status.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))  # for its progress bars
+    command = [sys.executable, "-m", "segdet", *arguments]
+    with log.open(mode) as file:
+        file.write(f"$ segdet {shlex.join(arguments)}\n".encode())
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches it once, from here, and not its helpers
+        )
+        assert child.stdout is not None
+        # In a thread, so that a helper that outlives the command and holds the pipe keeps nobody waiting.
+        tee = threading.Thread(target=_tee, args=(child.stdout, file), daemon=True)
+        tee.start()
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            _say(f"ending the run, which may take up to {GRACE_SECONDS} s to save itself")
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                child.send_signal(signal.SIGINT)
+                child.wait(GRACE_SECONDS)
+            raise
+        finally:
+            if sys.exc_info()[0] is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            tee.join(2)
+
+
+def _tee(source: IO[bytes], log: IO[bytes]) -> None:
+    """Copies ``source`` to stderr as it comes and to ``log`` without the passing states of progress bars."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    line = b""
+    with contextlib.suppress(ValueError):  # the log was closed: nobody waits for the rest
+        while chunk := os.read(source.fileno(), 65536):
+            sys.stderr.write(decoder.decode(chunk))
+            sys.stderr.flush()
+            *lines, line = (line + chunk).split(b"\n")
+            log.writelines(whole.rstrip(b"\r").rpartition(b"\r")[2] + b"\n" for whole in lines)
+            line = line[line.rfind(b"\r", 0, -1) + 1 :]
+            log.flush()
+        log.write(line + b"\n" if line else b"")
+        log.flush()
+
+
+def _last_line(log: Path) -> str:
+    """The last line that says something, which is where an error says what it is."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "no output")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the experiment's folder against a second ``segdet bench`` of the same."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another segdet bench is at work in it; wait for it or stop it"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Has a request to end (SIGTERM, a closed terminal) end the run at work too, as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"\n{line}\n")
+    sys.stderr.flush()
+
+
+def main(argv: Sequence[str]) -> int:
+    """``segdet bench FILE [--only NAME ...] [--overrides KEY=VALUE ...] [--rerun] [--dry_run] [--runs_dir DIR]``.
+
+    Returns:
+        The exit status, as `bench` has it.
+
+    Raises:
+        UserError: If the file is at fault, or a run was trained with other settings.
+    """
+    parser = argparse.ArgumentParser(
+        prog="segdet bench", description="Train, test and compare the runs of an experiment file."
+    )
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="experiment file, such as experiments/demo.yaml"
+    )
+    parser.add_argument(
+        "--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="do these runs alone")
+    parser.add_argument(
+        "--overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of all runs, over those of the file",
+    )
+    parser.add_argument(
+        "--rerun", action="store_true", help="train anew what was trained with other settings"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
+    arguments = parser.parse_args(argv)
+    experiment = read_experiment(arguments.file)
+    jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
+    if not arguments.dry_run:
+        return bench(experiment, jobs, arguments.runs_dir)
+    for words in experiment.prepare if any(job.action != "skip" for job in jobs) else ():
+        sys.stdout.write(f"segdet {shlex.join(words)}\n")
+    for job in jobs:
+        if job.action == "skip":
+            sys.stdout.write(f"# {job.name} is finished\n")
+        if job.action in ("train", "resume"):
+            resume = [f"--ckpt_path={job.last}"] if job.action == "resume" else []
+            sys.stdout.write(f"segdet {shlex.join([*job.fit, *resume])}\n")
+        if job.action != "skip" and job.test is not None:
+            sys.stdout.write(f"segdet {shlex.join(job.test)}\n")
+    return 0

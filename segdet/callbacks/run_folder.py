@@ -1,0 +1,429 @@
+"""A run's folder: what lies where, and the callback that fills it.
+
+::
+
+    runs/<name>/
+        config.yaml             complete; `segdet fit --config` of it starts the same run anew
+        provenance.json         code, packages, hardware, seed, data and command
+        metrics.csv             every logged value, a row a time
+        checkpoints/best.ckpt   by the model's monitored metric
+        checkpoints/last.ckpt   to resume from
+        predictions/            sheets of validation images, and what `segdet predict` writes
+        result.json             the record that the report reads
+        wandb/                  Weights & Biases' own files
+"""
+
+import csv
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from segdet.benchmark.cost import measure_cost, peak_memory_mb
+from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
+from segdet.callbacks.provenance import now, provenance
+from segdet.errors import UserError
+
+EMBEDDED = "segdet"
+"""The key of a checkpoint under which its own configuration and classes stand."""
+
+CONTENTS = (
+    "config.yaml",
+    "provenance.json",
+    "metrics.csv",
+    "checkpoints",
+    "predictions",
+    RECORD_NAME,
+    "wandb",
+    "error.txt",
+)
+"""What a run writes into its folder."""
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a run whose results would be lost, or one that is still going on."""
+    trained = (folder / "metrics.csv").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+    return trained or ((folder / "config.yaml").exists() and not (folder / RECORD_NAME).exists())
+
+
+def clear_run(folder: Path) -> None:
+    """Removes what a run wrote into ``folder`` and leaves everything else."""
+    for name in CONTENTS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def folder_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run folder that ``checkpoint`` lies in, or None if it lies in none."""
+    folder = checkpoint.resolve().parent.parent
+    if checkpoint.resolve().parent.name == "checkpoints" and (folder / "config.yaml").exists():
+        return folder
+    return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or mend rights") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class MetricsFile(Logger):
+    """``metrics.csv``: every logged value, a row each time, with the columns ``epoch`` and ``step``.
+
+    Rows that are there already, of the run that is resumed, stay. A new metric becomes a new column.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._path = folder / "metrics.csv"
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._folder.name
+
+    @property
+    def version(self) -> str:
+        """Empty: the folder is the version."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._folder)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``config.yaml`` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Appends a row."""
+        row = {name: _number(value) for name, value in metrics.items()}
+        row["step"] = step
+        if self._columns is None:
+            self._columns = self._read_columns()
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._widen(new)
+        with self._path.open("a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, self._columns).writerow(row)
+
+    def _read_columns(self) -> list[str]:
+        if not self._path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return []
+        with self._path.open(newline="", encoding="utf-8") as stream:
+            return next(csv.reader(stream), [])
+
+    def _widen(self, new: list[str]) -> None:
+        """Rewrites the file with the columns ``new`` beside the present ones."""
+        rows: list[dict[str, Any]] = []
+        if self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+        assert self._columns is not None
+        self._columns = _ordered({*self._columns, *new})
+        partial = self._path.with_name(f".metrics.csv.{os.getpid()}")
+        with partial.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self._path)
+
+
+def _ordered(names: set[str]) -> list[str]:
+    first = [name for name in ("epoch", "step") if name in names]
+    return first + sorted(names - set(first))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+@dataclass
+class RunSettings:
+    """What the command knows of a run and its callbacks need.
+
+    Attributes:
+        folder: The run's folder.
+        config: The complete configuration, as YAML.
+        resumed: Whether the folder holds a run that goes on.
+        command: The subcommand: fit, validate, test or predict.
+        seed: The run's seed.
+    """
+
+    folder: Path
+    config: str
+    resumed: bool = False
+    command: str = "fit"
+    seed: int = 0
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sections = yaml.safe_load(self.config) or {}
+
+    def init_args(self, section: str) -> dict[str, Any]:
+        """The arguments of the section's class."""
+        return (self.sections.get(section) or {}).get("init_args") or {}
+
+    def class_name(self, section: str) -> str:
+        """The name of the section's class."""
+        return str((self.sections.get(section) or {}).get("class_path", "")).rsplit(".", 1)[-1]
+
+
+class RunFolder(pl.Callback):
+    """Fills a run's folder: configuration, provenance, the record, and each checkpoint's own configuration.
+
+    The record's ``val/...`` scores are those of the best epoch, the one ``best.ckpt`` was saved at.
+    ``segdet test`` adds its scores and the model's cost to the record of the run that it tests.
+
+    Args:
+        settings: Of this run.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.folder = settings.folder
+        self.best: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.earlier_seconds = 0.0
+        self.start: float | None = None
+        self.started = now()
+        self.status: Status = "finished"
+        self.interrupted = False
+        self.about: dict[str, Any] = {}
+
+    # What is written before the first step.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes ``config.yaml`` and ``provenance.json``."""
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "error.txt").unlink(missing_ok=True)
+        self.about = provenance() | {
+            "seed": self.settings.seed,
+            "fingerprint": _fingerprint(trainer),
+            "processes": trainer.world_size,
+            "launcher": _launcher(),
+        }
+        self.started = self.about["started"]
+        mine = stage == "fit" or not (self.folder / "config.yaml").exists()
+        if not mine:
+            return
+        write_whole(self.folder / "config.yaml", _header(self.settings, self.about) + self.settings.config)
+        file = self.folder / "provenance.json"
+        if self.settings.resumed and file.exists():
+            first = json.loads(file.read_text(encoding="utf-8"))
+            self.started = first.get("started", self.started)
+            about = first | {"resumed": [*first.get("resumed", []), self.about]}
+        else:
+            about = self.about
+        write_whole(file, json.dumps(about, indent=1) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(self.settings.sections | {"provenance": self.about})
+
+    # What is kept while it trains.
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self.start = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the scores, and those of the best epoch apart."""
+        if trainer.sanity_checking:
+            return
+        scores = _scores(trainer, "val/")
+        name, sign = pl_module.monitor, 1 if getattr(pl_module, "monitor_mode", "max") == "max" else -1
+        self.last = scores
+        # A first score counts even if it is not a number, as it does for the checkpoint.
+        better = sign * scores.get(name, float("nan")) > sign * self.best.get(name, float("nan"))  # type: ignore[call-overload]
+        if better or name not in self.best or self.best[name] != self.best[name]:
+            self.best = scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best scores so far and the time spent."""
+        return {"best": dict(self.best), "seconds": self._seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes them up again when the run goes on."""
+        if self.settings.resumed:
+            self.best = dict(state["best"])
+            self.earlier_seconds = state["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts the configuration and the classes into the checkpoint, as plain text and lists."""
+        data = getattr(trainer, "datamodule", None)
+        checkpoint[EMBEDDED] = {
+            "config": self.settings.config,
+            "task": str(getattr(pl_module, "task", "")),
+            "class_names": [str(name) for name in getattr(data, "class_names", None) or []],
+            "category_ids": [int(number) for number in getattr(data, "category_ids", None) or []],
+        }
+
+    # What is written at the end.
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the record of the training."""
+        if trainer.is_global_zero:
+            self._record(trainer, pl_module, "finished").write(self.folder / RECORD_NAME)
+            _tell_notes(trainer)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing of its own; the scores are read when validation has ended."""
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Writes the record of a run that did not end as it should."""
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
+        stopped = self.interrupted or type(exception).__name__ == "SIGTERMException"
+        fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
+        if fit and trainer.is_global_zero and (self.folder / "config.yaml").exists():
+            status: Status = "interrupted" if stopped else "failed"
+            self._record(trainer, pl_module, status).write(self.folder / RECORD_NAME)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures the cost and adds it and the scores to the record."""
+        if trainer.is_global_zero:
+            self._merge(trainer, pl_module, _scores(trainer, "test/"), _cost(trainer, pl_module))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Adds the scores of `segdet validate` to the record."""
+        if stage == "validate" and trainer.is_global_zero and trainer.state.status.value != "interrupted":
+            self._merge(trainer, pl_module, _scores(trainer, "val/"), None)
+
+    def _merge(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, scores: dict[str, float], cost: Cost | None
+    ) -> None:
+        path = self.folder / RECORD_NAME
+        record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "finished")
+        record.merge(scores, cost).write(path)
+
+    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: Status) -> Record:
+        trained = self.settings.command == "fit"
+        backbone = self.settings.init_args("model").get("backbone")
+        return Record(
+            name=self.folder.name,
+            task=str(getattr(pl_module, "task", "")),
+            model=self.settings.class_name("model") or type(pl_module).__name__,
+            data=self.settings.class_name("data"),
+            seed=self.settings.seed,
+            status=status,
+            metrics={**self.best, **_losses(pl_module)},
+            cost=Cost(
+                parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
+                train_seconds=round(self._seconds(), 2) if trained else None,
+                peak_memory_mb=peak_memory_mb(pl_module.device),
+            ),
+            epochs=trainer.current_epoch if trained else 0,
+            steps=trainer.global_step if trained else 0,
+            hardware=self.about.get("hardware", {}) | {"processes": trainer.world_size},
+            fingerprint=self.about.get("fingerprint", ""),
+            command=self.about.get("command", ""),
+            started=self.started,
+            finished=now(),
+            backbone=backbone if isinstance(backbone, str) else None,
+            launcher=_launcher(),
+        )
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + (0.0 if self.start is None else time.monotonic() - self.start)
+
+
+def _header(settings: RunSettings, about: Mapping[str, Any]) -> str:
+    return f"# {settings.folder.name}, {about['started']}: {about['command']}\n"
+
+
+def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _losses(pl_module: pl.LightningModule) -> dict[str, float]:
+    """The losses of the last step."""
+    losses: Mapping[str, Tensor] = getattr(pl_module, "step_losses", None) or {}
+    return {_loss_name(name): float(value) for name, value in losses.items()}
+
+
+def _loss_name(name: str) -> str:
+    """``train/loss`` for the sum, ``train/loss_<part>`` for a part."""
+    if name.startswith("train/"):
+        return name
+    return "train/loss" if name == "loss" else f"train/{name if name.startswith('loss_') else f'loss_{name}'}"
+
+
+def _fingerprint(trainer: pl.Trainer) -> str:
+    data = getattr(trainer, "datamodule", None)
+    try:
+        return str(data.fingerprint())
+    except UserError as error:  # a set that this command does not read may be absent
+        warnings.warn(f"the dataset has no fingerprint: {error}", stacklevel=1)
+        return ""
+
+
+def _launcher() -> str | None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "slurm" if "SLURM_JOB_ID" in os.environ and "SLURM_PROCID" in os.environ else None
+
+
+def _cost(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Cost | None:
+    """What one image of the test set costs; None, and a line that says so, where it cannot be measured."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    try:
+        # Counting operations looks at single ones, which inference mode hides.
+        with torch.inference_mode(False), trainer.precision_plugin.forward_context():
+            image = data.dataset("test")[0].image[None].to(pl_module.device)
+            return measure_cost(pl_module, image)  # type: ignore[arg-type]
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1]
+        sys.stderr.write(f"segdet: the cost was not measured: {type(error).__name__} {' '.join(reason)}\n")
+        return None
+
+
+def _tell_notes(trainer: pl.Trainer) -> None:
+    """Lists what the readers left out."""
+    notes = list(getattr(getattr(trainer, "datamodule", None), "notes", None) or [])
+    if notes:
+        shown = "".join(f"  {note}\n" for note in notes[:20])
+        rest = f"  and {len(notes) - 20} more\n" if len(notes) > 20 else ""
+        sys.stderr.write(f"segdet: {len(notes)} faults in the data were passed over:\n{shown}{rest}")

@@ -1,0 +1,311 @@
+"""LightningDataModules: one for each dataset format, each for every task."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import lightning as L
+from torch.utils.data import DataLoader, Sampler
+
+from segdet.data.cityscapes import CityscapesReader
+from segdet.data.coco import COCOReader
+from segdet.data.dataset import OnBadSample, TaskDataset
+from segdet.data.reader import Reader
+from segdet.data.sample import Batch, Task, collate
+from segdet.data.sampler import Draw, EvalSampler, TrainSampler
+from segdet.data.shapes import make_shapes
+from segdet.data.transforms import Plain, Recipe
+from segdet.data.voc import VOCReader
+from segdet.errors import UserError
+
+Subset = Literal["train", "val", "test"]
+
+
+class DataModule(L.LightningDataModule):
+    """The training, validation and test images of one dataset, for one task.
+
+    Args:
+        root: The dataset's folder.
+        task: segmentation, localization or detection.
+        recipe: The transforms; none but what makes a batch when null.
+        batch_size: Images a training step, on each device.
+        eval_batch_size: Images an evaluation step; the batch size when null. No score depends on it.
+        num_workers: Processes that read and transform; all but one core, at most 8, when null.
+        on_bad_sample: ``raise`` stops at a sample that cannot be read, with a line that names its file;
+            ``skip`` takes another one and lists them at the end.
+        dominance: For localization, how many times as large as the next object the dominant one must
+            be for its image to count (see `TaskDataset`).
+        seed: Of order and augmentation; ``seed_everything`` when null.
+        limit_train: Trains on the first so many images alone (to overfit them, say); all when null.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        task: Task = "detection",
+        recipe: Recipe | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        on_bad_sample: OnBadSample = "raise",
+        dominance: float = 1.0,
+        seed: int | None = None,
+        limit_train: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.task: Task = task
+        self.recipe = recipe or Plain()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = min(8, (os.cpu_count() or 2) - 1) if num_workers is None else num_workers
+        self.on_bad_sample: OnBadSample = on_bad_sample
+        self.dominance = dominance
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.limit_train = limit_train
+        self.notes: dict[str, None] = {}
+        self._readers: dict[str, Reader] = {}
+        self._datasets: dict[str, TaskDataset] = {}
+
+    @abstractmethod
+    def open_reader(self, subset: Subset) -> Reader:
+        """The reader of a subset, newly opened."""
+
+    def reader(self, subset: Subset) -> Reader:
+        """The reader of a subset."""
+        if subset not in self._readers:
+            self._readers[subset] = self.open_reader(subset)
+        return self._readers[subset]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of the task: those of the mask's values for segmentation, else those of objects."""
+        reader = self.reader("train")
+        return reader.mask_names if self.task == "segmentation" else reader.class_names
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The dataset's own id of each object class, which results files are written with."""
+        return self.reader("train").category_ids
+
+    def dataset(self, subset: Subset) -> TaskDataset:
+        """The samples of a subset."""
+        if subset not in self._datasets:
+            self._datasets[subset] = TaskDataset(
+                self.reader(subset), self.task, self.recipe, subset == "train", self.on_bad_sample, self.seed,
+                self.dominance,
+            )  # fmt: skip
+            if subset == "train" and self.limit_train is not None:
+                dataset = self._datasets[subset]
+                dataset.indices = dataset.indices[: self.limit_train]
+        return self._datasets[subset]
+
+    def setup(self, stage: str) -> None:
+        """Opens what a stage reads, so that a missing folder stops the run before anything is built."""
+        for subset in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            self.dataset(subset)  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+        dataset = self.dataset("train")
+        rank, world_size = self._process()
+        if len(dataset) < self.batch_size * world_size:
+            raise UserError(
+                f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
+                f"{world_size} device(s); give a smaller --data.batch_size"
+            )
+        return self._loader(dataset, TrainSampler(len(dataset), self.seed, rank, world_size), self.batch_size, True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+        return self._eval_loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Collects what the readers left out, for the list at the end."""
+        for source in batch.sources:
+            for note in source.notes:
+                self.notes[note] = None
+        return batch
+
+    def fingerprint(self) -> str:
+        """A digest of the dataset as this run sees it: names and sizes of the files it reads."""
+        digest = hashlib.sha256()
+        for subset in ("train", "val", "test"):
+            reader = self.reader(subset)  # type: ignore[arg-type]
+            for index in range(len(reader)):
+                for path in (reader.image_path(index), *reader.annotation_paths(index, self.task)):
+                    size = path.stat().st_size if path.is_file() else -1
+                    digest.update(f"{subset} {path.name} {size}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def _eval_loader(self, subset: Subset) -> DataLoader[Batch]:
+        dataset = self.dataset(subset)
+        return self._loader(dataset, EvalSampler(len(dataset), *self._process()), self.eval_batch_size, False)
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(
+        self, dataset: TaskDataset, sampler: Sampler[Draw], batch_size: int, training: bool
+    ) -> DataLoader[Batch]:
+        workers = min(self.num_workers, -(-len(dataset) // batch_size))
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            drop_last=training,
+            pin_memory=bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=_one_thread,
+        )
+
+
+def _one_thread(_: int) -> None:
+    # Workers are already as many as cores are spared for them.
+    cv2.setNumThreads(0)
+
+
+class VOCDataModule(DataModule):
+    """Pascal VOC 2007 and 2012, and any folder of that shape.
+
+    Args:
+        root: The folder that holds ``JPEGImages``, or ``VOC2007`` and its like.
+        train: The image sets to train on: ``train`` for a bare folder, ``2007/trainval`` beside
+            ``2012/trainval`` for VOC's years.
+        val: The sets to validate on.
+        test: The sets to test on.
+        class_names: The classes, or a file with a name a line; read or discovered when null (see `VOCReader`).
+        ignore_index: The mask value that is no class, besides 255.
+        kwargs: As for `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: list[str] = ["train"],  # noqa: B006  read only; jsonargparse shows it as the default
+        val: list[str] = ["val"],  # noqa: B006
+        test: list[str] | None = None,
+        class_names: list[str] | str | None = None,
+        ignore_index: int = 255,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
+        self.given_class_names = class_names
+        self.ignore_index = ignore_index
+
+    def open_reader(self, subset: Subset) -> VOCReader:  # noqa: D102
+        return VOCReader(self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index)
+
+
+class COCODataModule(DataModule):
+    """COCO, and any folder of that shape.
+
+    Args:
+        root: The folder that holds ``annotations/instances_<split>.json`` and a folder ``<split>`` of images.
+        train: The split to train on.
+        val: The split to validate on.
+        test: The split to test on; the validation split when null (COCO's test annotations are secret).
+        class_names: A choice of the categories; all when null.
+        kwargs: As for `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: str = "train2017",
+        val: str = "val2017",
+        test: str | None = None,
+        class_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.splits = {"train": train, "val": val, "test": test or val}
+        self.given_class_names = class_names
+
+    def open_reader(self, subset: Subset) -> COCOReader:  # noqa: D102
+        return COCOReader(self.root, self.splits[subset], self.task, class_names=self.given_class_names)
+
+
+class CityscapesDataModule(DataModule):
+    """Cityscapes: street scenes with 19 classes of pixels and 8 of objects.
+
+    Args:
+        root: The folder that holds ``leftImg8bit`` and ``gtFine``.
+        train: The split to train on.
+        val: The split to validate on.
+        test: The split to test on; the validation split when null (Cityscapes' test annotations are secret).
+        kwargs: As for `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: str = "train",
+        val: str = "val",
+        test: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.splits = {"train": train, "val": val, "test": test or val}
+
+    def open_reader(self, subset: Subset) -> CityscapesReader:  # noqa: D102
+        return CityscapesReader(self.root, self.splits[subset], self.task)
+
+
+class ShapesDataModule(DataModule):
+    """The built-in scenes of `segdet.data.shapes`, made on first use and read as a VOC, COCO or Cityscapes folder.
+
+    Args:
+        root: The folder to make, or to find as made before.
+        format: The format it is written and read in.
+        num_train: Training images.
+        num_val: Validation images.
+        num_test: Test images.
+        image_size: ``[height, width]`` of the images.
+        data_seed: Of the scenes.
+        kwargs: As for `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "data/shapes",
+        format: Literal["voc", "coco", "cityscapes"] = "voc",
+        num_train: int = 1000,
+        num_val: int = 200,
+        num_test: int = 200,
+        image_size: tuple[int, int] = (128, 128),
+        data_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.format = format
+        self.counts = (num_train, num_val, num_test)
+        self.image_size = (image_size[0], image_size[1])
+        self.data_seed = data_seed
+
+    def prepare_data(self) -> None:
+        """Makes the folder unless it is there."""
+        train, val, test = self.counts
+        make_shapes(
+            self.root, self.format, train=train, val=val, test=test, size=self.image_size, seed=self.data_seed
+        )
+
+    def open_reader(self, subset: Subset) -> Reader:  # noqa: D102
+        self.prepare_data()
+        if self.format == "voc":
+            return VOCReader(self.root, [subset], self.task)
+        if self.format == "coco":
+            return COCOReader(self.root, f"{subset}2017", self.task)
+        return CityscapesReader(self.root, subset, self.task)

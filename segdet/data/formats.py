@@ -1,0 +1,248 @@
+"""Which dataset a command means: a folder's format, task and splits, guessed where they are not given."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from segdet.errors import UserError
+
+if TYPE_CHECKING:
+    from segdet.data.reader import Reader
+    from segdet.data.sample import Task
+
+FORMATS = ("voc", "coco", "cityscapes")
+TASKS = ("segmentation", "localization", "detection")
+
+
+def guess_format(root: Path) -> str:
+    """``coco``, ``cityscapes`` or ``voc``, by what ``root`` holds.
+
+    Raises:
+        UserError: If it holds none of them.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder; give the dataset's folder")
+    if any((root / "annotations").glob("instances_*.json")):
+        return "coco"
+    if (root / "leftImg8bit").is_dir():
+        return "cityscapes"
+    if (root / "JPEGImages").is_dir() or _voc_years(root):
+        return "voc"
+    raise UserError(
+        f"{root}: holds neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
+        "JPEGImages or VOC2007 and its like (voc); give the folder that does"
+    )
+
+
+def guess_task(root: Path, format: str) -> "Task":
+    """Segmentation for Cityscapes and for a VOC folder without boxes, else detection."""
+    if format == "voc":
+        folders = [root / name for name in _voc_years(root)] or [root]
+        boxes = any((folder / "Annotations").is_dir() for folder in folders)
+        masks = any((folder / "SegmentationClass").is_dir() for folder in folders)
+        return "segmentation" if masks and not boxes else "detection"
+    return "segmentation" if format == "cityscapes" else "detection"
+
+
+def list_splits(root: Path, format: str, task: "Task") -> list[str]:
+    """The splits of a folder, train, val and test first; ``trainval`` only where its halves are missing.
+
+    VOC's years come as ``2007/train``, as the reader takes them.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if format == "coco":
+        stems = [
+            path.stem.removeprefix("instances_") for path in (root / "annotations").glob("instances_*.json")
+        ]
+        where = root / "annotations/instances_*.json"
+    elif format == "cityscapes":
+        stems = [path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir()]
+        where = root / "leftImg8bit"
+    else:
+        kind = "Segmentation" if task == "segmentation" else "Main"
+        folders = {f"{name[3:]}/": root / name for name in _voc_years(root)} or {"": root}
+        stems = [prefix + name for prefix, folder in folders.items() for name in _voc_sets(folder, kind)]
+        where = next(iter(folders.values())) / "ImageSets" / kind
+    if not stems:
+        raise UserError(f"{where}: holds no split for {task}; give --split, or another --task")
+    order = ("train", "val", "test")
+    ranks = {
+        stem: [order.index(o) if (o := stem.rpartition("/")[2].rstrip("0123456789")) in order else 3]
+        for stem in stems
+    }
+    return sorted(stems, key=lambda stem: (stem.rpartition("/")[0], ranks[stem], stem))
+
+
+def _voc_years(root: Path) -> list[str]:
+    return sorted(path.name for path in root.glob("VOC[0-9][0-9][0-9][0-9]") if path.is_dir())
+
+
+def _voc_sets(folder: Path, kind: str) -> list[str]:
+    names = []
+    for path in (folder / "ImageSets" / kind).glob("*.txt"):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first = next((line for line in file if line.strip()), "")
+        # VOC keeps a list for each class as well, with a flag behind every name.
+        if len(first.split()) <= 1:
+            names.append(path.stem)
+    halves = {"train", "val"} <= set(names)
+    return [name for name in names if not (halves and name == "trainval")]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder with all that is needed to read its splits.
+
+    Attributes:
+        root: The folder that the readers take.
+        format: ``voc``, ``coco`` or ``cityscapes``.
+        task: segmentation, localization or detection.
+        splits: The names of its splits, as the readers take them.
+        all_splits: Whether these are all that the folder has.
+        class_names: The classes of a VOC folder, or a choice of COCO's categories; None to read them.
+        ignore_index: The mask value of a VOC folder that is no class, besides 255.
+    """
+
+    root: Path
+    format: str
+    task: "Task"
+    splits: tuple[str, ...]
+    all_splits: bool
+    class_names: list[str] | None = None
+    ignore_index: int = 255
+
+    def open(self, split: str) -> "Reader":
+        """The reader of one split.
+
+        Raises:
+            UserError: If the split does not exist or cannot be read (then a `BadSample` names the file).
+        """
+        if self.format == "voc":
+            from segdet.data.voc import VOCReader
+
+            return VOCReader(self.root, [split], self.task, self.class_names, self.ignore_index)
+        if self.format == "coco":
+            from segdet.data.coco import COCOReader
+
+            return COCOReader(self.root, split, self.task, class_names=self.class_names)
+        from segdet.data.cityscapes import CityscapesReader
+
+        return CityscapesReader(self.root, split, self.task)
+
+
+def find_dataset(
+    root: Path | str,
+    format: str | None = None,
+    task: "Task | None" = None,
+    splits: Sequence[str] | None = None,
+    class_names: list[str] | None = None,
+    ignore_index: int | None = None,
+) -> Dataset:
+    """What a folder holds; what is None is guessed (see `guess_format`, `guess_task`, `list_splits`).
+
+    Raises:
+        UserError: If the folder is of none of the formats, or holds no split.
+    """
+    root = Path(root)
+    if format in (None, "voc") and (root / "VOCdevkit").is_dir():
+        root = root / "VOCdevkit"
+    format = format or guess_format(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder; give the dataset's folder")
+    task = task or guess_task(root, format)
+    if format != "voc" and ignore_index is not None:
+        raise UserError(f"--ignore_index: only voc folders have one, and {root} is {format}; leave it out")
+    if format == "cityscapes" and class_names:
+        raise UserError("--class_names: the classes of Cityscapes are fixed; leave it out")
+    found = tuple(splits) if splits else tuple(list_splits(root, format, task))
+    ignored = 255 if ignore_index is None else ignore_index
+    return Dataset(root, format, task, found, not splits, class_names, ignored)
+
+
+def open_readers(root: Path | str, *args: Any, **kwargs: Any) -> "dict[str, Reader]":
+    """The readers of a folder's splits, by split; the arguments are those of `find_dataset`."""
+    dataset = find_dataset(root, *args, **kwargs)
+    return {split: dataset.open(split) for split in dataset.splits}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with status 2 and one line."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def add_dataset_arguments(self) -> None:
+        """What says which dataset is meant: see `open_readers`."""
+        self.add_argument("root", type=Path, help="the dataset's folder")
+        self.add_argument("--format", choices=FORMATS, help="guessed from the folder when not given")
+        self.add_argument(
+            "--task", choices=TASKS, help="guessed when not given: detection where there are boxes"
+        )
+        self.add_argument(
+            "--split", nargs="+", metavar="SPLIT", help="all when not given; 2007/train for VOC's years"
+        )
+        self.add_argument(
+            "--class_names", metavar="A,B,C|FILE", help="the classes, or a file with one a line"
+        )
+        self.add_argument(
+            "--ignore_index", type=int, help="the mask value that is no class (voc), besides 255"
+        )
+
+
+def dataset_from(arguments: argparse.Namespace) -> Dataset:
+    """The dataset that the arguments of `CommandParser.add_dataset_arguments` mean."""
+    return find_dataset(
+        arguments.root,
+        arguments.format,
+        cast("Task | None", arguments.task),
+        arguments.split,
+        _class_names(arguments.class_names),
+        arguments.ignore_index,
+    )
+
+
+def _class_names(given: str | None) -> list[str] | None:
+    if given is None:
+        return None
+    path = Path(given)
+    if path.is_file():
+        names = path.read_text(encoding="utf-8").splitlines()
+    elif "/" in given or given.endswith(".txt"):
+        raise UserError(
+            f"--class_names {given}: there is no such file; give a file with a name a line, or a,b,c"
+        )
+    else:
+        names = given.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise UserError(f"--class_names {given}: holds no name; give a,b,c or a file with a name a line")
+    return names
+
+
+def run(
+    parser: CommandParser,
+    argv: Sequence[str] | None,
+    command: Callable[[argparse.Namespace], int],
+    **defaults: Any,
+) -> int:
+    """Parse ``argv`` and run ``command`` with what it says: a user's mistake is one line and status 2."""
+    parser.set_defaults(**defaults)
+    arguments = parser.parse_args(argv)
+    try:
+        return command(arguments)
+    except UserError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    except BrokenPipeError:
+        # The reader of our output (head, say) has seen enough.
+        sys.stderr.close()
+        return 0

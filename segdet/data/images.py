@@ -1,0 +1,292 @@
+"""Image and mask files as arrays: decoded fast, and refused in one line when they cannot be trusted.
+
+Boxes and masks of the formats refer to the pixels as they are stored, so an EXIF rotation is not
+applied unless the annotation shows, by the size it declares, that it was drawn on the rotated picture.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from segdet.errors import BadSample
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_END_OF_IMAGE = b"\xff\xd9"
+_ORIENTATION = 0x0112
+
+# What PIL raises on files that are not what they begin as, over all of its formats.
+_PIL_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    Image.DecompressionBombError,
+)
+
+_GRAY, _PALETTE = 0, 3  # PNG's colour types, byte 25 of the file
+_COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGB with alpha"}
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image file's header says.
+
+    Attributes:
+        size: ``(height, width)`` as stored, before any EXIF rotation.
+        mode: PIL's name of the pixel format: ``RGB``, ``L``, ``P``, ``CMYK``, ``RGBA``, ``I;16`` ...
+        bits: Bits per channel.
+        orientation: The EXIF orientation 1..8; 1 is upright or unsaid.
+        format: PIL's name of the file format: ``JPEG``, ``PNG`` ...
+    """
+
+    size: tuple[int, int]
+    mode: str
+    bits: int
+    orientation: int
+    format: str
+
+
+def read_image(
+    path: Path | str, declared_size: tuple[int, int] | None = None, upright: bool = False
+) -> np.ndarray:
+    """The pixels of an image file, whatever its colours are stored as.
+
+    Grayscale is repeated, CMYK converted, 16 bits are cut to the upper 8, palettes resolved, alpha
+    dropped.
+
+    Args:
+        path: A JPEG, PNG or any other file that PIL reads; what it is, its first bytes tell, not its name.
+        declared_size: ``(height, width)`` that the annotation states. Where it is the size after the EXIF
+            rotation and not the stored one, the annotation refers to the rotated picture, and the rotation
+            is applied.
+        upright: Apply the EXIF rotation in any case, as for ordinary photos without annotation.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB, C-contiguous.
+
+    Raises:
+        BadSample: If the file is missing, empty, torn or no image.
+    """
+    data = _read(path)
+    head = data[:8].tobytes()
+    if head.startswith(_JPEG):
+        image = _decode_jpeg(path, data)
+    elif head == _PNG:
+        image = _decode_png(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    else:
+        image = _decode_other(path, data)
+    stored = (image.shape[0], image.shape[1])
+    rotated = declared_size is not None and declared_size != stored and declared_size == stored[::-1]
+    if upright or rotated:
+        orientation = _orientation(_open(path, data))
+        # Only 5..8 swap the sides; a flip does not explain a declared size.
+        if upright or orientation >= 5:
+            image = _turned_upright(image, orientation)
+    return image
+
+
+def read_mask(path: Path | str) -> np.ndarray:
+    """The values of a mask file: uint8 ``[H, W]``.
+
+    Palette PNGs give their indices, 8-bit grayscale its values, 1-, 2- and 4-bit grayscale the stored
+    numbers (0 and 1 for one bit).
+
+    Raises:
+        BadSample: If the file is missing, empty, torn or no image, or holds colours or 16-bit values in
+            place of class indices.
+    """
+    data = _read(path)
+    head = data[:26].tobytes()
+    if head.startswith(_JPEG):
+        raise BadSample(path, "a mask must hold class indices but JPEG changes values", "save it as PNG")
+    if head.startswith(_PNG) and len(head) == 26:
+        bits, colours = head[24], head[25]
+        if colours not in (_GRAY, _PALETTE) or bits > 8:
+            found = f"{bits}-bit {_COLOUR_TYPES.get(colours, 'unknown')} values"
+            raise _no_indices(path, found)
+        if colours == _GRAY and bits == 8:
+            return _decode_png(path, data, cv2.IMREAD_UNCHANGED)
+        _check_png_end(path, data)
+        values = _pixels(path, _open(path, data))
+        if colours == _GRAY and bits in (2, 4):
+            values = values // (255 // (2**bits - 1))  # PIL spreads them over 0..255.
+        return values.astype(np.uint8, copy=False)
+    image = _open(path, data)
+    if image.mode not in ("L", "P", "1"):
+        raise _no_indices(path, f"pixels of mode {image.mode}")
+    return _pixels(path, image).astype(np.uint8, copy=False)
+
+
+def read_png16(path: Path | str) -> np.ndarray:
+    """The values of a one-channel PNG of 8 or 16 bits, unscaled: ``[H, W]``, uint8 or uint16.
+
+    Raises:
+        BadSample: If the file is missing, torn or no PNG of one channel.
+    """
+    data = _read(path)
+    head = data[:26].tobytes()
+    if not head.startswith(_PNG) or len(head) < 26 or head[25] != _GRAY:
+        raise BadSample(path, "not a grayscale PNG")
+    return _decode_png(path, data, cv2.IMREAD_UNCHANGED)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """``(height, width)`` of an image file as stored, from its header.
+
+    Raises:
+        BadSample: If the file is missing, empty or no image.
+    """
+    with _open(path) as image:
+        return image.height, image.width
+
+
+def image_info(path: Path | str) -> ImageInfo:
+    """What the header of an image file says, without decoding its pixels.
+
+    Raises:
+        BadSample: If the file is missing, empty or no image.
+    """
+    with _open(path) as image:
+        bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
+        if image.format == "PNG":
+            with Path(path).open("rb") as file:
+                bits = file.read(25)[24]
+        return ImageInfo(
+            (image.height, image.width), image.mode, bits, _orientation(image), image.format or "unknown"
+        )
+
+
+def _read(path: Path | str) -> np.ndarray:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not data.size:
+        raise BadSample(path, "the file is empty (0 bytes)")
+    return data
+
+
+def _unreadable(path: Path | str, error: OSError) -> BadSample:
+    if isinstance(error, FileNotFoundError):
+        return BadSample(path, "no such file", "put it there or take its name out of the annotation")
+    return BadSample(path, f"cannot be read ({error.strerror or error})", "mend the path or its permissions")
+
+
+def _decode_jpeg(path: Path | str, data: np.ndarray) -> np.ndarray:
+    if data[-2:].tobytes() != _END_OF_IMAGE:
+        # The marker cannot occur within coded pixels (0xff is followed by 0 there), so anywhere behind the
+        # header will do: cameras and editors append what they like to a whole image.
+        content = data.tobytes()
+        if content.find(_END_OF_IMAGE, _start_of_scan(content)) < 0:
+            raise BadSample(path, "torn JPEG: the end of the image is missing", "fetch or export it again")
+    try:
+        image = decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0].rpartition(", ")[2]
+        raise BadSample(path, f"torn or broken JPEG ({reason})", "fetch or export it again") from None
+    # The decoder's tensor is a view of height x width x channel memory, so this costs nothing.
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def _start_of_scan(content: bytes) -> int:
+    """Where a JPEG's coded pixels begin; thumbnails in the header have their own end of image before it."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xDA:
+            return at
+        # 0xff may fill up before a marker; the markers 0x01 and 0xd0..0xd7 have no length.
+        if marker == 0xFF:
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return min(at, len(content))
+
+
+def _decode_png(path: Path | str, data: np.ndarray, flags: int) -> np.ndarray:
+    # OpenCV's decoder, because torchvision's ends the whole process on a bad checksum.
+    _check_png_end(path, data)
+    image = cv2.imdecode(data, flags)
+    if image is None:
+        raise BadSample(path, "broken PNG: its data cannot be decoded", "fetch or export it again")
+    return image
+
+
+def _check_png_end(path: Path | str, data: np.ndarray) -> None:
+    if data[-8:-4].tobytes() != b"IEND" and data.tobytes().rfind(b"IEND") < 0:
+        raise BadSample(path, "torn PNG: the end of the image is missing", "fetch or export it again")
+
+
+def _decode_other(path: Path | str, data: np.ndarray) -> np.ndarray:
+    image = _open(path, data)
+    if image.mode.startswith("I;16"):
+        gray = (_pixels(path, image) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise BadSample(path, "32-bit pixels have no known range", "convert it to 8 or 16 bits")
+    try:
+        return np.array(image.convert("RGB"))
+    except _PIL_ERRORS as error:
+        raise BadSample(
+            path, f"torn or broken {image.format} ({error})", "fetch or export it again"
+        ) from None
+
+
+def _open(path: Path | str, data: np.ndarray | None = None) -> Image.Image:
+    if data is None and Path(path).is_file() and not Path(path).stat().st_size:
+        raise BadSample(path, "the file is empty (0 bytes)")
+    try:
+        return Image.open(path if data is None else BytesIO(data.data))
+    except _PIL_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise BadSample(path, f"too large ({error})", "scale it down") from None
+        raise BadSample(path, "not an image (or of a format that cannot be read)") from None
+
+
+def _pixels(path: Path | str, image: Image.Image) -> np.ndarray:
+    try:
+        return np.array(image)
+    except _PIL_ERRORS as error:
+        raise BadSample(
+            path, f"torn or broken {image.format} ({error})", "fetch or export it again"
+        ) from None
+
+
+def _no_indices(path: Path | str, found: str) -> BadSample:
+    return BadSample(
+        path, f"a mask must hold class indices but this one has {found}", "save it as an 8-bit or palette PNG"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    # PIL decodes a whole PNG in search of EXIF behind its pixels, where no camera writes it.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _PIL_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turned_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)

@@ -1,0 +1,71 @@
+"""What a dataset format has to say of its files: the one interface between formats and tasks.
+
+A reader knows a format and no task; `segdet.data.dataset.TaskDataset` knows the tasks and no format.
+Three readers and three tasks therefore make nine combinations without nine classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from segdet.data.sample import Objects, Task
+
+
+class Reader(ABC):
+    """The annotated images of one split of one dataset.
+
+    Attributes:
+        class_names: The names of the object classes, label 1 first.
+        mask_names: The names of the mask values 0..C-1 (with ``background`` first where the format has
+            one; Cityscapes has none).
+        category_ids: The format's own id of each object class, which results files are written with.
+        annotated: False for plain images, which only prediction can use.
+    """
+
+    annotated: bool = True
+
+    class_names: list[str]
+    mask_names: list[str]
+    category_ids: list[int]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of images, those without any object included."""
+
+    @abstractmethod
+    def image_path(self, index: int) -> Path:
+        """The file of image ``index``."""
+
+    def image_id(self, index: int) -> int:
+        """The id of image ``index`` in results files: its position counted from 1, unless the format has ids."""
+        return index + 1
+
+    @abstractmethod
+    def declared_size(self, index: int) -> tuple[int, int] | None:
+        """``(height, width)`` as the annotation states it, or None where it does not."""
+
+    @abstractmethod
+    def objects(self, index: int) -> Objects:
+        """The objects of image ``index``, as annotated.
+
+        Raises:
+            BadSample: If the annotation is missing or cannot be read.
+        """
+
+    @abstractmethod
+    def mask(self, index: int) -> np.ndarray:
+        """The class of every pixel of image ``index``: uint8 ``[H, W]``, 0..C-1 and 255 to ignore.
+
+        Raises:
+            BadSample: If the mask is missing, torn or holds a value that is no class.
+        """
+
+    @abstractmethod
+    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+        """The annotation files that ``task`` reads for image ``index`` (for fingerprints and messages)."""
+
+    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
+        """What only this format can find wrong with sample ``index``: ``(file, fault, fatal)`` each."""
+        return iter(())

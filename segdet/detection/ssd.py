@@ -1,0 +1,174 @@
+"""SSD: one pass, a grid of default boxes on each of several feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSDHead
+
+from segdet.data.sample import Prediction, Target
+from segdet.detection.base import Detector
+from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
+from segdet.task import Stage
+
+
+class SSD(Detector):
+    """Single Shot MultiBox Detector (Liu et al., ECCV 2016) on any backbone.
+
+    There are no proposals: each cell of feature maps of several strides holds default boxes of a few
+    shapes, and small convolutions say for every one of them at once what class it holds (background
+    is class 0) and how its box is off. Fine maps find small objects, coarse maps large ones. It costs one
+    pass of the backbone.
+
+    Training matches every object with its best default box and with all of IoU >= 0.5, and keeps three
+    negatives, the hardest, for each positive (sections 2.2). Default boxes, heads and their numbers
+    are torchvision's.
+
+    Args:
+        backbone: See `segdet.nn.backbones.backbone`.
+        weights: See there.
+        strides: The backbone's maps that carry default boxes.
+        extra_maps: How many maps follow, each half the size of the one before.
+        width: The channels of those, and of all maps after a 1x1 convolution when ``top_down``.
+        top_down: Whether each map also receives the coarser ones (a feature pyramid, Lin et al., CVPR 2017),
+            which is not in the paper.
+        scales: The sides of the default boxes of each map, as shares of the image, and one more at the end;
+            null for the paper's rule, evenly from 0.07 and 0.15 to 1.05 (min sizes 30 to 315 of 300).
+        aspect_ratios: Of each map, beside 1: each stands for itself and its inverse.
+        score_threshold: Detections must exceed this score.
+        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
+        detections_per_class: How many of a class take part in that.
+        detections_per_image: How many remain.
+        negatives_per_positive: The hard negatives kept.
+        kwargs: As for `Detector`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str = "resnet18",
+        weights: str | bool | None = None,
+        strides: list[int] = [8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
+        extra_maps: int = 2,
+        width: int = 128,
+        top_down: bool = False,
+        scales: list[float] | None = None,
+        aspect_ratios: list[list[float]] | None = None,
+        score_threshold: float = 0.01,
+        nms_threshold: float = 0.45,
+        detections_per_class: int = 400,
+        detections_per_image: int = 200,
+        negatives_per_positive: float = 3.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_class = detections_per_class
+        self.detections_per_image = detections_per_image
+        self.negatives_per_positive = negatives_per_positive
+        self.backbone = build_backbone(backbone, weights, strides)
+        channels = list(self.backbone.channels)
+        self.laterals = nn.ModuleList()
+        self.smooth = nn.ModuleList()
+        if top_down:
+            self.laterals.extend(nn.Conv2d(c, width, 1) for c in channels)
+            self.smooth.extend(_conv(width, width, 3) for _ in channels)
+            channels = [width] * len(channels)
+        self.extras = nn.ModuleList()
+        for _ in range(extra_maps):
+            self.extras.append(nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2)))
+            channels.append(width)
+        maps = len(channels)
+        if scales is None:
+            scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
+        aspect_ratios = aspect_ratios or [[2.0]] + [[2.0, 3.0]] * (maps - 2) + [[2.0]]
+        self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales)
+        self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
+        self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``."""
+        maps = self._maps(images)
+        out = self.head(maps)
+        return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps)
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:  # noqa: D102
+        logits, offsets, anchors = self(images)
+        boxes, labels = pad_targets(targets, images.device)
+        matched, wanted = match_anchors(anchors, boxes, labels, foreground=0.5, background=0.5)
+        positive = wanted > 0
+        count = positive.sum().clamp(min=1)
+        goal = self.coder.encode(boxes.gather(1, matched[..., None].expand(-1, -1, 4)), anchors)
+        box = F.smooth_l1_loss(offsets, goal, reduction="none").sum(-1)
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+        # The rank of each anchor among the negatives of its image, the hardest first.
+        hardness = cross_entropy.detach().masked_fill(positive, -torch.inf)
+        rank = hardness.argsort(1, descending=True).argsort(1)
+        kept = positive.sum(1, keepdim=True) * self.negatives_per_positive
+        negative = ~positive & (rank < kept)
+        return {
+            "class": torch.where(positive | negative, cross_entropy, 0.0).sum() / count,
+            "box": torch.where(positive, box, 0.0).sum() / count,
+        }
+
+    def predict(self, images: Tensor) -> list[Prediction]:  # noqa: D102
+        logits, offsets, anchors = self(images)
+        size = (images.shape[2], images.shape[3])
+        boxes = self.coder.decode(offsets, anchors)
+        scores = logits.softmax(-1)[..., 1:]
+        return [
+            select_detections(
+                b, s, size, self.score_threshold, self.nms_threshold, self.detections_per_class, self.detections_per_image
+            )
+            for b, s in zip(boxes, scores, strict=True)
+        ]
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:  # noqa: D102
+        maps = self._maps(image)
+        anchors = self._anchors(image, maps)
+        logits, offsets, _ = self(image)
+        scores = logits[0].softmax(-1)[:, 1:].amax(-1)
+        per_map = [
+            features.shape[-2] * features.shape[-1] * boxes
+            for features, boxes in zip(maps, self.default_boxes.num_anchors_per_location(), strict=True)
+        ]
+        for features, index in zip(maps, torch.arange(len(anchors)).split(per_map), strict=True):
+            best = index[scores[index].topk(min(20, len(index))).indices]
+            rows, columns = features.shape[-2:]
+            about = f"The default boxes of the {rows}x{columns} map that are most sure to hold something."
+            yield Stage(f"default boxes {rows}x{columns}", boxes=anchors[best], scores=scores[best], about=about)
+        best = scores.topk(min(100, len(scores))).indices
+        moved = self.coder.decode(offsets[0], anchors)[best]
+        yield Stage("moved boxes", boxes=moved, scores=scores[best], about="The same after their offsets, unsuppressed.")
+        final = self.predict(image)[0]
+        yield Stage("detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves.")
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        maps = self.backbone(images)
+        if self.laterals:
+            maps = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
+            for i in range(len(maps) - 2, -1, -1):
+                maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
+            maps = [smooth(features) for smooth, features in zip(self.smooth, maps, strict=True)]
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        return maps
+
+    def _anchors(self, images: Tensor, maps: list[Tensor]) -> Tensor:
+        # All images of a batch have the same default boxes: those of the batch's size.
+        size = (images.shape[2], images.shape[3])
+        return self.default_boxes(ImageList(images[:1], [size]), maps)[0].float()
+
+
+def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+    )

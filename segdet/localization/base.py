@@ -1,0 +1,50 @@
+"""The base of localization: one object in an image, its class and its box."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segdet.data.sample import Batch, Prediction
+from segdet.metrics.base import Scores
+from segdet.metrics.localization import LocalizationScores
+from segdet.task import Task
+
+
+class Localizer(Task):
+    """A network that gives class logits ``[B, K]`` and a box for each image.
+
+    A family's ``predict`` returns ``(logits [B, K], boxes)``, the boxes xyxy in pixels of the images, either
+    ``[B, 4]`` (one for all classes) or ``[B, K, 4]``. Labels are 1..K; logit ``k`` is of label ``k + 1``.
+
+    Args:
+        kwargs: As for `Task`.
+    """
+
+    task = "localization"
+    monitor = "val/loc_acc"
+    guesses = 5
+    """How many classes a prediction lists (ILSVRC's top-5)."""
+
+    def build_scores(self) -> Scores:  # noqa: D102
+        return LocalizationScores(self.class_names)
+
+    def map_back(  # noqa: D102
+        self, answer: tuple[Tensor, Tensor], originals: list[tuple[int, int]], size: tuple[int, int]
+    ) -> list[Prediction]:
+        logits, boxes = answer
+        scores, best = logits.float().softmax(1).topk(min(self.guesses, logits.shape[1]), dim=1)
+        if boxes.ndim == 2:
+            boxes = boxes[:, None].expand(-1, best.shape[1], -1)
+        else:
+            boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        limits = boxes.new_tensor([[w, h, w, h] for h, w in originals])[:, None]
+        scale = limits / boxes.new_tensor([size[1], size[0]] * 2)
+        boxes = torch.minimum((boxes.float() * scale).clamp(min=0), limits)
+        return [
+            Prediction(boxes=b, scores=s, labels=k) for b, s, k in zip(boxes, scores, best + 1, strict=True)
+        ]
+
+    def score(self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]) -> None:  # noqa: D102
+        assert batch.originals is not None
+        scores.update(predictions, [batch.originals[position] for position in positions])

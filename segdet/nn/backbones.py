@@ -1,0 +1,190 @@
+"""Backbones: any classification network of timm or torchvision as a pyramid of features.
+
+One function, `backbone`, returns a `Backbone`: a module that yields feature maps from fine to coarse and
+knows their channels and strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from segdet.errors import UserError
+
+
+class Backbone(nn.Module):
+    """A feature extractor.
+
+    Args:
+        body: Maps images ``[B, 3, H, W]`` to feature maps, fine to coarse.
+        channels: The channels of each map.
+        strides: The stride of each map in pixels of the image, ascending.
+    """
+
+    def __init__(
+        self, body: Callable[[Tensor], Sequence[Tensor]], channels: Sequence[int], strides: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.channels = list(channels)
+        self.strides = list(strides)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps ``[B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]``, fine to coarse."""
+        return list(self.body(images))
+
+
+def backbone(
+    name: str = "resnet18",
+    weights: str | bool | None = None,
+    strides: Sequence[int] | None = None,
+    output_stride: int | None = None,
+) -> Backbone:
+    """A backbone by its name.
+
+    Args:
+        name: A timm model (``resnet18``, ``convnext_tiny`` ...), or ``torchvision:`` and one of torchvision's
+            (``torchvision:vgg16``).
+        weights: A local file of weights (``.pth``, ``.pt``, ``.safetensors``), or the name of pretrained weights
+            (timm's tag, torchvision's enum member such as ``IMAGENET1K_V1``), or true for the library's
+            default ones; null or false for random ones.
+        strides: The strides wanted; all there are when null.
+        output_stride: The greatest stride, kept by dilated convolutions (timm networks that can).
+
+    Raises:
+        UserError: If there is no such network, it has no such stride, or the weights cannot be had.
+    """
+    if name.startswith("torchvision:"):
+        network = _from_torchvision(name.removeprefix("torchvision:"), weights)
+    else:
+        network = _from_timm(name, weights, output_stride)
+    if strides is None:
+        return network
+    missing = sorted(set(strides) - set(network.strides))
+    if missing:
+        raise UserError(f"backbone {name}: no feature map of stride {missing[0]}; it has {network.strides}")
+    wanted = [network.strides.index(stride) for stride in sorted(strides)]
+    return Backbone(
+        _Pick(network.body, wanted), [network.channels[i] for i in wanted], [network.strides[i] for i in wanted]
+    )
+
+
+class _Pick(nn.Module):
+    def __init__(self, body: nn.Module, indices: list[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.indices = indices
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = self.body(images)
+        return [maps[index] for index in self.indices]
+
+
+class _Values(nn.Module):
+    """torchvision's extractor returns a dict; a backbone a list."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.extractor(images).values())
+
+
+def _from_timm(name: str, weights: str | bool | None, output_stride: int | None) -> Backbone:
+    if not timm.is_model(name.split(".")[0]):
+        near = get_close_matches(name, timm.list_models(), 1) or ["resnet18"]
+        raise UserError(f"backbone {name}: timm has no such model; did you mean {near[0]}?")
+    options = {} if output_stride is None else {"output_stride": output_stride}
+    named = isinstance(weights, str) and not _is_file(weights)
+    model = f"{name.split('.')[0]}.{weights}" if named else name
+    try:
+        body = timm.create_model(model, features_only=True, pretrained=named or weights is True, **options)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ConnectionError) as error:
+        raise UserError(_no_weights(name, error)) from error
+    if isinstance(weights, str) and not named:
+        _load(body, name, Path(weights))
+    return Backbone(body, body.feature_info.channels(), body.feature_info.reduction())
+
+
+def _from_torchvision(name: str, weights: str | bool | None) -> Backbone:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        near = get_close_matches(name, torchvision.models.list_models(module=torchvision.models), 1) or ["resnet18"]
+        raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near[0]}?")
+    named = weights is True or (isinstance(weights, str) and not _is_file(weights))
+    try:
+        model = torchvision.models.get_model(name, weights=("DEFAULT" if weights is True else weights) if named else None)
+    except (KeyError, ValueError, AttributeError) as error:
+        choices = [w.name for w in torchvision.models.get_model_weights(name)]
+        raise UserError(f"backbone torchvision:{name}: no weights {weights!r}; it has {choices}") from error
+    except OSError as error:
+        raise UserError(_no_weights(f"torchvision:{name}", error)) from error
+    if isinstance(weights, str) and not named:
+        _load(model, f"torchvision:{name}", Path(weights))
+    nodes, channels, strides = _last_of_each_stride(model)
+    return Backbone(_Values(create_feature_extractor(model, nodes)), channels, strides)
+
+
+def _last_of_each_stride(model: nn.Module) -> tuple[list[str], list[int], list[int]]:
+    """The last four-dimensional output of every stride from 2 on: ``(node names, channels, strides)``."""
+    side = 224
+    _, names = get_graph_node_names(model)
+    model.eval()
+    last: dict[int, tuple[str, int]] = {}
+    with torch.no_grad():
+        outputs = create_feature_extractor(model, {name: name for name in names if name != "x"})(
+            torch.zeros(1, 3, side, side)
+        )
+    for name, value in outputs.items():
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] > 1:
+            stride = round(side / value.shape[-1])
+            if stride >= 2 and stride & (stride - 1) == 0 and not name.startswith(("avgpool", "adaptive")):
+                last[stride] = name, value.shape[1]
+    model.train()
+    ordered = sorted(last)
+    return [last[s][0] for s in ordered], [last[s][1] for s in ordered], ordered
+
+
+def _is_file(weights: str) -> bool:
+    return "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin", ".ckpt"))
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return f"backbone {name}: its weights cannot be fetched ({reason}); give a local file, or null to start at random"
+
+
+def _load(model: nn.Module, name: str, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights for backbone {name}; give an existing one, or null")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a torn file makes the reader raise
+        raise UserError(f"{path}: not a file of weights that can be read; fetch it anew") from error
+    state = state.get("state_dict", state.get("model", state))
+    wanted = model.state_dict()
+    # timm's feature extractors flatten "layer1.0" and the like in some families, never the names' order.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(
+            f"{path}: not the weights of backbone {name}: {len(missing)} of {len(wanted)} are missing, such as "
+            f"{missing[0]}; choose the file that belongs to it"
+        )
+    wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} has another shape than in backbone {name}; choose the file that fits")
+    model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)

@@ -1,0 +1,141 @@
+"""Box coding, matching of anchors with objects, and the choice of detections: shared by all detectors.
+
+Everything is batched over images and free of Python loops over boxes; training needs no transfer from
+the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from segdet.data.sample import Prediction, Target
+
+_MAX_LOG_RATIO = math.log(1000 / 16)
+"""Bounds a decoded side to 62.5 anchors, as torchvision and Detectron do."""
+
+
+class BoxCoder:
+    """Boxes as offsets from anchors (R-CNN, CVPR 2014, appendix C), divided by standard deviations.
+
+    Args:
+        std: Of the offsets of centre x, centre y, log width and log height; SSD's "variances" are
+            ``(0.1, 0.1, 0.2, 0.2)``.
+    """
+
+    def __init__(self, std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)) -> None:
+        self.std = tuple(std)
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes ``[..., A, 4]`` xyxy as offsets ``[..., A, 4]`` from anchors ``[A, 4]`` xyxy.
+
+        A box without area, which only stands in for a missing one, gives finite numbers.
+        """
+        size = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1e-6)
+        shift = ((boxes[..., :2] + boxes[..., 2:]) - (anchors[..., :2] + anchors[..., 2:])) / (2 * size)
+        scale = ((boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6) / size).log()
+        return torch.cat([shift, scale], -1) / shift.new_tensor(self.std)
+
+    def decode(self, offsets: Tensor, anchors: Tensor) -> Tensor:
+        """Offsets ``[..., A, 4]`` as boxes ``[..., A, 4]`` xyxy."""
+        offsets = offsets * offsets.new_tensor(self.std)
+        size = anchors[..., 2:] - anchors[..., :2]
+        centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + offsets[..., :2] * size
+        half = offsets[..., 2:].clamp(max=_MAX_LOG_RATIO).exp() * size / 2
+        return torch.cat([centre - half, centre + half], -1)
+
+
+def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The objects of a batch as one array: boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is none.
+
+    G is the greatest number of objects in an image, and at least 1.
+    """
+    most = max(1, max(len(target["labels"]) for target in targets))
+    boxes = torch.zeros(len(targets), most, 4, device=device)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
+    for index, target in enumerate(targets):
+        count = len(target["labels"])
+        boxes[index, :count] = target["boxes"]
+        labels[index, :count] = target["labels"]
+    return boxes, labels
+
+
+def match_anchors(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, foreground: float, background: float, best_of_each: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Which object each anchor is to find.
+
+    An anchor takes the object it overlaps most when their IoU is at least ``foreground``. Below ``background``
+    it is background, between the two it is neither. With ``best_of_each`` every object also takes the
+    anchor that overlaps it most, whatever their IoU (of several objects that want one anchor, the last).
+
+    Args:
+        anchors: ``[A, 4]`` xyxy.
+        boxes: ``[B, G, 4]`` xyxy, from `pad_targets`.
+        labels: ``[B, G]``, 0 where there is no object.
+        foreground: See above.
+        background: See above.
+        best_of_each: See above.
+
+    Returns:
+        The index of each anchor's object, int64 ``[B, A]`` (of use only where it has one), and the
+        anchors' labels, int64 ``[B, A]``: the object's, 0 for background, -1 for neither.
+    """
+    batch, most = labels.shape
+    iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, (batch, most))
+    present = labels > 0
+    iou = iou.masked_fill(~present[..., None], -1.0)
+    overlap, matched = iou.max(1)
+    positive = overlap >= foreground
+    neither = ~positive & (overlap >= background)
+    if best_of_each:
+        best = iou.max(2).indices
+        order = torch.arange(1, most + 1, device=labels.device).expand(batch, most)
+        # One object more than there are anchors' slots: what is absent goes to slot A, which is cut off.
+        slots = torch.where(present, best, len(anchors))
+        forced = torch.zeros(batch, len(anchors) + 1, dtype=torch.int64, device=labels.device)
+        forced = forced.scatter_reduce(1, slots, order, "amax")[:, :-1]
+        matched = torch.where(forced > 0, forced - 1, matched)
+        positive = positive | (forced > 0)
+        neither = neither & ~positive
+    found = torch.where(positive, labels.gather(1, matched), 0)
+    return matched, found.masked_fill(neither, -1)
+
+
+def select_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    size: tuple[int, int],
+    score_threshold: float,
+    nms_threshold: float,
+    per_class: int,
+    per_image: int,
+) -> Prediction:
+    """The detections of one image: the best of each class, without duplicates.
+
+    Args:
+        boxes: ``[A, 4]`` xyxy, or ``[A, K, 4]`` where each class has its own.
+        scores: ``[A, K]``; column k is of label k + 1.
+        size: ``(height, width)`` that boxes are clipped to.
+        score_threshold: Scores must exceed this.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
+        per_class: How many of a class take part in the suppression.
+        per_image: How many remain.
+
+    Returns:
+        Boxes, scores and labels, best first.
+    """
+    classes = scores.shape[1]
+    best, rows = scores.topk(min(per_class, len(scores)), dim=0)
+    keep = best > score_threshold
+    labels = torch.arange(1, classes + 1, device=scores.device).expand_as(best)[keep]
+    rows, kept_scores = rows[keep], best[keep]
+    chosen = boxes[rows] if boxes.ndim == 2 else boxes[rows, labels - 1]
+    height, width = size
+    chosen = torch.minimum(chosen.clamp(min=0), chosen.new_tensor([width, height] * 2))
+    final = batched_nms(chosen, kept_scores, labels, nms_threshold)[:per_image]
+    return Prediction(boxes=chosen[final], scores=kept_scores[final], labels=labels[final])

@@ -1,0 +1,1 @@
+"""What came out: result records as tables."""

@@ -1,0 +1,93 @@
+"""The fully convolutional network with skips and bilinear upsampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdet.data.sample import Target
+from segdet.nn.backbones import backbone as build_backbone
+from segdet.segmentation.base import Segmenter
+from segdet.task import Stage
+
+
+class FCN(Segmenter):
+    """A fully convolutional network (Long, Shelhamer, Darrell, CVPR 2015) on any backbone.
+
+    A classification network without its classifier sees the whole image at once; 1x1 convolutions turn
+    its coarse features into class scores, which bilinear interpolation brings back to the image's size.
+    Coarse features know what, fine features know where: skips add the two, from the coarsest map
+    to the finest of ``strides`` (one stride is the paper's FCN-32s, three are its FCN-8s).
+
+    Where the paper adds class scores, this one adds ``width`` channels and classifies once at the
+    finest stride, which costs the same and lets the fine maps correct the coarse ones. It costs one pass
+    of the backbone and little more.
+
+    Args:
+        backbone: See `segdet.nn.backbones.backbone`.
+        weights: See there.
+        strides: The strides of the maps that are added.
+        width: The channels that they are added in.
+        dropout: The rate before the classifier.
+        kwargs: As for `Segmenter`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str = "resnet18",
+        weights: str | bool | None = None,
+        strides: list[int] = [4, 8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
+        width: int = 64,
+        dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        self.backbone = build_backbone(backbone, weights, strides)
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+            for channels in self.backbone.channels
+        )
+        self.classifier = nn.Sequential(
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(width, len(class_names), 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to logits ``[B, C, H/s, W/s]``, s the finest stride."""
+        return self.classifier(self._summed(images)[-1])
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:  # noqa: D102
+        masks = torch.stack([target["mask"] for target in targets])
+        logits = F.interpolate(self(images), images.shape[-2:], mode="bilinear", align_corners=False)
+        return {"segmentation": self.cross_entropy(logits, masks)}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C, H, W]``."""
+        return F.interpolate(self(images), images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:  # noqa: D102
+        sums = self._summed(image)
+        for stride, features in zip(reversed(self.backbone.strides), sums, strict=True):
+            confidence = self.classifier(features).softmax(1).amax(1)[0]
+            yield Stage(f"stride {stride}", map=confidence, about=f"How sure it is with the maps down to stride {stride}.")
+
+    def _summed(self, images: Tensor) -> list[Tensor]:
+        """The sums of the maps, from the coarsest alone to all of them."""
+        maps = self.backbone(images)
+        sums: list[Tensor] = []
+        for lateral, features in zip(reversed(self.laterals), reversed(maps), strict=True):
+            here = lateral(features)
+            if sums:
+                above = F.interpolate(sums[-1], here.shape[-2:], mode="bilinear", align_corners=False)
+                here = here + above
+            sums.append(here)
+        return sums

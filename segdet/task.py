@@ -1,0 +1,206 @@
+"""What the bases of all three tasks have in common: normalization, the training step, optimizer and logging."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from segdet.data.sample import Batch, Prediction, Target
+from segdet.metrics.base import Scores
+from segdet.nn.optim import Optimization
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Stage:
+    """Something that a model looks at on its way from the image to its answer, to be drawn.
+
+    Attributes:
+        name: What it is: windows, proposals, anchors, grid cells, a heat map ...
+        boxes: float32 ``[N, 4]`` xyxy in pixels of the image, or None.
+        scores: float32 ``[N]``, one a box, or None.
+        map: float32 ``[h, w]``, a picture to lay over the image, or None.
+        about: One sentence for the person who looks at it.
+    """
+
+    name: str
+    boxes: Tensor | None = None
+    scores: Tensor | None = None
+    map: Tensor | None = None
+    about: str = ""
+
+
+class Task(L.LightningModule):
+    """The base of the bases: a family derives from `Segmenter`, `Localizer` or `Detector`.
+
+    A family owns its network and says three things: ``losses``, ``predict`` and ``stages``.
+
+    Args:
+        class_names: The classes; linked from the data by the command.
+        optim: Optimizer and schedule.
+        mean: The mean of the images' channels, of 0..1, which normalization takes away.
+        std: Their standard deviation, which it divides by.
+
+    Attributes:
+        task: The task's name, as data modules know it.
+        monitor: The score by which the best checkpoint is chosen.
+        monitor_mode: ``max`` or ``min``.
+        step_losses: The losses of the last training step, on the device, for those who log them.
+        counted: The module of which one forward of one sample is a network pass; for the cost of an image.
+    """
+
+    task: ClassVar[str]
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[str] = "max"
+    example_size: tuple[int, int] | None = None
+
+    def __init__(
+        self,
+        class_names: list[str],
+        optim: Optimization | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.optim = optim or Optimization()
+        scale = torch.tensor([1 / (255 * s) for s in std])
+        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
+        shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
+        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.step_losses: dict[str, Tensor] = {}
+        self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
+
+    # What a family says.
+
+    @abstractmethod
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """The parts of the loss of a batch, to be summed.
+
+        Args:
+            images: Normalized, float ``[B, 3, H, W]``; padding is zero.
+            targets: One per image, in its pixels.
+        """
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> Any:
+        """What the network says of normalized images of one size, in their pixels (see the task's base)."""
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        """What the model looks at, step by step, on one normalized image ``[1, 3, H, W]``."""
+        return iter(())
+
+    @property
+    def counted(self) -> nn.Module:
+        """The module of which one forward of one sample is a network pass."""
+        return self.backbone  # type: ignore[return-value]
+
+    # What the task's base says.
+
+    @abstractmethod
+    def build_scores(self) -> Scores:
+        """The task's metrics, new."""
+
+    @abstractmethod
+    def map_back(self, answer: Any, sources_sizes: list[tuple[int, int]], size: tuple[int, int]) -> list[Prediction]:
+        """What `predict` said of images of ``size``, as predictions in pixels of the original images."""
+
+    @abstractmethod
+    def score(self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]) -> None:
+        """Counts the predictions for the images at ``positions`` of the batch."""
+
+    # What follows for all.
+
+    def normalize(self, images: Tensor, sizes: list[tuple[int, int]] | None = None) -> Tensor:
+        """uint8 ``[B, 3, H, W]`` to float, normalized; beyond the valid ``sizes`` zero."""
+        normal = images * self._scale - self._shift  # type: ignore[operator]
+        if sizes is not None and any(size != tuple(images.shape[-2:]) for size in sizes):
+            for image, (h, w) in zip(normal, sizes, strict=True):
+                image[:, h:] = 0
+                image[:, :, w:] = 0
+        return normal
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: D102
+        losses = self.losses(self.normalize(batch.images, batch.sizes), batch.targets)
+        total = torch.stack(list(losses.values())).sum()
+        self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
+        return total
+
+    def infer(self, batch: Batch) -> list[Prediction]:
+        """Predictions in pixels of the original images, one per image of the batch.
+
+        Images of one size go through the network together and none is padded, so that no prediction
+        depends on what else is in its batch.
+        """
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for position, size in enumerate(batch.sizes):
+            by_size[size].append(position)
+        predictions: list[Prediction | None] = [None] * len(batch)
+        for (h, w), positions in by_size.items():
+            images = batch.images if len(positions) == len(batch) else batch.images[positions]
+            answer = self.predict(self.normalize(images[:, :, :h, :w]))
+            originals = [batch.sources[position].original_size for position in positions]
+            for position, prediction in zip(positions, self.map_back(answer, originals, (h, w)), strict=True):
+                predictions[position] = prediction
+        return predictions  # type: ignore[return-value]
+
+    def predict_images(self, images: Tensor) -> list[Prediction]:
+        """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in their own pixels."""
+        size = (images.shape[2], images.shape[3])
+        return self.map_back(self.predict(self.normalize(images)), [size] * len(images), size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        self._evaluate(batch, "val_")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        self._evaluate(batch, "test_")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # noqa: D102
+        return self.infer(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/...``."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/...``."""
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> Any:  # noqa: D102
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        optimizer, schedule = self.optim.build(self, total, per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """Convolutions run fastest on images whose channels come last, which is how they are decoded."""
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _evaluate(self, batch: Batch, key: str) -> None:
+        predictions = self.infer(batch)
+        positions = [i for i, source in enumerate(batch.sources) if not source.duplicate]
+        if positions:
+            self.score(self.scores[key], [predictions[i] for i in positions], batch, positions)  # type: ignore[arg-type]
+
+    def _log_scores(self, stage: str) -> None:
+        scores: Scores = self.scores[f"{stage}_"]  # type: ignore[assignment]
+        values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
+        scores.reset()
+        # A class or a size that does not occur has no score, which is not a score of zero.
+        present = {name: value for name, value in values.items() if not math.isnan(float(value))}
+        headline = {k: v for k, v in present.items() if k == self.monitor}
+        rest = {k: v for k, v in present.items() if k not in headline}
+        # All processes computed the same numbers from the gathered states; nothing is left to reduce.
+        self.log_dict(headline, prog_bar=True, sync_dist=True)
+        self.log_dict(rest, sync_dist=True)

@@ -1,0 +1,254 @@
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from segdet.data.images import image_info, image_size, read_image, read_mask, read_png16
+from segdet.errors import BadSample
+
+SIZE = (40, 56)
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A smooth picture, so that JPEG keeps it, with no two quarters alike."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(cv2.resize(small, SIZE[::-1], interpolation=cv2.INTER_CUBIC))
+
+
+def saved(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def with_orientation(image: Image.Image, path: Path, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(image, path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_what_pil_makes_of_it(photo, tmp_path, mode, progressive):
+    path = saved(photo.convert(mode), tmp_path / "a.jpg", quality=95, progressive=progressive)
+    image = read_image(path)
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    assert image.dtype == np.uint8 and image.shape == (*SIZE, 3) and image.flags.c_contiguous
+    assert np.abs(image.astype(int) - expected).max() <= 1
+    assert np.abs(image.astype(int) - np.asarray(photo.convert(mode).convert("RGB"))).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_png_is_what_pil_makes_of_it(photo, tmp_path, mode):
+    source = photo.convert(mode)
+    if mode in ("RGBA", "LA"):
+        source.putalpha(40)  # Dropped, not blended with black.
+    path = saved(source, tmp_path / "a.png")
+    assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tiff", "webp", "gif"])
+def test_other_formats(photo, tmp_path, suffix):
+    path = saved(photo, tmp_path / f"a.{suffix}")
+    assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_are_scaled_to_8(tmp_path, suffix):
+    gray = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), gray)
+    image = read_image(path)
+    assert np.array_equal(image, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
+    assert image_info(path).bits == 16
+    if suffix == "png":
+        colours = np.stack([gray, gray[::-1], gray.T], axis=2)
+        cv2.imwrite(str(path), colours)
+        assert np.array_equal(read_image(path), (colours >> 8)[..., ::-1])
+        assert image_info(path).bits == 16
+
+
+def test_the_content_decides_not_the_name(photo, tmp_path):
+    path = tmp_path / "really_a_png.jpg"
+    photo.save(path, format="PNG")
+    assert np.array_equal(read_image(path), np.asarray(photo))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(photo, tmp_path, orientation):
+    path = with_orientation(photo, tmp_path / "a.jpg", orientation)
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    assert np.array_equal(read_image(path), stored)
+    assert np.array_equal(read_image(path, declared_size=SIZE), stored)
+    upright = read_image(path, upright=True)
+    assert np.array_equal(upright, turned) and upright.flags.c_contiguous
+    # The declared size is the rotated one exactly where the rotation swaps the sides.
+    assert np.array_equal(read_image(path, declared_size=SIZE[::-1]), turned if orientation >= 5 else stored)
+    assert image_info(path).orientation == orientation
+
+
+def test_a_square_image_is_not_rotated_for_its_declared_size(photo, tmp_path):
+    path = with_orientation(photo.resize((40, 40)), tmp_path / "a.jpg", 6)
+    assert np.array_equal(read_image(path, declared_size=(40, 40)), np.asarray(Image.open(path)))
+
+
+def test_info_and_size_come_from_the_header(photo, tmp_path):
+    path = saved(photo.convert("CMYK"), tmp_path / "a.jpg")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert image_size(path) == SIZE
+    info = image_info(path)
+    assert (info.size, info.mode, info.bits, info.orientation, info.format) == (SIZE, "CMYK", 8, 1, "JPEG")
+    assert image_info(saved(photo.convert("1"), tmp_path / "a.png")).bits == 1
+
+
+def expect_one_line(path: Path, fault: str, read=read_image) -> None:
+    with pytest.raises(BadSample) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and fault in message and "\n" not in message, message
+    assert ".cpp" not in message
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, image_size, image_info])
+def test_missing_empty_and_foreign_files(tmp_path, read):
+    expect_one_line(tmp_path / "none.jpg", "no such file", read)
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    expect_one_line(empty, "empty (0 bytes)", read)
+    page = tmp_path / "page.jpg"
+    page.write_text("<html>404 not found</html>")
+    expect_one_line(page, "not an image", read)
+    (tmp_path / "folder.jpg").mkdir()
+    expect_one_line(tmp_path / "folder.jpg", "cannot be read", read)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("fraction", [0.03, 0.5, 0.9, 0.999])
+def test_torn_jpeg(photo, tmp_path, fraction, progressive):
+    whole = saved(
+        photo.resize((560, 400)), tmp_path / "a.jpg", quality=95, progressive=progressive
+    ).read_bytes()
+    path = tmp_path / "torn.jpg"
+    path.write_bytes(whole[: int(len(whole) * fraction)])
+    expect_one_line(path, "torn")
+
+
+def test_jpeg_without_its_last_two_bytes_or_with_a_tail_of_zeros_is_torn(photo, tmp_path):
+    whole = saved(photo, tmp_path / "a.jpg").read_bytes()
+    path = tmp_path / "torn.jpg"
+    path.write_bytes(whole[:-2])
+    expect_one_line(path, "torn JPEG: the end of the image is missing")
+    half = len(whole) * 3 // 4
+    path.write_bytes(whole[:half] + bytes(len(whole) - half))
+    expect_one_line(path, "torn JPEG: the end of the image is missing")
+
+
+def test_torn_jpeg_with_a_whole_thumbnail_in_its_header(photo, tmp_path):
+    thumbnail = io.BytesIO()
+    photo.resize((28, 20)).save(thumbnail, "JPEG")
+    body = saved(photo, tmp_path / "a.jpg").read_bytes()
+    inside = b"\xff\xe5" + (len(thumbnail.getvalue()) + 2).to_bytes(2, "big") + thumbnail.getvalue()
+    whole = body[:2] + inside + body[2:]
+    path = tmp_path / "b.jpg"
+    path.write_bytes(whole)
+    assert np.array_equal(read_image(path), read_image(tmp_path / "a.jpg"))
+    path.write_bytes(whole[:-40])
+    expect_one_line(path, "torn JPEG: the end of the image is missing")
+    path.write_bytes(whole[: len(inside) + 2])
+    expect_one_line(path, "torn")
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\n", b"trailer" * 3000])
+def test_trailing_bytes_do_not_tear_an_image(photo, tmp_path, tail):
+    for name in ("a.jpg", "a.png"):
+        path = saved(photo, tmp_path / name)
+        expected = read_image(path)
+        path.write_bytes(path.read_bytes() + tail)
+        assert np.array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_torn_png(photo, tmp_path, read, mode):
+    whole = saved(photo.convert(mode), tmp_path / "a.png").read_bytes()
+    path = tmp_path / "torn.png"
+    for length in (20, 60, len(whole) // 2, len(whole) - 13):
+        path.write_bytes(whole[:length])
+        expect_one_line(path, "torn PNG" if length > 26 or read is read_image else "", read)
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_png_with_a_wrong_byte_is_refused(photo, tmp_path, read, mode):
+    path = saved(photo.convert(mode), tmp_path / "a.png")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + len(data) // 4] ^= 255
+    path.write_bytes(data)
+    expect_one_line(path, "broken PNG", read)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["P", "L"])
+def test_mask_values_are_the_stored_indices(tmp_path, bits, kind):
+    values = np.random.default_rng(1).integers(0, 2**bits, (9, 13), dtype=np.uint8)
+    if kind == "P":
+        image = Image.fromarray(values, mode=None).convert("L")
+        image = Image.frombytes("P", (13, 9), values.tobytes())
+        image.putpalette([255 - i // 3 for i in range(3 * 2**bits)])
+        path = saved(image, tmp_path / "m.png", bits=bits)
+    else:
+        path = tmp_path / "m.png"
+        write_gray_png(path, values, bits)
+    assert np.array_equal(read_mask(path), values)
+    assert read_mask(path).dtype == np.uint8
+
+
+def write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """A grayscale PNG of fewer than 8 bits, which PIL does not write."""
+    import struct
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    each = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(len(values), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(each, axis=1))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_masks_that_hold_no_indices_are_refused(photo, tmp_path):
+    for mode in ("RGB", "RGBA", "LA"):
+        path = saved(photo.convert(mode), tmp_path / f"{mode}.png")
+        expect_one_line(path, "a mask must hold class indices", read_mask)
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), np.full((4, 5), 300, np.uint16))
+    expect_one_line(deep, "16-bit grayscale", read_mask)
+    expect_one_line(saved(photo.convert("L"), tmp_path / "m.jpg"), "JPEG changes values", read_mask)
+    expect_one_line(saved(photo, tmp_path / "m.bmp"), "mode RGB", read_mask)
+    assert np.array_equal(read_png16(deep), np.full((4, 5), 300))
+    with pytest.raises(BadSample, match="not a grayscale PNG"):
+        read_png16(tmp_path / "RGB.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission(photo, tmp_path):
+    path = saved(photo, tmp_path / "a.jpg")
+    path.chmod(0)
+    expect_one_line(path, "cannot be read")
+
+
+def test_real_photos_are_equal_to_pil(real_data):
+    for path in sorted((real_data / "tiny_coco" / "val2017").glob("*.jpg"))[:12]:
+        difference = np.abs(read_image(path).astype(int) - np.asarray(Image.open(path).convert("RGB")))
+        assert difference.max() <= 1

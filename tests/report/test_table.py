@@ -1,0 +1,151 @@
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segdet.benchmark.record import Cost, Record
+from segdet.errors import UserError
+from segdet.report.table import main, table
+
+FCN = Record(
+    name="fcn",
+    task="segmentation",
+    model="FCN",
+    backbone="resnet18",
+    data="VOCDataModule",
+    seed=0,
+    status="finished",
+    metrics={"val/miou": 0.7, "test/miou": 0.5, "test/pixel_acc": 0.9},
+    cost=Cost(11_200_000, 1_234_000_000, 12.34, 1.0, 61.0),
+    hardware={"cpu": "X", "cores": 2, "gpu": None},
+    fingerprint="aaaa",
+    command="segdet fit --config configs/fcn.yaml",
+)
+SSD = replace(
+    FCN,
+    name="ssd",
+    task="detection",
+    model="SSD",
+    metrics={"test/map": 0.4, "test/map_50": 0.7},
+    cost=replace(FCN.cost, passes_per_image=1234567.0),
+    command="segdet fit --config configs/ssd.yaml",
+)
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def put(root: Path, *records: Record) -> None:
+    for record in records:
+        (root / record.name).mkdir(parents=True)
+        (root / record.name / "provenance.json").write_text("{}")
+        record.write(root / record.name / "result.json")
+
+
+def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
+    text = table([SSD, FCN])
+    costs = ["parameters (M)", "GFLOPs", "ms per image", "passes per image", "training (min:s)"]
+    assert rows(text) == [
+        ["run", "model", "backbone", "test/miou", "test/pixel_acc", *costs],
+        ["fcn", "FCN", "resnet18", "0.500", "0.900", "11.2", "1.23", "12.3", "1", "1:01"],
+        ["run", "model", "backbone", "test/map", "test/map_50", *costs],
+        ["ssd", "SSD", "resnet18", "0.400", "0.700", "11.2", "1.23", "12.3", "1234567", "1:01"],
+    ]
+    assert text.index("### Segmentation") < text.index("### Detection")
+    assert "Hardware: cpu X, cores 2.\n" in text
+    assert "```\nsegdet fit --config configs/fcn.yaml" not in text.split("### Detection")[0]
+    assert "segdet fit --config configs/fcn.yaml" in text and "segdet fit --config configs/ssd.yaml" in text
+
+
+def test_seeds_are_one_line_of_mean_and_deviation() -> None:
+    other = replace(FCN, name="fcn-seed1", seed=1, metrics={"test/miou": 0.6}, cost=Cost(train_seconds=63.0))
+    heading, line = rows(table([FCN, other]))
+    cells = dict(zip(heading, line, strict=True))
+    assert cells["run"] == "fcn" and cells["seeds"] == "0, 1"
+    assert cells["test/miou"] == "0.550 ± 0.071"  # the sample's deviation, not the population's .050
+    assert cells["test/pixel_acc"] == "0.900" and cells["training (min:s)"] == "1:02"
+    assert len(rows(table([FCN, replace(other, model="UNet")]))) == 3  # another model is another run
+    assert len(rows(table([FCN, replace(other, seed=2)]))) == 3  # the name does not say this seed
+
+
+def test_the_split_is_the_one_that_all_have_and_is_said() -> None:
+    untested = replace(FCN, name="unet", metrics={"val/miou": 0.6})
+    text = table([FCN, untested])
+    assert rows(text)[0][3] == "val/miou" and [row[3] for row in rows(text)[1:]] == ["0.700", "0.600"]
+    assert "not tested yet: unet" in text
+
+
+def test_what_was_not_measured_is_a_dash_and_unfinished_runs_are_named() -> None:
+    text = table(
+        [
+            replace(FCN, metrics={"test/miou": None}, cost=Cost(), backbone=None),
+            replace(SSD, status="interrupted"),
+        ]
+    )
+    assert rows(text) == [["run", "model", "test/miou"], ["fcn", "FCN", "-"]]
+    assert "Not finished: ssd (interrupted)." in text
+
+
+def test_other_data_and_other_machines_are_said() -> None:
+    text = table([FCN, replace(FCN, name="unet", fingerprint="bbbb", hardware={"cpu": "Y"})])
+    assert "different data: aaaa: fcn; bbbb: unet." in text
+    assert "- cpu X, cores 2: fcn" in text and "- cpu Y: unet" in text
+    assert "different data" not in table([FCN, SSD])
+
+
+def test_sorted_by_score_downwards_and_by_cost_upwards() -> None:
+    records = [
+        replace(FCN, name="none", metrics={"test/miou": None}, cost=Cost()),
+        replace(FCN, name="low", metrics={"test/miou": 0.1}, cost=Cost(ms_per_image=5.0)),
+        replace(FCN, name="high", metrics={"test/miou": 0.9}, cost=Cost(ms_per_image=9.0)),
+    ]
+
+    def order(sort: str | None) -> list[str]:
+        return [row[0] for row in rows(table(records, sort))[1:]]
+
+    assert order(None) == ["none", "low", "high"]
+    assert order("miou") == ["high", "low", "none"]
+    assert order("ms_per_image") == ["low", "high", "none"]
+    assert order("name") == ["high", "low", "none"]
+    with pytest.raises(UserError, match="no column 'speed'; choose from name, miou"):
+        order("speed")
+
+
+def test_report_finds_records_and_lists_the_torn_and_the_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "demo", FCN, SSD, replace(FCN, name="torn"), replace(FCN, name="gone"))
+    (tmp_path / "demo/torn/result.json").write_text('{"schema": 1,')
+    (tmp_path / "demo/gone/result.json").unlink()
+    (tmp_path / "demo/fcn/predictions").mkdir()
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert [row[0] for row in rows(out)] == ["run", "demo/fcn", "run", "demo/ssd"]
+    assert "demo/torn/result.json: torn" in out and "demo/gone/result.json: missing" in out
+    assert main([str(tmp_path / "demo/fcn"), str(tmp_path / "demo/ssd"), "--sort", "name"]) == 0
+    assert [row[0] for row in rows(capsys.readouterr().out)] == ["run", "fcn", "run", "ssd"]
+    assert main([str(tmp_path / "demo/fcn"), "--output", str(tmp_path / "table.md")]) == 0
+    assert rows((tmp_path / "table.md").read_text())[1][0] == "fcn" and capsys.readouterr().out == ""
+
+
+def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json in it"):
+        main([str(tmp_path)])
+    with pytest.raises(UserError, match="no such folder"):
+        main([str(tmp_path / "absent")])
+
+
+def test_reports_without_torch_and_at_once(tmp_path: Path) -> None:
+    put(tmp_path, FCN)
+    code = (
+        "import sys; from segdet.report.table import main; "
+        f"main([{str(tmp_path)!r}]); sys.exit('torch' in sys.modules)"
+    )
+    start = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert time.monotonic() - start < 10
