@@ -4,12 +4,13 @@ Nothing here imports torch: ``segdet --help`` and a mistyped subcommand answer a
 subcommand imports what it needs when it is called.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from segdet import __version__
@@ -37,6 +38,9 @@ DATA = {
     "download": ("segdet.data.download:main", "fetch VOC or COCO from their owners"),
 }
 
+RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"
+"""How rank 0 tells the processes that it starts which folder the run has."""
+
 INTERRUPTED = 130
 """The exit status of a command that was interrupted from the keyboard, as shells have it."""
 
@@ -54,6 +58,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where a check failed, 2 for a user's mistake, 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    with _restored_environment():
+        return _answer(argv)
+
+
+@contextlib.contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Undoes what a run sets in the environment, so that a second one in this process starts clean."""
+    names = (RUN_DIR_VARIABLE, "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _answer(argv: list[str]) -> int:
+    """Runs the command and gives its exit status, whatever happens but a bug."""
     try:
         return _dispatch(argv)
     except SystemExit as leaving:  # argparse leaves this way, also after --help
@@ -87,7 +112,7 @@ def _dispatch(argv: list[str]) -> int:
         return _load(OTHERS[command][0])(rest) or 0
     if command == "data":
         return _dispatch_data(rest)
-    raise UserError(_unknown(command, [*TRAINING, *OTHERS, "data"], "segdet"))
+    raise UserError(_unknown(command, [*TRAINING, *OTHERS, "data"]))
 
 
 def _dispatch_data(argv: list[str]) -> int:
@@ -96,7 +121,7 @@ def _dispatch_data(argv: list[str]) -> int:
         sys.stdout.write("usage: segdet data COMMAND ...\n\n" + "\n".join(lines) + "\n")
         return 0
     if argv[0] not in DATA:
-        raise UserError(_unknown(argv[0], list(DATA), "segdet data"))
+        raise UserError(_unknown(f"data {argv[0]}", [f"data {name}" for name in DATA]))
     return _load(DATA[argv[0]][0])(argv[1:]) or 0
 
 
@@ -110,7 +135,7 @@ def _help() -> str:
     lines = [
         "usage: segdet COMMAND ...",
         "",
-        "From the sliding window to the single shot: segmentation and detection trained, measured and compared.",
+        "From the sliding window to the single shot: models trained, measured and compared.",
         "",
         *(f"  {name:<10} {text}" for name, text in TRAINING.items()),
         *(f"  {name:<10} {text}" for name, (_, text) in OTHERS.items()),
@@ -123,10 +148,10 @@ def _help() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _unknown(name: str, known: list[str], command: str) -> str:
+def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     remedy = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-    return f"{command}: no command '{name}'; {remedy}"
+    return f"no command '{name}'; {remedy}"
 
 
 def find_user_error(error: BaseException) -> str | None:
@@ -164,7 +189,8 @@ def _line_in_traceback(text: str) -> str | None:
 
 
 def _family(cls: type) -> list[type]:
-    return [cls, *(member for child in cls.__subclasses__() for member in _family(child))]
+    children: list[type] = type.__subclasses__(cls)
+    return [cls, *(member for child in children for member in _family(child))]
 
 
 def _first_to_say(message: str) -> bool:
@@ -172,8 +198,9 @@ def _first_to_say(message: str) -> bool:
 
     Rank 0 is not always the one that meets the fault, so they agree through a file in the run folder.
     """
-    folder = os.environ.get("SEGDET_RUN_DIR")
-    if folder is None or not Path(folder).is_dir():
+    folder = os.environ.get(RUN_DIR_VARIABLE)
+    alone = "LOCAL_RANK" not in os.environ and "RANK" not in os.environ
+    if alone or folder is None or not Path(folder).is_dir():
         return True
     try:
         with (Path(folder) / "error.txt").open("x", encoding="utf-8") as stream:

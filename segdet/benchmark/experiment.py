@@ -11,9 +11,10 @@ The file names the runs and says what they share, and nothing else::
       fcn: {configs: configs/fcn.yaml}
       unet: {configs: configs/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
 
-Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>`` (``<run>-seed<S>`` for a
-seed S other than 0, so that seeds can be added later), with what it printed in ``<run>.log`` and what it
-was trained with in ``<run>.json`` beside it. Started again, it goes on where it stopped.
+Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>`` (``<run>-seed<S>`` for
+a seed S other than 0, so that seeds can be added later), with what it printed in ``<run>.log`` and what
+it was trained with in ``<run>.json`` beside it; ``table.md`` has the table of all. Started again, it goes
+on where it stopped.
 """
 
 import argparse
@@ -40,7 +41,6 @@ import yaml
 
 from segdet.benchmark.record import RECORD_NAME, Record
 from segdet.errors import UserError
-from segdet.report.table import table
 
 GRACE_SECONDS = 60
 """How long a stopped run may take to save itself."""
@@ -92,7 +92,7 @@ class Experiment:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as the command line reads it: ``1e-5`` is a number, ``00:10:00`` a text, a repeated key a fault."""
+    """YAML as the command reads it: ``1e-5`` is a number, ``00:10:00`` a text; a repeated key is a fault."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -334,9 +334,10 @@ def _job(experiment: Experiment, run: Run, seed: int, runs_dir: Path, overrides:
     configs = [*run.configs, *experiment.data]
     given = [_argument(k, v) for k, v in [*run.overrides.items(), *experiment.budget.items()]]
     given += [f"--{override}" for override in overrides]
-    fit = ["fit", *(word for config in configs for word in ("--config", config))]
-    fit += [f"--seed_everything={seed}", f"--run_dir={folder}", *given]
-    test = ["test", "--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/best.ckpt"]
+    common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
+    fit = ["fit", *common, f"--run_dir={folder}", *given]
+    # The checkpoint knows its model and data, not the trainer's device and precision.
+    test = ["test", *common, f"--ckpt_path={folder}/checkpoints/best.ckpt", *given]
     settings = {config: hashlib.sha256(Path(config).read_bytes()).hexdigest()[:16] for config in configs}
     settings["seed"] = str(seed)
     for argument in given:
@@ -360,8 +361,8 @@ def _judged(job: Job, experiment: Experiment, rerun: bool) -> Job:
         if rerun:
             return replace(job, action="train")
         raise UserError(
-            f"{experiment.path}: {job.folder} was trained with other settings ({difference}); pass --rerun to "
-            "remove it and train it anew, or another --runs_dir to keep both"
+            f"{experiment.path}: {job.folder} was trained with other settings ({difference}); "
+            "pass --rerun to remove it and train it anew, or another --runs_dir to keep both"
         )
     if not finished:
         return replace(job, action="resume")
@@ -379,31 +380,29 @@ def _record(job: Job) -> Record | None:
 
 
 def _difference(job: Job) -> str:
-    """In words, in what the settings differ from those that the folder was trained with; empty if in nothing."""
+    """In words, in what ``job`` differs from what its folder was trained with; empty if in nothing."""
     try:
         before = json.loads(job.settings_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return f"{job.settings_path.name}, which would tell, is missing or torn"
-    now = job.settings
-    parts = [
-        f"{key} was {'' if key not in before else before[key]}"
-        if key.startswith("--") and key in before
-        else f"{key} changed"
-        if key in before and key in now
-        else f"{key} is new"
-        if key in now
-        else f"{key} is gone"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-    ]
-    return ", ".join(parts)
+        return f"{job.settings_path}, which says with which, is missing or torn"
+
+    def said(key: str) -> str:
+        if key not in before:
+            return f"{key} is new"
+        if key not in job.settings:
+            return f"{key} is gone"
+        return f"{key} was {before[key]}" if key.startswith("--") else f"{key} changed"
+
+    return ", ".join(
+        said(key) for key in {**before, **job.settings} if before.get(key) != job.settings.get(key)
+    )
 
 
 # ------------------------------------------------------------------------------------------- the work
 
 
 def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
-    """Does ``jobs`` one after the other and writes ``table.md`` of all that is finished.
+    """Does ``jobs`` one after the other and writes ``table.md`` of all runs.
 
     A run that fails does not stop the others. What the runs print goes to stderr, the table to stdout.
 
@@ -419,11 +418,11 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
             if any(job.action != "skip" for job in jobs):
                 for arguments in experiment.prepare:
                     _say(f"preparing: segdet {shlex.join(arguments)}")
-                    if status := _launch(arguments, folder / "prepare.log", "wb"):
-                        why = _last_line(folder / "prepare.log")
+                    if status := _launch(arguments, folder / "_prepare.log", "wb"):
+                        why = _last_line(folder / "_prepare.log")
                         raise UserError(
-                            f"{experiment.path}: prepare: 'segdet {shlex.join(arguments)}' ended with exit status "
-                            f"{status} ({why}); run it by hand or mend it"
+                            f"{experiment.path}: prepare: 'segdet {shlex.join(arguments)}' ended with exit "
+                            f"status {status} ({why}); mend it or run it by hand"
                         )
             for number, job in enumerate(jobs, 1):
                 start = time.monotonic()
@@ -443,13 +442,7 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
     _say(
         "\n".join([f"{experiment.name}:", *(f"  {name:<{width}}  {line}" for name, line in summary.items())])
     )
-    text = _report(experiment, runs_dir)
-    (folder / "table.md").write_text(
-        f"# {experiment.name}\n\n`segdet bench {experiment.path}`\n\n{text}", encoding="utf-8"
-    )
-    sys.stdout.write(text)
-    _say(f"written to {folder / 'table.md'}")
-    return int(failed)
+    return max(_report(experiment, runs_dir), int(failed))
 
 
 def _do(job: Job, title: str) -> str | None:
@@ -481,12 +474,27 @@ def _do(job: Job, title: str) -> str | None:
     return None
 
 
-def _report(experiment: Experiment, runs_dir: Path) -> str:
-    """The tables of all records of the experiment, in the order of its file."""
+def _report(experiment: Experiment, runs_dir: Path) -> int:
+    """Writes and prints the table of all runs that are there, in the order of the file, by ``segdet report``.
+
+    Returns:
+        The exit status: 0 also where there is no run yet to tabulate.
+    """
     jobs = [_job(experiment, run, seed, runs_dir, ()) for run in experiment.runs for seed in experiment.seeds]
-    records = [replace(record, name=job.name) for job in jobs if (record := _record(job)) is not None]
-    missing = [job.name for job in jobs if _record(job) is None]
-    return table(records) + (f"\nNo record: {', '.join(missing)}.\n" if missing else "")
+    folders = [str(job.folder) for job in jobs if (job.folder / RECORD_NAME).exists()]
+    path = runs_dir / experiment.name / "table.md"
+    if not folders:
+        return 0
+    # Imports run downward only and the report stands above: it is asked through the command, as runs are.
+    command = [sys.executable, "-m", "segdet", "report", *folders, f"--output={path}"]
+    if status := subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+        return status
+    text = path.read_text(encoding="utf-8")
+    path.write_text(f"# {experiment.name}\n\n`segdet bench {experiment.path}`\n\n{text}", encoding="utf-8")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    _say(f"table: {path}")
+    return 0
 
 
 def _launch(arguments: Sequence[str], log: Path, mode: str) -> int:
@@ -534,7 +542,7 @@ def _tee(source: IO[bytes], log: IO[bytes]) -> None:
     """Copies ``source`` to stderr as it comes and to ``log`` without the passing states of progress bars."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     line = b""
-    with contextlib.suppress(ValueError):  # the log was closed: nobody waits for the rest
+    with source, contextlib.suppress(ValueError):  # the log was closed: nobody waits for the rest
         while chunk := os.read(source.fileno(), 65536):
             sys.stderr.write(decoder.decode(chunk))
             sys.stderr.flush()
@@ -572,14 +580,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Has a request to end (SIGTERM, a closed terminal) end the run at work too, as Ctrl-C does."""
+    """Has every request to end (SIGTERM, a closed terminal) end the run at work too, as Ctrl-C does."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        # SIGINT too: a shell has its background jobs ignore it, which the run at work would inherit.
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 number = getattr(signal, name)
                 before[number] = signal.signal(number, stop)
@@ -596,7 +605,7 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``segdet bench FILE [--only NAME ...] [--overrides KEY=VALUE ...] [--rerun] [--dry_run] [--runs_dir DIR]``.
+    """``segdet bench FILE``: see ``--help``.
 
     Returns:
         The exit status, as `bench` has it.
@@ -605,7 +614,9 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the file is at fault, or a run was trained with other settings.
     """
     parser = argparse.ArgumentParser(
-        prog="segdet bench", description="Train, test and compare the runs of an experiment file."
+        prog="segdet bench",
+        allow_abbrev=False,
+        description="Train, test and compare the runs of an experiment file.",
     )
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="experiment file, such as experiments/demo.yaml"

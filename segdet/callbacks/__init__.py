@@ -1,0 +1,1 @@
+"""What watches a run: its folder and record, its progress, its pictures."""

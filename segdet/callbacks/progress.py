@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
+BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
+
 
 def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
     """The losses of the last training step under their logged names, fetched from the device at once.
@@ -39,7 +41,8 @@ def loss_name(part: str) -> str:
 
 
 class StepLogger(pl.Callback):
-    """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps.
+    """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps
+    and at the end of every epoch.
 
     The losses are those of one batch on rank 0. The rates are ``lr``, or ``lr/<n>`` where the
     parameter groups have different ones.
@@ -53,12 +56,14 @@ class StepLogger(pl.Callback):
     ) -> None:
         """Logs, if it is time."""
         step = trainer.global_step
-        if step == self._logged or step % trainer.log_every_n_steps or not trainer.is_global_zero:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = step % every == 0 or trainer.is_last_batch
+        if not due or step == self._logged or not trainer.is_global_zero:
             return
-        self._logged = step  # with accumulated gradients a step ends several batches
+        self._logged = step  # with accumulated gradients several batches end in one step
         values = {**read_losses(pl_module), **_rates(trainer), "epoch": trainer.current_epoch}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics(values, step=step - 1)  # Lightning counts from 0
 
 
 def _rates(trainer: pl.Trainer) -> dict[str, float]:
@@ -187,10 +192,15 @@ class Progress(ProgressBar):
         self._close()
         finite = int(total) if total != float("inf") else None
         self._bar = tqdm(
-            desc=title, total=finite, disable=not self._enabled, file=sys.stderr, dynamic_ncols=True, smoothing=0,
-            leave=True, mininterval=0, miniters=1,
-            bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}] {postfix}",
-        )  # fmt: skip
+            desc=title,
+            total=finite,
+            disable=not self._enabled,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            smoothing=0,
+            mininterval=0,
+            bar_format=BAR,
+        )
         self._next = time.monotonic() + self.interval
         if self._bar.disable:
             self._bar = None

@@ -38,7 +38,8 @@ def provenance(command: str | None = None) -> dict[str, Any]:
         command: The command line; by default that of this process.
 
     Returns:
-        ``command``, ``folder`` (the current one), ``started``, ``git``, ``packages`` and ``hardware``, all plain.
+        ``command``, ``folder`` (the current one), ``started``, ``git``, ``python``, ``packages`` and
+        ``hardware``, in plain types.
     """
     return {
         "command": command_line() if command is None else command,

@@ -30,10 +30,12 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from segdet.benchmark.cost import measure_cost, peak_memory_mb
 from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
+from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
 from segdet.errors import UserError
 
@@ -182,13 +184,16 @@ class RunSettings:
         config: The complete configuration, as YAML.
         resumed: Whether the folder holds a run that goes on.
         command: The subcommand: fit, validate, test or predict.
+        command_line: As it was given.
         seed: The run's seed.
+        sections: The configuration, read; follows from ``config``.
     """
 
     folder: Path
     config: str
     resumed: bool = False
     command: str = "fit"
+    command_line: str = ""
     seed: int = 0
     sections: dict[str, Any] = field(default_factory=dict)
 
@@ -222,8 +227,7 @@ class RunFolder(pl.Callback):
         self.earlier_seconds = 0.0
         self.start: float | None = None
         self.started = now()
-        self.status: Status = "finished"
-        self.interrupted = False
+        self.stopped_by: str | None = None
         self.about: dict[str, Any] = {}
 
     # What is written before the first step.
@@ -233,8 +237,7 @@ class RunFolder(pl.Callback):
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").unlink(missing_ok=True)
-        self.about = provenance() | {
+        self.about = provenance(self.settings.command_line or None) | {
             "seed": self.settings.seed,
             "fingerprint": _fingerprint(trainer),
             "processes": trainer.world_size,
@@ -268,10 +271,11 @@ class RunFolder(pl.Callback):
         if trainer.sanity_checking:
             return
         scores = _scores(trainer, "val/")
-        name, sign = pl_module.monitor, 1 if getattr(pl_module, "monitor_mode", "max") == "max" else -1
+        name = str(pl_module.monitor)
+        sign = 1 if getattr(pl_module, "monitor_mode", "max") == "max" else -1
         self.last = scores
         # A first score counts even if it is not a number, as it does for the checkpoint.
-        better = sign * scores.get(name, float("nan")) > sign * self.best.get(name, float("nan"))  # type: ignore[call-overload]
+        better = sign * scores.get(name, float("nan")) > sign * self.best.get(name, float("nan"))
         if better or name not in self.best or self.best[name] != self.best[name]:
             self.best = scores
 
@@ -302,21 +306,27 @@ class RunFolder(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the record of the training."""
         if trainer.is_global_zero:
-            self._record(trainer, pl_module, "finished").write(self.folder / RECORD_NAME)
+            record = self._record(trainer, pl_module, "finished")
+            record.write(self.folder / RECORD_NAME)
+            self._tell(pl_module, record)
             _tell_notes(trainer)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing of its own; the scores are read when validation has ended."""
+    def _tell(self, pl_module: pl.LightningModule, record: Record) -> None:
+        score = record.metrics.get(str(pl_module.monitor))
+        best = "" if score is None else f"{pl_module.monitor} {score:.4f} at its best, "
+        minutes, seconds = divmod(round(record.cost.train_seconds or 0), 60)
+        took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        sys.stderr.write(f"segdet: {best}{record.epochs} epochs in {took}; see {self.folder}\n")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Writes the record of a run that did not end as it should."""
-        self.interrupted = isinstance(exception, KeyboardInterrupt)
-        stopped = self.interrupted or type(exception).__name__ == "SIGTERMException"
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            self.stopped_by = type(exception).__name__
         fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
         if fit and trainer.is_global_zero and (self.folder / "config.yaml").exists():
-            status: Status = "interrupted" if stopped else "failed"
+            status: Status = "interrupted" if self.stopped_by else "failed"
             self._record(trainer, pl_module, status).write(self.folder / RECORD_NAME)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -346,7 +356,7 @@ class RunFolder(pl.Callback):
             data=self.settings.class_name("data"),
             seed=self.settings.seed,
             status=status,
-            metrics={**self.best, **_losses(pl_module)},
+            metrics={**self.best, **read_losses(pl_module)},
             cost=Cost(
                 parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
                 train_seconds=round(self._seconds(), 2) if trained else None,
@@ -376,21 +386,8 @@ def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
-def _losses(pl_module: pl.LightningModule) -> dict[str, float]:
-    """The losses of the last step."""
-    losses: Mapping[str, Tensor] = getattr(pl_module, "step_losses", None) or {}
-    return {_loss_name(name): float(value) for name, value in losses.items()}
-
-
-def _loss_name(name: str) -> str:
-    """``train/loss`` for the sum, ``train/loss_<part>`` for a part."""
-    if name.startswith("train/"):
-        return name
-    return "train/loss" if name == "loss" else f"train/{name if name.startswith('loss_') else f'loss_{name}'}"
-
-
 def _fingerprint(trainer: pl.Trainer) -> str:
-    data = getattr(trainer, "datamodule", None)
+    data: Any = getattr(trainer, "datamodule", None)
     try:
         return str(data.fingerprint())
     except UserError as error:  # a set that this command does not read may be absent

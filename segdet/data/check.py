@@ -4,10 +4,12 @@ A fault is fatal where training would stop on it. A warning tells of something t
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -65,7 +67,8 @@ class Report:
     Attributes:
         faults: In the order of splits and images.
         images: The number of images of each split.
-        empty: Of them, the number without any object (or without any pixel that counts).
+        empty: Of them, the number without any object (for segmentation: without a pixel of a class
+            besides the background).
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -119,24 +122,17 @@ def check_splits(
         all_splits: Whether these are all splits there are; only then images that no split names are told.
     """
     report = Report()
-    seen: dict[str, dict[str, Path]] = {}
-    digests: dict[str, dict[str, Path]] = {}
+    earlier: dict[str, dict[Path, str | None]] = {}
     for split, reader in readers.items():
         findings = _findings(reader, task, workers, split)
         report.images[split] = len(reader)
         report.empty[split] = sum(finding.empty for finding in findings)
         report.faults.extend(fault for finding in findings for fault in finding.faults)
         paths = [reader.image_path(index) for index in range(len(reader))]
-        report.faults.extend(_repeated(paths, split))
-        shared = _shared(split, paths, seen, "has the name of {other} of the split {split}")
-        report.faults.extend(shared)
-        seen[split] = {path.stem: path for path in paths}
-        named = {fault.path for fault in shared}
-        known = [
-            (finding.digest, path) for finding, path in zip(findings, paths, strict=True) if finding.digest
-        ]
-        report.faults.extend(_same_bytes(split, known, digests, named))
-        digests[split] = dict(known)
+        digests = {path: finding.digest for path, finding in zip(paths, findings, strict=True)}
+        for other, others in earlier.items():
+            report.faults.extend(_shared(split, digests, other, others))
+        earlier[split] = digests
     if all_splits:
         report.faults.extend(_in_no_split(readers))
     return report
@@ -144,8 +140,16 @@ def check_splits(
 
 def _findings(reader: "Reader", task: "Task", workers: int | None, split: str) -> list[_Finding]:
     threads = workers or min(16, os.cpu_count() or 1)
+    # Each thread has its own copy, since a reader may remember the file that it read last.
+    own = threading.local()
+
+    def check_sample(index: int) -> _Finding:
+        if not hasattr(own, "reader"):
+            own.reader = copy.copy(reader)
+        return _check_sample(own.reader, task, index)
+
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda index: _check_sample(reader, task, index), range(len(reader)))
+        found = pool.map(check_sample, range(len(reader)))
         return list(tqdm(found, f"checking {split}", len(reader), unit=" images", delay=0.5))
 
 
@@ -163,23 +167,25 @@ def _check_sample(reader: "Reader", task: "Task", index: int) -> _Finding:
     annotations: list[Path] = []
     try:
         annotations = reader.annotation_paths(index, task)
-        finding.faults.extend(
-            Fault(file, fault, fatal, "mend the annotation" if fatal else "it is handled as said")
-            for file, fault, fatal in reader.faults(index, task)
-        )
+        for file, fault, fatal in reader.faults(index, task):
+            handling = "it is dropped" if "degenerate" in fault else "see that it is meant"
+            finding.faults.append(Fault(file, fault, fatal, "mend the annotation" if fatal else handling))
         annotation = annotations[0] if annotations else path
         if task == "segmentation":
-            _check_mask(reader.mask(index), annotation, path, size, finding)
+            mask = reader.mask(index)
+            finding.empty = not holds_class(mask, reader.mask_names)
+            _check_mask(mask, annotation, path, size, finding)
         else:
             objects = reader.objects(index)
             finding.empty = not len(objects)
+            if size is not None and annotation.suffix.lower() == ".png":
+                _check_drawn(annotation, path, size, finding)
             limits = size or declared
             if limits is not None:
                 _check_objects(objects, annotation, path, limits, reader.class_names, finding)
     except BadSample as error:
-        fault = _fatal(error)
-        if fault not in finding.faults:
-            finding.faults.append(fault)
+        if _fatal(error) not in finding.faults:
+            finding.faults.append(_fatal(error))
     except Exception as error:
         finding.faults.append(_unforeseen(annotations[0] if annotations else path, error))
     return finding
@@ -236,6 +242,17 @@ def _unusual(info: "ImageInfo", turned: bool) -> Iterable[tuple[str, str]]:
         )
 
 
+def _check_drawn(annotation: Path, image: Path, size: tuple[int, int], finding: _Finding) -> None:
+    """Note an annotation that is a picture of its objects but not of its image's size."""
+    from segdet.data.images import image_size
+
+    found = image_size(annotation)
+    if found != size:
+        fault = f"is {_wh(found)} but its image {image.name} {_wh(size)}"
+        remedy = "its boxes are taken to be in pixels of the image: see that they are"
+        finding.faults.append(Fault(annotation, fault, False, remedy))
+
+
 def _check_objects(
     objects: "Objects",
     annotation: Path,
@@ -247,71 +264,57 @@ def _check_objects(
     """Note the boxes that are dropped or clipped."""
     where = "" if annotation.stem == image.stem else f"image {image.name}: "
     _, dropped = clean_objects(objects, size, class_names)
+    # A format that names degenerate boxes does so with the numbers as its file has them.
+    told = any("degenerate" in known.fault for known in finding.faults)
     for phrase in dropped:
+        if told and phrase.endswith("is degenerate"):
+            continue
         finding.faults.append(Fault(annotation, where + phrase, False, "it is dropped"))
     outside = usable(objects, size) & (overhang(objects.boxes, size) > _TOLERANCE)
     for index in np.flatnonzero(outside):
         box, label = objects.boxes[index], int(objects.labels[index])
-        fault = f"{describe_box(box, label, class_names)} reaches beyond the image of {_wh(size)}"
-        finding.faults.append(Fault(annotation, where + fault, False, "it is clipped"))
+        phrase = f"{describe_box(box, label, class_names)} reaches beyond the image of {_wh(size)}"
+        finding.faults.append(Fault(annotation, where + phrase, False, "it is clipped"))
+
+
+def holds_class(mask: np.ndarray, mask_names: Sequence[str]) -> bool:
+    """Whether a mask has a pixel of any class besides background and what is ignored."""
+    from segdet.data.draw import has_background
+
+    counted = mask != 255
+    return bool((counted & (mask != 0)).any() if has_background(mask_names) else counted.any())
 
 
 def _check_mask(
     mask: np.ndarray, annotation: Path, image: Path, size: tuple[int, int] | None, finding: _Finding
 ) -> None:
     """Note a mask that does not fit its image."""
-    finding.empty = bool((mask == 255).all())
     found = mask.shape[0], mask.shape[1]
     if size is not None and found != size:
         fault = f"the mask is {_wh(found)} but its image {image.name} {_wh(size)}"
         finding.faults.append(Fault(annotation, fault, True, "mend or remove the file"))
 
 
-def _repeated(paths: Sequence[Path], split: str) -> Iterable[Fault]:
-    """Images that one split has twice."""
-    counts: dict[Path, int] = {}
-    for path in paths:
-        counts[path] = counts.get(path, 0) + 1
-    for path, count in counts.items():
-        if count > 1:
-            yield Fault(
-                path, f"is {count} times in the split {split}", False, "it counts as often: name it once"
-            )
-
-
 def _shared(
-    split: str, paths: Sequence[Path], seen: Mapping[str, Mapping[str, Path]], fault: str
-) -> list[Fault]:
-    """Images of ``split`` whose name an earlier split has as well."""
-    found = []
-    for other, stems in seen.items():
-        for path in dict.fromkeys(paths):
-            twin = stems.get(path.stem)
-            if twin is None:
-                continue
-            text = f"is in the splits {other} and {split}" if twin == path else ""
-            text = text or fault.format(other=twin.name, split=other)
-            found.append(Fault(path, text, False, "scores on seen images mean little: take it out of one"))
-    return found
-
-
-def _same_bytes(
-    split: str,
-    known: Sequence[tuple[str, Path]],
-    digests: Mapping[str, Mapping[str, Path]],
-    named: set[Path],
+    split: str, digests: Mapping[Path, str | None], other: str, others: Mapping[Path, str | None]
 ) -> Iterable[Fault]:
-    """Images of ``split`` that an earlier split has under another name."""
-    for other, others in digests.items():
-        for digest, path in known:
-            twin = others.get(digest)
-            if twin is not None and path not in named:
-                yield Fault(
-                    path,
-                    f"in {split} is the same file as {twin.name} in {other}",
-                    False,
-                    "scores on seen images mean little: take it out of one",
-                )
+    """Images that two splits share, by path or by content."""
+    twins = {digest: path for path, digest in others.items() if digest is not None}
+    stems = {path.stem for path in others}
+    namesakes = []
+    for path, digest in digests.items():
+        twin = path if path in others else twins.get(digest) if digest else None
+        if twin is not None:
+            alike = "" if twin == path else f", there as {twin.name}"
+            fault = f"is in the splits {other} and {split}{alike}"
+            yield Fault(path, fault, False, "scores on images seen before mean little: take it out of one")
+        elif path.stem in stems:
+            namesakes.append(path)
+    if namesakes:
+        count = len(namesakes)
+        verb = "image has" if count == 1 else "images have"
+        fault = f"{count:,} {verb} the name of another in {other} ({namesakes[0].name})"
+        yield Fault(namesakes[0].parent, fault, False, "the files differ", note=True)
 
 
 def _in_no_split(readers: "Mapping[str, Reader]") -> Iterable[Fault]:

@@ -3,14 +3,25 @@
 Everything here takes and gives RGB, uint8 ``[H, W, 3]``, and draws the same picture from the same input.
 """
 
-from collections.abc import Sequence
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from segdet.data.cleaning import clean_objects
+from segdet.errors import BadSample, UserError
+
+if TYPE_CHECKING:
+    from segdet.data.reader import Reader
+    from segdet.data.sample import Objects, Task
 
 Colour = tuple[int, int, int]
 
@@ -403,3 +414,114 @@ def sheet(
             place = (gap + column * (cell + gap) + cell // 2, start + title_height // 2)
             pen.text(place, text, fill=_FAINT, font=font, anchor="mm")
     return np.asarray(canvas).copy()
+
+
+def picture_of(reader: "Reader", task: "Task", index: int, longest: int | None = None) -> np.ndarray:
+    """Image ``index`` of a reader with its annotation drawn over it.
+
+    Raises:
+        BadSample: If the image or its annotation cannot be read.
+    """
+    from segdet.data.images import read_image
+
+    path = reader.image_path(index)
+    image = read_image(path, reader.declared_size(index))
+    if task == "segmentation":
+        mask = reader.mask(index)
+        if mask.shape != image.shape[:2]:
+            file = next(iter(reader.annotation_paths(index, task)), path)
+            size, of_image = (f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape))
+            raise BadSample(file, f"the mask is {size} but its image {path.name} {of_image}")
+        return draw_mask(image, mask, reader.mask_names, longest=longest, legend=False)
+    objects = _objects_to_draw(reader, task, index, (image.shape[0], image.shape[1]))
+    return draw_boxes(
+        image, objects.boxes, objects.labels, reader.class_names, crowd=objects.iscrowd, longest=longest
+    )
+
+
+def _objects_to_draw(reader: "Reader", task: "Task", index: int, size: tuple[int, int]) -> "Objects":
+    """The objects that the task is about, clipped to the image of ``size``."""
+    objects, _ = clean_objects(reader.objects(index), size, reader.class_names)
+    if task == "localization":
+        from segdet.data.dataset import dominant_object
+
+        dominant = dominant_object(objects)
+        objects = objects.select(np.array([] if dominant is None else [dominant], np.int64))
+    return objects
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``segdet data show ROOT``: returns the exit status."""
+    from segdet.data.formats import CommandParser, run
+
+    parser = CommandParser("segdet data show", "Draw annotated samples of a dataset on one sheet.")
+    parser.add_dataset_arguments()
+    parser.add_argument("--count", type=int, default=12, help="how many, taken at random (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default 0)")
+    parser.add_argument(
+        "--index", type=int, nargs="+", metavar="I", help="these samples of the first split, from 0"
+    )
+    parser.add_argument("--cell", type=int, default=400, help="pixels a picture is wide (default 400)")
+    parser.add_argument("--columns", type=int, help="pictures in a row")
+    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="(default sheet.png)")
+    return run(parser, argv, _show)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from segdet.data.formats import dataset_from
+
+    for option, least in (("count", 1), ("cell", 64), ("columns", 1)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: must be {least} or more")
+    if arguments.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--output {arguments.output}: must end in .png or .jpg")
+    dataset = dataset_from(arguments)
+    readers = {split: dataset.open(split) for split in dataset.splits}
+    chosen = _choose(readers, arguments.index, arguments.count, arguments.seed)
+    pictures, titles = [], []
+    for split, index in tqdm(chosen, "drawing", unit=" images", delay=2.0):
+        reader = readers[split]
+        pictures.append(picture_of(reader, dataset.task, index, arguments.cell))
+        titles.append(f"{split} {index}: {reader.image_path(index).name}")
+    legend = _sheet_legend(readers, chosen, dataset.task)
+    total = sum(len(reader) for reader in readers.values())
+    heading = f"{dataset.root.name}: {len(chosen)} of {total:,} images ({dataset.task})"
+    page = sheet(pictures, titles, arguments.columns, arguments.cell, heading=heading, legend=legend)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(page).save(arguments.output)
+    sys.stdout.write(f"{arguments.output}\n")
+    return 0
+
+
+def _choose(
+    readers: "Mapping[str, Reader]", indices: Sequence[int] | None, count: int, seed: int
+) -> list[tuple[str, int]]:
+    """The samples to draw: those asked for, or ``count`` at random, in the dataset's order."""
+    if indices is not None:
+        split, reader = next(iter(readers.items()))
+        for index in indices:
+            if not 0 <= index < len(reader):
+                raise UserError(f"--index {index}: the split {split} has the samples 0 to {len(reader) - 1}")
+        return [(split, index) for index in indices]
+    everything = [(split, index) for split, reader in readers.items() for index in range(len(reader))]
+    if not everything:
+        raise UserError(f"the split {', '.join(readers)} holds no image; choose another --split")
+    places = np.random.default_rng(seed).permutation(len(everything))[:count]
+    return [everything[place] for place in sorted(places.tolist())]
+
+
+def _sheet_legend(
+    readers: "Mapping[str, Reader]", chosen: Sequence[tuple[str, int]], task: "Task"
+) -> list[tuple[str, Colour | None]]:
+    """The classes seen on a sheet: those of masks with the hatching, or of boxes."""
+    reader = next(iter(readers.values()))
+    if task == "segmentation":
+        seen = np.concatenate([np.unique(readers[split].mask(index)) for split, index in chosen])
+        legend = mask_legend(np.unique(seen), reader.mask_names)
+        names = [*reader.mask_names, "ignored"]
+        return sorted(legend, key=lambda entry: names.index(entry[0]) if entry[0] in names else -1)
+    anywhere = (1 << 30, 1 << 30)
+    drawn = [_objects_to_draw(readers[split], task, index, anywhere).labels for split, index in chosen]
+    labels = np.unique(np.concatenate(drawn)).tolist()
+    return [(reader.class_names[label - 1], colour_of(label)) for label in labels]

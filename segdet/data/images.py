@@ -10,9 +10,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
+import simplejpeg
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from segdet.errors import BadSample
 
@@ -20,6 +19,7 @@ _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION = 0x0112
+_AGAIN = "fetch or export it again"
 
 # What PIL raises on files that are not what they begin as, over all of its formats.
 _PIL_ERRORS = (
@@ -187,14 +187,15 @@ def _decode_jpeg(path: Path | str, data: np.ndarray) -> np.ndarray:
         # header will do: cameras and editors append what they like to a whole image.
         content = data.tobytes()
         if content.find(_END_OF_IMAGE, _start_of_scan(content)) < 0:
-            raise BadSample(path, "torn JPEG: the end of the image is missing", "fetch or export it again")
+            raise BadSample(path, "torn JPEG: the end of the image is missing", _AGAIN)
     try:
-        image = decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        reason = (str(error).splitlines() or [""])[0].rpartition(", ")[2]
-        raise BadSample(path, f"torn or broken JPEG ({reason})", "fetch or export it again") from None
-    # The decoder's tensor is a view of height x width x channel memory, so this costs nothing.
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        reason = str(error)
+    if "remature" in reason or "Huffman code" in reason:
+        raise BadSample(path, f"torn JPEG ({reason})", _AGAIN)
+    # Stray bytes between markers and rare kinds of JPEG, which do not cost any pixels.
+    return _decode_other(path, data)
 
 
 def _start_of_scan(content: bytes) -> int:
@@ -219,13 +220,13 @@ def _decode_png(path: Path | str, data: np.ndarray, flags: int) -> np.ndarray:
     _check_png_end(path, data)
     image = cv2.imdecode(data, flags)
     if image is None:
-        raise BadSample(path, "broken PNG: its data cannot be decoded", "fetch or export it again")
+        raise BadSample(path, "broken PNG: its data cannot be decoded", _AGAIN)
     return image
 
 
 def _check_png_end(path: Path | str, data: np.ndarray) -> None:
     if data[-8:-4].tobytes() != b"IEND" and data.tobytes().rfind(b"IEND") < 0:
-        raise BadSample(path, "torn PNG: the end of the image is missing", "fetch or export it again")
+        raise BadSample(path, "torn PNG: the end of the image is missing", _AGAIN)
 
 
 def _decode_other(path: Path | str, data: np.ndarray) -> np.ndarray:
@@ -238,9 +239,7 @@ def _decode_other(path: Path | str, data: np.ndarray) -> np.ndarray:
     try:
         return np.array(image.convert("RGB"))
     except _PIL_ERRORS as error:
-        raise BadSample(
-            path, f"torn or broken {image.format} ({error})", "fetch or export it again"
-        ) from None
+        raise BadSample(path, f"torn or broken {image.format} ({error})", _AGAIN) from None
 
 
 def _open(path: Path | str, data: np.ndarray | None = None) -> Image.Image:
@@ -260,9 +259,7 @@ def _pixels(path: Path | str, image: Image.Image) -> np.ndarray:
     try:
         return np.array(image)
     except _PIL_ERRORS as error:
-        raise BadSample(
-            path, f"torn or broken {image.format} ({error})", "fetch or export it again"
-        ) from None
+        raise BadSample(path, f"torn or broken {image.format} ({error})", _AGAIN) from None
 
 
 def _no_indices(path: Path | str, found: str) -> BadSample:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -71,21 +71,23 @@ class Scene:
 
 
 class Scenes(Sequence[Scene]):
-    """Scenes ``start``..``start + count - 1`` of a seed, each drawn when it is asked for."""
+    """The scenes of a seed at ``indices``, each drawn when it is asked for."""
 
-    def __init__(self, seed: int, start: int, count: int, size: tuple[int, int] = (128, 128)) -> None:
-        self.seed, self.start, self.count, self.size = seed, start, count, size
+    def __init__(self, seed: int, indices: range, size: tuple[int, int] = (128, 128)) -> None:
+        self.seed, self.indices, self.size = seed, indices, size
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.indices)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        """Scene ``index``, or the scenes of a slice as a list."""
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Scenes": ...
+    def __getitem__(self, index: int | slice) -> "Scene | Scenes":
+        """The scene at a position, or the scenes of a slice."""
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
-        if not -self.count <= index < self.count:
-            raise IndexError(index)
-        return draw_scene(self.seed, self.start + index % self.count, self.size)
+            return Scenes(self.seed, self.indices[index], self.size)
+        return draw_scene(self.seed, self.indices[index], self.size)
 
 
 class _Layer(NamedTuple):
@@ -172,7 +174,7 @@ def _stroke(rng: np.random.Generator, r: int) -> Polygons:
     wide = max(24, r * int(rng.integers(8, 20)) // 100)
     bend = r * int(rng.integers(30, 70)) // 100
     upper = _points((-r, -wide), (0, bend - wide), (r, -wide))
-    return [np.concatenate([upper, upper[::-1] + [0, 2 * wide]])]
+    return [np.concatenate([upper, upper[::-1] + np.array([0, 2 * wide])])]
 
 
 def _corner(rng: np.random.Generator, r: int) -> Polygons:
@@ -202,7 +204,9 @@ def _pentagon(rng: np.random.Generator, r: int) -> Polygons:
 
 
 def _blob(rng: np.random.Generator, r: int) -> Polygons:
-    knots = rng.integers(45, 101, 7)
+    knots = rng.integers(75, 101, 7)
+    dent = int(rng.integers(0, 7))
+    knots[[dent, (dent + 3) % 7]] = rng.integers(30, 56, 2)  # or it could pass for a circle
     angle = np.arange(35)
     low, part = angle // 5, angle % 5
     ease = np.array([0, 10, 35, 65, 90])[part]
@@ -327,21 +331,43 @@ def _contrasting(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarra
 # --------------------------------------------------------------------------------------------- scenes
 
 
+class _Ledger:
+    """Which part of the image belongs to whom, and how much of it each owner cannot do without."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.owner = np.zeros(size, np.int32)
+        self.needed: list[int] = []
+        self.visible: list[int] = []
+
+    def spares(self, covered: np.ndarray) -> bool:
+        """Whether pixels ``covered`` (bool ``[H, W]``) can be taken from their owners."""
+        lost = np.bincount(self.owner[covered], minlength=len(self.needed) + 1)[1:]
+        return all(
+            gone == 0 or seen - gone >= needed
+            for gone, seen, needed in zip(lost.tolist(), self.visible, self.needed, strict=True)
+        )
+
+    def take(self, covered: np.ndarray, needed: int = 0) -> None:
+        """Give pixels ``covered`` to a new owner who needs some of them, or to nobody."""
+        if needed:
+            self.needed.append(needed)
+        self.owner[covered] = len(self.needed) if needed else 0
+        self.visible = np.bincount(self.owner.ravel(), minlength=len(self.needed) + 1)[1:].tolist()
+
+
 class _Canvas:
-    """An image under construction, with the id of the object at each pixel."""
+    """An image under construction, with the objects and the holes of the rings in it."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng = rng
         self.height, self.width = size
         self.image = _palette(rng).astype(np.int32)[_field(rng, *size)]
-        self.instances = np.zeros(size, np.int32)
+        self.objects, self.holes = _Ledger(size), _Ledger(size)
         self.light = int(rng.integers(0, _TURN))
         self.labels: list[int] = []
         self.crowd: list[bool] = []
         self.area: list[int] = []
-        self.needed: list[int] = []
         self.inside: list[int] = []
-        self.visible: list[int] = []
 
     def window(self, layer: _Layer) -> tuple[slice, slice, np.ndarray] | None:
         """The part of the image under ``layer`` and the coverage there, or None if it is outside."""
@@ -353,19 +379,13 @@ class _Canvas:
         part = layer.coverage[top - layer.y : bottom - layer.y, left - layer.x : right - layer.x]
         return slice(top, bottom), slice(left, right), part
 
-    def admits(self, covered: np.ndarray, needed: int) -> bool:
-        """Whether pixels ``covered`` (bool ``[H, W]``) may be painted.
-
-        At least ``needed`` of them must lie inside the image, and all objects that are there must
-        stay as visible as they need to be.
-        """
-        if int(covered.sum()) < needed:
-            return False
-        lost = np.bincount(self.instances[covered], minlength=len(self.labels) + 1)[1:]
-        return all(
-            gone == 0 or seen - gone >= needed
-            for gone, seen, needed in zip(lost.tolist(), self.visible, self.needed, strict=True)
-        )
+    def covered(self, layers: list[_Layer]) -> np.ndarray:
+        """The pixels of the image that ``layers`` take: bool ``[H, W]``."""
+        covered = np.zeros((self.height, self.width), bool)
+        for layer in layers:
+            if (window := self.window(layer)) is not None:
+                covered[window[0], window[1]] |= window[2] >= 8
+        return covered
 
     def ground(self) -> None:
         """Give the ground beyond a line across the image, straight or bent, a texture of its own.
@@ -375,15 +395,12 @@ class _Canvas:
         rng = self.rng
         angle, scale = int(rng.integers(0, _TURN)), min(self.height, self.width)
         y, x = (
-            (np.arange(self.height) * 16 - 8 * self.height)[:, None],
+            np.arange(self.height)[:, None] * 16 - 8 * self.height,
             np.arange(self.width) * 16 - 8 * self.width,
         )
         u, v = (x * _COS[angle] + y * _SIN[angle]) // _ONE, (y * _COS[angle] - x * _SIN[angle]) // _ONE
-        u = (
-            u
-            + v * v * int(rng.integers(-4, 5)) // (64 * scale)
-            - int(rng.integers(-6 * scale, 6 * scale + 1))
-        )
+        bend, away = int(rng.integers(-3, 4)), int(rng.integers(-6 * scale, 6 * scale + 1))
+        u = u + v * v * bend // (96 * scale) - away
         field = _field(rng, self.height, self.width)
         everywhere = slice(None)
         self._blend(everywhere, everywhere, np.clip(u + 8, 0, 16), _palette(rng)[field])
@@ -392,7 +409,7 @@ class _Canvas:
         under = self.image[rows, columns]
         under += ((colour - under) * coverage[..., None].astype(np.int32)) >> 4
 
-    def paint(self, layer: _Layer, instance: int) -> None:
+    def paint(self, layer: _Layer) -> None:
         """Paint ``layer`` with a texture, shaded by the light, with a rim and a shadow on the ground."""
         if (window := self.window(layer)) is None:
             return
@@ -423,30 +440,36 @@ class _Canvas:
         edge = np.clip(solid - rim, 0, 16) * int(rng.integers(0, 5))
         colour = (palette[field] * (shade + edge)[..., None]) >> 8
         self._blend(rows, columns, coverage, np.clip(colour, 0, 255).astype(np.int32))
-        self.instances[rows, columns][inside] = instance
 
-    def place(self, layers: list[_Layer], label: int, crowd: bool = False) -> bool:
-        """Add ``layers`` as one object of class ``label`` (0: a distractor) if there is room for it."""
-        covered = np.zeros((self.height, self.width), bool)
-        for layer in layers:
-            if (window := self.window(layer)) is not None:
-                covered[window[0], window[1]] |= window[2] >= 8
-        area = _union_area(layers)
+    def place(
+        self, layers: list[_Layer], label: int = 0, *, hole: _Layer | None = None, crowd: bool = False
+    ) -> bool:
+        """Add ``layers`` as one object of class ``label`` (0: a distractor) if there is room for it.
+
+        There is room if enough of the object lies inside the image and enough of all others stays
+        visible. A ring also keeps a quarter of its ``hole`` open, without which it would be a circle.
+        """
+        covered = self.covered(layers)
+        area, inside = _union_area(layers), int(covered.sum())
         # A cluster of which little is seen is no cluster any more: it needs more than half.
         needed = max(MIN_VISIBLE, -(-area * (7 if crowd else 3) // 12)) if label else 0
-        if not self.admits(covered, needed):
+        opening = self.covered([hole]) if hole else np.zeros_like(covered)
+        opening_needed = -(-hole.area // 4) if hole else 0
+        if inside < needed or int(opening.sum()) < opening_needed:
             return False
-        instance = 0
+        if not self.objects.spares(covered) or not self.holes.spares(covered):
+            return False
+        self.objects.take(covered, needed)
+        self.holes.take(covered)
+        if hole:
+            self.holes.take(opening, opening_needed)
         if label:
             self.labels.append(label)
             self.crowd.append(crowd)
             self.area.append(area)
-            self.needed.append(needed)
-            self.inside.append(int(covered.sum()))
-            instance = len(self.labels)
+            self.inside.append(inside)
         for layer in layers:
-            self.paint(layer, instance)
-        self.visible = np.bincount(self.instances.ravel(), minlength=len(self.labels) + 1)[1:].tolist()
+            self.paint(layer)
         return True
 
     def scene(self) -> Scene:
@@ -465,12 +488,12 @@ class _Canvas:
         labels = np.array(self.labels, np.int64)
         return Scene(
             image=image,
-            instances=self.instances,
-            boxes=_tight_boxes(self.instances, len(labels)),
+            instances=self.objects.owner,
+            boxes=_tight_boxes(self.objects.owner, len(labels)),
             labels=labels,
             crowd=np.array(self.crowd, bool),
             truncated=np.array(self.inside, int) < np.array(self.area, int),
-            occluded=np.array(self.visible, int) < np.array(self.inside, int),
+            occluded=np.array(self.objects.visible, int) < np.array(self.inside, int),
         )
 
 
@@ -540,7 +563,6 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
     canvas = _Canvas(rng, size)
-    height, width = size
     scale = min(size)
 
     for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2]))):
@@ -554,7 +576,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     else:
         count, largest = int(rng.integers(1, 5)), 44
     sizes = [_log_uniform(rng, 10, max(12, largest * scale // 128)) for _ in range(count)]
-    if count and rng.integers(0, 100) < 52:
+    if count and rng.integers(0, 100) < 58:
         sizes[0] = _log_uniform(rng, max(14, 42 * scale // 128), 80 * scale // 128)
     if rng.integers(0, 4):
         sizes.sort(reverse=True)
@@ -568,8 +590,9 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
         label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
         diameter = max(diameter, 16 * _SMALLEST[SHAPES_CLASSES[label - 1]])
         for _ in range(6):
-            polygons = _FORMS[label - 1](rng, diameter // 2)
-            if canvas.place([_rasterize(_anywhere(canvas, polygons, diameter))], label):
+            polygons = _anywhere(canvas, _FORMS[label - 1](rng, diameter // 2), diameter)
+            hole = _rasterize(polygons[1:]) if polygons[1:] else None
+            if canvas.place([_rasterize(polygons)], label, hole=hole):
                 break
     for _ in range(int(rng.integers(0, 3)) if chance else 0):
         _place_distractor(canvas)
@@ -592,7 +615,7 @@ def _place_distractor(canvas: _Canvas) -> None:
     diameter = _log_uniform(rng, 14, 64 * min(canvas.height, canvas.width) // 128)
     for _ in range(3):
         polygons = _DISTRACTORS[int(rng.integers(0, len(_DISTRACTORS)))](rng, diameter // 2)
-        if canvas.place([_rasterize(_anywhere(canvas, polygons, diameter))], 0):
+        if canvas.place([_rasterize(_anywhere(canvas, polygons, diameter))]):
             return
 
 
@@ -663,10 +686,19 @@ def make_shapes(
         raise UserError(f"size: {size[0]}x{size[1]} is out of range; give a height and width from 64 to 4096")
     if seed < 0:
         raise UserError(f"seed: {seed} is negative; give 0 or more")
-    settings = {"format": format, **counts, "size": list(size), "seed": seed, "version": _VERSION}
+    settings: dict[str, object] = {
+        "format": format,
+        **counts,
+        "size": list(size),
+        "seed": seed,
+        "version": _VERSION,
+    }
     if _is_made(root, settings):
         return root
-    splits = {name: Scenes(seed, _FIRST_INDEX[name], count, size) for name, count in counts.items()}
+    splits = {
+        name: Scenes(seed, range(_FIRST_INDEX[name], _FIRST_INDEX[name] + count), size)
+        for name, count in counts.items()
+    }
     try:
         _WRITERS[format](
             root,

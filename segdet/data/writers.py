@@ -197,72 +197,68 @@ def _appearing(root: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_Write = Callable[[str, int, int, "Scene"], Any]
+_Chunk = tuple[str, range, int]  # split, positions in it, running number of the first
+
+
 def _write_scenes(
-    splits: Mapping[str, Sequence["Scene"]],
-    write: Callable[[str, int, int, "Scene"], Any],
-    workers: int,
-    progress: bool,
-    root: Path,
+    splits: Mapping[str, Sequence["Scene"]], write: _Write, workers: int, progress: bool, root: Path
 ) -> dict[str, list[Any]]:
     """Call ``write(split, position in it, running number from 1, scene)`` for all; results by split."""
-    chunks: list[tuple[str, int, int, int]] = []
+    chunks: list[_Chunk] = []
     number = 1
     for split, scenes in splits.items():
-        chunks += [
-            (split, start, min(start + 16, len(scenes)), number + start)
-            for start in range(0, len(scenes), 16)
-        ]
+        for start in range(0, len(scenes), 16):
+            chunks.append((split, range(start, min(start + 16, len(scenes))), number + start))
         number += len(scenes)
     results: dict[str, list[Any]] = {split: [] for split in splits}
     bar = tqdm(total=number - 1, desc=f"writing {root.name}", unit="image", disable=not progress)
-    with bar, _mapping(workers if number > _POOL_FROM else 1) as mapping:
-        calls = [
-            partial(_write_chunk, write, splits[split], split, start, stop, first)
-            for split, start, stop, first in chunks
-        ]
-        for (split, *_), done in zip(chunks, mapping(_call, calls), strict=True):
+    with bar, _mapping(splits, write, workers if number > _POOL_FROM else 1) as mapping:
+        for (split, *_), done in zip(chunks, mapping(chunks), strict=True):
             results[split] += done
             bar.update(len(done))
     return results
 
 
-def _call(function: Callable[[], list[Any]]) -> list[Any]:
-    return function()
-
-
-def _write_chunk(
-    write: Callable[[str, int, int, "Scene"], Any],
-    scenes: Sequence["Scene"],
-    split: str,
-    start: int,
-    stop: int,
-    number: int,
-) -> list[Any]:
-    return [write(split, at, number + at - start, scenes[at]) for at in range(start, stop)]
-
-
 @contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Any]]:
-    """`map`, over a pool of processes if there are to be several."""
+def _mapping(
+    splits: Mapping[str, Sequence["Scene"]], write: _Write, workers: int
+) -> Iterator[Callable[[Sequence[_Chunk]], Iterator[list[Any]]]]:
+    """`_write_chunk` over chunks in their order, in a pool of processes if there are to be several."""
     if workers <= 1:
-        yield map
+        yield partial(map, partial(_write_chunk, splits, write))
         return
     # A forked child has everything imported; a fresh one would first import the whole stack.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     with warnings.catch_warnings():
         # The children call NumPy, Pillow and OpenCV on small arrays only, which starts no thread.
-        warnings.filterwarnings("ignore", message=".*use of fork\\(\\).*", category=DeprecationWarning)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _leave_signals)
+        warnings.filterwarnings("ignore", message=r".*use of fork\(\).*", category=DeprecationWarning)
+        context = multiprocessing.get_context(method)
+        # What is to be written goes with the process, once, and not with each of its chunks.
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (splits, write))
         try:
-            yield pool.map
+            yield partial(pool.map, _write_chunk_here)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_signals() -> None:
-    """In a child: the parent answers an interrupt, and one thread per process is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _write_chunk(splits: Mapping[str, Sequence["Scene"]], write: _Write, chunk: _Chunk) -> list[Any]:
+    split, positions, first = chunk
+    return [write(split, at, number, splits[split][at]) for number, at in enumerate(positions, first)]
+
+
+_here: list[Any] = []  # in a worker process: the splits and how to write them
+
+
+def _start_worker(splits: Mapping[str, Sequence["Scene"]], write: _Write) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt
     cv2.setNumThreads(0)
+    _here[:] = [splits, write]
+
+
+def _write_chunk_here(chunk: _Chunk) -> list[Any]:
+    splits, write = _here
+    return _write_chunk(splits, write, chunk)
 
 
 def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:

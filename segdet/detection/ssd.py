@@ -34,6 +34,7 @@ class SSD(Detector):
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
         weights: See there.
+        backbone_options: See there.
         strides: The backbone's maps that carry default boxes.
         extra_maps: How many maps follow, each half the size of the one before.
         width: The channels of those, and of all maps after a 1x1 convolution when ``top_down``.
@@ -55,6 +56,7 @@ class SSD(Detector):
         class_names: list[str],
         backbone: str = "resnet18",
         weights: str | bool | None = None,
+        backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
         extra_maps: int = 2,
         width: int = 128,
@@ -74,7 +76,7 @@ class SSD(Detector):
         self.detections_per_class = detections_per_class
         self.detections_per_image = detections_per_image
         self.negatives_per_positive = negatives_per_positive
-        self.backbone = build_backbone(backbone, weights, strides)
+        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         channels = list(self.backbone.channels)
         self.laterals = nn.ModuleList()
         self.smooth = nn.ModuleList()

@@ -27,6 +27,7 @@ class BoxHead(Localizer):
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
         weights: See there.
+        backbone_options: See there.
         stride: The stride of the features that the heads stand on.
         grid: Their side after pooling.
         width: The units of the hidden layer of either head.
@@ -42,6 +43,7 @@ class BoxHead(Localizer):
         class_names: list[str],
         backbone: str = "resnet18",
         weights: str | bool | None = None,
+        backbone_options: dict[str, Any] | None = None,
         stride: int = 32,
         grid: int = 4,
         width: int = 256,
@@ -52,7 +54,7 @@ class BoxHead(Localizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        self.backbone = build_backbone(backbone, weights, [stride])
+        self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.grid = grid
         self.per_class = per_class
         self.box_loss = box_loss

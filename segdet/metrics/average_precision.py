@@ -225,7 +225,7 @@ class Evaluation:
         # Those that count, then the larger overlap, then the later object: the first that is free is the one.
         order = np.lexsort((-objects, -share, outside[objects], found, places[found]))
         found, objects, share = found[order], objects[order], share[order]
-        allowed = share >= np.minimum(_IOUS, 1 - 1e-10)[:, None]
+        allowed = share >= _IOUS[:, None]
         for step in _runs(places[found]):
             candidates = objects[step]
             free = allowed[:, step] & (~taken[:, candidates] | truth.ignored[candidates])

@@ -116,21 +116,15 @@ class DetectionScores(Scores):
         return self.numbers(evaluation.coco() | evaluation.voc())
 
     def _gathered(self) -> tuple[Found, Truth]:
-        """All boxes, sorted by image id so that no order of arrival can matter."""
+        """All boxes with their image's id, each image once."""
         images, found, truth = (self.joined(state).cpu().numpy() for state in ("images", "found", "truth"))
         found, truth = found.astype(np.float64), truth.astype(np.float64)
         once = np.zeros(len(images), bool)
         once[np.unique(images[:, 0], return_index=True)[1]] = True
-
-        def by_image(rows: np.ndarray, counts: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            image, keep = np.repeat(images[:, 0], counts), keep & np.repeat(once, counts)
-            image, rows = image[keep], rows[keep]
-            order = np.argsort(image, kind="stable")
-            return image[order], rows[order]
-
-        finite = np.isfinite(found).all(1)
-        found_images, found = by_image(found, images[:, 1], finite)
-        truth_images, truth = by_image(truth, images[:, 2], np.ones(len(truth), bool))
+        keep = np.repeat(once, images[:, 1]) & np.isfinite(found).all(1)
+        found_images, found = np.repeat(images[:, 0], images[:, 1])[keep], found[keep]
+        keep = np.repeat(once, images[:, 2])
+        truth_images, truth = np.repeat(images[:, 0], images[:, 2])[keep], truth[keep]
         for side, labels in (("prediction", found[:, 5]), ("target", truth[:, 4])):
             wrong = (labels < 1) | (labels > len(self.class_names))
             if wrong.any():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -46,6 +47,7 @@ def backbone(
     weights: str | bool | None = None,
     strides: Sequence[int] | None = None,
     output_stride: int | None = None,
+    **options: Any,
 ) -> Backbone:
     """A backbone by its name.
 
@@ -57,14 +59,18 @@ def backbone(
             default ones; null or false for random ones.
         strides: The strides wanted; all there are when null.
         output_stride: The greatest stride, kept by dilated convolutions (timm networks that can).
+        options: Further arguments of the library's constructor, such as ``channels=[32, 64, 128, 256]`` for a
+            narrow ResNet of timm's.
 
     Raises:
         UserError: If there is no such network, it has no such stride, or the weights cannot be had.
     """
     if name.startswith("torchvision:"):
-        network = _from_torchvision(name.removeprefix("torchvision:"), weights)
+        network = _from_torchvision(name.removeprefix("torchvision:"), weights, options)
     else:
-        network = _from_timm(name, weights, output_stride)
+        if output_stride is not None:
+            options["output_stride"] = output_stride
+        network = _from_timm(name, weights, options)
     if strides is None:
         return network
     missing = sorted(set(strides) - set(network.strides))
@@ -98,31 +104,31 @@ class _Values(nn.Module):
         return list(self.extractor(images).values())
 
 
-def _from_timm(name: str, weights: str | bool | None, output_stride: int | None) -> Backbone:
+def _from_timm(name: str, weights: str | bool | None, options: dict[str, Any]) -> Backbone:
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name, timm.list_models(), 1) or ["resnet18"]
         raise UserError(f"backbone {name}: timm has no such model; did you mean {near[0]}?")
-    options = {} if output_stride is None else {"output_stride": output_stride}
     named = isinstance(weights, str) and not _is_file(weights)
     model = f"{name.split('.')[0]}.{weights}" if named else name
     try:
         body = timm.create_model(model, features_only=True, pretrained=named or weights is True, **options)
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ConnectionError) as error:
+    except TypeError as error:
+        raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
+    except (OSError, RuntimeError) as error:
         raise UserError(_no_weights(name, error)) from error
     if isinstance(weights, str) and not named:
         _load(body, name, Path(weights))
     return Backbone(body, body.feature_info.channels(), body.feature_info.reduction())
 
 
-def _from_torchvision(name: str, weights: str | bool | None) -> Backbone:
+def _from_torchvision(name: str, weights: str | bool | None, options: dict[str, Any]) -> Backbone:
     if name not in torchvision.models.list_models(module=torchvision.models):
         near = get_close_matches(name, torchvision.models.list_models(module=torchvision.models), 1) or ["resnet18"]
         raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near[0]}?")
     named = weights is True or (isinstance(weights, str) and not _is_file(weights))
     try:
-        model = torchvision.models.get_model(name, weights=("DEFAULT" if weights is True else weights) if named else None)
+        wanted = ("DEFAULT" if weights is True else weights) if named else None
+        model = torchvision.models.get_model(name, weights=wanted, **options)
     except (KeyError, ValueError, AttributeError) as error:
         choices = [w.name for w in torchvision.models.get_model_weights(name)]
         raise UserError(f"backbone torchvision:{name}: no weights {weights!r}; it has {choices}") from error

@@ -4,7 +4,6 @@ Imports no torch, so that a table is there at once.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -35,6 +34,11 @@ class Row:
 
     name: str
     records: list[Record]
+
+    @property
+    def seeds(self) -> str:
+        """The seeds, in order."""
+        return ", ".join(map(str, sorted(record.seed for record in self.records)))
 
     def values(self, of: Callable[[Record], float | None]) -> list[float]:
         """What ``of`` says of each seed's record, without those it says None of."""
@@ -122,7 +126,7 @@ def table(records: Sequence[Record], sort: str | None = None) -> str:
         parts.append("Not finished: " + ", ".join(f"{r.name} ({r.status})" for r in rest) + ".")
     if finished:
         parts += [_legend(finished), _hardware(finished), _commands(finished)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _rows(records: Iterable[Record]) -> list[Row]:
@@ -159,8 +163,8 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
         texts["backbone"] = lambda row: row.records[0].backbone or "-"
     if len({row.records[0].data for row in rows}) > 1:
         texts["data"] = lambda row: row.records[0].data
-    if any(len(row.records) > 1 for row in rows):
-        texts["seeds"] = lambda row: ", ".join(str(s) for s in sorted(r.seed for r in row.records))
+    if any(len(row.records) > 1 for row in rows) or len({row.seeds for row in rows}) > 1:
+        texts["seeds"] = lambda row: row.seeds
     heading = [*texts, *(c.title for c in columns)]
     lines = [
         [*(text(row).replace("|", "\\|") for text in texts.values()), *(c.cell(row) for c in columns)]
@@ -220,18 +224,20 @@ def _hardware(records: list[Record]) -> str:
 
 
 def _said(hardware: dict[str, Any]) -> str:
-    """A machine in words: ``cpu X, cores 2``."""
-    shown = {key: value for key, value in hardware.items() if value not in (None, "", [], {})}
-    return ", ".join(
-        f"{key} {value if isinstance(value, str | int | float) else json.dumps(value)}"
-        for key, value in shown.items()
-    )
+    """A machine in words: ``2 x NVIDIA H200, Intel Xeon (16 cores), 2 processes``."""
+    gpus = [str(gpu) for gpu in hardware.get("gpus") or []]
+    parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
+    if cpu := hardware.get("cpu"):
+        parts.append(f"{cpu} ({hardware['cores']} cores)" if hardware.get("cores") else str(cpu))
+    if (processes := hardware.get("processes") or 1) != 1:
+        parts.append(f"{processes} processes")
+    return ", ".join(parts)
 
 
 def _commands(records: list[Record]) -> str:
     """The command of each line's first seed."""
-    commands = [row.records[0].command for row in _rows(records)]
-    return "```\n" + "\n".join(command for command in commands if command) + "\n```"
+    commands = [row.records[0].command for row in _rows(records) if row.records[0].command]
+    return "\n".join(["Commands:", "", "```", *commands, "```"]) if commands else ""
 
 
 def find(directories: Sequence[Path]) -> tuple[list[Record], list[str]]:
@@ -289,7 +295,9 @@ def main(argv: Sequence[str]) -> int:
         UserError: If a directory is missing or holds no run at all.
     """
     parser = argparse.ArgumentParser(
-        prog="segdet report", description="Tabulate the results of runs, one Markdown table for each task."
+        prog="segdet report",
+        allow_abbrev=False,
+        description="Tabulate the results of runs, one Markdown table for each task.",
     )
     parser.add_argument(
         "directories", nargs="+", type=Path, metavar="DIR", help="searched for result.json files"

@@ -30,6 +30,7 @@ class FCN(Segmenter):
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
         weights: See there.
+        backbone_options: See there.
         strides: The strides of the maps that are added.
         width: The channels that they are added in.
         dropout: The rate before the classifier.
@@ -41,13 +42,14 @@ class FCN(Segmenter):
         class_names: list[str],
         backbone: str = "resnet18",
         weights: str | bool | None = None,
+        backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [4, 8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
         width: int = 64,
         dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        self.backbone = build_backbone(backbone, weights, strides)
+        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.laterals = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
             for channels in self.backbone.channels

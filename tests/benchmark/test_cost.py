@@ -30,7 +30,8 @@ class Windows(nn.Module):
 
 def test_flops_passes_and_parameters_are_those_counted_by_hand() -> None:
     model = Windows()
-    cost = measure_cost(model, torch.zeros(1, 3, 16, 32, dtype=torch.uint8), repeats=3)
+    with torch.inference_mode():  # in which Lightning tests
+        cost = measure_cost(model, torch.zeros(1, 3, 16, 32, dtype=torch.uint8), repeats=3)
     windows = 2 * 4
     assert cost.passes_per_image == windows
     assert cost.flops == windows * 2 * (8 * 8 * 4 * 3 * 3 * 3 + 4 * 8 * 8 * 5)

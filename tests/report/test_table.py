@@ -20,7 +20,7 @@ FCN = Record(
     status="finished",
     metrics={"val/miou": 0.7, "test/miou": 0.5, "test/pixel_acc": 0.9},
     cost=Cost(11_200_000, 1_234_000_000, 12.34, 1.0, 61.0),
-    hardware={"cpu": "X", "cores": 2, "gpu": None},
+    hardware={"cpu": "X", "cores": 2, "gpus": [], "host": "secret", "processes": 1},
     fingerprint="aaaa",
     command="segdet fit --config configs/fcn.yaml",
 )
@@ -57,7 +57,7 @@ def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
         ["ssd", "SSD", "resnet18", "0.400", "0.700", "11.2", "1.23", "12.3", "1234567", "1:01"],
     ]
     assert text.index("### Segmentation") < text.index("### Detection")
-    assert "Hardware: cpu X, cores 2.\n" in text
+    assert "Hardware: X (2 cores).\n" in text and "secret" not in text
     assert "```\nsegdet fit --config configs/fcn.yaml" not in text.split("### Detection")[0]
     assert "segdet fit --config configs/fcn.yaml" in text and "segdet fit --config configs/ssd.yaml" in text
 
@@ -69,7 +69,8 @@ def test_seeds_are_one_line_of_mean_and_deviation() -> None:
     assert cells["run"] == "fcn" and cells["seeds"] == "0, 1"
     assert cells["test/miou"] == "0.550 ± 0.071"  # the sample's deviation, not the population's .050
     assert cells["test/pixel_acc"] == "0.900" and cells["training (min:s)"] == "1:02"
-    assert len(rows(table([FCN, replace(other, model="UNet")]))) == 3  # another model is another run
+    several = rows(table([FCN, replace(other, model="UNet")]))  # another model is another run
+    assert [row[several[0].index("seeds")] for row in several[1:]] == ["0", "1"]
     assert len(rows(table([FCN, replace(other, seed=2)]))) == 3  # the name does not say this seed
 
 
@@ -92,9 +93,19 @@ def test_what_was_not_measured_is_a_dash_and_unfinished_runs_are_named() -> None
 
 
 def test_other_data_and_other_machines_are_said() -> None:
-    text = table([FCN, replace(FCN, name="unet", fingerprint="bbbb", hardware={"cpu": "Y"})])
+    text = table(
+        [
+            FCN,
+            replace(
+                FCN,
+                name="unet",
+                fingerprint="bbbb",
+                hardware={"cpu": "Y", "gpus": ["G", "G"], "processes": 2},
+            ),
+        ]
+    )
     assert "different data: aaaa: fcn; bbbb: unet." in text
-    assert "- cpu X, cores 2: fcn" in text and "- cpu Y: unet" in text
+    assert "- X (2 cores): fcn" in text and "- 2 x G, Y, 2 processes: unet" in text
     assert "different data" not in table([FCN, SSD])
 
 

@@ -1,0 +1,391 @@
+"""Our parts against what a user would take instead, measured side by side on this machine.
+
+::
+
+    python -m segdet.benchmark.speed                  # all of them, some minutes
+    python -m segdet.benchmark.speed miou decode      # some of them
+    python -m segdet.benchmark.speed --rounds 20
+
+The two sides take turns, and the ratio is the median of the ratios of neighbouring turns, so that what else
+the machine does meanwhile weighs on both alike. Ratios carry over to other machines, milliseconds do not.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that we do and somebody else does too.
+
+    Attributes:
+        what: What is measured, in a few words.
+        unit: What the times are of: an update, an image ...
+        ours: Does it our way and returns the seconds per unit.
+        peer: The name of the other way.
+        theirs: Does it the other way, likewise; None where there is none to compare with.
+        speedup: How many times faster than the peer ours is to be, if it is to be faster.
+        overhead_ms: How many milliseconds per unit ours may take more, if it does more than the peer.
+    """
+
+    what: str
+    unit: str
+    ours: Callable[[], float]
+    peer: str = ""
+    theirs: Callable[[], float] | None = None
+    speedup: float | None = None
+    overhead_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The medians of a part's rounds.
+
+    Attributes:
+        ours_ms: Milliseconds per unit.
+        peer_ms: The same of the peer, or None.
+        ratio: The peer's time over ours, of neighbouring turns, or None.
+        overhead_ms: Our time less the peer's, of neighbouring turns, or None.
+    """
+
+    ours_ms: float
+    peer_ms: float | None = None
+    ratio: float | None = None
+    overhead_ms: float | None = None
+
+
+def measure(part: Part, rounds: int, name: str = "") -> Measured:
+    """Measures a part: one turn of each side to warm up, then ``rounds`` of ours, peer, ours, peer ..."""
+    sides = [part.ours] if part.theirs is None else [part.ours, part.theirs]
+    for side in sides:
+        side()
+    turns = [[1000 * side() for side in sides] for _ in tqdm(range(rounds), name, leave=False)]
+    ours = statistics.median(turn[0] for turn in turns)
+    if part.theirs is None:
+        return Measured(ours)
+    return Measured(
+        ours,
+        statistics.median(turn[1] for turn in turns),
+        statistics.median(turn[1] / turn[0] for turn in turns),
+        statistics.median(turn[0] - turn[1] for turn in turns),
+    )
+
+
+def _timed(work: Callable[[], object], units: int = 1) -> Callable[[], float]:
+    def turn() -> float:
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) / units
+
+    return turn
+
+
+# The parts. Each makes its data, yields itself and cleans up; ``small`` only shows that it runs.
+
+
+@contextmanager
+def coco_map(small: bool) -> Iterator[Part]:
+    """Detection's scores of a whole validation set, from tensors to numbers."""
+    from torchmetrics.detection import MeanAveragePrecision
+
+    from segdet.metrics import DetectionScores
+
+    images, boxes, classes = (8, 5, 4) if small else (1000, 100, 80)
+    generator = torch.Generator().manual_seed(0)
+    predictions: list[Any] = []
+    targets: list[Any] = []
+    for _ in range(images):
+        corner = torch.rand(boxes, 2, generator=generator) * 500
+        size = 4 + torch.rand(boxes, 2, generator=generator) * 100
+        truth = torch.cat([corner, corner + size], 1)
+        labels = torch.randint(1, classes + 1, (boxes,), generator=generator)
+        found = truth + torch.randn(boxes, 4, generator=generator) * 4
+        targets.append({"boxes": truth, "labels": labels})
+        scores = torch.rand(boxes, generator=generator)
+        predictions.append({"boxes": found, "scores": scores, "labels": labels})
+    batches = [slice(start, start + 8) for start in range(0, images, 8)]
+    names = [str(label) for label in range(classes)]
+
+    def ours() -> object:
+        metric = DetectionScores(names)
+        for batch in batches:
+            metric.update(predictions[batch], targets[batch], range(images)[batch])
+        return metric.compute()
+
+    def theirs() -> object:
+        metric = MeanAveragePrecision()
+        for batch in batches:
+            metric.update(predictions[batch], targets[batch])
+        return metric.compute()
+
+    yield Part(
+        f"COCO and VOC scores, {images:,} images x {boxes} boxes x {classes} classes",
+        "evaluation",
+        _timed(ours),
+        "torchmetrics MeanAveragePrecision (COCO's only)",
+        _timed(theirs),
+        speedup=5,
+    )
+
+
+@contextmanager
+def miou(small: bool) -> Iterator[Part]:
+    """One update of segmentation's scores, from logits."""
+    from torchmetrics import JaccardIndex
+
+    from segdet.metrics import SegmentationScores, classes_of
+
+    batch, classes, height, width = (2, 11, 24, 32) if small else (8, 11, 360, 480)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(batch, classes, height, width, generator=generator)
+    target = torch.randint(0, classes, (batch, height, width), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.05] = 255
+    metric = SegmentationScores([str(label) for label in range(classes)])
+    peer = JaccardIndex(task="multiclass", num_classes=classes, ignore_index=255)
+    yield Part(
+        f"mIoU update, logits {batch}x{classes}x{height}x{width}",
+        "update",
+        _timed(lambda: metric.update(classes_of(logits), target)),
+        "torchmetrics JaccardIndex",
+        _timed(lambda: peer.update(logits, target)),
+        speedup=8,
+    )
+
+
+def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` with detail of all sizes, as photographs have it and plain noise has not."""
+    import cv2
+
+    image = np.full((height, width, 3), 128, np.float32)
+    cell = 128
+    while cell:
+        noise = rng.normal(0, 1, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        # Mostly light and dark, and the weaker the finer.
+        noise = 0.3 * noise + 0.7 * noise.mean(2, keepdims=True)
+        image += 2.2 * cell**0.6 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        cell //= 2
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@contextmanager
+def decode(small: bool) -> Iterator[Part]:
+    """From JPEG files to RGB arrays."""
+    from segdet.data.images import read_image
+
+    count, height, width = (2, 48, 64) if small else (64, 480, 640)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
+        for path in paths:
+            Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=90)
+        kilobytes = round(sum(path.stat().st_size for path in paths) / count / 1000)
+
+        def theirs() -> None:
+            for path in paths:
+                with Image.open(path) as image:
+                    np.asarray(image.convert("RGB"))
+
+        yield Part(
+            f"decode JPEG {width}x{height}, {kilobytes} kB each",
+            "image",
+            _timed(lambda: [read_image(path) for path in paths], count),
+            "PIL",
+            _timed(theirs, count),
+            speedup=1.4,
+        )
+
+
+@contextmanager
+def shapes_make(small: bool) -> Iterator[Part]:
+    """The generator of the embedded dataset, files included, on one core."""
+    from segdet.data.shapes import make_shapes
+
+    count = 2 if small else 200
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            make_shapes(Path(folder) / "shapes", train=count, val=0, test=0, workers=1, progress=False)
+
+    yield Part(f"make and write {count} Shapes images", "image", _timed(ours, count))
+
+
+@contextmanager
+def lightning_loop(small: bool) -> Iterator[Part]:
+    """A training step as ``segdet fit`` runs it, bar and logs included, against a bare loop."""
+    import lightning.pytorch as pl
+
+    from segdet.callbacks.progress import Progress, StepLogger
+    from segdet.callbacks.run_folder import MetricsFile
+    from segdet.data.sample import Batch, Source, Target
+    from segdet.lightning_cli import TRAINER_DEFAULTS
+    from segdet.segmentation.base import Segmenter
+
+    class Tiny(Segmenter):
+        """As little network as possible, so that the loop is what takes the time."""
+
+        def __init__(self) -> None:
+            super().__init__(["a", "b"])
+            self.network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+        def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+            masks = torch.stack([target["mask"] for target in targets])
+            return {"cross_entropy": self.cross_entropy(self.network(images), masks)}
+
+        def predict(self, images: Tensor) -> Tensor:
+            return self.network(images)
+
+    class Clock(pl.Callback):
+        """The seconds from the first to the last step, without what comes before and after."""
+
+        seconds = 0.0
+
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seconds -= time.perf_counter()
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seconds += time.perf_counter()
+
+    steps, side = (3, 16) if small else (400, 48)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, side, side), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 2, (4, side, side), generator=generator)
+    source = Source(Path("none.png"), 1, (side, side))
+    batch = Batch(images, [(side, side)] * 4, [Target(mask=mask) for mask in masks], [source] * 4)
+    batches: DataLoader = DataLoader([batch] * steps, batch_size=None)  # type: ignore[arg-type]
+
+    def ours() -> float:
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as folder, _silence():
+            trainer = pl.Trainer(
+                **TRAINER_DEFAULTS,
+                accelerator="cpu",
+                devices=1,
+                max_epochs=1,
+                enable_checkpointing=False,
+                logger=MetricsFile(Path(folder)),
+                callbacks=[StepLogger(), Progress(), clock],
+                default_root_dir=folder,
+            )
+            trainer.fit(Tiny(), batches)
+        return clock.seconds / steps
+
+    def theirs() -> float:
+        model = Tiny().to(memory_format=torch.channels_last)
+        optimizer, schedule = model.optim.build(model, steps, steps)
+        start = time.perf_counter()
+        for each in batches:
+            each = each.to("cpu")
+            optimizer.zero_grad()
+            losses = model.losses(model.normalize(each.images, each.sizes), each.targets)
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+        return (time.perf_counter() - start) / steps
+
+    yield Part(
+        f"training loop, {steps} steps with bar and logs",
+        "step",
+        ours,
+        "a plain PyTorch loop without either",
+        theirs,
+        overhead_ms=0.5,
+    )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What Lightning says, and the bar, which is drawn all the same, go nowhere."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
+    "coco_map": coco_map,
+    "miou": miou,
+    "decode": decode,
+    "lightning_loop": lightning_loop,
+    "shapes_make": shapes_make,
+}
+"""All parts by the names that the command takes."""
+
+
+def row(part: Part, measured: Measured) -> str:
+    """One line of the table, in Markdown."""
+    ours = f"{measured.ours_ms:,.2f} ms an {part.unit}"
+    if part.unit[0] not in "aeiou":
+        ours = ours.replace(" an ", " a ")
+    peer, ratio, aim = "-", "-", "-"
+    if measured.peer_ms is None:
+        ratio = f"{1000 / measured.ours_ms:,.0f} {part.unit}s/s"
+    else:
+        peer = f"{measured.peer_ms:,.2f} ms"
+        ratio = f"x{measured.ratio:.1f}"
+    if part.speedup is not None and measured.ratio is not None:
+        aim = f">= x{part.speedup:g}, {'met' if measured.ratio >= part.speedup else 'MISSED'}"
+    if part.overhead_ms is not None and measured.overhead_ms is not None:
+        ratio = f"{measured.overhead_ms:+.2f} ms"
+        aim = (
+            f"<= {part.overhead_ms:+g} ms, {'met' if measured.overhead_ms <= part.overhead_ms else 'MISSED'}"
+        )
+    return f"| {part.what} | {ours} | {part.peer or '-'} | {peer} | {ratio} | {aim} |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see the module. Returns the exit status 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m segdet.benchmark.speed",
+        description="Measure our parts against their peers, side by side.",
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(PARTS)}; all if none")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, only to see that it runs")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in PARTS:
+            parser.error(f"no part is called {name}; there are {', '.join(PARTS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: give at least 1")
+    sys.stdout.write(
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}; "
+        f"medians of {arguments.rounds} rounds\n\n"
+        "| part | ours | peer | peer's time | ratio | aim |\n|---|---|---|---|---|---|\n"
+    )
+    for name in arguments.names or PARTS:
+        with PARTS[name](arguments.small) as part:
+            line = row(part, measure(part, arguments.rounds, name))
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

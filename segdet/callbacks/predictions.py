@@ -1,0 +1,138 @@
+"""What `segdet predict` writes: COCO results or index PNGs, and overlays, batch by batch."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import BasePredictionWriter
+from PIL import Image
+
+from segdet.callbacks.panels import overlay
+from segdet.data.draw import palette
+from segdet.data.images import read_image
+from segdet.data.sample import Batch, Prediction, Source
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes predictions to ``folder`` as they come; nothing is kept in memory.
+
+    - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height), each entry
+      with its ``file_name`` and ``category`` besides.
+    - ``masks/<stem>.png`` for segmentation: index PNGs with VOC's palette.
+    - ``overlays/<stem>.png`` for both, boxes from ``min_score`` on.
+
+    Args:
+        folder: The run's ``predictions``.
+        category_ids: The id that results files have for each class; label 1, 2, ... where empty.
+        min_score: Boxes below it are written but not drawn.
+    """
+
+    def __init__(self, folder: Path, category_ids: Sequence[int] = (), min_score: float = 0.3) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self.category_ids = list(category_ids)
+        self.min_score = min_score
+        self._names: dict[Path, str] = {}
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the folders; an earlier command's predictions here are replaced file by file."""
+        (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
+        if pl_module.task == "segmentation":
+            (self.folder / "masks").mkdir(exist_ok=True)
+        else:
+            self._part(trainer.global_rank).write_text("", encoding="utf-8")
+
+    def write_on_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, batch_indices: Any,
+        batch: Batch, batch_idx: int, dataloader_idx: int,
+    ) -> None:  # fmt: skip
+        """Writes a batch."""
+        names = list(pl_module.class_names)  # type: ignore[arg-type]
+        root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
+        lines = []
+        for source, answer in zip(batch.sources, prediction, strict=True):
+            if source.duplicate:
+                continue
+            said: Any = {key: value.cpu() for key, value in answer.items()}
+            stem = _stem(source.path, root)
+            if "mask" in said:
+                mask = Image.fromarray(said["mask"].numpy().astype(np.uint8), mode=None)
+                mask.putpalette(palette().tobytes())
+                _save(mask, self.folder / "masks" / f"{stem}.png")
+            else:
+                lines += [json.dumps(entry) + "\n" for entry in self._entries(said, source, root, names)]
+                drawn = said["scores"] >= self.min_score
+                if len(drawn) > 1:
+                    said = {key: value[drawn] for key, value in said.items()}
+            picture = overlay(read_image(source.path, source.original_size), said, names)
+            file = self.folder / "overlays" / f"{stem}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(file), picture[:, :, ::-1])
+        if lines:
+            with self._part(trainer.global_rank).open("a", encoding="utf-8") as stream:
+                stream.writelines(lines)
+
+    def _entries(
+        self, said: Prediction, source: Source, root: Path, names: list[str]
+    ) -> list[dict[str, Any]]:
+        boxes = said["boxes"].float()
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        rows = [[round(v, 2) for v in row] for row in np.concatenate([boxes[:, :2], sizes], 1).tolist()]
+        labels, scores = said["labels"].tolist(), said["scores"].float().tolist()
+        return [
+            {
+                "image_id": source.image_id,
+                "file_name": _relative(source.path, root).as_posix(),
+                "category_id": self.category_ids[label - 1] if self.category_ids else label,
+                "category": names[label - 1],
+                "bbox": row,
+                "score": round(score, 5),
+            }
+            for row, label, score in zip(rows, labels, scores, strict=True)
+        ]
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Joins what the processes wrote into ``predictions.json``."""
+        if pl_module.task != "segmentation":
+            trainer.strategy.barrier("predictions")
+            if trainer.is_global_zero:
+                self._join(trainer.world_size)
+        if trainer.is_global_zero:
+            sys.stderr.write(f"segdet: predictions are in {self.folder}\n")
+
+    def _join(self, world_size: int) -> None:
+        partial = self.folder / ".predictions.json"
+        with partial.open("w", encoding="utf-8") as out:
+            out.write("[")
+            separator = "\n"
+            for rank in range(world_size):
+                part = self._part(rank)
+                with part.open(encoding="utf-8") as stream:
+                    for line in stream:
+                        out.write(separator + line.rstrip("\n"))
+                        separator = ",\n"
+                part.unlink()
+            out.write("\n]\n")
+        partial.replace(self.folder / "predictions.json")
+
+    def _part(self, rank: int) -> Path:
+        return self.folder / f".predictions.{rank}.jsonl"
+
+
+def _relative(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+
+
+def _stem(path: Path, root: Path) -> str:
+    """The image's path below ``root`` without its ending, so that equal names in two folders stay apart."""
+    return _relative(path, root).with_suffix("").as_posix()
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)

@@ -1,0 +1,584 @@
+"""``segdet fit|validate|test|predict``: LightningCLI with a run folder, checkpoints that know their own
+configuration, and mistakes told in one line."""
+
+import contextlib
+import importlib
+import logging
+import os
+import pkgutil
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from segdet import detection, localization, segmentation
+from segdet.callbacks.panels import ImagePanels
+from segdet.callbacks.predictions import PredictionWriter
+from segdet.callbacks.progress import Progress, StepLogger
+from segdet.callbacks.run_folder import (
+    EMBEDDED,
+    MetricsFile,
+    RunFolder,
+    RunSettings,
+    clear_run,
+    folder_of_checkpoint,
+    holds_run,
+)
+from segdet.callbacks.tracking import wandb_logger
+from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
+from segdet.data.datamodule import DataModule
+from segdet.errors import UserError
+from segdet.parser_errors import ParseFault, readable
+from segdet.task import Task
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "log_every_n_steps": 50,
+    "use_distributed_sampler": False,  # the data modules' samplers know their rank
+    "num_sanity_val_steps": 0,  # a score on two batches is no score
+    "enable_autolog_hparams": False,  # the run folder's callback records the whole configuration
+    "enable_model_summary": False,  # the record has the number of parameters
+}
+
+DEFAULT_EPOCHS = 12
+
+TERMINATED = 143
+"""The exit status after SIGTERM, as shells have it."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """``segdet fit|validate|test|predict ...``.
+
+    Args:
+        argv: The subcommand and what follows it.
+
+    Returns:
+        The exit status: 0, or 130 when interrupted from the keyboard.
+    """
+    with _quiet(), _finished_record():
+        _import_classes()
+        arguments, checkpoint = with_embedded_config(list(argv))
+        cli = SegdetCLI(arguments, checkpoint, shlex.join(["segdet", *argv]))
+        try:
+            cli.run()
+        except SystemExit as leaving:
+            # Lightning leaves with 1 after Ctrl-C and by an exception of its own after SIGTERM; its
+            # callbacks have saved by then.
+            stopped = cli.run_folder is not None and cli.run_folder.stopped_by
+            if not stopped:
+                raise
+            _tell_how_to_resume(cli)
+            if stopped == "KeyboardInterrupt":
+                return INTERRUPTED
+            raise SystemExit(TERMINATED) from leaving
+    return 0
+
+
+@contextlib.contextmanager
+def _finished_record() -> Iterator[None]:
+    """Ends the Weights & Biases record with the command, not only with the process."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:
+            wandb.finish(exit_code=status)
+
+
+def _import_classes() -> None:
+    """Loads all models and data modules, whose short names the parser knows once they are loaded."""
+    importlib.import_module("segdet.data.folder")
+    for package in (segmentation, localization, detection):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what Lightning says to everybody and what does not apply here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # Our checkpoints folder and CSV file are meant to be there when a run is resumed.
+        warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty")
+        # A test needs no callback that saves checkpoints.
+        warnings.filterwarnings("ignore", r".*callbacks used to create the checkpoint need to be provided")
+        # Lightning 2.6 with torch from 2.13 on; nothing that we could do about it.
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+        # Lightning calls jsonargparse by names that it is about to change.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\b")
+        # The data modules choose the number of workers by the cores.
+        warnings.filterwarnings("ignore", r".*does not have many workers")
+        # Small datasets have fewer batches than log_every_n_steps.
+        warnings.filterwarnings("ignore", r".*The number of training batches .* is smaller than the logging")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _tell_how_to_resume(cli: "SegdetCLI") -> None:
+    last = cli.run_dir / "checkpoints" / "last.ckpt"
+    if last.exists():
+        sys.stderr.write(
+            f"segdet: interrupted; go on with: segdet fit --ckpt_path {shlex.quote(str(_shown(last)))}\n"
+        )
+    else:
+        sys.stderr.write("segdet: interrupted before there was anything to resume from\n")
+
+
+# The checkpoint's own configuration.
+
+
+class Checkpoint:
+    """What a checkpoint file says of itself.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If there is no such file or it is no checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such checkpoint; see what the run's folder holds") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
+        except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others
+            raise UserError(f"{path}: torn or no checkpoint; give another --ckpt_path") from error
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
+        about = content.get(EMBEDDED) or {}
+        self.config: dict[str, Any] = yaml.safe_load(about.get("config", "")) or {}
+        self.class_names: list[str] = about.get("class_names", [])
+        self.category_ids: list[int] = about.get("category_ids", [])
+
+
+def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]:
+    """Puts the configuration that ``--ckpt_path`` holds before everything else that is given.
+
+    What stands later on the command line wins over what stands earlier, so a checkpoint alone is enough
+    to test it, and yet nothing that is given is overruled by it. ``best`` and ``last`` and a run folder
+    become the file that they mean.
+
+    Args:
+        argv: The subcommand and what follows it.
+
+    Returns:
+        The completed arguments and the checkpoint, if one is given.
+    """
+    position, given = _option(argv, "--ckpt_path")
+    if position is None or given is None or given.lower() in ("null", "none"):
+        return argv, None
+    _, run_dir = _option(argv, "--run_dir")
+    path = _checkpoint_path(given, run_dir, argv[0])
+    checkpoint = Checkpoint(path)
+    embedded = checkpoint.config
+    if argv[0] != "fit":
+        embedded = {name: embedded[name] for name in ("seed_everything", "model", "data") if name in embedded}
+        arguments = embedded.get("model", {}).get("init_args", {})
+        if "weights" in arguments:
+            arguments["weights"] = None  # the checkpoint brings all weights; none need be fetched first
+    argv = list(argv)
+    if argv[position].startswith("--ckpt_path="):
+        argv[position] = f"--ckpt_path={path}"
+    else:
+        argv[position + 1] = str(path)
+    if embedded:
+        argv[1:1] = ["--config", yaml.safe_dump(embedded, sort_keys=False)]
+    return argv, checkpoint
+
+
+def _option(argv: Sequence[str], name: str) -> tuple[int | None, str | None]:
+    """Where the last option ``name`` stands and its value."""
+    for position in reversed(range(len(argv))):
+        if argv[position].startswith(name + "="):
+            return position, argv[position].split("=", 1)[1]
+        if argv[position] == name and position + 1 < len(argv):
+            return position, argv[position + 1]
+    return None, None
+
+
+def _checkpoint_path(given: str, run_dir: str | None, command: str) -> Path:
+    if given in ("best", "last"):
+        if run_dir is None:
+            raise UserError(f"--ckpt_path {given}: of which run? give its folder as --run_dir too")
+        path = Path(run_dir) / "checkpoints" / f"{given}.ckpt"
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint; the run in {run_dir} has not saved one")
+        return path
+    path = Path(given)
+    if path.is_dir():
+        path = path / "checkpoints" / ("last.ckpt" if command == "fit" else "best.ckpt")
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give the file, or 'best' or 'last' with --run_dir")
+    return path
+
+
+# The command line.
+
+
+class Parser(LightningArgumentParser):
+    """Reports a fault as an exception, which the command then words in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raises `ParseFault`."""
+        if not self.exit_on_error:  # within a trial of one of several types
+            super().error(message, ex)
+        raise ParseFault(message) from ex
+
+
+class SegdetCLI(LightningCLI):
+    """The command line of one subcommand; `run` runs it.
+
+    Args:
+        argv: The subcommand and what follows it, completed by `with_embedded_config`.
+        checkpoint: The checkpoint that ``--ckpt_path`` names.
+        command_line: As it was given, for the records.
+
+    Raises:
+        UserError: If something given is wrong.
+    """
+
+    config: Any
+
+    def __init__(self, argv: list[str], checkpoint: Checkpoint | None = None, command_line: str = "") -> None:
+        self.argv = argv
+        self.command_line = command_line
+        self.checkpoint = checkpoint
+        self.chosen = argv[0]
+        self.run_folder: RunFolder | None = None
+        self.run_dir = Path()
+        super().__init__(
+            Task,
+            DataModule,
+            save_config_callback=None,  # RunFolder writes it
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "segdet"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=argv,
+            auto_configure_optimizers=False,  # Task configures them
+            load_from_checkpoint_support=False,  # the checkpoint holds the whole configuration
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one subcommand that is to run; building the parsers of the others would take time."""
+        return {self.chosen: LightningCLI.subcommands()[self.chosen]}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that takes no abbreviations: ``--trainer.max_epoch`` is a mistake."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to the run folder and the records."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="The run's folder. Default: runs/<model>-<data>-<time>, or that of --ckpt_path.",
+        )
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Remove the run that --run_dir holds and start anew.",
+        )
+        parser.add_argument(
+            "--wandb",
+            type=bool,
+            default=True,
+            help="Record on Weights & Biases: online with an account, else offline; WANDB_MODE decides.",
+        )
+        parser.add_argument("--wandb_project", type=str, default="segdet", help="The project there.")
+        parser.add_lightning_class_args(ImagePanels, "panels")
+        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
+        parser.link_arguments("data.category_ids", "model.init_args.category_ids", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            # The writer puts predictions on disk batch by batch; keeping them would fill the memory.
+            parser.set_defaults({"return_predictions": False})
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, words faults, and completes what follows from other things given."""
+        try:
+            self.config = parser.parse_args(args)
+        except ParseFault as fault:
+            raise UserError(
+                readable(str(fault), self._subcommand_parsers[self.chosen], self.chosen)
+            ) from None
+        config = self.config[self.chosen]
+        trainer = config.trainer
+        if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+            trainer.max_epochs = DEFAULT_EPOCHS
+        self._complete_data(config)
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would let the checkpoint's arguments overrule those that are given."""
+
+    def _complete_data(self, config: Namespace) -> None:
+        """Lets the data's task follow the model, and a folder of images take the checkpoint's classes."""
+        model_class, data_class = _class_of(config.model), _class_of(config.data)
+        arguments = config.data.init_args
+        task = getattr(model_class, "task", None)
+        if task is not None and "task" in arguments and arguments.task != task:
+            if _gives_task(self.argv):
+                raise UserError(
+                    f"--data.task {arguments.task}: {model_class.__name__} is a {task} model; "
+                    f"give --data.task {task}, or none at all"
+                )
+            arguments.task = task
+        if (
+            self.checkpoint is not None
+            and getattr(data_class, "takes_class_names", data_class.__name__ == "ImageFolder")
+            and arguments.get("class_names") is None
+        ):
+            arguments.class_names = list(self.checkpoint.class_names)
+
+    # What is built.
+
+    def before_instantiate_classes(self) -> None:
+        """Decides on the run's folder."""
+        self.run_dir, self.resumed = self._choose_folder()
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; an argument's mistake that shows only here is one line too."""
+        try:
+            super().instantiate_classes()
+        except ParseFault as fault:
+            raise UserError(
+                readable(str(fault), self._subcommand_parsers[self.chosen], self.chosen)
+            ) from None
+
+    def after_instantiate_classes(self) -> None:
+        """Compares the checkpoint's classes with the data's."""
+        if self.checkpoint is None or not self.checkpoint.class_names:
+            return
+        trained, here = self.checkpoint.class_names, list(self.datamodule.class_names)
+        if len(trained) != len(here) or (trained != here and set(trained) == set(here)):
+            raise UserError(
+                f"{self.checkpoint.path}: was trained on {len(trained)} classes ({_listed(trained)}), the "
+                f"data has {len(here)} ({_listed(here)}); give data with the same classes in the same order"
+            )
+        if trained != here:
+            sys.stderr.write(
+                f"segdet: the checkpoint calls the classes {_listed(trained)}, the data {_listed(here)}\n"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer, with our loggers and callbacks beside those of the configuration."""
+        config = self.config_init[self.chosen].trainer
+        settings = RunSettings(
+            folder=self.run_dir,
+            config=self._config_text(),
+            resumed=self.resumed,
+            command=self.chosen,
+            command_line=self.command_line,
+            seed=int(self.config[self.chosen].seed_everything),
+        )
+        self.run_folder = RunFolder(settings)
+        callbacks: list[pl.Callback] = [self.run_folder]
+        if self.chosen == "fit":
+            callbacks.append(StepLogger())
+            if config.enable_checkpointing is not False and not config.fast_dev_run:
+                callbacks += self._checkpoint_callbacks()
+        if config.enable_progress_bar is not False:
+            callbacks.insert(0, Progress())  # its line is to end before another callback says something
+        if self.chosen == "predict":
+            ids = self.checkpoint.category_ids if self.checkpoint else []
+            callbacks.append(PredictionWriter(self.run_dir / "predictions", ids))
+        given = config.callbacks or []
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        if self.chosen != "fit":
+            kwargs["enable_checkpointing"] = False
+        return super().instantiate_trainer(
+            callbacks=[*given, *callbacks],
+            logger=self._loggers(config.logger),
+            default_root_dir=str(self.run_dir),
+            **kwargs,
+        )
+
+    def _checkpoint_callbacks(self) -> list[pl.Callback]:
+        folder = self.run_dir / "checkpoints"
+        best = ModelCheckpoint(
+            folder,
+            "best",
+            monitor=self.model.monitor,
+            mode=getattr(self.model, "monitor_mode", "max"),
+            auto_insert_metric_name=False,
+            enable_version_counter=False,  # an improvement replaces the file
+        )
+        last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False)
+        return [best, last]
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        if given is False:
+            return False
+        loggers: list[Logger] = []
+        if isinstance(given, Logger):
+            loggers = [given]
+        elif isinstance(given, list | tuple):
+            loggers = list(given)
+        if self.chosen == "predict":
+            return loggers or False
+        config = self.config[self.chosen]
+        ours: list[Logger] = [MetricsFile(self.run_dir)]
+        if config.wandb and not config.trainer.fast_dev_run:
+            ours += wandb_logger(self.run_dir, config.wandb_project, continues=self.chosen != "fit")
+        return ours + loggers
+
+    def _config_text(self) -> str:
+        """The configuration that starts the same run anew, without what belongs to this one alone."""
+        config = self.config[self.chosen].clone()
+        for name in ("config", "ckpt_path"):
+            config.pop(name, None)
+        config.run_dir, config.overwrite = None, False
+        text = self._subcommand_parsers[self.chosen].dump(config, skip_unset=False)
+        return text if text.endswith("\n") else text + "\n"
+
+    def _choose_folder(self) -> tuple[Path, bool]:
+        """The run's folder and whether it goes on with the run that the folder holds."""
+        config = self.config[self.chosen]
+        given = Path(config.run_dir) if config.run_dir else None
+        of_checkpoint = folder_of_checkpoint(self.checkpoint.path) if self.checkpoint else None
+        folder = given or of_checkpoint
+        resumed = self.chosen == "fit" and folder is not None and folder_equal(folder, of_checkpoint)
+        if _rank() > 0 and RUN_DIR_VARIABLE in os.environ:
+            return Path(os.environ[RUN_DIR_VARIABLE]), resumed
+        if folder is None:
+            folder = self._new_folder(config)
+        elif _rank() == 0 and self.chosen == "fit" and not resumed and holds_run(folder):
+            if not config.overwrite:
+                raise UserError(
+                    f"{folder}: holds a run; go on with it by --ckpt_path last, replace it by --overwrite "
+                    "true, or give another --run_dir"
+                )
+            clear_run(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if _rank() == 0:
+                (folder / "error.txt").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --run_dir") from error
+        os.environ[RUN_DIR_VARIABLE] = str(folder.resolve())
+        return folder, resumed
+
+    def _new_folder(self, config: Namespace) -> Path:
+        """A folder that nobody has yet: ``runs/<model>-<data>-<time>``."""
+        model = _class_of(config.model).__name__.lower()
+        data = _class_of(config.data).__name__.lower().removesuffix("datamodule")
+        if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            return Path("runs") / f"{model}-{data}-{os.environ['SLURM_JOB_ID']}"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError("under torchrun the processes need a common folder; give --run_dir")
+        name = f"{model}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+        for number in range(1, 1000):
+            folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be made ({error.strerror}); give --run_dir") from error
+            return folder
+        raise UserError("runs/: too many runs of this second; give --run_dir")
+
+    # What is run.
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Does nothing yet: `run` does, when the caller holds this object."""
+
+    def run(self) -> None:
+        """Fits, validates, tests or predicts."""
+        if _rank() == 0:
+            sys.stderr.write(f"segdet: {self.chosen} in {_shown(self.run_dir)}\n")
+        arguments = self._prepare_subcommand_kwargs(self.chosen)
+        if self.checkpoint is not None:
+            arguments["ckpt_path"] = str(self.checkpoint.path)
+        function: Callable[..., Any] = getattr(self.trainer, self.chosen)
+        function(**arguments)
+
+
+def folder_equal(one: Path, other: Path | None) -> bool:
+    """Whether two paths are the same folder."""
+    return other is not None and one.resolve() == other.resolve()
+
+
+def _class_of(section: Any) -> type:
+    from jsonargparse.typing import import_object
+
+    found: type = import_object(section.class_path)
+    return found
+
+
+def _rank() -> int:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def _gives_task(argv: Sequence[str]) -> bool:
+    """Whether ``--data.task`` is given, on the command line or in a configuration file."""
+    for position, argument in enumerate(argv):
+        if re.match(r"--data\.(init_args\.)?task(=|$)", argument):
+            return True
+        value = None
+        if re.match(r"(--config|-c|--data)=", argument):
+            value = argument.split("=", 1)[1]
+        elif argument in ("--config", "-c", "--data") and position + 1 < len(argv):
+            value = argv[position + 1]
+        if value is not None and _mentions_task(value, is_data=argument.startswith("--data")):
+            return True
+    return False
+
+
+def _mentions_task(value: str, is_data: bool) -> bool:
+    try:
+        text = (
+            Path(value).read_text(encoding="utf-8") if len(value) < 4096 and Path(value).is_file() else value
+        )
+        section = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError):
+        return False
+    if not is_data and isinstance(section, dict):
+        section = section.get("data")
+    arguments = section.get("init_args", section) if isinstance(section, dict) else None
+    return isinstance(arguments, dict) and "task" in arguments
+
+
+def _shown(path: Path) -> Path:
+    """``path`` from here, where it lies below."""
+    absolute, here = path.resolve(), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else path
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,55 @@
+import pytest
+
+from segdet.benchmark import speed
+from segdet.benchmark.speed import PARTS, Measured, Part, measure, row
+
+
+def test_every_part_runs(capsys):
+    assert speed.main(["--small", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + len(PARTS)
+    assert {line.count("|") for line in table} == {7}
+
+
+def test_some_parts(capsys):
+    assert speed.main(["miou", "--small", "--rounds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "mIoU" in out and "COCO" not in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"), [(["mio"], "no part is called mio"), (["--rounds", "0"], "--rounds 0")]
+)
+def test_mistakes_are_one_line(argv, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        speed.main(argv)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_medians_of_neighbouring_turns():
+    # The first turn of each side warms up and is not counted.
+    ours = iter([9.0, 0.001, 0.002, 0.004])
+    theirs = iter([9.0, 0.010, 0.004, 0.008])
+    measured = measure(Part("x", "step", lambda: next(ours), "peer", lambda: next(theirs)), 3)
+    assert measured.ours_ms == pytest.approx(2)
+    assert measured.peer_ms == pytest.approx(8)
+    assert measured.ratio == pytest.approx(2)
+    assert measured.overhead_ms == pytest.approx(-4)
+
+
+def test_rows():
+    part = Part("thing", "update", lambda: 0.0, "other", lambda: 0.0, speedup=5)
+    assert (
+        row(part, Measured(2, 12, 6, -10))
+        == "| thing | 2.00 ms an update | other | 12.00 ms | x6.0 | >= x5, met |"
+    )
+    assert row(part, Measured(2, 8, 4, -6)).endswith("| x4.0 | >= x5, MISSED |")
+    loop = Part("loop", "step", lambda: 0.0, "bare", lambda: 0.0, overhead_ms=0.5)
+    assert row(loop, Measured(2.4, 2, 0.8, 0.4)).endswith("| +0.40 ms | <= +0.5 ms, met |")
+    assert row(loop, Measured(2.6, 2, 0.8, 0.6)).endswith("MISSED |")
+    assert (
+        row(Part("alone", "image", lambda: 0.0), Measured(4))
+        == "| alone | 4.00 ms an image | - | - | 250 images/s | - |"
+    )

@@ -1,0 +1,30 @@
+"""Which samples each process draws."""
+
+import pytest
+
+from segdet.data.sampler import EvalSampler, TrainSampler
+
+
+@pytest.mark.parametrize("length", [1, 7, 8])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_draws_every_sample_once_and_marks_the_rest(length: int, world: int) -> None:
+    draws = [list(EvalSampler(length, rank, world)) for rank in range(world)]
+    assert len({len(mine) for mine in draws}) == 1
+    counted = [d.index for mine in draws for d in mine if not d.duplicate]
+    assert sorted(counted) == list(range(length))
+    assert all(0 <= d.index < length for mine in draws for d in mine)
+
+
+def test_training_processes_share_one_permutation_that_changes_with_the_epoch() -> None:
+    samplers = [TrainSampler(9, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    first = [[d.index for d in s] for s in samplers]
+    assert len(first[0]) == len(first[1]) == 4
+    assert len({*first[0], *first[1]}) == 8
+    for sampler in samplers:
+        sampler.set_epoch(1)
+    second = [list(s) for s in samplers]
+    assert [[d.index for d in mine] for mine in second] != first
+    assert {d.epoch for mine in second for d in mine} == {1}
+    for sampler in samplers:
+        sampler.set_epoch(0)
+    assert [[d.index for d in s] for s in samplers] == first

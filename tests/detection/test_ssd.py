@@ -1,0 +1,134 @@
+"""SSD against torchvision's own, with the same weights, and against the paper's numbers."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+
+from segdet.data.sample import Target
+from segdet.detection.ssd import SSD
+from segdet.nn.boxes import match_anchors, pad_targets
+
+SIZE = (96, 128)
+
+
+class _Maps(torch.nn.Module):
+    """A family's maps in the form in which torchvision's SSD wants a backbone's."""
+
+    def __init__(self, ours: SSD) -> None:
+        super().__init__()
+        self.ours = [ours]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {str(i): features for i, features in enumerate(self.ours[0]._maps(images))}
+
+
+def _twins() -> tuple[SSD, TorchvisionSSD]:
+    torch.manual_seed(0)
+    ours = SSD(["a", "b", "c"], backbone="resnet10t", width=32, score_threshold=0.2, detections_per_class=50)
+    theirs = TorchvisionSSD(
+        _Maps(ours), ours.default_boxes, SIZE, 4, head=ours.head, score_thresh=0.2, topk_candidates=50
+    )
+    return ours.eval(), theirs.eval()
+
+
+def _targets() -> list[Target]:
+    return [
+        Target(boxes=torch.tensor([[5.0, 5, 40, 60], [30, 20, 120, 90], [60, 1, 64, 5]]), labels=torch.tensor([1, 3, 2])),
+        Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
+        Target(boxes=torch.tensor([[10.0, 10, 50, 50]]), labels=torch.tensor([2])),
+    ]
+
+
+def _torchvision_loss(theirs: TorchvisionSSD, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+    maps = list(theirs.backbone(images).values())
+    outputs = theirs.head(maps)
+    anchors = theirs.anchor_generator(ImageList(images, [SIZE] * len(images)), maps)
+    matched = [
+        theirs.proposal_matcher(_iou(t["boxes"], a))
+        if len(t["boxes"])
+        else torch.full((len(a),), -1)
+        for t, a in zip(targets, anchors, strict=True)
+    ]
+    return theirs.compute_loss(targets, outputs, anchors, matched)
+
+
+def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    from torchvision.ops import box_iou
+
+    return box_iou(boxes, anchors)
+
+
+def test_loss_is_torchvisions() -> None:
+    ours, theirs = _twins()
+    images = torch.randn(3, 3, *SIZE)
+    expected = _torchvision_loss(theirs, images, _targets())
+    losses = ours.losses(images, _targets())
+    torch.testing.assert_close(losses["box"], expected["bbox_regression"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["class"], expected["classification"], rtol=1e-5, atol=1e-6)
+
+
+def test_loss_without_any_object_is_finite_and_trains_nothing_to_be_found() -> None:
+    ours, _ = _twins()
+    losses = ours.losses(torch.randn(3, 3, *SIZE), [_targets()[1]] * 3)
+    assert losses["box"] == 0
+    assert torch.isfinite(losses["class"])
+
+
+def test_detections_are_torchvisions() -> None:
+    ours, theirs = _twins()
+    images = torch.randn(2, 3, *SIZE)
+    with torch.inference_mode():
+        maps = list(theirs.backbone(images).values())
+        outputs = theirs.head(maps)
+        anchors = theirs.anchor_generator(ImageList(images, [SIZE] * 2), maps)
+        expected = theirs.postprocess_detections(outputs, anchors, [SIZE] * 2)
+        found = ours.predict(images)
+    assert any(len(one["scores"]) for one in expected)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine["scores"], other["scores"], rtol=1e-5, atol=1e-6)
+        assert mine["labels"].tolist() == other["labels"].tolist()
+        torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
+
+
+def test_default_boxes_of_the_paper() -> None:
+    """8,732 boxes on 300x300; the first is centred at .01333 with sides .1, .14142, and .14142 x .07071."""
+    generator = DefaultBoxGenerator(
+        [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
+        scales=[0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
+        steps=[8, 16, 32, 64, 100, 300],
+        clip=False,
+    )
+    maps = [torch.zeros(1, 1, side, side) for side in (38, 19, 10, 5, 3, 1)]
+    boxes = generator(ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)]), maps)[0] / 300
+    assert len(boxes) == 8732
+    sides = boxes[:4, 2:] - boxes[:4, :2]
+    centres = (boxes[:4, 2:] + boxes[:4, :2]) / 2
+    torch.testing.assert_close(centres, torch.full((4, 2), 0.0133333), atol=1e-5, rtol=0)
+    expected = torch.tensor([[0.1, 0.1], [0.141421, 0.141421], [0.141421, 0.0707107], [0.0707107, 0.141421]])
+    torch.testing.assert_close(sides, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("foreground,background", [(0.5, 0.5), (0.7, 0.3)])
+def test_matching_follows_its_definition(foreground: float, background: float) -> None:
+    """Against the definition written out as loops."""
+    torch.manual_seed(1)
+    corners = torch.rand(40, 2) * 80
+    anchors = torch.cat([corners, corners + 5 + torch.rand(40, 2) * 40], 1)
+    boxes, labels = pad_targets(_targets(), torch.device("cpu"))
+    matched, found = match_anchors(anchors, boxes, labels, foreground, background)
+    for image, target in enumerate(_targets()):
+        iou = _iou(target["boxes"], anchors)
+        forced: dict[int, int] = {int(iou[g].argmax()): g for g in range(len(iou))}
+        for a in range(len(anchors)):
+            best = int(iou[:, a].argmax()) if len(iou) else -1
+            value = float(iou[best, a]) if len(iou) else 0.0
+            if a in forced:
+                assert found[image, a] == target["labels"][forced[a]]
+                assert matched[image, a] == forced[a]
+            elif value >= foreground:
+                assert found[image, a] == target["labels"][best]
+            else:
+                assert found[image, a] == (-1 if value >= background and len(iou) else 0)

@@ -1,0 +1,67 @@
+"""Backbones: channels and strides are what comes out, weights come from files, mistakes are one line."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from segdet.errors import UserError
+from segdet.nn.backbones import backbone
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "mobilenetv3_small_050", "torchvision:resnet18", "torchvision:vgg11", "torchvision:mobilenet_v3_small"]
+)
+def test_channels_and_strides_are_what_comes_out(name: str) -> None:
+    network = backbone(name).eval()
+    assert network.strides == sorted(network.strides)
+    with torch.inference_mode():
+        maps = network(torch.randn(1, 3, 96, 160))
+    assert [m.shape[1] for m in maps] == network.channels
+    for features, stride in zip(maps, network.strides, strict=True):
+        assert features.shape[2:] == (96 // stride, 160 // stride)
+
+
+def test_a_choice_of_strides() -> None:
+    network = backbone("resnet10t", strides=[8, 32])
+    assert network.strides == [8, 32]
+    assert len(network(torch.randn(1, 3, 64, 64))) == 2
+    with pytest.raises(UserError, match="no feature map of stride 64"):
+        backbone("resnet10t", strides=[64])
+
+
+def test_dilation_keeps_the_stride() -> None:
+    assert max(backbone("resnet18", output_stride=8).strides) == 8
+
+
+def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
+    model = timm.create_model("resnet18")
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    network = backbone("resnet18", weights=str(tmp_path / "timm.pth"))
+    torch.testing.assert_close(network.state_dict()["body.layer4.1.conv2.weight"], model.layer4[1].conv2.weight)
+    theirs = torchvision.models.resnet18()
+    torch.save(theirs.state_dict(), tmp_path / "tv.pth")
+    ours = backbone("torchvision:resnet18", weights=str(tmp_path / "tv.pth")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        features = torch.nn.Sequential(*list(theirs.eval().children())[:-2])(images)
+        torch.testing.assert_close(ours(images)[-1], features)
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="timm has no such model; did you mean resnet18"):
+        backbone("resnet81")
+    with pytest.raises(UserError, match="did you mean torchvision:vgg1"):
+        backbone("torchvision:vgg61")
+    with pytest.raises(UserError, match="no such file of weights"):
+        backbone("resnet10t", weights=str(tmp_path / "absent.pth"))
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(UserError, match="not a file of weights that can be read"):
+        backbone("resnet10t", weights=str(tmp_path / "torn.pth"))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="not the weights of backbone resnet10t"):
+        backbone("resnet10t", weights=str(tmp_path / "other.pth"))
+    with pytest.raises(UserError, match="no weights 'IMAGENET9'"):
+        backbone("torchvision:resnet18", weights="IMAGENET9")

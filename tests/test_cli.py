@@ -1,0 +1,428 @@
+"""The command, run in this process on a handful of tiny scenes: what it writes, refuses and obeys."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from segdet.callbacks.run_folder import EMBEDDED
+from segdet.cli import find_user_error, main
+from segdet.errors import BadSample, UserError
+
+TINY = [
+    "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=4", "--data.num_test=4",
+    "--data.image_size=[64, 64]", "--data.batch_size=4", "--data.num_workers=0", "--panels.images=2",
+    "--trainer.accelerator=cpu", "--trainer.max_epochs=1",
+]  # fmt: skip
+MODELS = {
+    "segmentation": [
+        "--model=FCN",
+        "--model.backbone=test_resnet",
+        "--model.strides=[8, 16]",
+        "--model.width=8",
+    ],
+    "localization": ["--model=BoxHead", "--model.backbone=test_resnet"],
+    "detection": ["--model=SSD", "--model.backbone=test_resnet", "--model.width=16"],
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture(scope="module")
+def fitted(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished detection run."""
+    folder = tmp_path_factory.mktemp("runs") / "fitted"
+    assert main(["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, for a test to change."""
+    return Path(shutil.copytree(fitted, tmp_path / "run"))
+
+
+Line = Callable[[list[str]], str]
+
+
+@pytest.fixture
+def line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """Runs a command that is a user's mistake and gives the one line that it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def mistaken(argv: list[str]) -> str:
+        capsys.readouterr()
+        assert main(argv) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1, said
+        assert said[0].startswith("segdet: error: ")
+        assert not (tmp_path / "runs").exists()
+        return said[0].removeprefix("segdet: error: ")
+
+    return mistaken
+
+
+class TestRoot:
+    def test_help_names_every_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for argv in ([], ["--help"]):
+            assert main(argv) == 0
+            said = capsys.readouterr().out
+            assert all(name in said for name in ("fit", "test", "predict", "bench", "report", "data"))
+
+    @pytest.mark.parametrize("argv", [["--help"], [], ["fti"], ["data", "--help"], ["--version"]])
+    def test_answers_without_torch(self, argv: list[str]) -> None:
+        code = (
+            "import sys; from segdet.cli import main; main(sys.argv[1:]); "
+            "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'jsonargparse', 'numpy')))"
+        )
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True)
+        assert time.perf_counter() - start < 5  # 0.1 s on an idle machine
+
+    def test_mistyped_subcommand(self, line: Line) -> None:
+        assert line(["fti"]) == "no command 'fti'; did you mean 'fit'?"
+        assert line(["data", "chekc"]) == "no command 'data chekc'; did you mean 'data check'?"
+        assert "there are fit, validate" in line(["xyzzy"])
+
+    def test_module_runs_as_the_command_does(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "segdet", "fti"], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "segdet: error: no command 'fti'; did you mean 'fit'?\n"
+
+
+class TestFindUserError:
+    def test_direct_caused_and_unrelated(self) -> None:
+        assert find_user_error(UserError("a: b; c")) == "a: b; c"
+        try:
+            try:
+                raise BadSample("x.jpg", "is torn")
+            except UserError as error:
+                raise RuntimeError("step failed") from error
+        except RuntimeError as outer:
+            assert find_user_error(outer) == "x.jpg: is torn; mend or remove the file"
+        assert find_user_error(RuntimeError("a bug")) is None
+
+    @pytest.mark.parametrize(
+        "error", [BadSample("x.jpg", "is torn", "remove it"), UserError("x.jpg: is torn; remove it")]
+    )
+    def test_from_a_worker_process(self, error: UserError) -> None:
+        class Torn(torch.utils.data.Dataset):
+            def __len__(self) -> int:
+                return 1
+
+            def __getitem__(self, index: int) -> int:
+                raise error
+
+        with pytest.raises((UserError, RuntimeError)) as caught:
+            next(iter(torch.utils.data.DataLoader(Torn(), num_workers=1)))
+        assert "Traceback" in str(caught.value)
+        assert find_user_error(caught.value) == "x.jpg: is torn; remove it"
+
+
+class TestFit:
+    def test_run_folder_holds_everything(self, fitted: Path) -> None:
+        names = {path.relative_to(fitted).as_posix() for path in fitted.rglob("*") if path.is_file()}
+        assert names == {
+            "config.yaml", "provenance.json", "metrics.csv", "result.json", "checkpoints/best.ckpt",
+            "checkpoints/last.ckpt", "predictions/val_0001.png",
+        }  # fmt: skip
+
+    def test_record(self, fitted: Path, shapes: Path) -> None:
+        record = json.loads((fitted / "result.json").read_text())
+        assert (record["task"], record["model"], record["data"]) == ("detection", "SSD", "ShapesDataModule")
+        assert (record["status"], record["epochs"], record["steps"], record["seed"]) == ("finished", 1, 2, 0)
+        assert {"val/map", "val/map_50", "train/loss"} <= record["metrics"].keys()
+        assert record["cost"]["parameters"] > 1000
+        assert record["cost"]["train_seconds"] > 0
+        assert record["command"].startswith("segdet fit --model=SSD")
+        assert record["backbone"] == "test_resnet"
+
+    def test_provenance(self, fitted: Path) -> None:
+        about = json.loads((fitted / "provenance.json").read_text())
+        assert about["packages"]["torch"] == torch.__version__.split("+")[0] or about["packages"]["torch"]
+        assert about["hardware"]["cores"] >= 1
+        assert about["hardware"]["cpu"]
+        assert about["fingerprint"]
+        assert about["seed"] == 0
+        assert about["command"].startswith("segdet fit")
+        assert "git" in about
+
+    def test_metrics_file(self, fitted: Path) -> None:
+        rows = list(csv.DictReader((fitted / "metrics.csv").open()))
+        trained = [row for row in rows if row["train/loss"]]
+        scored = [row for row in rows if row["val/map"]]
+        assert [row["step"] for row in trained] == ["1"]
+        assert [row["step"] for row in scored] == ["1"]
+        parts = float(trained[0]["train/loss_class"]) + float(trained[0]["train/loss_box"])
+        assert float(trained[0]["train/loss"]) == pytest.approx(parts, rel=1e-5)
+        assert float(trained[0]["lr"]) > 0
+
+    def test_config_starts_the_same_run(self, fitted: Path, tmp_path: Path) -> None:
+        config = yaml.safe_load((fitted / "config.yaml").read_text())
+        assert config["run_dir"] is None
+        again = tmp_path / "again"
+        assert main(["fit", "--config", str(fitted / "config.yaml"), "--run_dir", str(again)]) == 0
+        assert yaml.safe_load((again / "config.yaml").read_text()) == config
+        first, second = (json.loads((folder / "result.json").read_text()) for folder in (fitted, again))
+        assert first["metrics"] == second["metrics"]
+
+    def test_checkpoint_knows_its_configuration(self, fitted: Path) -> None:
+        for name in ("best", "last"):
+            content = torch.load(fitted / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            about = content[EMBEDDED]
+            assert yaml.safe_load(about["config"])["model"]["class_path"].endswith("SSD")
+            assert len(about["class_names"]) == len(about["category_ids"]) >= 5
+            assert about["task"] == "detection"
+
+    def test_default_folder_is_named_after_model_and_data(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}"]) == 0
+        assert main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}"]) == 0
+        made = sorted(path.name for path in (tmp_path / "runs").iterdir())
+        assert len(made) == 2
+        assert all(name.startswith("fcn-shapes-20") for name in made)
+        assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+    @pytest.mark.parametrize("task", ["segmentation", "localization"])
+    def test_data_follow_the_task_of_the_model(self, task: str, shapes: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        assert main(["fit", *MODELS[task], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]) == 0
+        assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["task"] == task
+
+    def test_a_run_is_not_overwritten(self, run: Path, shapes: Path, line: Line) -> None:
+        before = (run / "result.json").read_text()
+        arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
+        said = line(arguments)
+        assert said.startswith(f"{run}: holds a run; ")
+        assert "--ckpt_path last" in said
+        assert (run / "result.json").read_text() == before
+        (run / "mine.txt").write_text("kept")
+        (run / "predictions" / "old.png").write_text("")
+        assert main([*arguments, "--overwrite=true"]) == 0
+        assert (run / "mine.txt").exists()
+        assert not (run / "predictions" / "old.png").exists()
+
+    def test_resume_goes_on_in_the_same_folder(self, run: Path) -> None:
+        rows = (run / "metrics.csv").read_text().splitlines()
+        assert main(["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+        record = json.loads((run / "result.json").read_text())
+        assert (record["epochs"], record["steps"], record["status"]) == (2, 4, "finished")
+        new = (run / "metrics.csv").read_text().splitlines()
+        assert new[: len(rows)] == rows
+        assert len(new) == len(rows) + 2
+        about = json.loads((run / "provenance.json").read_text())
+        assert len(about["resumed"]) == 1
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    def test_a_checkpoint_alone_is_enough_to_resume(self, run: Path) -> None:
+        last = run / "checkpoints" / "last.ckpt"
+        assert main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=2"]) == 0
+        assert json.loads((run / "result.json").read_text())["epochs"] == 2
+
+    def test_interrupt_saves_and_tells_how_to_go_on(
+        self,
+        shapes: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        import signal
+
+        from segdet.callbacks.progress import StepLogger
+
+        def interrupt(self: StepLogger, trainer: object, *_: object) -> None:
+            if trainer.global_step == 3:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(StepLogger, "on_train_batch_end", interrupt)
+        handler = signal.getsignal(signal.SIGINT)
+        folder = tmp_path / "run"
+        arguments = [*MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--trainer.max_epochs=3"]
+        try:
+            assert main(["fit", *arguments, f"--run_dir={folder}"]) == 130
+        finally:
+            signal.signal(signal.SIGINT, handler)  # Lightning lets go of it
+        said = capsys.readouterr().err
+        assert f"go on with: segdet fit --ckpt_path {folder}/checkpoints/last.ckpt" in said
+        record = json.loads((folder / "result.json").read_text())
+        assert (record["status"], record["steps"]) == ("interrupted", 3)
+        assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+    def test_bad_sample_in_a_worker_is_one_line(
+        self, shapes: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        root = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+        for image in (root / "JPEGImages").iterdir():
+            image.write_bytes(image.read_bytes()[:200])
+        folder = tmp_path / "run"
+        arguments = [*MODELS["segmentation"], *TINY, f"--data.root={root}", "--data.num_workers=1"]
+        assert main(["fit", *arguments, f"--run_dir={folder}"]) == 2
+        said = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+        assert len(said) == 1
+        assert said[0].startswith(f"segdet: error: {root}/JPEGImages/")
+        assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+
+
+class TestEvaluate:
+    def test_test_adds_to_the_record_of_the_run(self, run: Path) -> None:
+        config = (run / "config.yaml").read_text()
+        assert main(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
+        record = json.loads((run / "result.json").read_text())
+        assert {"val/map", "test/map"} <= record["metrics"].keys()
+        assert record["cost"]["flops"] > 0
+        assert record["cost"]["ms_per_image"] > 0
+        assert record["cost"]["passes_per_image"] == 1
+        assert record["cost"]["train_seconds"] > 0
+        assert record["command"].startswith("segdet fit")
+        assert (run / "config.yaml").read_text() == config
+
+    def test_validate_gives_the_score_of_the_fit(self, run: Path) -> None:
+        fitted = json.loads((run / "result.json").read_text())["metrics"]
+        assert main(["validate", "--ckpt_path", "best", "--run_dir", str(run)]) == 0
+        again = json.loads((run / "result.json").read_text())["metrics"]
+        assert again["val/map_50"] == pytest.approx(fitted["val/map_50"])
+
+    @pytest.mark.parametrize("form", ["argument", "config"])
+    def test_what_is_given_beats_the_checkpoint(self, form: str, run: Path, tmp_path: Path) -> None:
+        given = ["--model.score_threshold", "0.875"]
+        if form == "config":
+            (tmp_path / "more.yaml").write_text("model: {init_args: {score_threshold: 0.875}}")
+            given = ["--config", str(tmp_path / "more.yaml")]
+        other = tmp_path / "other"
+        assert main(["test", "--ckpt_path", str(run), "--run_dir", str(other), *given]) == 0
+        arguments = yaml.safe_load((other / "config.yaml").read_text())["model"]["init_args"]
+        assert arguments["score_threshold"] == 0.875
+        assert arguments["backbone"] == "test_resnet"
+        assert not json.loads((other / "result.json").read_text())["metrics"]["test/mar_100"]
+
+    def test_other_classes_are_refused(self, run: Path, tmp_path: Path, line: Line) -> None:
+        arguments = ["--data=ImageFolder", f"--data.root={run}/predictions", "--data.class_names=[cat, dog]"]
+        said = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
+        assert "the data has 2 (cat, dog)" in said
+
+
+class TestPredict:
+    def test_boxes(self, run: Path, shapes: Path, tmp_path: Path) -> None:
+        photos = tmp_path / "photos"
+        (photos / "more").mkdir(parents=True)
+        for path, name in zip(sorted((shapes / "JPEGImages").iterdir()), ("a", "more/a"), strict=False):
+            shutil.copy(path, photos / f"{name}.jpg")
+        out = tmp_path / "out"
+        arguments = ["--data=ImageFolder", f"--data.root={photos}", f"--run_dir={out}"]
+        assert main(["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments]) == 0
+        results = json.loads((out / "predictions" / "predictions.json").read_text())
+        assert {entry["file_name"] for entry in results} <= {"a.jpg", "more/a.jpg"}
+        assert results
+        for entry in results:
+            x, y, width, height = entry["bbox"]
+            assert -0.01 <= x <= x + width <= 64.01
+            assert -0.01 <= y <= y + height <= 64.01
+            assert 0 < entry["score"] <= 1
+        overlays = {p.relative_to(out).as_posix() for p in (out / "predictions" / "overlays").rglob("*.png")}
+        assert overlays == {"predictions/overlays/a.png", "predictions/overlays/more/a.png"}
+        assert not list((out / "predictions").glob(".*"))
+
+    def test_masks(self, shapes: Path, tmp_path: Path) -> None:
+        folder, photos = tmp_path / "run", tmp_path / "photos"
+        assert (
+            main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]) == 0
+        )
+        photos.mkdir()
+        Image.fromarray(np.full((70, 50, 3), 90, np.uint8)).save(photos / "grey.png")
+        arguments = ["--data=ImageFolder", f"--data.root={photos}"]
+        assert main(["predict", f"--ckpt_path={folder}", *arguments]) == 0
+        with Image.open(folder / "predictions" / "masks" / "grey.png") as mask:
+            assert (mask.mode, mask.size) == ("P", (50, 70))
+            assert np.asarray(mask).max() <= 6
+            assert mask.getpalette()[3:6] == [128, 0, 0]
+        assert (folder / "predictions" / "overlays" / "grey.png").exists()
+
+
+class TestMistakes:
+    def test_key(self, line: Line) -> None:
+        assert line(["fit", "--model=SSD", "--model.bakbone=resnet18"]) == (
+            "--model.bakbone: SSD has no argument 'bakbone'; did you mean backbone?"
+        )
+        said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
+        assert said.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
+        said = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
+        assert said.startswith("--run_dri: no such option; did you mean --run_dir?")
+
+    def test_key_in_a_file(self, line: Line, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("trainer: {max_epoch: 3}\n")
+        assert (
+            line(["fit", "--config=c.yaml"])
+            == "trainer.max_epoch: no such key; did you mean trainer.max_epochs?"
+        )
+        (tmp_path / "c.yaml").write_text("modle: {class_path: SSD}\n")
+        assert line(["fit", "--config=c.yaml"]) == "modle: no such key; did you mean model?"
+        (tmp_path / "c.yaml").write_text("model: {class_path: SSD, init_args: {optim: {lrr: 1}}}\n")
+        said = line(["fit", "--config=c.yaml"])
+        assert "lrr" in said
+        assert "lr" in said.split("did you mean")[1]
+
+    def test_value(self, line: Line) -> None:
+        assert (
+            line(["fit", "--model=SSD", "--model.width=wide"])
+            == "--model.width: expected a whole number, got wide"
+        )
+        said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epochs=many"])
+        assert said == "--trainer.max_epochs: expected a whole number, got many"
+        said = line(["fit", *MODELS["detection"], *TINY, "--data.on_bad_sample=ignore"])
+        assert said == "--data.on_bad_sample: expected one of raise, skip, got ignore"
+
+    def test_class(self, line: Line) -> None:
+        assert line(["fit", "--model=SDS"]) == "--model SDS: no such model; did you mean SSD?"
+        said = line(["fit", "--model=SSD", "--data=VOCDatamodul"])
+        assert said == "--data VOCDatamodul: no such data module; did you mean VOCDataModule?"
+
+    def test_missing(self, line: Line) -> None:
+        assert line(["fit"]).startswith("--data, --model: missing")
+        assert line(["fit", "--model=SSD", "--data=VOCDataModule"]).startswith(
+            "--data.root: missing, VOCDataModule"
+        )
+        assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; mend the path")
+
+    def test_torn_config(self, line: Line, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("model: [a\n b: 3")
+        assert line(["fit", "--config=c.yaml"]).startswith("--config: no valid YAML: ")
+
+    def test_task(self, line: Line, shapes: Path) -> None:
+        said = line(["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--data.task=segmentation"])
+        assert (
+            said
+            == "--data.task segmentation: SSD is a detection model; give --data.task detection, or none at all"
+        )
+
+    def test_checkpoint(self, line: Line, tmp_path: Path, fitted: Path) -> None:
+        assert line(["test", "--ckpt_path=none.ckpt"]).startswith("none.ckpt: no such checkpoint")
+        assert line(["test", "--ckpt_path=best"]).startswith("--ckpt_path best: of which run?")
+        assert "no such checkpoint" in line(["fit", "--ckpt_path=last", "--run_dir=nowhere"])
+        (tmp_path / "torn.ckpt").write_bytes((fitted / "checkpoints" / "best.ckpt").read_bytes()[:5000])
+        assert line(["test", "--ckpt_path=torn.ckpt"]).startswith("torn.ckpt: torn or no checkpoint")
+        torch.save({"a": 1}, tmp_path / "other.ckpt")
+        assert line(["test", "--ckpt_path=other.ckpt"]).startswith("other.ckpt: no checkpoint of a training")
+
+    def test_data_folder(self, line: Line, tmp_path: Path) -> None:
+        said = line(
+            ["fit", *MODELS["detection"], "--data=VOCDataModule", "--data.root=nowhere", "--run_dir=here"]
+        )
+        assert said.startswith("nowhere")
+        assert not (tmp_path / "here" / "config.yaml").exists()
