@@ -19,11 +19,11 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from segdet import detection, localization, segmentation
+from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
 from segdet.callbacks.progress import Progress, StepLogger
@@ -162,9 +162,9 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
             raise UserError(f"{path}: no such checkpoint; see what the run's folder holds") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
-        except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others
+        except PermissionError:
+            raise UserError(f"{path}: may not be read; mend its rights") from None
+        except Exception as error:  # torch raises OSError, RuntimeError, UnpicklingError and others
             raise UserError(f"{path}: torn or no checkpoint; give another --ckpt_path") from error
         if not isinstance(content, dict) or "state_dict" not in content:
             raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
@@ -427,16 +427,8 @@ class SegdetCLI(LightningCLI):
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         folder = self.run_dir / "checkpoints"
-        best = ModelCheckpoint(
-            folder,
-            "best",
-            monitor=self.model.monitor,
-            mode=getattr(self.model, "monitor_mode", "max"),
-            auto_insert_metric_name=False,
-            enable_version_counter=False,  # an improvement replaces the file
-        )
-        last = ModelCheckpoint(folder, "last", save_on_exception=True, enable_version_counter=False)
-        return [best, last]
+        best = BestCheckpoint(folder, self.model.monitor, self.model.monitor_mode)
+        return [best, LastCheckpoint(folder)]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:

@@ -28,7 +28,6 @@ MODELS = {
     "segmentation": [
         "--model=FCN",
         "--model.backbone=test_resnet",
-        "--model.strides=[8, 16]",
         "--model.width=8",
     ],
     "localization": ["--model=BoxHead", "--model.backbone=test_resnet"],
@@ -163,7 +162,7 @@ class TestFit:
         assert "git" in about
 
     def test_metrics_file(self, fitted: Path) -> None:
-        rows = list(csv.DictReader((fitted / "metrics.csv").open()))
+        rows = list(csv.DictReader((fitted / "metrics.csv").read_text().splitlines()))
         trained = [row for row in rows if row["train/loss"]]
         scored = [row for row in rows if row["val/map"]]
         assert [row["step"] for row in trained] == ["1"]
@@ -407,8 +406,8 @@ class TestMistakes:
     def test_task(self, line: Line, shapes: Path) -> None:
         said = line(["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--data.task=segmentation"])
         assert (
-            said
-            == "--data.task segmentation: SSD is a detection model; give --data.task detection, or none at all"
+            said == "--data.task segmentation: SSD is a detection model; give --data.task detection, or "
+            "none at all"
         )
 
     def test_checkpoint(self, line: Line, tmp_path: Path, fitted: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_agent_makes_the_same_command(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_command_accepts_every_point(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from segdet.lightning_cli import SegdetCLI
+    from segdet.lightning_cli import main
 
     monkeypatch.chdir(path.parents[1])
     sweep = yaml.safe_load(path.read_text())
@@ -149,7 +149,7 @@ def test_the_command_accepts_every_point(path: Path, monkeypatch: pytest.MonkeyP
         assert words[:3] == ["/usr/bin/env", "segdet", "fit"]
         out = io.StringIO()
         with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as leaving:
-            SegdetCLI([*words[2:], "--print_config"])
+            main([*words[2:], "--print_config"])
         assert leaving.value.code == 0
         config = yaml.safe_load(out.getvalue())
         for name, value in point.items():

@@ -338,12 +338,20 @@ def _job(experiment: Experiment, run: Run, seed: int, runs_dir: Path, overrides:
     fit = ["fit", *common, f"--run_dir={folder}", *given]
     # The checkpoint knows its model and data, not the trainer's device and precision.
     test = ["test", *common, f"--ckpt_path={folder}/checkpoints/best.ckpt", *given]
-    settings = {config: hashlib.sha256(Path(config).read_bytes()).hexdigest()[:16] for config in configs}
+    settings = {config: _digest(Path(config)) for config in configs}
     settings["seed"] = str(seed)
     for argument in given:
         key, _, value = argument.removeprefix("--").partition("=")
         settings[f"--{key}"] = value
     return Job(folder, tuple(fit), tuple(test) if run.test else None, settings)
+
+
+def _digest(config: Path) -> str:
+    """A digest of what a config file says, whatever its comments and layout."""
+    content = config.read_bytes()
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run itself will say what is wrong
+        content = json.dumps(yaml.load(content, _Loader), sort_keys=True, default=str).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _argument(key: str, value: Any) -> str:

@@ -301,7 +301,7 @@ def _field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
-    """The colour of each field value, int64 ``[256, 3]``: from one random colour to a related one."""
+    """The colour of each field value, int32 ``[256, 3]``: from one random colour to a related one."""
     light, *chroma = rng.integers([40, -80, -80, -80], [216, 81, 81, 81]).tolist()
     grey = sum(chroma) // 3
     reach = int(rng.choice([20, 45, 80]))
@@ -309,7 +309,7 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
     other = first + rng.integers(-reach, reach + 1, 3) + int(rng.choice([-1, 1])) * reach // 2
     ends = np.clip([first, other], 8, 247)
     step = np.arange(256)[:, None]
-    return (ends[0] * (255 - step) + ends[1] * step) // 255
+    return ((ends[0] * (255 - step) + ends[1] * step) // 255).astype(np.int32)
 
 
 def _contrasting(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarray) -> np.ndarray:
@@ -325,7 +325,7 @@ def _contrasting(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarra
             return palette
     up = int(ground.sum()) < 384
     shift = (120 - int(apart.sum())) // 3 if up else (-120 - int(apart.sum())) // 3
-    return np.clip(palette + shift, 8, 247)
+    return np.clip(palette + np.int32(shift), 8, 247)
 
 
 # --------------------------------------------------------------------------------------------- scenes
@@ -361,7 +361,7 @@ class _Canvas:
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng = rng
         self.height, self.width = size
-        self.image = _palette(rng).astype(np.int32)[_field(rng, *size)]
+        self.image = _palette(rng)[_field(rng, *size)]
         self.objects, self.holes = _Ledger(size), _Ledger(size)
         self.light = int(rng.integers(0, _TURN))
         self.labels: list[int] = []
@@ -438,8 +438,8 @@ class _Canvas:
         strength = int(rng.integers(8, 60))
         shade = 256 + across // (_ONE // 16) * strength // (16 * max(height, width))
         edge = np.clip(solid - rim, 0, 16) * int(rng.integers(0, 5))
-        colour = (palette[field] * (shade + edge)[..., None]) >> 8
-        self._blend(rows, columns, coverage, np.clip(colour, 0, 255).astype(np.int32))
+        colour = (palette[field] * (shade + edge)[..., None].astype(np.int32)) >> 8
+        self._blend(rows, columns, coverage, np.clip(colour, 0, 255))
 
     def place(
         self, layers: list[_Layer], label: int = 0, *, hole: _Layer | None = None, crowd: bool = False
@@ -481,7 +481,7 @@ class _Canvas:
         y, x = np.arange(self.height)[:, None] * 2 - self.height, np.arange(self.width) * 2 - self.width
         across = (x * _COS[self.light] + y * _SIN[self.light]) // 16
         light = 256 + across * int(rng.integers(0, 80)) // (_ONE // 16 * max(self.height, self.width))
-        image = image * light[..., None] >> 8
+        image = image * light[..., None].astype(np.int32) >> 8
         grain = int(rng.integers(1, 8))
         noise = rng.integers(-grain, grain + 1, (2, *image.shape), dtype=np.int8)
         image = np.clip(image + noise[0] + noise[1], 0, 255).astype(np.uint8)

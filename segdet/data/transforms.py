@@ -36,6 +36,7 @@ class Pipeline:
         boxes = A.BboxParams(
             format="pascal_voc", label_fields=["index"], clip=True, min_area=1.0, min_visibility=min_visibility
         )
+        transforms = transforms or [A.NoOp(p=1.0)]
         self._with_boxes = A.Compose(transforms, bbox_params=boxes)
         self._without_boxes = A.Compose(transforms)
 

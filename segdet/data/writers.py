@@ -299,8 +299,8 @@ def _save_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 def _save_voc_png(path: Path, values: np.ndarray, border: np.ndarray) -> None:
-    picture = Image.fromarray(np.where(border, 255, values).astype(np.uint8), mode="P")
-    picture.putpalette(_VOC_PALETTE)
+    picture = Image.fromarray(np.where(border, 255, values).astype(np.uint8))
+    picture.putpalette(_VOC_PALETTE)  # which turns mode L into P
     picture.save(path)
 
 

@@ -109,7 +109,8 @@ def test_the_file_becomes_commands(folder: Path, capsys: pytest.CaptureFixture[s
     assert lines[0] == "segdet data make data/shapes --images 8"
     for seed, name, (fit, test) in [(0, "fcn", lines[1:3]), (1, "fcn-seed1", lines[3:5])]:
         configs = f"--config configs/fcn.yaml --config configs/data.yaml --seed_everything={seed}"
-        overrides = "--model.optim.lr=0.001 --model.weights=null --trainer.max_time=00:00:10:00 --trainer.max_epochs=1"
+        overrides = "--model.optim.lr=0.001 --model.weights=null --trainer.max_time=00:00:10:00"
+        overrides += " --trainer.max_epochs=1"
         assert fit == f"segdet fit {configs} --run_dir=runs/demo/{name} {overrides}"
         checkpoint = f"runs/demo/{name}/checkpoints/best.ckpt"
         assert test == f"segdet test {configs} --ckpt_path={checkpoint} {overrides}"
@@ -212,6 +213,8 @@ def test_other_settings_are_said_and_need_rerun(folder: Path, command: Command) 
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0]"))
     main(["experiments/demo.yaml"])
     command.started()
+    Path("configs/ssd.yaml").write_text("# A comment is no setting.\n" + Path("configs/ssd.yaml").read_text())
+    assert main(["experiments/demo.yaml"]) == 0 and command.started() == []
     Path("configs/ssd.yaml").write_text("other: 1\n")
     Path("runs/demo/ssd/mark").touch()
     with pytest.raises(UserError) as error:
@@ -397,3 +400,72 @@ def test_the_settings_are_kept_beside_the_run(folder: Path, command: Command) ->
     main(["experiments/demo.yaml", "--only", "ssd"])
     settings = json.loads(Path("runs/demo/ssd.json").read_text())
     assert set(settings) == {"configs/ssd.yaml", "configs/data.yaml", "seed", "--trainer.max_time"}
+
+
+# What follows is shipped, or the real command.
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_experiment_is_sound_and_opens_with_its_command(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    experiment = read_experiment(path.relative_to(ROOT))
+    lines = path.read_text().splitlines()[:3]
+    assert all(line.startswith("# ") for line in lines)
+    assert lines[1].startswith(f"# segdet bench experiments/{path.name}")
+    assert len(plan(experiment, Path("absent"))) == len(experiment.runs) * len(experiment.seeds)
+
+
+CONFIG = """
+model: {class_path: %s, init_args: {optim: {lr: 0.01}}}
+data:
+  class_path: ShapesDataModule
+  init_args:
+    root: data
+    num_train: 16
+    num_val: 5
+    num_test: 5
+    image_size: [64, 64]
+    num_workers: 0
+    batch_size: 4
+trainer: {accelerator: cpu}
+"""
+
+
+@pytest.mark.slow
+def test_three_tasks_are_trained_tested_and_tabulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "budget: {trainer.max_epochs: 1, wandb: false}\nruns:\n"
+    for name in ("FCN", "BoxHead", "SSD"):
+        Path(f"{name}.yaml").write_text(CONFIG % name)
+        text += f"  {name.lower()}: {{configs: {name}.yaml}}\n"
+    Path("all.yaml").write_text(text)
+    assert main(["all.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert "epoch 1/1" in err  # progress is shown
+    for column in ("test/miou", "test/loc_acc", "test/map_50", "GFLOPs", "passes per image"):
+        assert column in out
+    for name in ("fcn", "boxhead", "ssd"):
+        record = Record.read(f"runs/all/{name}/result.json")
+        assert (record.status, record.epochs) == ("finished", 1) and record.steps >= 2
+        cost = record.cost
+        assert cost.parameters and cost.flops and cost.ms_per_image and cost.passes_per_image == 1
+        assert cost.train_seconds and cost.peak_memory_mb
+        assert record.fingerprint and record.command.startswith("segdet fit ") and record.hardware["cores"]
+        assert any(key.startswith("val/") for key in record.metrics)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data",
+        "runs",
+        "all.yaml",
+        "FCN.yaml",
+        "BoxHead.yaml",
+        "SSD.yaml",
+    }
+    start = time.monotonic()
+    assert main(["all.yaml"]) == 0
+    assert time.monotonic() - start < 10 and capsys.readouterr().out == out

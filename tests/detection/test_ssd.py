@@ -1,5 +1,7 @@
 """SSD against torchvision's own, with the same weights, and against the paper's numbers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,3 +134,50 @@ def test_matching_follows_its_definition(foreground: float, background: float) -
                 assert found[image, a] == target["labels"][best]
             else:
                 assert found[image, a] == (-1 if value >= background and len(iou) else 0)
+
+
+def _overfit(model: SSD, steps: int = 120) -> float:
+    """map_50 on four images that were trained on."""
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 90, (4, 3, 64, 96), generator=generator, dtype=torch.uint8)
+    targets = []
+    for image in images:
+        boxes = []
+        for channel, x in ((0, 4), (1, 52)):
+            w, h = (int(v) for v in torch.randint(14, 38, (2,), generator=generator))
+            y = int(torch.randint(0, 64 - h, (1,), generator=generator))
+            image[channel, y : y + h, x : x + w] = 240
+            boxes.append([x, y, x + w, y + h])
+        targets.append(Target(boxes=torch.tensor(boxes).float(), labels=torch.tensor([1, 2])))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(model.losses(model.normalize(images), targets).values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    model.eval()
+    scores = model.build_scores()
+    with torch.inference_mode():
+        found = model.predict_images(images)
+    full = [
+        Target(**t, iscrowd=torch.zeros(2, dtype=torch.bool), difficult=torch.zeros(2, dtype=torch.bool), area=torch.full((2,), 400.0))
+        for t in targets
+    ]
+    scores.update(found, full, list(range(4)))
+    return float(scores.compute()["map_50"])
+
+
+def _small(**kwargs: Any) -> SSD:
+    torch.manual_seed(0)
+    return SSD(["red", "green"], backbone_options={"channels": [16, 32, 48, 64]}, width=32, extra_maps=0, **kwargs)
+
+
+@pytest.mark.parametrize("top_down", [False, True])
+def test_overfits_a_few_images(top_down: bool) -> None:
+    assert _overfit(_small(top_down=top_down)) >= 0.95
+
+
+def test_without_the_box_regression_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _small()
+    monkeypatch.setattr(model.coder, "decode", lambda offsets, anchors: anchors.expand_as(offsets))
+    assert _overfit(model) < 0.95

@@ -1,0 +1,79 @@
+"""``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt`` of a run folder."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The best epoch's checkpoint, which a better one replaces.
+
+    A run that goes on remembers its best score even if its folder has been moved. An epoch without the
+    monitored score (nothing of what it counts occurs in the validation set) is no candidate.
+
+    Args:
+        folder: The run's ``checkpoints``.
+        monitor: The score's logged name.
+        mode: ``max`` or ``min``.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str = "max") -> None:
+        super().__init__(
+            folder,
+            "best",
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.folder = folder
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves, if the score is the best so far."""
+        if self._has_score(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves, where it is not validation that gives the score."""
+        if self._has_score(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the best score, if the checkpoint that has it is here."""
+        best = self.folder / "best.ckpt"
+        if not best.exists() or not state_dict["best_model_path"]:
+            return
+        path = str(best)
+        moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        scores = {path: state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | moved | {"best_k_models": scores})
+
+    def _has_score(self, trainer: pl.Trainer) -> bool:
+        present = self.monitor in trainer.callback_metrics
+        if (
+            not present
+            and trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and trainer.num_val_batches
+        ):
+            warnings.warn(f"{self.monitor} has no value; best.ckpt stays as it is", stacklevel=1)
+        return present
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
+
+    Args:
+        folder: The run's ``checkpoints``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder, "last", save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: there is always one, and it is always replaced."""

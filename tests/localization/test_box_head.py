@@ -1,0 +1,87 @@
+"""The box head and the base of localization."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from segdet.data.sample import Batch, Source, Target
+from segdet.localization.box_head import BoxHead
+
+CLASSES = ["red", "green", "blue"]
+
+
+def _model(**kwargs: Any) -> BoxHead:
+    torch.manual_seed(0)
+    options = {"channels": [16, 32, 48, 64]}
+    return BoxHead(CLASSES, backbone_options=options, width=64, dropout=0.0, **kwargs)
+
+
+def _scenes(count: int = 6) -> tuple[torch.Tensor, list[Target]]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 90, (count, 3, 64, 96), generator=generator, dtype=torch.uint8)
+    targets = []
+    for i in range(count):
+        x, y, w, h = (int(v) for v in torch.randint(16, 40, (4,), generator=generator))
+        images[i, i % 3, y : y + h, x : x + w] = 240
+        targets.append(Target(boxes=torch.tensor([[x, y, x + w, min(64, y + h)]]).float(), labels=torch.tensor([i % 3 + 1])))
+    return images, targets
+
+
+def _overfit(model: BoxHead) -> float:
+    """The share of images with the right class and a box of IoU >= .5."""
+    images, targets = _scenes()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    model.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(model.losses(model.normalize(images), targets).values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        found = model.predict_images(images)
+    right = [
+        bool(p["labels"][0] == t["labels"][0] and box_iou(p["boxes"][:1], t["boxes"]) >= 0.5)
+        for p, t in zip(found, targets, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize("box_loss", ["l2", "smooth_l1", "giou"])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_overfits_a_few_images(box_loss: str, per_class: bool) -> None:
+    assert _overfit(_model(box_loss=box_loss, per_class=per_class)) == 1.0
+
+
+def test_without_a_box_loss_it_does_not() -> None:
+    assert _overfit(_model(box_weight=0.0)) < 1.0
+
+
+def test_boxes_are_scaled_to_the_original_image_and_stay_inside() -> None:
+    model = _model().eval()
+    images, targets = _scenes(2)
+    sources = [Source(Path("a.png"), 1, (64, 96)), Source(Path("b.png"), 2, (128, 288))]
+    with torch.inference_mode():
+        same, scaled = model.infer(Batch(images[:1].repeat(2, 1, 1, 1), [(64, 96)] * 2, targets, sources))
+    torch.testing.assert_close(scaled["boxes"], same["boxes"] * torch.tensor([3.0, 2, 3, 2]))
+    assert (same["boxes"] >= 0).all() and (same["boxes"] <= torch.tensor([96.0, 64, 96, 64])).all()
+    assert same["labels"].tolist() == scaled["labels"].tolist()
+    assert same["scores"].tolist() == sorted(same["scores"].tolist(), reverse=True)
+
+
+def test_the_box_layer_of_alexnets_features_has_16388_numbers() -> None:
+    """4096 -> 4 has 16,388 parameters for one box, a thousand times that for one a class (OverFeat, VGG)."""
+    single = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096)
+    assert sum(p.numel() for p in single.box_head[-1].parameters()) == 16_388
+    classes = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096, per_class=True)
+    assert sum(p.numel() for p in classes.box_head[-1].parameters()) == 16_388_000
+
+
+def test_stages_end_with_the_box() -> None:
+    model = _model().eval()
+    with torch.inference_mode():
+        stages = list(model.stages(torch.zeros(1, 3, 64, 96)))
+    assert [stage.name for stage in stages] == ["features", "box"]
+    assert stages[1].boxes is not None and stages[1].boxes.shape == (1, 4)

@@ -1,0 +1,117 @@
+"""FCN and the base of segmentation: it learns, it maps back, it does not depend on its batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segdet.data.sample import Batch, Source, Target
+from segdet.nn.optim import Optimization
+from segdet.segmentation.fcn import FCN
+
+CLASSES = ["background", "bright", "striped"]
+
+
+def _fcn(**kwargs: Any) -> FCN:
+    torch.manual_seed(0)
+    options = {"channels": [16, 32, 48, 64]}
+    return FCN(CLASSES, backbone="resnet18", backbone_options=options, width=24, dropout=0.0, **kwargs)
+
+
+def _scenes(count: int = 4, side: int = 64) -> tuple[torch.Tensor, list[Target]]:
+    """Noise with a bright and a striped rectangle each."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 120, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    masks = torch.zeros(count, side, side, dtype=torch.int64)
+    for i in range(count):
+        x, y = (int(v) for v in torch.randint(0, side // 2, (2,), generator=generator))
+        images[i, :, y : y + 20, x : x + 16] = 230
+        masks[i, y : y + 20, x : x + 16] = 1
+        x, y = side - 4 - (x + 16) // 2 - 12, side - 16
+        images[i, :, y : y + 14 : 2, x : x + 12] = 255
+        images[i, :, y + 1 : y + 14 : 2, x : x + 12] = 0
+        masks[i, y : y + 14, x : x + 12] = 2
+    return images, [Target(mask=mask) for mask in masks]
+
+
+def _overfit(model: FCN, steps: int = 60) -> float:
+    images, targets = _scenes()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(model.losses(model.normalize(images), targets).values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        found = torch.stack([p["mask"] for p in model.predict_images(images)])
+    return float((found == torch.stack([t["mask"] for t in targets])).float().mean())
+
+
+def test_overfits_four_images() -> None:
+    assert _overfit(_fcn()) >= 0.98
+
+
+def test_a_broken_part_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the fine maps cut off, four images cannot be learned to the pixel."""
+    model = _fcn()
+    monkeypatch.setattr(model, "_summed", lambda images: [model.laterals[-1](model.backbone(images)[-1])])
+    assert _overfit(model) < 0.98
+
+
+def test_one_stride_is_an_fcn_32() -> None:
+    model = _fcn(strides=[32]).eval()
+    assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 2, 3)
+    assert model.predict(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+def test_predictions_have_the_original_size_and_do_not_depend_on_the_batch() -> None:
+    model = _fcn().eval()
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(48, 64), (33, 50), (48, 64)]
+    images = torch.zeros(3, 3, 48, 64, dtype=torch.uint8)
+    for image, (h, w) in zip(images, sizes, strict=True):
+        image[:, :h, :w] = torch.randint(0, 255, (3, h, w), generator=generator, dtype=torch.uint8)
+    sources = [Source(Path(f"{i}.png"), i, (2 * h, 2 * w - 1)) for i, (h, w) in enumerate(sizes)]
+    with torch.inference_mode():
+        together = model.infer(Batch(images, sizes, [Target()] * 3, sources))
+        for i, (h, w) in enumerate(sizes):
+            alone = model.infer(Batch(images[i : i + 1, :, :h, :w], [(h, w)], [Target()], [sources[i]]))[0]
+            assert together[i]["mask"].shape == sources[i].original_size
+            assert (together[i]["mask"] == alone["mask"]).float().mean() > 0.9999
+
+
+def test_the_loss_ignores_255_and_is_zero_without_any_pixel() -> None:
+    model = _fcn()
+    logits = torch.randn(2, 3, 8, 8)
+    masks = torch.randint(0, 3, (2, 8, 8))
+    masks[0, :4] = 255
+    torch.testing.assert_close(model.cross_entropy(logits, masks), F.cross_entropy(logits, masks, ignore_index=255))
+    assert model.cross_entropy(logits, torch.full((2, 8, 8), 255)) == 0
+
+
+def test_class_weights_are_those_of_torch() -> None:
+    model = _fcn(class_weights=[0.2, 1.0, 3.0])
+    logits, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    masks[0, 0] = 255
+    expected = F.cross_entropy(logits, masks, torch.tensor([0.2, 1.0, 3.0]), ignore_index=255)
+    torch.testing.assert_close(model.cross_entropy(logits, masks), expected)
+
+
+def test_normalization_is_imagenets_and_padding_is_zero() -> None:
+    model = _fcn(optim=Optimization())
+    images = torch.full((2, 3, 4, 6), 128, dtype=torch.uint8)
+    normal = model.normalize(images, [(4, 6), (2, 5)])
+    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(normal[0, :, 0, 0], expected)
+    assert (normal[1, :, 2:] == 0).all() and (normal[1, :, :, 5:] == 0).all()
+    assert (normal[1, :, :2, :5] != 0).all()
+
+
+def test_stages_are_one_map_a_stride() -> None:
+    model = _fcn().eval()
+    with torch.inference_mode():
+        names = [stage.name for stage in model.stages(torch.zeros(1, 3, 64, 64))]
+    assert names == ["stride 32", "stride 16", "stride 8", "stride 4"]

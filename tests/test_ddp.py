@@ -1,0 +1,79 @@
+"""Two processes are one run: one folder, one W&B record, and the scores that one process gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODELS = {
+    "segmentation": "--model FCN --model.backbone test_resnet --model.width 8",
+    "localization": "--model BoxHead --model.backbone test_resnet",
+    "detection": "--model SSD --model.backbone test_resnet --model.width 16 --model.score_threshold 0.001",
+}
+# 5 and 7 images on 2 processes: one of them has an image less than the other
+DATA = (
+    "--data ShapesDataModule --data.root shapes --data.num_train 8 --data.num_val 5 --data.num_test 7 "
+    "--data.image_size [64,64] --data.batch_size 2 --data.num_workers 0 --panels.images 1 "
+    "--trainer.accelerator cpu"
+)
+
+
+def segdet(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    kept |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", "segdet", *arguments.split()],
+        cwd=folder,
+        env=kept,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=280,
+    )
+
+
+def scores(folder: Path, prefix: str) -> dict[str, float]:
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    return {name: value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", list(MODELS))
+def test_two_processes_are_one_run(task: str, tmp_path: Path) -> None:
+    two = "--trainer.devices 2 --trainer.strategy ddp"
+    fitted = segdet(f"fit {MODELS[task]} {DATA} {two} --trainer.max_epochs 1", tmp_path)
+    assert fitted.returncode == 0, fitted.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    record = json.loads((run / "result.json").read_text())
+    assert (record["status"], record["steps"], record["hardware"]["processes"]) == ("finished", 2, 2)
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+
+    best = f"--ckpt_path {run}/checkpoints/best.ckpt --trainer.accelerator cpu"
+    for name, devices in (("one", "--trainer.devices 1"), ("two", two)):
+        tested = segdet(f"test {best} {devices} --run_dir {name}", tmp_path)
+        assert tested.returncode == 0, tested.stderr
+    alone = scores(tmp_path / "one", "test/")
+    assert alone
+    assert scores(tmp_path / "two", "test/") == pytest.approx(alone, abs=1e-6)
+
+    # what the fit scored on two processes, one process scores too
+    assert segdet(f"validate {best} --trainer.devices 1 --run_dir val", tmp_path).returncode == 0
+    assert scores(run, "val/") == pytest.approx(scores(tmp_path / "val", "val/"), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_mistake_of_two_processes_is_one_line(tmp_path: Path) -> None:
+    two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
+    assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
+    for image in (tmp_path / "shapes" / "JPEGImages").iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    done = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
+    assert len(said) == 1, done.stderr
+    assert "Traceback" not in done.stderr
