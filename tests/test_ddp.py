@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from segdet.cli import main
+
 MODELS = {
     "segmentation": "--model FCN --model.backbone test_resnet --model.width 8",
     "localization": "--model BoxHead --model.backbone test_resnet",
@@ -43,7 +45,7 @@ def scores(folder: Path, prefix: str) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(MODELS))
-def test_two_processes_are_one_run(task: str, tmp_path: Path) -> None:
+def test_two_processes_are_one_run(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = "--trainer.devices 2 --trainer.strategy ddp"
     fitted = segdet(f"fit {MODELS[task]} {DATA} {two} --trainer.max_epochs 1", tmp_path)
     assert fitted.returncode == 0, fitted.stderr
@@ -53,16 +55,17 @@ def test_two_processes_are_one_run(task: str, tmp_path: Path) -> None:
     assert len(list((run / "wandb").glob("offline-run-*"))) == 1
     assert len((run / "metrics.csv").read_text().splitlines()) == 3
 
-    best = f"--ckpt_path {run}/checkpoints/best.ckpt --trainer.accelerator cpu"
-    for name, devices in (("one", "--trainer.devices 1"), ("two", two)):
-        tested = segdet(f"test {best} {devices} --run_dir {name}", tmp_path)
-        assert tested.returncode == 0, tested.stderr
+    best = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    tested = segdet(" ".join(["test", *best, two, "--run_dir two"]), tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", *best, "--trainer.devices=1", "--run_dir=one"]) == 0
     alone = scores(tmp_path / "one", "test/")
     assert alone
     assert scores(tmp_path / "two", "test/") == pytest.approx(alone, abs=1e-6)
 
     # what the fit scored on two processes, one process scores too
-    assert segdet(f"validate {best} --trainer.devices 1 --run_dir val", tmp_path).returncode == 0
+    assert main(["validate", *best, "--trainer.devices=1", "--run_dir=val"]) == 0
     assert scores(run, "val/") == pytest.approx(scores(tmp_path / "val", "val/"), abs=1e-6)
 
 

@@ -183,7 +183,7 @@ def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarr
         noise = rng.normal(0, 1, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
         # Mostly light and dark, and the weaker the finer.
         noise = 0.3 * noise + 0.7 * noise.mean(2, keepdims=True)
-        image += 2.2 * cell**0.6 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        image += 11 * cell**0.2 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
         cell //= 2
     return image.clip(0, 255).astype(np.uint8)
 
@@ -198,7 +198,7 @@ def decode(small: bool) -> Iterator[Part]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
         for path in paths:
-            Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=90)
+            Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=95)
         kilobytes = round(sum(path.stat().st_size for path in paths) / count / 1000)
 
         def theirs() -> None:
@@ -366,6 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(PARTS)}; all if none")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: one per core)")
     parser.add_argument("--small", action="store_true", help="tiny sizes, only to see that it runs")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
@@ -373,6 +374,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"no part is called {name}; there are {', '.join(PARTS)}")
     if arguments.rounds < 1:
         parser.error(f"--rounds {arguments.rounds}: give at least 1")
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            parser.error(f"--threads {arguments.threads}: give at least 1")
+        torch.set_num_threads(arguments.threads)
     sys.stdout.write(
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}; "

@@ -389,7 +389,7 @@ def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
 def _fingerprint(trainer: pl.Trainer) -> str:
     data: Any = getattr(trainer, "datamodule", None)
     try:
-        return str(data.fingerprint())
+        return "" if data is None else str(data.fingerprint())
     except UserError as error:  # a set that this command does not read may be absent
         warnings.warn(f"the dataset has no fingerprint: {error}", stacklevel=1)
         return ""

@@ -35,7 +35,7 @@ _COS = np.array([round(_ONE * math.cos(2 * math.pi * k / _TURN)) for k in range(
 _SIN = np.array([round(_ONE * math.sin(2 * math.pi * k / _TURN)) for k in range(_TURN)], np.int64)
 _LOG = [round(1024 * 2 ** (k / 64)) for k in range(64)]  # one octave, for log-uniform sizes
 _PAD = 4  # pixels around a shape for its shadow and for the ground it must contrast with
-_SMALLEST = {"circle": 10, "square": 10, "triangle": 12, "star": 15, "cross": 12, "ring": 12}
+_SMALLEST = {"circle": 12, "square": 12, "triangle": 16, "star": 18, "cross": 16, "ring": 16}
 
 Polygons = list[np.ndarray]
 """Outlines of one shape, int64 ``[V, 2]`` xy in 1/16 px each, filled by the even-odd rule."""
@@ -304,7 +304,7 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
     """The colour of each field value, int32 ``[256, 3]``: from one random colour to a related one."""
     light, *chroma = rng.integers([40, -80, -80, -80], [216, 81, 81, 81]).tolist()
     grey = sum(chroma) // 3
-    reach = int(rng.choice([20, 45, 80]))
+    reach = int(rng.choice([10, 20, 45]))
     first = np.array([light + part - grey for part in chroma])
     other = first + rng.integers(-reach, reach + 1, 3) + int(rng.choice([-1, 1])) * reach // 2
     ends = np.clip([first, other], 8, 247)
@@ -321,10 +321,10 @@ def _contrasting(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarra
     for _ in range(6):
         palette = _palette(rng)
         apart = counts @ palette // total - ground
-        if abs(int(apart.sum())) >= 75 and int(np.abs(apart).sum()) >= 120:
+        if abs(int(apart.sum())) >= 110 and int(np.abs(apart).sum()) >= 160:
             return palette
     up = int(ground.sum()) < 384
-    shift = (120 - int(apart.sum())) // 3 if up else (-120 - int(apart.sum())) // 3
+    shift = (160 - int(apart.sum())) // 3 if up else (-160 - int(apart.sum())) // 3
     return np.clip(palette + np.int32(shift), 8, 247)
 
 
@@ -572,18 +572,18 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     if draw < 4:
         count, largest = 0, 0
     elif draw < 13:
-        count, largest = int(rng.integers(7, 13)), 34
+        count, largest = int(rng.integers(7, 13)), 36
     else:
-        count, largest = int(rng.integers(1, 5)), 44
-    sizes = [_log_uniform(rng, 10, max(12, largest * scale // 128)) for _ in range(count)]
-    if count and rng.integers(0, 100) < 58:
-        sizes[0] = _log_uniform(rng, max(14, 42 * scale // 128), 80 * scale // 128)
+        count, largest = int(rng.integers(1, 5)), 48
+    sizes = [_log_uniform(rng, 14, max(16, largest * scale // 128)) for _ in range(count)]
+    if count and rng.integers(0, 100) < 65:
+        sizes[0] = _log_uniform(rng, max(16, 46 * scale // 128), 88 * scale // 128)
     if rng.integers(0, 4):
         sizes.sort(reverse=True)
     if count and rng.integers(0, 100) < 3:
         _place_cluster(canvas)
 
-    chance = int(rng.choice([0, 35, 35, 70]))
+    chance = int(rng.choice([0, 25, 25, 50]))
     for diameter in sizes:
         if rng.integers(0, 100) < chance:
             _place_distractor(canvas)
@@ -594,7 +594,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
             hole = _rasterize(polygons[1:]) if polygons[1:] else None
             if canvas.place([_rasterize(polygons)], label, hole=hole):
                 break
-    for _ in range(int(rng.integers(0, 3)) if chance else 0):
+    for _ in range(int(rng.integers(0, 2)) if chance else 0):
         _place_distractor(canvas)
     return canvas.scene()
 

@@ -14,10 +14,23 @@ _BYTE = 256
 def classes_of(logits: Tensor) -> Tensor:
     """The best class of every pixel: ``[B, C, H, W]`` (or ``[C, H, W]``) logits to int64 ``[B, H, W]``.
 
-    The same answer as ``logits.argmax(-3)``, several times faster on the CPU, where argmax over a
-    dimension that is not the last in memory is slow and ``max`` is not.
+    The same answer as ``logits.argmax(-3)``, of equal logits the first, and much faster on the CPU, where
+    argmax over a dimension that is not the last in memory goes through the pixels one by one.
     """
-    return logits.max(-3).indices
+    logits = logits.detach()
+    classes = logits.shape[-3]
+    if logits.device.type != "cpu" or logits.stride(-3) == 1 or classes > _BYTE:
+        return logits.max(-3).indices
+    # Whole maps at a time, which are contiguous: where a class beats all before it, its number, which is
+    # the largest so far, is written over theirs.
+    best, *others = logits.unbind(-3)
+    best = best.clone()
+    answer = torch.zeros_like(best, dtype=torch.uint8)
+    for number, other in enumerate(others, 1):
+        better = (other > best).view(torch.uint8).mul_(number)
+        torch.maximum(answer, better, out=answer)
+        torch.maximum(best, other, out=best)
+    return answer.long()
 
 
 class SegmentationScores(Scores):

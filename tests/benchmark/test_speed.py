@@ -19,7 +19,12 @@ def test_some_parts(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"), [(["mio"], "no part is called mio"), (["--rounds", "0"], "--rounds 0")]
+    ("argv", "says"),
+    [
+        (["mio"], "no part is called mio"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--threads", "0"], "--threads 0"),
+    ],
 )
 def test_mistakes_are_one_line(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -89,11 +89,24 @@ def test_neither_batches_nor_order_matter():
     assert whole.confusion.sum() == (target != 255).sum()
 
 
-def test_the_best_class_of_logits():
-    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(classes_of(logits), logits.argmax(1))
-    assert torch.equal(classes_of(logits.to(memory_format=torch.channels_last)), logits.argmax(1))
-    assert torch.equal(classes_of(logits[0]), logits[0].argmax(0))
+@pytest.mark.parametrize("classes", [1, 2, 5, 256, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_best_class_of_logits(classes, dtype):
+    logits = torch.randn(2, classes, 6, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = logits.argmax(1)
+    before = logits.clone()
+    for same in (logits, logits.to(memory_format=torch.channels_last), logits.clone().requires_grad_()):
+        answer = classes_of(same)
+        assert answer.dtype == torch.int64 and torch.equal(answer, expected)
+    assert torch.equal(classes_of(logits[0]), expected[0])
+    assert torch.equal(logits, before)
+
+
+def test_of_equal_logits_the_first_class_is_best():
+    logits = torch.tensor([1.0, 3.0, 3.0, -1.0, 3.0]).view(1, 5, 1, 1).expand(2, 5, 4, 4)
+    assert (classes_of(logits) == 1).all()
+    assert (classes_of(logits.contiguous()) == 1).all()
+    assert (classes_of(torch.full((1, 3, 2, 2), -torch.inf)) == 0).all()
 
 
 @pytest.mark.parametrize(
