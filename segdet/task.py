@@ -112,11 +112,15 @@ class Task(L.LightningModule):
         """The task's metrics, new."""
 
     @abstractmethod
-    def map_back(self, answer: Any, sources_sizes: list[tuple[int, int]], size: tuple[int, int]) -> list[Prediction]:
+    def map_back(
+        self, answer: Any, sources_sizes: list[tuple[int, int]], size: tuple[int, int]
+    ) -> list[Prediction]:
         """What `predict` said of images of ``size``, as predictions in pixels of the original images."""
 
     @abstractmethod
-    def score(self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]) -> None:
+    def score(
+        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
+    ) -> None:
         """Counts the predictions for the images at ``positions`` of the batch."""
 
     # What follows for all.
@@ -130,7 +134,7 @@ class Task(L.LightningModule):
                 image[:, :, w:] = 0
         return normal
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: D102
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(self.normalize(batch.images, batch.sizes), batch.targets)
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
@@ -159,13 +163,13 @@ class Task(L.LightningModule):
         size = (images.shape[2], images.shape[3])
         return self.map_back(self.predict(self.normalize(images)), [size] * len(images), size)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val_")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test_")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:  # noqa: D102
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         return self.infer(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -176,7 +180,7 @@ class Task(L.LightningModule):
         """Logs ``test/...``."""
         self._log_scores("test")
 
-    def configure_optimizers(self) -> Any:  # noqa: D102
+    def configure_optimizers(self) -> Any:
         trainer = self.trainer
         total = trainer.estimated_stepping_batches
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
@@ -185,7 +189,7 @@ class Task(L.LightningModule):
 
     def configure_model(self) -> None:
         """Convolutions run fastest on images whose channels come last, which is how they are decoded."""
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def _evaluate(self, batch: Batch, key: str) -> None:
         predictions = self.infer(batch)

@@ -25,7 +25,9 @@ FORMATS = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("shapes")
     return {
-        name: make_shapes(root / name, name, train=12, val=5, test=5, size=(64, 64), workers=1, progress=False)  # type: ignore[call-overload,arg-type]
+        name: make_shapes(
+            root / name, name, train=12, val=5, test=5, size=(64, 64), workers=1, progress=False
+        )  # type: ignore[call-overload,arg-type]
         for name in FORMATS
     }
 

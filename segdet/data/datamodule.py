@@ -110,7 +110,7 @@ class DataModule(L.LightningDataModule):
         for subset in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
             self.dataset(subset)  # type: ignore[arg-type]
 
-    def train_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+    def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("train")
         rank, world_size = self._process()
         if len(dataset) < self.batch_size * world_size:
@@ -118,15 +118,17 @@ class DataModule(L.LightningDataModule):
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
-        return self._loader(dataset, TrainSampler(len(dataset), self.seed, rank, world_size), self.batch_size, True)
+        return self._loader(
+            dataset, TrainSampler(len(dataset), self.seed, rank, world_size), self.batch_size, True
+        )
 
-    def val_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+    def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+    def test_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:  # noqa: D102
+    def predict_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -140,7 +142,7 @@ class DataModule(L.LightningDataModule):
         """A digest of the dataset as this run sees it: names and sizes of the files it reads."""
         digest = hashlib.sha256()
         for subset in ("train", "val", "test"):
-            reader = self.reader(subset)  # type: ignore[arg-type]
+            reader = self.reader(subset)
             for index in range(len(reader)):
                 for path in (reader.image_path(index), *reader.annotation_paths(index, self.task)):
                     size = path.stat().st_size if path.is_file() else -1
@@ -165,7 +167,7 @@ class DataModule(L.LightningDataModule):
             num_workers=workers,
             collate_fn=collate,
             drop_last=training,
-            pin_memory=bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
         )
@@ -205,7 +207,7 @@ class VOCDataModule(DataModule):
         self.given_class_names = class_names
         self.ignore_index = ignore_index
 
-    def open_reader(self, subset: Subset) -> VOCReader:  # noqa: D102
+    def open_reader(self, subset: Subset) -> VOCReader:
         return VOCReader(self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index)
 
 
@@ -234,7 +236,7 @@ class COCODataModule(DataModule):
         self.splits = {"train": train, "val": val, "test": test or val}
         self.given_class_names = class_names
 
-    def open_reader(self, subset: Subset) -> COCOReader:  # noqa: D102
+    def open_reader(self, subset: Subset) -> COCOReader:
         return COCOReader(self.root, self.splits[subset], self.task, class_names=self.given_class_names)
 
 
@@ -260,7 +262,7 @@ class CityscapesDataModule(DataModule):
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
 
-    def open_reader(self, subset: Subset) -> CityscapesReader:  # noqa: D102
+    def open_reader(self, subset: Subset) -> CityscapesReader:
         return CityscapesReader(self.root, self.splits[subset], self.task)
 
 
@@ -302,7 +304,7 @@ class ShapesDataModule(DataModule):
             self.root, self.format, train=train, val=val, test=test, size=self.image_size, seed=self.data_seed
         )
 
-    def open_reader(self, subset: Subset) -> Reader:  # noqa: D102
+    def open_reader(self, subset: Subset) -> Reader:
         self.prepare_data()
         if self.format == "voc":
             return VOCReader(self.root, [subset], self.task)

@@ -31,28 +31,32 @@ class FolderReader(Reader):
     def __init__(self, root: Path, class_names: list[str]) -> None:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; give a folder of images as --data.root")
-        self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        self.paths = sorted(
+            path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
         if not self.paths:
-            raise UserError(f"{root}: no image in this folder; give one that holds {', '.join(sorted(SUFFIXES))}")
+            raise UserError(
+                f"{root}: no image in this folder; give one that holds {', '.join(sorted(SUFFIXES))}"
+            )
         self.class_names = self.mask_names = class_names
         self.category_ids = list(range(1, len(class_names) + 1))
 
-    def __len__(self) -> int:  # noqa: D105
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def image_path(self, index: int) -> Path:  # noqa: D102
+    def image_path(self, index: int) -> Path:
         return self.paths[index]
 
-    def declared_size(self, index: int) -> tuple[int, int] | None:  # noqa: D102
+    def declared_size(self, index: int) -> tuple[int, int] | None:
         return None
 
-    def objects(self, index: int) -> Objects:  # noqa: D102
+    def objects(self, index: int) -> Objects:
         return Objects()
 
-    def mask(self, index: int) -> np.ndarray:  # noqa: D102
+    def mask(self, index: int) -> np.ndarray:
         raise NotImplementedError("a folder of images has no masks")
 
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:  # noqa: D102
+    def annotation_paths(self, index: int, task: Task) -> list[Path]:
         return []
 
 
@@ -69,7 +73,7 @@ class ImageFolder(DataModule):
         super().__init__(root, **kwargs)
         self.given_class_names = class_names
 
-    def open_reader(self, subset: Subset) -> FolderReader:  # noqa: D102
+    def open_reader(self, subset: Subset) -> FolderReader:
         if self.given_class_names is None:
             raise UserError(
                 f"{self.root}: a folder of images names no classes; give --ckpt_path, which knows them, or "

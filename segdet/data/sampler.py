@@ -5,13 +5,14 @@ here know the process they serve, and what they repeat to fill the last round th
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One draw of a sample: its index, the epoch (which seeds its augmentation), and whether it only fills up."""
 
     index: int

@@ -34,7 +34,11 @@ class Pipeline:
 
     def __init__(self, transforms: list[A.BasicTransform], min_visibility: float = 0.0) -> None:
         boxes = A.BboxParams(
-            format="pascal_voc", label_fields=["index"], clip=True, min_area=1.0, min_visibility=min_visibility
+            format="pascal_voc",
+            label_fields=["index"],
+            clip=True,
+            min_area=1.0,
+            min_visibility=min_visibility,
         )
         transforms = transforms or [A.NoOp(p=1.0)]
         self._with_boxes = A.Compose(transforms, bbox_params=boxes)
@@ -70,7 +74,9 @@ class Pipeline:
             out = compose(**given)
             return out["image"], {}, out.get("mask")
         lengths = [len(boxes) for boxes in box_sets.values()]
-        given["bboxes"] = np.concatenate([boxes.reshape(-1, 4) for boxes in box_sets.values()]).astype(np.float32)
+        given["bboxes"] = np.concatenate([boxes.reshape(-1, 4) for boxes in box_sets.values()]).astype(
+            np.float32
+        )
         given["index"] = np.arange(sum(lengths))
         out = compose(**given)
         boxes = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
@@ -125,7 +131,7 @@ class Recipe(ABC):
 class Plain(Recipe):
     """No augmentation: training sees what evaluation sees. For overfitting and for debugging."""
 
-    def augment(self) -> list[A.BasicTransform]:  # noqa: D102
+    def augment(self) -> list[A.BasicTransform]:
         return resize(self.size)
 
 
@@ -178,7 +184,7 @@ class ScaleJitter(Recipe):
         self.saturation = saturation
         self.hue = hue
 
-    def augment(self) -> list[A.BasicTransform]:  # noqa: D102
+    def augment(self) -> list[A.BasicTransform]:
         steps = resize(self.size)
         if tuple(self.scale) != (1.0, 1.0):
             low, high = self.scale

@@ -1,0 +1,1 @@
+"""Detection: all objects of an image, one file a family."""

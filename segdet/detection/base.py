@@ -32,21 +32,27 @@ class Detector(Task):
         self.category_ids = category_ids or list(range(1, len(class_names) + 1))
         super().__init__(class_names, **kwargs)
 
-    def build_scores(self) -> Scores:  # noqa: D102
+    def build_scores(self) -> Scores:
         return DetectionScores(self.class_names, self.category_ids)
 
-    def map_back(  # noqa: D102
+    def map_back(
         self, answer: list[Prediction], originals: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
         mapped = []
         for prediction, (height, width) in zip(answer, originals, strict=True):
             boxes = prediction["boxes"].float()
             limits = boxes.new_tensor([width, height] * 2)
-            boxes = torch.minimum((boxes * (limits / boxes.new_tensor([size[1], size[0]] * 2))).clamp(min=0), limits)
-            mapped.append(Prediction(boxes=boxes, scores=prediction["scores"].float(), labels=prediction["labels"]))
+            boxes = torch.minimum(
+                (boxes * (limits / boxes.new_tensor([size[1], size[0]] * 2))).clamp(min=0), limits
+            )
+            mapped.append(
+                Prediction(boxes=boxes, scores=prediction["scores"].float(), labels=prediction["labels"])
+            )
         return mapped
 
-    def score(self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]) -> None:  # noqa: D102
+    def score(
+        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
+    ) -> None:
         assert batch.originals is not None
         scores.update(
             predictions,

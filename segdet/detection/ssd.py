@@ -86,7 +86,9 @@ class SSD(Detector):
             channels = [width] * len(channels)
         self.extras = nn.ModuleList()
         for _ in range(extra_maps):
-            self.extras.append(nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2)))
+            self.extras.append(
+                nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2))
+            )
             channels.append(width)
         maps = len(channels)
         if scales is None:
@@ -102,7 +104,7 @@ class SSD(Detector):
         out = self.head(maps)
         return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps)
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:  # noqa: D102
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, offsets, anchors = self(images)
         boxes, labels = pad_targets(targets, images.device)
         matched, wanted = match_anchors(anchors, boxes, labels, foreground=0.5, background=0.5)
@@ -110,7 +112,9 @@ class SSD(Detector):
         count = positive.sum().clamp(min=1)
         goal = self.coder.encode(boxes.gather(1, matched[..., None].expand(-1, -1, 4)), anchors)
         box = F.smooth_l1_loss(offsets, goal, reduction="none").sum(-1)
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(
+            wanted
+        )
         # The rank of each anchor among the negatives of its image, the hardest first.
         hardness = cross_entropy.detach().masked_fill(positive, -torch.inf)
         rank = hardness.argsort(1, descending=True).argsort(1)
@@ -121,19 +125,25 @@ class SSD(Detector):
             "box": torch.where(positive, box, 0.0).sum() / count,
         }
 
-    def predict(self, images: Tensor) -> list[Prediction]:  # noqa: D102
+    def predict(self, images: Tensor) -> list[Prediction]:
         logits, offsets, anchors = self(images)
         size = (images.shape[2], images.shape[3])
         boxes = self.coder.decode(offsets, anchors)
         scores = logits.softmax(-1)[..., 1:]
         return [
             select_detections(
-                b, s, size, self.score_threshold, self.nms_threshold, self.detections_per_class, self.detections_per_image
+                b,
+                s,
+                size,
+                self.score_threshold,
+                self.nms_threshold,
+                self.detections_per_class,
+                self.detections_per_image,
             )
             for b, s in zip(boxes, scores, strict=True)
         ]
 
-    def stages(self, image: Tensor) -> Iterator[Stage]:  # noqa: D102
+    def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)
         anchors = self._anchors(image, maps)
         logits, offsets, _ = self(image)
@@ -146,12 +156,21 @@ class SSD(Detector):
             best = index[scores[index].topk(min(20, len(index))).indices]
             rows, columns = features.shape[-2:]
             about = f"The default boxes of the {rows}x{columns} map that are most sure to hold something."
-            yield Stage(f"default boxes {rows}x{columns}", boxes=anchors[best], scores=scores[best], about=about)
+            yield Stage(
+                f"default boxes {rows}x{columns}", boxes=anchors[best], scores=scores[best], about=about
+            )
         best = scores.topk(min(100, len(scores))).indices
         moved = self.coder.decode(offsets[0], anchors)[best]
-        yield Stage("moved boxes", boxes=moved, scores=scores[best], about="The same after their offsets, unsuppressed.")
+        yield Stage(
+            "moved boxes",
+            boxes=moved,
+            scores=scores[best],
+            about="The same after their offsets, unsuppressed.",
+        )
         final = self.predict(image)[0]
-        yield Stage("detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves.")
+        yield Stage(
+            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
+        )
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps = self.backbone(images)
@@ -172,5 +191,7 @@ class SSD(Detector):
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(inplace=True),
     )

@@ -1,0 +1,1 @@
+"""Localization: the one object of an image, one file a family."""

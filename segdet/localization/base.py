@@ -26,10 +26,10 @@ class Localizer(Task):
     guesses = 5
     """How many classes a prediction lists (ILSVRC's top-5)."""
 
-    def build_scores(self) -> Scores:  # noqa: D102
+    def build_scores(self) -> Scores:
         return LocalizationScores(self.class_names)
 
-    def map_back(  # noqa: D102
+    def map_back(
         self, answer: tuple[Tensor, Tensor], originals: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
         logits, boxes = answer
@@ -45,6 +45,8 @@ class Localizer(Task):
             Prediction(boxes=b, scores=s, labels=k) for b, s, k in zip(boxes, scores, best + 1, strict=True)
         ]
 
-    def score(self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]) -> None:  # noqa: D102
+    def score(
+        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
+    ) -> None:
         assert batch.originals is not None
         scores.update(predictions, [batch.originals[position] for position in positions])

@@ -69,15 +69,14 @@ class BoxHead(Localizer):
         features = F.adaptive_avg_pool2d(self.backbone(images)[0], self.grid).flatten(1)
         return self.class_head(features), self.box_head(features).unflatten(1, (-1, 4)).sigmoid()
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:  # noqa: D102
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, boxes = self(images)
         labels = torch.cat([target["labels"] for target in targets]) - 1
         height, width = images.shape[-2:]
         wanted = torch.cat([target["boxes"] for target in targets]) / images.new_tensor([width, height] * 2)
-        if self.per_class:
-            boxes = boxes[torch.arange(len(boxes), device=boxes.device), labels]
-        else:
-            boxes = boxes[:, 0]
+        boxes = (
+            boxes[torch.arange(len(boxes), device=boxes.device), labels] if self.per_class else boxes[:, 0]
+        )
         return {
             "class": F.cross_entropy(logits.float(), labels),
             "box": self.box_weight * self._box_loss(boxes.float(), wanted),
@@ -87,16 +86,20 @@ class BoxHead(Localizer):
         """Logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy in pixels."""
         logits, boxes = self(images)
         height, width = images.shape[-2:]
-        pixels = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor([width, height] * 2, dtype=torch.float)
+        pixels = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor(
+            [width, height] * 2, dtype=torch.float
+        )
         return logits, pixels if self.per_class else pixels[:, 0]
 
-    def stages(self, image: Tensor) -> Iterator[Stage]:  # noqa: D102
+    def stages(self, image: Tensor) -> Iterator[Stage]:
         energy = self.backbone(image)[0].square().mean(1).sqrt()[0]
         yield Stage("features", map=energy, about="Where the features that both heads read are strong.")
         logits, boxes = self.predict(image)
         best = logits.argmax(1)
         box = boxes[0] if boxes.ndim == 2 else boxes[0, best[0]]
-        yield Stage("box", boxes=box[None], scores=logits.softmax(1).amax(1), about="The one box it answers with.")
+        yield Stage(
+            "box", boxes=box[None], scores=logits.softmax(1).amax(1), about="The one box it answers with."
+        )
 
     def _box_loss(self, boxes: Tensor, wanted: Tensor) -> Tensor:
         if self.box_loss == "giou":
@@ -108,4 +111,6 @@ class BoxHead(Localizer):
 
 
 def _head(features: int, width: int, out: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(width, out))
+    return nn.Sequential(
+        nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(width, out)
+    )

@@ -6,10 +6,10 @@ knows their channels and strides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import timm
 import torch
@@ -29,9 +29,7 @@ class Backbone(nn.Module):
         strides: The stride of each map in pixels of the image, ascending.
     """
 
-    def __init__(
-        self, body: Callable[[Tensor], Sequence[Tensor]], channels: Sequence[int], strides: Sequence[int]
-    ) -> None:
+    def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
         self.body = body
         self.channels = list(channels)
@@ -40,6 +38,41 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps ``[B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]``, fine to coarse."""
         return list(self.body(images))
+
+
+class SmallVGG(nn.Module):
+    """A small network in the manner of VGG (Simonyan and Zisserman, ICLR 2015), for small images and CPUs.
+
+    Each stage has convolutions of 3x3 with batch normalization, and max pooling before it; only the very first
+    convolution has a stride. Where a ResNet has gone to stride 4 after one convolution, this network has
+    looked at edges and corners at stride 2, which small objects are made of.
+
+    Args:
+        channels: Of each stage; stage i has stride ``2 ** (i + 1)``.
+        convolutions: In each stage.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 96, 128, 128), convolutions: int = 2) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.stages = nn.ModuleList()
+        before = 3
+        for index, width in enumerate(channels):
+            layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if index else []
+            for position in range(convolutions):
+                stride = 2 if index == position == 0 else 1
+                layers += [
+                    nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+                ]  # fmt: skip
+                before = width
+            self.stages.append(nn.Sequential(*layers))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of strides 2, 4, 8 ..., fine to coarse."""
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            maps.append(stage(maps[-1] if maps else images))
+        return maps
 
 
 def backbone(
@@ -51,9 +84,11 @@ def backbone(
 ) -> Backbone:
     """A backbone by its name.
 
+    What lies behind the last of the wanted strides is left out where the library allows it.
+
     Args:
-        name: A timm model (``resnet18``, ``convnext_tiny`` ...), or ``torchvision:`` and one of torchvision's
-            (``torchvision:vgg16``).
+        name: A timm model (``resnet18``, ``convnext_tiny`` ...), ``torchvision:`` and one of torchvision's
+            (``torchvision:vgg16``), or ``small_vgg`` for `SmallVGG`.
         weights: A local file of weights (``.pth``, ``.pt``, ``.safetensors``), or the name of pretrained weights
             (timm's tag, torchvision's enum member such as ``IMAGENET1K_V1``), or true for the library's
             default ones; null or false for random ones.
@@ -65,21 +100,34 @@ def backbone(
     Raises:
         UserError: If there is no such network, it has no such stride, or the weights cannot be had.
     """
-    if name.startswith("torchvision:"):
-        network = _from_torchvision(name.removeprefix("torchvision:"), weights, options)
+    if output_stride is not None:
+        options["output_stride"] = output_stride
+    if name == "small_vgg":
+        network = _small_vgg(weights, options)
+    elif name.startswith("torchvision:"):
+        network = _from_torchvision(name.removeprefix("torchvision:"), weights, options, strides)
     else:
-        if output_stride is not None:
-            options["output_stride"] = output_stride
-        network = _from_timm(name, weights, options)
+        network = _from_timm(name, weights, options, strides)
     if strides is None:
         return network
     missing = sorted(set(strides) - set(network.strides))
     if missing:
         raise UserError(f"backbone {name}: no feature map of stride {missing[0]}; it has {network.strides}")
+    if sorted(strides) == network.strides:
+        return network
     wanted = [network.strides.index(stride) for stride in sorted(strides)]
     return Backbone(
-        _Pick(network.body, wanted), [network.channels[i] for i in wanted], [network.strides[i] for i in wanted]
+        _Pick(network.body, wanted),
+        [network.channels[i] for i in wanted],
+        [network.strides[i] for i in wanted],
     )
+
+
+class _Info(Protocol):
+    """What timm says of a feature extractor's maps."""
+
+    def channels(self) -> list[int]: ...
+    def reduction(self) -> list[int]: ...
 
 
 class _Pick(nn.Module):
@@ -104,7 +152,23 @@ class _Values(nn.Module):
         return list(self.extractor(images).values())
 
 
-def _from_timm(name: str, weights: str | bool | None, options: dict[str, Any]) -> Backbone:
+def _small_vgg(weights: str | bool | None, options: dict[str, Any]) -> Backbone:
+    try:
+        body = SmallVGG(**options)
+    except TypeError as error:
+        raise UserError(f"backbone small_vgg: {error}; its options are channels and convolutions") from error
+    if isinstance(weights, str) and _is_file(weights):
+        _load(body, "small_vgg", Path(weights))
+    elif weights:
+        raise UserError(
+            "backbone small_vgg: there are no pretrained weights of it; give a local file, or null"
+        )
+    return Backbone(body, body.channels, [2 ** (i + 1) for i in range(len(body.channels))])
+
+
+def _from_timm(
+    name: str, weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
+) -> Backbone:
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name, timm.list_models(), 1) or ["resnet18"]
         raise UserError(f"backbone {name}: timm has no such model; did you mean {near[0]}?")
@@ -112,18 +176,30 @@ def _from_timm(name: str, weights: str | bool | None, options: dict[str, Any]) -
     model = f"{name.split('.')[0]}.{weights}" if named else name
     try:
         body = timm.create_model(model, features_only=True, pretrained=named or weights is True, **options)
+        reductions = cast(_Info, body.feature_info).reduction()
+        if strides is not None and set(strides) <= set(reductions) and max(strides) < max(reductions):
+            # Built anew with the wanted maps alone: layers behind the last would be learned by nobody.
+            indices = [max(i for i, r in enumerate(reductions) if r == stride) for stride in sorted(strides)]
+            body = timm.create_model(
+                model, features_only=True, pretrained=named or weights is True, out_indices=indices, **options
+            )
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
     except (OSError, RuntimeError) as error:
         raise UserError(_no_weights(name, error)) from error
     if isinstance(weights, str) and not named:
         _load(body, name, Path(weights))
-    return Backbone(body, body.feature_info.channels(), body.feature_info.reduction())
+    info = cast(_Info, body.feature_info)
+    return Backbone(body, info.channels(), info.reduction())
 
 
-def _from_torchvision(name: str, weights: str | bool | None, options: dict[str, Any]) -> Backbone:
+def _from_torchvision(
+    name: str, weights: str | bool | None, options: dict[str, Any], wanted_strides: Sequence[int] | None
+) -> Backbone:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        near = get_close_matches(name, torchvision.models.list_models(module=torchvision.models), 1) or ["resnet18"]
+        near = get_close_matches(name, torchvision.models.list_models(module=torchvision.models), 1) or [
+            "resnet18"
+        ]
         raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near[0]}?")
     named = weights is True or (isinstance(weights, str) and not _is_file(weights))
     try:
@@ -137,6 +213,11 @@ def _from_torchvision(name: str, weights: str | bool | None, options: dict[str, 
     if isinstance(weights, str) and not named:
         _load(model, f"torchvision:{name}", Path(weights))
     nodes, channels, strides = _last_of_each_stride(model)
+    if wanted_strides is not None and set(wanted_strides) <= set(strides):
+        # The extractor drops what no wanted map needs.
+        keep = [strides.index(stride) for stride in sorted(wanted_strides)]
+        nodes = [nodes[i] for i in keep]
+        channels, strides = [channels[i] for i in keep], [strides[i] for i in keep]
     return Backbone(_Values(create_feature_extractor(model, nodes)), channels, strides)
 
 
@@ -176,7 +257,7 @@ def _load(model: nn.Module, name: str, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a torn file makes the reader raise
@@ -192,5 +273,7 @@ def _load(model: nn.Module, name: str, path: Path) -> None:
         )
     wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if wrong:
-        raise UserError(f"{path}: {wrong[0]} has another shape than in backbone {name}; choose the file that fits")
+        raise UserError(
+            f"{path}: {wrong[0]} has another shape than in backbone {name}; choose the file that fits"
+        )
     model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)

@@ -65,7 +65,12 @@ def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Te
 
 
 def match_anchors(
-    anchors: Tensor, boxes: Tensor, labels: Tensor, foreground: float, background: float, best_of_each: bool = True
+    anchors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    foreground: float,
+    background: float,
+    best_of_each: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Which object each anchor is to find.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,7 +54,9 @@ class Optimization:
     warmup_factor: float = 0.01
     lr_factors: dict[str, float] = field(default_factory=dict)
 
-    def build(self, module: nn.Module, total_steps: float, steps_per_epoch: float) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def build(
+        self, module: nn.Module, total_steps: float, steps_per_epoch: float
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer of ``module``'s parameters and its schedule, which advances every step.
 
         Args:
@@ -99,13 +102,15 @@ class Optimization:
             groups.setdefault((factor, 0.0 if exempt else self.weight_decay), []).append(parameter)
         if unused:
             top = sorted({name.split(".")[0] for name, _ in module.named_parameters()})
-            raise UserError(f"optim.lr_factors: no parameter begins with {sorted(unused)[0]!r}; there are {top}")
+            raise UserError(
+                f"optim.lr_factors: no parameter begins with {sorted(unused)[0]!r}; there are {top}"
+            )
         return [
             {"params": parameters, "lr": self.lr * factor, "weight_decay": decay}
             for (factor, decay), parameters in groups.items()
         ]
 
-    def factor(self, total_steps: float, steps_per_epoch: float):  # noqa: ANN201  a closure
+    def factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:
         """The schedule as a function from the step to the factor on the rate."""
         if self.schedule in ("poly", "cosine") and math.isinf(total_steps):
             raise UserError(
@@ -122,6 +127,8 @@ class Optimization:
             if self.schedule == "step":
                 return self.gamma ** sum(step >= drop for drop in drops)
             done = min(1.0, (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps))
-            return (1 - done) ** self.power if self.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
+            return (
+                (1 - done) ** self.power if self.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
+            )
 
         return at

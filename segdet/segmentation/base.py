@@ -28,7 +28,9 @@ class Segmenter(Task):
     task = "segmentation"
     monitor = "val/miou"
 
-    def __init__(self, class_names: list[str], class_weights: list[float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, class_names: list[str], class_weights: list[float] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(class_names, **kwargs)
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -46,10 +48,12 @@ class Segmenter(Task):
         counted = torch.where(valid, weights[masks.clamp(max=len(weights) - 1)], 0.0)  # type: ignore[arg-type,index]
         return losses / counted.sum().clamp(min=1e-6)
 
-    def build_scores(self) -> Scores:  # noqa: D102
+    def build_scores(self) -> Scores:
         return SegmentationScores(self.class_names)
 
-    def map_back(self, answer: Tensor, originals: list[tuple[int, int]], size: tuple[int, int]) -> list[Prediction]:  # noqa: D102
+    def map_back(
+        self, answer: Tensor, originals: list[tuple[int, int]], size: tuple[int, int]
+    ) -> list[Prediction]:
         logits = answer.float()
         if len(set(originals)) == 1:
             return [Prediction(mask=mask) for mask in classes_of(_resized(logits, originals[0]))]
@@ -58,7 +62,9 @@ class Segmenter(Task):
             for one, original in zip(logits, originals, strict=True)
         ]
 
-    def score(self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]) -> None:  # noqa: D102
+    def score(
+        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
+    ) -> None:
         assert batch.originals is not None
         for prediction, position in zip(predictions, positions, strict=True):
             scores.update(prediction["mask"], batch.originals[position]["mask"])

@@ -67,7 +67,7 @@ class FCN(Segmenter):
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H/s, W/s]``, s the finest stride."""
         return self.classifier(self._summed(images)[-1])
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:  # noqa: D102
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
         logits = F.interpolate(self(images), images.shape[-2:], mode="bilinear", align_corners=False)
         return {"segmentation": self.cross_entropy(logits, masks)}
@@ -76,11 +76,15 @@ class FCN(Segmenter):
         """Logits ``[B, C, H, W]``."""
         return F.interpolate(self(images), images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def stages(self, image: Tensor) -> Iterator[Stage]:  # noqa: D102
+    def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._summed(image)
         for stride, features in zip(reversed(self.backbone.strides), sums, strict=True):
             confidence = self.classifier(features).softmax(1).amax(1)[0]
-            yield Stage(f"stride {stride}", map=confidence, about=f"How sure it is with the maps down to stride {stride}.")
+            yield Stage(
+                f"stride {stride}",
+                map=confidence,
+                about=f"How sure it is with the maps down to stride {stride}.",
+            )
 
     def _summed(self, images: Tensor) -> list[Tensor]:
         """The sums of the maps, from the coarsest alone to all of them."""

@@ -77,20 +77,29 @@ def test_detection_trains_on_what_can_be_found_and_scores_against_all(tmp_path: 
     scored = TaskDataset(reader, "detection", Plain(size=(40, 60)), training=False)[0]
     assert scored.source.original_size == (20, 30)
     assert scored.original is not None
-    assert scored.original["boxes"].tolist() == [[2, 3, 12, 13], [0, 0, 30, 20], [5, 5, 15, 15], [20, 10, 40, 30]]
+    assert scored.original["boxes"].tolist() == [
+        [2, 3, 12, 13],
+        [0, 0, 30, 20],
+        [5, 5, 15, 15],
+        [20, 10, 40, 30],
+    ]
     assert scored.original["iscrowd"].tolist() == [False, True, False, False]
     assert scored.original["difficult"].tolist() == [False, False, True, False]
     torch.testing.assert_close(scored.target["boxes"][0], torch.tensor([4.0, 6, 24, 26]))
 
 
 def test_an_image_without_objects_has_no_boxes_not_a_dummy(tmp_path: Path) -> None:
-    sample = TaskDataset(_Reader(tmp_path, [_objects()]), "detection", ScaleJitter(size=(20, 30)), training=True)[0]
+    sample = TaskDataset(
+        _Reader(tmp_path, [_objects()]), "detection", ScaleJitter(size=(20, 30)), training=True
+    )[0]
     assert sample.target["boxes"].shape == (0, 4)
     assert sample.target["labels"].shape == (0,)
 
 
 def test_segmentation_scores_at_the_original_resolution(tmp_path: Path) -> None:
-    sample = TaskDataset(_Reader(tmp_path, [_objects()]), "segmentation", Plain(size=(10, 15)), training=False)[0]
+    sample = TaskDataset(
+        _Reader(tmp_path, [_objects()]), "segmentation", Plain(size=(10, 15)), training=False
+    )[0]
     assert sample.target["mask"].shape == (10, 15)
     assert sample.original is not None
     mask = sample.original["mask"]
@@ -99,7 +108,9 @@ def test_segmentation_scores_at_the_original_resolution(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
-    dataset = TaskDataset(_Reader(tmp_path, [_objects()], mask_height=7), "segmentation", Plain(), training=True)
+    dataset = TaskDataset(
+        _Reader(tmp_path, [_objects()], mask_height=7), "segmentation", Plain(), training=True
+    )
     with pytest.raises(BadSample, match=r"0\.xml: the mask is 30x7 but its image 0\.png 30x20"):
         dataset[0]
 
@@ -113,7 +124,9 @@ def test_the_dominant_object_is_the_largest_that_counts() -> None:
 
 
 def test_localization_leaves_out_images_without_one(tmp_path: Path) -> None:
-    reader = _Reader(tmp_path, [_objects(), _objects(PLAIN_BOX, OUTSIDE_PARTLY), _objects(DEGENERATE), _objects(CROWD)])
+    reader = _Reader(
+        tmp_path, [_objects(), _objects(PLAIN_BOX, OUTSIDE_PARTLY), _objects(DEGENERATE), _objects(CROWD)]
+    )
     dataset = TaskDataset(reader, "localization", Plain(), training=False)
     assert len(dataset) == 1
     sample = dataset[0]

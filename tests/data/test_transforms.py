@@ -22,7 +22,9 @@ def test_boxes_and_mask_follow_the_pixels(seed: int) -> None:
     assert out.shape == (60, 80, 3) and out_mask is not None
     white = (out.min(-1) > 200) & (out_mask != 255)
     ys, xs = np.nonzero(white)
-    np.testing.assert_allclose(sets["objects"][0][0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=2)
+    np.testing.assert_allclose(
+        sets["objects"][0][0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=2
+    )
     inner = (out_mask == 1) == white
     assert inner[out_mask != 255].mean() > 0.97
 
@@ -57,7 +59,7 @@ def test_no_boxes_at_all_stay_an_array_of_none() -> None:
 
 
 @pytest.mark.parametrize("size,expected", [(None, (60, 80)), (30, (30, 40)), ((20, 50), (20, 50))])
-def test_evaluation_only_resizes(size: None | int | tuple[int, int], expected: tuple[int, int]) -> None:
+def test_evaluation_only_resizes(size: int | tuple[int, int] | None, expected: tuple[int, int]) -> None:
     image, boxes, _ = _scene()
     out, sets, _ = ScaleJitter(size=size, crop=(16, 16)).evaluation()(image, {"objects": boxes})
     assert out.shape[:2] == expected

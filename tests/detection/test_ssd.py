@@ -38,7 +38,10 @@ def _twins() -> tuple[SSD, TorchvisionSSD]:
 
 def _targets() -> list[Target]:
     return [
-        Target(boxes=torch.tensor([[5.0, 5, 40, 60], [30, 20, 120, 90], [60, 1, 64, 5]]), labels=torch.tensor([1, 3, 2])),
+        Target(
+            boxes=torch.tensor([[5.0, 5, 40, 60], [30, 20, 120, 90], [60, 1, 64, 5]]),
+            labels=torch.tensor([1, 3, 2]),
+        ),
         Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
         Target(boxes=torch.tensor([[10.0, 10, 50, 50]]), labels=torch.tensor([2])),
     ]
@@ -49,9 +52,7 @@ def _torchvision_loss(theirs: TorchvisionSSD, images: Tensor, targets: list[Targ
     outputs = theirs.head(maps)
     anchors = theirs.anchor_generator(ImageList(images, [SIZE] * len(images)), maps)
     matched = [
-        theirs.proposal_matcher(_iou(t["boxes"], a))
-        if len(t["boxes"])
-        else torch.full((len(a),), -1)
+        theirs.proposal_matcher(_iou(t["boxes"], a)) if len(t["boxes"]) else torch.full((len(a),), -1)
         for t, a in zip(targets, anchors, strict=True)
     ]
     return theirs.compute_loss(targets, outputs, anchors, matched)
@@ -160,7 +161,12 @@ def _overfit(model: SSD, steps: int = 120) -> float:
     with torch.inference_mode():
         found = model.predict_images(images)
     full = [
-        Target(**t, iscrowd=torch.zeros(2, dtype=torch.bool), difficult=torch.zeros(2, dtype=torch.bool), area=torch.full((2,), 400.0))
+        Target(
+            **t,
+            iscrowd=torch.zeros(2, dtype=torch.bool),
+            difficult=torch.zeros(2, dtype=torch.bool),
+            area=torch.full((2,), 400.0),
+        )
         for t in targets
     ]
     scores.update(found, full, list(range(4)))
@@ -169,7 +175,9 @@ def _overfit(model: SSD, steps: int = 120) -> float:
 
 def _small(**kwargs: Any) -> SSD:
     torch.manual_seed(0)
-    return SSD(["red", "green"], backbone_options={"channels": [16, 32, 48, 64]}, width=32, extra_maps=0, **kwargs)
+    return SSD(
+        ["red", "green"], backbone_options={"channels": [16, 32, 48, 64]}, width=32, extra_maps=0, **kwargs
+    )
 
 
 @pytest.mark.parametrize("top_down", [False, True])

@@ -26,7 +26,11 @@ def _scenes(count: int = 6) -> tuple[torch.Tensor, list[Target]]:
     for i in range(count):
         x, y, w, h = (int(v) for v in torch.randint(16, 40, (4,), generator=generator))
         images[i, i % 3, y : y + h, x : x + w] = 240
-        targets.append(Target(boxes=torch.tensor([[x, y, x + w, min(64, y + h)]]).float(), labels=torch.tensor([i % 3 + 1])))
+        targets.append(
+            Target(
+                boxes=torch.tensor([[x, y, x + w, min(64, y + h)]]).float(), labels=torch.tensor([i % 3 + 1])
+            )
+        )
     return images, targets
 
 
@@ -75,7 +79,9 @@ def test_the_box_layer_of_alexnets_features_has_16388_numbers() -> None:
     """4096 -> 4 has 16,388 parameters for one box, a thousand times that for one a class (OverFeat, VGG)."""
     single = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096)
     assert sum(p.numel() for p in single.box_head[-1].parameters()) == 16_388
-    classes = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096, per_class=True)
+    classes = BoxHead(
+        [str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096, per_class=True
+    )
     assert sum(p.numel() for p in classes.box_head[-1].parameters()) == 16_388_000
 
 

@@ -12,7 +12,15 @@ from segdet.nn.backbones import backbone
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "mobilenetv3_small_050", "torchvision:resnet18", "torchvision:vgg11", "torchvision:mobilenet_v3_small"]
+    "name",
+    [
+        "small_vgg",
+        "resnet10t",
+        "mobilenetv3_small_050",
+        "torchvision:resnet18",
+        "torchvision:vgg11",
+        "torchvision:mobilenet_v3_small",
+    ],
 )
 def test_channels_and_strides_are_what_comes_out(name: str) -> None:
     network = backbone(name).eval()
@@ -32,6 +40,13 @@ def test_a_choice_of_strides() -> None:
         backbone("resnet10t", strides=[64])
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "torchvision:resnet18"])
+def test_nothing_is_kept_behind_the_last_wanted_stride(name: str) -> None:
+    network = backbone(name, strides=[4, 8])
+    sum(features.sum() for features in network(torch.randn(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_dilation_keeps_the_stride() -> None:
     assert max(backbone("resnet18", output_stride=8).strides) == 8
 
@@ -40,7 +55,9 @@ def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
     model = timm.create_model("resnet18")
     torch.save(model.state_dict(), tmp_path / "timm.pth")
     network = backbone("resnet18", weights=str(tmp_path / "timm.pth"))
-    torch.testing.assert_close(network.state_dict()["body.layer4.1.conv2.weight"], model.layer4[1].conv2.weight)
+    torch.testing.assert_close(
+        network.state_dict()["body.layer4.1.conv2.weight"], model.layer4[1].conv2.weight
+    )
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), tmp_path / "tv.pth")
     ours = backbone("torchvision:resnet18", weights=str(tmp_path / "tv.pth")).eval()

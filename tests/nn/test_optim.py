@@ -57,7 +57,9 @@ def test_a_schedule_that_needs_an_end_says_so() -> None:
 
 def test_biases_and_norms_do_not_decay_and_factors_apply_by_prefix() -> None:
     optim = Optimization(lr=1.0, weight_decay=0.5, bias_lr_factor=2.0, lr_factors={"backbone": 0.1})
-    groups = {(g["lr"], g["weight_decay"]): {tuple(p.shape) for p in g["params"]} for g in optim.groups(_Net())}
+    groups = {
+        (g["lr"], g["weight_decay"]): {tuple(p.shape) for p in g["params"]} for g in optim.groups(_Net())
+    }
     assert groups[(0.1, 0.5)] == {(4, 3, 3, 3)}
     assert groups[(1.0, 0.5)] == {(2, 4)}
     assert groups[(0.2, 0.0)] == {(4,)}  # convolution's and norm's bias
@@ -77,7 +79,9 @@ def test_factor_zero_freezes() -> None:
 
 
 def test_a_prefix_that_fits_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no parameter begins with 'bakbone'; there are \['backbone', 'head'\]"):
+    with pytest.raises(
+        UserError, match=r"no parameter begins with 'bakbone'; there are \['backbone', 'head'\]"
+    ):
         Optimization(lr_factors={"bakbone": 0.1}).groups(_Net())
 
 

@@ -88,7 +88,9 @@ def test_the_loss_ignores_255_and_is_zero_without_any_pixel() -> None:
     logits = torch.randn(2, 3, 8, 8)
     masks = torch.randint(0, 3, (2, 8, 8))
     masks[0, :4] = 255
-    torch.testing.assert_close(model.cross_entropy(logits, masks), F.cross_entropy(logits, masks, ignore_index=255))
+    torch.testing.assert_close(
+        model.cross_entropy(logits, masks), F.cross_entropy(logits, masks, ignore_index=255)
+    )
     assert model.cross_entropy(logits, torch.full((2, 8, 8), 255)) == 0
 
 
