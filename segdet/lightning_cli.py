@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import Logger
 
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
 from segdet.callbacks.progress import Progress, StepLogger
@@ -404,7 +405,7 @@ class SegdetCLI(LightningCLI):
             seed=int(self.config[self.chosen].seed_everything),
         )
         self.run_folder = RunFolder(settings)
-        callbacks: list[pl.Callback] = [self.run_folder]
+        callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
         if self.chosen == "fit":
             callbacks.append(StepLogger())
             if config.enable_checkpointing is not False and not config.fast_dev_run:

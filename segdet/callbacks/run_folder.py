@@ -10,6 +10,7 @@
         checkpoints/last.ckpt   to resume from
         predictions/            sheets of validation images, and what `segdet predict` writes
         result.json             the record that the report reads
+        left_out.txt            what of the data could not be used, if anything
         wandb/                  Weights & Biases' own files
 """
 
@@ -50,6 +51,7 @@ CONTENTS = (
     "predictions",
     RECORD_NAME,
     "wandb",
+    "left_out.txt",
     "error.txt",
 )
 """What a run writes into its folder."""

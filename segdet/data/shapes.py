@@ -271,7 +271,10 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.n
 
 def _field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A texture before it is coloured: uint8 ``[H, W]``, of a random kind, direction and grain."""
-    kind, angle = int(rng.integers(0, 7)), int(rng.integers(0, _TURN))
+    kind, angle = (
+        int(rng.integers(0, 13)),
+        int(rng.integers(0, _TURN)),
+    )  # more than half are plain: kinds 6 to 12
     cell = int(rng.choice([4, 6, 8, 12, 16, 24]))
     rough = _noise(rng, height, width, cell)
     if kind == 0:
@@ -565,7 +568,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     canvas = _Canvas(rng, size)
     scale = min(size)
 
-    for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2]))):
+    for _ in range(int(rng.choice([0, 0, 0, 0, 1, 1]))):
         canvas.ground()
 
     draw = int(rng.integers(0, 100))
@@ -583,7 +586,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     if count and rng.integers(0, 100) < 3:
         _place_cluster(canvas)
 
-    chance = int(rng.choice([0, 25, 25, 50]))
+    chance = int(rng.choice([0, 0, 25, 40]))
     for diameter in sizes:
         if rng.integers(0, 100) < chance:
             _place_distractor(canvas)
