@@ -2,6 +2,7 @@
 configuration, and mistakes told in one line."""
 
 import contextlib
+import difflib
 import importlib
 import logging
 import os
@@ -336,6 +337,7 @@ class SegdetCLI(LightningCLI):
                 readable(str(fault), self._subcommand_parsers[self.chosen], self.chosen)
             ) from None
         config = self.config[self.chosen]
+        _refuse_abbreviations(self.argv, config)
         trainer = config.trainer
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = DEFAULT_EPOCHS
@@ -536,6 +538,24 @@ def _rank() -> int:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def _refuse_abbreviations(argv: Sequence[str], config: Namespace) -> None:
+    """Raises `UserError` for ``--model.optim.nam``: jsonargparse completes names inside of classes, always."""
+    for argument in argv:
+        if not (match := re.match(r"--((?:model|data)\.[\w.]+)", argument)):
+            continue
+        node: Any = config
+        for part in match[1].split("."):
+            if isinstance(node, Namespace) and part not in node and "init_args" in node:
+                node = node.init_args
+            if not isinstance(node, Namespace) or part == "help" or part.endswith("+"):
+                break  # a free dictionary, or nothing more to look into
+            if part not in node:
+                near = difflib.get_close_matches(part, list(vars(node)), 1)
+                remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(vars(node))}"
+                raise UserError(f"--{match[1]}: no such key {part!r}; {remedy}")
+            node = node[part]
 
 
 def _gives_task(argv: Sequence[str]) -> bool:

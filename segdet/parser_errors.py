@@ -10,6 +10,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
+from segdet.nn.optim import Optimization
+
 
 class ParseFault(Exception):
     """The parser's own message, which may have many lines."""
@@ -25,6 +27,10 @@ def readable(message: str, parser: ArgumentParser, command: str) -> str:
     """
     if match := re.match(r"unrecognized arguments: (.+)", message, re.S):
         return _unrecognized(match[1], parser, command)
+    if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        # Optimization is the one group of options that lies inside of a class.
+        known = [field.name for field in dataclasses.fields(Optimization)] if match[1] == "optim" else []
+        return f"{'.'.join([*_path(message), match[1], match[2]])}: no such key{_suggestion(match[2], known)}"
     if match := re.search(r"does not accept option '([^']+)'", message):
         known = _keys(parser)
         section = match[1].split(".")[0]

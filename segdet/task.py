@@ -67,13 +67,13 @@ class Task(L.LightningModule):
     def __init__(
         self,
         class_names: list[str],
-        optim: Optimization | None = None,
+        optim: Optimization = Optimization(),  # noqa: B008  read only; the configuration shows its values
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
-        self.optim = optim or Optimization()
+        self.optim = optim
         scale = torch.tensor([1 / (255 * s) for s in std])
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])

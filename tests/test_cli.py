@@ -425,3 +425,13 @@ class TestMistakes:
         )
         assert said.startswith("nowhere")
         assert not (tmp_path / "here" / "config.yaml").exists()
+
+
+def test_keys_inside_of_classes_are_not_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(
+        ["fit", "--model=FCN", "--data=VOCDataModule", f"--data.root={tmp_path}", "--model.optim.nam=sgd"]
+    )
+    assert status == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--model.optim.nam: " in said
