@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def _answer(argv: list[str]) -> int:
     except Exception as error:
         mistake = find_user_error(error)
         if mistake is None:
+            if _told_by_another(error):
+                return USER_ERROR
             raise
         if _first_to_say(mistake):
             _say(f"segdet: error: {mistake}")
@@ -210,6 +213,39 @@ def _first_to_say(message: str) -> bool:
     except OSError:  # a full or read-only disk must not hide the message
         return True
     return True
+
+
+LOST_PEER = re.compile(
+    r"(connection (closed|reset|aborted|refused)|socket (closed|timeout)|broken pipe|remote process exited"
+    r"|peer (closed|has exited))",
+    re.IGNORECASE,
+)
+"""How Gloo, NCCL and torch's store word it that another process of the run is gone."""
+
+PATIENCE = 5.0
+"""Seconds that a process whose peer is gone waits for the peer's own word."""
+
+
+def _told_by_another(error: BaseException) -> bool:
+    """Whether ``error`` is but the echo of a mistake that another process of the run has told the user."""
+    folder = os.environ.get(RUN_DIR_VARIABLE)
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+    if folder is None or not ranks:
+        return False
+    told = Path(folder) / "error.txt"
+    lost = _lost_peer(error)
+    end = time.monotonic() + PATIENCE
+    while lost and not told.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    return told.exists() and (lost or any(rank != "0" for rank in ranks))
+
+
+def _lost_peer(error: BaseException | None) -> bool:
+    while error is not None:
+        if LOST_PEER.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _say(line: str) -> None:

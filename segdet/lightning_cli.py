@@ -9,7 +9,9 @@ import os
 import pkgutil
 import re
 import shlex
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -22,6 +24,8 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
@@ -35,8 +39,12 @@ from segdet.callbacks.run_folder import (
     RunFolder,
     RunSettings,
     clear_run,
+    fingerprint_of,
     folder_of_checkpoint,
     holds_run,
+    recorded_fingerprint,
+    recorded_status,
+    requeued_checkpoints,
 )
 from segdet.callbacks.tracking import wandb_logger
 from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
@@ -71,6 +79,10 @@ def main(argv: Sequence[str]) -> int:
     with _quiet(), _finished_record():
         _import_classes()
         arguments, checkpoint = with_embedded_config(list(argv))
+        if argv[0] != "fit" and checkpoint is None and not _asks_for_help(argv):
+            raise UserError(
+                f"segdet {argv[0]}: of which run? give --ckpt_path with the run's folder or a checkpoint in it"
+            )
         cli = SegdetCLI(arguments, checkpoint, shlex.join(["segdet", *argv]))
         try:
             cli.run()
@@ -84,7 +96,22 @@ def main(argv: Sequence[str]) -> int:
             if stopped == "KeyboardInterrupt":
                 return INTERRUPTED
             raise SystemExit(TERMINATED) from leaving
+        except Exception:
+            _end_children(cli.trainer)
+            raise
     return 0
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether the command is to explain itself and not to run."""
+    return any(re.match(r"-h$|--([\w.]+\.)?help(=|$)|--print_config(=|$)", argument) for argument in argv)
+
+
+def _end_children(trainer: pl.Trainer) -> None:
+    """Ends the processes that this one started: without it they wait in a collective for ever."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -120,6 +147,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*callbacks used to create the checkpoint need to be provided")
         # Lightning 2.6 with torch from 2.13 on; nothing that we could do about it.
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+        # config.yaml has tuples as lists, which the parser makes tuples again by the arguments' types.
+        warnings.filterwarnings("ignore", r"(?s).*Dump of a value that does not round-trip")
         # Lightning calls jsonargparse by names that it is about to change.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\b")
         # The data modules choose the number of workers by the cores.
@@ -201,6 +230,12 @@ def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]
         arguments = embedded.get("model", {}).get("init_args", {})
         if "weights" in arguments:
             arguments["weights"] = None  # the checkpoint brings all weights; none need be fetched first
+        _, data = _option(argv, "--data")
+        if data is not None and "data" in embedded:
+            before = embedded["data"]
+            if data.rsplit(".", 1)[-1] != before.get("class_path", "").rsplit(".", 1)[-1]:
+                # The parser would hand one class's choice of names, or its file of them, to the other.
+                (before.get("init_args") or {}).pop("class_names", None)
     argv = list(argv)
     if argv[position].startswith("--ckpt_path="):
         argv[position] = f"--ckpt_path={path}"
@@ -271,6 +306,9 @@ class SegdetCLI(LightningCLI):
         self.chosen = argv[0]
         self.run_folder: RunFolder | None = None
         self.run_dir = Path()
+        self.resumed = False
+        self.follows = False
+        self.fingerprint: str | None = None
         super().__init__(
             Task,
             DataModule,
@@ -361,7 +399,8 @@ class SegdetCLI(LightningCLI):
         if (
             self.checkpoint is not None
             and getattr(data_class, "takes_class_names", data_class.__name__ == "ImageFolder")
-            and arguments.get("class_names") is None
+            and self.checkpoint.class_names
+            and not any(re.match(r"--data\.(init_args\.)?class_names\+?(=|$)", a) for a in self.argv)
         ):
             arguments.class_names = list(self.checkpoint.class_names)
 
@@ -372,16 +411,26 @@ class SegdetCLI(LightningCLI):
         self.run_dir, self.resumed = self._choose_folder()
 
     def instantiate_classes(self) -> None:
-        """Builds data, model and trainer; an argument's mistake that shows only here is one line too."""
+        """Builds data, model and trainer; an argument's mistake that shows only here is one line too.
+
+        Raises:
+            UserError: For whatever keeps them from being built.
+        """
         try:
             super().instantiate_classes()
         except ParseFault as fault:
             raise UserError(
                 readable(str(fault), self._subcommand_parsers[self.chosen], self.chosen)
             ) from None
+        except (ValueError, RuntimeError) as error:
+            key = "data" if _raised_in(error, "segdet.data") else "model"
+            name = _class_of(self.config[self.chosen][key]).__name__
+            raise UserError(
+                f"--{key} {name}: cannot be built: {_one_line(error)}; mend its arguments"
+            ) from error
 
-    def after_instantiate_classes(self) -> None:
-        """Compares the checkpoint's classes with the data's."""
+    def _compare_classes(self) -> None:
+        """Refuses a checkpoint of other classes than the data's."""
         if self.checkpoint is None or not self.checkpoint.class_names:
             return
         trained, here = self.checkpoint.class_names, list(self.datamodule.class_names)
@@ -397,6 +446,8 @@ class SegdetCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with our loggers and callbacks beside those of the configuration."""
+        self._compare_classes()
+        self._keep_apart()
         config = self.config_init[self.chosen].trainer
         settings = RunSettings(
             folder=self.run_dir,
@@ -405,6 +456,7 @@ class SegdetCLI(LightningCLI):
             command=self.chosen,
             command_line=self.command_line,
             seed=int(self.config[self.chosen].seed_everything),
+            fingerprint=self.fingerprint,
         )
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
@@ -421,12 +473,16 @@ class SegdetCLI(LightningCLI):
         given = list(given) if isinstance(given, list | tuple) else [given]
         if self.chosen != "fit":
             kwargs["enable_checkpointing"] = False
-        return super().instantiate_trainer(
-            callbacks=[*given, *callbacks],
-            logger=self._loggers(config.logger),
-            default_root_dir=str(self.run_dir),
-            **kwargs,
-        )
+        loggers = self._loggers(config.logger)
+        try:
+            return super().instantiate_trainer(
+                callbacks=[*given, *callbacks],
+                logger=loggers,
+                default_root_dir=str(self.run_dir),
+                **kwargs,
+            )
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"--trainer: {_one_line(error)}") from error
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         folder = self.run_dir / "checkpoints"
@@ -465,10 +521,15 @@ class SegdetCLI(LightningCLI):
         of_checkpoint = folder_of_checkpoint(self.checkpoint.path) if self.checkpoint else None
         folder = given or of_checkpoint
         resumed = self.chosen == "fit" and folder is not None and folder_equal(folder, of_checkpoint)
-        if _rank() > 0 and RUN_DIR_VARIABLE in os.environ:
-            return Path(os.environ[RUN_DIR_VARIABLE]), resumed
+        self.follows = _rank() > 0 and RUN_DIR_VARIABLE in os.environ
+        if self.follows:
+            folder = Path(os.environ[RUN_DIR_VARIABLE])
+            return folder, resumed or self._goes_on(folder)
         if folder is None:
             folder = self._new_folder(config)
+            resumed = self._goes_on(folder)
+        elif not resumed and self._goes_on(folder):
+            resumed = True
         elif _rank() == 0 and self.chosen == "fit" and not resumed and holds_run(folder):
             if not config.overwrite:
                 raise UserError(
@@ -485,6 +546,62 @@ class SegdetCLI(LightningCLI):
         os.environ[RUN_DIR_VARIABLE] = str(folder.resolve())
         return folder, resumed
 
+    def _goes_on(self, folder: Path) -> bool:
+        """Whether SLURM starts the command of the run in ``folder`` once more; finds where to go on."""
+        if self.chosen != "fit" or not holds_run(folder):
+            return False
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "").isdecimal() and (
+            int(os.environ["SLURM_RESTART_COUNT"]) > 0
+        )
+        stopped = (
+            bool(requeued_checkpoints(folder))
+            and not self.config[self.chosen].overwrite
+            and recorded_status(folder) != "finished"
+        )
+        if not restarted and not stopped:
+            return False
+        if self.checkpoint is None:
+            files = [folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)]
+            present = [file for file in files if file.exists()]
+            for file in sorted(present, key=lambda file: file.stat().st_mtime, reverse=True):
+                try:
+                    self.checkpoint = Checkpoint(file)
+                except UserError as error:  # the machine went away while it was written
+                    sys.stderr.write(f"segdet: {error}\n")
+                    continue
+                break
+        return True
+
+    def _keep_apart(self) -> None:
+        """Gives a folder of its own to a test that is none of the run's best checkpoint on the run's data."""
+        if self.chosen not in ("test", "validate") or self.checkpoint is None or self.follows:
+            return
+        tested = folder_of_checkpoint(self.checkpoint.path)
+        if tested is None or not folder_equal(self.run_dir, tested):
+            return
+        self.fingerprint = fingerprint_of(self.datamodule)
+        if self.checkpoint.path.name == "best.ckpt" and self._has_data_of(tested):
+            return
+        name = f"{self.run_dir.name}-{self.chosen}-"
+        if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            self.run_dir = self.run_dir.parent / (name + os.environ["SLURM_JOB_ID"])
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError(
+                f"{tested}: its scores are those of best.ckpt on its own data; give another --run_dir"
+            )
+        else:
+            self.run_dir = _fresh(self.run_dir.parent, f"{name}{datetime.now():%Y%m%d-%H%M%S}")
+        os.environ[RUN_DIR_VARIABLE] = str(self.run_dir.resolve())
+
+    def _has_data_of(self, run: Path) -> bool:
+        """Whether the data are those that the run in ``run`` was trained and tested on."""
+        recorded = recorded_fingerprint(run)
+        if recorded or self.fingerprint:
+            return recorded == self.fingerprint
+        assert self.checkpoint is not None
+        return bool(yaml.safe_load(self._config_text())["data"] == self.checkpoint.config.get("data"))
+
     def _new_folder(self, config: Namespace) -> Path:
         """A folder that nobody has yet: ``runs/<model>-<data>-<time>``."""
         model = _class_of(config.model).__name__.lower()
@@ -493,17 +610,7 @@ class SegdetCLI(LightningCLI):
             return Path("runs") / f"{model}-{data}-{os.environ['SLURM_JOB_ID']}"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("under torchrun the processes need a common folder; give --run_dir")
-        name = f"{model}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-        for number in range(1, 1000):
-            folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise UserError(f"{folder}: cannot be made ({error.strerror}); give --run_dir") from error
-            return folder
-        raise UserError("runs/: too many runs of this second; give --run_dir")
+        return _fresh(Path("runs"), f"{model}-{data}-{datetime.now():%Y%m%d-%H%M%S}")
 
     # What is run.
 
@@ -531,6 +638,32 @@ def _class_of(section: Any) -> type:
 
     found: type = import_object(section.class_path)
     return found
+
+
+def _fresh(parent: Path, name: str) -> Path:
+    """A folder that nobody has yet, ``name`` or ``name-2`` ... in ``parent``, made."""
+    for number in range(1, 1000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); give --run_dir") from error
+        return folder
+    raise UserError(f"{parent}/: too many runs of this second; give --run_dir")
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    """Whether the innermost code of ours that ``error`` came through belongs to ``package``."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in modules if name.startswith("segdet.") and name != __name__]
+    return bool(ours) and ours[-1].startswith(package)
+
+
+def _one_line(error: BaseException, most: int = 240) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def _rank() -> int:

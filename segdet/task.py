@@ -62,7 +62,6 @@ class Task(L.LightningModule):
     task: ClassVar[str]
     monitor: ClassVar[str]
     monitor_mode: ClassVar[str] = "max"
-    example_size: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -182,13 +181,15 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trainer = self.trainer
+        trainer.fit_loop.setup_data()  # without it there is no number of batches yet
         total = trainer.estimated_stepping_batches
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         optimizer, schedule = self.optim.build(self, total, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Convolutions run fastest on images whose channels come last, which is how they are decoded."""
+        """Freezes what is not to be learned; and convolutions run fastest with channels last, as images are decoded."""
+        self.optim.freeze(self)
         self.to(memory_format=torch.channels_last)
 
     def _evaluate(self, batch: Batch, key: str) -> None:

@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 
 from segdet.callbacks.run_folder import EMBEDDED
-from segdet.cli import find_user_error, main
+from segdet.cli import _told_by_another, find_user_error, main
+from segdet.data.voc import VOCReader
 from segdet.errors import BadSample, UserError
 
 TINY = [
@@ -133,6 +134,32 @@ class TestFindUserError:
         assert find_user_error(caught.value) == "x.jpg: is torn; remove it"
 
 
+class TestToldByAnother:
+    @pytest.fixture
+    def told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("SEGDET_RUN_DIR", str(tmp_path))
+        monkeypatch.setattr("segdet.cli.PATIENCE", 0.0)
+        return tmp_path / "error.txt"
+
+    def test_a_lost_peer_is_no_news_once_it_has_spoken(
+        self, told: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        lost, bug = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]"), RuntimeError("a bug")
+        assert not _told_by_another(lost)
+        told.write_text("x.jpg: is torn; mend it\n")
+        assert _told_by_another(lost)
+        assert not _told_by_another(bug)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert _told_by_another(bug)
+
+    def test_a_process_alone_has_no_peer(self, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
+            monkeypatch.delenv(name, raising=False)
+        told.write_text("of an earlier run\n")
+        assert not _told_by_another(RuntimeError("Connection closed by peer"))
+
+
 class TestFit:
     def test_run_folder_holds_everything(self, fitted: Path) -> None:
         names = {path.relative_to(fitted).as_posix() for path in fitted.rglob("*") if path.is_file()}
@@ -235,6 +262,67 @@ class TestFit:
         assert main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=2"]) == 0
         assert json.loads((run / "result.json").read_text())["epochs"] == 2
 
+    def test_a_resume_that_fails_leaves_the_run_as_it_was(
+        self, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        names = ("result.json", "config.yaml", "provenance.json")
+        before = [(run / name).read_text() for name in names]
+        with pytest.raises(RuntimeError):  # the weights do not fit
+            main(["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2", "--model.width=8"])
+        assert [(run / name).read_text() for name in names] == before
+
+    def test_a_resume_with_nothing_left_keeps_the_record(self, run: Path) -> None:
+        before = (run / "result.json").read_text()
+        assert main(["fit", f"--ckpt_path={run}"]) == 0
+        assert (run / "result.json").read_text() == before
+
+    def test_a_resumed_run_that_fails_keeps_its_scores(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from segdet.callbacks.progress import StepLogger
+
+        def fail(self: StepLogger, *_: object) -> None:
+            raise UserError("a: b; c")
+
+        before = json.loads((run / "result.json").read_text())
+        monkeypatch.setattr(StepLogger, "on_train_batch_end", fail)
+        assert main(["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2"]) == 2
+        after = json.loads((run / "result.json").read_text())
+        assert after["status"] == "failed"
+        assert after["metrics"]["val/map"] == before["metrics"]["val/map"]
+        assert after["command"] == before["command"]
+        assert after["cost"]["train_seconds"] > before["cost"]["train_seconds"]
+
+    def test_a_job_that_slurm_restarts_goes_on(
+        self, run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert main([*arguments, "--trainer.max_epochs=2", "--overwrite=true"]) == 0
+        record = json.loads((run / "result.json").read_text())
+        assert (record["epochs"], record["steps"]) == (2, 4)
+        assert len(json.loads((run / "provenance.json").read_text())["resumed"]) == 1
+
+    def test_a_run_that_slurm_stopped_goes_on_at_that_moment(
+        self, run: Path, shapes: Path, tmp_path: Path, line: Line
+    ) -> None:
+        arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
+        (run / "checkpoints" / "last.ckpt").rename(run / "hpc_ckpt_1.ckpt")
+        assert "holds a run" in line(arguments)  # for it was finished all the same
+        record = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(record | {"status": "interrupted"}))
+        assert main([*arguments, "--trainer.max_epochs=2"]) == 0
+        assert json.loads((run / "result.json").read_text())["epochs"] == 2
+
+    def test_a_command_of_several_lines_leaves_the_configuration_readable(
+        self, shapes: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        given = ["--config", "trainer:\n  max_epochs: 3\n  fast_dev_run: true\n", f"--run_dir={folder}"]
+        arguments = [word for word in TINY if "max_epochs" not in word]
+        assert main(["fit", *MODELS["detection"], *arguments, f"--data.root={shapes}", *given]) == 0
+        assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
     def test_interrupt_saves_and_tells_how_to_go_on(
         self,
         shapes: Path,
@@ -311,6 +399,27 @@ class TestEvaluate:
         assert arguments["backbone"] == "test_resnet"
         assert not json.loads((other / "result.json").read_text())["metrics"]["test/mar_100"]
 
+    @pytest.mark.parametrize("case", ["other data", "last"])
+    def test_other_scores_stay_out_of_the_record(
+        self, case: str, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (run / "result.json").read_text()
+        name = "last" if case == "last" else "best"
+        given = ["--data.num_test=3", f"--data.root={run.parent}/more"] if case == "other data" else []
+        assert main(["test", f"--ckpt_path={run}/checkpoints/{name}.ckpt", *given]) == 0
+        said = capsys.readouterr().err
+        assert (run / "result.json").read_text() == before
+        (other,) = run.parent.glob("run-test-*")
+        record = json.loads((other / "result.json").read_text())
+        assert "test/map" in record["metrics"]
+        assert said.splitlines()[-1].endswith(f"see {other}/result.json")
+
+    def test_no_checkpoint(self, line: Line) -> None:
+        for command in ("test", "validate", "predict"):
+            said = line([command, *MODELS["detection"], *TINY])
+            assert said.startswith(f"segdet {command}: of which run? give --ckpt_path")
+            assert line([command]) == said
+
     def test_other_classes_are_refused(self, run: Path, tmp_path: Path, line: Line) -> None:
         arguments = ["--data=ImageFolder", f"--data.root={run}/predictions", "--data.class_names=[cat, dog]"]
         said = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
@@ -337,6 +446,36 @@ class TestPredict:
         overlays = {p.relative_to(out).as_posix() for p in (out / "predictions" / "overlays").rglob("*.png")}
         assert overlays == {"predictions/overlays/a.png", "predictions/overlays/more/a.png"}
         assert not list((out / "predictions").glob(".*"))
+
+    def test_photographs_are_upright_and_keep_their_names_apart(self, run: Path, tmp_path: Path) -> None:
+        photos = tmp_path / "photos"
+        photos.mkdir()
+        picture = Image.fromarray(np.full((40, 70, 3), 90, np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # lies on its side
+        picture.save(photos / "a.jpg", exif=exif)
+        picture.save(photos / "a.png")
+        assert main(["predict", f"--ckpt_path={run}", "--data=ImageFolder", f"--data.root={photos}"]) == 0
+        sizes = {}
+        for path in (run / "predictions" / "overlays").iterdir():
+            with Image.open(path) as overlay:
+                sizes[path.name] = overlay.size
+        assert sizes == {"a.jpg.png": (40, 70), "a.png.png": (70, 40)}
+
+    def test_classes_are_the_checkpoint_s(self, shapes: Path, tmp_path: Path) -> None:
+        """A model of a file of class names, which a folder of images does not take."""
+        folder, photos = tmp_path / "run", tmp_path / "photos"
+        classes = VOCReader(shapes, ["train"], "detection").class_names
+        (tmp_path / "names.txt").write_text("\n".join(classes) + "\n")
+        voc = ["--data=VOCDataModule", f"--data.root={shapes}", f"--data.class_names={tmp_path}/names.txt"]
+        tiny = [word for word in TINY if not word.startswith("--data")]
+        loading = ["--data.batch_size=4", "--data.num_workers=0"]
+        assert main(["fit", *MODELS["detection"], *voc, *loading, *tiny, f"--run_dir={folder}"]) == 0
+        photos.mkdir()
+        Image.fromarray(np.full((70, 50, 3), 90, np.uint8)).save(photos / "grey.png")
+        arguments = ["--data=ImageFolder", f"--data.root={photos}"]
+        assert main(["predict", f"--ckpt_path={folder}", *arguments]) == 0
+        assert (folder / "predictions" / "predictions.json").exists()
 
     def test_masks(self, shapes: Path, tmp_path: Path) -> None:
         folder, photos = tmp_path / "run", tmp_path / "photos"
@@ -418,6 +557,24 @@ class TestMistakes:
         assert line(["test", "--ckpt_path=torn.ckpt"]).startswith("torn.ckpt: torn or no checkpoint")
         torch.save({"a": 1}, tmp_path / "other.ckpt")
         assert line(["test", "--ckpt_path=other.ckpt"]).startswith("other.ckpt: no checkpoint of a training")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_absent_device(self, line: Line, shapes: Path, tmp_path: Path) -> None:
+        said = line(
+            ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--trainer.accelerator=cuda",
+             "--run_dir=here"]
+        )  # fmt: skip
+        assert said.startswith("--trainer: ")
+        assert "CUDA" in said
+
+    def test_time(self, line: Line, shapes: Path) -> None:
+        arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--run_dir=here"]
+        assert "abc" in line([*arguments, "--trainer.max_time=abc"])
+
+    def test_model_that_cannot_be_built(self, line: Line, shapes: Path) -> None:
+        arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--run_dir=here"]
+        said = line([*arguments, "--model.backbone=resnet1888"])
+        assert "resnet1888" in said
 
     def test_data_folder(self, line: Line, tmp_path: Path) -> None:
         said = line(

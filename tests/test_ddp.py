@@ -80,3 +80,20 @@ def test_a_mistake_of_two_processes_is_one_line(tmp_path: Path) -> None:
     said = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
     assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_ends_both(tmp_path: Path) -> None:
+    """The other one is in an all-reduce by then, which nobody will ever complete."""
+    two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
+    assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
+    stem = (tmp_path / "shapes" / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
+    (image,) = (tmp_path / "shapes" / "JPEGImages").glob(f"{stem}.*")
+    image.write_bytes(image.read_bytes()[:200])
+    done = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
+    assert len(said) == 1, done.stderr
+    assert image.name in said[0]
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "second" / "result.json").read_text())["status"] == "failed"

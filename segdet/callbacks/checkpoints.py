@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -74,6 +75,15 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(
             folder, "last", save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
         )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves, unless the other processes would have to take part and know nothing of the exception."""
+        # Saving waits for all processes. An interruption reaches all of them; a fault reaches one, while
+        # the others wait in the next all-reduce for ever.
+        if trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            super().on_exception(trainer, pl_module, exception)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing: there is always one, and it is always replaced."""

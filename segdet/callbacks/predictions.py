@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class PredictionWriter(BasePredictionWriter):
     - ``masks/<stem>.png`` for segmentation: index PNGs with VOC's palette.
     - ``overlays/<stem>.png`` for both, boxes from ``min_score`` on.
 
+    Where a folder has both ``a.jpg`` and ``a.png``, theirs are ``a.jpg.png`` and ``a.png.png``.
+
     Args:
         folder: The run's ``predictions``.
         category_ids: The id that results files have for each class; label 1, 2, ... where empty.
@@ -38,10 +41,15 @@ class PredictionWriter(BasePredictionWriter):
         self.category_ids = list(category_ids)
         self.min_score = min_score
         self._names: dict[Path, str] = {}
+        self._upright = False
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the folders; an earlier command's predictions here are replaced file by file."""
         (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
+        reader = trainer.datamodule.reader("test")  # type: ignore[attr-defined]
+        root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
+        self._names = output_names([Path(reader.image_path(index)) for index in range(len(reader))], root)
+        self._upright = not reader.annotated  # as the dataset reads them
         if pl_module.task == "segmentation":
             (self.folder / "masks").mkdir(exist_ok=True)
         else:
@@ -59,18 +67,18 @@ class PredictionWriter(BasePredictionWriter):
             if source.duplicate:
                 continue
             said: Any = {key: value.cpu() for key, value in answer.items()}
-            stem = _stem(source.path, root)
+            name = self._names[source.path]
             if "mask" in said:
-                mask = Image.fromarray(said["mask"].numpy().astype(np.uint8), mode=None)
+                mask = Image.fromarray(said["mask"].numpy().astype(np.uint8))
                 mask.putpalette(palette().tobytes())
-                _save(mask, self.folder / "masks" / f"{stem}.png")
+                _save(mask, self.folder / "masks" / f"{name}.png")
             else:
                 lines += [json.dumps(entry) + "\n" for entry in self._entries(said, source, root, names)]
                 drawn = said["scores"] >= self.min_score
                 if len(drawn) > 1:
                     said = {key: value[drawn] for key, value in said.items()}
-            picture = overlay(read_image(source.path, source.original_size), said, names)
-            file = self.folder / "overlays" / f"{stem}.png"
+            picture = overlay(read_image(source.path, source.original_size, self._upright), said, names)
+            file = self.folder / "overlays" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(file), picture[:, :, ::-1])
         if lines:
@@ -128,9 +136,20 @@ def _relative(path: Path, root: Path) -> Path:
     return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
 
 
-def _stem(path: Path, root: Path) -> str:
-    """The image's path below ``root`` without its ending, so that equal names in two folders stay apart."""
-    return _relative(path, root).with_suffix("").as_posix()
+def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
+    """A name of its own for what is written of each image, a path without ending.
+
+    It is the image's path below ``root`` without its ending, or with it where two images differ in
+    nothing else.
+    """
+    whole = {path: _relative(path, root).as_posix() for path in paths}
+    names = {path: _relative(path, root).with_suffix("").as_posix() for path in paths}
+    while True:
+        counts = Counter(names.values())
+        repeated = [path for path, name in names.items() if counts[name] > 1 and name != whole[path]]
+        if not repeated:
+            return names
+        names |= {path: whole[path] for path in repeated}  # which may be the stem of a third
 
 
 def _save(image: Image.Image, file: Path) -> None:

@@ -14,6 +14,7 @@
         wandb/                  Weights & Biases' own files
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -22,7 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ CONTENTS = (
 )
 """What a run writes into its folder."""
 
+REQUEUED = ("hpc_ckpt_*.ckpt", "checkpoints/hpc_ckpt_*.ckpt")
+"""What Lightning saves when SLURM takes the machine away, and puts the job into the queue again."""
+
 
 def holds_run(folder: Path) -> bool:
     """Whether ``folder`` holds a run whose results would be lost, or one that is still going on."""
@@ -71,6 +75,13 @@ def clear_run(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    for path in requeued_checkpoints(folder):  # Lightning would go on from it without being asked to
+        path.unlink(missing_ok=True)
+
+
+def requeued_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the moments at which SLURM stopped the run to start it again later."""
+    return [path for pattern in REQUEUED for path in folder.glob(pattern)]
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
@@ -188,6 +199,7 @@ class RunSettings:
         command: The subcommand: fit, validate, test or predict.
         command_line: As it was given.
         seed: The run's seed.
+        fingerprint: The dataset's, where it has been taken already.
         sections: The configuration, read; follows from ``config``.
     """
 
@@ -197,6 +209,7 @@ class RunSettings:
     command: str = "fit"
     command_line: str = ""
     seed: int = 0
+    fingerprint: str | None = None
     sections: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,7 +228,8 @@ class RunFolder(pl.Callback):
     """Fills a run's folder: configuration, provenance, the record, and each checkpoint's own configuration.
 
     The record's ``val/...`` scores are those of the best epoch, the one ``best.ckpt`` was saved at.
-    ``segdet test`` adds its scores and the model's cost to the record of the run that it tests.
+    ``segdet test`` adds its scores and the model's cost to the record of the run that it tests. A run
+    that goes on changes nothing in its folder before it trains.
 
     Args:
         settings: Of this run.
@@ -229,30 +243,37 @@ class RunFolder(pl.Callback):
         self.earlier_seconds = 0.0
         self.start: float | None = None
         self.started = now()
+        self.peak_memory: float | None = None
         self.stopped_by: str | None = None
         self.about: dict[str, Any] = {}
 
     # What is written before the first step.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes ``config.yaml`` and ``provenance.json``."""
+        """Writes ``config.yaml`` and ``provenance.json``, those of a run that goes on excepted."""
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.about = provenance(self.settings.command_line or None) | {
             "seed": self.settings.seed,
-            "fingerprint": _fingerprint(trainer),
+            "fingerprint": self._fingerprint(trainer),
             "processes": trainer.world_size,
             "launcher": _launcher(),
         }
         self.started = self.about["started"]
-        mine = stage == "fit" or not (self.folder / "config.yaml").exists()
-        if not mine:
-            return
+        if not (self.folder / "config.yaml").exists() or (stage == "fit" and not self.settings.resumed):
+            self._describe(trainer)
+
+    def _fingerprint(self, trainer: pl.Trainer) -> str:
+        if self.settings.fingerprint is None:
+            return fingerprint_of(getattr(trainer, "datamodule", None))
+        return self.settings.fingerprint
+
+    def _describe(self, trainer: pl.Trainer) -> None:
         write_whole(self.folder / "config.yaml", _header(self.settings, self.about) + self.settings.config)
         file = self.folder / "provenance.json"
-        if self.settings.resumed and file.exists():
-            first = json.loads(file.read_text(encoding="utf-8"))
+        first = _first_provenance(self.folder) if self.settings.resumed else {}
+        if first:
             self.started = first.get("started", self.started)
             about = first | {"resumed": [*first.get("resumed", []), self.about]}
         else:
@@ -264,9 +285,15 @@ class RunFolder(pl.Callback):
 
     # What is kept while it trains.
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock; from here on a run that goes on is another one than it was."""
         self.start = time.monotonic()
+        if trainer.is_global_zero and self.settings.resumed:
+            self._describe(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the peak of the memory, as long as the model is still where it was trained."""
+        self.peak_memory = peak_memory_mb(pl_module.device)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the scores, and those of the best epoch apart."""
@@ -307,11 +334,15 @@ class RunFolder(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the record of the training."""
-        if trainer.is_global_zero:
-            record = self._record(trainer, pl_module, "finished")
-            record.write(self.folder / RECORD_NAME)
-            self._tell(pl_module, record)
-            _tell_notes(trainer)
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / RECORD_NAME
+        if self.start is None and path.exists():
+            sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
+            return
+        record = self._record(trainer, pl_module, "finished")
+        record.write(path)
+        self._tell(pl_module, record)
 
     def _tell(self, pl_module: pl.LightningModule, record: Record) -> None:
         score = record.metrics.get(str(pl_module.monitor))
@@ -323,30 +354,47 @@ class RunFolder(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Writes the record of a run that did not end as it should."""
+        """Writes the record of a run that did not end as it should.
+
+        A run that was to go on and never did so keeps its record; one that did go on keeps what was
+        measured before. A new run that failed before its first step has a record too, which says that its
+        folder may be used again.
+        """
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             self.stopped_by = type(exception).__name__
         fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
-        if fit and trainer.is_global_zero and (self.folder / "config.yaml").exists():
-            status: Status = "interrupted" if self.stopped_by else "failed"
-            self._record(trainer, pl_module, status).write(self.folder / RECORD_NAME)
+        if not fit or not trainer.is_global_zero or not (self.folder / "config.yaml").exists():
+            return
+        path = self.folder / RECORD_NAME
+        if self.start is None and (self.settings.resumed or path.exists()):
+            return
+        status: Status = "interrupted" if self.stopped_by else "failed"
+        record = self._record(trainer, pl_module, status)
+        if self.settings.resumed and path.exists():
+            with contextlib.suppress(UserError):  # a torn one is replaced
+                record = _continued(Record.read(path), record, str(pl_module.monitor))
+        record.write(path)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures the cost and adds it and the scores to the record."""
         if trainer.is_global_zero:
-            self._merge(trainer, pl_module, _scores(trainer, "test/"), _cost(trainer, pl_module))
+            self._merge(trainer, pl_module, "test", _cost(trainer, pl_module))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Adds the scores of `segdet validate` to the record."""
         if stage == "validate" and trainer.is_global_zero and trainer.state.status.value != "interrupted":
-            self._merge(trainer, pl_module, _scores(trainer, "val/"), None)
+            self._merge(trainer, pl_module, "val", None)
 
     def _merge(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, scores: dict[str, float], cost: Cost | None
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str, cost: Cost | None
     ) -> None:
         path = self.folder / RECORD_NAME
+        scores = _scores(trainer, f"{split}/")
         record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "finished")
         record.merge(scores, cost).write(path)
+        name = f"{split}/" + str(pl_module.monitor).split("/", 1)[-1]
+        said = f"{name} {scores[name]:.4f}; " if name in scores else ""
+        sys.stderr.write(f"segdet: {said}see {path}\n")
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: Status) -> Record:
         trained = self.settings.command == "fit"
@@ -362,7 +410,9 @@ class RunFolder(pl.Callback):
             cost=Cost(
                 parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
                 train_seconds=round(self._seconds(), 2) if trained else None,
-                peak_memory_mb=peak_memory_mb(pl_module.device),
+                peak_memory_mb=peak_memory_mb(pl_module.device)
+                if self.peak_memory is None
+                else self.peak_memory,
             ),
             epochs=trainer.current_epoch if trained else 0,
             steps=trainer.global_step if trained else 0,
@@ -380,7 +430,53 @@ class RunFolder(pl.Callback):
 
 
 def _header(settings: RunSettings, about: Mapping[str, Any]) -> str:
-    return f"# {settings.folder.name}, {about['started']}: {about['command']}\n"
+    said = f"{settings.folder.name}, {about['started']}: {about['command']}"
+    return "".join(f"# {line}\n" for line in said.splitlines())  # the command may hold a whole YAML text
+
+
+def _first_provenance(folder: Path) -> dict[str, Any]:
+    """What ``provenance.json`` says of the run's beginning; nothing where there is none or it is torn."""
+    try:
+        first = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return first if isinstance(first, dict) else {}
+
+
+def recorded_fingerprint(folder: Path) -> str:
+    """The fingerprint of the data that the run in ``folder`` was trained on; empty where it is unknown.
+
+    Raises:
+        UserError: If the run's record is torn.
+    """
+    path = folder / RECORD_NAME
+    if path.exists():
+        return Record.read(path).fingerprint
+    return str(_first_provenance(folder).get("fingerprint", ""))
+
+
+def recorded_status(folder: Path) -> Status | None:
+    """How the run in ``folder`` ended, None where that is not recorded.
+
+    Raises:
+        UserError: If the run's record is torn.
+    """
+    path = folder / RECORD_NAME
+    return Record.read(path).status if path.exists() else None
+
+
+def _continued(earlier: Record, record: Record, monitor: str) -> Record:
+    """The record of a run that went on, with what was measured before and still holds."""
+    if earlier.metrics.get(monitor) != record.metrics.get(monitor):  # another best checkpoint, not yet tested
+        kept = {name: value for name, value in earlier.metrics.items() if not name.startswith("test/")}
+        earlier = replace(earlier, metrics=kept)
+    return replace(
+        earlier.merge(record.metrics, record.cost),
+        status=record.status,
+        epochs=max(earlier.epochs, record.epochs),
+        steps=max(earlier.steps, record.steps),
+        finished=record.finished,
+    )
 
 
 def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
@@ -388,8 +484,8 @@ def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
-def _fingerprint(trainer: pl.Trainer) -> str:
-    data: Any = getattr(trainer, "datamodule", None)
+def fingerprint_of(data: Any) -> str:
+    """The fingerprint of a data module; empty where it has none, for one of its subsets is absent."""
     try:
         return "" if data is None else str(data.fingerprint())
     except UserError as error:  # a set that this command does not read may be absent
@@ -417,12 +513,3 @@ def _cost(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Cost | None:
         reason = str(error).strip().splitlines()[:1]
         sys.stderr.write(f"segdet: the cost was not measured: {type(error).__name__} {' '.join(reason)}\n")
         return None
-
-
-def _tell_notes(trainer: pl.Trainer) -> None:
-    """Lists what the readers left out."""
-    notes = list(getattr(getattr(trainer, "datamodule", None), "notes", None) or [])
-    if notes:
-        shown = "".join(f"  {note}\n" for note in notes[:20])
-        rest = f"  and {len(notes) - 20} more\n" if len(notes) > 20 else ""
-        sys.stderr.write(f"segdet: {len(notes)} faults in the data were passed over:\n{shown}{rest}")

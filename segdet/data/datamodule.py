@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import cv2
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from segdet.data.cityscapes import CityscapesReader
@@ -58,6 +59,15 @@ class DataModule(L.LightningDataModule):
         limit_train: int | None = None,
     ) -> None:
         super().__init__()
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("limit_train", limit_train, 1),
+        ):
+            if number is not None and number < least:
+                raise UserError(f"--data.{name} {number}: must be at least {least}")
         self.root = Path(root)
         self.task: Task = task
         self.recipe = recipe or Plain()
@@ -79,7 +89,10 @@ class DataModule(L.LightningDataModule):
     def reader(self, subset: Subset) -> Reader:
         """The reader of a subset."""
         if subset not in self._readers:
-            self._readers[subset] = self.open_reader(subset)
+            opened = self.open_reader(subset)
+            for other, before in self._readers.items():
+                _same_classes(self.root, (other, before), (subset, opened), self.task)
+            self._readers[subset] = opened
         return self._readers[subset]
 
     @property
@@ -107,8 +120,17 @@ class DataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens what a stage reads, so that a missing folder stops the run before anything is built."""
-        for subset in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            self.dataset(subset)  # type: ignore[arg-type]
+        needed: dict[str, tuple[Subset, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+        }
+        for subset in needed.get(stage, ()):
+            if not self.reader(subset).annotated:
+                raise UserError(
+                    f"{self.root}: plain images without annotations can only be predicted on, not used to {stage}"
+                )
+            self.dataset(subset)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("train")
@@ -130,6 +152,10 @@ class DataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("test")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves a batch; what lies in page-locked memory travels while the device works on."""
+        return batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Collects what the readers left out, for the list at the end."""
@@ -170,6 +196,22 @@ class DataModule(L.LightningDataModule):
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
+        )
+
+
+def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: Task) -> None:
+    """Raises `UserError` where two subsets would give one label two meanings."""
+    first, second = (
+        reader.mask_names
+        if task == "segmentation"
+        else list(zip(reader.class_names, reader.category_ids, strict=True))
+        for _, reader in (one, other)
+    )
+    if first != second:
+        odd = sorted(set(map(str, first)) ^ set(map(str, second)))[:3] or ["their order"]
+        raise UserError(
+            f"{root}: {one[0]} and {other[0]} do not have the same classes ({', '.join(odd)}); name the classes in "
+            "--data.class_names, or mend the annotations"
         )
 
 

@@ -35,7 +35,7 @@ _COS = np.array([round(_ONE * math.cos(2 * math.pi * k / _TURN)) for k in range(
 _SIN = np.array([round(_ONE * math.sin(2 * math.pi * k / _TURN)) for k in range(_TURN)], np.int64)
 _LOG = [round(1024 * 2 ** (k / 64)) for k in range(64)]  # one octave, for log-uniform sizes
 _PAD = 4  # pixels around a shape for its shadow and for the ground it must contrast with
-_SMALLEST = {"circle": 12, "square": 12, "triangle": 16, "star": 18, "cross": 16, "ring": 16}
+_SMALLEST = {"circle": 16, "square": 16, "triangle": 20, "star": 22, "cross": 20, "ring": 20}
 
 Polygons = list[np.ndarray]
 """Outlines of one shape, int64 ``[V, 2]`` xy in 1/16 px each, filled by the even-odd rule."""
@@ -575,10 +575,10 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     if draw < 4:
         count, largest = 0, 0
     elif draw < 13:
-        count, largest = int(rng.integers(7, 13)), 36
+        count, largest = int(rng.integers(7, 13)), 40
     else:
-        count, largest = int(rng.integers(1, 5)), 48
-    sizes = [_log_uniform(rng, 14, max(16, largest * scale // 128)) for _ in range(count)]
+        count, largest = int(rng.integers(1, 5)), 56
+    sizes = [_log_uniform(rng, 16, max(18, largest * scale // 128)) for _ in range(count)]
     if count and rng.integers(0, 100) < 65:
         sizes[0] = _log_uniform(rng, max(16, 46 * scale // 128), 88 * scale // 128)
     if rng.integers(0, 4):

@@ -14,6 +14,7 @@ from torchvision.models.detection.ssd import SSDHead
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
+from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
 from segdet.task import Stage
@@ -93,10 +94,19 @@ class SSD(Detector):
         maps = len(channels)
         if scales is None:
             scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
-        aspect_ratios = aspect_ratios or [[2.0]] + [[2.0, 3.0]] * (maps - 2) + [[2.0]]
+        elif len(scales) != maps + 1:
+            raise UserError(
+                f"model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one a map and one more"
+            )
+        if aspect_ratios is not None and len(aspect_ratios) != maps:
+            raise UserError(
+                f"model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
+            )
+        aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
         self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales)
         self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
+        self._computed: dict[Any, Tensor] = {}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``."""
@@ -184,9 +194,15 @@ class SSD(Detector):
         return maps
 
     def _anchors(self, images: Tensor, maps: list[Tensor]) -> Tensor:
-        # All images of a batch have the same default boxes: those of the batch's size.
+        """The default boxes of the batch's size, ``[A, 4]``: the same for all its images, and computed once."""
         size = (images.shape[2], images.shape[3])
-        return self.default_boxes(ImageList(images[:1], [size]), maps)[0].float()
+        grids = tuple((features.shape[2], features.shape[3]) for features in maps)
+        key = (size, grids, images.device)
+        if key not in self._computed:
+            # In float32 whatever the maps are in: bfloat16 would move the boxes by most of a pixel.
+            shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
+            self._computed[key] = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
+        return self._computed[key]
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:

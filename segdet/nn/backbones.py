@@ -100,6 +100,8 @@ def backbone(
     Raises:
         UserError: If there is no such network, it has no such stride, or the weights cannot be had.
     """
+    if strides is not None and not strides:
+        raise UserError(f"backbone {name}: no stride is wanted; name at least one, such as [32]")
     if output_stride is not None:
         options["output_stride"] = output_stride
     if name == "small_vgg":

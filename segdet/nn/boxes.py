@@ -29,6 +29,7 @@ class BoxCoder:
 
     def __init__(self, std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)) -> None:
         self.std = tuple(std)
+        self._on: dict[torch.device, Tensor] = {}
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Boxes ``[..., A, 4]`` xyxy as offsets ``[..., A, 4]`` from anchors ``[A, 4]`` xyxy.
@@ -38,15 +39,21 @@ class BoxCoder:
         size = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1e-6)
         shift = ((boxes[..., :2] + boxes[..., 2:]) - (anchors[..., :2] + anchors[..., 2:])) / (2 * size)
         scale = ((boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6) / size).log()
-        return torch.cat([shift, scale], -1) / shift.new_tensor(self.std)
+        return torch.cat([shift, scale], -1) / self._std(shift.device)
 
     def decode(self, offsets: Tensor, anchors: Tensor) -> Tensor:
         """Offsets ``[..., A, 4]`` as boxes ``[..., A, 4]`` xyxy."""
-        offsets = offsets * offsets.new_tensor(self.std)
+        offsets = offsets * self._std(offsets.device)
         size = anchors[..., 2:] - anchors[..., :2]
         centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + offsets[..., :2] * size
         half = offsets[..., 2:].clamp(max=_MAX_LOG_RATIO).exp() * size / 2
         return torch.cat([centre - half, centre + half], -1)
+
+    def _std(self, device: torch.device) -> Tensor:
+        # Kept where it is used: copying four numbers to a GPU in every step would wait for it.
+        if device not in self._on:
+            self._on[device] = torch.tensor(self.std, device=device)
+        return self._on[device]
 
 
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,12 @@ class Optimization:
             optimizer = torch.optim.AdamW(groups, self.lr, self.betas)
         return optimizer, LambdaLR(optimizer, self.factor(total_steps, steps_per_epoch))
 
+    def freeze(self, module: nn.Module) -> None:
+        """Takes what a factor of 0 names out of the training; to be called before processes are joined."""
+        for name, parameter in module.named_parameters():
+            if any(name.startswith(prefix) and factor == 0 for prefix, factor in self.lr_factors.items()):
+                parameter.requires_grad_(False)
+
     def groups(self, module: nn.Module) -> list[dict]:
         """The parameters in groups of one rate and one decay."""
         norms = {
@@ -91,9 +97,7 @@ class Optimization:
                 if name.startswith(prefix):
                     unused.discard(prefix)
                     factor = value
-            if factor == 0.0:
-                parameter.requires_grad_(False)
-            if not parameter.requires_grad:
+            if factor == 0.0 or not parameter.requires_grad:
                 continue
             bias = parameter.ndim <= 1 and name.endswith("bias")
             if bias:

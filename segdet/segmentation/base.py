@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segdet.data.sample import IGNORE, Batch, Prediction
+from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.confusion import SegmentationScores, classes_of
 from segdet.task import Task
@@ -32,6 +33,11 @@ class Segmenter(Task):
         self, class_names: list[str], class_weights: list[float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(class_names, **kwargs)
+        if class_weights is not None and len(class_weights) != len(class_names):
+            raise UserError(
+                f"model.class_weights: {len(class_weights)} numbers for {len(class_names)} classes "
+                f"({', '.join(class_names)}); give one a class"
+            )
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 

@@ -1,9 +1,19 @@
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 
-from segdet.callbacks.run_folder import MetricsFile, clear_run, folder_of_checkpoint, holds_run
+from segdet.callbacks.run_folder import (
+    MetricsFile,
+    RunFolder,
+    RunSettings,
+    clear_run,
+    folder_of_checkpoint,
+    holds_run,
+)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -53,8 +63,22 @@ def test_clear_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for name in ("config.yaml", "checkpoints/last.ckpt", "mine.txt"):
         (tmp_path / name).write_text("")
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("")
     clear_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_peak_memory_is_taken_where_the_model_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After training Lightning moves the model to the CPU, whose memory is another matter."""
+    monkeypatch.setattr("segdet.callbacks.run_folder.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
+    folder = RunFolder(RunSettings(tmp_path, ""))
+    state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1)
+    model: Any = SimpleNamespace(device="cuda", parameters=list, step_losses={})
+    folder.on_train_end(state, model)
+    model.device = "cpu"
+    assert folder._record(state, model, "finished").cost.peak_memory_mb == 5.0
 
 
 def test_folder_of_checkpoint(tmp_path: Path) -> None:

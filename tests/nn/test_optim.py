@@ -73,7 +73,9 @@ def test_decay_all_decays_everything() -> None:
 
 def test_factor_zero_freezes() -> None:
     net = _Net()
-    groups = Optimization(lr_factors={"backbone": 0}).groups(net)
+    optim = Optimization(lr_factors={"backbone": 0})
+    optim.freeze(net)
+    groups = optim.groups(net)
     assert not any(p.requires_grad for p in net.backbone.parameters())
     assert sum(len(g["params"]) for g in groups) == 2
 
