@@ -97,7 +97,8 @@ def _answer(argv: list[str]) -> int:
                 return USER_ERROR
             raise
         if _first_to_say(mistake):
-            _say(f"segdet: error: {mistake}")
+            # The first process, not this one, may have left its progress bar on the present line.
+            _say(("\n" if _is_secondary() else "") + f"segdet: error: {mistake}")
         return USER_ERROR
 
 
@@ -229,15 +230,23 @@ PATIENCE = 5.0
 def _told_by_another(error: BaseException) -> bool:
     """Whether ``error`` is but the echo of a mistake that another process of the run has told the user."""
     folder = os.environ.get(RUN_DIR_VARIABLE)
-    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-    if folder is None or not ranks:
+    if folder is None or not _ranks():
         return False
     told = Path(folder) / "error.txt"
     lost = _lost_peer(error)
     end = time.monotonic() + PATIENCE
     while lost and not told.exists() and time.monotonic() < end:
         time.sleep(0.1)
-    return told.exists() and (lost or any(rank != "0" for rank in ranks))
+    return told.exists() and (lost or _is_secondary())
+
+
+def _ranks() -> list[str]:
+    return [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+
+
+def _is_secondary() -> bool:
+    """Whether this process is one of several and not the first."""
+    return any(rank != "0" for rank in _ranks())
 
 
 def _lost_peer(error: BaseException | None) -> bool:

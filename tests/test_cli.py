@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -592,3 +593,12 @@ def test_keys_inside_of_classes_are_not_completed(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "--model.optim.nam: " in said
+
+
+def test_what_a_user_cannot_mend_is_not_said() -> None:
+    from segdet.lightning_cli import _quiet
+
+    with _quiet():  # warnings are errors here
+        warnings.warn("\n  Dump of a value that does not round-trip: a tuple is", UserWarning, stacklevel=1)
+        with pytest.raises(UserWarning):
+            warnings.warn("another", UserWarning, stacklevel=1)

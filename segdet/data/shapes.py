@@ -556,7 +556,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     """Draw scene ``index`` of ``seed``: the same bytes on every platform.
 
     One scene in 25 is empty, one in 11 is crowded (7 to 12 objects), one in 33 holds a cluster that
-    is annotated as one crowd region, half have an object of at least 40 px (at 128 px) beside smaller
+    is annotated as one crowd region, two in three have an object of at least 46 px (at 128 px) beside smaller
     ones. Later objects and distractors cover earlier ones.
 
     Args:

@@ -30,8 +30,9 @@ class BoxHead(Localizer):
         backbone: See `segdet.nn.backbones.backbone`.
         weights: See there.
         backbone_options: See there.
-        stride: The stride of the features that the heads stand on.
-        grid: Their side after pooling, for the box head.
+        strides: The strides of the features that the heads stand on: the class head on all of them, the box
+            head on the coarsest.
+        grid: The side of the features after pooling, for the box head.
         width: The units of the hidden layer of either head.
         dropout: The rate before either head's last layer.
         per_class: Whether each class has four numbers of its own.
@@ -46,7 +47,7 @@ class BoxHead(Localizer):
         backbone: str = "resnet18",
         weights: str | bool | None = None,
         backbone_options: dict[str, Any] | None = None,
-        stride: int = 32,
+        strides: list[int] = [32],  # noqa: B006  read only; jsonargparse shows it as the default
         grid: int = 4,
         width: int = 256,
         dropout: float = 0.2,
@@ -56,21 +57,21 @@ class BoxHead(Localizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
+        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.grid = grid
         self.per_class = per_class
         self.box_loss = box_loss
         self.box_weight = box_weight
-        channels = self.backbone.channels[0]
+        channels = self.backbone.channels
         boxes = len(class_names) if per_class else 1
-        self.class_head = _head(2 * channels, width, len(class_names), dropout)
-        self.box_head = _head(channels * grid * grid, width, 4 * boxes, dropout)
+        self.class_head = _head(2 * sum(channels), width, len(class_names), dropout)
+        self.box_head = _head(channels[-1] * grid * grid, width, 4 * boxes, dropout)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to logits ``[B, K]`` and centre, width, height of 0..1, ``[B, 1 or K, 4]``."""
-        features = self.backbone(images)[0]
-        what = torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)
-        where = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+        maps = self.backbone(images)
+        what = torch.cat([pooled for m in maps for pooled in (m.amax((2, 3)), m.mean((2, 3)))], 1)
+        where = F.adaptive_avg_pool2d(maps[-1], self.grid).flatten(1)
         return self.class_head(what), self.box_head(where).unflatten(1, (-1, 4)).sigmoid()
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ class BoxHead(Localizer):
         return logits, pixels if self.per_class else pixels[:, 0]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        energy = self.backbone(image)[0].square().mean(1).sqrt()[0]
+        energy = self.backbone(image)[-1].square().mean(1).sqrt()[0]
         yield Stage("features", map=energy, about="Where the features that both heads read are strong.")
         logits, boxes = self.predict(image)
         best = logits.argmax(1)
