@@ -49,6 +49,7 @@ from segdet.callbacks.run_folder import (
 from segdet.callbacks.tracking import wandb_logger
 from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
 from segdet.data.datamodule import DataModule
+from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
 from segdet.parser_errors import ParseFault, readable
 from segdet.task import Task
@@ -129,7 +130,6 @@ def _finished_record() -> Iterator[None]:
 
 def _import_classes() -> None:
     """Loads all models and data modules, whose short names the parser knows once they are loaded."""
-    importlib.import_module("segdet.data.folder")
     for package in (segmentation, localization, detection):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
@@ -398,7 +398,7 @@ class SegdetCLI(LightningCLI):
             arguments.task = task
         if (
             self.checkpoint is not None
-            and getattr(data_class, "takes_class_names", data_class.__name__ == "ImageFolder")
+            and issubclass(data_class, ImageFolder)
             and self.checkpoint.class_names
             and not any(re.match(r"--data\.(init_args\.)?class_names\+?(=|$)", a) for a in self.argv)
         ):

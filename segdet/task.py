@@ -112,7 +112,7 @@ class Task(L.LightningModule):
 
     @abstractmethod
     def map_back(
-        self, answer: Any, sources_sizes: list[tuple[int, int]], size: tuple[int, int]
+        self, answer: Any, originals: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
         """What `predict` said of images of ``size``, as predictions in pixels of the original images."""
 

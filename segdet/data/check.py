@@ -4,20 +4,15 @@ A fault is fatal where training would stop on it. A warning tells of something t
 """
 
 import argparse
-import copy
 import hashlib
 import json
-import os
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from segdet.data.cleaning import clean_objects, describe_box, overhang, usable
 from segdet.errors import BadSample, UserError
@@ -139,18 +134,11 @@ def check_splits(
 
 
 def _findings(reader: "Reader", task: "Task", workers: int | None, split: str) -> list[_Finding]:
-    threads = workers or min(16, os.cpu_count() or 1)
-    # Each thread has its own copy, since a reader may remember the file that it read last.
-    own = threading.local()
+    from segdet.data.reader import for_each_sample
 
-    def check_sample(index: int) -> _Finding:
-        if not hasattr(own, "reader"):
-            own.reader = copy.copy(reader)
-        return _check_sample(own.reader, task, index)
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(check_sample, range(len(reader)))
-        return list(tqdm(found, f"checking {split}", len(reader), unit=" images", delay=0.5))
+    return for_each_sample(
+        reader, lambda own, index: _check_sample(own, task, index), f"checking {split}", workers
+    )
 
 
 def _check_sample(reader: "Reader", task: "Task", index: int) -> _Finding:

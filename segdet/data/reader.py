@@ -4,11 +4,17 @@ A reader knows a format and no task; `segdet.data.dataset.TaskDataset` knows the
 Three readers and three tasks therefore make nine combinations without nine classes.
 """
 
+import copy
+import os
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from segdet.data.sample import Objects, Task
 
@@ -69,3 +75,30 @@ class Reader(ABC):
     def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
         """What only this format can find wrong with sample ``index``: ``(file, fault, fatal)`` each."""
         return iter(())
+
+
+Found = TypeVar("Found")
+
+
+def for_each_sample(
+    reader: Reader, look: Callable[[Reader, int], Found], doing: str, workers: int | None = None
+) -> list[Found]:
+    """What ``look`` finds of every sample of a reader, in order, in parallel, with a progress bar.
+
+    Args:
+        reader: The split.
+        look: Is given a reader and an index.
+        doing: What the progress bar says.
+        workers: Threads; by default as many as there are cores, at most 16.
+    """
+    # Each thread has its own copy, since a reader may remember the file that it read last.
+    own = threading.local()
+
+    def look_at(index: int) -> Found:
+        if not hasattr(own, "reader"):
+            own.reader = copy.copy(reader)
+        return look(own.reader, index)
+
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        found = pool.map(look_at, range(len(reader)))
+        return list(tqdm(found, doing, len(reader), unit=" images", delay=0.5))

@@ -1,19 +1,14 @@
 """``segdet data stats``: what a dataset holds, in tables, as JSON and in one picture."""
 
 import argparse
-import copy
 import json
-import os
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from segdet.data.cleaning import usable
 from segdet.errors import BadSample, UserError
@@ -120,18 +115,9 @@ def measure(
         workers: Threads; by default as many as there are cores, at most 16.
         split: What the progress bar calls it.
     """
-    threads = workers or min(16, os.cpu_count() or 1)
-    # Each thread has its own copy, since a reader may remember the file that it read last.
-    own = threading.local()
+    from segdet.data.reader import for_each_sample
 
-    def count(index: int) -> _Counted:
-        if not hasattr(own, "reader"):
-            own.reader = copy.copy(reader)
-        return _count(own.reader, task, index)
-
-    with ThreadPoolExecutor(threads) as pool:
-        mapped = pool.map(count, range(len(reader)))
-        found = list(tqdm(mapped, f"counting {split}", len(reader), unit=" images", delay=0.5))
+    found = for_each_sample(reader, lambda own, index: _count(own, task, index), f"counting {split}", workers)
     good = [item for item in found if not item.bad]
     names = list(reader.mask_names if task == "segmentation" else reader.class_names)
     stats = SplitStats(

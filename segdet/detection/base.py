@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from segdet.data.sample import Batch, Prediction
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
+from segdet.nn.boxes import to_original
 from segdet.task import Task
 
 
@@ -38,17 +37,14 @@ class Detector(Task):
     def map_back(
         self, answer: list[Prediction], originals: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        mapped = []
-        for prediction, (height, width) in zip(answer, originals, strict=True):
-            boxes = prediction["boxes"].float()
-            limits = boxes.new_tensor([width, height] * 2)
-            boxes = torch.minimum(
-                (boxes * (limits / boxes.new_tensor([size[1], size[0]] * 2))).clamp(min=0), limits
+        return [
+            Prediction(
+                boxes=to_original(prediction["boxes"].float(), size, original),
+                scores=prediction["scores"].float(),
+                labels=prediction["labels"],
             )
-            mapped.append(
-                Prediction(boxes=boxes, scores=prediction["scores"].float(), labels=prediction["labels"])
-            )
-        return mapped
+            for prediction, original in zip(answer, originals, strict=True)
+        ]
 
     def score(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from segdet.data.sample import Batch, Prediction
 from segdet.metrics.base import Scores
 from segdet.metrics.localization import LocalizationScores
+from segdet.nn.boxes import to_original
 from segdet.task import Task
 
 
@@ -38,11 +38,9 @@ class Localizer(Task):
             boxes = boxes[:, None].expand(-1, best.shape[1], -1)
         else:
             boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
-        limits = boxes.new_tensor([[w, h, w, h] for h, w in originals])[:, None]
-        scale = limits / boxes.new_tensor([size[1], size[0]] * 2)
-        boxes = torch.minimum((boxes.float() * scale).clamp(min=0), limits)
         return [
-            Prediction(boxes=b, scores=s, labels=k) for b, s, k in zip(boxes, scores, best + 1, strict=True)
+            Prediction(boxes=to_original(own.float(), size, original), scores=s, labels=k)
+            for own, s, k, original in zip(boxes, scores, best + 1, originals, strict=True)
         ]
 
     def score(

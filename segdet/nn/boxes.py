@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from segdet.data.sample import Prediction, Target
 
@@ -54,6 +54,12 @@ class BoxCoder:
         if device not in self._on:
             self._on[device] = torch.tensor(self.std, device=device)
         return self._on[device]
+
+
+def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """Boxes ``[N, 4]`` xyxy in an image of ``size`` (height, width), in the one of size ``original``, clipped to it."""
+    scale = boxes.new_tensor([original[1], original[0]] * 2) / boxes.new_tensor([size[1], size[0]] * 2)
+    return clip_boxes_to_image(boxes * scale, original)
 
 
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -147,7 +153,6 @@ def select_detections(
     labels = torch.arange(1, classes + 1, device=scores.device).expand_as(best)[keep]
     rows, kept_scores = rows[keep], best[keep]
     chosen = boxes[rows] if boxes.ndim == 2 else boxes[rows, labels - 1]
-    height, width = size
-    chosen = torch.minimum(chosen.clamp(min=0), chosen.new_tensor([width, height] * 2))
+    chosen = clip_boxes_to_image(chosen, size)
     final = batched_nms(chosen, kept_scores, labels, nms_threshold)[:per_image]
     return Prediction(boxes=chosen[final], scores=kept_scores[final], labels=labels[final])

@@ -78,7 +78,7 @@ class Optimization:
     def freeze(self, module: nn.Module) -> None:
         """Takes what a factor of 0 names out of the training; to be called before processes are joined."""
         for name, parameter in module.named_parameters():
-            if any(name.startswith(prefix) and factor == 0 for prefix, factor in self.lr_factors.items()):
+            if self._factor_of(name) == 0:
                 parameter.requires_grad_(False)
 
     def groups(self, module: nn.Module) -> list[dict]:
@@ -92,11 +92,8 @@ class Optimization:
         unused = set(self.lr_factors)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
-            factor = 1.0
-            for prefix, value in self.lr_factors.items():
-                if name.startswith(prefix):
-                    unused.discard(prefix)
-                    factor = value
+            unused.difference_update(prefix for prefix in self.lr_factors if name.startswith(prefix))
+            factor = self._factor_of(name)
             if factor == 0.0 or not parameter.requires_grad:
                 continue
             bias = parameter.ndim <= 1 and name.endswith("bias")
@@ -113,6 +110,10 @@ class Optimization:
             {"params": parameters, "lr": self.lr * factor, "weight_decay": decay}
             for (factor, decay), parameters in groups.items()
         ]
+
+    def _factor_of(self, name: str) -> float:
+        """The factor on the rate of a parameter: that of the last prefix that fits."""
+        return next((f for prefix, f in reversed(self.lr_factors.items()) if name.startswith(prefix)), 1.0)
 
     def factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:
         """The schedule as a function from the step to the factor on the rate."""
