@@ -20,19 +20,21 @@ class BoxHead(Localizer):
     """A classifier with a second head of four numbers: the box of the image's one object.
 
     The regression head stands on the same features as the classifier (Sermanet et al., OverFeat, ICLR
-    2014; Simonyan and Zisserman, ICLR 2015, section A). For the box they are pooled to a grid and
-    flattened, for an average forgets where things are; for the class, which is the same wherever the
-    object stands, each channel's maximum and average over the image are enough, and are learned from far fewer
-    images. The four numbers are centre, width and height as shares of the image. It costs one pass of
-    the backbone.
+    2014; Simonyan and Zisserman, ICLR 2015, section A). It costs one pass of the backbone. There are two ways for the
+    heads to read the features:
+
+    - ``flat``: linear layers on what is left of the maps after pooling (see `FlatHeads`), as in VGG;
+    - ``voting``: class and box at every place, as in OverFeat, and one answer from all of them (see
+      `VotingHeads`). A place sees an object where it is, so one image teaches all places that look at its object,
+      and the classes are learned from several times fewer images.
 
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
         weights: See there.
         backbone_options: See there.
-        strides: The strides of the features that the heads stand on: the class head on all of them, the box
-            head on the coarsest.
-        grid: The side of the features after pooling, for the box head.
+        strides: The strides of the features that the heads stand on.
+        heads: ``flat`` or ``voting``, see above.
+        grid: The side of the features after pooling, for the box head of ``flat``.
         width: The units of the hidden layer of either head.
         dropout: The rate before either head's last layer.
         per_class: Whether each class has four numbers of its own.
@@ -48,6 +50,7 @@ class BoxHead(Localizer):
         weights: str | bool | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [32],  # noqa: B006  read only; jsonargparse shows it as the default
+        heads: Literal["flat", "voting"] = "flat",
         grid: int = 4,
         width: int = 256,
         dropout: float = 0.2,
@@ -58,21 +61,21 @@ class BoxHead(Localizer):
     ) -> None:
         super().__init__(class_names, **kwargs)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        self.grid = grid
         self.per_class = per_class
         self.box_loss = box_loss
         self.box_weight = box_weight
-        channels = self.backbone.channels
-        boxes = len(class_names) if per_class else 1
-        self.class_head = _head(2 * sum(channels), width, len(class_names), dropout)
-        self.box_head = _head(channels[-1] * grid * grid, width, 4 * boxes, dropout)
+        channels, classes = self.backbone.channels, len(class_names)
+        boxes = classes if per_class else 1
+        self.heads: FlatHeads | VotingHeads = (
+            FlatHeads(channels, classes, boxes, grid, width, dropout)
+            if heads == "flat"
+            else VotingHeads(channels, classes, boxes, width, dropout)
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to logits ``[B, K]`` and centre, width, height of 0..1, ``[B, 1 or K, 4]``."""
-        maps = self.backbone(images)
-        what = torch.cat([pooled for m in maps for pooled in (m.amax((2, 3)), m.mean((2, 3)))], 1)
-        where = F.adaptive_avg_pool2d(maps[-1], self.grid).flatten(1)
-        return self.class_head(what), self.box_head(where).unflatten(1, (-1, 4)).sigmoid()
+        """Images ``[B, 3, H, W]`` to logits ``[B, K]`` and centre, width, height as shares, ``[B, 1 or K, 4]``."""
+        logits, boxes = self.heads(self.backbone(images))
+        return logits, boxes
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, boxes = self(images)
@@ -97,8 +100,12 @@ class BoxHead(Localizer):
         return logits, pixels if self.per_class else pixels[:, 0]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        energy = self.backbone(image)[-1].square().mean(1).sqrt()[0]
+        maps = self.backbone(image)
+        energy = maps[-1].square().mean(1).sqrt()[0]
         yield Stage("features", map=energy, about="Where the features that both heads read are strong.")
+        if isinstance(self.heads, VotingHeads):
+            votes = self.heads.weights(self.heads.features(maps))[0]
+            yield Stage("votes", map=votes, about="How much each place's own class and box count.")
         logits, boxes = self.predict(image)
         best = logits.argmax(1)
         box = boxes[0] if boxes.ndim == 2 else boxes[0, best[0]]
@@ -115,7 +122,103 @@ class BoxHead(Localizer):
         return F.smooth_l1_loss(boxes, wanted, reduction="none", beta=0.1).sum(1).mean()
 
 
-def _head(features: int, width: int, out: int, dropout: float) -> nn.Sequential:
+class FlatHeads(nn.Module):
+    """A class head and a box head, each of two linear layers, on pooled features.
+
+    For the box the coarsest map is pooled to a grid and flattened, for an average forgets where things are;
+    for the class, which is the same wherever the object stands, each channel's maximum and average over the
+    image are enough, and are learned from fewer images.
+
+    Args:
+        channels: Of each map.
+        classes: K.
+        boxes: How many boxes an image has: 1, or K.
+        grid: The side of the grid.
+        width: The units of the hidden layers.
+        dropout: The rate before the last layers.
+    """
+
+    def __init__(
+        self, channels: list[int], classes: int, boxes: int, grid: int, width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.class_head = _two_layers(2 * sum(channels), width, classes, dropout)
+        self.box_head = _two_layers(channels[-1] * grid * grid, width, 4 * boxes, dropout)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps, fine to coarse, to logits ``[B, K]`` and boxes ``[B, boxes, 4]``: centre and sides, 0..1."""
+        what = torch.cat([pooled for m in maps for pooled in (m.amax((2, 3)), m.mean((2, 3)))], 1)
+        where = F.adaptive_avg_pool2d(maps[-1], self.grid).flatten(1)
+        return self.class_head(what), self.box_head(where).unflatten(1, (-1, 4)).sigmoid()
+
+
+class VotingHeads(nn.Module):
+    """A class head and a box head at every place of a map, and a weight for each place's say.
+
+    OverFeat runs its classifier and its regressor at all places and merges what they find by rules; here
+    a softmax over the places, learned with the rest, says whose answer counts, and the answer is
+    the weighted mean of all logits and of all boxes. A place gives its box by the distances from itself to the four
+    sides, so that the same features mean the same box wherever they stand.
+
+    The maps are added, from the coarsest to the finest, so that places are fine and each knows the whole image.
+
+    Args:
+        channels: Of each map.
+        classes: K.
+        boxes: How many boxes an image has: 1, or K.
+        width: The channels that the maps are added in.
+        dropout: The rate before the last layers.
+    """
+
+    def __init__(self, channels: list[int], classes: int, boxes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(before, width, 1) for before in channels)
+        self.shared = nn.Sequential(
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(dropout),
+        )
+        self.class_head = nn.Conv2d(width, classes, 1)
+        self.box_head = nn.Conv2d(width, 4 * boxes, 1)
+        self.weight_head = nn.Conv2d(width, 1, 1)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps, fine to coarse, to logits ``[B, K]`` and boxes ``[B, boxes, 4]``: centre and sides as shares."""
+        features = self.features(maps)
+        weights = self.weights(features).flatten(1)
+        logits = self.class_head(features).float().flatten(2)
+        height, width = features.shape[-2:]
+        x = (torch.arange(width, device=features.device) + 0.5) / width
+        y = ((torch.arange(height, device=features.device) + 0.5) / height)[:, None]
+        # A quarter of the image to begin with, and never negative.
+        reach = F.softplus(self.box_head(features).float()) / 4
+        left, top, right, bottom = reach.unflatten(1, (-1, 4)).unbind(2)
+        boxes = torch.stack(
+            [x + (right - left) / 2, y + (bottom - top) / 2, left + right, top + bottom], 2
+        ).flatten(3)
+        return (logits * weights[:, None]).sum(-1), (boxes * weights[:, None, None]).sum(-1)
+
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """The sum of the maps, ``[B, width, h, w]`` at the finest stride."""
+        total = self.laterals[-1](maps[-1])
+        for lateral, finer in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
+            total = F.interpolate(total, finer.shape[-2:], mode="bilinear", align_corners=False) + lateral(
+                finer
+            )
+        summed: Tensor = self.shared(total)
+        return summed
+
+    def weights(self, features: Tensor) -> Tensor:
+        """How much each place counts, ``[B, h, w]``; the sum over an image is one."""
+        scores: Tensor = self.weight_head(features).float()
+        return scores.flatten(1).softmax(1).view(len(features), *features.shape[-2:])
+
+
+def _two_layers(features: int, width: int, out: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(width, out)
     )
