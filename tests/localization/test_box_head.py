@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.ops import box_iou
 
 from segdet.data.sample import Batch, Source, Target
-from segdet.localization.box_head import BoxHead
+from segdet.localization.box_head import BoxHead, VotingHeads
 
 CLASSES = ["red", "green", "blue"]
 
@@ -53,14 +54,46 @@ def _overfit(model: BoxHead) -> float:
     return sum(right) / len(right)
 
 
-@pytest.mark.parametrize("box_loss", ["l2", "smooth_l1", "giou"])
-@pytest.mark.parametrize("per_class", [False, True])
-def test_overfits_a_few_images(box_loss: str, per_class: bool) -> None:
-    assert _overfit(_model(box_loss=box_loss, per_class=per_class)) == 1.0
+@pytest.mark.parametrize(("box_loss", "per_class"), [("l2", False), ("smooth_l1", True), ("giou", False)])
+@pytest.mark.parametrize("heads", ["flat", "voting"])
+def test_overfits_a_few_images(heads: str, box_loss: str, per_class: bool) -> None:
+    strides = [8, 16] if heads == "voting" else [32]
+    assert _overfit(_model(heads=heads, box_loss=box_loss, per_class=per_class, strides=strides)) == 1.0
 
 
-def test_without_a_box_loss_it_does_not() -> None:
-    assert _overfit(_model(box_weight=0.0)) < 1.0
+@pytest.mark.parametrize("heads", ["flat", "voting"])
+def test_without_a_box_loss_it_does_not(heads: str) -> None:
+    assert _overfit(_model(heads=heads, box_weight=0.0)) < 1.0
+
+
+def test_with_all_votes_equal_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of what all places say knows neither where the object is nor how large."""
+    model = _model(heads="voting", strides=[8, 16])
+
+    def equal(features: torch.Tensor) -> torch.Tensor:
+        height, width = features.shape[-2:]
+        return torch.full((len(features), height, width), 1 / (height * width))
+
+    monkeypatch.setattr(model.heads, "weights", equal)
+    assert _overfit(model) < 1.0
+
+
+def test_votes_count_by_their_weights() -> None:
+    """A place that has all the weight answers alone, with a box around itself."""
+    heads = VotingHeads([4], classes=2, boxes=1, width=8, dropout=0.0).eval()
+    maps = [torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(0))]
+    with torch.inference_mode():
+        heads.weight_head.weight.mul_(1000)
+        logits, boxes = heads(maps)
+        features = heads.features(maps)
+        votes = heads.weights(features)[0]
+        row, column = divmod(int(votes.argmax()), 5)
+        assert votes[row, column] > 0.999
+        torch.testing.assert_close(logits[0], heads.class_head(features)[0, :, row, column])
+        left, top, right, bottom = (F.softplus(heads.box_head(features))[0, :, row, column] / 4).tolist()
+    x, y = (column + 0.5) / 5, (row + 0.5) / 3
+    expected = [x + (right - left) / 2, y + (bottom - top) / 2, left + right, top + bottom]
+    torch.testing.assert_close(boxes[0, 0], torch.tensor(expected))
 
 
 def test_boxes_are_scaled_to_the_original_image_and_stay_inside() -> None:
@@ -78,11 +111,11 @@ def test_boxes_are_scaled_to_the_original_image_and_stay_inside() -> None:
 def test_the_box_layer_of_alexnets_features_has_16388_numbers() -> None:
     """4096 -> 4 has 16,388 parameters for one box, a thousand times that for one a class (OverFeat, VGG)."""
     single = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096)
-    assert sum(p.numel() for p in single.box_head[-1].parameters()) == 16_388
+    assert sum(p.numel() for p in single.heads.box_head[-1].parameters()) == 16_388
     classes = BoxHead(
         [str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096, per_class=True
     )
-    assert sum(p.numel() for p in classes.box_head[-1].parameters()) == 16_388_000
+    assert sum(p.numel() for p in classes.heads.box_head[-1].parameters()) == 16_388_000
 
 
 def test_stages_end_with_the_box() -> None:
@@ -91,3 +124,9 @@ def test_stages_end_with_the_box() -> None:
         stages = list(model.stages(torch.zeros(1, 3, 64, 96)))
     assert [stage.name for stage in stages] == ["features", "box"]
     assert stages[1].boxes is not None and stages[1].boxes.shape == (1, 4)
+    voting = _model(heads="voting", strides=[8, 16]).eval()
+    with torch.inference_mode():
+        stages = list(voting.stages(torch.zeros(1, 3, 64, 96)))
+    assert [stage.name for stage in stages] == ["features", "votes", "box"]
+    assert stages[1].map is not None and stages[1].map.shape == (8, 12)
+    torch.testing.assert_close(stages[1].map.sum(), torch.tensor(1.0))
