@@ -22,6 +22,13 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import (
+    Accelerator,
+    CPUAccelerator,
+    CUDAAccelerator,
+    MPSAccelerator,
+    XLAAccelerator,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -52,6 +59,7 @@ from segdet.data.datamodule import DataModule
 from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
 from segdet.parser_errors import ParseFault, readable
+from segdet.precision import affordable
 from segdet.task import Task
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -380,6 +388,7 @@ class SegdetCLI(LightningCLI):
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = DEFAULT_EPOCHS
         self._complete_data(config)
+        choose_precision(trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's arguments overrule those that are given."""
@@ -626,6 +635,31 @@ class SegdetCLI(LightningCLI):
             arguments["ckpt_path"] = str(self.checkpoint.path)
         function: Callable[..., Any] = getattr(self.trainer, self.chosen)
         function(**arguments)
+
+
+def choose_precision(trainer: Namespace) -> None:
+    """Computes in float32 where bfloat16 is asked for and this machine's CPU has it not, and says so.
+
+    Args:
+        trainer: The trainer's part of the configuration, which then holds the precision that is used.
+    """
+    asked = trainer.precision
+    if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
+        return
+    trainer.precision = affordable(asked)
+    if _rank() == 0:
+        sys.stderr.write(
+            f"segdet: this CPU has no bfloat16 and would be slow at it; precision {asked} becomes "
+            f"{trainer.precision}\n"
+        )
+
+
+def _runs_on_cpu(accelerator: Any) -> bool:
+    """Whether ``--trainer.accelerator`` means the CPU on this machine."""
+    if accelerator in ("auto", None):
+        others: list[type[Accelerator]] = [CUDAAccelerator, MPSAccelerator, XLAAccelerator]
+        return not any(other.is_available() for other in others)
+    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
 
 
 def folder_equal(one: Path, other: Path | None) -> bool:

@@ -416,7 +416,8 @@ class RunFolder(pl.Callback):
             ),
             epochs=trainer.current_epoch if trained else 0,
             steps=trainer.global_step if trained else 0,
-            hardware=self.about.get("hardware", {}) | {"processes": trainer.world_size},
+            hardware=self.about.get("hardware", {})
+            | {"processes": trainer.world_size, "precision": str(trainer.precision)},
             fingerprint=self.about.get("fingerprint", ""),
             command=self.about.get("command", ""),
             started=self.started,
