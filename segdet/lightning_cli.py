@@ -55,7 +55,7 @@ from segdet.callbacks.run_folder import (
 )
 from segdet.callbacks.tracking import wandb_logger
 from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
-from segdet.data.datamodule import DataModule
+from segdet.data.datamodule import Classes, DataModule, Subset
 from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
 from segdet.parser_errors import ParseFault, readable
@@ -71,6 +71,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 DEFAULT_EPOCHS = 12
+
+SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
+"""What each subcommand reads first, and whose classes are to be the checkpoint's."""
 
 TERMINATED = 143
 """The exit status after SIGTERM, as shells have it."""
@@ -209,8 +212,12 @@ class Checkpoint:
             raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
         about = content.get(EMBEDDED) or {}
         self.config: dict[str, Any] = yaml.safe_load(about.get("config", "")) or {}
-        self.class_names: list[str] = about.get("class_names", [])
-        self.category_ids: list[int] = about.get("category_ids", [])
+        self.classes = Classes(
+            about.get("class_names", []),
+            about.get("category_ids", []),
+            about.get("mask_values", []),
+            about.get("palette_masks", True),
+        )
 
 
 def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]:
@@ -362,8 +369,15 @@ class SegdetCLI(LightningCLI):
         )
         parser.add_argument("--wandb_project", type=str, default="segdet", help="The project there.")
         parser.add_lightning_class_args(ImagePanels, "panels")
-        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
-        parser.link_arguments("data.category_ids", "model.init_args.category_ids", apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.init_args.class_names", lambda data: self._classes(data).names, "instantiate"
+        )
+        parser.link_arguments(
+            "data",
+            "model.init_args.category_ids",
+            lambda data: self._classes(data).category_ids,
+            "instantiate",
+        )
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -408,10 +422,10 @@ class SegdetCLI(LightningCLI):
         if (
             self.checkpoint is not None
             and issubclass(data_class, ImageFolder)
-            and self.checkpoint.class_names
+            and self.checkpoint.classes.names
             and not any(re.match(r"--data\.(init_args\.)?class_names\+?(=|$)", a) for a in self.argv)
         ):
-            arguments.class_names = list(self.checkpoint.class_names)
+            arguments.class_names = list(self.checkpoint.classes.names)
 
     # What is built.
 
@@ -438,11 +452,19 @@ class SegdetCLI(LightningCLI):
                 f"--{key} {name}: cannot be built: {_one_line(error)}; mend its arguments"
             ) from error
 
+    def _classes(self, data: DataModule) -> Classes:
+        """The classes of the model: the checkpoint's where it is not trained any further."""
+        if self.chosen != "fit" and self.checkpoint is not None and self.checkpoint.classes.names:
+            data.know_classes(self.checkpoint.classes)
+        return data.classes
+
     def _compare_classes(self) -> None:
-        """Refuses a checkpoint of other classes than the data's."""
-        if self.checkpoint is None or not self.checkpoint.class_names:
+        """Refuses a checkpoint of other classes than those of the data that it is used on."""
+        if self.checkpoint is None or not self.checkpoint.classes.names:
             return
-        trained, here = self.checkpoint.class_names, list(self.datamodule.class_names)
+        data, subset = self.datamodule, SUBSETS[self.chosen]
+        found, known = data.classes_of(subset), self.checkpoint.classes
+        trained, here = known.names, found.names
         if len(trained) != len(here) or (trained != here and set(trained) == set(here)):
             raise UserError(
                 f"{self.checkpoint.path}: was trained on {len(trained)} classes ({_listed(trained)}), the "
@@ -452,6 +474,22 @@ class SegdetCLI(LightningCLI):
             sys.stderr.write(
                 f"segdet: the checkpoint calls the classes {_listed(trained)}, the data {_listed(here)}\n"
             )
+        elif (
+            data.reader(subset).annotated
+            and data.task != "segmentation"
+            and known.category_ids not in ([], found.category_ids)
+        ):
+            sys.stderr.write(
+                "segdet: the data numbers the categories otherwise than those that the checkpoint was trained "
+                "on; results are written with the data's ids\n"
+            )
+
+    def _written_classes(self) -> Classes:
+        """How predictions are to number the classes: as the data at hand, or as those that were trained on."""
+        data, subset = self.datamodule, SUBSETS[self.chosen]
+        if self.checkpoint is None or data.reader(subset).annotated:
+            return data.classes_of(subset)
+        return self.checkpoint.classes
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with our loggers and callbacks beside those of the configuration."""
@@ -476,8 +514,7 @@ class SegdetCLI(LightningCLI):
         if config.enable_progress_bar is not False:
             callbacks.insert(0, Progress())  # its line is to end before another callback says something
         if self.chosen == "predict":
-            ids = self.checkpoint.category_ids if self.checkpoint else []
-            callbacks.append(PredictionWriter(self.run_dir / "predictions", ids))
+            callbacks.append(PredictionWriter(self.run_dir / "predictions", self._written_classes()))
         given = config.callbacks or []
         given = list(given) if isinstance(given, list | tuple) else [given]
         if self.chosen != "fit":

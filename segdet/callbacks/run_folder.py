@@ -39,6 +39,7 @@ from segdet.benchmark.cost import measure_cost, peak_memory_mb
 from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
 from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
+from segdet.data.datamodule import Classes
 from segdet.errors import UserError
 
 EMBEDDED = "segdet"
@@ -322,12 +323,14 @@ class RunFolder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Puts the configuration and the classes into the checkpoint, as plain text and lists."""
-        data = getattr(trainer, "datamodule", None)
+        classes = getattr(getattr(trainer, "datamodule", None), "classes", None) or Classes([], [])
         checkpoint[EMBEDDED] = {
             "config": self.settings.config,
             "task": str(getattr(pl_module, "task", "")),
-            "class_names": [str(name) for name in getattr(data, "class_names", None) or []],
-            "category_ids": [int(number) for number in getattr(data, "category_ids", None) or []],
+            "class_names": [str(name) for name in classes.names],
+            "category_ids": [int(number) for number in classes.category_ids],
+            "mask_values": [int(value) for value in classes.mask_values],
+            "palette_masks": bool(classes.palette_masks),
         }
 
     # What is written at the end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,23 @@ from segdet.data.voc import VOCReader
 from segdet.errors import UserError
 
 Subset = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a network tells apart.
+
+    Attributes:
+        names: Of the mask's values for segmentation, else of the objects, label 1 first.
+        category_ids: The dataset's own id of each object class.
+        mask_values: The value of each of ``names`` in the dataset's own mask files, for segmentation.
+        palette_masks: Whether those have VOC's palette; plain grayscale if not.
+    """
+
+    names: list[str]
+    category_ids: list[int]
+    mask_values: list[int] = field(default_factory=list)
+    palette_masks: bool = True
 
 
 class DataModule(L.LightningDataModule):
@@ -79,6 +97,8 @@ class DataModule(L.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.limit_train = limit_train
         self.notes: dict[str, None] = {}
+        self.known: Classes | None = None
+        self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
         self._datasets: dict[str, TaskDataset] = {}
 
@@ -96,15 +116,34 @@ class DataModule(L.LightningDataModule):
         return self._readers[subset]
 
     @property
+    def classes(self) -> Classes:
+        """What is to be told apart: as the training split has it, or as it is known from elsewhere."""
+        return self.classes_of("train") if self.known is None else self.known
+
+    @property
     def class_names(self) -> list[str]:
         """The classes of the task: those of the mask's values for segmentation, else those of objects."""
-        reader = self.reader("train")
-        return reader.mask_names if self.task == "segmentation" else reader.class_names
+        return self.classes.names
 
     @property
     def category_ids(self) -> list[int]:
         """The dataset's own id of each object class, which results files are written with."""
-        return self.reader("train").category_ids
+        return self.classes.category_ids
+
+    def classes_of(self, subset: Subset) -> Classes:
+        """The classes as the files of a subset have them."""
+        reader = self.reader(subset)
+        if self.task == "segmentation":
+            values = reader.mask_values
+            return Classes(list(reader.mask_names), list(reader.category_ids), values, reader.palette_masks)
+        return Classes(list(reader.class_names), list(reader.category_ids))
+
+    def know_classes(self, known: Classes) -> None:
+        """Takes the classes from elsewhere, a checkpoint, so that the training split need not be there.
+
+        Where nothing in the folder and no argument names the classes, files are read with these.
+        """
+        self.known = known
 
     def dataset(self, subset: Subset) -> TaskDataset:
         """The samples of a subset."""
@@ -167,8 +206,13 @@ class DataModule(L.LightningDataModule):
     def fingerprint(self) -> str:
         """A digest of the dataset as this run sees it: names and sizes of the files it reads."""
         digest = hashlib.sha256()
-        for subset in ("train", "val", "test"):
-            reader = self.reader(subset)
+        subsets: tuple[Subset, ...] = ("train", "val", "test")
+        for subset in subsets:
+            try:
+                reader = self.reader(subset)
+            except UserError:  # one that this run does not read may be absent
+                digest.update(f"{subset} is absent\n".encode())
+                continue
             for index in range(len(reader)):
                 for path in (reader.image_path(index), *reader.annotation_paths(index, self.task)):
                     size = path.stat().st_size if path.is_file() else -1
@@ -250,7 +294,10 @@ class VOCDataModule(DataModule):
         self.ignore_index = ignore_index
 
     def open_reader(self, subset: Subset) -> VOCReader:
-        return VOCReader(self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index)
+        known = None if self.known is None else self.known.names
+        return VOCReader(
+            self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known
+        )
 
 
 class COCODataModule(DataModule):
