@@ -49,6 +49,7 @@ from segdet.callbacks.run_folder import (
     fingerprint_of,
     folder_of_checkpoint,
     holds_run,
+    recorded_command,
     recorded_fingerprint,
     recorded_status,
     requeued_checkpoints,
@@ -592,19 +593,22 @@ class SegdetCLI(LightningCLI):
         os.environ[RUN_DIR_VARIABLE] = str(folder.resolve())
         return folder, resumed
 
-    def _goes_on(self, folder: Path) -> bool:
-        """Whether SLURM starts the command of the run in ``folder`` once more; finds where to go on."""
+    def _may_go_on(self, folder: Path) -> bool:
+        """Whether SLURM starts the command of the run in ``folder`` once more."""
         if self.chosen != "fit" or not holds_run(folder):
             return False
         restarted = os.environ.get("SLURM_RESTART_COUNT", "").isdecimal() and (
             int(os.environ["SLURM_RESTART_COUNT"]) > 0
         )
-        stopped = (
+        return restarted or (
             bool(requeued_checkpoints(folder))
             and not self.config[self.chosen].overwrite
             and recorded_status(folder) != "finished"
         )
-        if not restarted and not stopped:
+
+    def _goes_on(self, folder: Path) -> bool:
+        """Whether SLURM starts the command of the run in ``folder`` once more; finds where to go on."""
+        if not self._may_go_on(folder):
             return False
         if self.checkpoint is None:
             files = [folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)]
@@ -652,11 +656,34 @@ class SegdetCLI(LightningCLI):
         """A folder that nobody has yet: ``runs/<model>-<data>-<time>``."""
         model = _class_of(config.model).__name__.lower()
         data = _class_of(config.data).__name__.lower().removesuffix("datamodule")
-        if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            return Path("runs") / f"{model}-{data}-{os.environ['SLURM_JOB_ID']}"
+        if (job := _job(alone=self.chosen != "fit")) is not None:
+            return self._folder_of_job(f"{model}-{data}-{job}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("under torchrun the processes need a common folder; give --run_dir")
         return _fresh(Path("runs"), f"{model}-{data}-{datetime.now():%Y%m%d-%H%M%S}")
+
+    def _folder_of_job(self, name: str) -> Path:
+        """The folder of this command in its SLURM job, the same one whenever the job is started again.
+
+        A job may run several commands after one another, each in a folder of its own. The processes of one
+        command, which know nothing of each other yet, would not agree on a number behind the name: a job of
+        several tasks has one folder.
+        """
+        parent = Path("runs")
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            if _rank() == 0 and not self._may_use(parent / name):
+                raise UserError(f"{parent / name}: holds another run of this job; give --run_dir")
+            return parent / name
+        for number in range(1, 1000):
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            if self._may_use(folder):
+                return folder
+        raise UserError(f"{parent}/: too many runs of this job; give --run_dir")
+
+    def _may_use(self, folder: Path) -> bool:
+        """Whether ``folder`` holds no run, or one that this very command began and is to go on with."""
+        mine = recorded_command(folder) == self.command_line
+        return not holds_run(folder) or (mine and self._may_go_on(folder))
 
     # What is run.
 
@@ -742,6 +769,17 @@ def _rank() -> int:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def _job(alone: bool) -> str | None:
+    """The SLURM job that a folder is to be named after: that of several tasks, or of a script.
+
+    Args:
+        alone: Whether a command of one task that is started again may begin anew.
+    """
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # srun --pty bash, salloc
+    return os.environ.get("SLURM_JOB_ID") if several or not (alone or by_hand) else None
 
 
 def _refuse_abbreviations(argv: Sequence[str], config: Namespace) -> None:

@@ -459,6 +459,11 @@ def recorded_fingerprint(folder: Path) -> str:
     return str(_first_provenance(folder).get("fingerprint", ""))
 
 
+def recorded_command(folder: Path) -> str:
+    """The command line that began the run in ``folder``; empty where it is unknown."""
+    return str(_first_provenance(folder).get("command", ""))
+
+
 def recorded_status(folder: Path) -> Status | None:
     """How the run in ``folder`` ended, None where that is not recorded.
 
