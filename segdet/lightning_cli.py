@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.accelerators import (
     Accelerator,
     CPUAccelerator,
@@ -54,6 +55,7 @@ from segdet.callbacks.run_folder import (
     recorded_status,
     requeued_checkpoints,
 )
+from segdet.callbacks.seeding import StepSeed
 from segdet.callbacks.tracking import wandb_logger
 from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
 from segdet.data.datamodule import Classes, DataModule, Subset
@@ -165,6 +167,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\b")
         # The data modules choose the number of workers by the cores.
         warnings.filterwarnings("ignore", r".*does not have many workers")
+        # The data modules know where in its epoch a checkpoint was saved.
+        warnings.filterwarnings("ignore", r".*resuming from a checkpoint that ended before the epoch ended")
         # Small datasets have fewer batches than log_every_n_steps.
         warnings.filterwarnings("ignore", r".*The number of training batches .* is smaller than the logging")
         for logger in loggers:
@@ -369,6 +373,12 @@ class SegdetCLI(LightningCLI):
             help="Record on Weights & Biases: online with an account, else offline; WANDB_MODE decides.",
         )
         parser.add_argument("--wandb_project", type=str, default="segdet", help="The project there.")
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=PositiveInt | None,
+            default=None,
+            help="Save last.ckpt after so many steps too, not only after every epoch.",
+        )
         parser.add_lightning_class_args(ImagePanels, "panels")
         parser.link_arguments(
             "data", "model.init_args.class_names", lambda data: self._classes(data).names, "instantiate"
@@ -509,7 +519,7 @@ class SegdetCLI(LightningCLI):
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
         if self.chosen == "fit":
-            callbacks.append(StepLogger())
+            callbacks += [StepSeed(settings.seed), StepLogger()]
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += self._checkpoint_callbacks()
         if config.enable_progress_bar is not False:
@@ -534,7 +544,9 @@ class SegdetCLI(LightningCLI):
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         folder = self.run_dir / "checkpoints"
         best = BestCheckpoint(folder, self.model.monitor, self.model.monitor_mode)
-        return [best, LastCheckpoint(folder)]
+        every = self.config[self.chosen].checkpoint_every_n_steps
+        within = [] if every is None else [LastCheckpoint(folder, every)]
+        return [best, *within, LastCheckpoint(folder)]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:
@@ -653,7 +665,7 @@ class SegdetCLI(LightningCLI):
         return bool(yaml.safe_load(self._config_text())["data"] == self.checkpoint.config.get("data"))
 
     def _new_folder(self, config: Namespace) -> Path:
-        """A folder that nobody has yet: ``runs/<model>-<data>-<time>``."""
+        """``runs/<model>-<data>-<time>``, a folder that nobody has yet; in a job of SLURM's, that of the job."""
         model = _class_of(config.model).__name__.lower()
         data = _class_of(config.data).__name__.lower().removesuffix("datamodule")
         if (job := _job(alone=self.chosen != "fit")) is not None:

@@ -69,11 +69,17 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         folder: The run's ``checkpoints``.
+        every_n_steps: Save after so many optimizer steps in place of an epoch; a second one of these does so.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
         super().__init__(
-            folder, "last", save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
+            folder,
+            "last",
+            save_on_exception=every_n_steps is None,
+            save_on_train_epoch_end=every_n_steps is None,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
         )
 
     def on_exception(

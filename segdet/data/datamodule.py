@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,9 +180,16 @@ class DataModule(L.LightningDataModule):
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
-        return self._loader(
-            dataset, TrainSampler(len(dataset), self.seed, rank, world_size), self.batch_size, True
+        position, self._position = self._position, {}
+        sampler = TrainSampler(
+            len(dataset),
+            self.seed,
+            rank,
+            world_size,
+            first_epoch=position.get("epoch", 0),
+            drawn=position.get("batches", 0) * self.batch_size,
         )
+        return self._loader(dataset, sampler, self.batch_size, True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
@@ -191,6 +199,26 @@ class DataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: the epoch, the batches of it that are done, and what a batch is."""
+        if self.trainer is None:
+            return {}
+        epoch, batches = _place_in(self.trainer.fit_loop)
+        if batches >= self.trainer.num_training_batches:
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches, "batch_size": self.batch_size * self.trainer.world_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets training go on with the samples that the epoch has left, where the checkpoint was saved within one."""
+        self._position = dict(state_dict)
+        now = self.batch_size * self._process()[1]
+        first = self.trainer is None or self.trainer.is_global_zero
+        if first and state_dict.get("batches") and state_dict["batch_size"] != now:
+            sys.stderr.write(
+                f"segdet: the checkpoint was saved within an epoch of {state_dict['batch_size']} images a step, "
+                f"now there are {now}: some images come twice in this epoch, or not at all\n"
+            )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves a batch; what lies in page-locked memory travels while the device works on."""
@@ -241,6 +269,12 @@ class DataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
         )
+
+
+def _place_in(loop: Any) -> tuple[int, int]:
+    """The epoch that training is in, counted from 0, and how many of its batches have been worked on."""
+    # "Ready" is counted up before an epoch's first batch; the batches' count is that of this epoch until then.
+    return max(0, loop.epoch_progress.current.ready - 1), loop.epoch_loop.batch_progress.current.processed
 
 
 def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: Task) -> None:
