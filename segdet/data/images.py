@@ -182,11 +182,10 @@ def _unreadable(path: Path | str, error: OSError) -> BadSample:
 
 
 def _decode_jpeg(path: Path | str, data: bytes) -> np.ndarray:
-    if not data.endswith(_END_OF_IMAGE):
-        # The marker cannot occur within coded pixels (0xff is followed by 0 there), so anywhere behind the
-        # header will do: cameras and editors append what they like to a whole image.
-        if data.find(_END_OF_IMAGE, _start_of_scan(data)) < 0:
-            raise BadSample(path, "torn JPEG: the end of the image is missing", _AGAIN)
+    # The marker cannot occur within coded pixels (0xff is followed by 0 there), so anywhere behind the header
+    # will do: cameras and editors append what they like to a whole image.
+    if not data.endswith(_END_OF_IMAGE) and data.find(_END_OF_IMAGE, _start_of_scan(data)) < 0:
+        raise BadSample(path, "torn JPEG: the end of the image is missing", _AGAIN)
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
