@@ -40,6 +40,7 @@ from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
+from segdet.callbacks.profiler import NoProfiler
 from segdet.callbacks.progress import Progress, StepLogger
 from segdet.callbacks.run_folder import (
     EMBEDDED,
@@ -530,6 +531,8 @@ class SegdetCLI(LightningCLI):
         given = list(given) if isinstance(given, list | tuple) else [given]
         if self.chosen != "fit":
             kwargs["enable_checkpointing"] = False
+        if config.profiler is None:
+            kwargs["profiler"] = NoProfiler()
         loggers = self._loggers(config.logger)
         try:
             return super().instantiate_trainer(

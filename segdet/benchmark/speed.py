@@ -257,11 +257,16 @@ def shapes_make(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def lightning_loop(small: bool) -> Iterator[Part]:
-    """A training step as ``segdet fit`` runs it, bar and logs included, against a bare loop."""
+    """A training step as ``segdet fit`` runs it, with all that watches it, against a bare loop."""
     import lightning.pytorch as pl
 
+    from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+    from segdet.callbacks.left_out import LeftOut
+    from segdet.callbacks.panels import ImagePanels
+    from segdet.callbacks.profiler import NoProfiler
     from segdet.callbacks.progress import Progress, StepLogger
-    from segdet.callbacks.run_folder import MetricsFile
+    from segdet.callbacks.run_folder import MetricsFile, RunFolder, RunSettings
+    from segdet.callbacks.seeding import StepSeed
     from segdet.data.sample import Batch, Source, Target
     from segdet.lightning_cli import TRAINER_DEFAULTS
     from segdet.segmentation.base import Segmenter
@@ -301,16 +306,21 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
     def ours() -> float:
         clock = Clock()
-        with tempfile.TemporaryDirectory() as folder, _silence():
+        with tempfile.TemporaryDirectory() as root, _silence():
+            folder = Path(root)
+            watching: list[pl.Callback] = [
+                Progress(), ImagePanels(images=0), RunFolder(RunSettings(folder, "")), LeftOut(folder),
+                StepSeed(0), StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
+            ]  # fmt: skip
             trainer = pl.Trainer(
                 **TRAINER_DEFAULTS,
                 accelerator="cpu",
                 devices=1,
                 max_epochs=1,
-                enable_checkpointing=False,
-                logger=MetricsFile(Path(folder)),
-                callbacks=[StepLogger(), Progress(), clock],
+                logger=MetricsFile(folder),
+                callbacks=[*watching, clock],
                 default_root_dir=folder,
+                profiler=NoProfiler(),
             )
             trainer.fit(Tiny(), batches)
         return clock.seconds / steps

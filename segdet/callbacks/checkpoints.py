@@ -1,6 +1,7 @@
 """``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt`` of a run folder."""
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Checkpoint(ModelCheckpoint):
+    """Lightning asks for the key of its state before every hook."""
+
+    @cached_property
+    def state_key(self) -> str:
+        """Under what the state stands in a checkpoint."""
+        return super().state_key
+
+
+class BestCheckpoint(_Checkpoint):
     """The best epoch's checkpoint, which a better one replaces.
 
     A run that goes on remembers its best score even if its folder has been moved. An epoch without the
@@ -64,7 +74,7 @@ class BestCheckpoint(ModelCheckpoint):
         return present
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_Checkpoint):
     """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
 
     Args:
