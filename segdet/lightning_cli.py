@@ -22,6 +22,14 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.accelerators import (
+    Accelerator,
+    CPUAccelerator,
+    CUDAAccelerator,
+    MPSAccelerator,
+    XLAAccelerator,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -32,6 +40,7 @@ from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
+from segdet.callbacks.profiler import NoProfiler
 from segdet.callbacks.progress import Progress, StepLogger
 from segdet.callbacks.run_folder import (
     EMBEDDED,
@@ -42,16 +51,19 @@ from segdet.callbacks.run_folder import (
     fingerprint_of,
     folder_of_checkpoint,
     holds_run,
+    recorded_command,
     recorded_fingerprint,
     recorded_status,
     requeued_checkpoints,
 )
+from segdet.callbacks.seeding import StepSeed
 from segdet.callbacks.tracking import wandb_logger
 from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
-from segdet.data.datamodule import DataModule
+from segdet.data.datamodule import Classes, DataModule, Subset
 from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
 from segdet.parser_errors import ParseFault, readable
+from segdet.precision import affordable
 from segdet.task import Task
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -63,6 +75,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 DEFAULT_EPOCHS = 12
+
+SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
+"""What each subcommand reads first, and whose classes are to be the checkpoint's."""
 
 TERMINATED = 143
 """The exit status after SIGTERM, as shells have it."""
@@ -153,6 +168,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\b")
         # The data modules choose the number of workers by the cores.
         warnings.filterwarnings("ignore", r".*does not have many workers")
+        # The data modules know where in its epoch a checkpoint was saved.
+        warnings.filterwarnings("ignore", r".*resuming from a checkpoint that ended before the epoch ended")
         # Small datasets have fewer batches than log_every_n_steps.
         warnings.filterwarnings("ignore", r".*The number of training batches .* is smaller than the logging")
         for logger in loggers:
@@ -201,8 +218,12 @@ class Checkpoint:
             raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
         about = content.get(EMBEDDED) or {}
         self.config: dict[str, Any] = yaml.safe_load(about.get("config", "")) or {}
-        self.class_names: list[str] = about.get("class_names", [])
-        self.category_ids: list[int] = about.get("category_ids", [])
+        self.classes = Classes(
+            about.get("class_names", []),
+            about.get("category_ids", []),
+            about.get("mask_values", []),
+            about.get("palette_masks", True),
+        )
 
 
 def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]:
@@ -353,9 +374,22 @@ class SegdetCLI(LightningCLI):
             help="Record on Weights & Biases: online with an account, else offline; WANDB_MODE decides.",
         )
         parser.add_argument("--wandb_project", type=str, default="segdet", help="The project there.")
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=PositiveInt | None,
+            default=None,
+            help="Save last.ckpt after so many steps too, not only after every epoch.",
+        )
         parser.add_lightning_class_args(ImagePanels, "panels")
-        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
-        parser.link_arguments("data.category_ids", "model.init_args.category_ids", apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.init_args.class_names", lambda data: self._classes(data).names, "instantiate"
+        )
+        parser.link_arguments(
+            "data",
+            "model.init_args.category_ids",
+            lambda data: self._classes(data).category_ids,
+            "instantiate",
+        )
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -380,6 +414,7 @@ class SegdetCLI(LightningCLI):
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = DEFAULT_EPOCHS
         self._complete_data(config)
+        choose_precision(trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's arguments overrule those that are given."""
@@ -399,10 +434,10 @@ class SegdetCLI(LightningCLI):
         if (
             self.checkpoint is not None
             and issubclass(data_class, ImageFolder)
-            and self.checkpoint.class_names
+            and self.checkpoint.classes.names
             and not any(re.match(r"--data\.(init_args\.)?class_names\+?(=|$)", a) for a in self.argv)
         ):
-            arguments.class_names = list(self.checkpoint.class_names)
+            arguments.class_names = list(self.checkpoint.classes.names)
 
     # What is built.
 
@@ -429,11 +464,19 @@ class SegdetCLI(LightningCLI):
                 f"--{key} {name}: cannot be built: {_one_line(error)}; mend its arguments"
             ) from error
 
+    def _classes(self, data: DataModule) -> Classes:
+        """The classes of the model: the checkpoint's where it is not trained any further."""
+        if self.chosen != "fit" and self.checkpoint is not None and self.checkpoint.classes.names:
+            data.know_classes(self.checkpoint.classes)
+        return data.classes
+
     def _compare_classes(self) -> None:
-        """Refuses a checkpoint of other classes than the data's."""
-        if self.checkpoint is None or not self.checkpoint.class_names:
+        """Refuses a checkpoint of other classes than those of the data that it is used on."""
+        if self.checkpoint is None or not self.checkpoint.classes.names:
             return
-        trained, here = self.checkpoint.class_names, list(self.datamodule.class_names)
+        data, subset = self.datamodule, SUBSETS[self.chosen]
+        found, known = data.classes_of(subset), self.checkpoint.classes
+        trained, here = known.names, found.names
         if len(trained) != len(here) or (trained != here and set(trained) == set(here)):
             raise UserError(
                 f"{self.checkpoint.path}: was trained on {len(trained)} classes ({_listed(trained)}), the "
@@ -443,6 +486,22 @@ class SegdetCLI(LightningCLI):
             sys.stderr.write(
                 f"segdet: the checkpoint calls the classes {_listed(trained)}, the data {_listed(here)}\n"
             )
+        elif (
+            data.reader(subset).annotated
+            and data.task != "segmentation"
+            and known.category_ids not in ([], found.category_ids)
+        ):
+            sys.stderr.write(
+                "segdet: the data numbers the categories otherwise than those that the checkpoint was trained "
+                "on; results are written with the data's ids\n"
+            )
+
+    def _written_classes(self) -> Classes:
+        """How predictions are to number the classes: as the data at hand, or as those that were trained on."""
+        data, subset = self.datamodule, SUBSETS[self.chosen]
+        if self.checkpoint is None or data.reader(subset).annotated:
+            return data.classes_of(subset)
+        return self.checkpoint.classes
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with our loggers and callbacks beside those of the configuration."""
@@ -461,18 +520,19 @@ class SegdetCLI(LightningCLI):
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
         if self.chosen == "fit":
-            callbacks.append(StepLogger())
+            callbacks += [StepSeed(settings.seed), StepLogger()]
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += self._checkpoint_callbacks()
         if config.enable_progress_bar is not False:
             callbacks.insert(0, Progress())  # its line is to end before another callback says something
         if self.chosen == "predict":
-            ids = self.checkpoint.category_ids if self.checkpoint else []
-            callbacks.append(PredictionWriter(self.run_dir / "predictions", ids))
+            callbacks.append(PredictionWriter(self.run_dir / "predictions", self._written_classes()))
         given = config.callbacks or []
         given = list(given) if isinstance(given, list | tuple) else [given]
         if self.chosen != "fit":
             kwargs["enable_checkpointing"] = False
+        if config.profiler is None:
+            kwargs["profiler"] = NoProfiler()
         loggers = self._loggers(config.logger)
         try:
             return super().instantiate_trainer(
@@ -487,7 +547,9 @@ class SegdetCLI(LightningCLI):
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         folder = self.run_dir / "checkpoints"
         best = BestCheckpoint(folder, self.model.monitor, self.model.monitor_mode)
-        return [best, LastCheckpoint(folder)]
+        every = self.config[self.chosen].checkpoint_every_n_steps
+        within = [] if every is None else [LastCheckpoint(folder, every)]
+        return [best, *within, LastCheckpoint(folder)]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:
@@ -546,19 +608,22 @@ class SegdetCLI(LightningCLI):
         os.environ[RUN_DIR_VARIABLE] = str(folder.resolve())
         return folder, resumed
 
-    def _goes_on(self, folder: Path) -> bool:
-        """Whether SLURM starts the command of the run in ``folder`` once more; finds where to go on."""
+    def _may_go_on(self, folder: Path) -> bool:
+        """Whether SLURM starts the command of the run in ``folder`` once more."""
         if self.chosen != "fit" or not holds_run(folder):
             return False
         restarted = os.environ.get("SLURM_RESTART_COUNT", "").isdecimal() and (
             int(os.environ["SLURM_RESTART_COUNT"]) > 0
         )
-        stopped = (
+        return restarted or (
             bool(requeued_checkpoints(folder))
             and not self.config[self.chosen].overwrite
             and recorded_status(folder) != "finished"
         )
-        if not restarted and not stopped:
+
+    def _goes_on(self, folder: Path) -> bool:
+        """Whether SLURM starts the command of the run in ``folder`` once more; finds where to go on."""
+        if not self._may_go_on(folder):
             return False
         if self.checkpoint is None:
             files = [folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)]
@@ -603,14 +668,37 @@ class SegdetCLI(LightningCLI):
         return bool(yaml.safe_load(self._config_text())["data"] == self.checkpoint.config.get("data"))
 
     def _new_folder(self, config: Namespace) -> Path:
-        """A folder that nobody has yet: ``runs/<model>-<data>-<time>``."""
+        """``runs/<model>-<data>-<time>``, a folder that nobody has yet; in a job of SLURM's, that of the job."""
         model = _class_of(config.model).__name__.lower()
         data = _class_of(config.data).__name__.lower().removesuffix("datamodule")
-        if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            return Path("runs") / f"{model}-{data}-{os.environ['SLURM_JOB_ID']}"
+        if (job := _job(alone=self.chosen != "fit")) is not None:
+            return self._folder_of_job(f"{model}-{data}-{job}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("under torchrun the processes need a common folder; give --run_dir")
         return _fresh(Path("runs"), f"{model}-{data}-{datetime.now():%Y%m%d-%H%M%S}")
+
+    def _folder_of_job(self, name: str) -> Path:
+        """The folder of this command in its SLURM job, the same one whenever the job is started again.
+
+        A job may run several commands after one another, each in a folder of its own. The processes of one
+        command, which know nothing of each other yet, would not agree on a number behind the name: a job of
+        several tasks has one folder.
+        """
+        parent = Path("runs")
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            if _rank() == 0 and not self._may_use(parent / name):
+                raise UserError(f"{parent / name}: holds another run of this job; give --run_dir")
+            return parent / name
+        for number in range(1, 1000):
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            if self._may_use(folder):
+                return folder
+        raise UserError(f"{parent}/: too many runs of this job; give --run_dir")
+
+    def _may_use(self, folder: Path) -> bool:
+        """Whether ``folder`` holds no run, or one that this very command began and is to go on with."""
+        mine = recorded_command(folder) == self.command_line
+        return not holds_run(folder) or (mine and self._may_go_on(folder))
 
     # What is run.
 
@@ -626,6 +714,31 @@ class SegdetCLI(LightningCLI):
             arguments["ckpt_path"] = str(self.checkpoint.path)
         function: Callable[..., Any] = getattr(self.trainer, self.chosen)
         function(**arguments)
+
+
+def choose_precision(trainer: Namespace) -> None:
+    """Computes in float32 where bfloat16 is asked for and this machine's CPU has it not, and says so.
+
+    Args:
+        trainer: The trainer's part of the configuration, which then holds the precision that is used.
+    """
+    asked = trainer.precision
+    if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
+        return
+    trainer.precision = affordable(asked)
+    if _rank() == 0:
+        sys.stderr.write(
+            f"segdet: this CPU has no bfloat16 and would be slow at it; precision {asked} becomes "
+            f"{trainer.precision}\n"
+        )
+
+
+def _runs_on_cpu(accelerator: Any) -> bool:
+    """Whether ``--trainer.accelerator`` means the CPU on this machine."""
+    if accelerator in ("auto", None):
+        others: list[type[Accelerator]] = [CUDAAccelerator, MPSAccelerator, XLAAccelerator]
+        return not any(other.is_available() for other in others)
+    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
 
 
 def folder_equal(one: Path, other: Path | None) -> bool:
@@ -671,6 +784,17 @@ def _rank() -> int:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def _job(alone: bool) -> str | None:
+    """The SLURM job that a folder is to be named after: that of several tasks, or of a script.
+
+    Args:
+        alone: Whether a command of one task that is started again may begin anew.
+    """
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # srun --pty bash, salloc
+    return os.environ.get("SLURM_JOB_ID") if several or not (alone or by_hand) else None
 
 
 def _refuse_abbreviations(argv: Sequence[str], config: Namespace) -> None:

@@ -80,6 +80,15 @@ class Task(L.LightningModule):
         self.step_losses: dict[str, Tensor] = {}
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, plain texts in a short way."""
+        # Lightning notes the present hook's name here fifty times in every step, and modules look each time
+        # whether it is a parameter or a buffer or a module.
+        if (value is None or type(value) is str) and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # What a family says.
 
     @abstractmethod

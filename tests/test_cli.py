@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from PIL import Image
 
 from segdet.callbacks.run_folder import EMBEDDED
 from segdet.cli import _told_by_another, find_user_error, main
+from segdet.data.cityscapes import LABELS
+from segdet.data.shapes import make_shapes
 from segdet.data.voc import VOCReader
 from segdet.errors import BadSample, UserError
 
@@ -309,6 +312,39 @@ class TestFit:
         assert (record["epochs"], record["steps"]) == (2, 4)
         assert len(json.loads((run / "provenance.json").read_text())["resumed"]) == 1
 
+    def test_a_requeued_job_finds_its_folder(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One task, no --run_dir, and two commands in the script: each goes on with its own run."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        monkeypatch.setenv("SLURM_JOB_NAME", "train.sh")
+        first = ["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
+        second = [*first, "--model.optim.lr=0.02"]
+        assert main(first) == main(second) == 0
+        folders = [tmp_path / "runs" / name for name in ("fcn-shapes-4711", "fcn-shapes-4711-2")]
+        assert sorted((tmp_path / "runs").iterdir()) == folders
+        (folders[1] / "result.json").unlink()  # it was cut off
+        last = folders[1] / "checkpoints" / "last.ckpt"
+        state = torch.load(last, weights_only=True)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert main(first) == main(second) == 0
+        assert sorted((tmp_path / "runs").iterdir()) == folders
+        assert (folders[1] / "result.json").exists()
+        assert torch.load(last, weights_only=True)["global_step"] == state["global_step"]
+        assert len(json.loads((folders[0] / "provenance.json").read_text()).get("resumed", [])) == 0
+
+    def test_a_shell_on_a_node_is_no_job(
+        self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+        arguments = ["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
+        assert main(arguments) == 0
+        (made,) = (tmp_path / "runs").iterdir()
+        assert "4711" not in made.name
+
     def test_a_run_that_slurm_stopped_goes_on_at_that_moment(
         self, run: Path, shapes: Path, tmp_path: Path, line: Line
     ) -> None:
@@ -432,6 +468,70 @@ class TestEvaluate:
         assert "the data has 2 (cat, dog)" in said
 
 
+class TestOnlyTheTestFolder:
+    """Whoever has but the split to test on, or to predict on, can do so: the checkpoint knows the classes."""
+
+    @pytest.fixture
+    def folder(self, shapes: Path, tmp_path: Path) -> Path:
+        """Two images of the test split, which do not hold every class, and nothing of the other splits."""
+        folder = tmp_path / "only"
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (folder / name).mkdir(parents=True)
+        stems = (shapes / "ImageSets" / "Main" / "test.txt").read_text().split()[:2]
+        (folder / "ImageSets" / "Main" / "test.txt").write_text("\n".join(stems) + "\n")
+        for stem in stems:
+            shutil.copy(shapes / "Annotations" / f"{stem}.xml", folder / "Annotations")
+            shutil.copy(next((shapes / "JPEGImages").glob(f"{stem}.*")), folder / "JPEGImages")
+        return folder
+
+    @staticmethod
+    def given(run: Path, folder: Path) -> list[str]:
+        data = ["--data=VOCDataModule", f"--data.root={folder}", "--data.test=[test]"]
+        return [f"--ckpt_path={run}", *data, f"--run_dir={folder.parent}/out", "--trainer.accelerator=cpu"]
+
+    def test_test(self, run: Path, folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+        trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[EMBEDDED]["class_names"]
+        found = VOCReader(folder, ["test"], "detection").class_names
+        assert set(found) < set(trained)
+        assert main(["test", *self.given(run, folder)]) == 0
+        metrics = json.loads((folder.parent / "out" / "result.json").read_text())["metrics"]
+        assert {name.removeprefix("test/ap/") for name in metrics if "/ap/" in name} == set(found)
+
+    def test_predict(self, run: Path, folder: Path) -> None:
+        assert main(["predict", *self.given(run, folder)]) == 0
+        assert len(list((folder.parent / "out" / "predictions" / "overlays").rglob("*.png"))) == 2
+
+    def test_a_class_that_the_checkpoint_does_not_know(
+        self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        annotation = sorted((folder / "Annotations").iterdir())[0]
+        annotation.write_text(
+            re.sub(r"<name>\w+</name>", "<name>zebra</name>", annotation.read_text(), count=1)
+        )
+        assert main(["test", *self.given(run, folder)]) == 2
+        assert f"error: {annotation}: unknown class 'zebra'" in capsys.readouterr().err
+
+    def test_categories_that_are_numbered_otherwise(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = make_shapes(
+            tmp_path / "coco", "coco", train=1, val=1, test=2, size=(64, 64), workers=1, progress=False
+        )
+        file = folder / "annotations" / "instances_test2017.json"
+        document = json.loads(file.read_text())
+        for entry in (*document["categories"], *document["annotations"]):
+            key = "category_id" if "category_id" in entry else "id"
+            entry[key] += 500
+        file.write_text(json.dumps(document))
+        (folder / "annotations" / "instances_train2017.json").unlink()
+        data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test2017"]
+        assert main(["predict", f"--ckpt_path={run}", *data]) == 0
+        results = json.loads((run / "predictions" / "predictions.json").read_text())
+        assert results
+        assert min(entry["category_id"] for entry in results) > 500
+        assert "results are written with the data's ids" in capsys.readouterr().err
+
+
 class TestPredict:
     def test_boxes(self, run: Path, shapes: Path, tmp_path: Path) -> None:
         photos = tmp_path / "photos"
@@ -497,6 +597,32 @@ class TestPredict:
             assert np.asarray(mask).max() <= 6
             assert mask.getpalette()[3:6] == [128, 0, 0]
         assert (folder / "predictions" / "overlays" / "grey.png").exists()
+
+    def test_masks_of_cityscapes_hold_its_label_ids(self, tmp_path: Path) -> None:
+        """Of a folder of photographs as well as of a split: the checkpoint knows the ids."""
+        root = make_shapes(
+            tmp_path / "city", "cityscapes", train=4, val=2, test=2, size=(64, 64), workers=1, progress=False
+        )
+        folder, photos = tmp_path / "run", tmp_path / "photos"
+        tiny = [word for word in TINY if not word.startswith("--data")]
+        data = ["--data=CityscapesDataModule", f"--data.root={root}", "--data.test=test"]
+        loading = ["--data.batch_size=2", "--data.num_workers=0"]
+        assert main(["fit", *MODELS["segmentation"], *data, *loading, *tiny, f"--run_dir={folder}"]) == 0
+        photos.mkdir()
+        for image in sorted((root / "leftImg8bit" / "test").rglob("*.png")):
+            shutil.copy(image, photos)
+        (root / "leftImg8bit" / "train").rename(root / "elsewhere")  # only what is read need be there
+        out = [tmp_path / "out", tmp_path / "photos_out"]
+        assert main(["predict", f"--ckpt_path={folder}", *data[2:], f"--run_dir={out[0]}"]) == 0
+        of_photos = ["--data=ImageFolder", f"--data.root={photos}"]
+        assert main(["predict", f"--ckpt_path={folder}", *of_photos, f"--run_dir={out[1]}"]) == 0
+        masks = [sorted((place / "predictions" / "masks").rglob("*.png")) for place in out]
+        assert [len(paths) for paths in masks] == [2, 2]
+        for split, photo in zip(*masks, strict=True):
+            with Image.open(split) as one, Image.open(photo) as other:
+                assert one.mode == other.mode == "L"
+                assert np.array_equal(one, other)
+                assert set(np.unique(one)) <= {label.id for label in LABELS if not label.ignored}
 
 
 class TestMistakes:

@@ -1,6 +1,7 @@
 """``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt`` of a run folder."""
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Checkpoint(ModelCheckpoint):
+    """Lightning asks for the key of its state before every hook."""
+
+    @cached_property
+    def state_key(self) -> str:
+        """Under what the state stands in a checkpoint."""
+        return super().state_key
+
+
+class BestCheckpoint(_Checkpoint):
     """The best epoch's checkpoint, which a better one replaces.
 
     A run that goes on remembers its best score even if its folder has been moved. An epoch without the
@@ -64,16 +74,22 @@ class BestCheckpoint(ModelCheckpoint):
         return present
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_Checkpoint):
     """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
 
     Args:
         folder: The run's ``checkpoints``.
+        every_n_steps: Save after so many optimizer steps in place of an epoch; a second one of these does so.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
         super().__init__(
-            folder, "last", save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
+            folder,
+            "last",
+            save_on_exception=every_n_steps is None,
+            save_on_train_epoch_end=every_n_steps is None,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
         )
 
     def on_exception(

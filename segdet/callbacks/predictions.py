@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
 from segdet.callbacks.panels import overlay
+from segdet.data.datamodule import Classes
 from segdet.data.draw import palette
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Source
@@ -24,21 +25,23 @@ class PredictionWriter(BasePredictionWriter):
 
     - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height), each entry
       with its ``file_name`` and ``category`` besides.
-    - ``masks/<stem>.png`` for segmentation: index PNGs with VOC's palette.
+    - ``masks/<stem>.png`` for segmentation: index PNGs in the form of the dataset's own masks, so with VOC's
+      palette, or for Cityscapes grayscale with its label ids, as its evaluation server takes them.
     - ``overlays/<stem>.png`` for both, boxes from ``min_score`` on.
 
     Where a folder has both ``a.jpg`` and ``a.png``, theirs are ``a.jpg.png`` and ``a.png.png``.
 
     Args:
         folder: The run's ``predictions``.
-        category_ids: The id that results files have for each class; label 1, 2, ... where empty.
+        classes: How the files that are written number the classes: 1, 2, ... (masks: 0, 1, ...) where it is
+            not said.
         min_score: Boxes below it are written but not drawn.
     """
 
-    def __init__(self, folder: Path, category_ids: Sequence[int] = (), min_score: float = 0.3) -> None:
+    def __init__(self, folder: Path, classes: Classes | None = None, min_score: float = 0.3) -> None:
         super().__init__("batch")
         self.folder = folder
-        self.category_ids = list(category_ids)
+        self.classes = classes or Classes([], [])
         self.min_score = min_score
         self._names: dict[Path, str] = {}
         self._upright = False
@@ -69,9 +72,7 @@ class PredictionWriter(BasePredictionWriter):
             said: Any = {key: value.cpu() for key, value in answer.items()}
             name = self._names[source.path]
             if "mask" in said:
-                mask = Image.fromarray(said["mask"].numpy().astype(np.uint8))
-                mask.putpalette(palette().tobytes())
-                _save(mask, self.folder / "masks" / f"{name}.png")
+                _save(self._index_image(said["mask"].numpy()), self.folder / "masks" / f"{name}.png")
             else:
                 lines += [json.dumps(entry) + "\n" for entry in self._entries(said, source, root, names)]
                 drawn = said["scores"] >= self.min_score
@@ -85,6 +86,14 @@ class PredictionWriter(BasePredictionWriter):
             with self._part(trainer.global_rank).open("a", encoding="utf-8") as stream:
                 stream.writelines(lines)
 
+    def _index_image(self, mask: np.ndarray) -> Image.Image:
+        """Class positions ``[H, W]`` as an image of the values that the dataset's own masks have."""
+        values = np.asarray(self.classes.mask_values, np.uint8)
+        image = Image.fromarray(values[mask] if len(values) else mask.astype(np.uint8))
+        if self.classes.palette_masks:
+            image.putpalette(palette().tobytes())
+        return image
+
     def _entries(
         self, said: Prediction, source: Source, root: Path, names: list[str]
     ) -> list[dict[str, Any]]:
@@ -92,11 +101,12 @@ class PredictionWriter(BasePredictionWriter):
         sizes = boxes[:, 2:] - boxes[:, :2]
         rows = [[round(v, 2) for v in row] for row in np.concatenate([boxes[:, :2], sizes], 1).tolist()]
         labels, scores = said["labels"].tolist(), said["scores"].float().tolist()
+        ids = self.classes.category_ids
         return [
             {
                 "image_id": source.image_id,
                 "file_name": _relative(source.path, root).as_posix(),
-                "category_id": self.category_ids[label - 1] if self.category_ids else label,
+                "category_id": ids[label - 1] if ids else label,
                 "category": names[label - 1],
                 "bbox": row,
                 "score": round(score, 5),

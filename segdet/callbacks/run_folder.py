@@ -39,6 +39,7 @@ from segdet.benchmark.cost import measure_cost, peak_memory_mb
 from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
 from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
+from segdet.data.datamodule import Classes
 from segdet.errors import UserError
 
 EMBEDDED = "segdet"
@@ -322,12 +323,14 @@ class RunFolder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Puts the configuration and the classes into the checkpoint, as plain text and lists."""
-        data = getattr(trainer, "datamodule", None)
+        classes = getattr(getattr(trainer, "datamodule", None), "classes", None) or Classes([], [])
         checkpoint[EMBEDDED] = {
             "config": self.settings.config,
             "task": str(getattr(pl_module, "task", "")),
-            "class_names": [str(name) for name in getattr(data, "class_names", None) or []],
-            "category_ids": [int(number) for number in getattr(data, "category_ids", None) or []],
+            "class_names": [str(name) for name in classes.names],
+            "category_ids": [int(number) for number in classes.category_ids],
+            "mask_values": [int(value) for value in classes.mask_values],
+            "palette_masks": bool(classes.palette_masks),
         }
 
     # What is written at the end.
@@ -416,7 +419,8 @@ class RunFolder(pl.Callback):
             ),
             epochs=trainer.current_epoch if trained else 0,
             steps=trainer.global_step if trained else 0,
-            hardware=self.about.get("hardware", {}) | {"processes": trainer.world_size},
+            hardware=self.about.get("hardware", {})
+            | {"processes": trainer.world_size, "precision": str(trainer.precision)},
             fingerprint=self.about.get("fingerprint", ""),
             command=self.about.get("command", ""),
             started=self.started,
@@ -453,6 +457,11 @@ def recorded_fingerprint(folder: Path) -> str:
     if path.exists():
         return Record.read(path).fingerprint
     return str(_first_provenance(folder).get("fingerprint", ""))
+
+
+def recorded_command(folder: Path) -> str:
+    """The command line that began the run in ``folder``; empty where it is unknown."""
+    return str(_first_provenance(folder).get("command", ""))
 
 
 def recorded_status(folder: Path) -> Status | None:

@@ -107,6 +107,8 @@ class CityscapesReader(Reader):
         UserError: If a folder is missing, or the split's annotation consists of polygons only.
     """
 
+    palette_masks = False
+
     def __init__(self, root: Path | str, split: str, task: Task) -> None:
         self.root = Path(root)
         self.split = split
@@ -136,6 +138,11 @@ class CityscapesReader(Reader):
                 f"{first}: missing where {self._polygons_of(first).name} exists; draw the polygons into "
                 "labelIds and instanceIds images with cityscapesScripts (json2labelImg, json2instanceImg)"
             )
+
+    @property
+    def mask_values(self) -> list[int]:
+        """The label ids, which the evaluation server expects too."""
+        return [label.id for label in _CLASSES]
 
     def __len__(self) -> int:
         return len(self._images)

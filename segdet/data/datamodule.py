@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,23 @@ from segdet.data.voc import VOCReader
 from segdet.errors import UserError
 
 Subset = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a network tells apart.
+
+    Attributes:
+        names: Of the mask's values for segmentation, else of the objects, label 1 first.
+        category_ids: The dataset's own id of each object class.
+        mask_values: The value of each of ``names`` in the dataset's own mask files, for segmentation.
+        palette_masks: Whether those have VOC's palette; plain grayscale if not.
+    """
+
+    names: list[str]
+    category_ids: list[int]
+    mask_values: list[int] = field(default_factory=list)
+    palette_masks: bool = True
 
 
 class DataModule(L.LightningDataModule):
@@ -79,6 +98,8 @@ class DataModule(L.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.limit_train = limit_train
         self.notes: dict[str, None] = {}
+        self.known: Classes | None = None
+        self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
         self._datasets: dict[str, TaskDataset] = {}
 
@@ -96,15 +117,34 @@ class DataModule(L.LightningDataModule):
         return self._readers[subset]
 
     @property
+    def classes(self) -> Classes:
+        """What is to be told apart: as the training split has it, or as it is known from elsewhere."""
+        return self.classes_of("train") if self.known is None else self.known
+
+    @property
     def class_names(self) -> list[str]:
         """The classes of the task: those of the mask's values for segmentation, else those of objects."""
-        reader = self.reader("train")
-        return reader.mask_names if self.task == "segmentation" else reader.class_names
+        return self.classes.names
 
     @property
     def category_ids(self) -> list[int]:
         """The dataset's own id of each object class, which results files are written with."""
-        return self.reader("train").category_ids
+        return self.classes.category_ids
+
+    def classes_of(self, subset: Subset) -> Classes:
+        """The classes as the files of a subset have them."""
+        reader = self.reader(subset)
+        if self.task == "segmentation":
+            values = reader.mask_values
+            return Classes(list(reader.mask_names), list(reader.category_ids), values, reader.palette_masks)
+        return Classes(list(reader.class_names), list(reader.category_ids))
+
+    def know_classes(self, known: Classes) -> None:
+        """Takes the classes from elsewhere, a checkpoint, so that the training split need not be there.
+
+        Where nothing in the folder and no argument names the classes, files are read with these.
+        """
+        self.known = known
 
     def dataset(self, subset: Subset) -> TaskDataset:
         """The samples of a subset."""
@@ -140,9 +180,16 @@ class DataModule(L.LightningDataModule):
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
-        return self._loader(
-            dataset, TrainSampler(len(dataset), self.seed, rank, world_size), self.batch_size, True
+        position, self._position = self._position, {}
+        sampler = TrainSampler(
+            len(dataset),
+            self.seed,
+            rank,
+            world_size,
+            first_epoch=position.get("epoch", 0),
+            drawn=position.get("batches", 0) * self.batch_size,
         )
+        return self._loader(dataset, sampler, self.batch_size, True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
@@ -152,6 +199,26 @@ class DataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: the epoch, the batches of it that are done, and what a batch is."""
+        if self.trainer is None:
+            return {}
+        epoch, batches = _place_in(self.trainer.fit_loop)
+        if batches >= self.trainer.num_training_batches:
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches, "batch_size": self.batch_size * self.trainer.world_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets training go on with the samples that the epoch has left, where the checkpoint was saved within one."""
+        self._position = dict(state_dict)
+        now = self.batch_size * self._process()[1]
+        first = self.trainer is None or self.trainer.is_global_zero
+        if first and state_dict.get("batches") and state_dict["batch_size"] != now:
+            sys.stderr.write(
+                f"segdet: the checkpoint was saved within an epoch of {state_dict['batch_size']} images a step, "
+                f"now there are {now}: some images come twice in this epoch, or not at all\n"
+            )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves a batch; what lies in page-locked memory travels while the device works on."""
@@ -167,8 +234,13 @@ class DataModule(L.LightningDataModule):
     def fingerprint(self) -> str:
         """A digest of the dataset as this run sees it: names and sizes of the files it reads."""
         digest = hashlib.sha256()
-        for subset in ("train", "val", "test"):
-            reader = self.reader(subset)
+        subsets: tuple[Subset, ...] = ("train", "val", "test")
+        for subset in subsets:
+            try:
+                reader = self.reader(subset)
+            except UserError:  # one that this run does not read may be absent
+                digest.update(f"{subset} is absent\n".encode())
+                continue
             for index in range(len(reader)):
                 for path in (reader.image_path(index), *reader.annotation_paths(index, self.task)):
                     size = path.stat().st_size if path.is_file() else -1
@@ -197,6 +269,12 @@ class DataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
         )
+
+
+def _place_in(loop: Any) -> tuple[int, int]:
+    """The epoch that training is in, counted from 0, and how many of its batches have been worked on."""
+    # "Ready" is counted up before an epoch's first batch; the batches' count is that of this epoch until then.
+    return max(0, loop.epoch_progress.current.ready - 1), loop.epoch_loop.batch_progress.current.processed
 
 
 def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: Task) -> None:
@@ -250,7 +328,10 @@ class VOCDataModule(DataModule):
         self.ignore_index = ignore_index
 
     def open_reader(self, subset: Subset) -> VOCReader:
-        return VOCReader(self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index)
+        known = None if self.known is None else self.known.names
+        return VOCReader(
+            self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known
+        )
 
 
 class COCODataModule(DataModule):

@@ -28,13 +28,20 @@ class Reader(ABC):
             one; Cityscapes has none).
         category_ids: The format's own id of each object class, which results files are written with.
         annotated: False for plain images, which only prediction can use.
+        palette_masks: Whether the format's own mask files have VOC's palette; plain grayscale if not.
     """
 
     annotated: bool = True
+    palette_masks: bool = True
 
     class_names: list[str]
     mask_names: list[str]
     category_ids: list[int]
+
+    @property
+    def mask_values(self) -> list[int]:
+        """The value that the format's own mask files have for each of `mask_names`."""
+        return list(range(len(self.mask_names)))
 
     @abstractmethod
     def __len__(self) -> int:

@@ -133,23 +133,23 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch on ``device``; the originals, which only metrics read, go along."""
-
-        def move(target: Target) -> Target:
-            return {key: value.to(device, non_blocking=non_blocking) for key, value in target.items()}  # type: ignore[return-value,attr-defined]
-
+        device = torch.device(device)
+        if device == self.images.device:
+            return self
         return Batch(
             self.images.to(device, non_blocking=non_blocking),
             self.sizes,
-            [move(target) for target in self.targets],
+            _moved(self.targets, device, non_blocking),
             self.sources,
-            None if self.originals is None else [move(target) for target in self.originals],
+            None if self.originals is None else _moved(self.originals, device, non_blocking),
         )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a copy to the GPU overlaps with work."""
 
         def pin(target: Target) -> Target:
-            return {key: value.pin_memory() for key, value in target.items()}  # type: ignore[return-value,attr-defined]
+            # What is small is gathered, and pinned, when it is moved.
+            return Target(**{**target, "mask": target["mask"].pin_memory()}) if "mask" in target else target
 
         return Batch(
             self.images.pin_memory(),
@@ -158,6 +158,23 @@ class Batch:
             self.sources,
             None if self.originals is None else [pin(target) for target in self.originals],
         )
+
+
+def _moved(targets: list[Target], device: torch.device, non_blocking: bool) -> list[Target]:
+    """Targets on ``device``: masks one by one, and what there is of objects in one piece for all images."""
+    moved: list[Target] = [Target() for _ in targets]
+    for key in targets[0]:
+        values: list[Tensor] = [target[key] for target in targets]  # type: ignore[literal-required]
+        if key == "mask":
+            parts = [value.to(device, non_blocking=non_blocking) for value in values]
+        else:
+            whole = torch.cat(values)
+            if non_blocking and device.type == "cuda":
+                whole = whole.pin_memory()
+            parts = list(whole.to(device, non_blocking=non_blocking).split([len(value) for value in values]))
+        for target, part in zip(moved, parts, strict=True):
+            target[key] = part  # type: ignore[literal-required]
+    return moved
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -57,7 +57,7 @@ class VOCReader(Reader):
     without extent in that direction. The parts of an object are not objects.
 
     The classes are, in this order of precedence: ``class_names``; the lines of ``labels.txt`` in the root
-    or the VOC folder; for boxes, the names found in all of the folder's XML files, sorted, or all 20 of VOC
+    or the VOC folder; ``known``; for boxes, the names found in all of the folder's XML files, sorted, or all 20 of VOC
     where a year's folder is asked for and uses no other; for masks, VOC's 21. A leading ``background`` is no
     object class. For masks the names stand for the values 0, 1, 2 ...; where there is a name for
     ``ignore_index``, it is left out and the values behind it move up by one.
@@ -70,6 +70,7 @@ class VOCReader(Reader):
         task: Which of the lists and annotations to use.
         class_names: The names, or a text file with a name on each line (looked for in ``root`` first).
         ignore_index: A mask value to ignore besides 255.
+        known: The names that a network has, to read a folder with which names none itself.
 
     Raises:
         UserError: If a folder, a list or the classes cannot be found.
@@ -82,6 +83,7 @@ class VOCReader(Reader):
         task: Task,
         class_names: Sequence[str] | Path | str | None = None,
         ignore_index: int = IGNORE,
+        known: Sequence[str] | None = None,
     ) -> None:
         self.root = Path(root)
         self.task = task
@@ -94,6 +96,8 @@ class VOCReader(Reader):
         self._members = [member for name in names for member in self._list(name)]
         self._folders = sorted({member.folder for member in self._members})
         given = self._given_names(class_names)
+        if given is None and known is not None:
+            given = self._with_ignored(list(known)) if task == "segmentation" else list(known)
         if task == "segmentation":
             self._set_mask_names(given)
         else:
@@ -102,6 +106,11 @@ class VOCReader(Reader):
         self._label_of = {name: label for label, name in enumerate(self.class_names, start=1)}
         self._images: dict[Path, dict[str, str]] = {}
         self._last: tuple[Path, _Annotation] | None = None
+
+    @property
+    def mask_values(self) -> list[int]:
+        """The values of the classes, among which that of ``ignore_index`` is left out."""
+        return list(self._values)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -257,6 +266,13 @@ class VOCReader(Reader):
             inside = self.root / class_names
             return _names_from(inside if inside.is_file() else Path(class_names))
         return _checked_names(list(class_names), "class_names")
+
+    def _with_ignored(self, mask_names: list[str]) -> list[str]:
+        """A name for each mask value: those of the classes, and one for the value between that is ignored."""
+        place = self.ignore_index
+        return (
+            mask_names if place >= len(mask_names) else [*mask_names[:place], "ignored", *mask_names[place:]]
+        )
 
     def _set_mask_names(self, given: list[str] | None) -> None:
         if given is None:

@@ -110,7 +110,9 @@ class SSD(Detector):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``."""
-        maps = self._maps(images)
+        return self._answer(images, self._maps(images))
+
+    def _answer(self, images: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         out = self.head(maps)
         return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps)
 
@@ -137,7 +139,11 @@ class SSD(Detector):
 
     def predict(self, images: Tensor) -> list[Prediction]:
         logits, offsets, anchors = self(images)
-        size = (images.shape[2], images.shape[3])
+        return self._detections(logits, offsets, anchors, (images.shape[2], images.shape[3]))
+
+    def _detections(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
+    ) -> list[Prediction]:
         boxes = self.coder.decode(offsets, anchors)
         scores = logits.softmax(-1)[..., 1:]
         return [
@@ -155,8 +161,7 @@ class SSD(Detector):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)
-        anchors = self._anchors(image, maps)
-        logits, offsets, _ = self(image)
+        logits, offsets, anchors = self._answer(image, maps)
         scores = logits[0].softmax(-1)[:, 1:].amax(-1)
         per_map = [
             features.shape[-2] * features.shape[-1] * boxes
@@ -177,7 +182,7 @@ class SSD(Detector):
             scores=scores[best],
             about="The same after their offsets, unsuppressed.",
         )
-        final = self.predict(image)[0]
+        final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
         yield Stage(
             "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
         )

@@ -67,6 +67,11 @@ class SmallVGG(nn.Module):
                 before = width
             self.stages.append(nn.Sequential(*layers))
 
+    def keep(self, count: int) -> None:
+        """Drops all stages but the first ``count``."""
+        self.channels = self.channels[:count]
+        self.stages = self.stages[:count]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of strides 2, 4, 8 ..., fine to coarse."""
         maps: list[Tensor] = []
@@ -105,7 +110,7 @@ def backbone(
     if output_stride is not None:
         options["output_stride"] = output_stride
     if name == "small_vgg":
-        network = _small_vgg(weights, options)
+        network = _small_vgg(weights, options, strides)
     elif name.startswith("torchvision:"):
         network = _from_torchvision(name.removeprefix("torchvision:"), weights, options, strides)
     else:
@@ -154,18 +159,24 @@ class _Values(nn.Module):
         return list(self.extractor(images).values())
 
 
-def _small_vgg(weights: str | bool | None, options: dict[str, Any]) -> Backbone:
+def _small_vgg(
+    weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
+) -> Backbone:
     try:
         body = SmallVGG(**options)
     except TypeError as error:
         raise UserError(f"backbone small_vgg: {error}; its options are channels and convolutions") from error
+    all_strides = [2 ** (i + 1) for i in range(len(body.channels))]
+    if strides is not None and set(strides) <= set(all_strides):
+        # Dropped and not left unbuilt: what is built after the backbone keeps its seeded weights.
+        body.keep(all_strides.index(max(strides)) + 1)
     if isinstance(weights, str) and _is_file(weights):
         _load(body, "small_vgg", Path(weights))
     elif weights:
         raise UserError(
             "backbone small_vgg: there are no pretrained weights of it; give a local file, or null"
         )
-    return Backbone(body, body.channels, [2 ** (i + 1) for i in range(len(body.channels))])
+    return Backbone(body, body.channels, all_strides[: len(body.channels)])
 
 
 def _from_timm(
@@ -177,14 +188,13 @@ def _from_timm(
     named = isinstance(weights, str) and not _is_file(weights)
     model = f"{name.split('.')[0]}.{weights}" if named else name
     try:
+        if strides is not None:
+            reductions = _reductions(model, options)
+            if set(strides) <= set(reductions) and max(strides) < max(reductions):
+                # With the wanted maps alone: layers behind the last would be learned by nobody.
+                indices = [max(i for i, r in enumerate(reductions) if r == s) for s in sorted(strides)]
+                options = options | {"out_indices": indices}
         body = timm.create_model(model, features_only=True, pretrained=named or weights is True, **options)
-        reductions = cast(_Info, body.feature_info).reduction()
-        if strides is not None and set(strides) <= set(reductions) and max(strides) < max(reductions):
-            # Built anew with the wanted maps alone: layers behind the last would be learned by nobody.
-            indices = [max(i for i, r in enumerate(reductions) if r == stride) for stride in sorted(strides)]
-            body = timm.create_model(
-                model, features_only=True, pretrained=named or weights is True, out_indices=indices, **options
-            )
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
     except (OSError, RuntimeError) as error:
@@ -193,6 +203,17 @@ def _from_timm(
         _load(body, name, Path(weights))
     info = cast(_Info, body.feature_info)
     return Backbone(body, info.channels(), info.reduction())
+
+
+def _reductions(model: str, options: dict[str, Any]) -> list[int]:
+    """The strides of all maps of a timm network, which has to be built to tell them, but without its weights."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                body = timm.create_model(model, features_only=True, pretrained=False, **options)
+        except (NotImplementedError, RuntimeError):  # a constructor that computes with what it makes
+            body = timm.create_model(model, features_only=True, pretrained=False, **options)
+    return cast(_Info, body.feature_info).reduction()
 
 
 def _from_torchvision(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
@@ -65,16 +66,23 @@ def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int])
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
     """The objects of a batch as one array: boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is none.
 
-    G is the greatest number of objects in an image, and at least 1.
+    G is the greatest number of objects in an image, and at least 1. However many images there are, it is two
+    concatenations, one table of row numbers that is made on the host, and two gathers.
     """
-    most = max(1, max(len(target["labels"]) for target in targets))
-    boxes = torch.zeros(len(targets), most, 4, device=device)
-    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
-    for index, target in enumerate(targets):
-        count = len(target["labels"])
-        boxes[index, :count] = target["boxes"]
-        labels[index, :count] = target["labels"]
-    return boxes, labels
+    # Row 0 stands for "no object"; behind it lie the objects of the whole batch.
+    boxes = torch.cat([torch.zeros(1, 4, device=device), *(target["boxes"] for target in targets)])
+    labels = torch.cat(
+        [torch.zeros(1, dtype=torch.int64, device=device), *(target["labels"] for target in targets)]
+    )
+    counts = np.array([len(target["labels"]) for target in targets])
+    places = np.arange(max(1, counts.max()))
+    rows = torch.from_numpy(
+        np.where(places < counts[:, None], 1 + (counts.cumsum() - counts)[:, None] + places, 0)
+    )
+    if device.type == "cuda":
+        rows = rows.pin_memory()  # so that the copy does not wait for the device
+    rows = rows.to(device, non_blocking=True)
+    return boxes[rows], labels[rows]
 
 
 def match_anchors(

@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from segdet.benchmark import speed
 from segdet.benchmark.speed import PARTS, Measured, Part, measure, row
@@ -31,6 +32,18 @@ def test_mistakes_are_one_line(argv, says, capsys):
         speed.main(argv)
     assert stop.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_folder_of_one_s_own_images(tmp_path, capsys):
+    argv = ["decode", "--rounds", "1", "--images", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        speed.main(argv)
+    assert stop.value.code == 2
+    assert "no JPEG in this folder" in capsys.readouterr().err
+    for name in ("a.jpg", "b.JPEG"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name, "JPEG")
+    assert speed.main(argv) == 0
+    assert f"decode 2 JPEGs of {tmp_path}, 1 kB each" in capsys.readouterr().out
 
 
 def test_medians_of_neighbouring_turns():

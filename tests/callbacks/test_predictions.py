@@ -1,6 +1,30 @@
 from pathlib import Path
 
-from segdet.callbacks.predictions import output_names
+import numpy as np
+
+from segdet.callbacks.predictions import PredictionWriter, output_names
+from segdet.data.datamodule import Classes
+
+
+class TestIndexImage:
+    MASK = np.array([[0, 1], [2, 1]])
+
+    def test_values_of_the_dataset_s_own_masks(self) -> None:
+        gray = Classes(["road", "sidewalk", "building"], [], [7, 8, 11], palette_masks=False)
+        image = PredictionWriter(Path(), gray)._index_image(self.MASK)
+        assert image.mode == "L"
+        assert np.asarray(image).tolist() == [[7, 8], [11, 8]]
+
+    def test_palette(self) -> None:
+        image = PredictionWriter(Path(), Classes(["sky", "road", "tree"], [], [0, 2, 3]))._index_image(
+            self.MASK
+        )
+        assert image.mode == "P"
+        assert np.asarray(image).tolist() == [[0, 2], [3, 2]]
+        assert image.getpalette()[6:9] == [0, 128, 0]  # type: ignore[index]
+
+    def test_positions_where_nothing_is_said(self) -> None:
+        assert np.asarray(PredictionWriter(Path())._index_image(self.MASK)).tolist() == self.MASK.tolist()
 
 
 class TestOutputNames:

@@ -74,7 +74,7 @@ def test_peak_memory_is_taken_where_the_model_was_trained(
     """After training Lightning moves the model to the CPU, whose memory is another matter."""
     monkeypatch.setattr("segdet.callbacks.run_folder.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
     folder = RunFolder(RunSettings(tmp_path, ""))
-    state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1)
+    state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
     model: Any = SimpleNamespace(device="cuda", parameters=list, step_losses={})
     folder.on_train_end(state, model)
     model.device = "cpu"

@@ -28,3 +28,20 @@ def test_training_processes_share_one_permutation_that_changes_with_the_epoch() 
     for sampler in samplers:
         sampler.set_epoch(0)
     assert [[d.index for d in s] for s in samplers] == first
+
+
+def test_a_training_that_goes_on_draws_what_is_left() -> None:
+    for rank in range(2):
+        whole = TrainSampler(11, seed=1, rank=rank, world_size=2)
+        rest = TrainSampler(11, seed=1, rank=rank, world_size=2, first_epoch=2, drawn=3)
+        assert len(rest) == len(whole) == 5
+        whole.set_epoch(2)
+        expected = list(whole)[3:]
+        assert list(rest) == expected  # before it is told the epoch, for workers draw ahead
+        rest.set_epoch(1)
+        assert list(rest) == expected
+        rest.set_epoch(2)
+        assert list(rest) == expected
+        for sampler in (whole, rest):
+            sampler.set_epoch(3)
+        assert list(rest) == list(whole)

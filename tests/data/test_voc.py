@@ -260,6 +260,22 @@ def test_the_name_at_ignore_index_is_no_class(tmp_path, ignore_index):
     assert reader.mask(0).tolist() == [expected[ignore_index]]
 
 
+@pytest.mark.parametrize("ignore_index", [2, 1, 0])
+def test_a_folder_without_names_is_read_with_those_that_are_known(tmp_path, ignore_index):
+    names = [name for value, name in enumerate(["sky", "road", "void"]) if value != ignore_index]
+    reader = masked(tmp_path, [[0, 1, 2, 255]], "L", ignore_index=ignore_index, known=names)
+    assert reader.mask_names == names
+    expected = {2: [0, 1, 255, 255], 1: [0, 255, 1, 255], 0: [255, 0, 1, 255]}
+    assert reader.mask(0).tolist() == [expected[ignore_index]]
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")  # which a folder's own names overrule
+    assert set(masked(tmp_path, [[0]], ignore_index=ignore_index, known=names).mask_names) < set("abc")
+    boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
+    assert boxes.class_names == ["a", "b", "c"]
+    (tmp_path / "labels.txt").unlink()
+    boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
+    assert boxes.class_names == ["dog", "cat"] and boxes.objects(0).labels.tolist() == [2]
+
+
 def test_ignore_index_beyond_the_names(tmp_path):
     reader = masked(tmp_path, [[0, 1, 77, 255]], class_names=["background", "pear"], ignore_index=77)
     assert reader.mask_names == ["background", "pear"] and reader.class_names == ["pear"]

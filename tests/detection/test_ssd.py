@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
@@ -135,6 +136,51 @@ def test_matching_follows_its_definition(foreground: float, background: float) -
                 assert found[image, a] == target["labels"][best]
             else:
                 assert found[image, a] == (-1 if value >= background and len(iou) else 0)
+
+
+def test_targets_are_padded_without_a_copy_an_image() -> None:
+    targets = _targets()
+    boxes, labels = pad_targets(targets, torch.device("cpu"))
+    assert labels.tolist() == [[1, 3, 2], [0, 0, 0], [2, 0, 0]]
+    for padded, target in zip(boxes, targets, strict=True):
+        count = len(target["boxes"])
+        assert torch.equal(padded[:count], target["boxes"])
+        assert not padded[count:].any()
+    none, absent = pad_targets([targets[1]] * 2, torch.device("cpu"))
+    assert none.shape == (2, 1, 4) and not absent.any()
+    calls = []
+    for repeats in (1, 5):
+        with _Operations() as seen:
+            pad_targets(targets * repeats, torch.device("cpu"))
+        calls.append(seen.names)
+    assert calls[0] == calls[1]
+
+
+class _Operations(TorchDispatchMode):
+    """The names of the operations that are called meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_stages_run_the_network_once() -> None:
+    ours, _ = _twins()
+    entered = []
+    ours.backbone.register_forward_hook(lambda *_: entered.append(1))
+    ours.head.register_forward_hook(lambda *_: entered.append(2))
+    image = torch.randn(1, 3, *SIZE)
+    with torch.inference_mode():
+        stages = list(ours.stages(image))
+        assert entered == [1, 2]
+        (found,) = ours.predict(image)
+    assert stages[-1].boxes is not None
+    torch.testing.assert_close(stages[-1].boxes, found["boxes"])
+    assert len(stages) == len(ours.default_boxes.aspect_ratios) + 2
 
 
 def _overfit(model: SSD, steps: int = 120) -> float:

@@ -40,11 +40,57 @@ def test_a_choice_of_strides() -> None:
         backbone("resnet10t", strides=[64])
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "torchvision:resnet18"])
+@pytest.mark.parametrize("name", ["small_vgg", "resnet10t", "torchvision:resnet18"])
 def test_nothing_is_kept_behind_the_last_wanted_stride(name: str) -> None:
     network = backbone(name, strides=[4, 8])
     sum(features.sum() for features in network(torch.randn(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_truncated_small_vgg_keeps_its_seeded_weights() -> None:
+    torch.manual_seed(0)
+    whole, after = backbone("small_vgg"), torch.rand(1)
+    torch.manual_seed(0)
+    cut = backbone("small_vgg", strides=[4, 8])
+    assert torch.rand(1) == after
+    assert (cut.strides, cut.channels) == ([4, 8], [64, 96])
+    kept = {name.removeprefix("body."): value for name, value in cut.state_dict().items()}
+    assert len(kept) == len(whole.state_dict()) * 3 // 5
+    for name, value in kept.items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=0)
+    images = torch.randn(2, 3, 64, 64)
+    for features, expected in zip(cut(images), whole(images)[1:3], strict=True):
+        torch.testing.assert_close(features, expected)
+
+
+def test_pretrained_weights_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, asked = timm.create_model, []
+
+    def create_model(*args: object, pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        network = build(*args, **kwargs)
+        asked.append((pretrained, next(network.parameters()).device.type))
+        return network
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    backbone("resnet18", weights=True, strides=[4, 8])
+    assert asked == [(False, "meta"), (True, "cpu")]
+
+
+def test_a_network_that_cannot_be_built_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = timm.create_model
+
+    def create_model(*args: object, **kwargs: object) -> torch.nn.Module:
+        torch.zeros(1).item()  # as constructors do that spread a rate over their layers
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    torch.manual_seed(0)
+    network = backbone("resnet10t", strides=[4, 8])
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    same = backbone("resnet10t", strides=[4, 8])
+    for one, other in zip(network.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_dilation_keeps_the_stride() -> None:

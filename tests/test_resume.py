@@ -1,0 +1,150 @@
+"""A training that was killed in the middle of an epoch ends where it would have ended without that, bit for bit.
+
+Dropout and augmentation are on, so that every random number has to be the same too.
+"""
+
+import multiprocessing
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from segdet.callbacks.progress import StepLogger
+from segdet.callbacks.seeding import StepSeed
+from segdet.cli import main
+from segdet.data.datamodule import DataModule, ShapesDataModule
+from segdet.data.transforms import ScaleJitter
+from segdet.nn.optim import Optimization
+from segdet.segmentation.fcn import FCN
+
+ARGUMENTS = [
+    "fit", "--model=FCN", "--model.backbone=test_resnet", "--model.width=8", "--model.dropout=0.5",
+    "--model.optim.warmup_steps=2", "--data=ShapesDataModule", "--data.num_train=10", "--data.num_val=2",
+    "--data.num_test=2", "--data.image_size=[64, 64]", "--data.batch_size=2", "--data.recipe=ScaleJitter",
+    "--panels.images=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=3",
+    "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+def killed_at(step: int, arguments: list[str]) -> None:
+    """Runs the command in a process of its own, which is killed when it has done ``step`` steps."""
+
+    def kill(self: StepLogger, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def run() -> None:
+        StepLogger.on_train_batch_end = kill  # type: ignore[method-assign]
+        main(arguments)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def final(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return state
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["global_step"] == other["global_step"]
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    assert torch.equal(
+        torch.cat([s["momentum_buffer"].flatten() for s in one["optimizer_states"][0]["state"].values()]),
+        torch.cat([s["momentum_buffer"].flatten() for s in other["optimizer_states"][0]["state"].values()]),
+    )
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+
+
+# 5 batches an epoch: 15 steps, or 9 of two batches each, the third of an epoch of one.
+@pytest.mark.parametrize(("accumulate", "every", "kill", "workers"), [(1, 3, 8, [0, 2]), (2, 2, 6, [0])])
+def test_a_killed_training_ends_as_if_nothing_had_happened(
+    accumulate: int, every: int, kill: int, workers: list[int], shapes: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *ARGUMENTS, f"--data.root={shapes}", f"--trainer.accumulate_grad_batches={accumulate}",
+        f"--checkpoint_every_n_steps={every}",
+    ]  # fmt: skip
+    whole = tmp_path / "whole"
+    assert main([*arguments, "--data.num_workers=0", f"--run_dir={whole}"]) == 0
+    expected = final(whole)
+    for number in workers:
+        run = tmp_path / f"workers_{number}"
+        killed_at(kill, [*arguments, f"--data.num_workers={number}", f"--run_dir={run}"])
+        stopped = final(run)
+        assert stopped["global_step"] == kill // every * every - (every if kill % every == 0 else 0)
+        assert stopped["ShapesDataModule"]["batches"] > 0  # in the middle of an epoch
+        assert main(["fit", f"--run_dir={run}", "--ckpt_path=last"]) == 0
+        assert_same(final(run), expected)
+
+
+class Model(FCN):
+    """A small network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            [str(number) for number in range(7)],
+            backbone="test_resnet", width=8, dropout=0.5, optim=Optimization(warmup_steps=2),
+        )  # fmt: skip
+
+
+def _data(root: Path, workers: int = 0) -> ShapesDataModule:
+    return ShapesDataModule(
+        root, num_train=16, num_val=2, num_test=2, image_size=(64, 64), task="segmentation",
+        recipe=ScaleJitter(), batch_size=2, num_workers=workers,
+    )  # fmt: skip
+
+
+def _fit(folder: Path, data: DataModule, resume: Path | None = None, **trainer: Any) -> None:
+    pl.seed_everything(0)
+    saves = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pl.Trainer(
+            accelerator="cpu", max_epochs=3, limit_val_batches=0, logger=False, use_distributed_sampler=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[StepSeed(0), saves], **trainer,
+        ).fit(Model(), data, ckpt_path=resume, weights_only=True)  # fmt: skip
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """4 steps an epoch in each of them: the checkpoint of step 6 is one from within."""
+    data = _data(tmp_path / "shapes")
+    data.prepare_data()
+    two = {"devices": 2, "strategy": "ddp_fork"}
+    _fit(tmp_path / "whole", data, **two)
+    _fit(tmp_path / "again", data, tmp_path / "whole" / "step=6.ckpt", **two)
+    whole, again = (
+        torch.load(tmp_path / name / "step=12.ckpt", weights_only=True) for name in ("whole", "again")
+    )
+    assert not (tmp_path / "again" / "step=6.ckpt").exists()
+    assert_same(whole, again)
+
+
+def test_another_batch_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = _data(tmp_path / "shapes")
+    data.load_state_dict({"epoch": 1, "batches": 3, "batch_size": 2})
+    assert capsys.readouterr().err == ""
+    data.load_state_dict({"epoch": 1, "batches": 0, "batch_size": 8})
+    assert capsys.readouterr().err == ""
+    data.load_state_dict({"epoch": 1, "batches": 3, "batch_size": 8})
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "segdet: the checkpoint was saved within an epoch of 8 images a step, now there are 2"
+    )
+    assert said.count("\n") == 1
