@@ -63,9 +63,10 @@ def path_of(kind: str, key: str) -> Path:
 def load(kind: str, key: str) -> Arrays | None:
     """The arrays of an entry; None where it is missing, torn or no entry at all."""
     try:
-        with np.load(path_of(kind, key), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile):
+        # NumPy leaves a file open that it opened itself and found torn.
+        with path_of(kind, key).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
         return None
 
 

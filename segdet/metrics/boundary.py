@@ -154,11 +154,9 @@ def _shares_near(
     numbers = np.flatnonzero(present)
     for first in range(0, len(numbers), 64):
         chunk = numbers[first : first + 64]
-        dtype = next(
-            t for t in (np.uint8, np.uint16, np.uint32, np.uint64) if 8 * np.dtype(t).itemsize >= len(chunk)
-        )
+        dtype = next(f"uint{size}" for size in (8, 16, 32, 64) if size >= len(chunk))
         bits = np.zeros(classes, dtype)
-        bits[chunk] = dtype(1) << np.arange(len(chunk), dtype=dtype)
+        bits[chunk] = np.uint64(1) << np.arange(len(chunk), dtype=np.uint64)
         marks = np.zeros(labels.shape, dtype)
         marks[other_edges] = bits[other_labels[other_edges]]
         near = (_spread(marks, tolerance)[edges] & bits[own]) != 0

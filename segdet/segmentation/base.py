@@ -107,6 +107,10 @@ class Segmenter(Task):
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
         return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
 
+    def cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """`pixel_loss`, under the name that it had while cross entropy was the only one."""
+        return self.pixel_loss(logits, masks)
+
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
         """What auxiliary heads add to the loss: the sum of their `pixel_loss`, times ``auxiliary_weight``.
 
