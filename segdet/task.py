@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from segdet.data.sample import Batch, Prediction, Target
+from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.nn.optim import Optimization
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_ONE_VALUE = "Expected more than 1 value per channel when training"
+"""How torch begins to say that a normalization layer was given a single number a channel."""
 
 
 @dataclass
@@ -143,7 +147,17 @@ class Task(L.LightningModule):
         return normal
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(self.normalize(batch.images, batch.sizes), batch.targets)
+        images = self.normalize(batch.images, batch.sizes)
+        try:
+            losses = self.losses(images, batch.targets)
+        except ValueError as error:
+            if not str(error).startswith(_ONE_VALUE):
+                raise
+            raise UserError(
+                f"--data.batch_size {len(batch)}: images of {images.shape[3]}x{images.shape[2]} shrink to one pixel "
+                "on the way, and a BatchNorm layer cannot learn from a single one; give a larger --data.batch_size or "
+                "larger images"
+            ) from error
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         return total
@@ -160,16 +174,25 @@ class Task(L.LightningModule):
         predictions: list[Prediction | None] = [None] * len(batch)
         for (h, w), positions in by_size.items():
             images = batch.images if len(positions) == len(batch) else batch.images[positions]
-            answer = self.predict(self.normalize(images[:, :, :h, :w]))
             originals = [batch.sources[position].original_size for position in positions]
-            for position, prediction in zip(positions, self.map_back(answer, originals, (h, w)), strict=True):
+            found = self.answer(images[:, :, :h, :w], originals)
+            for position, prediction in zip(positions, found, strict=True):
                 predictions[position] = prediction
         return predictions  # type: ignore[return-value]
 
     def predict_images(self, images: Tensor) -> list[Prediction]:
         """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in their own pixels."""
+        return self.answer(images, [(images.shape[2], images.shape[3])] * len(images))
+
+    def answer(self, images: Tensor, originals: list[tuple[int, int]]) -> list[Prediction]:
+        """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in pixels of the original images.
+
+        Args:
+            images: The images as the network is to see them.
+            originals: ``(height, width)`` of each original image.
+        """
         size = (images.shape[2], images.shape[3])
-        return self.map_back(self.predict(self.normalize(images)), [size] * len(images), size)
+        return self.map_back(self.predict(self.normalize(images)), originals, size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val_")

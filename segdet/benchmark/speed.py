@@ -280,7 +280,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
         def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
             masks = torch.stack([target["mask"] for target in targets])
-            return {"cross_entropy": self.cross_entropy(self.network(images), masks)}
+            return {"segmentation": self.pixel_loss(self.network(images), masks)}
 
         def predict(self, images: Tensor) -> Tensor:
             return self.network(images)

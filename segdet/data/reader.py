@@ -8,7 +8,7 @@ import copy
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -88,7 +88,12 @@ Found = TypeVar("Found")
 
 
 def for_each_sample(
-    reader: Reader, look: Callable[[Reader, int], Found], doing: str, workers: int | None = None
+    reader: Reader,
+    look: Callable[[Reader, int], Found],
+    doing: str,
+    workers: int | None = None,
+    indices: Sequence[int] | None = None,
+    delay: float = 0.5,
 ) -> list[Found]:
     """What ``look`` finds of every sample of a reader, in order, in parallel, with a progress bar.
 
@@ -97,7 +102,10 @@ def for_each_sample(
         look: Is given a reader and an index.
         doing: What the progress bar says.
         workers: Threads; by default as many as there are cores, at most 16.
+        indices: The samples to look at; all by default.
+        delay: Seconds after which the progress bar shows.
     """
+    chosen = range(len(reader)) if indices is None else indices
     # Each thread has its own copy, since a reader may remember the file that it read last.
     own = threading.local()
 
@@ -107,5 +115,5 @@ def for_each_sample(
         return look(own.reader, index)
 
     with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        found = pool.map(look_at, range(len(reader)))
-        return list(tqdm(found, doing, len(reader), unit=" images", delay=0.5))
+        found = pool.map(look_at, chosen)
+        return list(tqdm(found, doing, len(chosen), unit=" images", delay=delay))

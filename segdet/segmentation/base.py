@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdet.data.sample import IGNORE, Batch, Prediction
+from segdet.data.datamodule import DataModule
+from segdet.data.frequency import class_frequency
+from segdet.data.sample import Batch, Prediction
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
+from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
+from segdet.segmentation import losses
+from segdet.segmentation.losses import PixelLoss, Weighting
+from segdet.segmentation.tiling import classes_of_rows, stitched_rows
 from segdet.task import Task
+
+_WEIGHTS = "class_weights"
+"""Where a checkpoint keeps counted class weights."""
 
 
 class Segmenter(Task):
@@ -20,9 +32,22 @@ class Segmenter(Task):
 
     A family's ``predict`` returns logits at the images' resolution or a coarser one. They are resized
     to the original image before the best class is taken, so that scores are those of the pixels on disk.
+    Its ``losses`` are made of `pixel_loss` and, where it has auxiliary heads, `auxiliary_loss`.
 
     Args:
-        class_weights: How much each class counts in the loss: null for all the same, or a number a class.
+        loss: cross_entropy; focal (Lin et al., 2017), which cares for what is still wrong; dice, the overlap of
+            each class; or cross_entropy_dice, the sum of both.
+        class_weights: How much each class counts in the loss: null for all the same, a number a class, or
+            what is counted from the training set's masks: median_frequency (Eigen, Fergus, 2015) or the gentler
+            inverse_sqrt_frequency.
+        focal_gamma: How little the focal loss counts what is right already; 0 is the cross entropy.
+        auxiliary_weight: How much the losses of auxiliary heads count, in families that have some.
+        tta_flip: Predicts each image and its mirror image, and averages the softmax probabilities.
+        tta_scales: Predicts each image at these scales, and averages the softmax probabilities.
+        tile: Predicts images that are larger in tiles of so many pixels, a number or [height, width], to fit
+            the device's memory: see `segdet.segmentation.tiling`. Multiples of 32 serve best.
+        tile_overlap: The pixels that neighbouring tiles share at least; a quarter of the tile when null.
+        boundary_scores: Measures boundary F1 and boundary IoU in validation too, as the test always does.
         kwargs: As for `Task`.
     """
 
@@ -30,32 +55,166 @@ class Segmenter(Task):
     monitor = "val/miou"
 
     def __init__(
-        self, class_names: list[str], class_weights: list[float] | None = None, **kwargs: Any
+        self,
+        class_names: list[str],
+        loss: PixelLoss = "cross_entropy",
+        class_weights: list[float] | Weighting | None = None,
+        focal_gamma: float = 2.0,
+        auxiliary_weight: float = 0.4,
+        tta_flip: bool = False,
+        tta_scales: list[float] = [1.0],  # noqa: B006  read only; jsonargparse shows it as the default
+        tile: int | tuple[int, int] | None = None,
+        tile_overlap: int | None = None,
+        boundary_scores: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if class_weights is not None and len(class_weights) != len(class_names):
-            raise UserError(
-                f"model.class_weights: {len(class_weights)} numbers for {len(class_names)} classes "
-                f"({', '.join(class_names)}); give one a class"
-            )
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        if not boundary_scores:
+            self.scores["val_"] = SegmentationScores(self.class_names)
+        self.loss = loss
+        self.weighting: Weighting | None = class_weights if isinstance(class_weights, str) else None
+        self._weights_known = self.weighting is None
+        weights = None if class_weights is None else torch.ones(len(class_names))
+        if isinstance(class_weights, list | tuple):
+            weights = torch.tensor(_checked_weights(class_weights, self.class_names))
+        # Not part of the state: what is given now counts and not what a checkpoint was trained with.
         self.register_buffer("class_weights", weights, persistent=False)
+        for name, value in (("focal_gamma", focal_gamma), ("auxiliary_weight", auxiliary_weight)):
+            if value < 0:
+                raise UserError(f"--model.{name} {value}: must be at least 0")
+        if not tta_scales or min(tta_scales) <= 0:
+            raise UserError(f"--model.tta_scales {tta_scales}: give one or more numbers above 0")
+        self.focal_gamma = focal_gamma
+        self.auxiliary_weight = auxiliary_weight
+        self.tta_flip = tta_flip
+        self.tta_scales = list(tta_scales)
+        self.tile, self.tile_overlap = _checked_tile(tile, tile_overlap)
+
+    # What a family's losses are made of.
+
+    def pixel_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """The loss of logits ``[B, C, h, w]`` over the pixels of ``masks`` ``[B, H, W]`` that are not 255.
+
+        It is the one that ``loss`` names, with the class weights. Coarser logits are resized to the masks. A batch
+        without any pixel that counts has a loss of zero, not of NaN.
+        """
+        if not self._weights_known:
+            raise UserError(
+                f"--model.class_weights {self.weighting}: not counted yet; train with one of segdet's data modules, "
+                "or give a number a class"
+            )
+        logits = _resized(logits.float(), (masks.shape[-2], masks.shape[-1]))
+        weights: Tensor | None = self.class_weights  # type: ignore[assignment]
+        return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
 
     def cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """The mean cross entropy of logits ``[B, C, H, W]`` over the pixels of ``masks`` that are not 255.
+        """`pixel_loss`, under the name that it had while cross entropy was the only one."""
+        return self.pixel_loss(logits, masks)
 
-        A batch without any such pixel has a loss of zero, not of NaN.
+    def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
+        """What auxiliary heads add to the loss: the sum of their `pixel_loss`, times ``auxiliary_weight``.
+
+        Under the name ``auxiliary`` among a family's ``losses`` it is logged as ``train/loss_auxiliary``.
+
+        Args:
+            auxiliary: The logits of each head, as for `pixel_loss`.
+            masks: int64 ``[B, H, W]``.
         """
-        weights = self.class_weights
-        losses = F.cross_entropy(logits.float(), masks, weights, ignore_index=IGNORE, reduction="sum")  # type: ignore[arg-type]
-        valid = masks != IGNORE
-        if weights is None:
-            return losses / valid.sum().clamp(min=1)
-        counted = torch.where(valid, weights[masks.clamp(max=len(weights) - 1)], 0.0)  # type: ignore[arg-type,index]
-        return losses / counted.sum().clamp(min=1e-6)
+        return self.auxiliary_weight * torch.stack([self.pixel_loss(one, masks) for one in auxiliary]).sum()
 
-    def build_scores(self) -> Scores:
-        return SegmentationScores(self.class_names)
+    # Class weights that are counted.
+
+    def on_fit_start(self) -> None:
+        """Counts the training set's masks, once and for all processes, if no checkpoint brought the weights."""
+        if self._weights_known:
+            return
+        found: list[float] | UserError | None = None
+        if self.trainer.is_global_zero:
+            try:
+                found = self._count_weights()
+            except UserError as error:  # the others wait for an answer
+                found = error
+        found = self.trainer.strategy.broadcast(found)
+        if isinstance(found, UserError):
+            raise found
+        self._set_weights(found)  # type: ignore[arg-type]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps counted weights, so that a run goes on without the training set's masks being counted again."""
+        if self.weighting is not None and self._weights_known:
+            weights: Tensor = self.class_weights  # type: ignore[assignment]
+            checkpoint[_WEIGHTS] = {"weighting": self.weighting, "weights": weights.tolist()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes counted weights up again, if they were counted as is asked for now."""
+        kept = checkpoint.get(_WEIGHTS) or {}
+        wanted = self.weighting is not None and kept.get("weighting") == self.weighting
+        if wanted and len(kept["weights"]) == len(self.class_names):
+            self._set_weights(kept["weights"])
+
+    def _count_weights(self) -> list[float]:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, DataModule) or data.task != "segmentation":
+            raise UserError(
+                f"--model.class_weights {self.weighting}: there are no masks to count; train with one of segdet's data "
+                "modules, or give a number a class"
+            )
+        weights = losses.class_weights(class_frequency(data.dataset("train")), self.weighting)  # type: ignore[arg-type]
+        named = sorted(zip(weights.tolist(), self.class_names, strict=True))
+        there = [(weight, name) for weight, name in named if weight > 0]
+        if not there:
+            raise UserError(f"{data.root}: no pixel of the training masks has a class; mend the masks")
+        absent = [name for weight, name in named if weight == 0]
+        (least, lightest), (most, heaviest) = there[0], there[-1]
+        sys.stderr.write(
+            f"segdet: class weights by {self.weighting}: {least:.3g} ({lightest}) to {most:.3g} ({heaviest})"
+            f"{'; not in the training set: ' + ', '.join(absent) if absent else ''}\n"
+        )
+        return weights.tolist()
+
+    def _set_weights(self, weights: list[float]) -> None:
+        buffer: Tensor = self.class_weights  # type: ignore[assignment]
+        buffer.copy_(torch.tensor(weights))
+        self._weights_known = True
+
+    # From images to masks.
+
+    def answer(self, images: Tensor, originals: list[tuple[int, int]]) -> list[Prediction]:
+        size = (images.shape[2], images.shape[3])
+        if self.tile is None or (size[0] <= self.tile[0] and size[1] <= self.tile[1]):
+            return self.map_back(self._augmented(self.normalize(images)), originals, size)
+        masks = [
+            classes_of_rows(
+                stitched_rows(self._of_tile, image[None], self.tile, self.tile_overlap), size, original
+            )
+            for image, original in zip(images, originals, strict=True)
+        ]
+        return [Prediction(mask=mask.to(images.device)) for mask in masks]
+
+    def _of_tile(self, images: Tensor) -> Tensor:
+        """Logits or probabilities ``[1, C, H, W]`` of a uint8 tile."""
+        scores = self._augmented(self.normalize(images)).float()
+        return _resized(scores, (images.shape[2], images.shape[3]))
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """The logits of normalized images; with test-time augmentation the mean softmax probabilities of all views."""
+        if not self.tta_flip and self.tta_scales == [1.0]:
+            return self.predict(images)
+        size = (images.shape[2], images.shape[3])
+        total: Tensor | None = None
+        for scale in self.tta_scales:
+            scaled = images
+            if scale != 1:
+                new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
+                scaled = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
+            views = [self.predict(scaled)]
+            if self.tta_flip:
+                views.append(self.predict(scaled.flip(3)).flip(3))
+            for logits in views:
+                probabilities = _resized(logits.float(), size).softmax(1)
+                total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        return total / (len(self.tta_scales) * (1 + self.tta_flip))
 
     def map_back(
         self, answer: Tensor, originals: list[tuple[int, int]], size: tuple[int, int]
@@ -67,6 +226,11 @@ class Segmenter(Task):
             Prediction(mask=classes_of(_resized(one[None], original))[0])
             for one, original in zip(logits, originals, strict=True)
         ]
+
+    # How masks are scored.
+
+    def build_scores(self) -> Scores:
+        return BoundaryScores(self.class_names)
 
     def score(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
@@ -80,3 +244,36 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _checked_weights(weights: Sequence[float], class_names: list[str]) -> list[float]:
+    if len(weights) != len(class_names):
+        raise UserError(
+            f"model.class_weights: {len(weights)} numbers for {len(class_names)} classes "
+            f"({', '.join(class_names)}); give one a class"
+        )
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise UserError(
+            f"model.class_weights: {list(weights)}: give numbers of at least 0, of which one is above it"
+        )
+    return [float(weight) for weight in weights]
+
+
+def _checked_tile(
+    tile: int | tuple[int, int] | None, overlap: int | None
+) -> tuple[tuple[int, int] | None, int]:
+    """Height and width of a tile, and the overlap of two."""
+    if tile is None:
+        if overlap is not None:
+            raise UserError(f"--model.tile_overlap {overlap}: of which tiles? give --model.tile too")
+        return None, 0
+    height, width = (tile, tile) if isinstance(tile, int) else tile
+    least = min(height, width)
+    if least < 1:
+        raise UserError(f"--model.tile {tile}: must be at least 1")
+    overlap = least // 4 if overlap is None else overlap
+    if not 0 <= overlap < least:
+        raise UserError(
+            f"--model.tile_overlap {overlap}: must be at least 0 and less than the tile's {least}"
+        )
+    return (height, width), overlap

@@ -69,8 +69,7 @@ class FCN(Segmenter):
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
-        logits = F.interpolate(self(images), images.shape[-2:], mode="bilinear", align_corners=False)
-        return {"segmentation": self.cross_entropy(logits, masks)}
+        return {"segmentation": self.pixel_loss(self(images), masks)}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from segdet.metrics import DetectionScores, LocalizationScores, SegmentationScores
+from segdet.metrics import BoundaryScores, DetectionScores, LocalizationScores
 
 COUNT = 7
 SHARES = {
@@ -44,7 +44,7 @@ def scores_of(images):
     detection, localization, segmentation = (
         DetectionScores(names),
         LocalizationScores(names),
-        SegmentationScores(names),
+        BoundaryScores(names),
     )
     for i in images:
         prediction, target = box_sample(i)

@@ -89,9 +89,9 @@ def test_the_loss_ignores_255_and_is_zero_without_any_pixel() -> None:
     masks = torch.randint(0, 3, (2, 8, 8))
     masks[0, :4] = 255
     torch.testing.assert_close(
-        model.cross_entropy(logits, masks), F.cross_entropy(logits, masks, ignore_index=255)
+        model.pixel_loss(logits, masks), F.cross_entropy(logits, masks, ignore_index=255)
     )
-    assert model.cross_entropy(logits, torch.full((2, 8, 8), 255)) == 0
+    assert model.pixel_loss(logits, torch.full((2, 8, 8), 255)) == 0
 
 
 def test_class_weights_are_those_of_torch() -> None:
@@ -99,7 +99,7 @@ def test_class_weights_are_those_of_torch() -> None:
     logits, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
     masks[0, 0] = 255
     expected = F.cross_entropy(logits, masks, torch.tensor([0.2, 1.0, 3.0]), ignore_index=255)
-    torch.testing.assert_close(model.cross_entropy(logits, masks), expected)
+    torch.testing.assert_close(model.pixel_loss(logits, masks), expected)
 
 
 def test_normalization_is_imagenets_and_padding_is_zero() -> None:

@@ -1,0 +1,190 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segdet.metrics.boundary import BoundaryScores
+from segdet.metrics.confusion import SegmentationScores
+
+NAMES = ["sky", "road", "car", "tree"]
+
+
+def blobs(seed: int, size: tuple[int, int] = (37, 61)) -> tuple[np.ndarray, np.ndarray]:
+    """A prediction and a target of patches of four classes, with patches to ignore."""
+    rng = np.random.default_rng(seed)
+
+    def patches(classes: int) -> np.ndarray:
+        return cv2.resize(
+            rng.integers(0, classes, (5, 7)).astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST
+        )
+
+    target = patches(4)
+    prediction = np.roll(target, rng.integers(-3, 4, 2), (0, 1))
+    prediction = np.where(patches(5) == 0, patches(4), prediction)
+    target = np.where(patches(6) == 0, 255, target)
+    return prediction.astype(np.int64), target.astype(np.int64)
+
+
+def f1_by_hand(prediction: np.ndarray, target: np.ndarray, tolerance: float) -> dict[int, float]:
+    """Each class's F1, by every pair of boundary pixels."""
+    height, width = target.shape
+    limit = tolerance * math.hypot(height, width)
+
+    def boundary(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
+        found = []
+        for y in range(height):
+            for x in range(width):
+                if labels[y, x] != number or target[y, x] == 255:
+                    continue
+                for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                    inside = 0 <= v < height and 0 <= u < width
+                    if inside and target[v, u] != 255 and labels[v, u] != number:
+                        found.append((y, x))
+                        break
+        return found
+
+    def near(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> float:
+        hits = sum(any(math.dist(one, other) < limit for other in others) for one in some)
+        return hits / len(some) if some else 0.0
+
+    scores = {}
+    for number in range(4):
+        found, truth = boundary(prediction, number), boundary(target, number)
+        if (target == number).any() and (found or truth):
+            precision, recall = near(found, truth), near(truth, found)
+            both = precision + recall
+            scores[number] = 2 * precision * recall / both if both else 0.0
+    return scores
+
+
+def bands_by_hand(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The pixels of each class's intersection and union, by every pixel's neighbourhood."""
+    height, width = target.shape
+    steps = max(1, round(0.02 * math.hypot(height, width)))
+
+    def band(labels: np.ndarray, number: int) -> set[tuple[int, int]]:
+        found = set()
+        for y in range(height):
+            for x in range(width):
+                if labels[y, x] != number or target[y, x] == 255:
+                    continue
+                rows, columns = range(y - steps, y + steps + 1), range(x - steps, x + steps + 1)
+                for v, u in ((v, u) for v in rows for u in columns):
+                    outside = not (0 <= v < height and 0 <= u < width)
+                    if outside or (target[v, u] != 255 and labels[v, u] != number):
+                        found.add((y, x))
+        return found
+
+    pairs = [(band(prediction, number), band(target, number)) for number in range(4)]
+    return np.array([[len(a & b) for a, b in pairs], [len(a | b) for a, b in pairs]])
+
+
+def scores_of(*pairs: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    scores = BoundaryScores(NAMES)
+    for prediction, target in pairs:
+        scores.update(torch.from_numpy(prediction), torch.from_numpy(target))
+    return {name: value.item() for name, value in scores.compute().items()}
+
+
+@pytest.mark.parametrize("tolerance", [0.0075, 0.045])
+def test_scores_are_those_counted_by_hand(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the paper's tolerance small images must meet exactly; a wider one tries the disk's shape too."""
+    pairs = [blobs(seed) for seed in range(3)]
+    monkeypatch.setattr("segdet.metrics.boundary.BF_TOLERANCE", tolerance)
+    by_image = [f1_by_hand(*pair, tolerance) for pair in pairs]
+    found = scores_of(*pairs)
+    assert found["bf"] == pytest.approx(np.mean([np.mean(list(f1.values())) for f1 in by_image]), abs=1e-9)
+    assert 0.05 < found["bf"] < 0.95
+    for number, name in enumerate(NAMES):
+        of_class = [f1[number] for f1 in by_image if number in f1]
+        assert found[f"bf/{name}"] == pytest.approx(np.mean(of_class), abs=1e-9)
+    common, either = sum(bands_by_hand(*pair) for pair in pairs)
+    assert found["boundary_iou"] == pytest.approx((common / either).mean(), abs=1e-12)
+    assert [found[f"boundary_iou/{name}"] for name in NAMES] == pytest.approx((common / either).tolist())
+
+
+def test_a_band_is_the_mask_without_its_core_as_the_authors_have_it() -> None:
+    prediction, target = (np.where(labels == 255, 0, labels) for labels in blobs(5, (200, 300)))
+    bands = []
+    for labels in (prediction, target):
+        mask = (labels == 2).astype(np.uint8)
+        framed = np.pad(mask, 1)
+        core = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=round(0.02 * math.hypot(200, 300)))
+        bands.append(mask - core[1:-1, 1:-1])
+    iou = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
+    assert scores_of((prediction, target))["boundary_iou/car"] == pytest.approx(iou)
+
+
+def test_right_is_one_and_the_other_scores_stay() -> None:
+    prediction, target = blobs(1)
+    right = np.where(target == 255, prediction, target)
+    found = scores_of((right, target))
+    assert found["bf"] == found["boundary_iou"] == found["miou"] == 1
+    whole = SegmentationScores(NAMES)
+    whole.update(torch.from_numpy(prediction), torch.from_numpy(target))
+    both = scores_of((prediction, target))
+    assert {name: both[name] for name in whole.compute()} == pytest.approx(
+        {name: value.item() for name, value in whole.compute().items()}, nan_ok=True
+    )
+
+
+def test_neither_batches_nor_order_matter() -> None:
+    pairs = [blobs(seed) for seed in range(5)]
+    expected = scores_of(*pairs)
+    assert scores_of(*pairs[::-1]) == pytest.approx(expected, abs=0, rel=0)
+    batch = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
+    assert scores_of(tuple(batch)) == pytest.approx(expected, abs=0, rel=0)  # type: ignore[arg-type]
+
+
+def test_void_along_every_contour_leaves_no_boundary() -> None:
+    target = np.zeros((40, 40), np.int64)
+    target[10:30, 10:30] = 255
+    target[13:27, 13:27] = 1
+    prediction = np.zeros((40, 40), np.int64)
+    prediction[11:28, 12:29] = 1
+    found = scores_of((prediction, target))
+    assert math.isnan(found["bf"]) and math.isnan(found["bf/sky"])
+    # Only the image's edge is a contour, and only of the sky.
+    assert found["boundary_iou/sky"] == 1 and math.isnan(found["boundary_iou/road"])
+    prediction[20, 20] = 0
+    assert scores_of((prediction, target))["bf"] == 0
+
+
+def test_a_class_only_predicted_does_not_enter_bf() -> None:
+    target = np.zeros((30, 30), np.int64)
+    target[:, 15:] = 1
+    prediction = target.copy()
+    prediction[2:5, 2:5] = 2
+    found = scores_of((prediction, target))
+    assert math.isnan(found["bf/car"]) and found["bf/road"] == 1 and found["bf/sky"] < 1
+    assert found["boundary_iou/car"] == 0
+
+
+def test_more_classes_than_bits() -> None:
+    """Stripes of 65 classes, then the same moved by half a stripe, farther than any tolerance."""
+    target = np.arange(65).repeat(160)[None].repeat(2, 0)
+    scores = BoundaryScores([str(number) for number in range(65)])
+    for moved in (0, 80):
+        scores.update(torch.from_numpy(np.roll(target, moved, 1)), torch.from_numpy(target))
+    found = scores.compute()
+    assert found["bf"].item() == 0.5
+    assert all(found[f"bf/{number}"].item() == 0.5 for number in range(65))
+
+
+def test_reset_forgets_and_nothing_is_nan() -> None:
+    scores = BoundaryScores(NAMES)
+    scores.update(*map(torch.from_numpy, blobs(0)))
+    scores.reset()
+    assert all(value.isnan() for value in scores.compute().values())
+    scores.update(torch.zeros(0, 3, 3).long(), torch.zeros(0, 3, 3).long())
+    scores.update(torch.zeros(1, 3, 3).long(), torch.full((1, 3, 3), 255))
+    assert all(value.isnan() for value in scores.compute().values())
+
+
+def test_shapes_and_values_are_checked_as_ever() -> None:
+    scores = BoundaryScores(NAMES)
+    with pytest.raises(ValueError, match="the target holds 7"):
+        scores.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 7))
+    assert scores.bands.sum() == 0
