@@ -54,9 +54,7 @@ def all_windows(images: Tensor, window: int | Sequence[int], stride: int | Seque
     return images.unfold(2, height, down).unfold(3, width, right).permute(0, 2, 3, 1, 4, 5)
 
 
-def crop(
-    images: Tensor, index: Tensor, tops: Tensor, lefts: Tensor, window: int | Sequence[int]
-) -> Tensor:
+def crop(images: Tensor, index: Tensor, tops: Tensor, lefts: Tensor, window: int | Sequence[int]) -> Tensor:
     """Copies windows out of images ``[B, C, H, W]`` to ``[N, C, h, w]``, channels last in memory.
 
     Args:
@@ -212,9 +210,9 @@ class DenseWindows(nn.Module):
                     continue  # fewer windows than offsets
                 of_fragment = self._rest(fragment, index + 1, part, weights, owned=False)
                 if answers is None:
-                    answers = of_fragment.new_empty(
-                        (*of_fragment.shape[:2], *counts)
-                    ).contiguous(memory_format=torch.channels_last)
+                    answers = of_fragment.new_empty((*of_fragment.shape[:2], *counts)).contiguous(
+                        memory_format=torch.channels_last
+                    )
                 answers[:, :, top::rows, left::columns] = of_fragment
             assert answers is not None
             return answers
@@ -258,16 +256,23 @@ def _read(classifier: nn.Sequential, window: Pair) -> list[_Step]:
     size, channels, flat = window, None, False
     for name, layer in _leaves(classifier):
         where = f"layer {name} ({type(layer).__name__}) of the classifier of windows"
-        if flat and isinstance(layer, nn.Conv2d | nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd):
+        if flat and isinstance(
+            layer, nn.Conv2d | nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd
+        ):
             raise UserError(f"{where}: it stands behind a flatten; put it before")
         if isinstance(layer, nn.Conv2d):
             _refuse_padding(layer, where)
-            step = _Step(layer, "convolution", pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation))
+            step = _Step(
+                layer, "convolution", pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
+            )
             channels = layer.out_channels
         elif isinstance(layer, nn.Linear):
             if not flat:
                 raise UserError(f"{where}: there is no nn.Flatten before it; put one there")
-            if layer.in_features % math.prod(size) or channels not in (None, layer.in_features // math.prod(size)):
+            if layer.in_features % math.prod(size) or channels not in (
+                None,
+                layer.in_features // math.prod(size),
+            ):
                 raise UserError(
                     f"{where}: it takes {layer.in_features} numbers, where a window of {window[0]}x{window[1]} gives "
                     f"{'' if channels is None else f'{channels}x'}{size[0]}x{size[1]}; mend one of the two"
@@ -277,10 +282,10 @@ def _read(classifier: nn.Sequential, window: Pair) -> list[_Step]:
         elif isinstance(layer, nn.MaxPool2d):
             _refuse_padding(layer, where)
             if layer.return_indices:
-                raise UserError(f"{where}: it returns indices, for which there is no use; leave return_indices out")
-            step = _Step(
-                layer, "max", pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
-            )
+                raise UserError(
+                    f"{where}: it returns indices, for which there is no use; leave return_indices out"
+                )
+            step = _Step(layer, "max", pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation))
             _refuse_ceiling(layer, step, size, where)
         elif isinstance(layer, nn.AvgPool2d):
             _refuse_padding(layer, where)
@@ -290,7 +295,9 @@ def _read(classifier: nn.Sequential, window: Pair) -> list[_Step]:
             step = _fixed_pooling(layer, size, where)
         elif isinstance(layer, nn.Flatten):
             if flat or (layer.start_dim, layer.end_dim) not in ((1, -1), (1, 3)):
-                raise UserError(f"{where}: only flattening all but the first dimension, once, can be converted")
+                raise UserError(
+                    f"{where}: only flattening all but the first dimension, once, can be converted"
+                )
             flat = True
             continue
         else:
@@ -312,7 +319,9 @@ def _read(classifier: nn.Sequential, window: Pair) -> list[_Step]:
                 f"{window[0]}x{window[1]} only {size[0]}x{size[1]} are left there; take larger windows"
             )
         size = rooms[0] // step.stride[0] + 1, rooms[1] // step.stride[1] + 1
-        steps.append(replace(step, stride=tuple(1 if n == 1 else r for n, r in zip(size, step.stride, strict=True))))
+        steps.append(
+            replace(step, stride=tuple(1 if n == 1 else r for n, r in zip(size, step.stride, strict=True)))
+        )
     if size != (1, 1):
         raise UserError(
             f"the classifier of windows of {window[0]}x{window[1]} ends with {size[0]}x{size[1]} places instead of "
@@ -357,7 +366,9 @@ def _refuse_ceiling(layer: nn.MaxPool2d | nn.AvgPool2d, step: _Step, size: Pair,
 def _fixed_pooling(layer: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, size: Pair, where: str) -> _Step:
     """A window's size is fixed, and so adaptive pooling is pooling, if all its cells are of one size."""
     wanted = layer.output_size
-    cells = [n if w is None else w for n, w in zip(size, wanted if isinstance(wanted, tuple) else (wanted, wanted))]
+    cells = [
+        n if w is None else w for n, w in zip(size, wanted if isinstance(wanted, tuple) else (wanted, wanted))
+    ]
     if any(n % w for n, w in zip(size, cells, strict=True)):
         raise UserError(
             f"{where}: {cells[0]}x{cells[1]} cells over {size[0]}x{size[1]} places are not of one size; take a number "
@@ -372,7 +383,9 @@ def _refuse_unknown(layer: nn.Module, flat: bool, size: Pair, where: str) -> Non
     unmixed = flat and size != (1, 1)  # flattened, but not yet seen by a linear layer
     if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
         if layer.running_mean is None:
-            raise UserError(f"{where}: it keeps no running statistics, so each window has its own; let it track them")
+            raise UserError(
+                f"{where}: it keeps no running statistics, so each window has its own; let it track them"
+            )
         if not unmixed:
             return
     elif isinstance(layer, nn.Softmax | nn.LogSoftmax):
@@ -387,8 +400,8 @@ def _refuse_unknown(layer: nn.Module, flat: bool, size: Pair, where: str) -> Non
     elif isinstance(layer, _ELEMENTWISE):
         return
     raise UserError(
-        f"{where}: a layer of its kind cannot be converted at its place so that each window's answer is the same; there "
-        "may be unpadded convolutions, max and average pooling, batch normalization, activations, dropout, "
+        f"{where}: a layer of its kind cannot be converted at its place so that each window's answer is the same; "
+        "there may be unpadded convolutions, max and average pooling, batch normalization, activations, dropout, "
         "flatten and linear layers"
     )
 
@@ -480,11 +493,8 @@ def _schedule(steps: list[_Step], axis: int, wanted: int, method: Method) -> lis
             continue
         dilation = own // spacing
         own *= step.stride[axis]
-        if index == last:
-            # Nothing behind it looks at neighbours, so that only the windows' own places are needed.
-            after = wanted
-        else:
-            after = math.gcd(wanted, own)
+        # Behind the last that looks at neighbours only the windows' own places are needed.
+        after = wanted if index >= last else math.gcd(wanted, own)
         stride, spacing = after // spacing, after
         if method == "fragments" and index < last and spacing < own:
             phases = own // spacing
@@ -567,7 +577,12 @@ def _without_indices(features: Tensor) -> bool:
 
 
 def _reduced(
-    features: Tensor, axis: int, kernel: int, stride: int, dilation: int, operation: Callable[[Tensor, Tensor], Tensor]
+    features: Tensor,
+    axis: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    operation: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Pools in one direction with an elementwise operation."""
     dim = axis + 2
@@ -597,7 +612,12 @@ def _fragments(
             yield (
                 first,
                 _reduced(
-                    part, 1, step.kernel[1], horizontal.stride * horizontal.increment, dilation[1], torch.maximum
+                    part,
+                    1,
+                    step.kernel[1],
+                    horizontal.stride * horizontal.increment,
+                    dilation[1],
+                    torch.maximum,
                 ),
             )
         return
