@@ -366,9 +366,8 @@ def _refuse_ceiling(layer: nn.MaxPool2d | nn.AvgPool2d, step: _Step, size: Pair,
 def _fixed_pooling(layer: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, size: Pair, where: str) -> _Step:
     """A window's size is fixed, and so adaptive pooling is pooling, if all its cells are of one size."""
     wanted = layer.output_size
-    cells = [
-        n if w is None else w for n, w in zip(size, wanted if isinstance(wanted, tuple) else (wanted, wanted))
-    ]
+    both = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    cells = [n if w is None else w for n, w in zip(size, both, strict=True)]
     if any(n % w for n, w in zip(size, cells, strict=True)):
         raise UserError(
             f"{where}: {cells[0]}x{cells[1]} cells over {size[0]}x{size[1]} places are not of one size; take a number "
@@ -490,8 +489,9 @@ def _schedule(steps: list[_Step], axis: int, wanted: int, method: Method) -> lis
             phases = whole // math.gcd(wanted, whole)
             turns.append(_Turn1d(phases=phases, offset=wanted, increment=1 if looks else wanted))
             wanted *= phases
+            spacing = spacing if looks else wanted
             continue
-        dilation = own // spacing
+        dilation = own // spacing if index <= last else 1
         own *= step.stride[axis]
         # Behind the last that looks at neighbours only the windows' own places are needed.
         after = wanted if index >= last else math.gcd(wanted, own)
