@@ -25,10 +25,9 @@ class SlidingWindow(Segmenter):
     random. Beyond the border of the image there is its mean colour, so that every pixel can be a centre.
 
     What it costs is the windows: a pixel is looked at by every window that holds it, and each of them computes its
-    features anew (``mode: crops``). ``mode: dense`` runs the same weights on the whole image at once, as
-    fragments (see `DenseWindows`), which gives the same logits in one pass; a checkpoint can be
-    tested either way. A pass of the cost tables is one window there, and one image here: fragments share
-    all computation, none of it is done twice.
+    features anew (``mode: crops``). ``mode: dense`` runs the same weights on the whole image at once (see
+    `DenseWindows`), which gives the same logits in one pass; a checkpoint can be tested either way. A pass of the
+    cost tables is one window there, and one image here, in fragments or not: none of its computation is done twice.
 
     The logits between the centres, which lie ``stride`` pixels apart, are interpolated. The centre of a window
     is its pixel ``window // 2``, the first centre in an image the pixel ``stride // 2``.

@@ -183,6 +183,19 @@ def test_own_stride_is_what_the_windows_own_places_have() -> None:
     assert DenseWindows([*_plain()[:-2], nn.MaxPool2d(2), nn.Flatten()], 14).own_stride == (4, 4)
 
 
+def test_the_method_follows_the_stride() -> None:
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ]
+    methods = {stride: DenseWindows(layers, 18, stride).method for stride in (8, 4, 2, 1)}
+    assert methods == {8: "dilation", 4: "dilation", 2: "dilation", 1: "fragments"}
+
+
 @pytest.mark.parametrize(
     ("layers", "says"),
     [
@@ -219,7 +232,7 @@ def test_what_cannot_be_equal_is_refused(layers: list[nn.Module], says: str) -> 
 def test_other_mistakes() -> None:
     with pytest.raises(UserError, match=r"give an nn\.Sequential"):
         DenseWindows(nn.Conv2d(3, 2, 1), 1)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="choose fragments, dilation or shift"):
+    with pytest.raises(UserError, match="choose auto, fragments, dilation or shift"):
         DenseWindows(_plain(), 14, 1, "atrous")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least 1"):
         DenseWindows(_plain(), 14, 0)
