@@ -329,9 +329,8 @@ def _read(classifier: nn.Sequential, window: Pair) -> list[_Step]:
                 f"{window[0]}x{window[1]} only {size[0]}x{size[1]} are left there; take larger windows"
             )
         size = rooms[0] // step.stride[0] + 1, rooms[1] // step.stride[1] + 1
-        steps.append(
-            replace(step, stride=tuple(1 if n == 1 else r for n, r in zip(size, step.stride, strict=True)))
-        )
+        taken = [1 if n == 1 else r for n, r in zip(size, step.stride, strict=True)]
+        steps.append(replace(step, stride=pair(taken)))
     if size != (1, 1):
         raise UserError(
             f"the classifier of windows of {window[0]}x{window[1]} ends with {size[0]}x{size[1]} places instead of "

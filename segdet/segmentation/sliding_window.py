@@ -48,6 +48,8 @@ class SlidingWindow(Segmenter):
         kwargs: As for `Segmenter`.
     """
 
+    dense: DenseWindows
+
     def __init__(
         self,
         class_names: list[str],
