@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def measure(part: Part, rounds: int, name: str = "") -> Measured:
     )
 
 
-def _timed(work: Callable[[], object], units: int = 1) -> Callable[[], float]:
+def _timed(work: Callable[[], object], units: float = 1) -> Callable[[], float]:
     def turn() -> float:
         start = time.perf_counter()
         work()
@@ -362,12 +363,58 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def dense_windows(small: bool, stride: int, speedup: float) -> Iterator[Part]:
+    """A classifier's answers for all windows of an image, in one pass against one crop after the other.
+
+    Of the crops up to 1,536 are timed, spread over the image, and the time of all is taken from theirs; a round with
+    all of them would take minutes at small strides. Both sides have channels last in memory.
+    """
+    from segdet.nn.windows import DenseWindows, crop, grid
+    from segdet.segmentation.sliding_window import patch_classifier
+
+    side, height, width = (24, 32, 36) if small else (64, 360, 480)
+    channels, kernels = ([4, 4, 4], [3, 3, 2]) if small else ([16, 32, 64], [5, 5, 3])
+    torch.manual_seed(0)
+    classifier = patch_classifier(side, channels, kernels, [2, 2, 2], 64, 11).eval()
+    classifier.to(memory_format=torch.channels_last)
+    dense = DenseWindows(classifier, side, stride)
+    image = torch.randn(1, 3, height, width).contiguous(memory_format=torch.channels_last)
+    rows, columns = grid((height, width), side, stride)
+    total = rows * columns
+    timed = min(total, 1536)
+    number = torch.arange(timed) * total // timed
+    places = [(n // columns * stride, n % columns * stride) for n in number.split(256)]
+
+    def ours() -> None:
+        with torch.inference_mode():
+            dense(image)
+
+    def theirs() -> None:
+        with torch.inference_mode():
+            for tops, lefts in places:
+                classifier(crop(image, torch.zeros_like(tops), tops, lefts, side))
+
+    yield Part(
+        f"all {total:,} windows of {side} px on {width}x{height}, stride {stride}",
+        "image",
+        _timed(ours),
+        f"each cropped, timed on {timed:,} of them",
+        _timed(theirs, timed / total),
+        speedup=speedup,
+    )
+
+
 PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
     "coco_map": coco_map,
     "miou": miou,
     "decode": decode,
     "lightning_loop": lightning_loop,
     "shapes_make": shapes_make,
+    "dense_windows_8": partial(dense_windows, stride=8, speedup=60),
+    "dense_windows_4": partial(dense_windows, stride=4, speedup=200),
+    "dense_windows_2": partial(dense_windows, stride=2, speedup=300),
+    "dense_windows_1": partial(dense_windows, stride=1, speedup=300),
 }
 """All parts by the names that the command takes."""
 
