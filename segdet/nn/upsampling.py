@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from segdet.errors import UserError
 
-Upsampling = Literal["nearest", "bilinear", "bed_of_nails", "max_unpooling", "transposed", "transposed_frozen"]
+Upsampling = Literal[
+    "nearest", "bilinear", "bed_of_nails", "max_unpooling", "transposed", "transposed_frozen"
+]
 """The names by which configurations know the upsamplers."""
 
 
@@ -103,7 +105,7 @@ class MaxUnpooling(Upsampler):
             )
         h, w = features.shape[-2:]
         _check_size((h * self.factor, w * self.factor), size, self.factor)
-        return F.max_unpool2d(features, indices, self.factor, output_size=size)
+        return F.max_unpool2d(features, indices, (self.factor, self.factor), output_size=size)
 
 
 class TransposedConvolution(Upsampler):
@@ -121,7 +123,7 @@ class TransposedConvolution(Upsampler):
             for each pair of channels.
         kernel_size: The kernel's side; null for ``2 * factor - factor % 2``, that of bilinear interpolation.
         padding: The rows and columns taken off on every side; null for as many as leave ``factor`` times
-            the features' size.
+            the features' size, or one more where the kernel does not allow it.
     """
 
     def __init__(
@@ -197,7 +199,9 @@ def upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
             return TransposedConvolution(channels, factor)
         case "transposed_frozen":
             return TransposedConvolution(channels, factor, learned=False, depthwise=True)
-    raise UserError(f"model.upsampling: no upsampler {name!r}; choose one of {', '.join(get_args(Upsampling))}")
+    raise UserError(
+        f"model.upsampling: no upsampler {name!r}; choose one of {', '.join(get_args(Upsampling))}"
+    )
 
 
 def _cut(large: Tensor, size: tuple[int, int], factor: int) -> Tensor:

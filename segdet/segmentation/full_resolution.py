@@ -54,11 +54,15 @@ class FullResolutionFCN(Segmenter):
         if dilations is None:
             dilations = [1] * depth
         if len(dilations) != depth or min(dilations) < 1:
-            raise UserError(f"model.dilations: {dilations} for a depth of {depth}; give {depth} numbers from 1 on")
+            raise UserError(
+                f"model.dilations: {dilations} for a depth of {depth}; give {depth} numbers from 1 on"
+            )
         self.convolutions = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(width if index else 3, width, 3, padding=dilation, dilation=dilation, bias=False),
+                    nn.Conv2d(
+                        width if index else 3, width, 3, padding=dilation, dilation=dilation, bias=False
+                    ),
                     nn.BatchNorm2d(width),
                     nn.ReLU(inplace=True),
                 )

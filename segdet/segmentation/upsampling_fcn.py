@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ class UpsamplingFCN(Segmenter):
     ) -> None:
         super().__init__(class_names, **kwargs)
         if not channels or min(channels) < 1:
-            raise UserError(f"model.channels: {channels}; give a positive number for each stage, such as [32, 64]")
+            raise UserError(
+                f"model.channels: {channels}; give a positive number for each stage, such as [32, 64]"
+            )
         if convolutions < 1:
             raise UserError(f"model.convolutions: {convolutions}; give 1 or more")
         self.upsampling = upsampling
@@ -109,7 +112,9 @@ class UpsamplingFCN(Segmenter):
         watched = [*self.encoder, *self.pools, self.between, *self.upsamplers, *self.decoder]
         with outputs(watched) as seen:
             logits = self(image)
-        remembered = "used again on the way up" if self.upsampling == "max_unpooling" else "not used on the way up"
+        remembered = (
+            "used again on the way up" if self.upsampling == "max_unpooling" else "not used on the way up"
+        )
         for level, (stage, pool) in enumerate(zip(self.encoder, self.pools, strict=True)):
             features, stride = seen[stage], 2**level
             yield Stage(
@@ -145,7 +150,7 @@ class UpsamplingFCN(Segmenter):
 def _convolutions(widths: Sequence[int]) -> nn.Sequential:
     """3x3 convolutions from each width to the next, each with batch normalization and ReLU."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [
             nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
         ]  # fmt: skip

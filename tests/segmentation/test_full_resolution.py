@@ -1,0 +1,137 @@
+"""The FCN at full resolution: it learns, and no map on the way is smaller than the image."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from segdet.data.sample import Target
+from segdet.errors import UserError
+from segdet.segmentation.full_resolution import FullResolutionFCN
+from segdet.segmentation.pictures import outputs
+
+CLASSES = ["background", "bright", "striped"]
+
+
+def _fcn(**kwargs: Any) -> FullResolutionFCN:
+    torch.manual_seed(0)
+    options = {"depth": 5, "width": 12, "dilations": [1, 2, 4, 2, 1], "dropout": 0.0}
+    return FullResolutionFCN(CLASSES, **(options | kwargs))
+
+
+def _scenes() -> tuple[torch.Tensor, list[Target]]:
+    """Noise with a bright and a striped rectangle, in the four corners in turn."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 120, (4, 3, 48, 48), generator=generator, dtype=torch.uint8)
+    masks = torch.zeros(4, 48, 48, dtype=torch.int64)
+    for i in range(4):
+        y, x = 25 * (i // 2) + 2, 25 * (i % 2) + 2
+        images[i, :, y : y + 19, x : x + 15] = 230
+        masks[i, y : y + 19, x : x + 15] = 1
+        y, x = 27 - y + 3, 27 - x + 3
+        images[i, :, y : y + 14 : 2, x : x + 17] = 255
+        images[i, :, y + 1 : y + 14 : 2, x : x + 17] = 0
+        masks[i, y : y + 14, x : x + 17] = 2
+    return images, [Target(mask=mask) for mask in masks]
+
+
+def _overfit(model: FullResolutionFCN, steps: int = 50) -> float:
+    images, targets = _scenes()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(model.losses(model.normalize(images), targets).values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        found = torch.stack([p["mask"] for p in model.predict_images(images)])
+    return float((found == torch.stack([t["mask"] for t in targets])).float().mean())
+
+
+def _smaller(model: FullResolutionFCN, size: tuple[int, int]) -> list[str]:
+    """The modules that return a map of another size than the image's."""
+    names = {module: name for name, module in model.named_modules() if not name.startswith("scores")}
+    with outputs(names) as seen, torch.inference_mode():
+        model(torch.randn(1, 3, *size))
+    assert len(seen) == len(names) > 3 * 5
+    return [names[module] for module, output in seen.items() if tuple(output.shape[2:]) != size]
+
+
+def test_overfits_four_images() -> None:
+    assert _overfit(_fcn()) >= 0.98
+
+
+def test_a_broken_part_does_not() -> None:
+    """One pixel alone tells neither noise nor stripes: a network of 1x1 views cannot learn them."""
+    model = _fcn()
+    for convolution in model.convolutions:
+        convolution[0].weight.register_hook(lambda gradient: torch.zeros_like(gradient))  # type: ignore[index]
+        outside = torch.ones(3, 3, dtype=torch.bool)
+        outside[1, 1] = False
+        with torch.no_grad():
+            convolution[0].weight[..., outside] = 0  # type: ignore[index]
+    assert _overfit(model) < 0.98
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 17)])
+def test_no_map_is_smaller_than_the_image(size: tuple[int, int]) -> None:
+    assert _smaller(_fcn().eval(), size) == []
+    assert _smaller(_fcn(dilations=None).eval(), size) == []
+
+
+@pytest.mark.parametrize(
+    "smaller", [nn.Conv2d(12, 12, 3, stride=2, padding=1), nn.Conv2d(12, 12, 3), nn.MaxPool2d(2)]
+)
+def test_a_smaller_map_is_noticed(smaller: nn.Module) -> None:
+    model = _fcn().eval()
+    model.convolutions[2][0] = smaller  # type: ignore[operator]
+    assert "convolutions.2.0" in _smaller(model, (32, 48))
+
+
+def test_depth_and_width_are_what_is_computed() -> None:
+    model = _fcn(depth=7, width=10, dilations=None)
+    weights = 3 * 10 * 9 + 6 * 10 * 10 * 9 + 7 * 2 * 10 + 10 * 3 + 3
+    assert sum(p.numel() for p in model.parameters()) == weights
+
+
+@pytest.mark.parametrize(("dilations", "view"), [(None, 11), ([1, 2, 4, 2, 1], 21)])
+def test_what_a_pixel_sees(dilations: list[int] | None, view: int) -> None:
+    model = _fcn(dilations=dilations, depth=5).eval()
+    for convolution in model.convolutions:
+        convolution[2] = nn.Identity()  # type: ignore[operator]  # a ReLU may close a path
+    image = torch.zeros(1, 3, 65, 65, requires_grad=True)
+    model(image)[0, :, 32, 32].sum().backward()
+    assert image.grad is not None
+    rows = image.grad.abs().sum((0, 1, 3)).nonzero()
+    assert int(rows[-1] - rows[0]) + 1 == view
+
+
+def test_stages_are_a_map_a_convolution_and_heat_maps() -> None:
+    model = _fcn().eval()
+    with torch.inference_mode():
+        stages = list(model.stages(torch.randn(1, 3, 32, 40)))
+    names = [stage.name for stage in stages]
+    assert names[:5] == [f"features {number}" for number in range(1, 6)]
+    assert names[-1] == "confidence" and names[5].startswith("heat map ")
+    assert "each sees 21x21 pixels" in stages[4].about
+    assert all(stage.map is not None and stage.map.shape == (32, 40) for stage in stages)
+
+
+def test_an_image_is_one_pass() -> None:
+    model = _fcn().eval()
+    with outputs([model.counted]) as seen, torch.inference_mode():
+        model.predict_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert len(seen[model.counted]) == 1
+
+
+def test_mistakes_are_one_line() -> None:
+    with pytest.raises(
+        UserError, match=r"model.dilations: \[1, 2\] for a depth of 5; give 5 numbers from 1 on"
+    ):
+        _fcn(dilations=[1, 2])
+    with pytest.raises(UserError, match="model.dilations"):
+        _fcn(dilations=[1, 2, 0, 2, 1])
+    with pytest.raises(UserError, match="model.depth and model.width: 0 and 12"):
+        _fcn(depth=0, dilations=None)
