@@ -1,0 +1,178 @@
+"""Down and up again: every upsampler learns, all share one network, and the switches matter."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segdet.cli import main
+from segdet.errors import UserError
+from segdet.nn.upsampling import MaxUnpooling, TransposedConvolution, Upsampling
+from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import outputs
+from segdet.segmentation.upsampling_fcn import UpsamplingFCN
+
+CLASSES = ["background", "bright", "striped"]
+CONFIG = Path(__file__).parents[2] / "configs" / "upsampling_fcn_shapes.yaml"
+NAMES = get_args(Upsampling)
+STEPS = 120
+Overfit = Callable[[Segmenter, int, float], float]
+
+
+def _fcn(upsampling: Upsampling, **kwargs: Any) -> UpsamplingFCN:
+    torch.manual_seed(0)
+    options = {"channels": [8, 16, 16], "convolutions": 1, "dropout": 0.0}
+    return UpsamplingFCN(CLASSES, upsampling, **(options | kwargs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overfits_four_images(name: Upsampling, overfit: Overfit) -> None:
+    assert overfit(_fcn(name), STEPS, 1e-2) >= 0.98
+
+
+def test_shuffled_switches_do_not(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches of another image and another channel put what was found in the wrong place."""
+    unpool = MaxUnpooling.forward
+
+    def shuffled(self: MaxUnpooling, features: Tensor, size: tuple[int, int], indices: Tensor) -> Tensor:
+        images, channels = torch.randperm(len(indices)), torch.randperm(indices.shape[1])
+        return unpool(self, features, size, indices[images][:, channels])
+
+    monkeypatch.setattr(MaxUnpooling, "forward", shuffled)
+    assert overfit(_fcn("max_unpooling"), STEPS, 1e-2) < 0.98
+
+
+def test_a_kernel_of_zeros_does_not(overfit: Overfit) -> None:
+    model = _fcn("transposed_frozen")
+    for layer in model.upsamplers:
+        assert isinstance(layer, TransposedConvolution)
+        layer.weight.data.zero_()
+    assert overfit(model, STEPS, 1e-2) < 0.98
+
+
+# One network.
+
+
+def _others(model: UpsamplingFCN) -> dict[str, Tensor]:
+    """Its weights without the upsamplers'."""
+    return {key: value for key, value in model.state_dict().items() if not key.startswith("upsamplers.")}
+
+
+def test_all_but_the_upsampler_is_the_same_for_a_seed() -> None:
+    first = _others(_fcn(NAMES[0]))
+    for name in NAMES[1:]:
+        others = _others(_fcn(name))
+        assert list(others) == list(first)
+        assert all(torch.equal(others[key], first[key]) for key in first)
+
+
+def test_only_transposed_convolutions_have_weights_of_their_own() -> None:
+    count = {name: sum(p.numel() for p in _fcn(name).upsamplers.parameters()) for name in NAMES}
+    learned = 16 * (8**2 + 16**2 + 16**2)
+    frozen = 16 * (8 + 16 + 16)
+    assert count == dict.fromkeys(NAMES, 0) | {"transposed": learned, "transposed_frozen": frozen}
+    optimized = {
+        name: sum(p.numel() for p in _fcn(name).parameters() if p.requires_grad)
+        for name in ("nearest", "transposed_frozen")
+    }
+    assert len(set(optimized.values())) == 1
+
+
+def test_the_decoder_mirrors_the_encoder() -> None:
+    model = _fcn("nearest", channels=[4, 8, 16], convolutions=2)
+
+    def widths(stages: nn.ModuleList) -> list[tuple[int, int]]:
+        layers = [layer for stage in stages for layer in stage if isinstance(layer, nn.Conv2d)]  # type: ignore[attr-defined]
+        return [(layer.in_channels, layer.out_channels) for layer in layers]
+
+    down, up = widths(model.encoder), widths(model.decoder)
+    assert down == [(3, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+    assert up == [(16, 16), (16, 8), (8, 8), (8, 4), (4, 4), (4, 4)]
+    assert [(b, a) for a, b in reversed(down[1:])] == up[:-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_resolution_comes_back_as_it_was(name: Upsampling) -> None:
+    """With the sizes and the channels that the poolings saw, odd ones included."""
+    model = _fcn(name).eval()
+    with outputs([*model.encoder, model.between, *model.upsamplers]) as seen, torch.inference_mode():
+        assert model(torch.randn(2, 3, 45, 50)).shape == (2, 3, 45, 50)
+    down = [seen[stage].shape for stage in model.encoder]
+    assert [tuple(shape[2:]) for shape in down] == [(45, 50), (23, 25), (12, 13)]
+    assert seen[model.between].shape[2:] == (6, 7)
+    assert [seen[layer].shape for layer in model.upsamplers] == down[::-1]
+
+
+def test_max_unpooling_gets_the_switches_of_its_own_resolution() -> None:
+    model = _fcn("max_unpooling").eval()
+    watched = [*model.pools, *model.upsamplers]
+    with outputs(watched) as seen, torch.inference_mode():
+        model(torch.randn(1, 3, 48, 40))
+    for pool, layer in zip(reversed(model.pools), model.upsamplers, strict=True):
+        up, indices = seen[layer].flatten(2), seen[pool][1].flatten(2)
+        elsewhere = up.scatter(2, indices, 0.0)
+        assert not elsewhere.any()
+        assert up.any()
+
+
+# The rest.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stages_are_every_resolution_the_switches_and_heat_maps(name: Upsampling) -> None:
+    model = _fcn(name).eval()
+    with torch.inference_mode():
+        stages = list(model.stages(torch.randn(1, 3, 45, 50)))
+    shown = {stage.name: stage.map for stage in stages}
+    assert list(shown)[:13] == [
+        "down, stride 1", "switches, stride 1", "down, stride 2", "switches, stride 2", "down, stride 4",
+        "switches, stride 4", "between, stride 8", f"{name}, stride 4", "up, stride 4", f"{name}, stride 2",
+        "up, stride 2", f"{name}, stride 1", "up, stride 1",
+    ]  # fmt: skip
+    assert list(shown)[13].startswith("heat map ") and list(shown)[-1] == "confidence"
+    sizes = {1: (45, 50), 2: (23, 25), 4: (12, 13), 8: (6, 7)}
+    for title, picture in shown.items():
+        assert picture is not None
+        stride = int(title.rsplit(" ", 1)[1]) if "stride" in title else 1
+        assert tuple(picture.shape) == sizes[stride]
+    switches = shown["switches, stride 1"]
+    assert switches is not None
+    # One switch a window and channel: every window's shares sum to one, at the cut right end too.
+    sums = nn.functional.avg_pool2d(switches[None, None], 2, ceil_mode=True, divisor_override=1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    used = "used again" if name == "max_unpooling" else "not used"
+    assert all(used in stage.about for stage in stages if stage.name.startswith("switches"))
+
+
+def test_an_image_is_one_pass() -> None:
+    model = _fcn("nearest").eval()
+    with outputs([model.counted]) as seen, torch.inference_mode():
+        model.predict_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert len(seen[model.counted]) == 1
+
+
+def test_mistakes_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"model\.upsampling: no upsampler 'bilinaer'"):
+        _fcn("bilinaer")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"model\.channels: \[\]; give a positive number"):
+        _fcn("nearest", channels=[])
+    with pytest.raises(UserError, match=r"model\.convolutions: 0; give 1 or more"):
+        _fcn("nearest", convolutions=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_configuration_is_for_all(name: Upsampling, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["fit", f"--config={CONFIG}", f"--model.upsampling={name}", "--print_config"])
+    assert left.value.code in (0, None)
+    assert f"upsampling: {name}\n" in capsys.readouterr().out
+
+
+def test_a_misspelt_upsampling_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", f"--config={CONFIG}", "--model.upsampling=bilinaer"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "model.upsampling" in said[0] and "max_unpooling" in said[0]
