@@ -163,11 +163,9 @@ def test_mistakes_are_one_line() -> None:
         _fcn("nearest", convolutions=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_configuration_is_for_all(name: Upsampling, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["fit", f"--config={CONFIG}", f"--model.upsampling={name}", "--print_config"])
-    assert left.value.code in (0, None)
+@pytest.mark.parametrize("name", ["max_unpooling", "transposed_frozen"])
+def test_the_command_line_chooses_the_upsampling(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", f"--config={CONFIG}", f"--model.upsampling={name}", "--print_config"]) == 0
     assert f"upsampling: {name}\n" in capsys.readouterr().out
 
 
