@@ -136,7 +136,8 @@ def start_from(model: nn.Module, encoder: VGG16, weights: str | bool) -> None:
     Raises:
         UserError: If the weights cannot be had or do not fit.
     """
-    state = _read(Path(weights)) if _is_path(weights) else _fetched(weights, encoder.batch_norm)
+    named = not isinstance(weights, str) or not _is_path(weights)
+    state = _fetched(weights, encoder.batch_norm) if named else _read(Path(str(weights)))
     if "features.0.weight" in state:
         state = _of_imagenet(encoder, state)
     own = model.state_dict()
@@ -161,10 +162,9 @@ def _of_imagenet(encoder: VGG16, state: Mapping[str, Tensor]) -> dict[str, Tenso
     return ours
 
 
-def _is_path(weights: str | bool) -> bool:
-    return isinstance(weights, str) and (
-        "/" in weights or Path(weights).suffix in (".pth", ".pt", ".ckpt") or Path(weights).is_dir()
-    )
+def _is_path(weights: str) -> bool:
+    path = Path(weights)
+    return "/" in weights or path.suffix in (".pth", ".pt", ".ckpt") or path.is_dir()
 
 
 def _fetched(weights: str | bool, batch_norm: bool) -> Mapping[str, Tensor]:
