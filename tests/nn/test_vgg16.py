@@ -1,4 +1,4 @@
-"""VGG16 as an encoder: torchvision's network and its weights, wherever they come from, or one line that says why not."""
+"""VGG16 as an encoder: torchvision's network and weights, wherever they come from, or one line that says why not."""
 
 from pathlib import Path
 
