@@ -15,7 +15,7 @@ CLASSES = ["background", "bright", "striped"]
 
 def _small(**kwargs: Any) -> DeconvNet:
     torch.manual_seed(0)
-    return DeconvNet(CLASSES, **({"width": 0.125, "fc_channels": 32, "fc_kernel": 2} | kwargs))
+    return DeconvNet(CLASSES, **({"width": 0.125, "fc_channels": 64, "fc_kernel": 1} | kwargs))
 
 
 def test_parameters_and_layers() -> None:
@@ -53,15 +53,24 @@ def test_an_image_smaller_than_fc6_is_told_in_one_line() -> None:
             model(torch.zeros(1, 3, 128, 192))
 
 
+def test_first_weights_are_the_papers_or_hes() -> None:
+    papers, hes = _small(init_std=0.01), _small()
+    for name in ("fc7", "fc6_deconv"):
+        layer = hes.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+        assert float(papers.get_submodule(name).weight.std()) == pytest.approx(0.01, rel=0.05)  # type: ignore[operator,union-attr]
+
+
 def test_overfits_four_images(overfit: Callable[..., float]) -> None:
-    assert overfit(_small(), 60, 1e-2) >= 0.98
+    assert overfit(_small(), 140, 1e-2) >= 0.98
 
 
 def test_a_broken_part_does_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the fully connected layers' answer thrown away, there is nothing that unpooling could place."""
     model = _small()
     monkeypatch.setattr(model.fc6_deconv_norm, "forward", torch.zeros_like)
-    assert overfit(model, 60, 1e-2) < 0.98
+    assert overfit(model, 140, 1e-2) < 0.98
 
 
 def test_stages() -> None:

@@ -18,7 +18,7 @@ CLASSES = ["background", "bright", "striped"]
 
 def _segnet(**kwargs: Any) -> SegNet:
     torch.manual_seed(0)
-    return SegNet(CLASSES, width=0.125, **kwargs)
+    return SegNet(CLASSES, width=0.25, **kwargs)
 
 
 def _basic(variant: Any = "segnet_basic", **kwargs: Any) -> SegNetBasic:
@@ -134,7 +134,7 @@ def test_dropout_is_in_the_three_deeper_stages() -> None:
 
 
 def test_segnet_overfits_four_images(overfit: Callable[..., float]) -> None:
-    assert overfit(_segnet(), 60, 1e-2) >= 0.98
+    assert overfit(_segnet(), 60, 5e-3) >= 0.98
 
 
 class _NoSwitches(nn.Module):
@@ -148,17 +148,17 @@ def test_a_broken_part_does_not(overfit: Callable[..., float]) -> None:
     """Values that unpooling loses cannot be made up for."""
     model = _segnet()
     model.unpooling = _NoSwitches()  # type: ignore[assignment]
-    assert overfit(model, 60, 1e-2) < 0.98
+    assert overfit(model, 60, 5e-3) < 0.98
 
 
 @pytest.mark.parametrize("variant", [v for v in get_args(Variant) if v != "bilinear_interpolation"])
 def test_every_row_but_the_first_overfits_four_images(variant: Any, overfit: Callable[..., float]) -> None:
-    assert overfit(_basic(variant), 60, 1e-2) >= 0.98
+    assert overfit(_basic(variant), 100, 1e-2) >= 0.98
 
 
 def test_bilinear_interpolation_cannot(overfit: Callable[..., float]) -> None:
     """Scores of 16 pixels a cell cannot draw rectangles of 15: what the rest of the table is for."""
-    assert overfit(_basic("bilinear_interpolation"), 60, 1e-2) < 0.98
+    assert overfit(_basic("bilinear_interpolation"), 100, 1e-2) < 0.98
 
 
 @pytest.mark.parametrize(("model", "stages"), [(_segnet, 5), (_basic, 4)])
