@@ -1,0 +1,363 @@
+"""SegNet, SegNet-Basic and the decoders that the paper compares on it: where each maximum came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdet.data.sample import Target
+from segdet.errors import UserError
+from segdet.nn.pooling import MaxPooling, Pooled, switch_map
+from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_kernel
+from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, he_initialized, start_from
+from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import heat_maps, strength
+from segdet.task import Stage
+
+
+class SegNet(Segmenter):
+    """SegNet (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3): an encoder and its mirror image.
+
+    Max pooling throws away where in its window the maximum stood, and with it the boundaries. SegNet keeps just
+    that: the decoder puts every value of its coarse map back to the place that the encoder's switch remembers,
+    zeros elsewhere, and convolutions make the sparse map dense. Nothing of the upsampling is learned, and
+    instead of the encoder's maps two bits a window would do to be kept.
+
+    The encoder is VGG16's 13 convolutions; the decoder has 13, too. All have batch normalization and ReLU but the
+    last, which scores the classes at full resolution. It costs less than a quarter of FCN's parameters, for there is
+    no fc6 (29,433,483 with 11 classes, and 15,872 of batch normalization), but convolves 64 channels at full
+    resolution twice: 422 ms forward at 360x480 on a Titan against FCN's 317 in the paper.
+
+    Args:
+        class_names: See `Task`.
+        weights: The name of torchvision's weights for VGG16 with batch normalization (``IMAGENET1K_V1``) or true
+            for its default ones, a file of them (of VGG16 without it, too), or the folder or a checkpoint of
+            a former run; null starts at random.
+        width: The share of VGG16's channels.
+        dropout: The rate in the three deeper stages of encoder and decoder. The paper's benchmark says .5 for
+            the deeper layers; that these are meant is Bayesian SegNet's choice (Kendall et al., BMVC 2017).
+        kwargs: As for `Segmenter`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        weights: str | bool | None = None,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        self.encoder = VGG16(width, batch_norm=True, dropout=dropout)
+        self.unpooling = MaxUnpooling(2)
+        channels = self.encoder.channels
+        self.decoders = nn.ModuleList()
+        for stage in reversed(range(len(channels))):
+            into = channels[stage - 1] if stage else len(class_names)
+            layers: list[nn.Module] = [nn.Dropout(dropout)] if stage >= 2 and dropout else []
+            for _ in range(CONVOLUTIONS[stage] - 1):
+                layers += [*_convolution(channels[stage], channels[stage], 3), nn.ReLU(inplace=True)]
+            if stage:
+                layers += [*_convolution(channels[stage], into, 3), nn.ReLU(inplace=True)]
+            else:
+                layers.append(nn.Conv2d(channels[stage], into, 3, padding=1))
+            self.decoders.append(nn.Sequential(*layers))
+        he_initialized(self.decoders)
+        if weights:
+            start_from(self, self.encoder, weights)
+
+    @property
+    def counted(self) -> nn.Module:
+        return self.encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        return self._decoded(self.encoder(images))[-1]
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        return {"segmentation": self.cross_entropy(self(images), _masks(targets))}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C, H, W]``."""
+        return self(images)
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        pooled = self.encoder(image)
+        decoded = self._decoded(pooled)
+        yield from encoder_stages(pooled)
+        for number, features in zip(range(len(decoded), 1, -1), decoded, strict=False):
+            yield Stage(
+                f"decoder {number}",
+                map=strength(features),
+                about=f"How strongly decoder {number} responds after unpooling and convolving.",
+            )
+        yield from heat_maps(decoded[-1], self.class_names)
+
+    def _decoded(self, pooled: list[Pooled]) -> list[Tensor]:
+        """What comes out of each decoder, from the coarsest to the logits."""
+        decoded: list[Tensor] = []
+        features = pooled[-1].features
+        for decoder, here in zip(self.decoders, reversed(pooled), strict=True):
+            features = decoder(self.unpooling(features, here.size, here.switches))
+            decoded.append(features)
+        return decoded
+
+
+Variant = Literal[
+    "bilinear_interpolation",
+    "segnet_basic",
+    "encoder_addition",
+    "single_channel_decoder",
+    "fcn_basic",
+    "fcn_basic_no_addition",
+    "fcn_basic_no_dim_reduction",
+    "fcn_basic_no_addition_no_dim_reduction",
+]
+"""The rows of the paper's table 1, in its order."""
+
+
+class SegNetBasic(Segmenter):
+    """SegNet-Basic and the decoders beside it (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3.2, table 1).
+
+    One encoder of four 7x7 convolutions of 64 channels, each with batch normalization, ReLU and max pooling,
+    and a choice of decoders that differ in how they come back to full resolution:
+
+    - ``bilinear_interpolation``: classes scored at stride 16, then interpolated; nothing is learned there.
+    - ``segnet_basic``: max unpooling by the encoder's switches, then a 7x7 convolution with batch normalization
+      and no ReLU, four times; ``single_channel_decoder`` lets each filter see its own channel alone;
+      ``encoder_addition`` adds the encoder's 64 maps to each decoder's.
+    - ``fcn_basic``: the encoder's maps reduced to one channel a class, transposed convolutions of 8x8 that begin
+      as bilinear interpolation, and the encoder's reduced maps added at each resolution;
+      ``..._no_addition`` adds none, ``..._no_dim_reduction`` keeps 64 channels and scores the classes at
+      the end.
+
+    Convolutions have biases as in the released network, the paper speaks of none: SegNet-Basic has 1,415,563
+    parameters and 1,024 of batch normalization, the paper's table 1.425 M; SingleChannelDecoder 625,291, there
+    .625 M. Of FCN-Basic the paper leaves open where batch normalization stands and how it scores: here behind
+    each reduction and each transposed convolution but the one that gives the logits. It costs one pass, of
+    52.6 ms at 360x480 on a Titan (24.2 for bilinear interpolation and FCN-Basic).
+
+    Args:
+        class_names: See `Task`.
+        variant: See above.
+        channels: Of the encoder, and of decoders where they are as many.
+        kernel_size: Of the convolutions.
+        lrn: Whether local response normalization (5, 1e-4, .75) comes before all, as in the released network. It
+            is meant for values of 0 to 255: give ``mean: [0, 0, 0]`` and ``std`` of 1/255 with it.
+        kwargs: As for `Segmenter`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        variant: Variant = "segnet_basic",
+        channels: int = 64,
+        kernel_size: int = 7,
+        lrn: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        if variant not in _DECODERS:
+            raise UserError(f"model.variant: {variant!r} is none of {', '.join(_DECODERS)}")
+        if kernel_size % 2 == 0:
+            raise UserError(f"model.kernel_size: {kernel_size} has no middle; give an odd number")
+        self.normalization = nn.LocalResponseNorm(5, 1e-4, 0.75) if lrn else nn.Identity()
+        self.encoder = _BasicEncoder(channels, kernel_size)
+        self.decoder = _DECODERS[variant](channels, kernel_size, len(class_names))
+        he_initialized(self)
+
+    @property
+    def counted(self) -> nn.Module:
+        return self.encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        return self.decoder(*self.encoder(self.normalization(images)))[-1]
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        return {"segmentation": self.cross_entropy(self(images), _masks(targets))}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C, H, W]``."""
+        return self(images)
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        maps, pooled = self.encoder(self.normalization(image))
+        decoded = self.decoder(maps, pooled)
+        yield from encoder_stages(pooled)
+        for number, features in zip(range(len(pooled), 0, -1), decoded, strict=False):
+            yield Stage(
+                f"decoder {number}",
+                map=strength(features),
+                about=f"How strongly decoder {number} responds.",
+            )
+        yield from heat_maps(decoded[-1], self.class_names)
+
+
+class _BasicEncoder(nn.Module):
+    """Images to the maps of four convolutions before pooling, and after it."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(*_convolution(before, channels, kernel_size), nn.ReLU(inplace=True))
+            for before in (3, channels, channels, channels)
+        )
+        self.pool = MaxPooling()
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Pooled]]:
+        maps: list[Tensor] = []
+        pooled: list[Pooled] = []
+        for convolution in self.convolutions:
+            maps.append(convolution(pooled[-1].features if pooled else images))
+            pooled.append(self.pool(maps[-1]))
+        return maps, pooled
+
+
+class _SegNetDecoder(nn.Module):
+    """Unpooling and convolving, four times, then the classes' scores.
+
+    Args:
+        channels: Of all maps.
+        kernel_size: Of the convolutions.
+        classes: How many are scored.
+        single_channel: Whether a filter sees its own channel alone.
+        addition: Whether the encoder's maps are added.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        classes: int,
+        single_channel: bool = False,
+        addition: bool = False,
+    ) -> None:
+        super().__init__()
+        groups = channels if single_channel else 1
+        self.unpooling = MaxUnpooling(2)
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(*_convolution(channels, channels, kernel_size, groups)) for _ in range(4)
+        )
+        self.addition = addition
+        self.classifier = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
+        """What each decoder gives, coarse to fine, and last the logits."""
+        decoded = [pooled[-1].features]
+        for convolution, features, here in zip(self.convolutions, maps[::-1], pooled[::-1], strict=True):
+            dense = convolution(self.unpooling(decoded[-1], here.size, here.switches))
+            decoded.append(dense + features if self.addition else dense)
+        return [*decoded[1:], self.classifier(decoded[-1])]
+
+
+class _FCNDecoder(nn.Module):
+    """Transposed convolutions of 8x8 by two, four times, with the encoder's maps of each resolution added.
+
+    Args:
+        channels: Of the encoder's maps.
+        kernel_size: Of the encoder; unused.
+        classes: How many are scored.
+        addition: Whether the encoder's pooled maps are added.
+        reduction: Whether the encoder's maps are reduced to a channel a class before all.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, classes: int, addition: bool = True, reduction: bool = True
+    ) -> None:
+        super().__init__()
+        width = classes if reduction else channels
+        self.addition = addition
+        # From coarse to fine; the finest resolution is the image's, for which there is no pooled map.
+        self.reductions = nn.ModuleList(
+            nn.Sequential(*_convolution(channels, classes, 1)) if reduction else nn.Identity()
+            for _ in range(4 if addition else 1)
+        )
+        self.upsamplings = nn.ModuleList(_upsampling(width) for _ in range(4))
+        self.norms = nn.ModuleList(
+            # The logits are what they are.
+            nn.Identity() if reduction and index == 3 else nn.BatchNorm2d(width)
+            for index in range(4)
+        )
+        self.classifier = nn.Identity() if reduction else nn.Conv2d(channels, classes, 1)
+
+    def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
+        """What each decoder gives, coarse to fine, and last the logits."""
+        coarse = pooled[::-1]
+        decoded = [self.reductions[0](coarse[0].features)]
+        for index, here in enumerate(coarse):
+            h, w = here.size
+            large = self.norms[index](self.upsamplings[index](decoded[-1])[..., :h, :w])
+            if self.addition and index < 3:
+                large = large + self.reductions[index + 1](coarse[index + 1].features)
+            decoded.append(large)
+        return [*decoded[1:], self.classifier(decoded[-1])]
+
+
+class _BilinearDecoder(nn.Module):
+    """The classes' scores at the coarsest map, interpolated by two four times."""
+
+    def __init__(self, channels: int, kernel_size: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(channels, classes, 1)
+        self.upsampling = Bilinear(2)
+
+    def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
+        """The scores at each resolution, coarse to fine."""
+        decoded = [self.classifier(pooled[-1].features)]
+        for here in pooled[::-1]:
+            decoded.append(self.upsampling(decoded[-1], here.size))
+        return decoded[1:]
+
+
+_DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "bilinear_interpolation": _BilinearDecoder,
+    "segnet_basic": _SegNetDecoder,
+    "encoder_addition": partial(_SegNetDecoder, addition=True),
+    "single_channel_decoder": partial(_SegNetDecoder, single_channel=True),
+    "fcn_basic": _FCNDecoder,
+    "fcn_basic_no_addition": partial(_FCNDecoder, addition=False),
+    "fcn_basic_no_dim_reduction": partial(_FCNDecoder, reduction=False),
+    "fcn_basic_no_addition_no_dim_reduction": partial(_FCNDecoder, addition=False, reduction=False),
+}
+
+
+def encoder_stages(pooled: list[Pooled]) -> Iterator[Stage]:
+    """What each encoder responds to, and which pixels its pooling remembers."""
+    for number, here in enumerate(pooled, 1):
+        yield Stage(
+            f"encoder {number}",
+            map=strength(here.features),
+            about=f"How strongly encoder {number} responds after pooling.",
+        )
+        yield Stage(
+            f"switches {number}",
+            map=switch_map(here),
+            about=f"In how many channels of encoder {number} the maximum of its window stood at this pixel.",
+        )
+
+
+def _masks(targets: list[Target]) -> Tensor:
+    return torch.stack([target["mask"] for target in targets])
+
+
+def _convolution(before: int, channels: int, kernel_size: int, groups: int = 1) -> list[nn.Module]:
+    """A convolution that keeps the size, and its batch normalization."""
+    convolution = nn.Conv2d(before, channels, kernel_size, padding=kernel_size // 2, groups=groups)
+    return [convolution, nn.BatchNorm2d(channels)]
+
+
+def _upsampling(channels: int) -> nn.ConvTranspose2d:
+    """By two, with a kernel of 8x8 between all channels that begins as bilinear interpolation of each."""
+    layer = nn.ConvTranspose2d(channels, channels, 8, 2, padding=3, bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()
+        own = torch.arange(channels)
+        # Bilinear interpolation by two takes 4x4; the ring around it begins at zero.
+        layer.weight[own, own] = F.pad(bilinear_kernel(4), (2, 2, 2, 2))
+    return layer

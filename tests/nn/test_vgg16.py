@@ -1,0 +1,159 @@
+"""VGG16 as an encoder: torchvision's network and weights, wherever they come from, or one line that says why not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models._api import WeightsEnum
+from torchvision.models.vgg import VGG, make_layers
+
+from segdet.errors import UserError
+from segdet.nn.vgg16 import VGG16, start_from
+
+_NARROW: list[str | int] = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
+
+
+def narrow_vgg16(batch_norm: bool = False, hidden: int = 32) -> VGG:
+    """torchvision's VGG16 with an eighth of the channels and ``hidden`` in fc6 and fc7."""
+    torch.manual_seed(0)
+    with torch.device("meta"):  # its classifier would draw 120 million numbers
+        network = VGG(nn.Identity(), num_classes=10, init_weights=False)
+    network.features = make_layers(_NARROW, batch_norm)
+    network.classifier = nn.Sequential(
+        nn.Linear(64 * 49, hidden), nn.ReLU(), nn.Dropout(),
+        nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
+        nn.Linear(hidden, 10),
+    )  # fmt: skip
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean, -0.1, 0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+    return network.eval()
+
+
+class Model(nn.Module):
+    """What a family is to `start_from`."""
+
+    def __init__(self, width: float = 0.125, batch_norm: bool = False, hidden: int = 32) -> None:
+        super().__init__()
+        self.encoder = VGG16(width, batch_norm)
+        self.fc6 = nn.Conv2d(64, hidden, 7)
+        self.fc7 = nn.Conv2d(hidden, hidden, 1)
+        self.score = nn.Conv2d(hidden, 3, 1)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_file_of_torchvisions_gives_its_features(
+    tmp_path: Path, batch_norm: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = narrow_vgg16(batch_norm)
+    torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
+    model = Model(batch_norm=batch_norm).eval()
+    start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.encoder(images)[-1].features, theirs.features(images))
+    torch.testing.assert_close(model.fc6.weight.flatten(1), theirs.classifier[0].weight)
+    torch.testing.assert_close(model.fc7.weight.flatten(1), theirs.classifier[3].weight)
+    assert capsys.readouterr().err == f"segdet: starts from {tmp_path / 'vgg16.pth'}; new: score\n"
+
+
+def test_maps_have_the_strides_and_round_up() -> None:
+    pooled = VGG16(0.125).eval()(torch.randn(1, 3, 65, 31))
+    assert [tuple(here.features.shape[1:]) for here in pooled] == [
+        (8, 33, 16), (16, 17, 8), (32, 9, 4), (64, 5, 2), (64, 3, 1),
+    ]  # fmt: skip
+    assert [here.size for here in pooled] == [(65, 31), (33, 16), (17, 8), (9, 4), (5, 2)]
+
+
+def test_batch_normalization_is_new_where_the_file_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = narrow_vgg16()
+    torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
+    model = Model(batch_norm=True)
+    start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+    assert torch.equal(model.encoder.stages[4][6].weight, theirs.features[28].weight)
+    assert "new: encoder.stages.0.1, " in capsys.readouterr().err
+
+
+def test_a_classifier_that_was_never_published_stays_new(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = narrow_vgg16().state_dict()
+    state["classifier.0.weight"].fill_(torch.nan)
+    torch.save(state, tmp_path / "features.pth")
+    model = Model()
+    start_from(model, model.encoder, str(tmp_path / "features.pth"))
+    assert model.fc6.weight.isfinite().all()
+    assert capsys.readouterr().err.endswith("new: fc6, score\n")
+
+
+def test_a_former_run_gives_what_has_the_same_name_and_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = Model(hidden=16)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    file = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    torch.save({"state_dict": former.state_dict(), "epoch": 3}, file)
+    model = Model(hidden=24)
+    start_from(model, model.encoder, str(tmp_path / "run"))
+    assert torch.equal(model.encoder.stages[2][0].weight, former.encoder.stages[2][0].weight)
+    # score's bias has the same shape in both, its weight has not.
+    assert capsys.readouterr().err == f"segdet: starts from {tmp_path / 'run'}; new: fc6, fc7, score\n"
+    start_from(model := Model(hidden=16), model.encoder, str(file))
+    assert torch.equal(model.score.weight, former.score.weight)
+    assert capsys.readouterr().err.endswith("new: nothing\n")
+
+
+class TestMistakes:
+    def test_other_channels(self, tmp_path: Path) -> None:
+        torch.save(narrow_vgg16().state_dict(), tmp_path / "vgg16.pth")
+        model = Model(width=0.25)
+        with pytest.raises(
+            UserError, match="not those of a VGG16 with 16 to 128 channels; give torchvision's"
+        ):
+            start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+
+    def test_batch_normalization_that_the_model_lacks(self, tmp_path: Path) -> None:
+        torch.save(narrow_vgg16(batch_norm=True).state_dict(), tmp_path / "vgg16.pth")
+        model = Model()
+        with pytest.raises(UserError, match="with batch normalization, which this one has not"):
+            start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+
+    def test_nothing_fits(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
+        model = Model()
+        with pytest.raises(
+            UserError, match=r"last\.ckpt: nothing in it fits Model; give torchvision's VGG16 or"
+        ):
+            start_from(model, model.encoder, str(tmp_path / "last.ckpt"))
+
+    def test_no_file_and_a_torn_one(self, tmp_path: Path) -> None:
+        model = Model()
+        (tmp_path / "run").mkdir()
+        with pytest.raises(UserError, match=r"run/checkpoints/best\.ckpt: no such file of weights"):
+            start_from(model, model.encoder, str(tmp_path / "run"))
+        (tmp_path / "torn.pth").write_bytes(b"PK torn")
+        with pytest.raises(UserError, match=r"torn\.pth: not a file of weights that can be read"):
+            start_from(model, model.encoder, str(tmp_path / "torn.pth"))
+
+    def test_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = Model()
+        with pytest.raises(UserError, match="vgg16 has no weights 'IMAGENET'; it has IMAGENET1K_V1"):
+            start_from(model, model.encoder, "IMAGENET")
+
+        def unreachable(self: WeightsEnum, **_: object) -> None:
+            raise OSError("<urlopen error no route to host>")
+
+        monkeypatch.setattr(WeightsEnum, "get_state_dict", unreachable)
+        with pytest.raises(
+            UserError, match=r"cannot be fetched .*no route to host.*; give a local file, or null"
+        ):
+            start_from(model, model.encoder, "IMAGENET1K_V1")
+
+    def test_no_channels(self) -> None:
+        with pytest.raises(UserError, match=r"model\.width: 0 of VGG16's channels are none"):
+            VGG16(0)

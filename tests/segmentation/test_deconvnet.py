@@ -1,0 +1,81 @@
+"""DeconvNet: the paper's parameters and layers, sizes, and that it learns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from segdet.errors import UserError
+from segdet.segmentation.deconvnet import DeconvNet
+
+CLASSES = ["background", "bright", "striped"]
+
+
+def _small(**kwargs: Any) -> DeconvNet:
+    torch.manual_seed(0)
+    return DeconvNet(CLASSES, **({"width": 0.125, "fc_channels": 64, "fc_kernel": 1} | kwargs))
+
+
+def test_parameters_and_layers() -> None:
+    with torch.device("meta"):
+        model = DeconvNet([str(number) for number in range(21)])
+    norms = sum(
+        p.numel()
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm2d)
+        for p in m.parameters(recurse=False)
+    )
+    assert sum(p.numel() for p in model.parameters()) - norms == 251_772_245
+    assert norms == 33_408
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(nn.Conv2d) == 13 + 2 + 1 and kinds.count(nn.ConvTranspose2d) == 1 + 13
+    assert kinds.count(nn.BatchNorm2d) == 13 + 2 + 1 + 13
+
+
+def test_224_pixels_are_one_vector_and_come_back() -> None:
+    with torch.device("meta"):
+        model = DeconvNet(CLASSES, width=0.125, fc_channels=32)
+        pooled = model.encoder(torch.zeros(2, 3, 224, 224))
+        assert model.fc6(pooled[-1].features).shape == (2, 32, 1, 1)
+        assert model._decoded(pooled)[0].shape == (2, 64, 7, 7)
+        assert model(torch.zeros(2, 3, 224, 224)).shape == (2, 3, 224, 224)
+        assert model(torch.zeros(1, 3, 360, 481)).shape == (1, 3, 360, 481)
+
+
+def test_an_image_smaller_than_fc6_is_told_in_one_line() -> None:
+    with torch.device("meta"):
+        model = DeconvNet(CLASSES, width=0.125, fc_channels=32)
+        with pytest.raises(
+            UserError, match="images of 128x192 pixels are smaller than fc6, which sees 224x224"
+        ):
+            model(torch.zeros(1, 3, 128, 192))
+
+
+def test_first_weights_are_the_papers_or_hes() -> None:
+    papers, hes = _small(init_std=0.01), _small()
+    for name in ("fc7", "fc6_deconv"):
+        layer = hes.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+        assert float(papers.get_submodule(name).weight.std()) == pytest.approx(0.01, rel=0.05)  # type: ignore[operator,union-attr]
+
+
+def test_overfits_four_images(overfit: Callable[..., float]) -> None:
+    assert overfit(_small(), 140, 1e-2) >= 0.98
+
+
+def test_a_broken_part_does_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the fully connected layers' answer thrown away, there is nothing that unpooling could place."""
+    model = _small()
+    monkeypatch.setattr(model.fc6_deconv_norm, "forward", torch.zeros_like)
+    assert overfit(model, 140, 1e-2) < 0.98
+
+
+def test_stages() -> None:
+    with torch.inference_mode():
+        names = [stage.name for stage in _small().eval().stages(torch.randn(1, 3, 64, 64))]
+    assert names[:2] == ["encoder 1", "switches 1"]
+    assert names[10:16] == ["fc6 deconvolution", *(f"deconvolution {n}" for n in (5, 4, 3, 2, 1))]
+    assert names[-1] == "confidence"
