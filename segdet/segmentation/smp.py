@@ -18,6 +18,7 @@ from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
 from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
 _OURS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
@@ -142,10 +143,9 @@ class SMP(Segmenter):
                 continue  # an empty place, or the image itself
             shares = [features.shape[i] / padded.shape[i] for i in (2, 3)]
             height, width = (math.ceil(image.shape[i + 2] * share) for i, share in enumerate(shares))
-            strength = features[0, :, :height, :width].float().square().mean(0).sqrt()
-            yield Stage(f"encoder {index}", map=strength, about=f"The encoder's map of {height}x{width} cells.")
-        confidence = self(image).float().softmax(1).amax(1)[0]
-        yield Stage("confidence", map=confidence, about="How sure it is of its class.")
+            seen = strength(features[:, :, :height, :width])
+            yield Stage(f"encoder {index}", map=seen, about=f"The encoder's map of {height}x{width} cells.")
+        yield from heat_maps(self(image), self.class_names)
 
     def _padded(self, images: Tensor) -> Tensor:
         """Images with sides that the network takes."""

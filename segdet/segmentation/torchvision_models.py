@@ -16,6 +16,7 @@ from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
 from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
 
@@ -89,12 +90,15 @@ class TorchvisionSegmenter(Segmenter):
         yield from self.looks(features)
         if self.auxiliary_weight:
             auxiliary = self.network.aux_classifier(features["aux"])  # type: ignore[operator]
-            yield _confidence("auxiliary confidence", auxiliary)
-        yield _confidence("confidence", self.classify(features))
+            confidence = auxiliary[0].float().softmax(0).amax(0)
+            yield Stage("auxiliary confidence", map=confidence, about="How sure the second classifier is.")
+        yield from heat_maps(self.classify(features), self.class_names)
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         """What the classifier stands on."""
-        yield _heat("features", features["out"], "The backbone's last map, which is classified.")
+        yield Stage(
+            "features", map=strength(features["out"]), about="The backbone's last map, which is classified."
+        )
 
     def _network(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
         """torchvision's module with the weights asked for and as many outputs as there are classes."""
@@ -192,13 +196,15 @@ class DeepLabV3(TorchvisionSegmenter):
         return super().losses(images, targets)
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        yield _heat("features", features["out"], "The backbone's last map.")
+        yield Stage("features", map=strength(features["out"]), about="The backbone's last map.")
         for branch in self.network.classifier[0].convs[:-1]:  # type: ignore[index,union-attr]
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
             name = f"dilation {rate}" if side > 1 else "1x1"
-            about = f"What it finds with {side}x{side} taps, {rate} cells apart." if side > 1 else "Cell by cell."
-            yield _heat(name, branch(features["out"]), about)
+            about = (
+                f"What it finds with {side}x{side} taps, {rate} cells apart." if side > 1 else "Cell by cell."
+            )
+            yield Stage(name, map=strength(branch(features["out"])), about=about)
 
 
 class LRASPP(TorchvisionSegmenter):
@@ -233,11 +239,19 @@ class LRASPP(TorchvisionSegmenter):
         return self.network.classifier(features)  # type: ignore[operator]
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        yield _heat("low features", features["low"], "The map of stride 8: where things are.")
-        yield _heat("high features", features["high"], "The map of stride 16: what things are.")
+        yield Stage(
+            "low features", map=strength(features["low"]), about="The map of stride 8: where things are."
+        )
+        yield Stage(
+            "high features", map=strength(features["high"]), about="The map of stride 16: what things are."
+        )
         head = self.network.classifier
         weighted = head.cbr(features["high"]) * head.scale(features["high"])  # type: ignore[operator,union-attr]
-        yield _heat("weighted features", weighted, "The same after the image as a whole has had its say.")
+        yield Stage(
+            "weighted features",
+            map=strength(weighted),
+            about="The same after the image as a whole has had its say.",
+        )
 
 
 def _named(option: str, model: str, weights: str | bool) -> str:
@@ -262,12 +276,3 @@ def _give_outputs(network: nn.Module, name: str, classes: int) -> None:
     assert isinstance(old, nn.Conv2d)
     if old.out_channels != classes:
         setattr(parent, child, nn.Conv2d(old.in_channels, classes, 1))
-
-
-def _heat(name: str, features: Tensor, about: str) -> Stage:
-    """A map's strength at each pixel: the root of the mean square over channels."""
-    return Stage(name, map=features[0].float().square().mean(0).sqrt(), about=about)
-
-
-def _confidence(name: str, logits: Tensor) -> Stage:
-    return Stage(name, map=logits.float().softmax(1).amax(1)[0], about="How sure it is of its class.")

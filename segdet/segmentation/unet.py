@@ -14,6 +14,7 @@ from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
 
@@ -72,7 +73,9 @@ class UNet(Segmenter):
         self.dropout = nn.Dropout(dropout)
         below = [*widths[1:], channels[-1]]  # what comes up to each level
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(below[i], widths[i], strides[i + 1] // strides[i], strides[i + 1] // strides[i])
+            nn.ConvTranspose2d(
+                below[i], widths[i], strides[i + 1] // strides[i], strides[i + 1] // strides[i]
+            )
             for i in range(len(widths))
         )
         self.blocks = nn.ModuleList(
@@ -99,10 +102,18 @@ class UNet(Segmenter):
         contracted = self._contract(image)
         expanded = self._expand(contracted)
         for stride, features in zip(self.strides, contracted, strict=True):
-            yield _heat(f"contracting, stride {stride}", features, "What it finds on the way down.")
+            yield Stage(
+                f"contracting, stride {stride}",
+                map=strength(features),
+                about="What it finds on the way down.",
+            )
         for stride, features in zip(reversed(self.strides[:-1]), expanded, strict=True):
-            yield _heat(f"expanding, stride {stride}", features, "What it makes of that and of coarser maps.")
-        yield _confidence(self.classifier(expanded[-1]))
+            yield Stage(
+                f"expanding, stride {stride}",
+                map=strength(features),
+                about="What it makes of that and of coarser maps.",
+            )
+        yield from heat_maps(self.classifier(expanded[-1]), self.class_names)
 
     def _contract(self, images: Tensor) -> list[Tensor]:
         """The maps of all strides, fine to coarse."""
@@ -248,11 +259,20 @@ class OriginalUNet(Segmenter):
         for level, features in enumerate(contracted):
             lost = 2 * (2 ** (level + 1) - 1)
             inside = self._over(features, level, lost, size)
-            yield _heat(f"contracting, stride {2**level}", inside, "What it finds on the way down.")
+            yield Stage(
+                f"contracting, stride {2**level}",
+                map=strength(inside),
+                about="What it finds on the way down.",
+            )
         for level, features in zip(reversed(range(self.depth)), expanded, strict=True):
             inside = self._over(features, level, self.margin - 2 * (2**level - 1), size)
-            yield _heat(f"expanding, stride {2**level}", inside, "What it makes of that and of coarser maps.")
-        yield _confidence(self.classifier(expanded[-1])[:, :, : size[0], : size[1]])
+            yield Stage(
+                f"expanding, stride {2**level}",
+                map=strength(inside),
+                about="What it makes of that and of coarser maps.",
+            )
+        logits = self.classifier(expanded[-1])[:, :, : size[0], : size[1]]
+        yield from heat_maps(logits, self.class_names)
 
     def _contract(self, images: Tensor) -> list[Tensor]:
         """The maps of all levels, fine to coarse."""
@@ -327,7 +347,11 @@ def nearness_to_borders(masks: Tensor, sigma: float) -> Tensor:
 def _two_convolutions(channels: int, out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before in (channels, out):
-        layers += [nn.Conv2d(before, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(before, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -352,12 +376,3 @@ def _mirrored(length: int, before: int, after: int) -> Tensor:
     period = max(1, 2 * (length - 1))
     position = torch.arange(-before, length + after) % period
     return torch.minimum(position, period - position) if length > 1 else torch.zeros_like(position)
-
-
-def _heat(name: str, features: Tensor, about: str) -> Stage:
-    """A map's strength at each pixel: the root of the mean square over channels."""
-    return Stage(name, map=features[0].float().square().mean(0).sqrt(), about=about)
-
-
-def _confidence(logits: Tensor) -> Stage:
-    return Stage("confidence", map=logits.float().softmax(1).amax(1)[0], about="How sure it is of its class.")

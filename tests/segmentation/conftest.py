@@ -1,0 +1,57 @@
+"""Four images that show whether a network can learn anything at all."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from segdet.data.sample import Target
+from segdet.segmentation.base import Segmenter
+
+SIDE = 48
+Overfit = Callable[[Segmenter, int, float], float]
+
+
+def _scenes() -> tuple[torch.Tensor, list[Target]]:
+    """Noise with a bright and a striped rectangle, in the corners in turn.
+
+    Half the stripes are as bright as the bright rectangle and half are noise, so that no pixel by itself
+    tells its class.
+    """
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 120, (4, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    masks = torch.zeros(4, SIDE, SIDE, dtype=torch.int64)
+    for i in range(4):
+        y, x = 25 * (i // 2) + 2, 25 * (i % 2) + 2
+        images[i, :, y : y + 19, x : x + 15] = 230
+        masks[i, y : y + 19, x : x + 15] = 1
+        y, x = 30 - y, 30 - x
+        images[i, :, y : y + 15 : 2, x : x + 17] = 230
+        masks[i, y : y + 15, x : x + 17] = 2
+    return images, [Target(mask=mask) for mask in masks]
+
+
+@pytest.fixture
+def overfit() -> Overfit:
+    """Trains a network of three classes on four images, and gives the share of their pixels that it gets right.
+
+    Called with the network, the number of steps and AdamW's rate, which falls to zero.
+    """
+
+    def learned(model: Segmenter, steps: int, rate: float) -> float:
+        images, targets = _scenes()
+        model.train()
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            sum(model.losses(model.normalize(images), targets).values()).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.inference_mode():
+            found = torch.stack([prediction["mask"] for prediction in model.predict_images(images)])
+        return float((found == torch.stack([target["mask"] for target in targets])).float().mean())
+
+    return learned
