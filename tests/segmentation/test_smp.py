@@ -1,4 +1,4 @@
-"""The adapter to segmentation_models_pytorch: its architectures learn and predict, at any size, and mistakes are told."""
+"""The adapter to segmentation_models_pytorch: its networks learn and predict at any size, and mistakes are told."""
 
 import sys
 from collections.abc import Callable

@@ -227,5 +227,5 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_deeplab_cannot_learn_from_one_image_at_a_time() -> None:
     model = DeepLabV3(CLASSES, "mobilenet_v3_large")
-    with pytest.raises(UserError, match="give --data.batch_size 2 or more"):
+    with pytest.raises(UserError, match=r"give --data\.batch_size 2 or more"):
         model.losses(torch.zeros(1, 3, 64, 64), [Target(mask=torch.zeros(64, 64, dtype=torch.int64))])
