@@ -170,7 +170,7 @@ def _small_vgg(
     if strides is not None and set(strides) <= set(all_strides):
         # Dropped and not left unbuilt: what is built after the backbone keeps its seeded weights.
         body.keep(all_strides.index(max(strides)) + 1)
-    if isinstance(weights, str) and _is_file(weights):
+    if isinstance(weights, str) and is_weights_file(weights):
         _load(body, "small_vgg", Path(weights))
     elif weights:
         raise UserError(
@@ -185,7 +185,7 @@ def _from_timm(
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name, timm.list_models(), 1) or ["resnet18"]
         raise UserError(f"backbone {name}: timm has no such model; did you mean {near[0]}?")
-    named = isinstance(weights, str) and not _is_file(weights)
+    named = isinstance(weights, str) and not is_weights_file(weights)
     model = f"{name.split('.')[0]}.{weights}" if named else name
     try:
         if strides is not None:
@@ -198,7 +198,7 @@ def _from_timm(
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
     except (OSError, RuntimeError) as error:
-        raise UserError(_no_weights(name, error)) from error
+        raise unfetched(f"backbone {name}", error) from error
     if isinstance(weights, str) and not named:
         _load(body, name, Path(weights))
     info = cast(_Info, body.feature_info)
@@ -224,7 +224,7 @@ def _from_torchvision(
             "resnet18"
         ]
         raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near[0]}?")
-    named = weights is True or (isinstance(weights, str) and not _is_file(weights))
+    named = weights is True or (isinstance(weights, str) and not is_weights_file(weights))
     try:
         wanted = ("DEFAULT" if weights is True else weights) if named else None
         model = torchvision.models.get_model(name, weights=wanted, **options)
@@ -232,7 +232,7 @@ def _from_torchvision(
         choices = [w.name for w in torchvision.models.get_model_weights(name)]
         raise UserError(f"backbone torchvision:{name}: no weights {weights!r}; it has {choices}") from error
     except OSError as error:
-        raise UserError(_no_weights(f"torchvision:{name}", error)) from error
+        raise unfetched(f"backbone torchvision:{name}", error) from error
     if isinstance(weights, str) and not named:
         _load(model, f"torchvision:{name}", Path(weights))
     nodes, channels, strides = _last_of_each_stride(model)
@@ -264,18 +264,31 @@ def _last_of_each_stride(model: nn.Module) -> tuple[list[str], list[int], list[i
     return [last[s][0] for s in ordered], [last[s][1] for s in ordered], ordered
 
 
-def _is_file(weights: str) -> bool:
+def is_weights_file(weights: str) -> bool:
+    """Whether ``weights`` is the path of a file rather than the name of a library's weights."""
     return "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin", ".ckpt"))
 
 
-def _no_weights(name: str, error: Exception) -> str:
+def unfetched(owner: str, error: Exception) -> UserError:
+    """The line for weights that a library tried to fetch and could not."""
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return f"backbone {name}: its weights cannot be fetched ({reason}); give a local file, or null to start at random"
+    return UserError(
+        f"{owner}: its weights cannot be fetched ({reason}); give a local file, or null to start at random"
+    )
 
 
-def _load(model: nn.Module, name: str, path: Path) -> None:
+def read_weights(path: Path, owner: str) -> dict[str, Tensor]:
+    """The weights in a file, by their names.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` wrote.
+        owner: Whose weights they are to be, for the error's line.
+
+    Raises:
+        UserError: If there is no such file, or it cannot be read.
+    """
     if not path.is_file():
-        raise UserError(f"{path}: no such file of weights for backbone {name}; give an existing one, or null")
+        raise UserError(f"{path}: no such file of weights for {owner}; give an existing one, or null")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -283,20 +296,32 @@ def _load(model: nn.Module, name: str, path: Path) -> None:
             state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state.get("model", state))
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # whatever a torn file makes the reader raise
         raise UserError(f"{path}: not a file of weights that can be read; fetch it anew") from error
-    state = state.get("state_dict", state.get("model", state))
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path, owner: str) -> None:
+    """Gives ``model`` the weights of ``state``, which was read from ``path``; what it has no place for is left out.
+
+    Raises:
+        UserError: If a weight of the model is missing, or has another shape.
+    """
     wanted = model.state_dict()
     # timm's feature extractors flatten "layer1.0" and the like in some families, never the names' order.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"{path}: not the weights of backbone {name}: {len(missing)} of {len(wanted)} are missing, such as "
+            f"{path}: not the weights of {owner}: {len(missing)} of {len(wanted)} are missing, such as "
             f"{missing[0]}; choose the file that belongs to it"
         )
     wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if wrong:
-        raise UserError(
-            f"{path}: {wrong[0]} has another shape than in backbone {name}; choose the file that fits"
-        )
+        raise UserError(f"{path}: {wrong[0]} has another shape than in {owner}; choose the file that fits")
     model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+
+
+def _load(model: nn.Module, name: str, path: Path) -> None:
+    owner = f"backbone {name}"
+    load_weights(model, read_weights(path, owner), path, owner)

@@ -1,0 +1,220 @@
+"""Any architecture and encoder of segmentation_models_pytorch, through one adapter."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdet.data.sample import Target
+from segdet.errors import UserError
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import heat_maps, strength
+from segdet.task import Stage
+
+_OURS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+"""Arguments of an architecture that this adapter gives itself."""
+
+
+class SMP(Segmenter):
+    """A network of the segmentation_models_pytorch library (pip install 'segdet[smp]').
+
+    The library combines decoders (``Unet``, ``UnetPlusPlus``, ``MAnet``, ``Linknet``, ``FPN``, ``PSPNet``,
+    ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders: its own
+    (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). Here they learn,
+    predict and are scored as all families are. What each decoder does is in its paper, which the
+    library's documentation names; it costs one pass of the encoder and what the decoder adds.
+
+    An image whose sides the encoder's stride does not divide is padded on the right and at the bottom with
+    its mean colour, and the logits are cropped.
+
+    Args:
+        architecture: The decoder's class.
+        encoder: The encoder's name. `DPT` takes vision transformers of timm's alone, such as
+            ``tu-vit_tiny_patch16_224`` with ``options: {dynamic_img_size: true}`` for sides other than 224.
+        encoder_weights: The name of the encoder's pretrained weights (``imagenet``; for ``tu-`` encoders timm's tag,
+            such as ``a1_in1k``, or true for its default ones), a local file of them, or null for random ones.
+        options: Further arguments of the architecture, such as ``{decoder_channels: 128}``.
+        kwargs: As for `Segmenter`.
+
+    Raises:
+        UserError: If the library is not there, has no such part, or the weights cannot be had or
+            were learned from images normalized otherwise than ``mean`` and ``std`` say.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        architecture: str = "DeepLabV3Plus",
+        encoder: str = "resnet34",
+        encoder_weights: str | bool | None = None,
+        options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        try:
+            import segmentation_models_pytorch as smp
+        except ImportError as error:
+            raise UserError(
+                "SMP: the package segmentation_models_pytorch is not installed; pip install 'segdet[smp]'"
+            ) from error
+        known = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+        if architecture not in known:
+            raise UserError(f"model.architecture {architecture}: {_no_such('decoder', architecture, known)}")
+        kind = known[architecture]
+        if not encoder.startswith("tu-") and encoder not in smp.encoders.get_encoder_names():
+            encoders = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+            raise UserError(f"model.encoder {encoder}: {_no_such('encoder', encoder, encoders)}")
+        if encoder.startswith("tu-") and not timm.is_model(encoder.removeprefix("tu-").split(".")[0]):
+            models = [f"tu-{name}" for name in timm.list_models()]
+            raise UserError(f"model.encoder {encoder}: {_no_such('encoder', encoder, models)}")
+        options = dict(options or {})
+        _check_options(kind, encoder, options)
+        file: Path | None = None
+        named: str | bool | None = encoder_weights or None
+        if isinstance(encoder_weights, str) and is_weights_file(encoder_weights):
+            file, named = Path(encoder_weights), None
+        if named is not None:
+            encoder, named = _named(smp, encoder, named)
+            self._check_normalization(smp, encoder, named)
+        try:
+            self.network: nn.Module = kind(
+                encoder_name=encoder, encoder_weights=named, classes=len(class_names), **options
+            )
+        except (OSError, RuntimeError) as error:
+            if named is None:
+                raise UserError(f"SMP {architecture} on {encoder}: {_first_line(error)}") from error
+            raise unfetched(f"encoder {encoder}", error) from error
+        except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+            raise UserError(
+                f"SMP {architecture} on {encoder}: {_first_line(error)}; give another encoder or other options"
+            ) from error
+        if file is not None:
+            owner = f"encoder {encoder}"
+            load_weights(self.network.encoder, read_weights(file, owner), file, owner)  # type: ignore[arg-type]
+
+    @property
+    def counted(self) -> nn.Module:
+        """The encoder."""
+        return self.network.encoder  # type: ignore[return-value]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        try:
+            return self.network(self._padded(images))[:, :, : images.shape[-2], : images.shape[-1]]
+        except AssertionError as error:  # how timm's transformers refuse a size
+            raise UserError(
+                f"SMP on {self.network.encoder.name}: {_first_line(error)} give images of that size "  # type: ignore[union-attr]
+                "(data.recipe.size), or --model.options='{dynamic_img_size: true}'"
+            ) from error
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        masks = torch.stack([target["mask"] for target in targets])
+        try:
+            logits = self(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"{type(self.network).__name__}: the mean of an image cannot be normalized over a batch of "
+                f"{len(images)}; give --data.batch_size 2 or more"
+            ) from error
+        return {"segmentation": self.cross_entropy(logits, masks)}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C, H, W]``."""
+        return self(images)
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        padded = self._padded(image)
+        maps = self.network.encoder(padded)  # type: ignore[operator]
+        maps = maps[0] if isinstance(maps, tuple) else maps  # a transformer's tokens come beside its maps
+        for index, features in enumerate(maps):
+            if not features.shape[1] or features.shape[2] == padded.shape[2]:
+                continue  # an empty place, or the image itself
+            shares = [features.shape[i] / padded.shape[i] for i in (2, 3)]
+            height, width = (math.ceil(image.shape[i + 2] * share) for i, share in enumerate(shares))
+            seen = strength(features[:, :, :height, :width])
+            yield Stage(f"encoder {index}", map=seen, about=f"The encoder's map of {height}x{width} cells.")
+        yield from heat_maps(self(image), self.class_names)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Images with sides that the network takes."""
+        if not getattr(self.network, "requires_divisible_input_shape", True):
+            return images
+        stride = int(self.network.encoder.output_stride)  # type: ignore[union-attr,arg-type]
+        if type(self.network).__name__ == "DPT":
+            stride *= 2  # its decoder halves the transformer's grid once more
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % stride, 0, -height % stride))
+
+    def _check_normalization(self, smp: Any, encoder: str, named: str | bool) -> None:
+        """Raises `UserError` if the weights want another normalization than this model has."""
+        try:
+            wanted = smp.encoders.get_preprocessing_params(encoder, named)
+        except OSError as error:
+            raise unfetched(f"encoder {encoder}", error) from error
+        full = wanted["input_range"][-1] if wanted.get("input_range") else 1
+        mean, std = ([round(value / full, 6) for value in wanted[key]] for key in ("mean", "std"))
+        own_std = 1 / (255 * self._scale.flatten())  # type: ignore[operator]
+        own_mean = self._shift.flatten() * own_std  # type: ignore[operator]
+        if not torch.allclose(torch.stack([own_mean, own_std]), torch.tensor([mean, std]), atol=1e-4):
+            raise UserError(
+                f"model.encoder_weights: those of {encoder} were learned with another normalization; give "
+                f"--model.mean='{mean}' --model.std='{std}'"
+            )
+        if wanted.get("input_space", "RGB") != "RGB":
+            raise UserError(
+                f"model.encoder_weights: those of {encoder} want {wanted['input_space']}, images are RGB; "
+                "choose other weights"
+            )
+
+
+def _check_options(kind: type, encoder: str, options: dict[str, Any]) -> None:
+    known = [
+        name
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if name not in ("self", *_OURS) and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    for name in options:
+        if name in _OURS:
+            raise UserError(f"model.options.{name}: is given by SMP itself; leave it out")
+        # timm's encoders take what is left, and refuse what they do not know; the library's own ignore it.
+        if name not in known and not encoder.startswith("tu-"):
+            near = get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            raise UserError(f"model.options.{name}: {kind.__name__} has no such option; {remedy}")
+
+
+def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool]:
+    """The encoder's name and the name of its weights, as the library wants them."""
+    if encoder.startswith("tu-"):
+        # A tag belongs to timm's name of the model.
+        return (encoder, True) if weights is True else (f"{encoder.split('.')[0]}.{weights}", True)
+    choices = list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    chosen = choices[0] if weights is True and choices else weights
+    if chosen not in choices:
+        raise UserError(
+            f"model.encoder_weights: there are no weights {weights!r} of {encoder}; there are {', '.join(choices)}"
+        )
+    return encoder, chosen
+
+
+def _no_such(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    by_lower = {k.lower(): k for k in known}
+    near = get_close_matches(name.lower(), by_lower, 1, 0.5)
+    remedy = f"did you mean {by_lower[near[0]]}?" if near else f"there are {', '.join(list(known)[:12])} ..."
+    return f"segmentation_models_pytorch has no such {what}; {remedy}"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

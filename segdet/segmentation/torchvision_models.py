@@ -1,0 +1,278 @@
+"""DeepLabV3, LR-ASPP and FCN as torchvision has them, with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from segdet.data.sample import Target
+from segdet.errors import UserError
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.segmentation.base import Segmenter
+from segdet.segmentation.pictures import heat_maps, strength
+from segdet.task import Stage
+
+
+class TorchvisionSegmenter(Segmenter):
+    """What torchvision's segmentation networks have in common; use one of the three below.
+
+    The network is torchvision's own module, so that its weights fit and its logits come out. Where
+    weights are of another number of classes than the data, the last convolutions, which alone depend on it,
+    are replaced by new ones and all the rest is kept. The normalization of all of torchvision's weights is
+    the default of ``mean`` and ``std``.
+
+    Args:
+        backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``, as far as torchvision combines it.
+        weights: Of the whole network: the name of torchvision's (``COCO_WITH_VOC_LABELS_V1``) or true for its
+            default ones, a local file, or null for none.
+        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``); not looked at when there
+            are ``weights``.
+        auxiliary_weight: The weight of the loss of a second classifier on the backbone's last but one stage,
+            which helps training and is not run in prediction; 0 for none.
+        kwargs: As for `Segmenter`.
+
+    Attributes:
+        family: How torchvision's names of these networks begin.
+        heads: The convolutions whose outputs are the classes, by name.
+    """
+
+    family: ClassVar[str]
+    heads: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str = "resnet50",
+        weights: str | bool | None = None,
+        weights_backbone: str | bool | None = None,
+        auxiliary_weight: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        self.auxiliary_weight = auxiliary_weight
+        self.network = self._network(backbone, weights, weights_backbone)
+
+    @property
+    def counted(self) -> nn.Module:
+        """The backbone."""
+        return self.network.backbone  # type: ignore[return-value]
+
+    def classify(self, features: dict[str, Tensor]) -> Tensor:
+        """The backbone's maps to logits ``[B, C, h, w]`` of a stride of the backbone's."""
+        return self.network.classifier(features["out"])  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        logits = self.classify(self.network.backbone(images))  # type: ignore[operator]
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        masks = torch.stack([target["mask"] for target in targets])
+        outputs = self.network(images)
+        losses = {"segmentation": self.cross_entropy(outputs["out"], masks)}
+        if self.auxiliary_weight:
+            losses["auxiliary"] = self.auxiliary_weight * self.cross_entropy(outputs["aux"], masks)
+        return losses
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C, H, W]``."""
+        return self(images)
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        features = self.network.backbone(image)  # type: ignore[operator]
+        yield from self.looks(features)
+        if self.auxiliary_weight:
+            auxiliary = self.network.aux_classifier(features["aux"])  # type: ignore[operator]
+            confidence = auxiliary[0].float().softmax(0).amax(0)
+            yield Stage("auxiliary confidence", map=confidence, about="How sure the second classifier is.")
+        yield from heat_maps(self.classify(features), self.class_names)
+
+    def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
+        """What the classifier stands on."""
+        yield Stage(
+            "features", map=strength(features["out"]), about="The backbone's last map, which is classified."
+        )
+
+    def _network(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
+        """torchvision's module with the weights asked for and as many outputs as there are classes."""
+        kind, name = type(self).__name__, f"{self.family}_{backbone}"
+        known = torchvision.models.list_models(module=torchvision.models.segmentation)
+        backbones = [k.removeprefix(self.family + "_") for k in known if k.startswith(self.family + "_")]
+        if backbone not in backbones:
+            near = get_close_matches(backbone, backbones, 1, 0) or backbones
+            raise UserError(
+                f"model.backbone {backbone}: torchvision has no such {kind}; did you mean {near[0]}?"
+            )
+        options: dict[str, Any] = {"weights": None, "weights_backbone": None}
+        if self.family != "lraspp":  # which refuses even to hear of an auxiliary head
+            options["aux_loss"] = self.auxiliary_weight > 0
+        file = Path(weights) if isinstance(weights, str) and is_weights_file(weights) else None
+        state = None if file is None else read_weights(file, kind)
+        options["num_classes"] = len(self.class_names)
+        if state is not None:
+            options["num_classes"] = len(state.get(f"{self.heads[0]}.weight", self.class_names))
+        elif weights:
+            options = {"weights": _named("weights", name, weights)}
+        backbone_file: Path | None = None
+        if weights_backbone and not weights:
+            if isinstance(weights_backbone, str) and is_weights_file(weights_backbone):
+                backbone_file = Path(weights_backbone)
+            else:
+                options["weights_backbone"] = _named("weights_backbone", backbone, weights_backbone)
+        try:
+            network = torchvision.models.get_model(name, **options)
+        except (OSError, RuntimeError) as error:
+            raise unfetched(f"{kind} {backbone}", error) from error
+        if not self.auxiliary_weight and self.family != "lraspp":
+            network.aux_classifier = None  # torchvision's weights bring one
+        if file is not None and state is not None:
+            if not any(key.startswith("aux_classifier.") for key in state):
+                # A file without the auxiliary head, which only training needs, leaves it new.
+                own = network.state_dict()
+                state |= {key: own[key] for key in own if key.startswith("aux_classifier.")}
+            load_weights(network, state, file, f"{kind} {backbone}")
+        if backbone_file is not None:
+            # torchvision cuts its MobileNets' features out of the network that the file is of.
+            owner = f"backbone {backbone}"
+            state = read_weights(backbone_file, owner)
+            state = {key.removeprefix("features."): value for key, value in state.items()}
+            load_weights(network.backbone, state, backbone_file, owner)
+        for head in self.heads:
+            _give_outputs(network, head, len(self.class_names))
+        return network
+
+
+class TorchvisionFCN(TorchvisionSegmenter):
+    """torchvision's FCN: a dilated ResNet and two convolutions at stride 8 (Long et al., CVPR 2015).
+
+    No skips, as fine maps are missed less where nothing is coarser than stride 8: dilation keeps the resolution that
+    strides of 16 and 32 would lose, and costs one pass of a backbone whose last stages run on 4 and 16 times as
+    many cells.
+
+    Args:
+        backbone: ``resnet50`` or ``resnet101``.
+        weights: As for `TorchvisionSegmenter`.
+        weights_backbone: See there.
+        auxiliary_weight: See there.
+        kwargs: See there.
+    """
+
+    family = "fcn"
+    heads = ("classifier.4", "aux_classifier.4")
+
+
+class DeepLabV3(TorchvisionSegmenter):
+    """DeepLabV3 (Chen, Papandreou, Schroff, Adam, 2017, "Rethinking Atrous Convolution"), torchvision's.
+
+    The backbone's last strides are replaced by dilations, and on its map stands atrous spatial pyramid pooling:
+    a 1x1 convolution, three 3x3 ones of dilations 12, 24 and 36, and the mean of the whole image, side by
+    side, so that each pixel is judged by surroundings of several sizes (section 3.3). It costs one pass of a
+    backbone that stays at stride 8 (MobileNet: 16).
+
+    Args:
+        backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``.
+        weights: As for `TorchvisionSegmenter`.
+        weights_backbone: See there.
+        auxiliary_weight: See there.
+        kwargs: See there.
+    """
+
+    family = "deeplabv3"
+    heads = ("classifier.4", "aux_classifier.4")
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        if self.training and len(images) == 1:
+            raise UserError(
+                "DeepLabV3: the mean of an image cannot be normalized over a batch of one; give "
+                "--data.batch_size 2 or more"
+            )
+        return super().losses(images, targets)
+
+    def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
+        yield Stage("features", map=strength(features["out"]), about="The backbone's last map.")
+        for branch in self.network.classifier[0].convs[:-1]:  # type: ignore[index,union-attr]
+            convolution = branch[0]
+            rate, side = convolution.dilation[0], convolution.kernel_size[0]
+            name = f"dilation {rate}" if side > 1 else "1x1"
+            about = (
+                f"What it finds with {side}x{side} taps, {rate} cells apart." if side > 1 else "Cell by cell."
+            )
+            yield Stage(name, map=strength(branch(features["out"])), about=about)
+
+
+class LRASPP(TorchvisionSegmenter):
+    """Lite R-ASPP on MobileNetV3 (Howard et al., ICCV 2019, section 6.4), torchvision's.
+
+    Made for phones: the map of stride 16, weighted channel by channel by what the mean of the whole
+    image says, is classified by a 1x1 convolution, and so is the map of stride 8; the two are added. It costs one
+    pass of a small backbone and little more; by torchvision's count of operations `DeepLabV3` on
+    ResNet-50 takes 85 times as many.
+
+    Args:
+        backbone: ``mobilenet_v3_large``.
+        weights: As for `TorchvisionSegmenter`.
+        weights_backbone: See there.
+        kwargs: As for `Segmenter`.
+    """
+
+    family = "lraspp"
+    heads = ("classifier.low_classifier", "classifier.high_classifier")
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str = "mobilenet_v3_large",
+        weights: str | bool | None = None,
+        weights_backbone: str | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, backbone, weights, weights_backbone, auxiliary_weight=0.0, **kwargs)
+
+    def classify(self, features: dict[str, Tensor]) -> Tensor:
+        return self.network.classifier(features)  # type: ignore[operator]
+
+    def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
+        yield Stage(
+            "low features", map=strength(features["low"]), about="The map of stride 8: where things are."
+        )
+        yield Stage(
+            "high features", map=strength(features["high"]), about="The map of stride 16: what things are."
+        )
+        head = self.network.classifier
+        weighted = head.cbr(features["high"]) * head.scale(features["high"])  # type: ignore[operator,union-attr]
+        yield Stage(
+            "weighted features",
+            map=strength(weighted),
+            about="The same after the image as a whole has had its say.",
+        )
+
+
+def _named(option: str, model: str, weights: str | bool) -> str:
+    """The name of weights that torchvision has for ``model``."""
+    choices = [member.name for member in torchvision.models.get_model_weights(model)]
+    if weights is True or weights == "DEFAULT":
+        return "DEFAULT"
+    if weights not in choices:
+        raise UserError(
+            f"model.{option}: torchvision has no weights {weights!r} of {model}; it has {', '.join(choices)}"
+        )
+    return str(weights)
+
+
+def _give_outputs(network: nn.Module, name: str, classes: int) -> None:
+    """Replaces the convolution ``name`` where it has not as many outputs as there are classes."""
+    parent_name, _, child = name.rpartition(".")
+    parent = dict(network.named_modules()).get(parent_name)
+    if parent is None:  # no auxiliary head
+        return
+    old = parent.get_submodule(child)
+    assert isinstance(old, nn.Conv2d)
+    if old.out_channels != classes:
+        setattr(parent, child, nn.Conv2d(old.in_channels, classes, 1))

@@ -1,0 +1,231 @@
+"""DeepLabV3, LR-ASPP and FCN: torchvision's own logits, its weights and its normalization, in one line what fails."""
+
+import importlib
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from segdet.data.sample import Target
+from segdet.errors import UserError
+from segdet.segmentation.base import Segmenter
+from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3, TorchvisionFCN, TorchvisionSegmenter
+
+CLASSES = ["background", "bright", "striped"]
+KINDS: dict[str, tuple[type[TorchvisionSegmenter], str]] = {
+    "fcn_resnet50": (TorchvisionFCN, "resnet50"),
+    "deeplabv3_resnet50": (DeepLabV3, "resnet50"),
+    "deeplabv3_mobilenet_v3_large": (DeepLabV3, "mobilenet_v3_large"),
+    "lraspp_mobilenet_v3_large": (LRASPP, "mobilenet_v3_large"),
+}
+Overfit = Callable[[Segmenter, int, float], float]
+
+
+@pytest.fixture(autouse=True)
+def _short_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ResNet-50 of one block a stage, wherever torchvision builds one: the same parts in a tenth of the time."""
+
+    def short(*, weights: Any = None, **options: Any) -> ResNet:
+        network = ResNet(Bottleneck, [1, 1, 1, 1], **options)
+        if weights is not None:
+            network.load_state_dict(weights.get_state_dict())
+        return network
+
+    for name in ("fcn", "deeplabv3"):
+        monkeypatch.setattr(
+            importlib.import_module(f"torchvision.models.segmentation.{name}"), "resnet50", short
+        )
+
+
+def _theirs(name: str, classes: int = 3) -> nn.Module:
+    torch.manual_seed(1)
+    auxiliary = {} if name.startswith("lraspp") else {"aux_loss": True}
+    network = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=classes, **auxiliary
+    )
+    for module in network.modules():  # statistics that are not those of a new layer
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+    return network.eval()
+
+
+def _for_few_steps(model: TorchvisionSegmenter) -> TorchvisionSegmenter:
+    """Statistics that follow within tens of steps (MobileNetV3's take hundreds)."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.3
+    return model
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_are_torchvisions(name: str, tmp_path: Path) -> None:
+    kind, backbone = KINDS[name]
+    theirs = _theirs(name)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = kind(CLASSES, backbone, weights=str(tmp_path / "weights.pth")).eval()
+    images = torch.randint(0, 256, (2, 3, 50, 67), dtype=torch.uint8)
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    normal = torchvision.transforms.functional.normalize(images / 255, preset.mean, preset.std)
+    torch.testing.assert_close(ours.normalize(images), normal, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        expected = theirs(normal)
+        torch.testing.assert_close(ours.predict(normal), expected["out"])
+        masks = torch.randint(0, 3, (2, 50, 67))
+        losses = ours.losses(normal, [Target(mask=mask) for mask in masks])
+        torch.testing.assert_close(losses["segmentation"], F.cross_entropy(expected["out"], masks))
+        if name.startswith("lraspp"):
+            assert set(losses) == {"segmentation"}
+        else:
+            assert set(losses) == {"segmentation", "auxiliary"}
+            torch.testing.assert_close(losses["auxiliary"], 0.5 * F.cross_entropy(expected["aux"], masks))
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])
+def test_all_but_the_classes_is_kept_when_their_number_differs(name: str, tmp_path: Path) -> None:
+    kind, backbone = KINDS[name]
+    theirs = _theirs(name, classes=21)
+    torch.save(
+        {"model": theirs.state_dict()}, tmp_path / "weights.pth"
+    )  # as torchvision's training script does
+    ours = kind(CLASSES, backbone, weights=str(tmp_path / "weights.pth")).eval()
+    before, after = theirs.state_dict(), ours.network.state_dict()
+    assert set(before) == set(after)
+    new = {key for key in before if before[key].shape != after[key].shape}
+    assert {key.rsplit(".", 1)[0] for key in new} == set(kind.heads)
+    assert all(after[key].shape[0] == 3 for key in new)
+    for key in set(before) - new:
+        torch.testing.assert_close(after[key], before[key])
+
+
+def test_named_weights_are_torchvisions_and_bring_21_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = _theirs("deeplabv3_mobilenet_v3_large", classes=21).state_dict()
+    enum = torchvision.models.segmentation.DeepLabV3_MobileNet_V3_Large_Weights
+    asked = []
+
+    def fetched(self: Any, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        asked.append(self)
+        return state
+
+    monkeypatch.setattr(enum, "get_state_dict", fetched)
+    for weights in ("COCO_WITH_VOC_LABELS_V1", True):
+        model = DeepLabV3(
+            CLASSES,
+            "mobilenet_v3_large",
+            weights=weights,
+            weights_backbone="IMAGENET1K_V1",
+            auxiliary_weight=0,
+        )
+        ours = model.network.state_dict()
+        assert not any(key.startswith("aux_classifier") for key in ours)
+        assert ours["classifier.4.weight"].shape[0] == 3
+        torch.testing.assert_close(
+            ours["classifier.0.project.0.weight"], state["classifier.0.project.0.weight"]
+        )
+    assert asked == [enum.COCO_WITH_VOC_LABELS_V1] * 2
+    full = DeepLabV3([str(i) for i in range(21)], "mobilenet_v3_large", weights="COCO_WITH_VOC_LABELS_V1")
+    torch.testing.assert_close(full.network.state_dict()["classifier.4.weight"], state["classifier.4.weight"])
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "lraspp_mobilenet_v3_large"])
+def test_weights_of_the_backbone_alone(name: str, tmp_path: Path) -> None:
+    kind, backbone = KINDS[name]
+    theirs = (
+        ResNet(Bottleneck, [1, 1, 1, 1]) if backbone == "resnet50" else torchvision.models.get_model(backbone)
+    )
+    torch.save(theirs.state_dict(), tmp_path / "backbone.pth")
+    ours = kind(CLASSES, backbone, weights_backbone=str(tmp_path / "backbone.pth"))
+    of_theirs = [p for key, p in theirs.state_dict().items() if not key.startswith(("fc.", "classifier."))]
+    of_ours = ours.network.backbone.state_dict().values()  # type: ignore[union-attr]
+    for mine, its in zip(of_ours, of_theirs, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def test_lraspp_overfits_four_images(overfit: Overfit) -> None:
+    torch.manual_seed(0)
+    assert overfit(_for_few_steps(LRASPP(CLASSES)), 60, 3e-3) >= 0.98
+
+
+def test_lraspp_without_its_fine_map_does_not(overfit: Overfit) -> None:
+    torch.manual_seed(0)
+    model = _for_few_steps(LRASPP(CLASSES))
+    for parameter in model.network.classifier.low_classifier.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter).requires_grad_(False)
+    assert overfit(model, 60, 3e-3) < 0.98
+
+
+@pytest.mark.parametrize("kind", [TorchvisionFCN, DeepLabV3])
+def test_overfits_four_images(kind: type[TorchvisionSegmenter], overfit: Overfit) -> None:
+    torch.manual_seed(0)
+    assert overfit(_for_few_steps(kind(CLASSES)), 25, 1e-3) >= 0.98
+
+
+def test_with_a_dead_classifier_it_does_not(overfit: Overfit) -> None:
+    """The auxiliary head, which learns as before, is not what predicts."""
+    torch.manual_seed(0)
+    model = _for_few_steps(TorchvisionFCN(CLASSES))
+    model.network.classifier.requires_grad_(False)  # type: ignore[union-attr]
+    nn.init.zeros_(model.network.classifier[4].weight)  # type: ignore[index,union-attr,arg-type]
+    assert overfit(model, 10, 1e-3) < 0.98
+
+
+def test_stages() -> None:
+    images = torch.randn(1, 3, 64, 64)
+    expected = {
+        "fcn_resnet50": ["features", "auxiliary confidence"],
+        "deeplabv3_resnet50": [
+            "features", "1x1", "dilation 12", "dilation 24", "dilation 36", "auxiliary confidence",
+        ],
+        "lraspp_mobilenet_v3_large": ["low features", "high features", "weighted features"],
+    }  # fmt: skip
+    for name, names in expected.items():
+        kind, backbone = KINDS[name]
+        with torch.inference_mode():
+            stages = list(kind(CLASSES, backbone).eval().stages(images))
+        assert [stage.name for stage in stages][: len(names)] == names
+        assert stages[-1].name == "confidence"
+        assert all(stage.map is not None and stage.map.ndim == 2 for stage in stages)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="torchvision has no such DeepLabV3; did you mean resnet50"):
+        DeepLabV3(CLASSES, "resnet5")
+    with pytest.raises(UserError, match="torchvision has no such LRASPP; did you mean mobilenet_v3_large"):
+        LRASPP(CLASSES, "resnet50")
+    with pytest.raises(UserError, match=r"no weights 'COCO' of lraspp_\w+; it has COCO_WITH_VOC_LABELS_V1"):
+        LRASPP(CLASSES, weights="COCO")
+    with pytest.raises(
+        UserError, match=r"no weights 'IMAGENET9' of mobilenet_v3_large; it has IMAGENET1K_V1"
+    ):
+        LRASPP(CLASSES, weights_backbone="IMAGENET9")
+    with pytest.raises(UserError, match=r"absent\.pth: no such file of weights for LRASPP"):
+        LRASPP(CLASSES, weights=str(tmp_path / "absent.pth"))
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
+    for option in ("weights", "weights_backbone"):
+        with pytest.raises(UserError, match="not a file of weights that can be read"):
+            LRASPP(CLASSES, **{option: str(tmp_path / "torn.pth")})
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="not the weights of LRASPP mobilenet_v3_large"):
+        LRASPP(CLASSES, weights=str(tmp_path / "other.pth"))
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"cannot be fetched \(<urlopen error Name or service not known>\)"):
+        LRASPP(CLASSES, weights="COCO_WITH_VOC_LABELS_V1")
+    with pytest.raises(UserError, match="cannot be fetched"):
+        LRASPP(CLASSES, weights_backbone=True)
+
+
+def test_deeplab_cannot_learn_from_one_image_at_a_time() -> None:
+    model = DeepLabV3(CLASSES, "mobilenet_v3_large")
+    with pytest.raises(UserError, match=r"give --data\.batch_size 2 or more"):
+        model.losses(torch.zeros(1, 3, 64, 64), [Target(mask=torch.zeros(64, 64, dtype=torch.int64))])
