@@ -68,6 +68,9 @@ class CachedProposals(ImageProposals):
         proposer: What makes them.
         reader: The split.
         folder: Where they are kept; a place in `cache_folder` when null.
+
+    Attributes:
+        computed: How many images `compute` had to do.
     """
 
     def __init__(self, proposer: Proposer, reader: Reader, folder: Path | None = None) -> None:
@@ -75,6 +78,7 @@ class CachedProposals(ImageProposals):
         self.reader = reader
         self.folder = folder or cache_folder() / "proposals" / f"{type(proposer).__name__}-{proposer.key}"
         self.bad: list[BadSample] = []
+        self.computed = 0
 
     def boxes(self, index: int) -> np.ndarray:
         return self.scored(index)[0]
@@ -99,15 +103,12 @@ class CachedProposals(ImageProposals):
                 total += self._job(int(index)).file.stat().st_size
         return total
 
-    def compute(self, indices: Sequence[int] | np.ndarray, workers: int | None = None) -> int:
+    def compute(self, indices: Sequence[int] | np.ndarray, workers: int | None = None) -> None:
         """Computes what is not there yet, and lists in ``bad`` the images that cannot be read.
 
         Args:
             indices: The images that are wanted.
             workers: Processes; one a core when null.
-
-        Returns:
-            How many images were computed.
 
         Raises:
             UserError: If the cache cannot be written, or a process was killed.
@@ -122,7 +123,7 @@ class CachedProposals(ImageProposals):
             if not _whole(job.file):
                 jobs.append(job)
         if not jobs:
-            return 0
+            return
         self._prepare()
         workers = min(workers or _cores(), len(jobs))
         present = len(indices) - len(jobs) - len(self.bad)
@@ -133,8 +134,9 @@ class CachedProposals(ImageProposals):
             for error in self._done(jobs, workers):
                 if error is not None:
                     self.bad.append(error)
+                else:
+                    self.computed += 1
                 progress.update()
-        return len(jobs)
 
     def _done(self, jobs: list[_Job], workers: int) -> Iterator[BadSample | None]:
         # The first here: what has to be compiled is then on disk before several processes ask for it.
@@ -173,7 +175,9 @@ class CachedProposals(ImageProposals):
         try:
             status = path.stat()
         except OSError as error:
-            raise BadSample(path, f"cannot be read ({error.strerror})", "put it there or take it out") from error
+            raise BadSample(
+                path, f"cannot be read ({error.strerror})", "put it there or take it out"
+            ) from error
         declared = self.reader.declared_size(index)
         upright = not self.reader.annotated
         told = json.dumps([path.name, status.st_size, status.st_mtime_ns, declared, upright])
@@ -261,7 +265,9 @@ def _whole(file: Path) -> bool:
                 return False
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             end = stream.tell() + int(np.prod(shape)) * dtype.itemsize
-            return shape[1:] == (_COLUMNS,) and dtype == np.float32 and os.fstat(stream.fileno()).st_size == end
+            return (
+                shape[1:] == (_COLUMNS,) and dtype == np.float32 and os.fstat(stream.fileno()).st_size == end
+            )
     except (OSError, ValueError, EOFError):
         return False
 

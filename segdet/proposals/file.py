@@ -92,9 +92,9 @@ def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndar
             arrays = {
                 "names": np.array(list(proposals), np.str_),
                 "counts": np.array([len(boxes) for boxes, _ in proposals.values()], np.int64),
-                "boxes": np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in proposals.values())]).astype(
-                    np.float32
-                ),
+                "boxes": np.concatenate(
+                    [np.zeros((0, 4)), *(boxes for boxes, _ in proposals.values())]
+                ).astype(np.float32),
             }
             if scored:
                 each = [scores for _, scores in proposals.values() if scores is not None]
@@ -118,7 +118,9 @@ def load_proposals(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give a .json or .npz file of proposals") from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a file of proposals ({error}); write it as segdet proposals --save does") from error
+        raise UserError(
+            f"{path}: not a file of proposals ({error}); write it as segdet proposals --save does"
+        ) from error
 
 
 def _kind(path: Path) -> str:
@@ -138,9 +140,11 @@ def _load_json(path: Path) -> dict[str, np.ndarray]:
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         names, counts, boxes = file["names"], file["counts"], file["boxes"].astype(np.float32, copy=False)
-        scores = file["scores"] if "scores" in file else None
+        scores = file["scores"] if "scores" in file.files else None
     if len(names) != len(counts) or boxes.shape != (counts.sum(), 4):
-        raise ValueError(f"{len(names)} names, {len(counts)} counts of sum {counts.sum()}, boxes {boxes.shape}")
+        raise ValueError(
+            f"{len(names)} names, {len(counts)} counts of sum {counts.sum()}, boxes {boxes.shape}"
+        )
     if scores is not None and len(scores) != len(boxes):
         raise ValueError(f"{len(boxes)} boxes but {len(scores)} scores")
     stops = np.cumsum(counts)

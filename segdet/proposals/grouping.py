@@ -326,9 +326,7 @@ def _group(
         place[region] += 1
         owners[edge] = region
         ends[edge] = pairs[i, 0]
-        likeness[edge] = _similarity(
-            region, pairs[i, 0], sizes, boxes, histograms, rows, size, fill, pixels
-        )
+        likeness[edge] = _similarity(region, pairs[i, 0], sizes, boxes, histograms, rows, size, fill, pixels)
         following[edge] = arriving[pairs[i, 0]]
         arriving[pairs[i, 0]] = edge
     edges = len(pairs)

@@ -48,7 +48,7 @@ class UniformWindows(Proposer):
                 x = np.linspace(0, width - w, 1 + int(np.ceil((width - w) / (step * w))))
                 y = np.linspace(0, height - h, 1 + int(np.ceil((height - h) / (step * h))))
                 corner = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
-                pieces.append(np.concatenate([corner, corner + (w, h)], 1))
+                pieces.append(np.concatenate([corner, corner + np.array([w, h])], 1))
         boxes = np.unique(np.concatenate(pieces).astype(np.float32), axis=0)
         order = np.random.default_rng(self.seed).permutation(len(boxes))
         return boxes[order], np.linspace(1, 0, len(boxes), endpoint=False, dtype=np.float32)
