@@ -77,9 +77,7 @@ def test_a_hierarchy_of_r_regions_has_r_minus_one_joinings(scene: np.ndarray, le
     assert (boxes[:count] == given.boxes).all()
     assert boxes[-1].tolist() == [0, 0, 120, 90]
     histograms = np.concatenate([given.colours, given.textures], 1)
-    again, joined = grouping._group(
-        given.sizes, given.boxes, histograms, given.pairs, 1.0, 1.0, given.pixels
-    )
+    again, joined = grouping._group(given.sizes, given.boxes, histograms, given.pairs, 1.0, 1.0, given.pixels)
     # Every region but the last is joined once, into one whose box is the union of the two.
     assert sorted(joined.ravel().tolist()) == list(range(2 * count - 2))
     assert (again[count:, :2] == again[joined, :2].min(1)).all()
@@ -119,9 +117,7 @@ def test_regions_are_described_as_pixel_by_pixel(scene: np.ndarray) -> None:
             for i in range(12)
             for sign in (1, -1)
         ]
-        np.testing.assert_allclose(
-            given.textures[region], np.concatenate(texture) / (24 * len(y)), atol=1e-6
-        )
+        np.testing.assert_allclose(given.textures[region], np.concatenate(texture) / (24 * len(y)), atol=1e-6)
     np.testing.assert_allclose(given.textures.sum(1), 1, atol=1e-4)
 
 

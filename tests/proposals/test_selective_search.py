@@ -56,7 +56,9 @@ def test_an_image_of_one_colour_is_one_box(shape: tuple[int, int, int]) -> None:
 
 def test_colour_spaces() -> None:
     image = np.array([[[255, 0, 0], [0, 0, 0], [100, 100, 100], [10, 20, 30]]], np.uint8)
-    assert to_colour_space(image, "rgI").tolist() == [[[255, 0, 76], [85, 85, 0], [85, 85, 100], [42, 85, 18]]]
+    assert to_colour_space(image, "rgI").tolist() == [
+        [[255, 0, 76], [85, 85, 0], [85, 85, 100], [42, 85, 18]]
+    ]
     assert (to_colour_space(image, "H")[..., 0] == to_colour_space(image, "HSV")[..., 0]).all()
     assert to_colour_space(image, "I").shape == (1, 4, 1)
     assert (to_colour_space(image, "Lab") == cv2.cvtColor(image, cv2.COLOR_RGB2LAB)).all()
