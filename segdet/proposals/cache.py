@@ -238,7 +238,8 @@ def _write_atomic(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -251,7 +252,8 @@ def _not_writable(path: Path, error: OSError) -> UserError:
 def _read(file: Path) -> np.ndarray | None:
     """The rows of a file, or None where it is missing or torn."""
     try:
-        rows = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:
+            rows = np.load(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return rows if rows.ndim == 2 and rows.shape[1] == _COLUMNS and rows.dtype == np.float32 else None

@@ -17,6 +17,7 @@ Images are known by their file name, ``000012.jpg``. Boxes are xyxy in pixels, `
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zipfile
@@ -103,7 +104,8 @@ def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndar
                 np.savez(stream, allow_pickle=False, **arrays)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -138,7 +140,8 @@ def _load_json(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here, since NumPy leaves a torn archive open.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         names, counts, boxes = file["names"], file["counts"], file["boxes"].astype(np.float32, copy=False)
         scores = file["scores"] if "scores" in file.files else None
     if len(names) != len(counts) or boxes.shape != (counts.sum(), 4):

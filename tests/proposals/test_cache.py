@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SEGDET_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot be written .* SEGDET_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be written .* SEGDET_CACHE"):
         Counting().open(reader, range(4), workers=1)
 
 

@@ -1,5 +1,7 @@
 """Uniform windows: inside, evenly spaced, and what may be asked of them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_neighbours_overlap_as_asked() -> None:
     boxes, _ = UniformWindows(scales=(0.25,), aspects=(1.0,), overlap=0.6)(IMAGE)
     row = boxes[boxes[:, 1] == 0]
     row = row[np.argsort(row[:, 0])]
-    for one, other in zip(row, row[1:], strict=False):
+    for one, other in pairwise(row):
         assert 0.6 <= best_overlaps(one[None], other[None], [1]).item() < 0.65
 
 
