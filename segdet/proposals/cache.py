@@ -131,9 +131,9 @@ class CachedProposals(ImageProposals):
             total=len(indices), initial=present, desc=f"proposals of {type(self.proposer).__name__}",
             unit=" images", delay=0.5,
         ) as progress:  # fmt: skip
-            for error in self._done(jobs, workers):
-                if error is not None:
-                    self.bad.append(error)
+            for fault in self._done(jobs, workers):
+                if fault is not None:
+                    self.bad.append(fault)
                 else:
                     self.computed += 1
                 progress.update()
