@@ -28,6 +28,7 @@ TRAINING = {
 
 OTHERS = {
     "bench": ("segdet.benchmark.experiment:main", "run an experiment file: several models, one budget"),
+    "proposals": ("segdet.proposals.command:main", "compute region proposals of a dataset and score them"),
     "report": ("segdet.report.table:main", "turn run folders into one Markdown table"),
 }
 

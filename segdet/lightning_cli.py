@@ -144,7 +144,8 @@ def _finished_record() -> Iterator[None]:
 
 
 def _import_classes() -> None:
-    """Loads all models and data modules, whose short names the parser knows once they are loaded."""
+    """Loads all models, data modules and proposers, whose short names the parser knows once they are loaded."""
+    importlib.import_module("segdet.proposals")
     for package in (segmentation, localization, detection):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)

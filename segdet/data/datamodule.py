@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from segdet.data.cityscapes import CityscapesReader
 from segdet.data.coco import COCOReader
 from segdet.data.dataset import OnBadSample, TaskDataset
+from segdet.data.proposer import ProposalSource
 from segdet.data.reader import Reader
 from segdet.data.sample import Batch, Task, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
@@ -27,6 +28,9 @@ from segdet.data.voc import VOCReader
 from segdet.errors import UserError
 
 Subset = Literal["train", "val", "test"]
+
+_NEEDED: dict[str, tuple[Subset, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+"""The annotated subsets that each stage reads; prediction reads images alone."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class DataModule(L.LightningDataModule):
             be for its image to count (see `TaskDataset`).
         seed: Of order and augmentation; ``seed_everything`` when null.
         limit_train: Trains on the first so many images alone (to overfit them, say); all when null.
+        proposals: Region proposals for every image, such as SelectiveSearch: computed before the first
+            epoch, once for the dataset, and kept. None when null.
+        max_proposals: Takes so many of the best of an image.
     """
 
     def __init__(
@@ -76,6 +83,8 @@ class DataModule(L.LightningDataModule):
         dominance: float = 1.0,
         seed: int | None = None,
         limit_train: int | None = None,
+        proposals: ProposalSource | None = None,
+        max_proposals: int = 2000,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -84,6 +93,7 @@ class DataModule(L.LightningDataModule):
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
             ("limit_train", limit_train, 1),
+            ("max_proposals", max_proposals, 1),
         ):
             if number is not None and number < least:
                 raise UserError(f"--data.{name} {number}: must be at least {least}")
@@ -97,6 +107,10 @@ class DataModule(L.LightningDataModule):
         self.dominance = dominance
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.limit_train = limit_train
+        if proposals is not None and task == "segmentation":
+            raise UserError("--data.proposals: segmentation has no use for region proposals; leave them out")
+        self.proposals = proposals
+        self.max_proposals = max_proposals
         self.notes: dict[str, None] = {}
         self.known: Classes | None = None
         self._position: dict[str, int] = {}
@@ -156,16 +170,26 @@ class DataModule(L.LightningDataModule):
             if subset == "train" and self.limit_train is not None:
                 dataset = self._datasets[subset]
                 dataset.indices = dataset.indices[: self.limit_train]
+            self._add_proposals(self._datasets[subset])
         return self._datasets[subset]
+
+    def _add_proposals(self, dataset: TaskDataset) -> None:
+        if self.proposals is None:
+            return
+        dataset.proposals = self.proposals.open(dataset.reader, dataset.indices)
+        dataset.max_proposals = self.max_proposals
+        if dataset.proposals.bad and self.on_bad_sample == "raise":
+            raise dataset.proposals.bad[0]
+
+    def prepare_data(self) -> None:
+        """Computes the proposals that the stage needs, in one process of each machine; the others find them done."""
+        if self.proposals is not None and self.trainer is not None:
+            for subset in _NEEDED.get(str(self.trainer.state.fn), ("test",)):
+                self.dataset(subset)
 
     def setup(self, stage: str) -> None:
         """Opens what a stage reads, so that a missing folder stops the run before anything is built."""
-        needed: dict[str, tuple[Subset, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-        }
-        for subset in needed.get(stage, ()):
+        for subset in _NEEDED.get(stage, ()):
             if not self.reader(subset).annotated:
                 raise UserError(
                     f"{self.root}: plain images without annotations can only be predicted on, not used to {stage}"
@@ -422,13 +446,17 @@ class ShapesDataModule(DataModule):
 
     def prepare_data(self) -> None:
         """Makes the folder unless it is there."""
+        self._make()
+        super().prepare_data()
+
+    def _make(self) -> None:
         train, val, test = self.counts
         make_shapes(
             self.root, self.format, train=train, val=val, test=test, size=self.image_size, seed=self.data_seed
         )
 
     def open_reader(self, subset: Subset) -> Reader:
-        self.prepare_data()
+        self._make()
         if self.format == "voc":
             return VOCReader(self.root, [subset], self.task)
         if self.format == "coco":

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segdet.data.cleaning import clean_objects, usable
+from segdet.data.cleaning import clean_objects, clip_boxes, usable
 from segdet.data.images import read_image
+from segdet.data.proposer import ImageProposals
 from segdet.data.reader import Reader
 from segdet.data.sample import Objects, Sample, Source, Target, Task
 from segdet.data.sampler import Draw
@@ -18,6 +19,8 @@ from segdet.data.transforms import Recipe
 from segdet.errors import BadSample, UserError
 
 OnBadSample = Literal["raise", "skip"]
+BoxSets = dict[str, np.ndarray]
+TransformedSets = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class TaskDataset(Dataset[Sample]):
@@ -38,7 +41,15 @@ class TaskDataset(Dataset[Sample]):
         on_bad_sample: Whether a sample that cannot be read stops everything, or another stands in its place.
         seed: Of the augmentation; a sample's own seed follows from this, the epoch and its index.
         dominance: See above.
+
+    Attributes:
+        proposals: Region proposals, which go through the same transforms as the objects and end up in each
+            target beside them; None for none. Set by whoever knows which images will be asked for.
+        max_proposals: So many of the best are taken.
     """
+
+    proposals: ImageProposals | None = None
+    max_proposals: int = 2000
 
     def __init__(
         self,
@@ -99,8 +110,10 @@ class TaskDataset(Dataset[Sample]):
         original: Target | None = None
         notes: list[str] = []
         target = Target()
+        boxes = self._proposals(index, size)
         if not self.reader.annotated:
-            image, _, _ = self.pipeline(image)
+            image, sets, _ = self.pipeline(image, boxes)
+            target.update(_proposal_target(sets))
         elif self.task == "segmentation":
             mask = self.reader.mask(index)
             if mask.shape != size:
@@ -125,22 +138,32 @@ class TaskDataset(Dataset[Sample]):
                 objects, whole = objects.select(np.array([dominant])), whole.select(np.array([dominant]))
             elif self.training:
                 objects = objects.select(~(objects.iscrowd | objects.difficult))
-            image, objects = self._transform(image, objects, seed)
+            image, objects, sets = self._transform(image, objects, boxes, seed)
             target = _box_target(objects)
+            target.update(_proposal_target(sets))
             if not self.training:
                 original = _box_target(whole)
         source = Source(path, self.reader.image_id(index), size, draw.duplicate, tuple(notes))
         return Sample(_image_tensor(image), target, source, original)
 
-    def _transform(self, image: np.ndarray, objects: Objects, seed: int | None) -> tuple[np.ndarray, Objects]:
-        out, sets, _ = self.pipeline(image, {"objects": objects.boxes}, seed=seed)
+    def _proposals(self, index: int, size: tuple[int, int]) -> BoxSets:
+        """The image's proposals as a set of boxes, within the image and none of them empty; no set without any."""
+        if self.proposals is None:
+            return {}
+        boxes = clip_boxes(self.proposals.boxes(index)[: self.max_proposals], size)
+        return {"proposals": boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]}
+
+    def _transform(
+        self, image: np.ndarray, objects: Objects, boxes: BoxSets, seed: int | None
+    ) -> tuple[np.ndarray, Objects, TransformedSets]:
+        out, sets, _ = self.pipeline(image, {"objects": objects.boxes, **boxes}, seed=seed)
         if self.task == "localization" and not len(sets["objects"][1]):
             # A crop without its object teaches nothing: this once the whole image.
-            out, sets, _ = self.plain(image, {"objects": objects.boxes})
-        boxes, kept = sets["objects"]
+            out, sets, _ = self.plain(image, {"objects": objects.boxes, **boxes})
+        moved, kept = sets["objects"]
         transformed = objects.select(kept)
-        transformed.boxes = boxes
-        return out, transformed
+        transformed.boxes = moved
+        return out, transformed, sets
 
     def _with_dominant_object(self) -> np.ndarray:
         def has_one(index: int) -> bool:
@@ -176,6 +199,12 @@ def _box_target(objects: Objects) -> Target:
         difficult=torch.from_numpy(objects.difficult.astype(bool)),
         area=torch.from_numpy(objects.area.astype(np.float32)),
     )
+
+
+def _proposal_target(sets: TransformedSets) -> Target:
+    if "proposals" not in sets:
+        return Target()
+    return Target(proposals=torch.from_numpy(sets["proposals"][0]))
 
 
 def _image_tensor(image: np.ndarray) -> Tensor:

@@ -52,6 +52,8 @@ class Target(TypedDict, total=False):
     Detection has ``boxes`` float32 ``[N, 4]``, ``labels`` int64 ``[N]`` (1..K; 0 is background),
     ``iscrowd`` and ``difficult`` bool ``[N]``, ``area`` float32 ``[N]``. Localization has the same
     with N = 1. Segmentation has ``mask`` int64 ``[H, W]``, 0..C-1 and 255 where nothing counts.
+    Where the data has region proposals, ``proposals`` float32 ``[P, 4]`` are the image's, best first, in
+    training and in evaluation, also of images without annotation.
     """
 
     boxes: Tensor
@@ -60,6 +62,7 @@ class Target(TypedDict, total=False):
     difficult: Tensor
     area: Tensor
     mask: Tensor
+    proposals: Tensor
 
 
 class Prediction(TypedDict, total=False):

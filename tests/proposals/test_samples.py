@@ -1,0 +1,100 @@
+"""Proposals travel with a sample: transformed as objects are, cut to the best, in training and evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segdet.cli import main
+from segdet.data.datamodule import VOCDataModule
+from segdet.data.folder import ImageFolder
+from segdet.data.sample import collate
+from segdet.data.transforms import Plain, Recipe, ScaleJitter
+from segdet.errors import UserError
+from segdet.proposals import ProposalFile, UniformWindows, save_proposals
+
+
+def module(shapes: Path, recipe: Recipe, **kwargs) -> VOCDataModule:
+    return VOCDataModule(shapes, recipe=recipe, batch_size=2, num_workers=0, **kwargs)
+
+
+@pytest.fixture
+def objects_file(shapes: Path, tmp_path: Path) -> Path:
+    """The objects of every image as its proposals, behind one that covers the whole and one that leaves it."""
+    data = module(shapes, Plain())
+    boxes = {}
+    for subset in ("train", "val"):
+        reader = data.reader(subset)
+        for index in range(len(reader)):
+            more = np.array([[0, 0, 128, 96], [-20, 10, 30, 400], [200, 200, 300, 300]], np.float32)
+            boxes[reader.image_path(index).name] = np.concatenate([more, reader.objects(index).boxes]), None
+    save_proposals(tmp_path / "objects.npz", boxes)
+    return tmp_path / "objects.npz"
+
+
+def test_proposals_go_where_their_objects_go(shapes: Path, objects_file: Path) -> None:
+    recipe = ScaleJitter(size=(96, 128), scale=(0.8, 1.2), min_visibility=0.0)
+    dataset = module(shapes, recipe, proposals=ProposalFile(objects_file)).dataset("train")
+    for index in range(4):
+        target = dataset[index].target
+        proposals, objects = target["proposals"], target["boxes"]
+        assert proposals.dtype == torch.float32 and len(proposals) >= len(objects)
+        torch.testing.assert_close(proposals[len(proposals) - len(objects) :], objects)
+
+
+def test_evaluation_has_them_in_network_pixels_clipped_and_the_best_first(
+    shapes: Path, objects_file: Path
+) -> None:
+    data = module(shapes, Plain(size=(48, 64)), proposals=ProposalFile(objects_file))
+    batch = next(iter(data.val_dataloader()))
+    # The one outside of the image is left out.
+    expected = torch.tensor([[0.0, 0, 64, 48], [0, 5, 15, 48]])
+    for target in batch.targets:
+        torch.testing.assert_close(target["proposals"][:2], expected)
+        torch.testing.assert_close(target["proposals"][2:], target["boxes"])
+    assert "proposals" not in batch.originals[0]
+
+
+def test_so_many_of_the_best_are_taken(shapes: Path) -> None:
+    data = module(shapes, Plain(), proposals=UniformWindows(), max_proposals=7)
+    sample = data.dataset("val")[0]
+    best = data.dataset("val").proposals.boxes(0)[:7]
+    assert sample.target["proposals"].tolist() == best.tolist()
+    batch = collate([sample, data.dataset("val")[1]]).to("cpu")
+    assert [len(target["proposals"]) for target in batch.targets] == [7, 7]
+
+
+def test_without_them_nothing_changes(shapes: Path) -> None:
+    assert "proposals" not in module(shapes, Plain()).dataset("train")[0].target
+
+
+def test_only_the_images_in_use_are_computed(shapes: Path, cache: Path) -> None:
+    module(shapes, Plain(), proposals=UniformWindows(), limit_train=2).dataset("train")
+    assert len(list(cache.rglob("*.npy"))) == 2
+
+
+def test_plain_images_have_them_too(shapes: Path) -> None:
+    data = ImageFolder(
+        shapes / "JPEGImages", class_names=["a"], recipe=Plain(size=(48, 64)), proposals=UniformWindows(),
+        num_workers=0,
+    )  # fmt: skip
+    target = next(iter(data.predict_dataloader())).targets[0]
+    assert len(target["proposals"]) > 100 and target["proposals"].max() <= 64.01
+
+
+def test_mistakes_are_one_line(shapes: Path) -> None:
+    with pytest.raises(UserError, match="segmentation has no use for region proposals"):
+        module(shapes, Plain(), task="segmentation", proposals=UniformWindows())
+    with pytest.raises(UserError, match="max_proposals 0: must be at least 1"):
+        module(shapes, Plain(), max_proposals=0)
+
+
+def test_a_configuration_names_the_class(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "fit", "--model", "SSD", "--data", "VOCDataModule", f"--data.root={shapes}", "--data.proposals",
+        "SelectiveSearch", "--data.proposals.strategy", "quality", "--print_config",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "class_path: segdet.proposals" in text and "strategy: quality" in text
