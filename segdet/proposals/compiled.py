@@ -15,7 +15,11 @@ def compiled(function: Function) -> Function:
     that the seconds of compiling are paid once. Where neither can be written, each process compiles.
     Sums may be reordered, which is what lets them use vector registers, but NaN and infinity stay as they are.
     """
-    options = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True, "boundscheck": False}
+    options: dict[str, Any] = {
+        "fastmath": {"reassoc", "contract", "nsz"},
+        "nogil": True,
+        "boundscheck": False,
+    }
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # "cannot cache function ...: no locator available"

@@ -42,7 +42,7 @@ def edges_of(image: np.ndarray, sigma: float = 0.8) -> Edges:
         image: uint8 ``[H, W, C]``; at most 2 ** 29 pixels.
         sigma: The standard deviation of the Gaussian, in pixels, that smooths it first; 0 for none.
     """
-    smooth = image.astype(np.float32)
+    smooth: np.ndarray = image.astype(np.float32)
     if sigma > 0:
         reach = 2 * int(np.ceil(4 * sigma)) + 1
         smooth = cv2.GaussianBlur(smooth, (reach, reach), sigma, borderType=cv2.BORDER_REPLICATE)

@@ -100,7 +100,7 @@ class SMP(Segmenter):
             ) from error
         if file is not None:
             owner = f"encoder {encoder}"
-            load_weights(self.network.encoder, read_weights(file, owner), file, owner)  # type: ignore[arg-type]
+            load_weights(self.network.encoder, read_weights(file, owner), file, owner)
 
     @property
     def counted(self) -> nn.Module:
@@ -182,8 +182,8 @@ class SMP(Segmenter):
 def _check_options(kind: type, encoder: str, options: dict[str, Any]) -> None:
     known = [
         name
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if name not in ("self", *_OURS) and parameter.kind is not parameter.VAR_KEYWORD
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in _OURS and parameter.kind is not parameter.VAR_KEYWORD
     ]
     for name in options:
         if name in _OURS:

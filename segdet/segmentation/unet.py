@@ -155,8 +155,8 @@ class OriginalUNet(Segmenter):
     between two cells still weighs most of all background, being close to a change throughout, but outer borders
     weigh as much.
 
-    It is expensive: the first level has 64 channels at full resolution, and the margin makes 2.2 times as many pixels of
-    an image of 388x388.
+    It is expensive: the first level has 64 channels at full resolution, and the margin makes 2.2 times as many
+    pixels of an image of 388x388.
 
     Args:
         channels: 3 for colours; 1 for grey, the mean of the three, which the paper's images are.
@@ -165,7 +165,7 @@ class OriginalUNet(Segmenter):
         dropout: The rate at the end of the contracting side: on its two last maps.
         border_weight: The paper's w_0 (it takes 10); 0 for the base's loss.
         border_sigma: The paper's sigma, in pixels.
-        tile: The side of the tiles in prediction, of their logits (388 in the paper); null for the whole
+        output_tile: The side of the tiles in prediction, of their logits (388 in the paper); null for the whole
             image at once.
         kwargs: As for `Segmenter`.
     """
@@ -179,7 +179,7 @@ class OriginalUNet(Segmenter):
         dropout: float = 0.5,
         border_weight: float = 0.0,
         border_sigma: float = 5.0,
-        tile: int | None = None,
+        output_tile: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
@@ -187,9 +187,11 @@ class OriginalUNet(Segmenter):
         self.depth = depth
         self.border_weight = border_weight
         self.border_sigma = border_sigma
-        if tile is not None and tile != (possible := self.output_side(max(tile, 5))):
-            raise UserError(f"model.tile: the network has no tiles of {tile} pixels; give {possible}")
-        self.tile = tile
+        if output_tile is not None and output_tile != (possible := self.output_side(max(output_tile, 5))):
+            raise UserError(
+                f"model.output_tile: the network has no tiles of {output_tile} pixels; give {possible}"
+            )
+        self.output_tile = output_tile
         widths = [width * 2**level for level in range(depth + 1)]
         self.downs = nn.ModuleList(
             _two_valid_convolutions(before, after)
@@ -240,10 +242,10 @@ class OriginalUNet(Segmenter):
         """Logits ``[B, C, H, W]`` of every pixel."""
         height, width = images.shape[-2:]
         continued = self._continued(images)
-        if self.tile is None:
+        if self.output_tile is None:
             return self(continued)[:, :, :height, :width]
         rows, columns = self.output_side(height), self.output_side(width)
-        side = (min(self.tile, rows), min(self.tile, columns))
+        side = (min(self.output_tile, rows), min(self.output_tile, columns))
         logits = images.new_empty(len(images), len(self.class_names), rows, columns)
         for top in self._starts(rows, side[0]):
             for left in self._starts(columns, side[1]):

@@ -146,7 +146,7 @@ class TestOriginalUNet:
 
     def test_tiles_have_no_seams(self) -> None:
         whole = _original(depth=3).eval().double()
-        tiled = _original(depth=3, tile=28).eval().double()
+        tiled = _original(depth=3, output_tile=28).eval().double()
         image = torch.randn(1, 3, 71, 50, dtype=torch.float64)
         passes = []
         tiled.counted.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[-2:]))
@@ -157,9 +157,11 @@ class TestOriginalUNet:
     @pytest.mark.parametrize("tile", [4, 29, 100])
     def test_no_tiles_that_pooling_would_tear(self, tile: int) -> None:
         with pytest.raises(UserError, match=r"no tiles of \d+ pixels; give (\d+)") as error:
-            OriginalUNet(CLASSES, width=2, tile=tile)
+            OriginalUNet(CLASSES, width=2, output_tile=tile)
         possible = int(str(error.value).rsplit(" ", 1)[1])
-        assert possible > tile and OriginalUNet(CLASSES, width=2, tile=possible).tile == possible
+        assert (
+            possible > tile and OriginalUNet(CLASSES, width=2, output_tile=possible).output_tile == possible
+        )
 
     def test_he_initialization_hands_on_the_power(self) -> None:
         torch.manual_seed(0)
