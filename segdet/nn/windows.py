@@ -114,11 +114,21 @@ class DenseWindows(nn.Module):
     Layers whose stride divides the wanted one keep it in any case: of three poolings of 2, a stride of 4
     concerns the last alone, and with a multiple of 8 all ways are the same.
 
-    ``auto`` dilates while a stride leaves out up to 4 offsets in each direction, and takes fragments beyond. On
-    a CPU with AVX2 (one thread, channels last, processor time, 64 px on 360x480, three poolings of 2) both cost the
-    same within the noise at strides 4 and 2: 42 and 46 ms, 140 and 141 ms for 16, 32 and 64 channels, 304 and
-    343 ms at stride 2 for 48 channels each. At stride 1 a dilated kernel's places are far apart
-    in memory and its maps outgrow the cache, while a fragment fits: 673 and 587 ms.
+    ``auto`` dilates while the chain's strides leave out up to 4 offsets in each direction, and takes fragments beyond.
+    With 64 px windows on 360x480, 16, 32 and 64 channels and three poolings of 2, the processor milliseconds of
+    a pass were (one thread, float32, channels last, AMD EPYC with AVX2, busy with other work; medians of 3 turns,
+    which differ by a tenth from run to run):
+
+    ====== ========= ======== =====
+    stride fragments dilation shift
+    ====== ========= ======== =====
+    4           52.6     47.8   136
+    2          169      148     570
+    1          669      668    2435
+    ====== ========= ======== =====
+
+    Dilated convolutions are not slow there as long as they are few places apart; many small fragments cost more calls
+    and copies. At stride 1 the two are level, and fragments hold but a part of the wide maps in memory at a time.
 
     The weights are the classifier's own, not copies: what trains or loads the one changes the other. A linear
     layer's weights are looked at as a convolution's, and batch normalization with fixed statistics is

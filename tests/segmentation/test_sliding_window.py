@@ -1,5 +1,6 @@
 """The sliding window: it learns, crops and the whole agree, and every centre is where it should be."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from segdet.data.sample import Target
 from segdet.data.shapes import make_shapes
 from segdet.errors import UserError
 from segdet.nn import windows
+from segdet.segmentation import sliding_window
 from segdet.segmentation.sliding_window import SlidingWindow, sample_pixels
 
 CLASSES = ["background", "bright", "striped"]
@@ -215,6 +217,21 @@ def test_passes_are_windows_in_crops_and_images_in_dense() -> None:
     assert (crops.passes_per_image, dense.passes_per_image) == (36, 1)
     assert crops.parameters == dense.parameters
     assert crops.flops is not None and dense.flops is not None and dense.flops < crops.flops
+
+
+def test_cropping_shows_its_progress_once_it_takes_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+
+    class Bar(sliding_window.tqdm):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**(kwargs | {"file": io.StringIO()}))
+            bars.append(self)
+
+    monkeypatch.setattr(sliding_window, "tqdm", Bar)
+    with torch.inference_mode():
+        _model(stride=8, crop_batch=10).eval().predict(torch.zeros(2, 3, 48, 48))
+        _model(stride=8, mode="dense").eval().predict(torch.zeros(2, 3, 48, 48))
+    assert [(bar.delay, bar.total, bar.n) for bar in bars] == [(2, 72, 72)]
 
 
 def test_a_checkpoint_holds_the_weights_once() -> None:
