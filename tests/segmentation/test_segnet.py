@@ -153,7 +153,8 @@ def test_a_broken_part_does_not(overfit: Callable[..., float]) -> None:
 
 @pytest.mark.parametrize("variant", [v for v in get_args(Variant) if v != "bilinear_interpolation"])
 def test_every_row_but_the_first_overfits_four_images(variant: Any, overfit: Callable[..., float]) -> None:
-    assert overfit(_basic(variant), 100, 1e-2) >= 0.98
+    slow = variant in ("single_channel_decoder", "fcn_basic_no_addition_no_dim_reduction")
+    assert overfit(_basic(variant), 100 if slow else 60, 1e-2) >= 0.98
 
 
 def test_bilinear_interpolation_cannot(overfit: Callable[..., float]) -> None:
