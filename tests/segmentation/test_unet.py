@@ -154,7 +154,7 @@ class TestOriginalUNet:
             torch.testing.assert_close(tiled.predict(image), whole.predict(image))
         assert set(passes) == {(28 + 2 * whole.margin,) * 2} and len(passes) == 3 * 2
 
-    @pytest.mark.parametrize("tile", [4, 29, 100])
+    @pytest.mark.parametrize("tile", [4, 29, 101])
     def test_no_tiles_that_pooling_would_tear(self, tile: int) -> None:
         with pytest.raises(UserError, match=r"no tiles of \d+ pixels; give (\d+)") as error:
             OriginalUNet(CLASSES, width=2, output_tile=tile)
@@ -165,7 +165,7 @@ class TestOriginalUNet:
 
     def test_he_initialization_hands_on_the_power(self) -> None:
         torch.manual_seed(0)
-        model = OriginalUNet(CLASSES, width=32, depth=2, dropout=0.0)
+        model = OriginalUNet(CLASSES, width=64, depth=2, dropout=0.0)
         with torch.inference_mode():
             features = model._contract(torch.randn(1, 3, 92, 92))[0]
         assert float(features.square().mean()) == pytest.approx(1, rel=0.2)
@@ -173,7 +173,7 @@ class TestOriginalUNet:
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 taps = module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
                 std = (2 / (module.in_channels * taps)) ** 0.5
-                assert float(module.weight.std()) == pytest.approx(std, rel=0.1)
+                assert float(module.weight.std()) == pytest.approx(std, rel=0.2)
                 assert module.bias is not None and not module.bias.any()
 
     def test_grey_is_the_mean_of_the_colours(self) -> None:
