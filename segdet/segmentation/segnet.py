@@ -80,7 +80,7 @@ class SegNet(Segmenter):
         return self._decoded(self.encoder(images))[-1]
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return {"segmentation": self.cross_entropy(self(images), _masks(targets))}
+        return {"segmentation": self.pixel_loss(self(images), _masks(targets))}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""
@@ -180,7 +180,7 @@ class SegNetBasic(Segmenter):
         return self.decoder(*self.encoder(self.normalization(images)))[-1]
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return {"segmentation": self.cross_entropy(self(images), _masks(targets))}
+        return {"segmentation": self.pixel_loss(self(images), _masks(targets))}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""
