@@ -60,7 +60,7 @@ class Segmenter(Task):
         loss: PixelLoss = "cross_entropy",
         class_weights: list[float] | Weighting | None = None,
         focal_gamma: float = 2.0,
-        auxiliary_weight: float = 0.4,
+        auxiliary_weight: float = 0.5,
         tta_flip: bool = False,
         tta_scales: list[float] = [1.0],  # noqa: B006  read only; jsonargparse shows it as the default
         tile: int | tuple[int, int] | None = None,
@@ -106,10 +106,6 @@ class Segmenter(Task):
         logits = _resized(logits.float(), (masks.shape[-2], masks.shape[-1]))
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
         return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
-
-    def cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """`pixel_loss`, under the name that it had while cross entropy was the only one."""
-        return self.pixel_loss(logits, masks)
 
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
         """What auxiliary heads add to the loss: the sum of their `pixel_loss`, times ``auxiliary_weight``.

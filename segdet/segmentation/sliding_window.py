@@ -95,7 +95,7 @@ class SlidingWindow(Segmenter):
         logits = self.classifier(crop(padded, index, rows, columns, self.window))
         labels = masks[index, rows, columns]
         # As one image of one column, since the loss is one of images.
-        return {"segmentation": self.cross_entropy(logits.t()[None, :, :, None], labels[None, :, None])}
+        return {"segmentation": self.pixel_loss(logits.t()[None, :, :, None], labels[None, :, None])}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``: the classifier's at the centres, interpolated between them."""

@@ -128,7 +128,7 @@ class SMP(Segmenter):
                 f"{type(self.network).__name__}: the mean of an image cannot be normalized over a batch of "
                 f"{len(images)}; give --data.batch_size 2 or more"
             ) from error
-        return {"segmentation": self.cross_entropy(logits, masks)}
+        return {"segmentation": self.pixel_loss(logits, masks)}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""

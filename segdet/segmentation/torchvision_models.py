@@ -34,9 +34,8 @@ class TorchvisionSegmenter(Segmenter):
             default ones, a local file, or null for none.
         weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``); not looked at when there
             are ``weights``.
-        auxiliary_weight: The weight of the loss of a second classifier on the backbone's last but one stage,
-            which helps training and is not run in prediction; 0 for none.
-        kwargs: As for `Segmenter`.
+        kwargs: As for `Segmenter`. ``auxiliary_weight`` is of a second classifier on the backbone's last but one
+            stage, which helps training and is not run in prediction; 0 for none.
 
     Attributes:
         family: How torchvision's names of these networks begin.
@@ -52,11 +51,9 @@ class TorchvisionSegmenter(Segmenter):
         backbone: str = "resnet50",
         weights: str | bool | None = None,
         weights_backbone: str | bool | None = None,
-        auxiliary_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        self.auxiliary_weight = auxiliary_weight
         self.network = self._network(backbone, weights, weights_backbone)
 
     @property
@@ -76,9 +73,9 @@ class TorchvisionSegmenter(Segmenter):
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
         outputs = self.network(images)
-        losses = {"segmentation": self.cross_entropy(outputs["out"], masks)}
+        losses = {"segmentation": self.pixel_loss(outputs["out"], masks)}
         if self.auxiliary_weight:
-            losses["auxiliary"] = self.auxiliary_weight * self.cross_entropy(outputs["aux"], masks)
+            losses["auxiliary"] = self.auxiliary_loss([outputs["aux"]], masks)
         return losses
 
     def predict(self, images: Tensor) -> Tensor:
@@ -160,7 +157,6 @@ class TorchvisionFCN(TorchvisionSegmenter):
         backbone: ``resnet50`` or ``resnet101``.
         weights: As for `TorchvisionSegmenter`.
         weights_backbone: See there.
-        auxiliary_weight: See there.
         kwargs: See there.
     """
 
@@ -180,7 +176,6 @@ class DeepLabV3(TorchvisionSegmenter):
         backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``.
         weights: As for `TorchvisionSegmenter`.
         weights_backbone: See there.
-        auxiliary_weight: See there.
         kwargs: See there.
     """
 

@@ -92,7 +92,7 @@ class UNet(Segmenter):
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.cross_entropy(self(images), masks)}
+        return {"segmentation": self.pixel_loss(self(images), masks)}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""
@@ -145,7 +145,7 @@ class OriginalUNet(Segmenter):
 
     Since every logit has seen its whole surroundings, tiles fit together without a seam: the overlap-tile
     strategy (figure 2). The image is continued beyond its border by mirroring it, so that every pixel has
-    a logit, in training and in prediction; with ``tile``, prediction goes tile by tile, in constant memory and
+    a logit, in training and in prediction; with ``output_tile``, prediction goes tile by tile, in constant memory and
     with the same result.
 
     The paper's loss weighs every pixel by ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``, d_1 and d_2 being
@@ -163,7 +163,7 @@ class OriginalUNet(Segmenter):
         width: The channels of the first level.
         depth: How often the map is halved.
         dropout: The rate at the end of the contracting side: on its two last maps.
-        border_weight: The paper's w_0 (it takes 10); 0 for the base's loss.
+        border_weight: The paper's w_0 (it takes 10), with a ``loss`` of cross_entropy; 0 for the base's loss.
         border_sigma: The paper's sigma, in pixels.
         output_tile: The side of the tiles in prediction, of their logits (388 in the paper); null for the whole
             image at once.
@@ -190,6 +190,11 @@ class OriginalUNet(Segmenter):
         if output_tile is not None and output_tile != (possible := self.output_side(max(output_tile, 5))):
             raise UserError(
                 f"model.output_tile: the network has no tiles of {output_tile} pixels; give {possible}"
+            )
+        if border_weight and self.loss != "cross_entropy":
+            raise UserError(
+                f"model.border_weight {border_weight}: weighs the pixels of cross_entropy, not of {self.loss}; "
+                "give --model.loss cross_entropy or a border_weight of 0"
             )
         self.output_tile = output_tile
         widths = [width * 2**level for level in range(depth + 1)]
@@ -229,7 +234,7 @@ class OriginalUNet(Segmenter):
         masks = torch.stack([target["mask"] for target in targets])
         logits = self(self._continued(images))[:, :, : masks.shape[-2], : masks.shape[-1]]
         if not self.border_weight:
-            return {"segmentation": self.cross_entropy(logits, masks)}
+            return {"segmentation": self.pixel_loss(logits, masks)}
         valid = masks != IGNORE
         classes = torch.where(valid, masks, 0)
         weights = torch.ones_like(logits[:, 0]) if self.class_weights is None else self.class_weights[classes]  # type: ignore[index]

@@ -102,7 +102,7 @@ class UpsamplingFCN(Segmenter):
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.cross_entropy(self(images), masks)}
+        return {"segmentation": self.pixel_loss(self(images), masks)}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""

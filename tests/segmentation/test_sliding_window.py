@@ -133,7 +133,7 @@ def test_windows_are_cut_around_the_pixels_whose_labels_they_get(monkeypatch: py
         model = _model(window=window, channels=[4], kernels=[3], pools=[2])
         model.classifier = _Centre(window)  # type: ignore[assignment]
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        monkeypatch.setattr(model, "cross_entropy", lambda a, b, seen=seen: seen.append((a, b)) or a.sum())
+        monkeypatch.setattr(model, "pixel_loss", lambda a, b, seen=seen: seen.append((a, b)) or a.sum())
         masks = torch.arange(2 * 6 * 7).view(2, 6, 7)
         model.losses(masks[:, None].expand(2, 3, 6, 7).float(), [Target(mask=mask) for mask in masks])
         logits, labels = seen[0]

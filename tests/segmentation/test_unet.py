@@ -154,6 +154,10 @@ class TestOriginalUNet:
             torch.testing.assert_close(tiled.predict(image), whole.predict(image))
         assert set(passes) == {(28 + 2 * whole.margin,) * 2} and len(passes) == 3 * 2
 
+    def test_the_papers_weights_are_of_its_loss(self) -> None:
+        with pytest.raises(UserError, match="border_weight 10.0: .* not of dice"):
+            OriginalUNet(CLASSES, width=2, border_weight=10.0, loss="dice")
+
     @pytest.mark.parametrize("tile", [4, 29, 101])
     def test_no_tiles_that_pooling_would_tear(self, tile: int) -> None:
         with pytest.raises(UserError, match=r"no tiles of \d+ pixels; give (\d+)") as error:
