@@ -38,9 +38,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from segdet.callbacks.left_out import LeftOut
+from segdet.callbacks.overhead import NoProfiler
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
-from segdet.callbacks.profiler import NoProfiler
 from segdet.callbacks.progress import Progress, StepLogger
 from segdet.callbacks.run_folder import (
     EMBEDDED,

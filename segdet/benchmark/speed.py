@@ -263,8 +263,8 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
     from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
     from segdet.callbacks.left_out import LeftOut
+    from segdet.callbacks.overhead import NoProfiler
     from segdet.callbacks.panels import ImagePanels
-    from segdet.callbacks.profiler import NoProfiler
     from segdet.callbacks.progress import Progress, StepLogger
     from segdet.callbacks.run_folder import MetricsFile, RunFolder, RunSettings
     from segdet.callbacks.seeding import StepSeed

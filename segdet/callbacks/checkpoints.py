@@ -9,9 +9,16 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from segdet.callbacks.overhead import without_idle_hooks
+
 
 class _Checkpoint(ModelCheckpoint):
-    """Lightning asks for the key of its state before every hook."""
+    """Lightning's own looks around after every step even if it saves after epochs, and makes its key every time."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Saves, if it is to save after so many steps and this is one."""
+        if self._every_n_train_steps and trainer.global_step % self._every_n_train_steps == 0:
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
     @cached_property
     def state_key(self) -> str:
@@ -19,6 +26,7 @@ class _Checkpoint(ModelCheckpoint):
         return super().state_key
 
 
+@without_idle_hooks
 class BestCheckpoint(_Checkpoint):
     """The best epoch's checkpoint, which a better one replaces.
 
@@ -74,6 +82,7 @@ class BestCheckpoint(_Checkpoint):
         return present
 
 
+@without_idle_hooks
 class LastCheckpoint(_Checkpoint):
     """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
+from segdet.callbacks.overhead import without_idle_hooks
 from segdet.data.draw import draw_boxes, draw_mask, sheet
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target, collate
 
 
+@without_idle_hooks
 class ImagePanels(pl.Callback):
     """Draws a fixed set of validation images: a sheet in ``predictions/``, panels on Weights & Biases.
 

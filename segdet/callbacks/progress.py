@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
+from segdet.callbacks.overhead import without_idle_hooks
+
 BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
 
 
@@ -40,6 +42,7 @@ def loss_name(part: str) -> str:
     return f"train/loss_{part.removeprefix('loss_')}"
 
 
+@without_idle_hooks
 class StepLogger(pl.Callback):
     """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps
     and at the end of every epoch.
@@ -73,6 +76,7 @@ def _rates(trainer: pl.Trainer) -> dict[str, float]:
     return {f"lr/{index}": rate for index, rate in enumerate(rates)}
 
 
+@without_idle_hooks
 class Progress(ProgressBar):
     """One line on stderr: epoch, batch, loss and the last validation score.
 

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from segdet.benchmark.cost import measure_cost, peak_memory_mb
 from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
+from segdet.callbacks.overhead import without_idle_hooks
 from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
 from segdet.data.datamodule import Classes
@@ -225,6 +226,7 @@ class RunSettings:
         return str((self.sections.get(section) or {}).get("class_path", "")).rsplit(".", 1)[-1]
 
 
+@without_idle_hooks
 class RunFolder(pl.Callback):
     """Fills a run's folder: configuration, provenance, the record, and each checkpoint's own configuration.
 
