@@ -155,7 +155,7 @@ class TestOriginalUNet:
         assert set(passes) == {(28 + 2 * whole.margin,) * 2} and len(passes) == 3 * 2
 
     def test_the_papers_weights_are_of_its_loss(self) -> None:
-        with pytest.raises(UserError, match="border_weight 10.0: .* not of dice"):
+        with pytest.raises(UserError, match=r"border_weight 10\.0: .* not of dice"):
             OriginalUNet(CLASSES, width=2, border_weight=10.0, loss="dice")
 
     @pytest.mark.parametrize("tile", [4, 29, 101])
