@@ -333,7 +333,8 @@ def dense_windows(small: bool, stride: int, speedup: float) -> Iterator[Part]:
     """A classifier's answers for all windows of an image, in one pass against one crop after the other.
 
     Of the crops up to 2,048 are timed, spread over the image, and the time of all is taken from theirs: at stride 8
-    that is every one, while a round with all of them would take minutes at stride 1. Both sides have channels last in memory.
+    that is every one, while a round with all of them would take minutes at stride 1. Both sides have channels
+    last in memory.
     """
     from segdet.nn.windows import DenseWindows, crop, grid
     from segdet.segmentation.sliding_window import patch_classifier
