@@ -55,8 +55,7 @@ class TorchvisionSegmenter(Segmenter):
         auxiliary_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
-        self.auxiliary_weight = auxiliary_weight
+        super().__init__(class_names, auxiliary_weight=auxiliary_weight, **kwargs)
         self.network = self._network(backbone, weights, weights_backbone)
 
     @property
@@ -76,9 +75,9 @@ class TorchvisionSegmenter(Segmenter):
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
         outputs = self.network(images)
-        losses = {"segmentation": self.cross_entropy(outputs["out"], masks)}
+        losses = {"segmentation": self.pixel_loss(outputs["out"], masks)}
         if self.auxiliary_weight:
-            losses["auxiliary"] = self.auxiliary_weight * self.cross_entropy(outputs["aux"], masks)
+            losses["auxiliary"] = self.auxiliary_loss([outputs["aux"]], masks)
         return losses
 
     def predict(self, images: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class UNet(Segmenter):
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.cross_entropy(self(images), masks)}
+        return {"segmentation": self.pixel_loss(self(images), masks)}
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""
@@ -145,8 +145,8 @@ class OriginalUNet(Segmenter):
 
     Since every logit has seen its whole surroundings, tiles fit together without a seam: the overlap-tile
     strategy (figure 2). The image is continued beyond its border by mirroring it, so that every pixel has
-    a logit, in training and in prediction; with ``tile``, prediction goes tile by tile, in constant memory and
-    with the same result.
+    a logit, in training and in prediction; with ``tile``, prediction goes tile by tile, with the same result in
+    the memory of one tile's features.
 
     The paper's loss weighs every pixel by ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``, d_1 and d_2 being
     the distances to the nearest and the second nearest cell, so that it learns to keep touching cells
@@ -155,18 +155,18 @@ class OriginalUNet(Segmenter):
     between two cells still weighs most of all background, being close to a change throughout, but outer borders
     weigh as much.
 
-    It is expensive: the first level has 64 channels at full resolution, and the margin makes 2.2 times as many pixels of
-    an image of 388x388.
+    It is expensive: the first level has 64 channels at full resolution, and the margin makes of an image of 388x388 one
+    with 2.2 times as many pixels.
 
     Args:
         channels: 3 for colours; 1 for grey, the mean of the three, which the paper's images are.
         width: The channels of the first level.
         depth: How often the map is halved.
         dropout: The rate at the end of the contracting side: on its two last maps.
-        border_weight: The paper's w_0 (it takes 10); 0 for the base's loss.
+        border_weight: The paper's w_0 (it takes 10), for the cross entropy; 0 for none.
         border_sigma: The paper's sigma, in pixels.
-        tile: The side of the tiles in prediction, of their logits (388 in the paper); null for the whole
-            image at once.
+        tile: The side of the tiles in prediction, of their logits (388 in the paper), in place of `Segmenter`'s, which
+            overlap; null for the whole image at once.
         kwargs: As for `Segmenter`.
     """
 
@@ -182,14 +182,19 @@ class OriginalUNet(Segmenter):
         tile: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, tile=None, tile_overlap=None, **kwargs)
+        if border_weight and self.loss != "cross_entropy":
+            raise UserError(
+                f"model.border_weight: weighs the cross entropy of pixels, and model.loss is {self.loss}; give "
+                "cross_entropy, or a border_weight of 0"
+            )
         self.channels = channels
         self.depth = depth
         self.border_weight = border_weight
         self.border_sigma = border_sigma
         if tile is not None and tile != (possible := self.output_side(max(tile, 5))):
             raise UserError(f"model.tile: the network has no tiles of {tile} pixels; give {possible}")
-        self.tile = tile
+        self.output_tile = tile
         widths = [width * 2**level for level in range(depth + 1)]
         self.downs = nn.ModuleList(
             _two_valid_convolutions(before, after)
@@ -227,7 +232,7 @@ class OriginalUNet(Segmenter):
         masks = torch.stack([target["mask"] for target in targets])
         logits = self(self._continued(images))[:, :, : masks.shape[-2], : masks.shape[-1]]
         if not self.border_weight:
-            return {"segmentation": self.cross_entropy(logits, masks)}
+            return {"segmentation": self.pixel_loss(logits, masks)}
         valid = masks != IGNORE
         classes = torch.where(valid, masks, 0)
         weights = torch.ones_like(logits[:, 0]) if self.class_weights is None else self.class_weights[classes]  # type: ignore[index]
@@ -240,10 +245,10 @@ class OriginalUNet(Segmenter):
         """Logits ``[B, C, H, W]`` of every pixel."""
         height, width = images.shape[-2:]
         continued = self._continued(images)
-        if self.tile is None:
+        if self.output_tile is None:
             return self(continued)[:, :, :height, :width]
         rows, columns = self.output_side(height), self.output_side(width)
-        side = (min(self.tile, rows), min(self.tile, columns))
+        side = (min(self.output_tile, rows), min(self.output_tile, columns))
         logits = images.new_empty(len(images), len(self.class_names), rows, columns)
         for top in self._starts(rows, side[0]):
             for left in self._starts(columns, side[1]):
