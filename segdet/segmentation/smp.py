@@ -98,6 +98,10 @@ class SMP(Segmenter):
             raise UserError(
                 f"SMP {architecture} on {encoder}: {_first_line(error)}; give another encoder or other options"
             ) from error
+        if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):  # type: ignore[union-attr]
+            # What lies behind the last of the transformer's maps would be learned by nobody.
+            last = options.get("encoder_output_indices") or 1
+            self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)  # type: ignore[union-attr,operator]
         if file is not None:
             owner = f"encoder {encoder}"
             load_weights(self.network.encoder, read_weights(file, owner), file, owner)
@@ -113,7 +117,7 @@ class SMP(Segmenter):
             return self.network(self._padded(images))[:, :, : images.shape[-2], : images.shape[-1]]
         except AssertionError as error:  # how timm's transformers refuse a size
             raise UserError(
-                f"SMP on {self.network.encoder.name}: {_first_line(error)} give images of that size "  # type: ignore[union-attr]
+                f"SMP on {self.network.encoder.name}: {_first_line(error)}; give images of that size "  # type: ignore[union-attr]
                 "(data.recipe.size), or --model.options='{dynamic_img_size: true}'"
             ) from error
 
@@ -217,4 +221,4 @@ def _no_such(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200].rstrip(".")

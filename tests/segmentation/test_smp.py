@@ -23,7 +23,10 @@ VIT = {
 }  # fmt: skip
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "Unet": ("resnet18", {"decoder_channels": [32, 32, 16, 16, 16]}),
-    "FPN": ("tu-resnet10t", {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}),
+    "FPN": (
+        "tu-resnet10t",
+        {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32, "decoder_dropout": 0.0},
+    ),
     "DeepLabV3Plus": ("resnet18", {"decoder_channels": 32}),
     "UPerNet": ("tu-resnet10t", {"decoder_channels": 32}),
     "Segformer": ("mit_b0", {"decoder_segmentation_channels": 32}),
@@ -76,16 +79,17 @@ def test_padding_is_the_mean_colour_on_the_right_and_below() -> None:
         torch.testing.assert_close(model.predict(images), model.network(padded)[:, :, :40, :50])
 
 
-@pytest.mark.parametrize("architecture", ["Unet", "FPN"])
-def test_overfits_four_images(architecture: str, overfit: Overfit) -> None:
-    assert overfit(_model(architecture), 50, 3e-3) >= 0.98
+@pytest.mark.parametrize(("architecture", "steps"), [("Unet", 50), ("FPN", 80)])
+def test_overfits_four_images(architecture: str, steps: int, overfit: Overfit) -> None:
+    assert overfit(_model(architecture), steps, 3e-3) >= 0.98
 
 
-def test_without_its_decoder_it_does_not(overfit: Overfit) -> None:
+def test_without_skips_it_does_not(overfit: Overfit) -> None:
     model = _model("Unet")
-    model.network.segmentation_head.requires_grad_(False)  # type: ignore[union-attr]
-    model.network.decoder.requires_grad_(False)  # type: ignore[union-attr]
-    assert overfit(model, 10, 3e-3) < 0.98
+    model.network.encoder.register_forward_hook(  # type: ignore[union-attr,operator]
+        lambda module, images, maps: [*(0 * features for features in maps[:-1]), maps[-1]]
+    )
+    assert overfit(model, 50, 3e-3) < 0.98
 
 
 def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import urllib.error
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ KINDS: dict[str, tuple[type[TorchvisionSegmenter], str]] = {
     "deeplabv3_mobilenet_v3_large": (DeepLabV3, "mobilenet_v3_large"),
     "lraspp_mobilenet_v3_large": (LRASPP, "mobilenet_v3_large"),
 }
-Overfit = Callable[[Segmenter, int, float], float]
+Overfit = Callable[[Segmenter, int, float, int], float]
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +56,6 @@ def _theirs(name: str, classes: int = 3) -> nn.Module:
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
     return network.eval()
-
-
-def _for_few_steps(model: TorchvisionSegmenter) -> TorchvisionSegmenter:
-    """Statistics that follow within tens of steps (MobileNetV3's take hundreds)."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.3
-    return model
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -148,32 +141,68 @@ def test_weights_of_the_backbone_alone(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(mine, its)
 
 
-def test_lraspp_overfits_four_images(overfit: Overfit) -> None:
-    torch.manual_seed(0)
-    assert overfit(_for_few_steps(LRASPP(CLASSES)), 60, 3e-3) >= 0.98
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's builders with a backbone and heads for a CPU's few seconds."""
+    from torchvision.models.segmentation import deeplabv3, fcn, lraspp
+
+    monkeypatch.setattr(lraspp, "mobilenet_v3_large", torchvision.models.mobilenet_v3_small)
+    for module in (fcn, deeplabv3):
+        monkeypatch.setattr(module, "resnet50", _narrow_backbone)
+        # torchvision says 1024 and 2048 channels, those of a ResNet.
+        head = module.FCNHead
+        monkeypatch.setattr(
+            module, "FCNHead", lambda channels, classes, head=head: head(channels // 32, classes)
+        )
+    deeplab = deeplabv3.DeepLabHead
+    monkeypatch.setattr(
+        deeplabv3, "DeepLabHead", lambda channels, classes: deeplab(channels // 32, classes, (1, 2, 3))
+    )
 
 
-def test_lraspp_without_its_fine_map_does_not(overfit: Overfit) -> None:
-    torch.manual_seed(0)
-    model = _for_few_steps(LRASPP(CLASSES))
-    for parameter in model.network.classifier.low_classifier.parameters():  # type: ignore[union-attr]
-        nn.init.zeros_(parameter).requires_grad_(False)
-    assert overfit(model, 60, 3e-3) < 0.98
+def _narrow_backbone(**_: Any) -> nn.Module:
+    """Stages named like a ResNet's, to stride 8."""
+    widths = {"layer1": (3, 16, 2), "layer2": (16, 32, 2), "layer3": (32, 32, 2), "layer4": (32, 64, 1)}
+    stages = {
+        name: nn.Sequential(
+            nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)
+        )
+        for name, (i, o, stride) in widths.items()
+    }
+    return nn.Sequential(OrderedDict(stages))
 
 
-@pytest.mark.parametrize("kind", [TorchvisionFCN, DeepLabV3])
+def _few_steps(model: TorchvisionSegmenter) -> TorchvisionSegmenter:
+    """Statistics that follow within tens of steps (MobileNetV3's take hundreds)."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.3
+    return model
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("kind", [TorchvisionFCN, DeepLabV3, LRASPP])
 def test_overfits_four_images(kind: type[TorchvisionSegmenter], overfit: Overfit) -> None:
     torch.manual_seed(0)
-    assert overfit(_for_few_steps(kind(CLASSES)), 25, 1e-3) >= 0.98
+    assert overfit(_few_steps(kind(CLASSES)), 60, 5e-3, 2) >= 0.98
 
 
-def test_with_a_dead_classifier_it_does_not(overfit: Overfit) -> None:
+@pytest.mark.usefixtures("narrow")
+def test_lraspp_without_its_fine_map_does_not(overfit: Overfit) -> None:
+    torch.manual_seed(0)
+    model = _few_steps(LRASPP(CLASSES))
+    for parameter in model.network.classifier.low_classifier.parameters():
+        nn.init.zeros_(parameter).requires_grad_(False)
+    assert overfit(model, 60, 5e-3, 2) < 0.98
+
+
+@pytest.mark.usefixtures("narrow")
+def test_deeplab_with_a_dead_classifier_does_not(overfit: Overfit) -> None:
     """The auxiliary head, which learns as before, is not what predicts."""
     torch.manual_seed(0)
-    model = _for_few_steps(TorchvisionFCN(CLASSES))
-    model.network.classifier.requires_grad_(False)  # type: ignore[union-attr]
-    nn.init.zeros_(model.network.classifier[4].weight)  # type: ignore[index,union-attr,arg-type]
-    assert overfit(model, 10, 1e-3) < 0.98
+    model = _few_steps(DeepLabV3(CLASSES))
+    model.network.classifier.requires_grad_(False)
+    assert overfit(model, 60, 5e-3, 2) < 0.98
 
 
 def test_stages() -> None:

@@ -167,18 +167,19 @@ class TestOriginalUNet:
             possible > tile and OriginalUNet(CLASSES, width=2, output_tile=possible).output_tile == possible
         )
 
-    def test_he_initialization_hands_on_the_power(self) -> None:
+    def test_weights_begin_as_he_says(self) -> None:
+        """Variance 2 / N for the N inputs of an output: 9 pixels of a 3x3 convolution, one of an up-convolution."""
         torch.manual_seed(0)
-        model = OriginalUNet(CLASSES, width=64, depth=2, dropout=0.0)
-        with torch.inference_mode():
-            features = model._contract(torch.randn(1, 3, 92, 92))[0]
-        assert float(features.square().mean()) == pytest.approx(1, rel=0.2)
-        for module in model.modules():
+        for module in OriginalUNet(CLASSES, width=64, depth=2).modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 taps = module.weight[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
                 std = (2 / (module.in_channels * taps)) ** 0.5
-                assert float(module.weight.std()) == pytest.approx(std, rel=0.2)
+                assert float(module.weight.detach().std()) == pytest.approx(std, rel=0.2)
                 assert module.bias is not None and not module.bias.any()
+
+    def test_border_weights_are_of_the_cross_entropy(self) -> None:
+        with pytest.raises(UserError, match=r"model\.loss is dice; give cross_entropy"):
+            _original(border_weight=10.0, loss="dice")
 
     def test_grey_is_the_mean_of_the_colours(self) -> None:
         model = _original(channels=1).eval()
