@@ -182,12 +182,7 @@ class OriginalUNet(Segmenter):
         output_tile: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, tile=None, tile_overlap=None, **kwargs)
-        if border_weight and self.loss != "cross_entropy":
-            raise UserError(
-                f"model.border_weight: weighs the cross entropy of pixels, and model.loss is {self.loss}; give "
-                "cross_entropy, or a border_weight of 0"
-            )
+        super().__init__(class_names, **kwargs)
         self.channels = channels
         self.depth = depth
         self.border_weight = border_weight
