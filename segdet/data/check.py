@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 
+# What data sets call the pixels that nobody has told the class of.
+_NO_CLASSES = {
+    "void", "unlabeled", "unlabelled", "unlabeled/void", "ignore", "ignored", "don't care", "dontcare", "unknown",
+}  # fmt: skip
+
 # Annotations are often rounded; half a pixel beyond the border is no fault.
 _TOLERANCE = 0.5
 
@@ -305,6 +310,16 @@ def _shared(
         yield Fault(namesakes[0].parent, fault, False, "the files differ", note=True)
 
 
+def _named_to_ignore(root: Path, readers: "Mapping[str, Reader]") -> Iterable[Fault]:
+    """Classes whose names say that they are none."""
+    for reader in list(readers.values())[:1]:
+        for name, value in zip(reader.mask_names, reader.mask_values, strict=True):
+            if name.lower() in _NO_CLASSES:
+                fault = f"the mask value {value} is called {name!r} and counts as a class like any other"
+                remedy = f"give --ignore_index {value}, and --data.ignore_index {value} to fit, if it is none"
+                yield Fault(root, fault, False, remedy, note=True)
+
+
 def _in_no_split(readers: "Mapping[str, Reader]") -> Iterable[Fault]:
     """Images beside those of the splits that no split names."""
     used = {reader.image_path(index) for reader in readers.values() for index in range(len(reader))}
@@ -339,10 +354,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from segdet.data.formats import dataset_from
+    from segdet.data.formats import check_output, dataset_from
 
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be 1 or more")
+    check_output("--json", arguments.json)
     dataset = dataset_from(arguments)
     readers: dict[str, Reader] = {}
     unreadable: list[Fault] = []
@@ -355,6 +371,8 @@ def _main(arguments: argparse.Namespace) -> int:
         readers, dataset.task, arguments.workers, dataset.all_splits and len(readers) == len(dataset.splits)
     )
     report.faults[:0] = unreadable
+    if dataset.format == "voc" and dataset.task == "segmentation":
+        report.faults += list(_named_to_ignore(dataset.root, readers))
     for fault in report.faults:
         sys.stdout.write(f"{fault}\n")
     sys.stdout.write(f"{dataset.root} ({dataset.format}, {dataset.task}): {report.summary()}\n")
@@ -372,6 +390,5 @@ def _main(arguments: argparse.Namespace) -> int:
                 for fault in report.faults
             ],
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 1 if report.count("fatal") else 0

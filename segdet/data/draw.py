@@ -468,14 +468,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from segdet.data.formats import dataset_from
+    from segdet.data.formats import check_output, dataset_from
 
     for option, least in (("count", 1), ("cell", 64), ("columns", 1)):
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise UserError(f"--{option} {value}: must be {least} or more")
-    if arguments.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--output {arguments.output}: must end in .png or .jpg")
+    check_output("--output", arguments.output, (".png", ".jpg", ".jpeg"))
     dataset = dataset_from(arguments)
     readers = {split: dataset.open(split) for split in dataset.splits}
     chosen = _choose(readers, arguments.index, arguments.count, arguments.seed)
@@ -488,7 +487,6 @@ def _show(arguments: argparse.Namespace) -> int:
     total = sum(len(reader) for reader in readers.values())
     heading = f"{dataset.root.name}: {len(chosen)} of {total:,} images ({dataset.task})"
     page = sheet(pictures, titles, arguments.columns, arguments.cell, heading=heading, legend=legend)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(page).save(arguments.output)
     sys.stdout.write(f"{arguments.output}\n")
     return 0

@@ -1,6 +1,8 @@
 """Which dataset a command means: a folder's format, task and splits, guessed where they are not given."""
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,16 +27,28 @@ def guess_format(root: Path) -> str:
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give the dataset's folder")
+    if (format := _format_of(root)) is not None:
+        return format
+    try:
+        around = [*root.resolve().parents[:2], *sorted(path for path in root.iterdir() if path.is_dir())]
+    except OSError:
+        around = []
+    near = [str(folder) for folder in around if _format_of(folder) is not None]
+    remedy = f"did you mean {' or '.join(near[:3])}?" if near else "give the folder that does"
+    raise UserError(
+        f"{root}: holds neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
+        f"JPEGImages or VOC2007 and its like (voc); {remedy}"
+    )
+
+
+def _format_of(root: Path) -> str | None:
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
     if (root / "leftImg8bit").is_dir():
         return "cityscapes"
     if (root / "JPEGImages").is_dir() or _voc_years(root):
         return "voc"
-    raise UserError(
-        f"{root}: holds neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
-        "JPEGImages or VOC2007 and its like (voc); give the folder that does"
-    )
+    return None
 
 
 def guess_task(root: Path, format: str) -> "Task":
@@ -68,6 +82,10 @@ def list_splits(root: Path, format: str, task: "Task") -> list[str]:
         folders = {f"{name[3:]}/": root / name for name in _voc_years(root)} or {"": root}
         stems = [prefix + name for prefix, folder in folders.items() for name in _voc_sets(folder, kind)]
         where = next(iter(folders.values())) / "ImageSets" / kind
+        other = "Main" if task == "segmentation" else "Segmentation"
+        if not stems and any(_voc_sets(folder, other) for folder in folders.values()):
+            remedy = "detection or localization" if other == "Main" else "segmentation"
+            raise UserError(f"{where}: holds no split for {task}; there are some for --task {remedy}")
     if not stems:
         raise UserError(f"{where}: holds no split for {task}; give --split, or another --task")
     order = ("train", "val", "test")
@@ -178,6 +196,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with status 2 and one line."""
+        unknown = re.match(r"unrecognized arguments: (--?\w[^\s=]*)", message)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = [option for option in options if option.startswith(unknown[1]) and len(unknown[1]) > 2]
+            near = near or difflib.get_close_matches(unknown[1], options, 1)
+            if near:
+                self.exit(2, f"{self.prog}: {message}; did you mean {near[0]}? see {self.prog} --help\n")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def add_dataset_arguments(self) -> None:
@@ -208,6 +233,28 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
         _class_names(arguments.class_names),
         arguments.ignore_index,
     )
+
+
+def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Makes sure, before any work is done, that a file can be written there.
+
+    Raises:
+        UserError: If it has another ending than one of ``suffixes`` (where some are given), or its folder
+            cannot be written to.
+    """
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path}: must end in {' or '.join(suffixes)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); give another file") from None
 
 
 def _class_names(given: str | None) -> list[str] | None:

@@ -427,10 +427,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from segdet.data.formats import dataset_from
+    from segdet.data.formats import check_output, dataset_from
 
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be 1 or more")
+    check_output("--json", arguments.json)
+    check_output("--plot", arguments.plot, (".png", ".jpg", ".pdf", ".svg"))
     dataset = dataset_from(arguments)
     task = dataset.task
     readers = {split: dataset.open(split) for split in dataset.splits}
@@ -442,7 +444,6 @@ def _main(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"\n{len(bad):,} cannot be read, the first is {bad[0]}; see segdet data check\n")
     if arguments.json:
         record = {split: item.record(task) for split, item in stats.items()}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         text = {"root": str(dataset.root), "format": dataset.format, "task": task, "splits": record}
         arguments.json.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:

@@ -11,6 +11,7 @@ from segdet.data.check import Fault, check, main
 from segdet.data.cleaning import clean_objects, clip_boxes, usable
 from segdet.data.formats import find_dataset, guess_format, list_splits, open_readers
 from segdet.data.sample import Objects
+from segdet.data.stats import main as stats_main
 from segdet.errors import UserError
 
 # pycocotools' compiled part is older than NumPy 2's copy keyword.
@@ -450,8 +451,43 @@ def test_a_wrong_option_is_one_line(capsys):
         main(["root", "--tsak", "detection"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        "segdet data check: unrecognized arguments: --tsak detection; see segdet data check --help"
+        "segdet data check: unrecognized arguments: --tsak detection; did you mean --task? see segdet data check --help"
     ]
+    with pytest.raises(SystemExit):
+        main(["root", "--class", "cat"])
+    assert "did you mean --class_names?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["root", "-x"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_folder_near_by_is_named(voc_folder, monkeypatch, capsys):
+    for given in (voc_folder.parent, voc_folder / "JPEGImages"):
+        assert main([str(given)]) == 2
+        assert f"did you mean {voc_folder}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, stats_main])
+def test_an_output_that_cannot_be_written_is_told_first(voc_folder, tmp_path, capsys, command):
+    (tmp_path / "file").write_text("")
+    assert command([str(voc_folder), "--json", str(tmp_path / "file" / "a.json")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "a.json: cannot be written (" in said.err
+    assert len(said.err.splitlines()) == 1
+    assert command([str(voc_folder), "--json", str(tmp_path / "new" / "a.json")]) == 0
+    assert (tmp_path / "new" / "a.json").exists()
+
+
+def test_a_class_that_is_none_is_noted(voc_folder, capsys):
+    arguments = [voc_folder, "--task", "segmentation", "--class_names", "background,cat,dog,Void"]
+    status, note = only_line(capsys, *arguments)
+    assert status == 0
+    assert note == (
+        f"note     {voc_folder}: the mask value 3 is called 'Void' and counts as a class like any other; "
+        "give --ignore_index 3, and --data.ignore_index 3 to fit, if it is none"
+    )
+    assert len(run(capsys, *arguments, "--ignore_index", 3)[1]) == 1
 
 
 # Which dataset is meant
@@ -490,6 +526,12 @@ def test_a_folder_of_masks_alone_is_for_segmentation(voc_folder):
 
 def test_no_split_is_told(voc_folder):
     for path in (voc_folder / "ImageSets/Main").iterdir():
+        path.unlink()
+    with pytest.raises(
+        UserError, match=r"Main: holds no split for detection; there are some for --task segm"
+    ):
+        find_dataset(voc_folder)
+    for path in (voc_folder / "ImageSets/Segmentation").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"ImageSets.Main: holds no split for detection; give --split"):
         find_dataset(voc_folder)

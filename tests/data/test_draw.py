@@ -159,7 +159,7 @@ def test_show_takes_the_samples_asked_for(coco_folder, tmp_path, capsys):
     [
         (["--index", "9", "--split", "train"], "--index 9: the split train has the samples 0 to 1"),
         (["--count", "0"], "--count 0: must be 1 or more"),
-        (["--output", "sheet.pdf"], "--output sheet.pdf: must end in .png or .jpg"),
+        (["--output", "sheet.pdf"], "--output sheet.pdf: must end in .png or .jpg or .jpeg"),
     ],
 )
 def test_mistakes_are_one_line(voc_folder, capsys, arguments, line):
