@@ -5,6 +5,7 @@
     python -m segdet.benchmark.speed                  # all of them, some minutes
     python -m segdet.benchmark.speed miou decode      # some of them
     python -m segdet.benchmark.speed --rounds 20
+    python -m segdet.benchmark.speed decode --images photos/
 
 The two sides take turns, and the ratio is the median of the ratios of neighbouring turns, so that what else
 the machine does meanwhile weighs on both alike. Ratios carry over to other machines, milliseconds do not.
@@ -12,6 +13,7 @@ the machine does meanwhile weighs on both alike. Ratios carry over to other mach
 
 import argparse
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -34,6 +36,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from segdet.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -190,17 +194,26 @@ def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarr
 
 
 @contextmanager
-def decode(small: bool) -> Iterator[Part]:
-    """From JPEG files to RGB arrays."""
+def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
+    """From JPEG files to RGB arrays: made ones, or those of a folder.
+
+    How much there is to gain depends on the files: entropy decoding, which takes the larger part of the
+    time where little was compressed away, is the same code on both sides.
+    """
     from segdet.data.images import read_image
 
     count, height, width = (2, 48, 64) if small else (64, 480, 640)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
-        for path in paths:
-            Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=95)
-        kilobytes = round(sum(path.stat().st_size for path in paths) / count / 1000)
+        if images is not None:
+            paths = jpegs_in(images)[:count]
+            what = f"of {images}"
+        else:
+            paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
+            for path in paths:
+                Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=95)
+            what = f"{width}x{height}"
+        kilobytes = round(sum(path.stat().st_size for path in paths) / len(paths) / 1000)
 
         def theirs() -> None:
             for path in paths:
@@ -208,13 +221,25 @@ def decode(small: bool) -> Iterator[Part]:
                     np.asarray(image.convert("RGB"))
 
         yield Part(
-            f"decode JPEG {width}x{height}, {kilobytes} kB each",
+            f"decode {len(paths)} JPEGs {what}, {kilobytes} kB each",
             "image",
-            _timed(lambda: [read_image(path) for path in paths], count),
+            _timed(lambda: [read_image(path) for path in paths], len(paths)),
             "PIL",
-            _timed(theirs, count),
+            _timed(theirs, len(paths)),
             speedup=1.4,
         )
+
+
+def jpegs_in(folder: Path) -> list[Path]:
+    """The JPEG files of a folder and those below it, in order.
+
+    Raises:
+        UserError: If there are none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise UserError(f"--images {folder}: no JPEG in this folder; give one that holds some")
+    return paths
 
 
 @contextmanager
@@ -233,11 +258,16 @@ def shapes_make(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def lightning_loop(small: bool) -> Iterator[Part]:
-    """A training step as ``segdet fit`` runs it, bar and logs included, against a bare loop."""
+    """A training step as ``segdet fit`` runs it, with all that watches it, against a bare loop."""
     import lightning.pytorch as pl
 
+    from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+    from segdet.callbacks.left_out import LeftOut
+    from segdet.callbacks.overhead import NoProfiler
+    from segdet.callbacks.panels import ImagePanels
     from segdet.callbacks.progress import Progress, StepLogger
-    from segdet.callbacks.run_folder import MetricsFile
+    from segdet.callbacks.run_folder import MetricsFile, RunFolder, RunSettings
+    from segdet.callbacks.seeding import StepSeed
     from segdet.data.sample import Batch, Source, Target
     from segdet.lightning_cli import TRAINER_DEFAULTS
     from segdet.segmentation.base import Segmenter
@@ -251,7 +281,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
         def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
             masks = torch.stack([target["mask"] for target in targets])
-            return {"cross_entropy": self.cross_entropy(self.network(images), masks)}
+            return {"segmentation": self.pixel_loss(self.network(images), masks)}
 
         def predict(self, images: Tensor) -> Tensor:
             return self.network(images)
@@ -277,16 +307,21 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
     def ours() -> float:
         clock = Clock()
-        with tempfile.TemporaryDirectory() as folder, _silence():
+        with tempfile.TemporaryDirectory() as root, _silence():
+            folder = Path(root)
+            watching: list[pl.Callback] = [
+                Progress(), ImagePanels(images=0), RunFolder(RunSettings(folder, "")), LeftOut(folder),
+                StepSeed(0), StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
+            ]  # fmt: skip
             trainer = pl.Trainer(
                 **TRAINER_DEFAULTS,
                 accelerator="cpu",
                 devices=1,
                 max_epochs=1,
-                enable_checkpointing=False,
-                logger=MetricsFile(Path(folder)),
-                callbacks=[StepLogger(), Progress(), clock],
+                logger=MetricsFile(folder),
+                callbacks=[*watching, clock],
                 default_root_dir=folder,
+                profiler=NoProfiler(),
             )
             trainer.fit(Tiny(), batches)
         return clock.seconds / steps
@@ -333,8 +368,8 @@ def dense_windows(small: bool, stride: int, speedup: float) -> Iterator[Part]:
     """A classifier's answers for all windows of an image, in one pass against one crop after the other.
 
     Of the crops up to 2,048 are timed, spread over the image, and the time of all is taken from theirs: at stride 8
-    that is every one, while a round with all of them would take minutes at stride 1. Both sides have channels
-    last in memory.
+    that is every one, while a round with all of them would take minutes at stride 1. Both sides have channels last in
+    memory.
     """
     from segdet.nn.windows import DenseWindows, crop, grid
     from segdet.segmentation.sliding_window import patch_classifier
@@ -415,6 +450,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(PARTS)}; all if none")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: one per core)")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="decode the JPEGs of this folder in place of made ones"
+    )
     parser.add_argument("--small", action="store_true", help="tiny sizes, only to see that it runs")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
@@ -422,6 +460,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"no part is called {name}; there are {', '.join(PARTS)}")
     if arguments.rounds < 1:
         parser.error(f"--rounds {arguments.rounds}: give at least 1")
+    if arguments.images is not None:
+        try:
+            jpegs_in(arguments.images)
+        except UserError as error:
+            parser.error(str(error))
     if arguments.threads is not None:
         if arguments.threads < 1:
             parser.error(f"--threads {arguments.threads}: give at least 1")
@@ -432,8 +475,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"medians of {arguments.rounds} rounds\n\n"
         "| part | ours | peer | peer's time | ratio | aim |\n|---|---|---|---|---|---|\n"
     )
-    for name in arguments.names or PARTS:
-        with PARTS[name](arguments.small) as part:
+    parts = PARTS | {"decode": functools.partial(decode, images=arguments.images)}
+    for name in arguments.names or parts:
+        with parts[name](arguments.small) as part:
             line = row(part, measure(part, arguments.rounds, name))
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
