@@ -98,10 +98,10 @@ class SMP(Segmenter):
             raise UserError(
                 f"SMP {architecture} on {encoder}: {_first_line(error)}; give another encoder or other options"
             ) from error
-        if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):  # type: ignore[union-attr]
+        if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):
             # What lies behind the last of the transformer's maps would be learned by nobody.
             last = options.get("encoder_output_indices") or 1
-            self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)  # type: ignore[union-attr,operator]
+            self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
         if file is not None:
             owner = f"encoder {encoder}"
             load_weights(self.network.encoder, read_weights(file, owner), file, owner)
