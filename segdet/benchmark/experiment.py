@@ -7,6 +7,7 @@ The file names the runs and says what they share, and nothing else::
     prepare: [segdet data make data/shapes]
     data: configs/data/shapes.yaml    # given to every run after its own configs
     budget: {trainer.max_time: "00:00:10:00"}
+    at_once: 2                        # default 1; see below
     runs:
       fcn: {configs: configs/fcn.yaml}
       unet: {configs: configs/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
@@ -15,12 +16,17 @@ Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<
 a seed S other than 0, so that seeds can be added later), with what it printed in ``<run>.log`` and what
 it was trained with in ``<run>.json`` beside it; ``table.md`` has the table of all. Started again, it goes
 on where it stopped.
+
+With ``at_once`` several runs are at work at the same time and share the cores out among them. On a CPU that is
+faster than one run with all cores, for its threads wait for each other at every layer, and much faster
+where something else is at work, too. All runs then have the same share, and their times are those of that share.
 """
 
 import argparse
 import codecs
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -32,7 +38,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -80,6 +87,7 @@ class Experiment:
         budget: Overrides that all runs share and none may change.
         data: Config files given to every run after its own.
         prepare: Arguments of segdet commands to run first.
+        at_once: How many runs are at work at the same time.
     """
 
     path: Path
@@ -89,6 +97,7 @@ class Experiment:
     budget: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[str, ...] = ()
     prepare: tuple[tuple[str, ...], ...] = ()
+    at_once: int = 1
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,7 +151,9 @@ def read_experiment(path: Path | str) -> Experiment:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}; mend the YAML") from None
     check = _Checker(path)
-    check.keys("", values, ["name", "seeds", "prepare", "data", "budget", "runs"], required=["runs"])
+    check.keys(
+        "", values, ["name", "seeds", "prepare", "data", "budget", "at_once", "runs"], required=["runs"]
+    )
     budget = check.overrides("budget", values.get("budget", {}))
     prepare = values.get("prepare", [])
     runs = check.mapping("runs", values["runs"])
@@ -158,6 +169,7 @@ def read_experiment(path: Path | str) -> Experiment:
         tuple(
             check.command("prepare", line) for line in ([prepare] if isinstance(prepare, str) else prepare)
         ),
+        check.count("at_once", values.get("at_once", 1)),
     )
 
 
@@ -201,6 +213,11 @@ class _Checker:
                 key, f"is {value!r}", "it has to be a list of different whole numbers, such as [0, 1, 2]"
             )
         return tuple(value)
+
+    def count(self, key: str, value: Any) -> int:
+        if type(value) is not int or value < 1:
+            self.fault(key, f"is {value!r}", "it has to be a whole number from 1 on")
+        return int(value)
 
     def overrides(self, key: str, value: Any) -> dict[str, Any]:
         for name in self.mapping(key, value):
@@ -410,17 +427,29 @@ def _difference(job: Job) -> str:
 
 
 def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
-    """Does ``jobs`` one after the other and writes ``table.md`` of all runs.
+    """Does ``jobs`` and writes ``table.md`` of all runs.
 
-    A run that fails does not stop the others. What the runs print goes to stderr, the table to stdout.
+    A run that fails does not stop the others. What the runs print goes to stderr, the table to stdout; of several
+    at once stderr shows how far they are.
 
     Returns:
         The exit status: 0, 1 where a run failed, 130 where it was stopped.
     """
     folder = runs_dir / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
+    faults: dict[str, str | None] = {}
     summary: dict[str, str] = {}
-    failed = False
+    lanes = Lanes(experiment.at_once) if experiment.at_once > 1 else None
+
+    def do(number: int, job: Job) -> None:
+        start = time.monotonic()
+        faults[job.name] = fault = _do(job, f"[{number}/{len(jobs)}] {job.name}", lanes)
+        took = f"{time.monotonic() - start:.0f} s"
+        if fault is not None:
+            summary[job.name] = f"FAILED after {took}: {fault}; see {job.log_path}"
+        else:
+            summary[job.name] = "was finished before" if job.action == "skip" else f"finished in {took}"
+
     with _alone(folder), _stoppable():
         try:
             if any(job.action != "skip" for job in jobs):
@@ -432,29 +461,95 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
                             f"{experiment.path}: prepare: 'segdet {shlex.join(arguments)}' ended with exit "
                             f"status {status} ({why}); mend it or run it by hand"
                         )
-            for number, job in enumerate(jobs, 1):
-                start = time.monotonic()
-                fault = _do(job, f"[{number}/{len(jobs)}] {job.name}")
-                took = f"{time.monotonic() - start:.0f} s"
-                failed |= fault is not None
-                if fault is not None:
-                    summary[job.name] = f"FAILED after {took}: {fault}; see {job.log_path}"
-                elif job.action == "skip":
-                    summary[job.name] = "was finished before"
-                else:
-                    summary[job.name] = f"finished in {took}"
+            if lanes is None:
+                for number, job in enumerate(jobs, 1):
+                    do(number, job)
+            else:
+                lanes.run([functools.partial(do, number, job) for number, job in enumerate(jobs, 1)])
         except KeyboardInterrupt:
             _say(f"stopped; to go on where it stopped: segdet bench {experiment.path}")
             return 130
     width = max(len(name) for name in summary)
-    _say(
-        "\n".join([f"{experiment.name}:", *(f"  {name:<{width}}  {line}" for name, line in summary.items())])
-    )
+    lines = [f"  {job.name:<{width}}  {summary[job.name]}" for job in jobs]
+    _say("\n".join([f"{experiment.name}:", *lines]))
+    failed = any(fault is not None for fault in faults.values())
     return max(_report(experiment, runs_dir), int(failed))
 
 
-def _do(job: Job, title: str) -> str | None:
+class Lanes:
+    """Several runs at work at the same time, each with its share of the cores, and a line that says how far they are.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.threads = max(1, (os.cpu_count() or 1) // count)
+        self._children: dict[str, subprocess.Popen] = {}
+        self._shown: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._drawn = 0.0
+
+    def run(self, works: Sequence[Callable[[], None]]) -> None:
+        """Does ``works``, in their order as lanes become free; interrupted, it ends what is at work."""
+        with ThreadPoolExecutor(self.count) as pool:
+            futures = [pool.submit(work) for work in works]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._end()
+                raise
+
+    def enter(self, name: str, child: subprocess.Popen) -> None:
+        """A command begins to work; it is ended where all have been."""
+        with self._lock:
+            self._children[name] = child
+            if self._stopped:
+                child.send_signal(signal.SIGINT)
+
+    def leave(self, name: str) -> None:
+        """It has ended."""
+        with self._lock:
+            self._children.pop(name, None)
+            self._shown.pop(name, None)
+
+    def show(self, name: str, text: str) -> None:
+        """Takes up what a command printed last, and redraws the line of all now and then."""
+        last = next((part for part in reversed(re.split(r"[\r\n]+", text)) if part.strip()), "")
+        with self._lock:
+            if last:
+                self._shown[name] = " ".join(last.split())
+            if time.monotonic() < self._drawn + 0.5:
+                return
+            self._drawn = time.monotonic()
+            width = shutil.get_terminal_size().columns - 1
+            each = max(20, width // max(1, len(self._shown)) - 3)
+            parts = [f"{key}: {value}"[:each].ljust(each) for key, value in sorted(self._shown.items())]
+            sys.stderr.write("\r" + " | ".join(parts)[:width])
+            sys.stderr.flush()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._stopped = True
+            alive = list(self._children.values())
+        _say(f"ending the runs, which may take up to {GRACE_SECONDS} s to save themselves")
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            for child in alive:
+                child.send_signal(signal.SIGINT)
+            end = time.monotonic() + GRACE_SECONDS
+            for child in alive:
+                child.wait(max(0.0, end - time.monotonic()))
+        for child in alive:
+            _kill(child)
+
+
+def _do(job: Job, title: str, lanes: Lanes | None = None) -> str | None:
     """Does one job. Returns what went wrong, None if nothing did."""
+    beside = () if lanes is None else (lanes, job.name)
     if job.action == "skip":
         _say(f"{title}: finished before")
         return None
@@ -467,14 +562,14 @@ def _do(job: Job, title: str) -> str | None:
         else:
             fit = (*fit, f"--ckpt_path={job.last}")
         _say(f"{title}: {'training' if job.action == 'train' else 'resuming'}")
-        if status := _launch(fit, job.log_path, mode):
+        if status := _launch(fit, job.log_path, mode, *beside):
             return f"fit ended with exit status {status} ({_last_line(job.log_path)})"
         record = _record(job)
         if record is None or record.status != "finished":
             return f"fit left {'no record' if record is None else 'the status ' + record.status}"
     if job.test is not None:
         _say(f"{title}: testing")
-        if status := _launch(job.test, job.log_path, "ab"):
+        if status := _launch(job.test, job.log_path, "ab", *beside):
             return f"test ended with exit status {status} ({_last_line(job.log_path)})"
         record = _record(job)
         if record is None or not any(name.startswith("test/") for name in record.metrics):
@@ -505,16 +600,28 @@ def _report(experiment: Experiment, runs_dir: Path) -> int:
     return 0
 
 
-def _launch(arguments: Sequence[str], log: Path, mode: str) -> int:
+def _launch(
+    arguments: Sequence[str], log: Path, mode: str, lanes: Lanes | None = None, name: str = ""
+) -> int:
     """Runs a segdet command, shows what it prints on stderr and keeps it in ``log``.
 
     Interrupted, it ends the command, with time to save itself; interrupted again, at once.
+
+    Args:
+        arguments: Of the command.
+        log: The file.
+        mode: How to open it.
+        lanes: What else is at work, None if nothing is.
+        name: What the command is called there.
 
     Returns:
         The command's exit status.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))  # for its progress bars
+    if lanes is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(lanes.threads))
+    show = sys.stderr.write if lanes is None else functools.partial(lanes.show, name)
     command = [sys.executable, "-m", "segdet", *arguments]
     with log.open(mode) as file:
         file.write(f"$ segdet {shlex.join(arguments)}\n".encode())
@@ -528,8 +635,10 @@ def _launch(arguments: Sequence[str], log: Path, mode: str) -> int:
         )
         assert child.stdout is not None
         # In a thread, so that a helper that outlives the command and holds the pipe keeps nobody waiting.
-        tee = threading.Thread(target=_tee, args=(child.stdout, file), daemon=True)
+        tee = threading.Thread(target=_tee, args=(child.stdout, file, show), daemon=True)
         tee.start()
+        if lanes is not None:
+            lanes.enter(name, child)
         try:
             return child.wait()
         except KeyboardInterrupt:
@@ -540,19 +649,26 @@ def _launch(arguments: Sequence[str], log: Path, mode: str) -> int:
             raise
         finally:
             if sys.exc_info()[0] is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                _kill(child)
             tee.join(2)
+            if lanes is not None:
+                lanes.leave(name)
 
 
-def _tee(source: IO[bytes], log: IO[bytes]) -> None:
-    """Copies ``source`` to stderr as it comes and to ``log`` without the passing states of progress bars."""
+def _kill(child: subprocess.Popen) -> None:
+    """Ends a command and what it has started, at once."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _tee(source: IO[bytes], log: IO[bytes], show: Callable[[str], Any]) -> None:
+    """Shows ``source`` as it comes and copies it to ``log`` without the passing states of progress bars."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     line = b""
     with source, contextlib.suppress(ValueError):  # the log was closed: nobody waits for the rest
         while chunk := os.read(source.fileno(), 65536):
-            sys.stderr.write(decoder.decode(chunk))
+            show(decoder.decode(chunk))
             sys.stderr.flush()
             *lines, line = (line + chunk).split(b"\n")
             log.writelines(whole.rstrip(b"\r").rpartition(b"\r")[2] + b"\n" for whole in lines)
@@ -632,6 +748,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)"
     )
+    parser.add_argument(
+        "--at_once", type=int, metavar="N", help="runs at work at the same time (the file's, or 1)"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="do these runs alone")
     parser.add_argument(
         "--overrides",
@@ -646,6 +765,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
     arguments = parser.parse_args(argv)
     experiment = read_experiment(arguments.file)
+    if arguments.at_once is not None:
+        if arguments.at_once < 1:
+            raise UserError(f"--at_once {arguments.at_once}: give at least 1")
+        experiment = replace(experiment, at_once=arguments.at_once)
     jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
     if not arguments.dry_run:
         return bench(experiment, jobs, arguments.runs_dir)

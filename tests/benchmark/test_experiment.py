@@ -45,7 +45,7 @@ class Command:
         self.calls: list[str] = []
         self.fail: dict[str, str] = {}
 
-    def __call__(self, arguments: list[str], log: Path, mode: str) -> int:
+    def __call__(self, arguments: list[str], log: Path, mode: str, *beside: object) -> int:
         call = " ".join(arguments)
         self.calls.append(call)
         with log.open(mode) as file:
@@ -272,6 +272,7 @@ def test_two_at_once_are_kept_apart(folder: Path, command: Command, monkeypatch:
         ("test: false", "test: 0", "runs.ssd.test is 0; it has to be true or false"),
         ("[0, 1]", "[0, 0]", "seeds is [0, 0]; it has to be a list of different whole numbers"),
         ("[0, 1]", "3", "seeds is 3; it has to be a list"),
+        ("budget:", "at_once: 0\nbudget:", "at_once is 0; it has to be a whole number from 1 on"),
         ("configs/ssd.yaml", "configs/sdd.yaml", "runs.ssd.configs names configs/sdd.yaml, which is not in"),
         ("configs/ssd.yaml", "configs/sdd.yaml", "did you mean configs/ssd.yaml?"),
         ("configs/ssd.yaml", "x.yaml", "paths are relative to the current directory"),
@@ -387,6 +388,66 @@ sys.exit(main(["a.yaml"]))
     assert bench.returncode == 130 and "to go on where it stopped: segdet bench a.yaml" in err
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("started").read_text()), 0)
+
+
+TOGETHER = """
+import os, sys, time
+run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
+open(f"threads-{run}", "w").write(os.environ["OMP_NUM_THREADS"])
+open(f"started-{run}", "w").write(str(os.getpid()))
+sys.stderr.write(f"\\repoch {run} 1/2")
+"""
+
+
+def test_runs_at_once_share_the_cores_and_are_shown_side_by_side(
+    scripted: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each of two waits for the other, which would never come if they were done in turn."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    Path("script.py").write_text(
+        TOGETHER
+        + "end = time.monotonic() + 20\n"
+        + "while not all(map(os.path.exists, ('started-a', 'started-b'))):\n"
+        + "    assert time.monotonic() < end\n    time.sleep(0.02)\n"
+        + "time.sleep(1)\nprint()\nsys.exit(3)\n"
+    )
+    Path("x.yaml").write_text("at_once: 2\nruns: {a: {configs: x.yaml}, b: {configs: x.yaml}}")
+    assert main(["x.yaml"]) == 1
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    assert Path("threads-a").read_text() == Path("threads-b").read_text() == threads
+    err = capfd.readouterr().err
+    assert "epoch a 1/2" in err + Path("runs/x/a.log").read_text()
+    assert err.index("  a  FAILED") < err.index("  b  FAILED") and "exit status 3 (epoch b 1/2)" in err
+
+
+def test_runs_at_once_are_all_ended(scripted: Path) -> None:
+    Path("script.py").write_text(TOGETHER + "while True:\n    time.sleep(0.05)\n")
+    Path("x.yaml").write_text("runs: {a: {configs: x.yaml}, b: {configs: x.yaml}, c: {configs: x.yaml}}")
+    code = f"""
+import sys
+sys.path = {sys.path!r}
+from segdet.benchmark.experiment import main
+sys.exit(main(["x.yaml", "--at_once", "2"]))
+"""
+    bench = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    for name in "ab":
+        wait_for(Path(f"started-{name}"))
+    bench.send_signal(signal.SIGTERM)
+    _, err = bench.communicate(timeout=30)
+    assert bench.returncode == 130 and "to go on where it stopped: segdet bench x.yaml" in err
+    assert not Path("started-c").exists()
+    for name in "ab":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(Path(f"started-{name}").read_text()), 0)
+
+
+def test_at_once_is_at_least_one(folder: Path, command: Command) -> None:
+    with pytest.raises(UserError, match="--at_once 0: give at least 1"):
+        main(["experiments/demo.yaml", "--at_once", "0"])
+    assert main(["experiments/demo.yaml", "--at_once", "3"]) == 0
+    assert sorted(command.started()) == sorted(
+        ["data", "fit fcn", "test fcn", "fit fcn-seed1", "test fcn-seed1", "fit ssd", "fit ssd-seed1"]
+    )
 
 
 def wait_for(path: Path) -> None:
