@@ -22,10 +22,10 @@ def test_scores_draws_and_saves(shapes: Path, tmp_path: Path, capsys: pytest.Cap
     both = [*arguments, "--proposer", "single", "windows", "--workers=1", "--plot", str(picture)]
     assert main(both) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = [cells(line) for line in lines if line.startswith("|")]
+    rows = [cells(line) for line in lines if line.startswith("| ")]
     assert rows[0] == ["proposer", "boxes", "recall@.5", "recall@.7", "MABO"]
-    assert {row[0] for row in rows[2:]} == {"single", "windows"}
-    values = np.array([[float(cell) for cell in row[2:]] for row in rows[2:]])
+    assert {row[0] for row in rows[1:]} == {"single", "windows"}
+    values = np.array([[float(cell) for cell in row[2:]] for row in rows[1:]])
     assert ((values >= 0) & (values <= 1)).all() and values.max() > 0.3
     assert any("single" in line and "MB in" in line and "2 images computed" in line for line in lines)
     with Image.open(picture) as image:
@@ -36,8 +36,8 @@ def test_scores_draws_and_saves(shapes: Path, tmp_path: Path, capsys: pytest.Cap
     assert "computed" not in text
     assert len(load_proposals(file)) == 2
     assert main([*arguments, "--proposer", str(file)]) == 0
-    again = [cells(line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert again == [cells(line)[1:] for line in text.splitlines() if line.startswith("|")]
+    again = [cells(line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert again == [cells(line)[1:] for line in text.splitlines() if line.startswith("| ")]
     assert again == [row[1:] for row in rows if row[0] != "windows"]
 
 

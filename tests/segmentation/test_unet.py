@@ -177,10 +177,6 @@ class TestOriginalUNet:
                 assert float(module.weight.detach().std()) == pytest.approx(std, rel=0.2)
                 assert module.bias is not None and not module.bias.any()
 
-    def test_border_weights_are_of_the_cross_entropy(self) -> None:
-        with pytest.raises(UserError, match=r"model\.loss is dice; give cross_entropy"):
-            _original(border_weight=10.0, loss="dice")
-
     def test_grey_is_the_mean_of_the_colours(self) -> None:
         model = _original(channels=1).eval()
         image = torch.randn(1, 3, 20, 20)
