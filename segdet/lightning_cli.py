@@ -58,7 +58,7 @@ from segdet.callbacks.run_folder import (
 )
 from segdet.callbacks.seeding import StepSeed
 from segdet.callbacks.tracking import wandb_logger
-from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE
+from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE, find_user_error
 from segdet.data.datamodule import Classes, DataModule, Subset
 from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
@@ -459,6 +459,9 @@ class SegdetCLI(LightningCLI):
                 readable(str(fault), self._subcommand_parsers[self.chosen], self.chosen)
             ) from None
         except (ValueError, RuntimeError) as error:
+            mistake = find_user_error(error)  # the parser wraps what is raised while it asks for the classes
+            if mistake is not None:
+                raise UserError(mistake) from error
             key = "data" if _raised_in(error, "segdet.data") else "model"
             name = _class_of(self.config[self.chosen][key]).__name__
             raise UserError(
