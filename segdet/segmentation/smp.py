@@ -98,13 +98,13 @@ class SMP(Segmenter):
             raise UserError(
                 f"SMP {architecture} on {encoder}: {_first_line(error)}; give another encoder or other options"
             ) from error
-        if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):  # type: ignore[union-attr]
+        if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):
             # What lies behind the last of the transformer's maps would be learned by nobody.
             last = options.get("encoder_output_indices") or 1
-            self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)  # type: ignore[union-attr,operator]
+            self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
         if file is not None:
             owner = f"encoder {encoder}"
-            load_weights(self.network.encoder, read_weights(file, owner), file, owner)  # type: ignore[arg-type]
+            load_weights(self.network.encoder, read_weights(file, owner), file, owner)
 
     @property
     def counted(self) -> nn.Module:
@@ -183,7 +183,7 @@ class SMP(Segmenter):
             )
 
 
-def _check_options(kind: type, encoder: str, options: dict[str, Any]) -> None:
+def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
     known = [
         name
         for name, parameter in inspect.signature(kind.__init__).parameters.items()

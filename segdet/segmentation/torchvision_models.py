@@ -61,15 +61,15 @@ class TorchvisionSegmenter(Segmenter):
     @property
     def counted(self) -> nn.Module:
         """The backbone."""
-        return self.network.backbone  # type: ignore[return-value]
+        return self.network.backbone
 
     def classify(self, features: dict[str, Tensor]) -> Tensor:
         """The backbone's maps to logits ``[B, C, h, w]`` of a stride of the backbone's."""
-        return self.network.classifier(features["out"])  # type: ignore[operator]
+        return self.network.classifier(features["out"])
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
-        logits = self.classify(self.network.backbone(images))  # type: ignore[operator]
+        logits = self.classify(self.network.backbone(images))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -85,10 +85,10 @@ class TorchvisionSegmenter(Segmenter):
         return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        features = self.network.backbone(image)  # type: ignore[operator]
+        features = self.network.backbone(image)
         yield from self.looks(features)
         if self.auxiliary_weight:
-            auxiliary = self.network.aux_classifier(features["aux"])  # type: ignore[operator]
+            auxiliary = self.network.aux_classifier(features["aux"])
             confidence = auxiliary[0].float().softmax(0).amax(0)
             yield Stage("auxiliary confidence", map=confidence, about="How sure the second classifier is.")
         yield from heat_maps(self.classify(features), self.class_names)
@@ -196,7 +196,7 @@ class DeepLabV3(TorchvisionSegmenter):
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         yield Stage("features", map=strength(features["out"]), about="The backbone's last map.")
-        for branch in self.network.classifier[0].convs[:-1]:  # type: ignore[index,union-attr]
+        for branch in self.network.classifier[0].convs[:-1]:
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
             name = f"dilation {rate}" if side > 1 else "1x1"
@@ -235,7 +235,7 @@ class LRASPP(TorchvisionSegmenter):
         super().__init__(class_names, backbone, weights, weights_backbone, auxiliary_weight=0.0, **kwargs)
 
     def classify(self, features: dict[str, Tensor]) -> Tensor:
-        return self.network.classifier(features)  # type: ignore[operator]
+        return self.network.classifier(features)
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         yield Stage(
@@ -245,7 +245,7 @@ class LRASPP(TorchvisionSegmenter):
             "high features", map=strength(features["high"]), about="The map of stride 16: what things are."
         )
         head = self.network.classifier
-        weighted = head.cbr(features["high"]) * head.scale(features["high"])  # type: ignore[operator,union-attr]
+        weighted = head.cbr(features["high"]) * head.scale(features["high"])
         yield Stage(
             "weighted features",
             map=strength(weighted),
