@@ -183,7 +183,7 @@ class SMP(Segmenter):
             )
 
 
-def _check_options(kind: type, encoder: str, options: dict[str, Any]) -> None:
+def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
     known = [
         name
         for name, parameter in inspect.signature(kind).parameters.items()

