@@ -184,7 +184,7 @@ class DataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Computes the proposals that the stage needs, in one process of each machine; the others find them done."""
         if self.proposals is not None and self.trainer is not None:
-            for subset in _NEEDED.get(str(self.trainer.state.fn), ("test",)):
+            for subset in _NEEDED.get(str(getattr(self.trainer.state.fn, "value", None)), ("test",)):
                 self.dataset(subset)
 
     def setup(self, stage: str) -> None:

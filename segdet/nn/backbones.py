@@ -97,7 +97,7 @@ def backbone(
         weights: A local file of weights (``.pth``, ``.pt``, ``.safetensors``), or the name of pretrained weights
             (timm's tag, torchvision's enum member such as ``IMAGENET1K_V1``), or true for the library's
             default ones; null or false for random ones.
-        strides: The strides wanted; all there are when null.
+        strides: The strides wanted, of each the last map; all there are when null.
         output_stride: The greatest stride, kept by dilated convolutions (timm networks that can).
         options: Further arguments of the library's constructor, such as ``channels=[32, 64, 128, 256]`` for a
             narrow ResNet of timm's.
@@ -122,7 +122,9 @@ def backbone(
         raise UserError(f"backbone {name}: no feature map of stride {missing[0]}; it has {network.strides}")
     if sorted(strides) == network.strides:
         return network
-    wanted = [network.strides.index(stride) for stride in sorted(strides)]
+    # Dilation keeps the stride over several stages: the last map of a stride is the one that saw them all.
+    last = {stride: index for index, stride in enumerate(network.strides)}
+    wanted = [last[stride] for stride in sorted(strides)]
     return Backbone(
         _Pick(network.body, wanted),
         [network.channels[i] for i in wanted],

@@ -105,6 +105,8 @@ class Segmenter(Task):
             )
         logits = _resized(logits.float(), (masks.shape[-2], masks.shape[-1]))
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
+        if weights is not None:
+            weights = weights.float()  # which precision bf16-true has made a bfloat16 buffer
         return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
 
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:

@@ -97,6 +97,13 @@ def test_dilation_keeps_the_stride() -> None:
     assert max(backbone("resnet18", output_stride=8).strides) == 8
 
 
+def test_the_last_map_of_a_stride_that_several_have() -> None:
+    network = backbone("resnet18", strides=[4, 8], output_stride=8)
+    assert (network.strides, network.channels) == ([4, 8], [64, 512])
+    network(torch.zeros(2, 3, 64, 64))[-1].sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())  # else DDP stops
+
+
 def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
     model = timm.create_model("resnet18")
     torch.save(model.state_dict(), tmp_path / "timm.pth")

@@ -1,10 +1,12 @@
 """Proposals travel with a sample: transformed as objects are, cut to the best, in training and evaluation."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from segdet.cli import main
 from segdet.data.datamodule import VOCDataModule
@@ -72,6 +74,24 @@ def test_without_them_nothing_changes(shapes: Path) -> None:
 def test_only_the_images_in_use_are_computed(shapes: Path, cache: Path) -> None:
     module(shapes, Plain(), proposals=UniformWindows(), limit_train=2).dataset("train")
     assert len(list(cache.rglob("*.npy"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "count"),
+    [
+        (TrainerFn.FITTING, 4 + 2),
+        (TrainerFn.VALIDATING, 2),
+        (TrainerFn.TESTING, 2),
+        (TrainerFn.PREDICTING, 2),
+    ],
+)
+def test_one_process_prepares_what_the_stage_reads(
+    stage: TrainerFn, count: int, shapes: Path, cache: Path
+) -> None:
+    data = module(shapes, Plain(), proposals=UniformWindows())
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
+    data.prepare_data()
+    assert len(list(cache.rglob("*.npy"))) == count
 
 
 def test_plain_images_have_them_too(shapes: Path) -> None:

@@ -73,6 +73,13 @@ def test_the_loss_is_the_one_that_is_asked_for(loss: Any) -> None:
     torch.testing.assert_close(model.pixel_loss(coarse, masks), model.pixel_loss(resized, masks))
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "dice", "cross_entropy_dice"])
+def test_class_weights_go_with_a_network_in_bfloat16(loss: Any) -> None:
+    model = Small(loss=loss, class_weights=[0.5, 1.0, 2.0]).bfloat16()
+    logits = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
+    assert model.pixel_loss(logits, torch.randint(0, 3, (2, 8, 8))).dtype == torch.float32
+
+
 def test_auxiliary_heads_are_weighed_and_logged() -> None:
     model = Small(auxiliary_weight=0.3)
     images, masks = pictures(2, 16, 16), torch.randint(0, 3, (2, 16, 16))
