@@ -19,7 +19,7 @@ on where it stopped.
 
 With ``at_once`` several runs are at work at the same time and share the cores out among them. On a CPU that is
 faster than one run with all cores, for its threads wait for each other at every layer, and much faster
-where something else is at work, too. All runs then have the same share, and their times are those of that share.
+where something else is at work, too. All runs then train with the same share, and are tested one at a time.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from segdet.benchmark.record import RECORD_NAME, Record
+from segdet.cores import usable_cores
 from segdet.errors import UserError
 
 GRACE_SECONDS = 60
@@ -438,17 +439,16 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
     folder = runs_dir / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     faults: dict[str, str | None] = {}
-    summary: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     lanes = Lanes(experiment.at_once) if experiment.at_once > 1 else None
 
-    def do(number: int, job: Job) -> None:
+    def do(number: int, job: Job, *steps: Callable[[Job, str, Lanes | None], str | None]) -> None:
         start = time.monotonic()
-        faults[job.name] = fault = _do(job, f"[{number}/{len(jobs)}] {job.name}", lanes)
-        took = f"{time.monotonic() - start:.0f} s"
-        if fault is not None:
-            summary[job.name] = f"FAILED after {took}: {fault}; see {job.log_path}"
-        else:
-            summary[job.name] = "was finished before" if job.action == "skip" else f"finished in {took}"
+        title = f"[{number}/{len(jobs)}] {job.name}"
+        for step in steps:
+            if faults.get(job.name) is None:
+                faults[job.name] = step(job, title, lanes)
+        seconds[job.name] = seconds.get(job.name, 0.0) + time.monotonic() - start
 
     with _alone(folder), _stoppable():
         try:
@@ -461,19 +461,31 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
                             f"{experiment.path}: prepare: 'segdet {shlex.join(arguments)}' ended with exit "
                             f"status {status} ({why}); mend it or run it by hand"
                         )
+            numbered = list(enumerate(jobs, 1))
             if lanes is None:
-                for number, job in enumerate(jobs, 1):
-                    do(number, job)
+                for number, job in numbered:
+                    do(number, job, _fit, _test)
             else:
-                lanes.run([functools.partial(do, number, job) for number, job in enumerate(jobs, 1)])
+                lanes.run([functools.partial(do, number, job, _fit) for number, job in numbered])
+                # One at a time and with all cores, for a test also measures what an image costs.
+                lanes = None
+                for number, job in numbered:
+                    do(number, job, _test)
         except KeyboardInterrupt:
             _say(f"stopped; to go on where it stopped: segdet bench {experiment.path}")
             return 130
-    width = max(len(name) for name in summary)
-    lines = [f"  {job.name:<{width}}  {summary[job.name]}" for job in jobs]
+    width = max(len(job.name) for job in jobs)
+    lines = [f"  {job.name:<{width}}  {_ended(job, faults[job.name], seconds[job.name])}" for job in jobs]
     _say("\n".join([f"{experiment.name}:", *lines]))
     failed = any(fault is not None for fault in faults.values())
     return max(_report(experiment, runs_dir), int(failed))
+
+
+def _ended(job: Job, fault: str | None, seconds: float) -> str:
+    """How a job ended, in words."""
+    if fault is not None:
+        return f"FAILED after {seconds:.0f} s: {fault}; see {job.log_path}"
+    return "was finished before" if job.action == "skip" else f"finished in {seconds:.0f} s"
 
 
 class Lanes:
@@ -485,7 +497,7 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.threads = max(1, (os.cpu_count() or 1) // count)
+        self.threads = max(1, usable_cores() // count)
         self._children: dict[str, subprocess.Popen] = {}
         self._shown: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -547,33 +559,38 @@ class Lanes:
             _kill(child)
 
 
-def _do(job: Job, title: str, lanes: Lanes | None = None) -> str | None:
-    """Does one job. Returns what went wrong, None if nothing did."""
-    beside = () if lanes is None else (lanes, job.name)
+def _fit(job: Job, title: str, lanes: Lanes | None) -> str | None:
+    """Trains what is left to train. Returns what went wrong, None if nothing did."""
     if job.action == "skip":
         _say(f"{title}: finished before")
+    if job.action not in ("train", "resume"):
         return None
-    if job.action in ("train", "resume"):
-        fit, mode = job.fit, "ab"
-        if job.action == "train":
-            shutil.rmtree(job.folder, ignore_errors=True)
-            job.settings_path.write_text(json.dumps(job.settings, indent=1) + "\n", encoding="utf-8")
-            mode = "wb"
-        else:
-            fit = (*fit, f"--ckpt_path={job.last}")
-        _say(f"{title}: {'training' if job.action == 'train' else 'resuming'}")
-        if status := _launch(fit, job.log_path, mode, *beside):
-            return f"fit ended with exit status {status} ({_last_line(job.log_path)})"
-        record = _record(job)
-        if record is None or record.status != "finished":
-            return f"fit left {'no record' if record is None else 'the status ' + record.status}"
-    if job.test is not None:
-        _say(f"{title}: testing")
-        if status := _launch(job.test, job.log_path, "ab", *beside):
-            return f"test ended with exit status {status} ({_last_line(job.log_path)})"
-        record = _record(job)
-        if record is None or not any(name.startswith("test/") for name in record.metrics):
-            return "test left no test/ metrics in the record"
+    fit, mode = job.fit, "ab"
+    if job.action == "train":
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.settings_path.write_text(json.dumps(job.settings, indent=1) + "\n", encoding="utf-8")
+        mode = "wb"
+    else:
+        fit = (*fit, f"--ckpt_path={job.last}")
+    _say(f"{title}: {'training' if job.action == 'train' else 'resuming'}")
+    if status := _launch(fit, job.log_path, mode, *(() if lanes is None else (lanes, job.name))):
+        return f"fit ended with exit status {status} ({_last_line(job.log_path)})"
+    record = _record(job)
+    if record is None or record.status != "finished":
+        return f"fit left {'no record' if record is None else 'the status ' + record.status}"
+    return None
+
+
+def _test(job: Job, title: str, lanes: Lanes | None) -> str | None:
+    """Tests what is left to test. Returns what went wrong, None if nothing did."""
+    if job.action == "skip" or job.test is None:
+        return None
+    _say(f"{title}: testing")
+    if status := _launch(job.test, job.log_path, "ab", *(() if lanes is None else (lanes, job.name))):
+        return f"test ended with exit status {status} ({_last_line(job.log_path)})"
+    record = _record(job)
+    if record is None or not any(name.startswith("test/") for name in record.metrics):
+        return "test left no test/ metrics in the record"
     return None
 
 

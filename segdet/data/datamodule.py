@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from segdet.cores import usable_cores
 from segdet.data.cityscapes import CityscapesReader
 from segdet.data.coco import COCOReader
 from segdet.data.dataset import OnBadSample, TaskDataset
@@ -102,7 +103,7 @@ class DataModule(L.LightningDataModule):
         self.recipe = recipe or Plain()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
-        self.num_workers = min(8, (os.cpu_count() or 2) - 1) if num_workers is None else num_workers
+        self.num_workers = min(8, usable_cores() - 1) if num_workers is None else num_workers
         self.on_bad_sample: OnBadSample = on_bad_sample
         self.dominance = dominance
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -238,7 +239,8 @@ class DataModule(L.LightningDataModule):
         self._position = dict(state_dict)
         now = self.batch_size * self._process()[1]
         first = self.trainer is None or self.trainer.is_global_zero
-        if first and state_dict.get("batches") and state_dict["batch_size"] != now:
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        if fits and first and state_dict.get("batches") and state_dict["batch_size"] != now:
             sys.stderr.write(
                 f"segdet: the checkpoint was saved within an epoch of {state_dict['batch_size']} images a step, "
                 f"now there are {now}: some images come twice in this epoch, or not at all\n"

@@ -5,7 +5,6 @@ Three readers and three tasks therefore make nine combinations without nine clas
 """
 
 import copy
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from segdet.cores import usable_cores
 from segdet.data.sample import Objects, Task
 
 
@@ -114,6 +114,6 @@ def for_each_sample(
             own.reader = copy.copy(reader)
         return look(own.reader, index)
 
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(16, usable_cores())) as pool:
         found = pool.map(look_at, chosen)
         return list(tqdm(found, doing, len(chosen), unit=" images", delay=delay))

@@ -10,7 +10,6 @@ that a seed gives the same bytes on every platform.
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal, NamedTuple, overload
 
 import numpy as np
 
+from segdet.cores import usable_cores
 from segdet.data.writers import write_cityscapes, write_coco, write_voc
 from segdet.errors import UserError
 
@@ -707,7 +707,7 @@ def make_shapes(
             root,
             splits,
             SHAPES_CLASSES,
-            workers=workers if workers is not None else _cores(),
+            workers=workers if workers is not None else usable_cores(),
             progress=progress,
             files={"shapes.json": json.dumps(settings) + "\n"},
         )
@@ -739,7 +739,3 @@ def _is_made(root: Path, settings: dict[str, object]) -> bool:
             f"{root}: holds Shapes with {', '.join(differences)}; name another folder or remove this one"
         )
     return True
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -432,7 +432,7 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be 1 or more")
     check_output("--json", arguments.json)
-    check_output("--plot", arguments.plot, (".png", ".jpg", ".pdf", ".svg"))
+    check_output("--plot", arguments.plot, (".png", ".jpg", ".jpeg", ".pdf", ".svg"))
     dataset = dataset_from(arguments)
     task = dataset.task
     readers = {split: dataset.open(split) for split in dataset.splits}

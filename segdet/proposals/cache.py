@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from segdet.cores import usable_cores
 from segdet.data.images import read_image
 from segdet.data.proposer import ImageProposals
 from segdet.errors import BadSample, UserError
@@ -125,7 +126,7 @@ class CachedProposals(ImageProposals):
         if not jobs:
             return
         self._prepare()
-        workers = min(workers or _cores(), len(jobs))
+        workers = min(workers or usable_cores(), len(jobs))
         present = len(indices) - len(jobs) - len(self.bad)
         with tqdm(
             total=len(indices), initial=present, desc=f"proposals of {type(self.proposer).__name__}",
@@ -272,7 +273,3 @@ def _whole(file: Path) -> bool:
             )
     except (OSError, ValueError, EOFError):
         return False
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

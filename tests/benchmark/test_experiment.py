@@ -13,6 +13,7 @@ import pytest
 from segdet.benchmark import experiment as module
 from segdet.benchmark.experiment import main, plan, read_experiment
 from segdet.benchmark.record import Cost, Record
+from segdet.cores import usable_cores
 from segdet.errors import UserError
 
 FILE = """
@@ -413,7 +414,7 @@ def test_runs_at_once_share_the_cores_and_are_shown_side_by_side(
     )
     Path("x.yaml").write_text("at_once: 2\nruns: {a: {configs: x.yaml}, b: {configs: x.yaml}}")
     assert main(["x.yaml"]) == 1
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    threads = str(max(1, usable_cores() // 2))
     assert Path("threads-a").read_text() == Path("threads-b").read_text() == threads
     err = capfd.readouterr().err
     assert "epoch a 1/2" in err + Path("runs/x/a.log").read_text()
