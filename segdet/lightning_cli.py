@@ -486,6 +486,8 @@ class SegdetCLI(LightningCLI):
                 f"{self.checkpoint.path}: was trained on {len(trained)} classes ({_listed(trained)}), the "
                 f"data has {len(here)} ({_listed(here)}); give data with the same classes in the same order"
             )
+        if _rank() > 0:
+            return  # the first process says it for all
         if trained != here:
             sys.stderr.write(
                 f"segdet: the checkpoint calls the classes {_listed(trained)}, the data {_listed(here)}\n"

@@ -19,6 +19,9 @@ from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
 from segdet.task import Stage
 
+_SIZES_KEPT = 16
+"""Image sizes of which the default boxes are kept."""
+
 
 class SSD(Detector):
     """Single Shot MultiBox Detector (Liu et al., ECCV 2016) on any backbone.
@@ -204,6 +207,8 @@ class SSD(Detector):
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
         key = (size, grids, images.device)
         if key not in self._computed:
+            if len(self._computed) >= _SIZES_KEPT:
+                self._computed.clear()  # images of ever new sizes must not fill the memory
             # In float32 whatever the maps are in: bfloat16 would move the boxes by most of a pixel.
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
             self._computed[key] = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
