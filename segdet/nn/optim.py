@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from segdet.errors import UserError
+from segdet.nn.muon import Muon
 
 
 @dataclass
@@ -19,11 +20,11 @@ class Optimization:
     """How weights are learned.
 
     Attributes:
-        name: ``sgd`` (with momentum) or ``adamw``.
+        name: ``sgd`` (with momentum), ``adamw`` or ``muon`` (see `segdet.nn.muon.Muon`).
         lr: The learning rate after warm-up.
-        momentum: Of SGD.
+        momentum: Of SGD and Muon (which wants 0.95).
         nesterov: Of SGD.
-        betas: Of AdamW.
+        betas: Of AdamW, and of what Muon leaves to it.
         weight_decay: On all weights but biases and normalization, unless ``decay_all``.
         decay_all: Decays biases and normalization too, as the older papers do.
         bias_lr_factor: The factor on the rate of biases (2 in Caffe's recipes).
@@ -38,7 +39,7 @@ class Optimization:
             0 freezes them.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     nesterov: bool = False
@@ -71,8 +72,10 @@ class Optimization:
         optimizer: torch.optim.Optimizer
         if self.name == "sgd":
             optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.nesterov)
-        else:
+        elif self.name == "adamw":
             optimizer = torch.optim.AdamW(groups, self.lr, self.betas)
+        else:
+            optimizer = Muon(groups, self.lr, self.momentum, self.betas)
         return optimizer, LambdaLR(optimizer, self.factor(total_steps, steps_per_epoch))
 
     def freeze(self, module: nn.Module) -> None:
@@ -82,7 +85,9 @@ class Optimization:
                 parameter.requires_grad_(False)
 
     def groups(self, module: nn.Module) -> list[dict]:
-        """The parameters in groups of one rate and one decay."""
+        """The parameters in groups of one rate, one decay and, for Muon, one rule."""
+        # A table's rows are looked up one by one: it is no matrix that anything is multiplied with.
+        tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         norms = {
             id(p)
             for m in module.modules()
@@ -90,7 +95,7 @@ class Optimization:
             for p in m.parameters(recurse=False)
         }
         unused = set(self.lr_factors)
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             unused.difference_update(prefix for prefix in self.lr_factors if name.startswith(prefix))
             factor = self._factor_of(name)
@@ -100,7 +105,8 @@ class Optimization:
             if bias:
                 factor *= self.bias_lr_factor
             exempt = not self.decay_all and (bias or id(parameter) in norms)
-            groups.setdefault((factor, 0.0 if exempt else self.weight_decay), []).append(parameter)
+            matrix = self.name == "muon" and parameter.ndim > 1 and id(parameter) not in tables
+            groups.setdefault((factor, 0.0 if exempt else self.weight_decay, matrix), []).append(parameter)
         if unused:
             top = sorted({name.split(".")[0] for name, _ in module.named_parameters()})
             raise UserError(
@@ -108,7 +114,8 @@ class Optimization:
             )
         return [
             {"params": parameters, "lr": self.lr * factor, "weight_decay": decay}
-            for (factor, decay), parameters in groups.items()
+            | ({"muon": matrix} if self.name == "muon" else {})
+            for (factor, decay, matrix), parameters in groups.items()
         ]
 
     def _factor_of(self, name: str) -> float:
