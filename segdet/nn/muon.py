@@ -57,7 +57,7 @@ class Muon(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -104,7 +104,13 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.float().mT if tall else matrix.float()
     x = x / x.norm().clamp(min=1e-7)
+    # An iteration multiplies x from the left with a polynomial of x x^T. All of them together are one small matrix,
+    # found without x itself, whose rows are several times as long as it has rows in a convolution.
+    gram = x @ x.mT
+    whole = identity = torch.eye(len(x), device=x.device)
     for _ in range(iterations):
-        square = x @ x.mT
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
+        whole = factor @ whole
+        gram = factor @ gram @ factor
+    x = whole @ x
     return x.mT if tall else x
