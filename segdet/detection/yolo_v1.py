@@ -121,9 +121,11 @@ class YOLOv1(Detector):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         last = self.head[-2] if isinstance(self.head, nn.Sequential) else self.head
-        # Outputs are to begin near the middle of what they may be, and not some units off.
-        nn.init.normal_(last.weight, std=0.01)  # type: ignore[arg-type]
-        nn.init.constant_(last.bias, 0.3)  # type: ignore[arg-type]
+        assert isinstance(last, nn.Linear | nn.Conv2d) and last.bias is not None
+        # At first every cell says: a box in the middle, a tenth as large as the image, that holds nothing.
+        begin = torch.tensor([0.5, 0.5, 0.3, 0.3, 0.0] * boxes + [0.0] * len(class_names))
+        nn.init.normal_(last.weight, std=0.01)
+        last.bias.data.copy_(begin.repeat_interleave(len(last.bias) // outputs))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to what S * S cells say, row by row.
