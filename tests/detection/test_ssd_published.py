@@ -1,7 +1,9 @@
 """SSD300, SSD512 and SSDLite against torchvision's networks with the same weights, and the paper's numbers."""
 
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.models.vgg import cfgs, make_layers
 
-from segdet.detection.ssd import DefaultBoxDetector
+from segdet.detection.ssd import SSD, DefaultBoxDetector
 from segdet.detection.ssd_lite import SSDLite
 from segdet.detection.ssd_vgg16 import SSD300, SSD512, VGG16SSD
 from segdet.errors import UserError
@@ -232,3 +234,14 @@ def test_weights_and_default_boxes_go_together(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(type(member), "get_state_dict", lambda *_, **__: {})
     with pytest.raises(UserError, match=r"COCO's default boxes; give --model\.sizes coco"):
         SSD300(["a"], weights="COCO_V1")
+
+
+@pytest.mark.parametrize("build", [partial(SSD, backbone="resnet10t", width=16, extra_maps=0), SSDLite])
+def test_a_step_in_bfloat16(build: Any, few_images: Any) -> None:
+    images, targets = few_images(2)
+    model = build(["red", "green"])
+    with torch.autocast("cpu", torch.bfloat16):
+        total = sum(model.losses(model.normalize(images), targets).values())
+    assert isinstance(total, Tensor) and total.dtype == torch.float32 and total.isfinite()
+    total.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
