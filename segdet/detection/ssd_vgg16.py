@@ -89,7 +89,8 @@ class VGG16SSD(DefaultBoxDetector):
         if (height, width) != (self.size, self.size):
             raise UserError(
                 f"{type(self).__name__} looks at images of {self.size}x{self.size}, and these are {width}x{height}; "
-                f"give --data.recipe.size [{self.size}, {self.size}]"
+                f"give --data.recipe SSDAugmentation --data.recipe.size [{self.size},{self.size}], "
+                "or another recipe of that size"
             )
         return list(self.backbone(images).values())
 

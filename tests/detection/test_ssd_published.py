@@ -212,7 +212,7 @@ def test_ssdlite_starts_from_mobilenet(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     with pytest.raises(
-        UserError, match=r"SSD300 looks at images of 300x300, and these are 128x96; give --data.recipe"
+        UserError, match=r"SSD300 looks at images of 300x300, and these are 128x96; give --data.recipe SSDAug"
     ):
         SSD300(["a"]).predict(torch.zeros(1, 3, 96, 128))
     with pytest.raises(UserError, match="SSD512 has no weights 'COCO_V1'; there are IMAGENET1K_V1"):
