@@ -247,6 +247,60 @@ def jpegs_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
+def ssd_augmentation(small: bool) -> Iterator[Part]:
+    """From JPEG files to training images of SSD, with eight objects each."""
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    from segdet.data.images import read_image
+    from segdet.data.transforms import MEAN_COLOUR, SSDAugmentation
+
+    count, height, width, side = (2, 48, 64, 32) if small else (32, 480, 640, 300)
+    rng = np.random.default_rng(0)
+    corners = rng.random((count, 8, 2)) * (0.8 * width, 0.8 * height)
+    extents = (0.03 + 0.17 * rng.random((count, 8, 2))) * (width, height)
+    boxes = np.concatenate([corners, corners + extents], 2).astype(np.float32)
+    pipeline = SSDAugmentation(size=(side, side)).train()
+    preset = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(),
+            v2.RandomZoomOut(fill=list(MEAN_COLOUR)),
+            v2.RandomIoUCrop(),
+            v2.Resize((side, side)),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
+    labels = torch.ones(8, dtype=torch.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
+        for path in paths:
+            Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=95)
+
+        def ours() -> None:
+            for path, objects in zip(paths, boxes, strict=True):
+                pipeline(read_image(path), {"objects": objects})
+
+        def theirs() -> None:
+            for path, objects in zip(paths, boxes, strict=True):
+                given = tv_tensors.BoundingBoxes(
+                    torch.from_numpy(objects), format="XYXY", canvas_size=(height, width)
+                )
+                with Image.open(path) as image:
+                    preset(image.convert("RGB"), {"boxes": given, "labels": labels})
+
+        yield Part(
+            f"decode {count} JPEGs {width}x{height} and augment them as SSD does",
+            "image",
+            _timed(ours, count),
+            "PIL, torchvision v2's SSD preset",
+            _timed(theirs, count),
+            speedup=8,
+        )
+
+
+@contextmanager
 def shapes_make(small: bool) -> Iterator[Part]:
     """The generator of the embedded dataset, files included, on one core."""
     from segdet.data.shapes import make_shapes
@@ -414,6 +468,7 @@ PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
     "coco_map": coco_map,
     "miou": miou,
     "decode": decode,
+    "ssd_augmentation": ssd_augmentation,
     "lightning_loop": lightning_loop,
     "shapes_make": shapes_make,
     "dense_windows_8": partial(dense_windows, stride=8, speedup=60),

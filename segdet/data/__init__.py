@@ -15,6 +15,7 @@ _HOMES = {
     "VOCDataModule": "datamodule",
     "ImageFolder": "folder",
     "Plain": "transforms",
+    "SSDAugmentation": "transforms",
     "ScaleJitter": "transforms",
 }
 

@@ -6,12 +6,15 @@ back to the original image by a plain scale.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import albumentations as A
 import cv2
 import numpy as np
 
 from segdet.data.sample import IGNORE
+from segdet.data.ssd_transforms import ExpandAndCrop, PhotometricDistort
+from segdet.errors import UserError
 
 Size = int | tuple[int, int] | None
 """An exact ``(height, width)``, or the length of the shorter side, or None for the image's own size."""
@@ -55,7 +58,7 @@ class Pipeline:
 
         Args:
             image: uint8 ``[H, W, 3]``.
-            box_sets: float32 ``[N, 4]`` xyxy boxes by the name of their set.
+            box_sets: float32 ``[N, 4]`` xyxy boxes by the name of their set; the objects come first.
             mask: uint8 ``[H, W]``.
             seed: Makes the random choices repeatable; None draws new ones.
 
@@ -67,7 +70,7 @@ class Pipeline:
         compose = self._with_boxes if box_sets else self._without_boxes
         if seed is not None:
             compose.set_random_seed(seed)
-        given: dict[str, np.ndarray] = {"image": image}
+        given: dict[str, Any] = {"image": image}
         if mask is not None:
             given["mask"] = mask
         if not box_sets:
@@ -78,6 +81,7 @@ class Pipeline:
             np.float32
         )
         given["index"] = np.arange(sum(lengths))
+        given["guides"] = lengths[0]  # a transform that goes by the boxes goes by those of the first set
         out = compose(**given)
         boxes = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
         index = np.asarray(out["index"], np.int64).reshape(-1)
@@ -210,6 +214,59 @@ class ScaleJitter(Recipe):
                 )
             )  # fmt: skip
         return steps
+
+
+class SSDAugmentation(Recipe):
+    """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6), which its accuracy hangs on.
+
+    Photometric distortion, zooming out on a canvas of the mean colour, a crop that overlaps an object by a drawn
+    IoU, resizing to one size whatever the shape, and a flip. See `segdet.data.ssd_transforms`.
+
+    Args:
+        size: ``[height, width]`` of what training and evaluation see.
+        expand: The greatest factor of zooming out; 1 for none, as in the paper's first results.
+        crop_scale: The range of a crop's sides as shares of the image's; 0.1 to 1 in the paper, 0.3 to 1 in its code.
+        hflip: The probability of a left-right flip.
+        photometric: Whether colours are distorted.
+        min_visibility: As for `Recipe`; 0 as in the paper, where it decides whether an object's centre is left.
+        extra: As for `Recipe`.
+
+    Raises:
+        UserError: If ``size`` is not a height and a width.
+    """
+
+    def __init__(
+        self,
+        size: Size = (300, 300),
+        expand: float = 4.0,
+        crop_scale: tuple[float, float] = (0.3, 1.0),
+        hflip: float = 0.5,
+        photometric: bool = True,
+        min_visibility: float = 0.0,
+        extra: list[A.BasicTransform] | None = None,
+    ) -> None:
+        super().__init__(size, min_visibility, extra)
+        if not isinstance(size, tuple | list):
+            raise UserError(
+                f"data.recipe.size {size}: SSDAugmentation makes images of one size; give [height, width]"
+            )
+        self.expand = expand
+        self.crop_scale = crop_scale
+        self.hflip = hflip
+        self.photometric = photometric
+
+    def augment(self) -> list[A.BasicTransform]:
+        assert isinstance(self.size, tuple | list)
+        return [
+            ExpandAndCrop(
+                (self.size[0], self.size[1]),
+                self.expand,
+                scale=(self.crop_scale[0], self.crop_scale[1]),
+                hflip=self.hflip,
+                distort=PhotometricDistort() if self.photometric else None,
+                fill=MEAN_COLOUR,
+            )
+        ]
 
 
 def _around_one(reach: float) -> tuple[float, float]:

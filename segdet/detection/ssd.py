@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.ssd import SSDHead
+from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDHead
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import load_weights
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
 from segdet.task import Stage
 
@@ -23,50 +27,33 @@ _SIZES_KEPT = 16
 """Image sizes of which the default boxes are kept."""
 
 
-class SSD(Detector):
-    """Single Shot MultiBox Detector (Liu et al., ECCV 2016) on any backbone.
-
-    There are no proposals: each cell of feature maps of several strides holds default boxes of a few
-    shapes, and small convolutions say for every one of them at once what class it holds (background
-    is class 0) and how its box is off. Fine maps find small objects, coarse maps large ones. It costs one
-    pass of the backbone.
+class DefaultBoxDetector(Detector):
+    """What detectors with SSD's default boxes have in common; use `SSD` or one of its published forms.
 
     Training matches every object with its best default box and with all of IoU >= 0.5, and keeps three
-    negatives, the hardest, for each positive (sections 2.2). Default boxes, heads and their numbers
-    are torchvision's.
+    negatives, the hardest, for each positive (section 2.2).
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
-        weights: See there.
-        backbone_options: See there.
-        strides: The backbone's maps that carry default boxes.
-        extra_maps: How many maps follow, each half the size of the one before.
-        width: The channels of those, and of all maps after a 1x1 convolution when ``top_down``.
-        top_down: Whether each map also receives the coarser ones (a feature pyramid, Lin et al., CVPR 2017),
-            which is not in the paper.
-        scales: The sides of the default boxes of each map, as shares of the image, and one more at the end;
-            null for the paper's rule, evenly from 0.07 and 0.15 to 1.05 (min sizes 30 to 315 of 300).
-        aspect_ratios: Of each map, beside 1: each stands for itself and its inverse.
         score_threshold: Detections must exceed this score.
         nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
         detections_per_class: How many of a class take part in that.
         detections_per_image: How many remain.
         negatives_per_positive: The hard negatives kept.
         kwargs: As for `Detector`.
+
+    Attributes:
+        backbone: Maps images to features; set by the family, as the next two.
+        default_boxes: torchvision's generator of them.
+        head: torchvision's convolutions on the maps.
     """
+
+    backbone: nn.Module
+    default_boxes: DefaultBoxGenerator
+    head: nn.Module
 
     def __init__(
         self,
         class_names: list[str],
-        backbone: str = "resnet18",
-        weights: str | bool | None = None,
-        backbone_options: dict[str, Any] | None = None,
-        strides: list[int] = [8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
-        extra_maps: int = 2,
-        width: int = 128,
-        top_down: bool = False,
-        scales: list[float] | None = None,
-        aspect_ratios: list[list[float]] | None = None,
         score_threshold: float = 0.01,
         nms_threshold: float = 0.45,
         detections_per_class: int = 400,
@@ -80,36 +67,43 @@ class SSD(Detector):
         self.detections_per_class = detections_per_class
         self.detections_per_image = detections_per_image
         self.negatives_per_positive = negatives_per_positive
-        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        channels = list(self.backbone.channels)
-        self.laterals = nn.ModuleList()
-        self.smooth = nn.ModuleList()
-        if top_down:
-            self.laterals.extend(nn.Conv2d(c, width, 1) for c in channels)
-            self.smooth.extend(_conv(width, width, 3) for _ in channels)
-            channels = [width] * len(channels)
-        self.extras = nn.ModuleList()
-        for _ in range(extra_maps):
-            self.extras.append(
-                nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2))
-            )
-            channels.append(width)
-        maps = len(channels)
-        if scales is None:
-            scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
-        elif len(scales) != maps + 1:
-            raise UserError(
-                f"model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one a map and one more"
-            )
-        if aspect_ratios is not None and len(aspect_ratios) != maps:
-            raise UserError(
-                f"model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
-            )
-        aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
-        self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales)
-        self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
         self._computed: dict[Any, Tensor] = {}
+
+    @abstractmethod
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """The maps that carry default boxes, fine to coarse."""
+
+    def load_torchvision(self, state: dict[str, Tensor], path: Path) -> None:
+        """Gives backbone and head the weights of torchvision's SSD of the same form.
+
+        Where they were learned on COCO's 91 numbers and all classes here are among COCO's names, their rows are
+        taken by name. Where they are of another number of classes, the last convolutions of the classes stay new.
+
+        Args:
+            state: By torchvision's names.
+            path: Where they come from, for the error's line.
+
+        Raises:
+            UserError: If they do not fit.
+        """
+        network = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+        own = network.state_dict()
+        outputs = len(self.class_names) + 1
+        coco = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
+        fitted = dict(state)
+        for key, value in ((k, v) for k, v in state.items() if k in own):
+            if not key.startswith("head.classification_head.") or value.shape == own[key].shape:
+                continue
+            if value.shape[1:] != own[key].shape[1:]:
+                continue  # another network: told below
+            anchors = len(own[key]) // outputs
+            if len(value) == len(coco) * anchors and set(self.class_names) <= set(coco):
+                rows = [0, *(coco.index(name) for name in self.class_names)]
+                fitted[key] = value.unflatten(0, (anchors, len(coco)))[:, rows].flatten(0, 1)
+            else:
+                fitted[key] = own[key]
+        load_weights(network, fitted, path, type(self).__name__)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``."""
@@ -141,26 +135,28 @@ class SSD(Detector):
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        logits, offsets, anchors = self(images)
+        with record_function("segdet::network"):
+            logits, offsets, anchors = self(images)
         return self._detections(logits, offsets, anchors, (images.shape[2], images.shape[3]))
 
     def _detections(
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
-        boxes = self.coder.decode(offsets, anchors)
-        scores = logits.softmax(-1)[..., 1:]
-        return [
-            select_detections(
-                b,
-                s,
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                self.detections_per_class,
-                self.detections_per_image,
-            )
-            for b, s in zip(boxes, scores, strict=True)
-        ]
+        with record_function("segdet::nms"):
+            boxes = self.coder.decode(offsets, anchors)
+            scores = logits.softmax(-1)[..., 1:]
+            return [
+                select_detections(
+                    b,
+                    s,
+                    size,
+                    self.score_threshold,
+                    self.nms_threshold,
+                    self.detections_per_class,
+                    self.detections_per_image,
+                )
+                for b, s in zip(boxes, scores, strict=True)
+            ]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)
@@ -190,17 +186,6 @@ class SSD(Detector):
             "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
         )
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        maps = self.backbone(images)
-        if self.laterals:
-            maps = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
-            for i in range(len(maps) - 2, -1, -1):
-                maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
-            maps = [smooth(features) for smooth, features in zip(self.smooth, maps, strict=True)]
-        for extra in self.extras:
-            maps.append(extra(maps[-1]))
-        return maps
-
     def _anchors(self, images: Tensor, maps: list[Tensor]) -> Tensor:
         """The default boxes of the batch's size, ``[A, 4]``: the same for all its images, and computed once."""
         size = (images.shape[2], images.shape[3])
@@ -213,6 +198,87 @@ class SSD(Detector):
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
             self._computed[key] = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
         return self._computed[key]
+
+
+class SSD(DefaultBoxDetector):
+    """Single Shot MultiBox Detector (Liu et al., ECCV 2016) on any backbone.
+
+    There are no proposals: each cell of feature maps of several strides holds default boxes of a few
+    shapes, and small convolutions say for every one of them at once what class it holds (background
+    is class 0) and how its box is off. Fine maps find small objects, coarse maps large ones. It costs one
+    pass of the backbone. Default boxes, heads and their numbers are torchvision's.
+
+    `SSD300` and `SSD512` are the paper's networks on VGG16, `SSDLite` is MobileNet's.
+
+    Args:
+        backbone: See `segdet.nn.backbones.backbone`.
+        weights: See there.
+        backbone_options: See there.
+        strides: The backbone's maps that carry default boxes.
+        extra_maps: How many maps follow, each half the size of the one before.
+        width: The channels of those, and of all maps after a 1x1 convolution when ``top_down``.
+        top_down: Whether each map also receives the coarser ones (a feature pyramid, Lin et al., CVPR 2017),
+            which is not in the paper.
+        scales: The sides of the default boxes of each map, as shares of the image, and one more at the end;
+            null for the paper's rule, evenly from 0.07 and 0.15 to 1.05 (min sizes 30 to 315 of 300).
+        aspect_ratios: Of each map, beside 1: each stands for itself and its inverse.
+        kwargs: As for `DefaultBoxDetector`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str = "resnet18",
+        weights: str | bool | None = None,
+        backbone_options: dict[str, Any] | None = None,
+        strides: list[int] = [8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
+        extra_maps: int = 2,
+        width: int = 128,
+        top_down: bool = False,
+        scales: list[float] | None = None,
+        aspect_ratios: list[list[float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
+        channels = list(self.backbone.channels)
+        self.laterals = nn.ModuleList()
+        self.smooth = nn.ModuleList()
+        if top_down:
+            self.laterals.extend(nn.Conv2d(c, width, 1) for c in channels)
+            self.smooth.extend(_conv(width, width, 3) for _ in channels)
+            channels = [width] * len(channels)
+        self.extras = nn.ModuleList()
+        for _ in range(extra_maps):
+            self.extras.append(
+                nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2))
+            )
+            channels.append(width)
+        maps = len(channels)
+        if scales is None:
+            scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
+        elif len(scales) != maps + 1:
+            raise UserError(
+                f"model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one a map and one more"
+            )
+        if aspect_ratios is not None and len(aspect_ratios) != maps:
+            raise UserError(
+                f"model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
+            )
+        aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
+        self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales)
+        self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        maps = self.backbone(images)
+        if self.laterals:
+            maps = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
+            for i in range(len(maps) - 2, -1, -1):
+                maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
+            maps = [smooth(features) for smooth, features in zip(self.smooth, maps, strict=True)]
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        return maps
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:

@@ -63,6 +63,24 @@ def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int])
     return clip_boxes_to_image(boxes * scale, original)
 
 
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """The IoU of each of ``[..., N, 4]`` with each of ``[..., M, 4]``, xyxy: ``[..., N, M]``.
+
+    A box without area, which only stands in for a missing one, overlaps nothing. Unlike torchvision's
+    ``box_iou`` of older releases it takes a whole batch.
+    """
+    one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
+    shared = (
+        torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])
+    ).clamp(min=0)
+    common = shared[..., 0] * shared[..., 1]
+    return common / (_area(one) + _area(other) - common).clamp(min=1e-9)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
     """The objects of a batch as one array: boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is none.
 

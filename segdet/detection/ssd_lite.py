@@ -1,0 +1,146 @@
+"""SSDLite: SSD with depthwise separable convolutions on MobileNetV3, for phones."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import MobileNet_V3_Large_Weights, mobilenet_v3_large
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssdlite import (
+    SSDLite320_MobileNet_V3_Large_Weights,
+    SSDLiteFeatureExtractorMobileNet,
+    SSDLiteHead,
+)
+
+from segdet.detection.ssd import DefaultBoxDetector
+from segdet.errors import UserError
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+class SSDLite(DefaultBoxDetector):
+    """SSDLite (Sandler et al., CVPR 2018, section 6.2) on MobileNetV3 (Howard et al., ICCV 2019, section 6.3).
+
+    `SSD` whose extra maps and heads are depthwise convolutions followed by 1x1 ones, on a backbone made of the same;
+    the finest default boxes stand on the expanded features of stride 16. By torchvision's count it takes a
+    sixtieth of the operations of `SSD300`, at 320 pixels. The network is torchvision's, so that its weights fit;
+    images of other sizes than 320 have maps of other sizes, and as many default boxes a cell.
+
+    Args:
+        weights: Of the whole network, torchvision's (``COCO_V1``, or true); or of MobileNetV3 alone
+            (``IMAGENET1K_V1``, ``IMAGENET1K_V2``); or a local file of either. Where a network is of another number of
+            classes, see `DefaultBoxDetector.load_torchvision`.
+        reduced_tail: Whether the backbone's last stage has half the channels (Howard et al., table 6), as torchvision's
+            detector has; ImageNet's weights are of the whole one.
+        mean: As for `Task`; here images become -1..1.
+        std: Likewise.
+        score_threshold: As for `DefaultBoxDetector`.
+        nms_threshold: See there.
+        detections_per_class: See there.
+        detections_per_image: See there.
+        kwargs: See there.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        weights: str | bool | None = None,
+        reduced_tail: bool = True,
+        mean: tuple[float, float, float] = _HALF,
+        std: tuple[float, float, float] = _HALF,
+        score_threshold: float = 0.001,
+        nms_threshold: float = 0.55,
+        detections_per_class: int = 300,
+        detections_per_image: int = 300,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            class_names,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_class=detections_per_class,
+            detections_per_image=detections_per_image,
+            mean=mean,
+            std=std,
+            **kwargs,
+        )
+        norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+        features = mobilenet_v3_large(norm_layer=norm, reduced_tail=reduced_tail).features
+        for layer in features.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.03)
+        # The last block with a stride: the finest map is what it expands its input to.
+        last = [i for i, block in enumerate(features) if getattr(block, "_is_cn", False)][-1]
+        self.backbone = SSDLiteFeatureExtractorMobileNet(features, last, norm)
+        self.default_boxes = DefaultBoxGenerator([[2, 3] for _ in range(6)], min_ratio=0.2, max_ratio=0.95)
+        self.head = SSDLiteHead(
+            self._channels(), self.default_boxes.num_anchors_per_location(), len(class_names) + 1, norm
+        )
+        if weights:
+            self._start_from(weights, reduced_tail)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return list(self.backbone(images).values())
+
+    def _channels(self) -> list[int]:
+        """The channels of the maps, which it takes an image to know."""
+        training = self.backbone.training
+        self.backbone.eval()
+        with torch.no_grad():
+            channels = [features.shape[1] for features in self._maps(torch.zeros(1, 3, 64, 64))]
+        self.backbone.train(training)
+        return channels
+
+    def _start_from(self, weights: str | bool, reduced_tail: bool) -> None:
+        if isinstance(weights, str) and is_weights_file(weights):
+            path = Path(weights)
+            state = read_weights(path, "SSDLite")
+        else:
+            choices: dict[str, Any] = {
+                member.name: member
+                for member in [*SSDLite320_MobileNet_V3_Large_Weights, *MobileNet_V3_Large_Weights]
+            }
+            wanted = "COCO_V1" if weights is True else str(weights)
+            if wanted not in choices:
+                raise UserError(
+                    f"model.weights: SSDLite has no weights {weights!r}; there are {', '.join(choices)}, "
+                    "or give a local file"
+                )
+            path = Path(wanted)
+            try:
+                state = dict(choices[wanted].get_state_dict(progress=False))
+            except (OSError, RuntimeError) as error:
+                raise unfetched("SSDLite", error) from error
+        if "features.0.0.weight" not in state:
+            self.load_torchvision(state, path)
+            return
+        if reduced_tail:
+            raise UserError(
+                f"model.weights {path}: of MobileNetV3's whole network; give --model.reduced_tail false with them"
+            )
+        new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("extra.")}
+        load_weights(self.backbone, new | self._of_imagenet(state), path, "SSDLite's MobileNetV3")
+
+    def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's MobileNetV3 by the names of the backbone, which is cut within a block."""
+        cut = len(self.backbone.features[0]) - 1  # type: ignore[index]
+        ours: dict[str, Tensor] = {}
+        for key, value in state.items():
+            if not key.startswith("features."):
+                continue
+            _, index, rest = key.split(".", 2)
+            block = int(index)
+            if block < cut:
+                place = f"features.0.{block}.{rest}"
+            elif block > cut:
+                place = f"features.1.{block - cut}.{rest}"
+            else:
+                _, layer, rest = rest.split(".", 2)  # block.LAYER.rest
+                place = f"features.0.{cut}.{rest}" if layer == "0" else f"features.1.0.{int(layer)}.{rest}"
+            ours[place] = value
+        return ours

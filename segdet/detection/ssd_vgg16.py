@@ -1,0 +1,212 @@
+"""SSD300 and SSD512 as published: VGG16 with its last layers made convolutions, and 8,732 or 24,564 default boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDFeatureExtractorVGG, SSDHead
+from torchvision.models.vgg import cfgs, make_layers
+
+from segdet.detection.ssd import DefaultBoxDetector
+from segdet.errors import UserError
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.nn.vgg16 import he_initialized
+
+Sizes = Literal["voc", "coco"]
+"""Whose default boxes: the paper has smaller ones for COCO, whose objects are smaller (sections 3.1 and 3.4)."""
+
+VGG_MEAN = (0.48235, 0.45882, 0.40784)
+"""The mean colour that the original VGG16 was trained with; it does not divide by a deviation."""
+
+VGG_STD = (1 / 255, 1 / 255, 1 / 255)
+
+
+class VGG16SSD(DefaultBoxDetector):
+    """What SSD300 and SSD512 have in common; use one of the two.
+
+    VGG16 up to conv5_3, its third pooling rounding up and its fifth 3x3 with stride 1; fc6 as a 3x3 convolution of
+    dilation 6 and fc7 as a 1x1 one, of 1,024 channels each; extra pairs of convolutions, each coarser. Default boxes
+    stand on conv4_3, whose features are scaled to length 20, learned from there on, and on fc7 and all extra maps
+    (section 3). The modules and their names are torchvision's.
+
+    Args:
+        weights: Of the whole network, torchvision's (``COCO_V1``, or true; only SSD300 has some); or of VGG16
+            alone (``IMAGENET1K_FEATURES``, which the paper's authors started from, or ``IMAGENET1K_V1``); or a
+            local file of either. Of a VGG16 with its classifier, fc6 and fc7 take every fourth channel and every third
+            row and column, as in the paper. Where a network is of another number of classes, see
+            `DefaultBoxDetector.load_torchvision`.
+        sizes: Whose default boxes. SSD300's of COCO are torchvision's: no side is longer than the image's.
+        mean: As for `Task`; here of the original VGG16.
+        std: Likewise.
+        kwargs: As for `DefaultBoxDetector`.
+
+    Attributes:
+        size: The side of the images in pixels, which is the only one.
+        steps: The strides of the default boxes' centres, one a map.
+        aspect_ratios: Of each map's boxes, beside 1.
+        scales: The sides of the default boxes of each map, as shares of the image, and one more.
+    """
+
+    size: ClassVar[int]
+    steps: ClassVar[list[int]]
+    aspect_ratios: ClassVar[list[list[int]]]
+    scales: ClassVar[dict[str, list[float]]]
+
+    def __init__(
+        self,
+        class_names: list[str],
+        weights: str | bool | None = None,
+        sizes: Sizes = "voc",
+        mean: tuple[float, float, float] = VGG_MEAN,
+        std: tuple[float, float, float] = VGG_STD,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, mean=mean, std=std, **kwargs)
+        name = type(self).__name__
+        self.default_boxes = DefaultBoxGenerator(
+            self.aspect_ratios,
+            scales=self.scales[sizes],
+            steps=self.steps,
+            clip=name == "SSD300" and sizes == "coco",
+        )
+        self.backbone = self._network()
+        channels = [512, 1024, 512, *[256] * (len(self.steps) - 3)]
+        self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
+        if weights:
+            self._start_from(weights, sizes)
+
+    def _network(self) -> nn.Module:
+        features = make_layers(cfgs["D"])
+        he_initialized(features)
+        return SSDFeatureExtractorVGG(features, highres=False)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        if (height, width) != (self.size, self.size):
+            raise UserError(
+                f"{type(self).__name__} looks at images of {self.size}x{self.size}, and these are {width}x{height}; "
+                f"give --data.recipe SSDAugmentation --data.recipe.size [{self.size},{self.size}], "
+                "or another recipe of that size"
+            )
+        return list(self.backbone(images).values())
+
+    def _start_from(self, weights: str | bool, sizes: Sizes) -> None:
+        name = type(self).__name__
+        if isinstance(weights, str) and is_weights_file(weights):
+            path = Path(weights)
+            state = read_weights(path, name)
+        else:
+            member = self._named(weights)
+            path = Path(member.name)
+            try:
+                state = dict(member.get_state_dict(progress=False))
+            except (OSError, RuntimeError) as error:
+                raise unfetched(name, error) from error
+            if member is SSD300_VGG16_Weights.COCO_V1 and sizes != "coco":
+                raise UserError(
+                    f"model.weights {member.name}: they were learned with COCO's default boxes; give "
+                    "--model.sizes coco with them"
+                )
+        if "features.0.weight" in state:
+            added = ("scale_weight", "extra.0.7.", *(f"extra.{i}." for i in range(1, len(self.steps) - 1)))
+            new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith(added)}
+            load_weights(self.backbone, new | self._of_imagenet(state), path, f"{name}'s VGG16")
+        else:
+            self.load_torchvision(state, path)
+
+    def _named(self, weights: str | bool) -> Any:
+        wholes = list(SSD300_VGG16_Weights) if isinstance(self, SSD300) else []
+        choices = {member.name: member for member in [*wholes, *VGG16_Weights]}
+        wanted = next(iter(choices)) if weights is True else weights
+        if wanted not in choices:
+            raise UserError(
+                f"model.weights: {type(self).__name__} has no weights {weights!r}; there are {', '.join(choices)}, or "
+                "give a local file"
+            )
+        return choices[str(wanted)]
+
+    def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's VGG16 by the names of the backbone."""
+        ours: dict[str, Tensor] = {}
+        for key, value in state.items():
+            if key.startswith("features."):
+                _, index, rest = key.split(".")
+                # The fourth pooling, layer 23, is where torchvision cuts.
+                place = f"features.{index}" if int(index) < 23 else f"extra.0.{int(index) - 23}"
+                ours[f"{place}.{rest}"] = value
+        fc6, fc7 = state.get("classifier.0.weight"), state.get("classifier.3.weight")
+        # IMAGENET1K_FEATURES has NaN in the classifier, for it was never published.
+        if fc6 is not None and fc7 is not None and bool(fc6.isfinite().all()):
+            ours["extra.0.7.1.weight"] = fc6.unflatten(1, (512, 7, 7))[::4, :, ::3, ::3]
+            ours["extra.0.7.1.bias"] = state["classifier.0.bias"][::4]
+            ours["extra.0.7.3.weight"] = fc7[::4, ::4, None, None]
+            ours["extra.0.7.3.bias"] = state["classifier.3.bias"][::4]
+        return ours
+
+
+class SSD300(VGG16SSD):
+    """SSD300 (Liu et al., ECCV 2016): 8,732 default boxes on maps of 38, 19, 10, 5, 3 and 1 cells a side.
+
+    Args:
+        weights: As for `VGG16SSD`.
+        sizes: See there.
+        mean: See there.
+        std: See there.
+        kwargs: See there.
+    """
+
+    size = 300
+    steps = [8, 16, 32, 64, 100, 300]
+    aspect_ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
+    scales = {
+        "voc": [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
+        "coco": [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
+    }
+
+
+class SSD512(VGG16SSD):
+    """SSD512 (Liu et al., ECCV 2016): 24,564 default boxes on maps of 64, 32, 16, 8, 4, 2 and 1 cells a side.
+
+    One extra pair of convolutions more than SSD300, and each of them but the last halves its map.
+
+    Args:
+        weights: As for `VGG16SSD`.
+        sizes: See there.
+        mean: See there.
+        std: See there.
+        kwargs: See there.
+    """
+
+    size = 512
+    steps = [8, 16, 32, 64, 128, 256, 512]
+    aspect_ratios = [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]]
+    scales = {
+        "voc": [0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05],
+        "coco": [0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9, 1.06],
+    }
+
+    def _network(self) -> nn.Module:
+        network = super()._network()
+        # torchvision's own form for 512 pixels goes from 8 cells to 6, 4 and 1, and has other boxes than the paper.
+        last = [_extra(3, 2), _extra(3, 2), _extra(4, 1)]
+        network.extra = nn.ModuleList([*list(network.extra)[:3], *last])  # type: ignore[arg-type]
+        return network
+
+
+def _extra(kernel: int, stride: int) -> nn.Sequential:
+    layers = nn.Sequential(
+        nn.Conv2d(256, 128, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(128, 256, kernel, stride, 1),
+        nn.ReLU(inplace=True),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return layers

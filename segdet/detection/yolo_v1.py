@@ -1,0 +1,313 @@
+"""YOLO version 1: one regression from the whole image to a grid of cells, a few boxes and one class each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from segdet.data.sample import Prediction, Target
+from segdet.detection.base import Detector
+from segdet.errors import UserError
+from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights
+from segdet.nn.boxes import pad_targets, pairwise_iou, select_detections
+from segdet.task import Stage
+
+_SLOPE = 0.1
+"""Of the leaky rectifier (section 2.1)."""
+
+
+class YOLOv1(Detector):
+    """You Only Look Once, version 1 (Redmon, Divvala, Girshick, Farhadi, CVPR 2016).
+
+    The image is a grid of S x S cells. The cell in which an object's centre falls is to find it: each cell says
+    once what class it would hold, and for each of B boxes where it is and how sure it is of it. No proposals, no
+    anchors: all of it is one regression of squared errors, from one pass over the whole image. What that costs is
+    that a cell holds one object only, and small ones in groups are missed (section 2.4).
+
+    The network is the paper's of 24 convolutions and two fully connected layers (figure 3) when ``backbone``
+    is null: twenty, which the authors trained on ImageNet first, and four that are added for detection, the
+    second of them with stride 2. Any other backbone takes the place of the twenty.
+
+    Of several objects in one cell the first counts, as in Darknet; of a cell's boxes that one is responsible
+    which overlaps the object most, or is the least far off where none overlaps it (Darknet too).
+
+    Args:
+        backbone: See `segdet.nn.backbones.backbone`; null for the paper's twenty convolutions.
+        weights: See there; for the paper's, a local file of them.
+        backbone_options: See there.
+        stride: The backbone's map that the four convolutions stand on; 32 in the paper.
+        grid: S, the cells on each side. The map becomes as large as that, by averaging if it has to.
+        boxes: B, the boxes of each cell.
+        width: The channels of the four convolutions.
+        hidden: The units of the first fully connected layer. With 0 a 1x1 convolution takes the place of both, which
+            is not the paper's: cells then share their weights, and less has to be learned.
+        batch_norm: Whether batch normalization follows each convolution; it does in Darknet, not in the paper.
+        dropout: The rate behind the first fully connected layer.
+        coordinate_weight: The paper's lambda of the two box losses.
+        no_object_weight: The paper's lambda of the confidence of boxes that hold nothing.
+        score_threshold: Detections must exceed this score.
+        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
+        detections_per_image: How many remain.
+        kwargs: As for `Detector`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str | None = None,
+        weights: str | bool | None = None,
+        backbone_options: dict[str, Any] | None = None,
+        stride: int = 32,
+        grid: int = 7,
+        boxes: int = 2,
+        width: int = 1024,
+        hidden: int = 4096,
+        batch_norm: bool = False,
+        dropout: float = 0.5,
+        coordinate_weight: float = 5.0,
+        no_object_weight: float = 0.5,
+        score_threshold: float = 0.001,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 200,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names, **kwargs)
+        if grid < 1 or boxes < 1:
+            raise UserError(
+                f"model: a grid of {grid} with {boxes} boxes a cell finds nothing; give 1 or more of both"
+            )
+        self.grid = grid
+        self.boxes = boxes
+        self.coordinate_weight = coordinate_weight
+        self.no_object_weight = no_object_weight
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+        self.backbone: nn.Module
+        if backbone is None:
+            self.backbone, channels = _paper_backbone(weights, batch_norm, backbone_options, stride)
+        else:
+            network = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
+            self.backbone, channels = network, network.channels[-1]
+        self.neck = nn.Sequential(
+            _conv(channels, width, 3, 1, batch_norm),
+            _conv(width, width, 3, 2, batch_norm),
+            _conv(width, width, 3, 1, batch_norm),
+            _conv(width, width, 3, 1, batch_norm),
+        )
+        outputs = 5 * boxes + len(class_names)
+        self.head: nn.Module
+        if hidden:
+            self.head = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(grid * grid * width, hidden),
+                nn.LeakyReLU(_SLOPE, inplace=True),
+                nn.Dropout(dropout),
+                nn.Linear(hidden, grid * grid * outputs),
+                nn.Unflatten(1, (outputs, grid, grid)),
+            )
+        else:
+            self.head = nn.Conv2d(width, outputs, 1)
+        for layer in [*self.neck.modules(), *self.head.modules()]:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, _SLOPE, nonlinearity="leaky_relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        last = self.head[-2] if isinstance(self.head, nn.Sequential) else self.head
+        assert isinstance(last, nn.Linear | nn.Conv2d) and last.bias is not None
+        # At first every cell says: a box in the middle, a tenth as large as the image, that holds nothing.
+        begin = torch.tensor([0.5, 0.5, 0.3, 0.3, 0.0] * boxes + [0.0] * len(class_names))
+        nn.init.normal_(last.weight, std=0.01)
+        last.bias.data.copy_(begin.repeat_interleave(len(last.bias) // outputs))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images ``[B, 3, H, W]`` to what S * S cells say, row by row.
+
+        Returns:
+            Boxes ``[B, S * S, boxes, 4]``: the centre's place in its cell, 0..1 from its left and upper edge, and the
+            square roots of width and height as shares of the image's; confidences ``[B, S * S, boxes]``;
+            class scores ``[B, S * S, K]``. All of them are linear, as in the paper.
+        """
+        features = self.neck(_last(self.backbone(images)))
+        if features.shape[-2:] != (self.grid, self.grid):
+            features = F.adaptive_avg_pool2d(features, self.grid)
+        # [B, outputs, S, S] to [B, S * S, outputs]
+        answer = self.head(features).float().flatten(2).transpose(1, 2)
+        boxes = answer[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
+        return boxes[..., :4], boxes[..., 4], answer[..., 5 * self.boxes :]
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """The five sums of equation 3, each divided by the number of images."""
+        found, confidence, classes = self(images)
+        size = (images.shape[2], images.shape[3])
+        boxes, labels = pad_targets(targets, images.device)
+        has_object, wanted, wanted_labels = self._cells(boxes, labels, size)
+        with torch.no_grad():
+            goal = self._encode(wanted)[:, :, None]
+            decoded = self._decode(found)
+            iou = pairwise_iou(decoded, wanted[:, :, None]).squeeze(-1)
+            distance = (found - goal).square().sum(-1)
+            nearness = torch.where(iou.amax(-1, keepdim=True) > 0, iou, -distance)
+            best = nearness.argmax(-1, keepdim=True)
+            responsible = torch.zeros_like(iou, dtype=torch.bool).scatter_(-1, best, True)
+            responsible &= has_object[..., None]
+        off = (found - goal).square()
+        wrong = (confidence - torch.where(responsible, iou, 0.0)).square()
+        one_hot = F.one_hot((wanted_labels - 1).clamp(min=0), classes.shape[-1])
+        images_count = len(images)
+        place, extent = off[..., :2].sum(-1), off[..., 2:].sum(-1)
+        misnamed = (classes - one_hot).square().sum(-1)
+        return {
+            "coord_xy": self.coordinate_weight * torch.where(responsible, place, 0.0).sum() / images_count,
+            "coord_wh": self.coordinate_weight * torch.where(responsible, extent, 0.0).sum() / images_count,
+            "obj": torch.where(responsible, wrong, 0.0).sum() / images_count,
+            "noobj": self.no_object_weight * torch.where(responsible, 0.0, wrong).sum() / images_count,
+            "class": torch.where(has_object, misnamed, 0.0).sum() / images_count,
+        }
+
+    def predict(self, images: Tensor) -> list[Prediction]:
+        with record_function("segdet::network"):
+            found, confidence, classes = self(images)
+        return self._detections(found, confidence, classes, (images.shape[2], images.shape[3]))
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        size = (image.shape[2], image.shape[3])
+        found, confidence, classes = self(image)
+        sure = confidence[0].clamp(0, 1)
+        side = self.grid
+        cell = torch.arange(side * side, device=image.device)
+        corner = torch.stack([cell % side, cell // side], -1) / side
+        pixels = image.new_tensor([size[1], size[0]] * 2, dtype=torch.float32)
+        yield Stage(
+            f"grid cells {side}x{side}",
+            boxes=torch.cat([corner, corner + 1 / side], -1) * pixels,
+            scores=sure.amax(-1),
+            about="Each cell is to find the object whose centre is in it; its score is that of its surer box.",
+        )
+        yield Stage(
+            "confidence",
+            map=sure.amax(-1).view(side, side),
+            about="How sure the cells are to hold an object.",
+        )
+        named = classes[0].clamp(0, 1).amax(-1).view(side, side)
+        yield Stage(
+            "class", map=named, about="How sure each cell is of the class that an object in it would have."
+        )
+        yield Stage(
+            "boxes",
+            boxes=(self._decode(found)[0] * pixels).flatten(0, 1),
+            scores=sure.flatten(),
+            about=f"All {side * side * self.boxes} boxes with their confidence, unsuppressed.",
+        )
+        final = self._detections(found, confidence, classes, size)[0]
+        yield Stage(
+            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
+        )
+
+    def _detections(
+        self, found: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int]
+    ) -> list[Prediction]:
+        with record_function("segdet::nms"):
+            boxes = (self._decode(found) * found.new_tensor([size[1], size[0]] * 2)).flatten(1, 2)
+            # Linear outputs may leave 0..1; two that are below it must not make a sure detection (equation 1).
+            scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)
+            return [
+                select_detections(
+                    b, s, size, self.score_threshold, self.nms_threshold, len(b), self.detections_per_image
+                )
+                for b, s in zip(boxes, scores, strict=True)
+            ]
+
+    def _cells(self, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The object of each cell: whether there is one ``[B, S * S]``, its box as a share of the image, its label.
+
+        Args:
+            boxes: ``[B, G, 4]`` in pixels, from `pad_targets`.
+            labels: ``[B, G]``.
+            size: Of the images.
+        """
+        batch, most = labels.shape
+        cells = self.grid * self.grid
+        boxes = boxes / boxes.new_tensor([size[1], size[0]] * 2)
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * self.grid
+        column, row = centre.long().clamp(0, self.grid - 1).unbind(-1)
+        # What is absent goes to one cell too many, which is cut off.
+        cell = torch.where(labels > 0, row * self.grid + column, cells)
+        order = torch.arange(most, device=labels.device).expand(batch, most)
+        first = torch.full((batch, cells + 1), most, dtype=torch.int64, device=labels.device)
+        first = first.scatter_reduce(1, cell, order, "amin")[:, :-1]
+        has_object = first < most
+        first = first.clamp(max=most - 1)
+        return has_object, boxes.gather(1, first[..., None].expand(-1, -1, 4)), labels.gather(1, first)
+
+    def _encode(self, boxes: Tensor) -> Tensor:
+        """Boxes ``[B, S * S, 4]`` xyxy, shares of the image, one a cell, as that cell is to say them."""
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * self.grid - self._corners(boxes)
+        return torch.cat([centre, (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).sqrt()], -1)
+
+    def _decode(self, found: Tensor) -> Tensor:
+        """What cells say of boxes, ``[B, S * S, boxes, 4]``, as boxes xyxy, shares of the image."""
+        centre = (found[..., :2] + self._corners(found)[:, None]) / self.grid
+        # A root below zero stands for no size at all.
+        half = found[..., 2:].clamp(min=0).square() / 2
+        return torch.cat([centre - half, centre + half], -1)
+
+    def _corners(self, like: Tensor) -> Tensor:
+        """The column and row of each cell, ``[S * S, 2]``."""
+        cell = torch.arange(self.grid * self.grid, device=like.device)
+        return torch.stack([cell % self.grid, cell // self.grid], -1).to(like.dtype)
+
+
+def _paper_backbone(
+    weights: str | bool | None, batch_norm: bool, options: dict[str, Any] | None, stride: int
+) -> tuple[nn.Sequential, int]:
+    """The first twenty convolutions of figure 3, and their channels."""
+    if options:
+        raise UserError(
+            "model.backbone_options: YOLO's own backbone has no options; name a backbone, or give none"
+        )
+    if stride != 32:
+        raise UserError(
+            f"model.stride {stride}: YOLO's own backbone has stride 32; name another backbone, or give 32"
+        )
+
+    def conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+        return _conv(channels, out, kernel, stride, batch_norm)
+
+    layers = [conv(3, 64, 7, 2), nn.MaxPool2d(2), conv(64, 192, 3), nn.MaxPool2d(2)]
+    layers += [conv(192, 128, 1), conv(128, 256, 3), conv(256, 256, 1), conv(256, 512, 3), nn.MaxPool2d(2)]
+    for _ in range(4):
+        layers += [conv(512, 256, 1), conv(256, 512, 3)]
+    layers += [conv(512, 512, 1), conv(512, 1024, 3), nn.MaxPool2d(2)]
+    for _ in range(2):
+        layers += [conv(1024, 512, 1), conv(512, 1024, 3)]
+    network = nn.Sequential(*layers)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, _SLOPE, nonlinearity="leaky_relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if isinstance(weights, str) and is_weights_file(weights):
+        load_weights(network, read_weights(Path(weights), "YOLOv1"), Path(weights), "YOLOv1's backbone")
+    elif weights:
+        raise UserError(
+            "model.weights: there are no published weights of YOLO's backbone; give a local file, or null"
+        )
+    return network, 1024
+
+
+def _last(maps: Any) -> Tensor:
+    return maps if isinstance(maps, Tensor) else maps[-1]
+
+
+def _conv(channels: int, out: int, kernel: int, stride: int, batch_norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=not batch_norm)]
+    layers += [nn.BatchNorm2d(out)] if batch_norm else []
+    return nn.Sequential(*layers, nn.LeakyReLU(_SLOPE, inplace=True))

@@ -1,0 +1,62 @@
+"""A few images with a red and a green rectangle each, and training on them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from segdet.data.sample import Target
+from segdet.detection.base import Detector
+
+Few = Callable[[int], tuple[Tensor, list[Target]]]
+
+
+@pytest.fixture
+def few_images() -> Few:
+    """So many uint8 images ``[N, 3, 64, 96]`` and what is in them."""
+
+    def make(count: int) -> tuple[Tensor, list[Target]]:
+        generator = torch.Generator().manual_seed(4)
+        images = torch.randint(0, 90, (count, 3, 64, 96), generator=generator, dtype=torch.uint8)
+        targets = []
+        for image in images:
+            boxes = []
+            for channel, x in ((0, 4), (1, 52)):
+                w, h = (int(v) for v in torch.randint(14, 38, (2,), generator=generator))
+                y = int(torch.randint(0, 64 - h, (1,), generator=generator))
+                image[channel, y : y + h, x : x + w] = 240
+                boxes.append([x, y, x + w, y + h])
+            targets.append(Target(boxes=torch.tensor(boxes).float(), labels=torch.tensor([1, 2])))
+        return images, targets
+
+    return make
+
+
+@pytest.fixture
+def overfit(few_images: Few) -> Callable[..., float]:
+    """Trains a detector of two classes on eight images and returns its map_50 on them."""
+
+    def train(model: Detector, steps: int = 100, lr: float = 3e-3) -> float:
+        images, targets = few_images(8)
+        optimizer = torch.optim.AdamW(model.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
+        model.train()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            sum(model.losses(model.normalize(images), targets).values()).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.inference_mode():
+            found = model.predict_images(images)
+        nothing = torch.zeros(2, dtype=torch.bool)
+        whole = [
+            Target(**target, iscrowd=nothing, difficult=nothing, area=torch.full((2,), 400.0))
+            for target in targets
+        ]
+        scores = model.build_scores()
+        scores.update(found, whole, list(range(len(images))))  # type: ignore[operator]
+        return float(scores.compute()["map_50"])
+
+    return train

@@ -1,0 +1,213 @@
+"""YOLO version 1: the paper's network and numbers, and its loss against one written out in loops."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segdet.data.sample import Target
+from segdet.detection.yolo_v1 import YOLOv1
+from segdet.errors import UserError
+from segdet.nn.boxes import pairwise_iou
+
+SIZE = (64, 96)
+
+
+def _small(**kwargs: Any) -> YOLOv1:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "backbone": "small_vgg", "backbone_options": {"channels": [8, 16, 24]}, "stride": 8, "grid": 4, "width": 24,
+        "hidden": 0, "batch_norm": True,
+    }  # fmt: skip
+    return YOLOv1(["red", "green"], **(options | kwargs))
+
+
+def _targets() -> list[Target]:
+    """Two objects in one cell, one on the far border, and none at all."""
+    return [
+        Target(
+            boxes=torch.tensor([[2.0, 2, 20, 13], [4, 3, 16, 12], [60, 40, 96, 64], [95, 63, 96, 64]]),
+            labels=torch.tensor([2, 1, 1, 2]),
+        ),
+        Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
+        Target(boxes=torch.tensor([[30.0, 20, 50, 44]]), labels=torch.tensor([1])),
+    ]
+
+
+def test_the_network_is_the_papers() -> None:
+    """24 convolutions, two fully connected layers, 271.7 million weights, 7x7x30 numbers, 98 boxes."""
+    with torch.device("meta"):
+        model = YOLOv1([str(i) for i in range(20)])
+    parts = [model.backbone, model.neck, model.head]
+    convolutions = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Conv2d)]
+    linear = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+    assert len(convolutions) == 24
+    assert [layer.out_features for layer in linear] == [4096, 1470]
+    # Figure 3, layer by layer: channels out and side of the kernel.
+    kernels = [(layer.out_channels, layer.kernel_size[0]) for layer in convolutions]
+    assert kernels == [
+        (64, 7), (192, 3), (128, 1), (256, 3), (256, 1), (512, 3),
+        *[(256, 1), (512, 3)] * 4, (512, 1), (1024, 3),
+        *[(512, 1), (1024, 3)] * 2, (1024, 3), (1024, 3), (1024, 3), (1024, 3),
+    ]  # fmt: skip
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == 271.7
+    images = torch.zeros(1, 3, 448, 448, device="meta")
+    assert model.backbone(images).shape[-2:] == (14, 14)
+    assert model.neck(model.backbone(images)).shape[-2:] == (7, 7)
+    boxes, confidence, classes = model(images)
+    assert boxes.shape == (1, 49, 2, 4) and confidence.numel() == 98 and classes.shape == (1, 49, 20)
+    assert boxes.numel() + confidence.numel() + classes.numel() == 7 * 7 * 30
+
+
+def _loss_in_loops(model: YOLOv1, answer: tuple[Tensor, ...], targets: list[Target]) -> dict[str, float]:
+    """Equation 3, object by object and box by box."""
+    found, confidence, classes = answer
+    side, (height, width) = model.grid, SIZE
+    sums = dict.fromkeys(("coord_xy", "coord_wh", "obj", "noobj", "class"), 0.0)
+    for b, target in enumerate(targets):
+        owner: dict[int, int] = {}
+        for g, (x0, y0, x1, y1) in enumerate(target["boxes"].tolist()):
+            column = min(int((x0 + x1) / 2 / width * side), side - 1)
+            row = min(int((y0 + y1) / 2 / height * side), side - 1)
+            owner.setdefault(row * side + column, g)
+        for cell in range(side * side):
+            responsible, overlap = -1, 0.0
+            if cell in owner:
+                x0, y0, x1, y1 = target["boxes"][owner[cell]].tolist()
+                goal = [
+                    (x0 + x1) / 2 / width * side - cell % side,
+                    (y0 + y1) / 2 / height * side - cell // side,
+                    math.sqrt((x1 - x0) / width),
+                    math.sqrt((y1 - y0) / height),
+                ]
+                ious, distances = [], []
+                for x, y, w, h in found[b, cell].tolist():
+                    cx, cy = (x + cell % side) / side * width, (y + cell // side) / side * height
+                    w2, h2 = max(w, 0.0) ** 2 * width / 2, max(h, 0.0) ** 2 * height / 2
+                    box = torch.tensor([[cx - w2, cy - h2, cx + w2, cy + h2]])
+                    ious.append(float(pairwise_iou(box, torch.tensor([[x0, y0, x1, y1]]))))
+                    distances.append(sum((p - q) ** 2 for p, q in zip((x, y, w, h), goal, strict=True)))
+                if max(ious) > 0:
+                    responsible = max(range(len(ious)), key=ious.__getitem__)
+                else:
+                    responsible = min(range(len(ious)), key=distances.__getitem__)
+                overlap = ious[responsible]
+                off = [(p - q) ** 2 for p, q in zip(found[b, cell, responsible].tolist(), goal, strict=True)]
+                sums["coord_xy"] += 5 * (off[0] + off[1])
+                sums["coord_wh"] += 5 * (off[2] + off[3])
+                for k in range(2):
+                    is_it = float(target["labels"][owner[cell]] == k + 1)
+                    sums["class"] += (float(classes[b, cell, k]) - is_it) ** 2
+            for box_index in range(model.boxes):
+                said = float(confidence[b, cell, box_index])
+                if box_index == responsible:
+                    sums["obj"] += (said - overlap) ** 2
+                else:
+                    sums["noobj"] += 0.5 * said**2
+    return {name: value / len(targets) for name, value in sums.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_is_equation_3(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _small(boxes=3)
+    generator = torch.Generator().manual_seed(seed)
+    answer = (
+        torch.rand(3, 16, 3, 4, generator=generator) * 1.4 - 0.3,
+        torch.rand(3, 16, 3, generator=generator),
+        torch.rand(3, 16, 2, generator=generator),
+    )
+    monkeypatch.setattr(model, "forward", lambda images: answer)
+    losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
+    expected = _loss_in_loops(model, answer, _targets())
+    assert list(losses) == list(expected)
+    for name, value in expected.items():
+        assert value > 0
+        assert float(losses[name]) == pytest.approx(value, rel=1e-4), name
+
+
+def test_where_no_box_overlaps_the_nearest_is_responsible(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _small()
+    found = torch.zeros(1, 16, 2, 4)
+    found[..., 1, 2:] = -0.1  # both without any size, the second farther off
+    confidence = torch.tensor([0.4, 0.8]).expand(1, 16, 2)
+    monkeypatch.setattr(model, "forward", lambda images: (found, confidence, torch.zeros(1, 16, 2)))
+    losses = model.losses(torch.zeros(1, 3, *SIZE), _targets()[2:])
+    assert float(losses["obj"]) == pytest.approx(0.4**2)
+
+
+def test_losses_teach_what_predict_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the network says what the losses ask for, the objects come out, and no loss of boxes is left."""
+    model = _small().eval()
+    targets = _targets()[2:]
+    x, y, w, h = 40 / 96 * 4 - 1, 32 / 64 * 4 - 2, math.sqrt(20 / 96), math.sqrt(24 / 64)
+    cell = 2 * 4 + 1
+    found, confidence, classes = torch.zeros(1, 16, 2, 4), torch.zeros(1, 16, 2), torch.zeros(1, 16, 2)
+    found[0, cell, 1] = torch.tensor([x, y, w, h])
+    confidence[0, cell, 1] = 1.0
+    classes[0, cell, 0] = 1.0
+    # Two numbers below zero are no detection.
+    confidence[0, 3], classes[0, 3] = -0.9, -0.9
+    monkeypatch.setattr(model, "forward", lambda images: (found, confidence, classes))
+    losses = model.losses(torch.zeros(1, 3, *SIZE), targets)
+    assert all(float(losses[name]) < 1e-9 for name in ("coord_xy", "coord_wh", "obj", "class"))
+    (prediction,) = model.predict(torch.zeros(1, 3, *SIZE))
+    assert prediction["labels"].tolist() == [1] and prediction["scores"].tolist() == [1.0]
+    torch.testing.assert_close(prediction["boxes"], targets[0]["boxes"])
+
+
+@pytest.mark.parametrize("hidden", [0, 32])
+def test_any_image_size(hidden: int) -> None:
+    model = _small(hidden=hidden, grid=3).eval()
+    assert [part.shape[1] for part in model(torch.randn(1, 3, 72, 104))] == [9, 9, 9]
+
+
+def test_stages_show_the_grid() -> None:
+    model = _small().eval()
+    with torch.inference_mode():
+        stages = {stage.name: stage for stage in model.stages(torch.randn(1, 3, *SIZE))}
+        (found,) = model.predict(torch.randn(1, 3, *SIZE))
+    assert list(stages) == ["grid cells 4x4", "confidence", "class", "boxes", "detections"]
+    cells = stages["grid cells 4x4"].boxes
+    assert cells is not None and cells[5].tolist() == [24, 16, 48, 32]
+    assert stages["boxes"].boxes is not None and len(stages["boxes"].boxes) == 32
+    assert set(found) == {"boxes", "scores", "labels"}
+
+
+def test_mistakes_are_one_line() -> None:
+    with pytest.raises(UserError, match="a grid of 0 with 2 boxes"):
+        _small(grid=0)
+    with pytest.raises(UserError, match=r"model\.backbone_options: YOLO's own"):
+        YOLOv1(["a"], backbone_options={"channels": [8]})
+    with pytest.raises(UserError, match=r"model\.stride 16: YOLO's own"):
+        YOLOv1(["a"], stride=16)
+    with pytest.raises(UserError, match=r"model\.weights: there are no published weights"):
+        YOLOv1(["a"], weights="IMAGENET1K_V1")
+
+
+def test_a_step_in_bfloat16(few_images: Any) -> None:
+    images, targets = few_images(1)
+    model = _small(hidden=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = sum(model.losses(model.normalize(images), targets).values())
+    assert isinstance(total, Tensor) and total.dtype == torch.float32 and total.isfinite()
+    total.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("hidden", [0, 128])
+def test_overfits_a_few_images(hidden: int, overfit: Any) -> None:
+    assert overfit(_small(hidden=hidden, dropout=0.0)) >= 0.95
+
+
+def test_with_sizes_for_their_roots_it_does_not(overfit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that learns roots and is read as if they were sizes."""
+    model = _small()
+    decode = model._decode
+    monkeypatch.setattr(
+        model,
+        "_decode",
+        lambda found: decode(torch.cat([found[..., :2], found[..., 2:].clamp(0).sqrt()], -1)),
+    )
+    assert overfit(model) < 0.95
