@@ -228,7 +228,8 @@ class SlidingWindowDetector(Detector):
         Returns:
             Scores ``[B, A, K]``, and boxes ``[B, A, 4]``, or ``[B, A, K, 4]`` where each class has its own.
         """
-        return self.probabilities(hidden)[..., 1:], windows.expand(len(hidden), -1, -1)
+        scores = self.probabilities(hidden)[..., 1:]
+        return scores, windows.to(scores.dtype).expand(len(hidden), -1, -1)
 
     def probabilities(self, hidden: Tensor) -> Tensor:
         """The probabilities ``[..., K + 1]`` of background and classes from the network's answers."""
