@@ -6,7 +6,7 @@ from torch import Tensor
 
 from segdet.data.sample import Batch, Prediction
 from segdet.metrics.base import Scores
-from segdet.metrics.localization import LocalizationScores
+from segdet.metrics.localization import GUESSES, LocalizationScores
 from segdet.nn.boxes import to_original
 from segdet.task import Task
 
@@ -23,7 +23,7 @@ class Localizer(Task):
 
     task = "localization"
     monitor = "val/loc_acc"
-    guesses = 5
+    guesses = GUESSES
     """How many classes a prediction lists (ILSVRC's top-5)."""
 
     def build_scores(self) -> Scores:

@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from segdet.data.sample import Target
 from segdet.localization.base import Localizer
+from segdet.localization.multi_crop import MultiCrop, Views, merge_views
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.task import Stage
 
@@ -40,6 +41,11 @@ class BoxHead(Localizer):
         per_class: Whether each class has four numbers of its own.
         box_loss: ``l2``, ``smooth_l1`` or ``giou``.
         box_weight: The box loss's weight beside the cross entropy.
+        views: What is seen of an image in testing: ``one`` is the whole image, ``two`` adds its mirror image,
+            ``five`` are four corners and the centre, ``ten`` adds their mirror images (see `MultiCrop`). Each costs a
+            pass.
+        crop_share: The side of a corner or of the centre, as a share of the image's.
+        test_scales: The sizes that the image is resized to for each view, as shares of its own.
         kwargs: As for `Localizer`.
     """
 
@@ -57,6 +63,9 @@ class BoxHead(Localizer):
         per_class: bool = False,
         box_loss: Literal["l2", "smooth_l1", "giou"] = "smooth_l1",
         box_weight: float = 5.0,
+        views: Views = "one",
+        crop_share: float = 0.875,
+        test_scales: list[float] = [1.0],  # noqa: B006
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
@@ -64,6 +73,7 @@ class BoxHead(Localizer):
         self.per_class = per_class
         self.box_loss = box_loss
         self.box_weight = box_weight
+        self.multi_crop = MultiCrop(views, crop_share, test_scales)
         channels, classes = self.backbone.channels, len(class_names)
         boxes = classes if per_class else 1
         self.heads: FlatHeads | VotingHeads = (
@@ -92,6 +102,12 @@ class BoxHead(Localizer):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy in pixels."""
+        if self.multi_crop.single:
+            return self.answer_of_view(images)
+        return merge_views(*self.multi_crop.ask(self.answer_of_view, images))
+
+    def answer_of_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `predict`, of the images as they are."""
         logits, boxes = self(images)
         height, width = images.shape[-2:]
         pixels = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor(
@@ -106,6 +122,12 @@ class BoxHead(Localizer):
         if isinstance(self.heads, VotingHeads):
             votes = self.heads.weights(self.heads.features(maps))[0]
             yield Stage("votes", map=votes, about="How much each place's own class and box count.")
+        if not self.multi_crop.single:
+            said, found = self.multi_crop.ask(self.answer_of_view, image)
+            sure, label = said[:, 0].softmax(1).max(1)
+            own = found[:, 0, 0] if found.shape[2] == 1 else found[torch.arange(len(found)), 0, label]
+            about = f"What each of the {len(found)} views of the image says of its object."
+            yield Stage("boxes of the views", boxes=own, scores=sure, about=about)
         logits, boxes = self.predict(image)
         best = logits.argmax(1)
         box = boxes[0] if boxes.ndim == 2 else boxes[0, best[0]]

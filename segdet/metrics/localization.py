@@ -8,6 +8,9 @@ from torch import Tensor
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.base import Scores
 
+GUESSES = 5
+"""How many guesses an image has in ILSVRC's localization task."""
+
 _UNIT = 2.0**-40
 """What overlaps are counted in: a sum of integers is the same in any order and over any processes."""
 
@@ -28,6 +31,8 @@ class LocalizationScores(Scores):
     - ``top1``: the share of images whose best prediction has the right class;
     - ``loc_acc``: the share whose best prediction has the right class and a box of IoU >= .5
       (ILSVRC's localization criterion with one guess);
+    - ``loc_error_top5``: the share of images none of whose first five predictions has the right class together with
+      a box of IoU >= .5 (ILSVRC's localization error, Russakovsky et al., IJCV 2015, section 4.2);
     - ``box_iou``: the mean IoU of the best prediction's box, whatever its class.
 
     Args:
@@ -37,12 +42,13 @@ class LocalizationScores(Scores):
     images: Tensor
     right: Tensor
     located: Tensor
+    guessed: Tensor
     overlap: Tensor
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
         self.class_names = list(class_names)
-        for state in ("images", "right", "located", "overlap"):
+        for state in ("images", "right", "located", "guessed", "overlap"):
             self.add_state(state, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
@@ -76,6 +82,18 @@ class LocalizationScores(Scores):
         self.right += right.sum()
         self.located += (right & (overlap >= 0.5)).sum()
         self.overlap += (overlap / _UNIT).round().long().sum()
+        self.guessed += self._guessed(predictions, torch.cat([target["labels"] for target in targets]), truth)
+
+    def _guessed(self, predictions: Sequence[Prediction], labels: Tensor, truth: Tensor) -> Tensor:
+        """Of how many images some guess has the class and the box."""
+        boxes = torch.cat([prediction["boxes"][:GUESSES] for prediction in predictions]).to(self.precise)
+        guesses = torch.cat([prediction["labels"][:GUESSES] for prediction in predictions])
+        image = torch.arange(len(predictions)).repeat_interleave(
+            torch.tensor([len(prediction["labels"][:GUESSES]) for prediction in predictions])
+        )
+        image = image.to(guesses.device)
+        right = (guesses == labels[image]) & (_paired_iou(boxes, truth[image]) >= 0.5)
+        return torch.zeros_like(labels).scatter_reduce(0, image, right.long(), "amax").sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The scores so far, of all processes: see the class."""
@@ -83,5 +101,6 @@ class LocalizationScores(Scores):
         return {
             "top1": self.right.to(self.precise) / images,
             "loc_acc": self.located.to(self.precise) / images,
+            "loc_error_top5": 1 - self.guessed.to(self.precise) / images,
             "box_iou": self.overlap.to(self.precise) * _UNIT / images,
         }

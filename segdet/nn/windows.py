@@ -91,6 +91,62 @@ def batches(
         )
 
 
+# The classifier of windows.
+
+
+def window_features(
+    window: int,
+    channels: Sequence[int],
+    kernels: Sequence[int],
+    pools: Sequence[int],
+    strides: Sequence[int] | None = None,
+) -> tuple[list[nn.Module], int]:
+    """The layers of a classifier of windows that come before its linear ones: stages without any padding.
+
+    A stage is a convolution, normalization, ReLU and, unless its pool is 1, max pooling.
+
+    Args:
+        window: The side of the windows.
+        channels: Of the stages.
+        kernels: The side of each stage's convolution.
+        pools: The side and stride of each stage's pooling.
+        strides: Of each stage's convolution; 1 when null.
+
+    Returns:
+        The layers, and how many numbers of a window they leave.
+
+    Raises:
+        UserError: If the stages do not fit each other or the window.
+    """
+    if not len(channels) == len(kernels) == len(pools):
+        raise UserError(
+            f"model.channels, model.kernels and model.pools: {len(channels)}, {len(kernels)} and {len(pools)} numbers; "
+            "give each one a stage"
+        )
+    strides = [1] * len(channels) if strides is None else strides
+    if len(strides) != len(channels):
+        raise UserError(
+            f"model.conv_strides: {len(strides)} numbers for {len(channels)} stages; give one a stage"
+        )
+    layers: list[nn.Module] = []
+    side, before = window, 3
+    for stage, (width, kernel, pool, stride) in enumerate(
+        zip(channels, kernels, pools, strides, strict=True)
+    ):
+        if min(width, kernel, pool, stride) < 1 or side < kernel or (side - kernel) // stride + 1 < pool:
+            raise UserError(
+                f"model.window {window}: {side} pixels are left before stage {stage + 1}, too few for a kernel of "
+                f"{kernel} and pooling by {pool}; take a larger window, or fewer or smaller stages"
+            )
+        layers += [
+            nn.Conv2d(before, width, kernel, stride, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        ]  # fmt: skip
+        if pool > 1:
+            layers.append(nn.MaxPool2d(pool))
+        side, before = ((side - kernel) // stride + 1) // pool, width
+    return layers, before * side * side
+
+
 # The classifier of windows as one network.
 
 

@@ -200,19 +200,24 @@ def plot(results: Mapping[str, ProposalScores], path: Path, title: str = "") -> 
     panels = figure.subplots(1, 4)
     thresholds = np.linspace(0.5, 1, 51)
     for (name, scores), colour in zip(results.items(), _COLOURS * len(results), strict=False):
-        # Up to the mean number of boxes; beyond it nearly all images have no more to give.
-        drawn = scores.counts <= max(2, scores.boxes_per_image)
+        # Up to the mean number of boxes, beyond which most images have no more to give; there the dot is all boxes'.
+        drawn = scores.counts < max(2, scores.boxes_per_image)
+        counts = [*scores.counts[drawn], max(1, scores.boxes_per_image)]
         for panel, values in zip(
             panels, (scores.recall(0.5), scores.recall(0.7), scores.mabo()), strict=False
         ):
-            panel.plot(scores.counts[drawn], values[drawn], color=colour, linewidth=1.8, label=name)
+            panel.plot(
+                counts, [*values[drawn], values[-1]], color=colour, linewidth=1.8, label=name,
+                marker="o", markevery=[-1], markersize=5,
+            )  # fmt: skip
         at = int(np.searchsorted(scores.counts, 1000))
         best = scores.best[:, at]
         recalls = [(best >= threshold).mean() if len(best) else np.nan for threshold in thresholds]
         panels[3].plot(thresholds, recalls, color=colour, linewidth=1.8, label=name)
+    most = max((scores.boxes_per_image for scores in results.values()), default=10)
     for panel, text in zip(panels, ("Recall at IoU .5", "Recall at IoU .7", "MABO"), strict=False):
         panel.set_xscale("log")
-        panel.set_xlim(left=1)
+        panel.set_xlim(1, most * 1.4)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         _tidy(panel, text, "boxes an image")
     panels[3].set_xlim(0.5, 1)
@@ -232,5 +237,6 @@ def _tidy(axes: Axes, title: str, below: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b8bfca")
     axes.tick_params(colors="#5b6472", labelsize=8, length=3)
+    axes.tick_params(which="minor", length=0)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

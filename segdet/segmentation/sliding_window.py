@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError
-from segdet.nn.windows import DenseWindows, batches, crop, grid
+from segdet.nn.windows import DenseWindows, batches, crop, grid, window_features
 from segdet.segmentation.base import Segmenter
 from segdet.task import Stage
 
@@ -165,28 +165,11 @@ def patch_classifier(
     Raises:
         UserError: If the stages do not fit each other or the window.
     """
-    if not len(channels) == len(kernels) == len(pools):
-        raise UserError(
-            f"model.channels, model.kernels and model.pools: {len(channels)}, {len(kernels)} and {len(pools)} numbers; "
-            "give each one a stage"
-        )
-    layers: list[nn.Module] = []
-    side, before = window, 3
-    for stage, (width, kernel, pool) in enumerate(zip(channels, kernels, pools, strict=True)):
-        left = (side - kernel + 1) // pool
-        if min(width, kernel, pool) < 1 or left < 1:
-            raise UserError(
-                f"model.window {window}: {side} pixels are left before stage {stage + 1}, too few for a kernel of "
-                f"{kernel} and pooling by {pool}; take a larger window, or fewer or smaller stages"
-            )
-        layers += [nn.Conv2d(before, width, kernel, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        if pool > 1:
-            layers.append(nn.MaxPool2d(pool))
-        side, before = left, width
+    layers, features = window_features(window, channels, kernels, pools)
     layers += [
         nn.Flatten(),
         nn.Dropout(dropout),
-        nn.Linear(before * side * side, hidden),
+        nn.Linear(features, hidden),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
         nn.Linear(hidden, classes),

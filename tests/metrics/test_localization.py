@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from segdet.metrics import LocalizationScores
 
@@ -43,8 +44,49 @@ def scored(cases, batch):
 
 def test_scores_by_hand():
     assert scored(CASES, 5) == pytest.approx(
-        {"top1": 3 / 5, "loc_acc": 2 / 5, "box_iou": (1 + 0.5 + 1 / 3 + 1 + 0) / 5}, abs=1e-9
+        {"top1": 3 / 5, "loc_acc": 2 / 5, "loc_error_top5": 3 / 5, "box_iou": (1 + 0.5 + 1 / 3 + 1 + 0) / 5},
+        abs=1e-9,
     )
+
+
+def test_any_of_five_guesses_may_have_the_class_and_the_box():
+    whole, away = [0, 0, 10, 10], [30, 30, 40, 40]
+    wrong = [(whole, label) for label in (2, 3, 4, 5)]
+    target = one(whole, 1)
+    for answers, right in (
+        ([*wrong, (whole, 1)], True),
+        ([*wrong, (whole, 6), (whole, 1)], False),  # the sixth is one too many
+        ([(away, 1), (whole, 1)], True),  # the same class twice, which a detector might say
+        ([(away, 1), *wrong], False),  # class and box are right, but not together
+        ([(whole, 1)], True),
+    ):
+        scores = scored([(found(*answers), target)], 1)
+        assert scores["loc_error_top5"] == (0 if right else 1)
+
+
+def test_the_errors_are_those_of_a_count_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    cases, located, guessed, same = [], 0, 0, 0
+    for _ in range(200):
+        box = torch.tensor([10.0, 10, 30, 40])
+        count = int(torch.randint(1, 8, (1,), generator=generator))
+        boxes = box + torch.randn(count, 4, generator=generator) * 6
+        labels = torch.randint(1, 7, (count,), generator=generator)
+        label = int(torch.randint(1, 7, (1,), generator=generator))
+        cases.append((found(*zip(boxes.tolist(), labels.tolist(), strict=True)), one(box.tolist(), label)))
+        hits = [
+            int(labels[i]) == label and float(box_iou(boxes[i : i + 1], box[None])) >= 0.5
+            for i in range(count)
+        ]
+        located += hits[0]
+        guessed += any(hits[:5])
+        same += int(labels[0]) == label
+    assert 0 < located < guessed < 200
+    for batch in (200, 7):
+        scores = scored(cases, batch)
+        assert scores["loc_acc"] == pytest.approx(located / 200)
+        assert scores["loc_error_top5"] == pytest.approx(1 - guessed / 200)
+        assert scores["top1"] == pytest.approx(same / 200)
 
 
 def test_neither_batches_nor_order_matter():
@@ -65,7 +107,7 @@ def test_boxes_that_are_nowhere_overlap_nothing():
         (found(([9, 9, 1, 1], 1)), one([0, 0, 10, 10], 1)),
     ]
     for case in cases:
-        assert scored([case], 1) == {"top1": 1, "loc_acc": 0, "box_iou": 0}
+        assert scored([case], 1) == {"top1": 1, "loc_acc": 0, "loc_error_top5": 1, "box_iou": 0}
 
 
 def test_nothing_seen_is_nan_without_a_warning():

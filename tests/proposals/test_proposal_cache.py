@@ -154,10 +154,11 @@ def test_a_killed_run_goes_on_where_it_stopped(
     (tmp_path / "corner.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "corner.py"), str(shapes)]
 
-    def environment(calls: str, hang_from: int) -> dict[str, str]:
+    def environment(calls: str, hang_from: int, folder: Path = cache) -> dict[str, str]:
         (tmp_path / calls).mkdir()
         path = os.pathsep.join(folder for folder in sys.path if folder)
         added = {"CALLS": str(tmp_path / calls), "HANG_FROM": str(hang_from), "PYTHONPATH": path}
+        added["SEGDET_CACHE"] = str(folder)
         return {**os.environ, **added}
 
     # Two images are done; both processes of the pool then hang over the other two.
@@ -175,6 +176,14 @@ def test_a_killed_run_goes_on_where_it_stopped(
     corners = [(read_image(reader.image_path(i))[3, 5, :2].astype(float) + 1).tolist() for i in range(4)]
     assert done.stdout == f"{corners}\n", done.stderr
     assert len([*(tmp_path / "second").iterdir()]) == 2
+    # The files are those of a run that nobody killed.
+    subprocess.run(command, env=environment("third", 99, tmp_path / "other"), capture_output=True, check=True)
+    assert len([*(tmp_path / "third").iterdir()]) == 4
+    resumed, whole = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.npy")}
+        for folder in (cache, tmp_path / "other")
+    )
+    assert len(whole) == 4 and resumed == whole
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 200) -> bool:

@@ -1,0 +1,132 @@
+"""OverFeat: the sliding window run as one convolution, with a regressor that moves its boxes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from segdet.data.sample import Prediction
+from segdet.detection.sliding_window import SlidingWindowDetector, linear_layers
+from segdet.nn.boxes import select_detections
+
+
+class OverFeat(SlidingWindowDetector):
+    """OverFeat (Sermanet et al., ICLR 2014): a dense sliding window whose every window also says where its object is.
+
+    The convolutions of all windows are shared: the network goes over each level of the pyramid once (section
+    3.5). Beside the class head a second one, on the same features, regresses the four edges of the object from the
+    window, for one box of all classes or one a class (section 4.2); it learns from windows that hold
+    an object, with an l2 loss, while the features are the classifier's alone. Windows of one size and aspect
+    thus give boxes of any, and neighbouring windows' boxes agree where there is an object. The paper merges
+    them pair by pair and adds up their scores (section 4.3), so that agreement counts more than a
+    single high score. ``merging: average`` does this in one step from the boxes that suppression keeps: each
+    becomes the mean of those of its class that it overlaps, weighted by their scores.
+
+    ``mode: crops`` gives the same detections window by window.
+
+    Args:
+        mode: See `SlidingWindowDetector`.
+        aspects: See there; boxes have their own, so one is enough.
+        hidden: See there.
+        regression: ``single`` gives all classes one box, ``per_class`` each its own.
+        box_hidden: The widths of the regressor's linear layers before the last.
+        box_loss: ``l2``, or ``smooth_l1``.
+        box_weight: The box loss's weight beside the cross entropy.
+        freeze_features: Whether the regressor leaves the features as the classifier makes them.
+        merging: ``nms`` keeps the best of overlapping boxes, ``average`` merges them.
+        merging_threshold: The IoU with a kept box from which on others are merged into it.
+        kwargs: As for `SlidingWindowDetector`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        mode: Literal["crops", "dense"] = "dense",
+        aspects: list[float] = [1.0],  # noqa: B006  read only; jsonargparse shows it as the default
+        hidden: list[int] = [128],  # noqa: B006
+        regression: Literal["single", "per_class"] = "single",
+        box_hidden: list[int] = [128],  # noqa: B006
+        box_loss: Literal["l2", "smooth_l1"] = "l2",
+        box_weight: float = 5.0,
+        freeze_features: bool = True,
+        merging: Literal["nms", "average"] = "average",
+        merging_threshold: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        # The first layers of both heads are rows of one matrix, so that the network is one chain.
+        self.extra_units = box_hidden[0]
+        super().__init__(class_names, mode=mode, aspects=aspects, hidden=hidden, **kwargs)
+        self.regression, self.box_loss, self.box_weight = regression, box_loss, box_weight
+        self.freeze_features = freeze_features
+        self.merging, self.merging_threshold = merging, merging_threshold
+        self.boxes_of_window = 1 if regression == "single" else len(class_names)
+        self.box_head = linear_layers([*box_hidden, 4 * self.boxes_of_window])
+
+    def box_losses(
+        self, features: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        hidden = self.hidden(features.detach() if self.freeze_features else features)
+        edges = self._edges(hidden)
+        if self.regression == "per_class":
+            own = (labels - 1).clamp(min=0)
+            edges = edges.gather(1, own[:, None, None].expand(-1, -1, 4))
+        goals = (boxes - windows) / _sides(windows)
+        loss = F.mse_loss if self.box_loss == "l2" else F.smooth_l1_loss
+        each = loss(edges[:, 0], goals, reduction="none").sum(1)
+        positive = labels > 0
+        box = torch.where(positive, each, 0.0).sum() / positive.sum().clamp(min=1)
+        return {"box": self.box_weight * box}
+
+    def classify(self, hidden: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        boxes = windows[:, None] + self._edges(hidden) * _sides(windows)[:, None]
+        if self.regression == "single":
+            boxes = boxes[..., 0, :]
+        return self.probabilities(hidden)[..., 1:], boxes
+
+    def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
+        if self.merging == "nms":
+            return super().select(boxes, scores, size)
+        # All that take part in the suppression: no IoU exceeds 1.
+        everything = scores.numel()
+        found = select_detections(
+            boxes, scores, size, self.score_threshold, 1.0, self.detections_per_class, everything
+        )
+        kept = batched_nms(found["boxes"], found["scores"], found["labels"], self.nms_threshold)
+        return merge(found, kept[: self.detections_per_image], self.merging_threshold)
+
+    def _edges(self, hidden: Tensor) -> Tensor:
+        """How far the boxes' edges are from the window's, in its sides: ``[..., boxes, 4]``."""
+        edges: Tensor = self.box_head(hidden[..., self.class_units :])
+        edges = edges.unflatten(-1, (self.boxes_of_window, 4))
+        return edges.to(torch.promote_types(edges.dtype, torch.float32))
+
+
+def merge(found: Prediction, kept: Tensor, threshold: float) -> Prediction:
+    """Detections that agree as one: the mean of the boxes of a class, weighted by their scores.
+
+    The score of the mean is ``s / (1 + s)`` of the sum ``s`` of theirs. The paper takes the sum; this is in the same
+    order and stays below 1.
+
+    Args:
+        found: Boxes ``[M, 4]``, scores and labels, unsuppressed.
+        kept: int64 ``[N]``: which of them the others are merged into.
+        threshold: By which IoU with one of the kept.
+    """
+    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
+    together = (box_iou(boxes[kept], boxes) >= threshold) & (labels[kept, None] == labels)
+    # A box without area overlaps not even itself.
+    together[torch.arange(len(kept), device=kept.device), kept] = True
+    weights = together * scores
+    total = weights.sum(1)
+    order = total.argsort(descending=True, stable=True)
+    means = weights @ boxes / total[:, None]
+    return Prediction(boxes=means[order], scores=(total / (1 + total))[order], labels=labels[kept][order])
+
+
+def _sides(windows: Tensor) -> Tensor:
+    """Width and height, twice, of windows ``[N, 4]`` xyxy."""
+    return (windows[:, 2:] - windows[:, :2]).repeat(1, 2)
