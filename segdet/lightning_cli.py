@@ -252,12 +252,10 @@ def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]
         arguments = embedded.get("model", {}).get("init_args", {})
         if "weights" in arguments:
             arguments["weights"] = None  # the checkpoint brings all weights; none need be fetched first
-        _, data = _option(argv, "--data")
-        if data is not None and "data" in embedded:
-            before = embedded["data"]
-            if data.rsplit(".", 1)[-1] != before.get("class_path", "").rsplit(".", 1)[-1]:
-                # The parser would hand one class's choice of names, or its file of them, to the other.
-                (before.get("init_args") or {}).pop("class_names", None)
+    before, now = embedded.get("data", {}), _data_class(argv)
+    if now is not None and now != before.get("class_path", "").rsplit(".", 1)[-1]:
+        # The parser would hand one class's choice of names, or its file of them, to the other.
+        (before.get("init_args") or {}).pop("class_names", None)
     argv = list(argv)
     if argv[position].startswith("--ckpt_path="):
         argv[position] = f"--ckpt_path={path}"
@@ -823,31 +821,46 @@ def _refuse_abbreviations(argv: Sequence[str], config: Namespace) -> None:
 
 def _gives_task(argv: Sequence[str]) -> bool:
     """Whether ``--data.task`` is given, on the command line or in a configuration file."""
+    if any(re.match(r"--data\.(init_args\.)?task(=|$)", argument) for argument in argv):
+        return True
+    sections = [section for section in _data_sections(argv) if isinstance(section, dict)]
+    arguments = [section.get("init_args", section) for section in sections]
+    return any(isinstance(given, dict) and "task" in given for given in arguments)
+
+
+def _data_class(argv: Sequence[str]) -> str | None:
+    """The short name of the data module that is given last, on the command line or in a configuration file."""
+    named = None
+    for section in _data_sections(argv):
+        path = section.get("class_path") if isinstance(section, dict) else section
+        if isinstance(path, str):
+            named = path.rsplit(".", 1)[-1]
+    return named
+
+
+def _data_sections(argv: Sequence[str]) -> Iterator[Any]:
+    """What each option gives for ``data``: a class, or a mapping of ``class_path`` and ``init_args`` or of the latter.
+
+    A file that cannot be read gives nothing here; the parser will say so.
+    """
     for position, argument in enumerate(argv):
-        if re.match(r"--data\.(init_args\.)?task(=|$)", argument):
-            return True
-        value = None
-        if re.match(r"(--config|-c|--data)=", argument):
-            value = argument.split("=", 1)[1]
-        elif argument in ("--config", "-c", "--data") and position + 1 < len(argv):
+        name, sign, value = argument.partition("=")
+        if name not in ("--config", "-c", "--data", "--data.class_path"):
+            continue
+        if not sign and position + 1 < len(argv):
             value = argv[position + 1]
-        if value is not None and _mentions_task(value, is_data=argument.startswith("--data")):
-            return True
-    return False
-
-
-def _mentions_task(value: str, is_data: bool) -> bool:
-    try:
-        text = (
-            Path(value).read_text(encoding="utf-8") if len(value) < 4096 and Path(value).is_file() else value
-        )
-        section = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError):
-        return False
-    if not is_data and isinstance(section, dict):
-        section = section.get("data")
-    arguments = section.get("init_args", section) if isinstance(section, dict) else None
-    return isinstance(arguments, dict) and "task" in arguments
+        if name == "--data.class_path":
+            yield value
+            continue
+        try:
+            is_file = len(value) < 4096 and Path(value).is_file()
+            section = yaml.safe_load(Path(value).read_text(encoding="utf-8") if is_file else value)
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if name != "--data":
+            section = section.get("data") if isinstance(section, dict) else None
+        if section is not None:
+            yield section
 
 
 def _shown(path: Path) -> Path:

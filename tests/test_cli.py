@@ -23,6 +23,7 @@ from segdet.data.cityscapes import LABELS
 from segdet.data.shapes import make_shapes
 from segdet.data.voc import VOCReader
 from segdet.errors import BadSample, UserError
+from segdet.lightning_cli import with_embedded_config
 
 TINY = [
     "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=4", "--data.num_test=4",
@@ -466,6 +467,45 @@ class TestEvaluate:
         arguments = ["--data=ImageFolder", f"--data.root={run}/predictions", "--data.class_names=[cat, dog]"]
         said = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
         assert "the data has 2 (cat, dog)" in said
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (["--data=ImageFolder"], True),
+        (["--data", "segdet.data.folder.ImageFolder"], True),
+        (["--data.class_path=ImageFolder"], True),
+        (["--data.class_path", "ImageFolder"], True),
+        (["--data={class_path: ImageFolder, init_args: {root: x}}"], True),
+        (["--data=folder.yaml"], True),
+        (["--config=config.yaml"], True),
+        (["-c", "config.yaml"], True),
+        (["--config", "{data: ImageFolder}"], True),
+        (["--data=ImageFolder", "--data.class_path=VOCDataModule"], False),  # the last one counts
+        (["--data=VOCDataModule", "--data.root=elsewhere"], False),
+        (["--data.root=elsewhere"], False),
+        (["--config", "{model: {init_args: {width: 8}}}"], False),
+        (["--config", "none.yaml"], False),
+    ],
+)
+def test_another_data_module_does_not_inherit_the_class_names(
+    given: list[str], other: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever way it is named; all other arguments that both know stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    folder = "{class_path: ImageFolder, init_args: {root: x}}"
+    Path("folder.yaml").write_text(folder)
+    Path("config.yaml").write_text(f"data: {folder}")
+    arguments = {"root": "voc", "class_names": "names.txt"}
+    embedded = {"data": {"class_path": "segdet.data.datamodule.VOCDataModule", "init_args": arguments}}
+    torch.save({"state_dict": {}, EMBEDDED: {"config": yaml.safe_dump(embedded)}}, "a.ckpt")
+    completed, checkpoint = with_embedded_config([command, "--ckpt_path=a.ckpt", *given])
+    assert checkpoint is not None
+    assert completed[1] == "--config"
+    kept = yaml.safe_load(completed[2])["data"]["init_args"]
+    assert kept == ({"root": "voc"} if other else arguments)
+    assert completed[3:] == ["--ckpt_path=a.ckpt", *given]
 
 
 class TestOnlyTheTestFolder:
