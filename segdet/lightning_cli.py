@@ -413,7 +413,6 @@ class SegdetCLI(LightningCLI):
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = DEFAULT_EPOCHS
         self._complete_data(config)
-        choose_precision(trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's arguments overrule those that are given."""
@@ -537,6 +536,7 @@ class SegdetCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if config.profiler is None:
             kwargs["profiler"] = NoProfiler()
+        kwargs["precision"] = chosen_precision(config)
         loggers = self._loggers(config.logger)
         try:
             return super().instantiate_trainer(
@@ -720,21 +720,23 @@ class SegdetCLI(LightningCLI):
         function(**arguments)
 
 
-def choose_precision(trainer: Namespace) -> None:
-    """Computes in float32 where bfloat16 is asked for and this machine's CPU has it not, and says so.
+def chosen_precision(trainer: Namespace) -> Any:
+    """The precision to compute in: float32 in place of bfloat16 where this machine's CPU has it not, which is said.
+
+    The run's configuration keeps what is asked for, so that it means the same on another machine.
 
     Args:
-        trainer: The trainer's part of the configuration, which then holds the precision that is used.
+        trainer: The trainer's part of the configuration.
     """
     asked = trainer.precision
     if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
-        return
-    trainer.precision = affordable(asked)
+        return asked
     if _rank() == 0:
         sys.stderr.write(
             f"segdet: this CPU has no bfloat16 and would be slow at it; precision {asked} becomes "
-            f"{trainer.precision}\n"
+            f"{affordable(asked)}\n"
         )
+    return affordable(asked)
 
 
 def _runs_on_cpu(accelerator: Any) -> bool:

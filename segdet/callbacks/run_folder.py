@@ -261,6 +261,7 @@ class RunFolder(pl.Callback):
             "seed": self.settings.seed,
             "fingerprint": self._fingerprint(trainer),
             "processes": trainer.world_size,
+            "precision": str(trainer.precision),
             "launcher": _launcher(),
         }
         self.started = self.about["started"]
