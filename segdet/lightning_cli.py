@@ -38,7 +38,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from segdet.callbacks.left_out import LeftOut
-from segdet.callbacks.overhead import NoProfiler
+from segdet.callbacks.overhead import TRAINER_DEFAULTS, NoProfiler
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
 from segdet.callbacks.progress import Progress, StepLogger
@@ -65,14 +65,6 @@ from segdet.errors import UserError
 from segdet.parser_errors import ParseFault, readable
 from segdet.precision import affordable
 from segdet.task import Task
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "log_every_n_steps": 50,
-    "use_distributed_sampler": False,  # the data modules' samplers know their rank
-    "num_sanity_val_steps": 0,  # a score on two batches is no score
-    "enable_autolog_hparams": False,  # the run folder's callback records the whole configuration
-    "enable_model_summary": False,  # the record has the number of parameters
-}
 
 DEFAULT_EPOCHS = 12
 

@@ -46,9 +46,9 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from segdet.benchmark.record import RECORD_NAME, Record
 from segdet.cores import usable_cores
 from segdet.errors import UserError
+from segdet.record import RECORD_NAME, Record
 
 GRACE_SECONDS = 60
 """How long a stopped run may take to save itself."""

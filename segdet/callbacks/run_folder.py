@@ -35,13 +35,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from segdet.benchmark.cost import measure_cost, peak_memory_mb
-from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
 from segdet.callbacks.overhead import without_idle_hooks
 from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
+from segdet.cost import measure_cost, peak_memory_mb
 from segdet.data.datamodule import Classes
 from segdet.errors import UserError
+from segdet.record import RECORD_NAME, Cost, Record, Status
 
 EMBEDDED = "segdet"
 """The key of a checkpoint under which its own configuration and classes stand."""

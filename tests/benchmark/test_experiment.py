@@ -12,9 +12,9 @@ import pytest
 
 from segdet.benchmark import experiment as module
 from segdet.benchmark.experiment import main, plan, read_experiment
-from segdet.benchmark.record import Cost, Record
 from segdet.cores import usable_cores
 from segdet.errors import UserError
+from segdet.record import Cost, Record
 
 FILE = """
 seeds: [0, 1]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.benchmark.cost import measure_cost
+from segdet.cost import measure_cost
 from segdet.data.datamodule import VOCDataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Source, Target
