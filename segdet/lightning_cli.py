@@ -210,6 +210,7 @@ class Checkpoint:
         if not isinstance(content, dict) or "state_dict" not in content:
             raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
         about = content.get(EMBEDDED) or {}
+        self.steps = int(content.get("global_step", 0))
         self.config: dict[str, Any] = yaml.safe_load(about.get("config", "")) or {}
         self.classes = Classes(
             about.get("class_names", []),
@@ -217,6 +218,31 @@ class Checkpoint:
             about.get("mask_values", []),
             about.get("palette_masks", True),
         )
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The whole checkpoint in ``folder`` that was written last, of a run that SLURM starts again.
+
+    Every process of the run looks for itself, before they know of each other: of files of the same time all choose
+    the one with the most steps, then by name. (`RunFolder` makes sure that they chose the same.)
+    """
+    present = []
+    for file in (folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)):
+        # What is opened is looked up on a network's file server, and not in what this machine remembers of it.
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            present.append((os.fstat(stream.fileno()).st_mtime_ns, file))
+    whole = []
+    for time, file in sorted(present, reverse=True):
+        if whole and time != whole[0][0]:
+            break
+        try:
+            checkpoint = Checkpoint(file)
+        except UserError as error:  # the machine went away while it was written
+            if _rank() == 0:
+                sys.stderr.write(f"segdet: {error}\n")
+            continue
+        whole.append((time, checkpoint.steps, file.name, checkpoint))
+    return max(whole, key=lambda one: one[:3])[3] if whole else None
 
 
 def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]:
@@ -511,6 +537,9 @@ class SegdetCLI(LightningCLI):
             command_line=self.command_line,
             seed=int(self.config[self.chosen].seed_everything),
             fingerprint=self.fingerprint,
+            begins_at=""
+            if self.checkpoint is None
+            else f"{self.checkpoint.path.name} of step {self.checkpoint.steps}",
         )
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
@@ -622,15 +651,7 @@ class SegdetCLI(LightningCLI):
         if not self._may_go_on(folder):
             return False
         if self.checkpoint is None:
-            files = [folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)]
-            present = [file for file in files if file.exists()]
-            for file in sorted(present, key=lambda file: file.stat().st_mtime, reverse=True):
-                try:
-                    self.checkpoint = Checkpoint(file)
-                except UserError as error:  # the machine went away while it was written
-                    sys.stderr.write(f"segdet: {error}\n")
-                    continue
-                break
+            self.checkpoint = latest_checkpoint(folder)
         return True
 
     def _keep_apart(self) -> None:
