@@ -14,10 +14,7 @@ def usable_cores() -> int:
     Raises:
         UserError: If the environment's share is no number of cores.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get(SHARE)
     if not share:
         return cores
