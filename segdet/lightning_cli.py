@@ -38,7 +38,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from segdet.callbacks.left_out import LeftOut
-from segdet.callbacks.overhead import NoProfiler
+from segdet.callbacks.overhead import TRAINER_DEFAULTS, NoProfiler
 from segdet.callbacks.panels import ImagePanels
 from segdet.callbacks.predictions import PredictionWriter
 from segdet.callbacks.progress import Progress, StepLogger
@@ -65,14 +65,6 @@ from segdet.errors import UserError
 from segdet.parser_errors import ParseFault, readable
 from segdet.precision import affordable
 from segdet.task import Task
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "log_every_n_steps": 50,
-    "use_distributed_sampler": False,  # the data modules' samplers know their rank
-    "num_sanity_val_steps": 0,  # a score on two batches is no score
-    "enable_autolog_hparams": False,  # the run folder's callback records the whole configuration
-    "enable_model_summary": False,  # the record has the number of parameters
-}
 
 DEFAULT_EPOCHS = 12
 
@@ -218,6 +210,7 @@ class Checkpoint:
         if not isinstance(content, dict) or "state_dict" not in content:
             raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
         about = content.get(EMBEDDED) or {}
+        self.steps = int(content.get("global_step", 0))
         self.config: dict[str, Any] = yaml.safe_load(about.get("config", "")) or {}
         self.classes = Classes(
             about.get("class_names", []),
@@ -225,6 +218,31 @@ class Checkpoint:
             about.get("mask_values", []),
             about.get("palette_masks", True),
         )
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The whole checkpoint in ``folder`` that was written last, of a run that SLURM starts again.
+
+    Every process of the run looks for itself, before they know of each other: of files of the same time all choose
+    the one with the most steps, then by name. (`RunFolder` makes sure that they chose the same.)
+    """
+    present = []
+    for file in (folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)):
+        # What is opened is looked up on a network's file server, and not in what this machine remembers of it.
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            present.append((os.fstat(stream.fileno()).st_mtime_ns, file))
+    whole = []
+    for time, file in sorted(present, reverse=True):
+        if whole and time != whole[0][0]:
+            break
+        try:
+            checkpoint = Checkpoint(file)
+        except UserError as error:  # the machine went away while it was written
+            if _rank() == 0:
+                sys.stderr.write(f"segdet: {error}\n")
+            continue
+        whole.append((time, checkpoint.steps, file.name, checkpoint))
+    return max(whole, key=lambda one: one[:3])[3] if whole else None
 
 
 def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]:
@@ -252,12 +270,10 @@ def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]
         arguments = embedded.get("model", {}).get("init_args", {})
         if "weights" in arguments:
             arguments["weights"] = None  # the checkpoint brings all weights; none need be fetched first
-        _, data = _option(argv, "--data")
-        if data is not None and "data" in embedded:
-            before = embedded["data"]
-            if data.rsplit(".", 1)[-1] != before.get("class_path", "").rsplit(".", 1)[-1]:
-                # The parser would hand one class's choice of names, or its file of them, to the other.
-                (before.get("init_args") or {}).pop("class_names", None)
+    before, now = embedded.get("data", {}), _data_class(argv)
+    if now is not None and now != before.get("class_path", "").rsplit(".", 1)[-1]:
+        # The parser would hand one class's choice of names, or its file of them, to the other.
+        (before.get("init_args") or {}).pop("class_names", None)
     argv = list(argv)
     if argv[position].startswith("--ckpt_path="):
         argv[position] = f"--ckpt_path={path}"
@@ -415,7 +431,6 @@ class SegdetCLI(LightningCLI):
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = DEFAULT_EPOCHS
         self._complete_data(config)
-        choose_precision(trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's arguments overrule those that are given."""
@@ -522,6 +537,9 @@ class SegdetCLI(LightningCLI):
             command_line=self.command_line,
             seed=int(self.config[self.chosen].seed_everything),
             fingerprint=self.fingerprint,
+            begins_at=""
+            if self.checkpoint is None
+            else f"{self.checkpoint.path.name} of step {self.checkpoint.steps}",
         )
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
@@ -539,6 +557,7 @@ class SegdetCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if config.profiler is None:
             kwargs["profiler"] = NoProfiler()
+        kwargs["precision"] = chosen_precision(config)
         loggers = self._loggers(config.logger)
         try:
             return super().instantiate_trainer(
@@ -632,15 +651,7 @@ class SegdetCLI(LightningCLI):
         if not self._may_go_on(folder):
             return False
         if self.checkpoint is None:
-            files = [folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)]
-            present = [file for file in files if file.exists()]
-            for file in sorted(present, key=lambda file: file.stat().st_mtime, reverse=True):
-                try:
-                    self.checkpoint = Checkpoint(file)
-                except UserError as error:  # the machine went away while it was written
-                    sys.stderr.write(f"segdet: {error}\n")
-                    continue
-                break
+            self.checkpoint = latest_checkpoint(folder)
         return True
 
     def _keep_apart(self) -> None:
@@ -722,21 +733,23 @@ class SegdetCLI(LightningCLI):
         function(**arguments)
 
 
-def choose_precision(trainer: Namespace) -> None:
-    """Computes in float32 where bfloat16 is asked for and this machine's CPU has it not, and says so.
+def chosen_precision(trainer: Namespace) -> Any:
+    """The precision to compute in: float32 in place of bfloat16 where this machine's CPU has it not, which is said.
+
+    The run's configuration keeps what is asked for, so that it means the same on another machine.
 
     Args:
-        trainer: The trainer's part of the configuration, which then holds the precision that is used.
+        trainer: The trainer's part of the configuration.
     """
     asked = trainer.precision
     if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
-        return
-    trainer.precision = affordable(asked)
+        return asked
     if _rank() == 0:
         sys.stderr.write(
             f"segdet: this CPU has no bfloat16 and would be slow at it; precision {asked} becomes "
-            f"{trainer.precision}\n"
+            f"{affordable(asked)}\n"
         )
+    return affordable(asked)
 
 
 def _runs_on_cpu(accelerator: Any) -> bool:
@@ -823,31 +836,46 @@ def _refuse_abbreviations(argv: Sequence[str], config: Namespace) -> None:
 
 def _gives_task(argv: Sequence[str]) -> bool:
     """Whether ``--data.task`` is given, on the command line or in a configuration file."""
+    if any(re.match(r"--data\.(init_args\.)?task(=|$)", argument) for argument in argv):
+        return True
+    sections = [section for section in _data_sections(argv) if isinstance(section, dict)]
+    arguments = [section.get("init_args", section) for section in sections]
+    return any(isinstance(given, dict) and "task" in given for given in arguments)
+
+
+def _data_class(argv: Sequence[str]) -> str | None:
+    """The short name of the data module that is given last, on the command line or in a configuration file."""
+    named = None
+    for section in _data_sections(argv):
+        path = section.get("class_path") if isinstance(section, dict) else section
+        if isinstance(path, str):
+            named = path.rsplit(".", 1)[-1]
+    return named
+
+
+def _data_sections(argv: Sequence[str]) -> Iterator[Any]:
+    """What each option gives for ``data``: a class, or a mapping of ``class_path`` and ``init_args`` or of the latter.
+
+    A file that cannot be read gives nothing here; the parser will say so.
+    """
     for position, argument in enumerate(argv):
-        if re.match(r"--data\.(init_args\.)?task(=|$)", argument):
-            return True
-        value = None
-        if re.match(r"(--config|-c|--data)=", argument):
-            value = argument.split("=", 1)[1]
-        elif argument in ("--config", "-c", "--data") and position + 1 < len(argv):
+        name, sign, value = argument.partition("=")
+        if name not in ("--config", "-c", "--data", "--data.class_path"):
+            continue
+        if not sign and position + 1 < len(argv):
             value = argv[position + 1]
-        if value is not None and _mentions_task(value, is_data=argument.startswith("--data")):
-            return True
-    return False
-
-
-def _mentions_task(value: str, is_data: bool) -> bool:
-    try:
-        text = (
-            Path(value).read_text(encoding="utf-8") if len(value) < 4096 and Path(value).is_file() else value
-        )
-        section = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError):
-        return False
-    if not is_data and isinstance(section, dict):
-        section = section.get("data")
-    arguments = section.get("init_args", section) if isinstance(section, dict) else None
-    return isinstance(arguments, dict) and "task" in arguments
+        if name == "--data.class_path":
+            yield value
+            continue
+        try:
+            is_file = len(value) < 4096 and Path(value).is_file()
+            section = yaml.safe_load(Path(value).read_text(encoding="utf-8") if is_file else value)
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if name != "--data":
+            section = section.get("data") if isinstance(section, dict) else None
+        if section is not None:
+            yield section
 
 
 def _shown(path: Path) -> Path:

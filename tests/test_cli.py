@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,14 @@ import torch
 import yaml
 from PIL import Image
 
+from segdet import lightning_cli
 from segdet.callbacks.run_folder import EMBEDDED
 from segdet.cli import _told_by_another, find_user_error, main
 from segdet.data.cityscapes import LABELS
 from segdet.data.shapes import make_shapes
 from segdet.data.voc import VOCReader
 from segdet.errors import BadSample, UserError
+from segdet.lightning_cli import latest_checkpoint, with_embedded_config
 
 TINY = [
     "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=4", "--data.num_test=4",
@@ -356,6 +360,35 @@ class TestFit:
         assert main([*arguments, "--trainer.max_epochs=2"]) == 0
         assert json.loads((run / "result.json").read_text())["epochs"] == 2
 
+    def test_all_processes_of_a_job_find_the_same_checkpoint(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last one written that is whole; of those of one moment the farthest, in whatever order they are found."""
+        (tmp_path / "checkpoints").mkdir()
+        assert latest_checkpoint(tmp_path) is None
+        files = {"checkpoints/last.ckpt": 5, "hpc_ckpt_1.ckpt": 7, "checkpoints/hpc_ckpt_2.ckpt": 9}
+        for name, steps in files.items():
+            torch.save({"state_dict": {}, "global_step": steps}, tmp_path / name)
+        found: Any = latest_checkpoint
+
+        def times(*seconds: int) -> None:
+            for name, second in zip(files, seconds, strict=True):
+                os.utime(tmp_path / name, (second, second))
+
+        times(30, 20, 10)
+        assert found(tmp_path).steps == 5
+        times(10, 30, 30)
+        for turn in (1, -1):
+            order = [tmp_path / name for name in files][1:][::turn]
+            monkeypatch.setattr(lightning_cli, "requeued_checkpoints", lambda _, order=order: order)
+            assert found(tmp_path).steps == 9
+        times(10, 20, 30)
+        torn = tmp_path / "checkpoints" / "hpc_ckpt_2.ckpt"
+        torn.write_bytes(torn.read_bytes()[:50])
+        times(10, 20, 30)
+        assert found(tmp_path).steps == 7
+        assert f"segdet: {torn}: torn" in capsys.readouterr().err
+
     def test_a_command_of_several_lines_leaves_the_configuration_readable(
         self, shapes: Path, tmp_path: Path
     ) -> None:
@@ -466,6 +499,45 @@ class TestEvaluate:
         arguments = ["--data=ImageFolder", f"--data.root={run}/predictions", "--data.class_names=[cat, dog]"]
         said = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
         assert "the data has 2 (cat, dog)" in said
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (["--data=ImageFolder"], True),
+        (["--data", "segdet.data.folder.ImageFolder"], True),
+        (["--data.class_path=ImageFolder"], True),
+        (["--data.class_path", "ImageFolder"], True),
+        (["--data={class_path: ImageFolder, init_args: {root: x}}"], True),
+        (["--data=folder.yaml"], True),
+        (["--config=config.yaml"], True),
+        (["-c", "config.yaml"], True),
+        (["--config", "{data: ImageFolder}"], True),
+        (["--data=ImageFolder", "--data.class_path=VOCDataModule"], False),  # the last one counts
+        (["--data=VOCDataModule", "--data.root=elsewhere"], False),
+        (["--data.root=elsewhere"], False),
+        (["--config", "{model: {init_args: {width: 8}}}"], False),
+        (["--config", "none.yaml"], False),
+    ],
+)
+def test_another_data_module_does_not_inherit_the_class_names(
+    given: list[str], other: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever way it is named; all other arguments that both know stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    folder = "{class_path: ImageFolder, init_args: {root: x}}"
+    Path("folder.yaml").write_text(folder)
+    Path("config.yaml").write_text(f"data: {folder}")
+    arguments = {"root": "voc", "class_names": "names.txt"}
+    embedded = {"data": {"class_path": "segdet.data.datamodule.VOCDataModule", "init_args": arguments}}
+    torch.save({"state_dict": {}, EMBEDDED: {"config": yaml.safe_dump(embedded)}}, "a.ckpt")
+    completed, checkpoint = with_embedded_config([command, "--ckpt_path=a.ckpt", *given])
+    assert checkpoint is not None
+    assert completed[1] == "--config"
+    kept = yaml.safe_load(completed[2])["data"]["init_args"]
+    assert kept == ({"root": "voc"} if other else arguments)
+    assert completed[3:] == ["--ckpt_path=a.ckpt", *given]
 
 
 class TestOnlyTheTestFolder:

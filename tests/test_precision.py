@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
 
 from segdet import lightning_cli
+from segdet.callbacks.run_folder import EMBEDDED
 from segdet.cli import main
 from segdet.precision import affordable, has_bfloat16
 
@@ -50,7 +52,7 @@ def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
-def test_what_was_really_used_is_recorded(
+def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
     cpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -65,15 +67,18 @@ def test_what_was_really_used_is_recorded(
     assert said == [
         "segdet: this CPU has no bfloat16 and would be slow at it; precision bf16-mixed becomes 32-true"
     ]
-    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "32-true"
     assert json.loads((run / "result.json").read_text())["hardware"]["precision"] == "32-true"
+    assert json.loads((run / "provenance.json").read_text())["precision"] == "32-true"
+    # On a machine that has it, the same configuration is to run in what was asked for.
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert yaml.safe_load(checkpoint[EMBEDDED]["config"])["trainer"]["precision"] == "bf16-mixed"
 
 
 def chosen(accelerator: str, asked: str) -> str:
     """The precision that the command takes when ``asked`` is given."""
     trainer = Namespace(accelerator=accelerator, precision=asked)
-    lightning_cli.choose_precision(trainer)
-    return str(trainer.precision)
+    return str(lightning_cli.chosen_precision(trainer))
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)

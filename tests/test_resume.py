@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 # 5 batches an epoch: 15 steps, or 9 of two batches each, the third of an epoch of one.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a single core
 @pytest.mark.parametrize(("accumulate", "every", "kill", "workers"), [(1, 3, 8, [0, 2]), (2, 2, 6, [0])])
 def test_a_killed_training_ends_as_if_nothing_had_happened(
     accumulate: int, every: int, kill: int, workers: list[int], shapes: Path, tmp_path: Path
@@ -111,14 +113,21 @@ def _data(root: Path, workers: int = 0) -> ShapesDataModule:
     )  # fmt: skip
 
 
-def _fit(folder: Path, data: DataModule, resume: Path | None = None, **trainer: Any) -> None:
+def _fit(
+    folder: Path,
+    data: DataModule,
+    resume: Path | None = None,
+    others: Sequence[pl.Callback] = (),
+    **trainer: Any,
+) -> None:
     pl.seed_everything(0)
     saves = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pl.Trainer(
             accelerator="cpu", max_epochs=3, limit_val_batches=0, logger=False, use_distributed_sampler=False,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=[StepSeed(0), saves], **trainer,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[*others, StepSeed(0), saves],
+            **trainer,
         ).fit(Model(), data, ckpt_path=resume, weights_only=True)  # fmt: skip
 
 
@@ -134,6 +143,44 @@ def test_two_processes(tmp_path: Path) -> None:
     )
     assert not (tmp_path / "again" / "step=6.ckpt").exists()
     assert_same(whole, again)
+
+
+class SavesBetween(pl.Callback):
+    """Saves as SLURM's signal would before the second epoch's first batch, and ends the training there."""
+
+    def __init__(self, path: Path, late: bool) -> None:
+        self.path = path
+        self.late = late
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def save(*_: Any) -> None:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+        if trainer.current_epoch == 1 and self.late:
+            trainer.fit_loop.epoch_loop.run = save  # type: ignore[method-assign]
+        elif trainer.current_epoch == 1:
+            save()
+
+
+def test_stopped_between_two_epochs(tmp_path: Path) -> None:
+    """Neither the samples nor Lightning pass over the epoch that had not begun; and it may be stopped once more."""
+    data = _data(tmp_path / "shapes")
+    few: dict[str, Any] = {"limit_train_batches": 3}
+    _fit(tmp_path / "whole", data, **few)
+    for name, late in (("early", False), ("late", True)):
+        saved = tmp_path / f"{name}.ckpt"
+        with pytest.raises(SystemExit):
+            _fit(tmp_path / name, data, None, [SavesBetween(saved, late)], **few)
+        content = torch.load(saved, weights_only=True)
+        assert (content["global_step"], content["ShapesDataModule"]["epoch"]) == (3, 1)
+        _fit(tmp_path / name, data, saved, **few)
+        _fit(tmp_path / f"{name}_again", data, tmp_path / name / "step=6.ckpt", **few)
+        for folder in (name, f"{name}_again"):
+            whole, again = (
+                torch.load(tmp_path / one / "step=9.ckpt", weights_only=True) for one in ("whole", folder)
+            )
+            assert_same(whole, again)
 
 
 def test_another_batch_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,1 +1,1 @@
-"""Experiment files, what a model costs, and the record that a run leaves."""
+"""Experiment files, and how fast our parts are beside those that others use."""

@@ -46,9 +46,9 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from segdet.benchmark.record import RECORD_NAME, Record
-from segdet.cores import usable_cores
+from segdet.cores import SHARE, usable_cores
 from segdet.errors import UserError
+from segdet.record import RECORD_NAME, Record
 
 GRACE_SECONDS = 60
 """How long a stopped run may take to save itself."""
@@ -497,7 +497,7 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.threads = max(1, usable_cores() // count)
+        self.cores = max(1, usable_cores() // count)
         self._children: dict[str, subprocess.Popen] = {}
         self._shown: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -637,7 +637,8 @@ def _launch(
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))  # for its progress bars
     if lanes is not None:
-        environment.setdefault("OMP_NUM_THREADS", str(lanes.threads))
+        environment.setdefault("OMP_NUM_THREADS", str(lanes.cores))
+        environment[SHARE] = str(lanes.cores)  # for those who choose a number of processes by it: loaders
     show = sys.stderr.write if lanes is None else functools.partial(lanes.show, name)
     command = [sys.executable, "-m", "segdet", *arguments]
     with log.open(mode) as file:

@@ -321,13 +321,12 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
     from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
     from segdet.callbacks.left_out import LeftOut
-    from segdet.callbacks.overhead import NoProfiler
+    from segdet.callbacks.overhead import TRAINER_DEFAULTS, NoProfiler
     from segdet.callbacks.panels import ImagePanels
     from segdet.callbacks.progress import Progress, StepLogger
     from segdet.callbacks.run_folder import MetricsFile, RunFolder, RunSettings
     from segdet.callbacks.seeding import StepSeed
     from segdet.data.sample import Batch, Source, Target
-    from segdet.lightning_cli import TRAINER_DEFAULTS
     from segdet.segmentation.base import Segmenter
 
     class Tiny(Segmenter):

@@ -1,10 +1,19 @@
 """What keeps Lightning's loop short where a step takes but a few milliseconds."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.profilers import PassThroughProfiler
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "log_every_n_steps": 50,
+    "use_distributed_sampler": False,  # the data modules' samplers know their rank
+    "num_sanity_val_steps": 0,  # a score on two batches is no score
+    "enable_autolog_hparams": False,  # the run folder's callback records the whole configuration
+    "enable_model_summary": False,  # the record has the number of parameters
+}
+"""What a run's trainer has where its configuration says nothing else."""
 
 STEP_HOOKS = (
     "on_train_batch_start",

@@ -35,13 +35,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from segdet.benchmark.cost import measure_cost, peak_memory_mb
-from segdet.benchmark.record import RECORD_NAME, Cost, Record, Status
 from segdet.callbacks.overhead import without_idle_hooks
 from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
+from segdet.cost import measure_cost, peak_memory_mb
 from segdet.data.datamodule import Classes
 from segdet.errors import UserError
+from segdet.record import RECORD_NAME, Cost, Record, Status
 
 EMBEDDED = "segdet"
 """The key of a checkpoint under which its own configuration and classes stand."""
@@ -202,6 +202,7 @@ class RunSettings:
         command_line: As it was given.
         seed: The run's seed.
         fingerprint: The dataset's, where it has been taken already.
+        begins_at: The checkpoint that this process begins with, in words; empty for none.
         sections: The configuration, read; follows from ``config``.
     """
 
@@ -212,6 +213,7 @@ class RunSettings:
     command_line: str = ""
     seed: int = 0
     fingerprint: str | None = None
+    begins_at: str = ""
     sections: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -253,7 +255,12 @@ class RunFolder(pl.Callback):
     # What is written before the first step.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes ``config.yaml`` and ``provenance.json``, those of a run that goes on excepted."""
+        """Writes ``config.yaml`` and ``provenance.json``, those of a run that goes on excepted.
+
+        Raises:
+            UserError: In all processes, if they do not begin with the same checkpoint.
+        """
+        self._agree(trainer)
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -261,11 +268,24 @@ class RunFolder(pl.Callback):
             "seed": self.settings.seed,
             "fingerprint": self._fingerprint(trainer),
             "processes": trainer.world_size,
+            "precision": str(trainer.precision),
             "launcher": _launcher(),
         }
         self.started = self.about["started"]
         if not (self.folder / "config.yaml").exists() or (stage == "fit" and not self.settings.resumed):
             self._describe(trainer)
+
+    def _agree(self, trainer: pl.Trainer) -> None:
+        """Compares what the processes begin with, which each chose for itself."""
+        if trainer.world_size == 1:
+            return
+        mine = self.settings.begins_at
+        first = trainer.strategy.broadcast(mine)
+        if not trainer.strategy.reduce_boolean_decision(mine == first):
+            raise UserError(
+                f"{self.folder}: the processes do not see the same checkpoints in it (this one begins with "
+                f"{mine or 'none'}, the first with {first or 'none'}); start the command again, or name a --ckpt_path"
+            )
 
     def _fingerprint(self, trainer: pl.Trainer) -> str:
         if self.settings.fingerprint is None:

@@ -24,6 +24,14 @@ class StepSeed(pl.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins the count of the epoch's batches, so that a run stopped from here on goes on with all of them."""
+        # Lightning does so a moment later, and where SLURM's signal had a checkpoint saved before that, it would find
+        # the count of the epoch before when it goes on, and pass over this epoch as one that is done.
+        loop = trainer.fit_loop
+        loop.epoch_loop.batch_progress.reset_on_run()
+        loop.epoch_progress.current.ready = loop.epoch_progress.current.started + 1  # it is one less by then
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -8,7 +8,7 @@ computed again, and the whole folder may be removed at any time.
 import hashlib
 import os
 import sys
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -80,10 +80,11 @@ def save(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, since only there a rename is one step; under a name of its own, since
-        # several processes may write the same entry.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+        # In the same folder, since only there a rename is one step; under a name of its own, since several processes,
+        # also of several machines, may write the same entry. Made as any file is and not as tempfile makes its own,
+        # which are their owner's alone: others may share the folder.
+        temporary = path.with_name(f"{key}.{uuid.uuid4().hex}.tmp")
+        with temporary.open("xb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         temporary.replace(path)
     except OSError as error:

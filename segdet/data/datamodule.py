@@ -299,8 +299,10 @@ class DataModule(L.LightningDataModule):
 
 def _place_in(loop: Any) -> tuple[int, int]:
     """The epoch that training is in, counted from 0, and how many of its batches have been worked on."""
-    # "Ready" is counted up before an epoch's first batch; the batches' count is that of this epoch until then.
-    return max(0, loop.epoch_progress.current.ready - 1), loop.epoch_loop.batch_progress.current.processed
+    epochs = loop.epoch_progress.current
+    # Between two epochs the batches' count is still that of the one that is done.
+    within = epochs.started > epochs.processed
+    return epochs.processed, loop.epoch_loop.batch_progress.current.processed if within else 0
 
 
 def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: Task) -> None:

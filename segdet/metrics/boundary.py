@@ -38,10 +38,16 @@ class BoundaryScores(SegmentationScores):
     - ``bf/<class>``: the mean F1 of a class over the images in which it counts.
     - ``boundary_iou/<class>``.
 
-    Pixels to ignore count nowhere and make no boundary: neither they nor the edge of their region separate
-    anything. So where an annotation has such pixels along every contour, as VOC's, there is no boundary to be
-    met, and ``bf`` says nothing. In ``bf`` a class without a boundary in target and prediction (it fills all
-    that is annotated) is left out, as is an image without any other.
+    Pixels to ignore separate nothing by themselves: neither they nor the edge of a region of them are a boundary.
+    But an annotation may have a strip of them along its contours, as VOC's has, five pixels wide along every one.
+    There the contour is known to run, though not where: it is taken to be in the middle of a strip that is narrower
+    than twice .75 % of the diagonal, so that no point of the strip is farther from it than what is tolerated
+    anyway. A predicted contour within such a strip counts for ``bf``; in wider regions none does. Elsewhere, and in
+    the bands of ``boundary_iou`` everywhere, pixels to ignore are not counted. (MATLAB's ``bfscore`` takes them for a
+    class of their own: its true contours are the strip's two edges.)
+
+    In ``bf`` a class without a boundary in target and prediction (it fills all that is annotated) is left out, as is
+    an image without any other.
 
     The work is done on the CPU, a few milliseconds an image.
 
@@ -79,12 +85,13 @@ class BoundaryScores(SegmentationScores):
         bands = np.zeros((2, classes), np.int64)
         for found, truth in pairs.reshape(2, -1, *target.shape[-2:]).swapaxes(0, 1):
             ignored = truth == self.ignore_index
-            of_classes = boundary_f1(found, truth, ignored, classes)
+            joined, unknown = join(truth, ignored, classes)
+            of_classes = boundary_f1(found, joined, unknown, classes)
             counted = ~np.isnan(of_classes)
             if counted.any():
                 of_all = [*of_classes[counted], of_classes[counted].mean()]
                 f1[:, np.append(counted, True)] += [[round(one / _UNIT) for one in of_all], [1] * len(of_all)]
-            bands += boundary_bands(found, truth, ignored, classes)
+            bands += boundary_bands(found, joined, unknown, ignored, classes)
         self.f1 += torch.from_numpy(f1).to(self.device)
         self.bands += torch.from_numpy(bands).to(self.device)
 
@@ -98,6 +105,36 @@ class BoundaryScores(SegmentationScores):
         scores |= {f"bf/{name}": value for name, value in zip(self.class_names, f1, strict=False)}
         scores |= {f"boundary_iou/{name}": value for name, value in zip(self.class_names, iou, strict=True)}
         return super().compute() | self.numbers({name: float(value) for name, value in scores.items()})
+
+
+def join(truth: np.ndarray, ignored: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lets classes meet in the middle of the narrow strips between them that are to be ignored; see `BoundaryScores`.
+
+    Args:
+        truth: uint8 ``[H, W]``, the true classes.
+        ignored: bool ``[H, W]``, the pixels that do not count.
+        classes: C; classes are 0..C-1 where they count.
+
+    Returns:
+        ``truth`` with the nearest class (of equally near ones the first) at the pixels of strips, uint8 ``[H, W]``,
+        and which pixels are still to be ignored, bool ``[H, W]``.
+    """
+    numbers = np.flatnonzero(np.bincount(truth[~ignored], minlength=classes)[:classes])
+    if len(numbers) < 2 or not ignored.any():
+        return truth, ignored
+    away = [
+        cv2.distanceTransform(
+            (ignored | (truth != number)).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+        )[ignored]
+        for number in numbers
+    ]
+    distances = np.stack(away)
+    nearest, second = np.partition(distances, 1, axis=0)[:2]
+    strip = nearest + second < 2 * BF_TOLERANCE * math.hypot(*truth.shape)
+    joined, unknown = truth.copy(), ignored.copy()
+    joined[ignored] = np.where(strip, numbers[distances.argmin(0)], truth[ignored])
+    unknown[ignored] = ~strip
+    return joined, unknown
 
 
 def boundary_f1(found: np.ndarray, truth: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarray:
@@ -185,20 +222,23 @@ def _spread(marks: np.ndarray, radius: float) -> np.ndarray:
     return spread
 
 
-def boundary_bands(found: np.ndarray, truth: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarray:
+def boundary_bands(
+    found: np.ndarray, truth: np.ndarray, unknown: np.ndarray, ignored: np.ndarray, classes: int
+) -> np.ndarray:
     """The pixels of the intersection and of the union of each class's two bands; see `BoundaryScores`.
 
     Args:
         found: int ``[H, W]``, the predicted classes.
         truth: int ``[H, W]``, the true ones.
-        ignored: bool ``[H, W]``, the pixels that do not count.
+        unknown: bool ``[H, W]``, the pixels that make no contour.
+        ignored: bool ``[H, W]``, the pixels that do not count; those that are unknown are among them.
         classes: C; classes are 0..C-1 where they count.
 
     Returns:
         int64 ``[2, C]``.
     """
     width = max(1, round(IOU_WIDTH * math.hypot(*truth.shape)))
-    in_band = [_near_another(labels, ignored, width) for labels in (found, truth)]
+    in_band = [_near_another(labels, unknown, width) & ~ignored for labels in (found, truth)]
     both = in_band[0] & in_band[1] & (found == truth)
     common, of_found, of_truth = (
         np.bincount(labels[where], minlength=classes)

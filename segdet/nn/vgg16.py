@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 import torchvision
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from segdet.errors import UserError
+from segdet.nn.backbones import is_weights_file, read_weights, unfetched
 from segdet.nn.pooling import MaxPooling, Pooled
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -136,7 +135,7 @@ def start_from(model: nn.Module, encoder: VGG16, weights: str | bool) -> None:
     Raises:
         UserError: If the weights cannot be had or do not fit.
     """
-    named = not isinstance(weights, str) or not _is_path(weights)
+    named = not isinstance(weights, str) or not (is_weights_file(weights) or Path(weights).is_dir())
     state = _fetched(weights, encoder.batch_norm) if named else _read(Path(str(weights)))
     if "features.0.weight" in state:
         state = _of_imagenet(encoder, state)
@@ -162,11 +161,6 @@ def _of_imagenet(encoder: VGG16, state: Mapping[str, Tensor]) -> dict[str, Tenso
     return ours
 
 
-def _is_path(weights: str) -> bool:
-    path = Path(weights)
-    return "/" in weights or path.suffix in (".pth", ".pt", ".ckpt") or path.is_dir()
-
-
 def _fetched(weights: str | bool, batch_norm: bool) -> Mapping[str, Tensor]:
     name = "vgg16_bn" if batch_norm else "vgg16"
     choices = torchvision.models.get_model_weights(name)
@@ -180,22 +174,11 @@ def _fetched(weights: str | bool, batch_norm: bool) -> Mapping[str, Tensor]:
     try:
         return member.get_state_dict(progress=False)
     except OSError as error:
-        raise UserError(
-            f"model.weights: {name}'s cannot be fetched ({str(error)[:160]}); give a local file, or null to start at "
-            "random"
-        ) from error
+        raise unfetched(f"model.weights: {name}", error) from error
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file}: no such file of weights; name a file, a run that has a best.ckpt, or null")
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a torn file makes the reader raise
-        raise UserError(f"{file}: not a file of weights that can be read; fetch it anew") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return read_weights(path / "checkpoints" / "best.ckpt" if path.is_dir() else path, "VGG16")
 
 
 def _listed(names: list[str]) -> str:

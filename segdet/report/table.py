@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segdet.benchmark.record import RECORD_NAME, Record
 from segdet.errors import UserError
+from segdet.record import RECORD_NAME, Record
 
 SCORES = {
     "segmentation": ["miou", "pixel_acc", "class_acc"],

@@ -126,16 +126,25 @@ class Segmenter(Task):
         """Counts the training set's masks, once and for all processes, if no checkpoint brought the weights."""
         if self._weights_known:
             return
-        found: list[float] | UserError | None = None
+        answer: list[float] | Exception | None = None
+        failure: Exception | None = None
         if self.trainer.is_global_zero:
             try:
-                found = self._count_weights()
-            except UserError as error:  # the others wait for an answer
-                found = error
-        found = self.trainer.strategy.broadcast(found)
-        if isinstance(found, UserError):
-            raise found
-        self._set_weights(found)  # type: ignore[arg-type]
+                answer = self._count_weights()
+            except Exception as error:  # whatever it is, the others wait for an answer
+                failure = error
+                # What is no mistake of the user's may not survive the journey: it goes there as its text.
+                answer = (
+                    error
+                    if isinstance(error, UserError)
+                    else RuntimeError(f"in the first process: {error!r}")
+                )
+        answer = self.trainer.strategy.broadcast(answer)
+        if failure is not None:
+            raise failure
+        if isinstance(answer, Exception):
+            raise answer
+        self._set_weights(answer)  # type: ignore[arg-type]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps counted weights, so that a run goes on without the training set's masks being counted again."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from segdet.data.sample import Target
 from segdet.errors import UserError
-from segdet.nn.upsampling import MaxUnpooling, Upsampling, upsampler
+from segdet.nn.pooling import Pooled, switch_map
+from segdet.nn.upsampling import Upsampling, upsampler
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, outputs, strength
 from segdet.task import Stage
@@ -124,7 +125,7 @@ class UpsamplingFCN(Segmenter):
             )
             yield Stage(
                 f"switches, stride {stride}",
-                map=_switches(seen[pool][1], (features.shape[2], features.shape[3])),
+                map=switch_map(Pooled(*seen[pool], (features.shape[2], features.shape[3]))),
                 about=f"In what share of the channels a pixel was the maximum of its 2x2 window; {remembered}.",
             )
         yield Stage(
@@ -155,9 +156,3 @@ def _convolutions(widths: Sequence[int]) -> nn.Sequential:
             nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
         ]  # fmt: skip
     return nn.Sequential(*layers)
-
-
-def _switches(indices: Tensor, size: tuple[int, int]) -> Tensor:
-    """The share of channels that have a switch at each pixel, float32 ``[H, W]``, from indices ``[1, C, h, w]``."""
-    ones = torch.ones(indices.shape, device=indices.device)
-    return MaxUnpooling()(ones, size, indices)[0].mean(0)

@@ -12,9 +12,9 @@ import pytest
 
 from segdet.benchmark import experiment as module
 from segdet.benchmark.experiment import main, plan, read_experiment
-from segdet.benchmark.record import Cost, Record
 from segdet.cores import usable_cores
 from segdet.errors import UserError
+from segdet.record import Cost, Record
 
 FILE = """
 seeds: [0, 1]
@@ -394,7 +394,7 @@ sys.exit(main(["a.yaml"]))
 TOGETHER = """
 import os, sys, time
 run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
-open(f"threads-{run}", "w").write(os.environ["OMP_NUM_THREADS"])
+open(f"share-{run}", "w").write(os.environ["OMP_NUM_THREADS"] + " " + os.environ["SEGDET_CORES"])
 open(f"started-{run}", "w").write(str(os.getpid()))
 sys.stderr.write(f"\\repoch {run} 1/2")
 """
@@ -414,8 +414,8 @@ def test_runs_at_once_share_the_cores_and_are_shown_side_by_side(
     )
     Path("x.yaml").write_text("at_once: 2\nruns: {a: {configs: x.yaml}, b: {configs: x.yaml}}")
     assert main(["x.yaml"]) == 1
-    threads = str(max(1, usable_cores() // 2))
-    assert Path("threads-a").read_text() == Path("threads-b").read_text() == threads
+    share = max(1, usable_cores() // 2)
+    assert Path("share-a").read_text() == Path("share-b").read_text() == f"{share} {share}"
     err = capfd.readouterr().err
     assert "epoch a 1/2" in err + Path("runs/x/a.log").read_text()
     assert err.index("  a  FAILED") < err.index("  b  FAILED") and "exit status 3 (epoch b 1/2)" in err

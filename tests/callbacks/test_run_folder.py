@@ -14,6 +14,7 @@ from segdet.callbacks.run_folder import (
     folder_of_checkpoint,
     holds_run,
 )
+from segdet.errors import UserError
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -79,6 +80,24 @@ def test_peak_memory_is_taken_where_the_model_was_trained(
     folder.on_train_end(state, model)
     model.device = "cpu"
     assert folder._record(state, model, "finished").cost.peak_memory_mb == 5.0
+
+
+def test_processes_begin_with_the_same_checkpoint_or_not_at_all(tmp_path: Path) -> None:
+    """Also the one that has the first one's is stopped, for it would wait for the others."""
+    chosen = ["last.ckpt of step 4", "last.ckpt of step 4", ""]
+    same = [one == chosen[0] for one in chosen]
+    for mine in chosen:
+        strategy = SimpleNamespace(
+            broadcast=lambda _: chosen[0],
+            reduce_boolean_decision=lambda decision: decision and all(same),
+        )
+        state: Any = SimpleNamespace(world_size=3, is_global_zero=False, strategy=strategy)
+        with pytest.raises(
+            UserError, match=f"begins with {mine or 'none'}, the first with last.ckpt of step 4"
+        ):
+            RunFolder(RunSettings(tmp_path, "", begins_at=mine)).setup(state, state, "fit")
+    same = [True]
+    RunFolder(RunSettings(tmp_path, "", begins_at=chosen[0])).setup(state, state, "fit")
 
 
 def test_folder_of_checkpoint(tmp_path: Path) -> None:

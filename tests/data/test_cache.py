@@ -1,4 +1,5 @@
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_a_failed_write_leaves_nothing_behind(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(np, "savez", full)
     assert not cache.save("kind", "abc", {"a": np.zeros(1)})
     assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_those_may_read_an_entry_whom_the_umask_lets(mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        assert cache.save("kind", "abc", {"a": np.zeros(1)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.path_of("kind", "abc").stat().st_mode) == mode
 
 
 def test_the_key_of_files_follows_name_size_and_time(tmp_path: Path) -> None:

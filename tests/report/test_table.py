@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from segdet.benchmark.record import Cost, Record
 from segdet.errors import UserError
+from segdet.record import Cost, Record
 from segdet.report.table import main, table
 
 FCN = Record(

@@ -1,6 +1,8 @@
 """What the base gives to every family: losses, class weights, test-time augmentation, tiles, scores."""
 
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.benchmark.cost import measure_cost
+from segdet.cost import measure_cost
 from segdet.data.datamodule import VOCDataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Source, Target
@@ -193,6 +195,46 @@ def test_a_torn_mask_is_one_line_before_training(shapes: Path, tmp_path: Path) -
         trainer_of(tmp_path, 1).fit(
             Small(data.class_names, class_weights="median_frequency"), datamodule=data
         )
+
+
+class Full(Exception):
+    """No mistake of a user's, and nothing that a process could send another."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "elsewhere"),
+    [(UserError("x.png: torn"), UserError, "x.png: torn"), (Full(), Full, r"in the first process: Full\(\)")],
+)
+def test_a_failure_to_count_reaches_all_processes(
+    failure: Exception, raised: type[Exception], elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that failed and told nobody would leave the others waiting for its answer."""
+    sent: list[Any] = []
+
+    def fail(self: Segmenter) -> list[float]:
+        raise failure
+
+    def process(first: bool) -> Small:
+        def broadcast(answer: Any) -> Any:
+            if first:
+                sent.append(pickle.dumps(answer))
+            return pickle.loads(sent[0])
+
+        model = Small(class_weights="median_frequency")
+        model._trainer = SimpleNamespace(  # type: ignore[assignment]
+            is_global_zero=first, strategy=SimpleNamespace(broadcast=broadcast)
+        )
+        return model
+
+    monkeypatch.setattr(Segmenter, "_count_weights", fail)
+    with pytest.raises(raised) as told:
+        process(True).on_fit_start()
+    assert told.value is failure
+    with pytest.raises(UserError if raised is UserError else RuntimeError, match=elsewhere):
+        process(False).on_fit_start()
 
 
 def test_uncounted_weights_are_no_weights() -> None:

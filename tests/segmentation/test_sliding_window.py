@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import nn
 
-from segdet.benchmark.cost import measure_cost
 from segdet.cli import main
+from segdet.cost import measure_cost
 from segdet.data.sample import Target
 from segdet.data.shapes import make_shapes
 from segdet.errors import UserError

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from segdet.benchmark.record import Cost
+from segdet.record import Cost
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdet.benchmark.cost import measure_cost
+from segdet.cost import measure_cost
 
 
 class Windows(nn.Module):
@@ -78,7 +78,7 @@ def test_the_time_is_a_bounded_median(
     durations: list[float], milliseconds: float, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Clocked(durations)
-    monkeypatch.setattr("segdet.benchmark.cost.time.perf_counter", lambda: model.now)
+    monkeypatch.setattr("segdet.cost.time.perf_counter", lambda: model.now)
     cost = measure_cost(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), repeats=5, seconds=3.0)
     assert cost.ms_per_image == pytest.approx(milliseconds)
     assert model.calls == calls

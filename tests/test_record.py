@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segdet.benchmark.record import Cost, Record
 from segdet.errors import UserError
+from segdet.record import Cost, Record
 
 
 @pytest.fixture
@@ -121,5 +121,5 @@ def test_a_key_of_a_later_version_is_passed_over(record: Record, tmp_path: Path)
 
 
 def test_reading_imports_no_torch() -> None:
-    code = "import sys, segdet.benchmark.record; sys.exit('torch' in sys.modules)"
+    code = "import sys, segdet.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
