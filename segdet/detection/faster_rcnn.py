@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torchvision.models import VGG16_Weights
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import (
@@ -20,7 +16,7 @@ from torchvision.models.detection.rpn import (
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops import MultiScaleRoIAlign, roi_pool
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from segdet.data.sample import Prediction, Target
@@ -28,8 +24,8 @@ from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.backbones import is_weights_file, read_weights, unfetched
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
+from segdet.nn.roi import RoIPooling, TwoLayers, rois_of
 from segdet.task import Stage
 
 Maps = dict[str, Tensor]
@@ -206,7 +202,8 @@ class FasterRCNN(TwoStageDetector):
 
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
-        weights: See there.
+        weights: See there. Of torchvision's VGG16, the two layers on a pooled region start from its classifier when
+            there is no pyramid, ``head_width`` is 4096 and ``pool_size`` 7.
         backbone_options: See there.
         strides: The backbone's maps: those of the pyramid, or the one.
         pyramid: Which form.
@@ -229,8 +226,6 @@ class FasterRCNN(TwoStageDetector):
             is of the next finer map.
         head_width: The units of the two layers on a pooled region.
         head_dropout: The rate after each.
-        head_weights: Weights that these two start from, if they are VGG16's of 4096 units: a name of torchvision's
-            (``IMAGENET1K_V1``), true, or a local file; null for random ones.
         regions: The regions of an image that the second stage learns from.
         foreground_share: How many of them hold objects, at most.
         score_threshold: Detections must exceed this score.
@@ -262,7 +257,6 @@ class FasterRCNN(TwoStageDetector):
         canonical_size: int = 224,
         head_width: int = 1024,
         head_dropout: float = 0.0,
-        head_weights: str | bool | None = None,
         regions: int = 512,
         foreground_share: float = 0.25,
         score_threshold: float = 0.05,
@@ -314,13 +308,12 @@ class FasterRCNN(TwoStageDetector):
         )
         self.rpn.min_size = proposal_min_size
         head = TwoLayers(channels * pool_size**2, head_width, head_dropout)
-        if head_weights:
-            head.load_vgg16(head_weights)
+        head.start_from(backbone, weights)
         self.roi_heads = RoIHeads(
             RoIPool(pool_size, strides[0])
             if pooling == "pool"
             else RoIAlign(pool_size, strides, canonical_size),
-            head,
+            nn.Sequential(nn.Flatten(), head),
             FastRCNNPredictor(head_width, len(class_names) + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
@@ -429,7 +422,7 @@ class RoIAlign(MultiScaleRoIAlign):
 
 
 class RoIPool(nn.Module):
-    """RoIPool (Fast R-CNN, ICCV 2015, section 2.1) on a single map.
+    """RoI max pooling (Fast R-CNN, ICCV 2015, section 2.1) of a single map, as torchvision's second stage calls it.
 
     Args:
         output_size: The side of what a region is pooled to.
@@ -438,63 +431,9 @@ class RoIPool(nn.Module):
 
     def __init__(self, output_size: int, stride: int) -> None:
         super().__init__()
-        self.output_size = output_size
-        self.stride = stride
+        self.pooling = RoIPooling(output_size, stride, "max")
 
     def forward(self, maps: Maps, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """The regions ``boxes`` ``[P, 4]`` of each image, pooled: ``[R, C, side, side]`` in the map's own type."""
-        pooled = roi_pool(maps["0"].float(), boxes, self.output_size, 1 / self.stride)
+        pooled: Tensor = self.pooling(maps["0"].float(), rois_of(boxes))
         return pooled.to(maps["0"].dtype)
-
-
-class TwoLayers(TwoMLPHead):
-    """torchvision's two fully connected layers on a pooled region, with the paper's dropout.
-
-    Args:
-        features: The numbers of a pooled region.
-        width: The units of either layer.
-        dropout: The rate after each.
-    """
-
-    def __init__(self, features: int, width: int, dropout: float = 0.0) -> None:
-        super().__init__(features, width)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pooled regions ``[R, C, side, side]`` to ``[R, width]``."""
-        x = F.dropout(F.relu(self.fc6(x.flatten(1))), self.dropout, self.training)
-        return F.dropout(F.relu(self.fc7(x)), self.dropout, self.training)
-
-    def load_vgg16(self, weights: str | bool) -> None:
-        """Starts from the first two layers of VGG16's classifier, in a file or by the name of torchvision's.
-
-        Raises:
-            UserError: If they cannot be had or do not fit.
-        """
-        if isinstance(weights, str) and is_weights_file(weights):
-            state = read_weights(Path(weights), "the head")
-        else:
-            choices = {member.name: member for member in VGG16_Weights} | {"DEFAULT": VGG16_Weights.DEFAULT}
-            wanted = "DEFAULT" if weights is True else str(weights)
-            if wanted not in choices:
-                raise UserError(
-                    f"model.head_weights: torchvision has no weights {weights!r} of vgg16; it has IMAGENET1K_V1"
-                )
-            try:
-                state = dict(choices[wanted].get_state_dict(progress=False))
-            except (OSError, RuntimeError) as error:
-                raise unfetched("the head", error) from error
-        for layer, name in ((self.fc6, "classifier.0"), (self.fc7, "classifier.3")):
-            weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
-            if weight is None or bias is None or weight.shape != layer.weight.shape:
-                raise UserError(
-                    f"model.head_weights {weights}: {name} does not fit; it takes VGG16's map of stride 16, "
-                    "--model.pool_size 7 and --model.head_width 4096"
-                )
-            if not bool(weight.isfinite().all()):  # IMAGENET1K_FEATURES, whose classifier was never published
-                raise UserError(
-                    f"model.head_weights {weights}: these have no classifier; give IMAGENET1K_V1 or a file"
-                )
-            with torch.no_grad():
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)

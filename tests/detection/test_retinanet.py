@@ -259,7 +259,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         RetinaNet(["a"], "resnet10t", width=8, anchor_sizes=[[8.0]])
     with pytest.raises(UserError, match="head has 0 to 4"):
         RetinaNet(["a"], "resnet10t", width=8, head_convolutions=5)
-    with pytest.raises(UserError, match="width 20: cannot be normalized in 2 groups"):
+    with pytest.raises(UserError, match="width 21: cannot be normalized in 2 groups"):
         RetinaNet(["a"], "resnet10t", width=21, norm=True)
 
 
