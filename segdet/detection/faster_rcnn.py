@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -95,16 +95,32 @@ class TwoStageDetector(Detector):
         grid = on_grid(images, self.multiple)
         maps = self.features(grid.tensors)
         proposed = self._propose(grid, maps)
-        told: list[dict[str, Tensor]] = [
-            {"boxes": target["boxes"], "labels": target["labels"]} for target in targets
-        ]
+        told = [self._told(target) for target in targets]
         wanted, matched = self.anchor_targets(proposed.anchors, told, grid.image_sizes[0])
         goals = self.rpn.box_coder.encode(matched, proposed.anchors)
         objectness, offsets = self.rpn.compute_loss(proposed.objectness, proposed.offsets, wanted, goals)
-        regions, _, labels, region_goals = self.roi_heads.select_training_samples(list(proposed.boxes), told)
+        drawn = self.roi_heads.select_training_samples(list(proposed.boxes), told)
+        regions, objects, labels, region_goals = drawn
         logits, moves = self._classify(grid, maps, regions)
         names, boxes = fastrcnn_loss(logits, moves, labels, region_goals)
-        return {"rpn_class": objectness, "rpn_box": offsets, "class": names, "box": boxes}
+        losses = {"rpn_class": objectness, "rpn_box": offsets, "class": names, "box": boxes}
+        return losses | self._more_losses(grid, maps, told, regions, objects, labels)
+
+    def _told(self, target: Target) -> dict[str, Tensor]:
+        """What torchvision's second stage is told of an image."""
+        return {"boxes": target["boxes"], "labels": target["labels"]}
+
+    def _more_losses(
+        self,
+        images: ImageList,
+        maps: Maps,
+        targets: list[dict[str, Tensor]],
+        regions: list[Tensor],
+        objects: list[Tensor],
+        labels: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """The losses of further branches on the drawn regions, of which each image's objects and labels are known."""
+        return {}
 
     def predict(self, images: Tensor) -> list[Prediction]:
         grid = on_grid(images, self.multiple)
@@ -295,6 +311,7 @@ class FasterRCNN(TwoStageDetector):
                 "model.anchor_sizes: all maps share one head; give as many sizes for each of them"
             )
         self.ignore_crossing = ignore_crossing
+        self.channels = channels
         self.rpn = RegionProposalNetwork(
             anchors,
             RPNHead(channels, anchors.num_anchors_per_location()[0]),
@@ -363,7 +380,17 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
         detections_per_image: How many remain.
         kwargs: As for `Detector`.
+
+    Attributes:
+        family: How torchvision's names of these networks begin.
+        heads: The last layers of the classes, and how many rows in succession belong to one class.
     """
+
+    family: ClassVar[str] = "fasterrcnn"
+    heads: ClassVar[dict[str, int]] = {
+        "roi_heads.box_predictor.cls_score": 1,
+        "roi_heads.box_predictor.bbox_pred": 4,
+    }
 
     def __init__(
         self,
@@ -377,8 +404,9 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        heads = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}
-        whole = torchvision_network("fasterrcnn", network, self.class_names, weights, weights_backbone, heads)
+        whole = torchvision_network(
+            self.family, network, self.class_names, weights, weights_backbone, self.heads
+        )
         self.backbone, self.rpn, self.roi_heads = whole.backbone, whole.rpn, whole.roi_heads
         self.multiple = 32
         generator = self.rpn.anchor_generator

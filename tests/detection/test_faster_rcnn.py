@@ -63,7 +63,7 @@ def _twins() -> tuple[FasterRCNN, TorchvisionModule]:
         rpn_samples=32, regions=48, score_threshold=0.2,
     )  # fmt: skip
     theirs = TorchvisionModule(
-        _Maps(ours, 16), 4, min_size=SIZE[0], max_size=SIZE[1], image_mean=[0.0] * 3, image_std=[1.0] * 3,
+        _Maps(ours, 16), None, min_size=SIZE[0], max_size=SIZE[1], image_mean=[0.0] * 3, image_std=[1.0] * 3,
         rpn_anchor_generator=theirs_module.AnchorGenerator(
             tuple((8 * stride,) for stride in (4, 8, 16, 32, 64)), ((0.5, 1.0, 2.0),) * 5
         ),
@@ -152,6 +152,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+LOW = 1e-3
+"""A score that each of 91 classes exceeds with random weights."""
+
 NETWORKS = ("resnet50_fpn", "resnet50_fpn_v2", "mobilenet_v3_large_fpn", "mobilenet_v3_large_320_fpn")
 
 
@@ -161,7 +164,7 @@ def _theirs(network: str) -> TorchvisionModule:
         f"fasterrcnn_{network}", weights=None, weights_backbone=None, num_classes=91, min_size=64, max_size=96
     )
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.1)
-    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    model.roi_heads.score_thresh = LOW
     for module in model.modules():  # statistics that are not those of a new layer
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
@@ -176,7 +179,7 @@ def _agree(ours: TwoStageDetector, theirs: TorchvisionModule) -> None:
         grid, _ = theirs.transform([image])
         (found,) = ours.eval().predict(grid.tensors[:, :, :64, :72])
     assert grid.image_sizes == [(64, 72)]
-    assert len(expected["labels"]) > 20
+    assert len(expected["labels"]) == 100
     assert torch.equal(found["labels"], expected["labels"])
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
@@ -187,7 +190,12 @@ def _agree(ours: TwoStageDetector, theirs: TorchvisionModule) -> None:
 def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(network: str, tmp_path: Path) -> None:
     theirs = _theirs(network)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    _agree(TorchvisionFasterRCNN(COCO_NAMES[1:], network, weights=str(tmp_path / "weights.pth")), theirs)
+    _agree(
+        TorchvisionFasterRCNN(
+            COCO_NAMES[1:], network, weights=str(tmp_path / "weights.pth"), score_threshold=LOW
+        ),
+        theirs,
+    )
 
 
 @pytest.mark.usefixtures("short")
@@ -202,8 +210,9 @@ def test_released_weights_come_by_name_with_frozen_normalization(monkeypatch: py
     theirs = torchvision.models.get_model(
         "fasterrcnn_resnet50_fpn", weights=enum.COCO_V1, min_size=64, max_size=96
     )
+    theirs.roi_heads.score_thresh = LOW
     for weights in ("COCO_V1", True):
-        _agree(TorchvisionFasterRCNN(COCO_NAMES[1:], weights=weights), theirs)
+        _agree(TorchvisionFasterRCNN(COCO_NAMES[1:], weights=weights, score_threshold=LOW), theirs)
 
 
 @pytest.mark.usefixtures("short")
@@ -229,21 +238,19 @@ def test_classes_by_name_and_new_ones(tmp_path: Path) -> None:
 def test_vgg16_is_the_papers() -> None:
     """137,078,239 weights for 21 classes (py-faster-rcnn), less the second of two outputs for each of nine anchors."""
     with torch.device("meta"):
-        model = FasterRCNN(
-            [str(i) for i in range(20)],
-            "resnet10t",
-            strides=[16],
-            pyramid=False,
-            pooling="pool",
-            head_width=4096,
-        )
         features = torchvision.models.vgg16().features
         rpn = theirs_module.RPNHead(512, 9)
         head = theirs_module.TwoMLPHead(512 * 49, 4096)
-    parts = [features, rpn, head, model.roi_heads.box_predictor]
-    count = sum(p.numel() for part in parts for p in part.parameters())  # type: ignore[union-attr]
+        predictor = theirs_module.FastRCNNPredictor(4096, 21)
+    count = sum(p.numel() for part in (features, rpn, head, predictor) for p in part.parameters())
     assert count + 9 * (512 + 1) == 137_078_239
-    assert model.rpn.anchor_generator.num_anchors_per_location() == [9]
+    ours = _c4()
+    assert ours.rpn.anchor_generator.num_anchors_per_location() == [9]
+    for mine, other in (
+        (ours.rpn.head, theirs_module.RPNHead(16, 9)),
+        (ours.roi_heads.box_predictor, theirs_module.FastRCNNPredictor(16, 4)),
+    ):
+        assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in other.parameters())
 
 
 def _c4(**options: Any) -> FasterRCNN:
@@ -288,7 +295,7 @@ def test_pooling() -> None:
     found = RoIAlign(7, [4, 8, 16, 32], 56)(maps, boxes, sizes)
     torch.testing.assert_close(found, theirs(maps, boxes, sizes))
     values = torch.arange(64.0).view(1, 1, 8, 8)
-    pooled = RoIPool(2, 16)({"0": values}, [torch.tensor([[0.0, 0, 64, 64], [0, 0, 80, 80]])], [(128, 128)])
+    pooled = RoIPool(2, 16)({"0": values}, [torch.tensor([[0.0, 0, 49, 49], [0, 0, 65, 65]])], [(128, 128)])
     assert pooled.flatten(1).tolist() == [[9, 11, 25, 27], [18, 20, 34, 36]]
     assert RoIPool(2, 16)({"0": values.bfloat16()}, [torch.zeros(1, 4)], sizes).dtype == torch.bfloat16
 
@@ -360,7 +367,7 @@ def test_without_the_second_stage_boxes_it_does_not(
     monkeypatch.setattr(
         coder, "decode", lambda codes, boxes: torch.cat(boxes)[:, None].expand(-1, 3, -1) * 0.8
     )
-    assert overfit(model) < 0.95
+    assert overfit(model, 60) < 0.95
 
 
 def test_a_step_in_bfloat16(few_images: Few) -> None:
