@@ -311,7 +311,7 @@ class FasterRCNN(TwoStageDetector):
                 "model.anchor_sizes: all maps share one head; give as many sizes for each of them"
             )
         self.ignore_crossing = ignore_crossing
-        self.channels = channels
+        self.channels, self.strides = channels, strides
         self.rpn = RegionProposalNetwork(
             anchors,
             RPNHead(channels, anchors.num_anchors_per_location()[0]),
@@ -324,13 +324,13 @@ class FasterRCNN(TwoStageDetector):
             nms_thresh=proposal_nms_threshold,
         )
         self.rpn.min_size = proposal_min_size
-        head = TwoLayers(channels * pool_size**2, head_width, head_dropout)
+        head = RegionHead(channels * pool_size**2, head_width, head_dropout)
         head.start_from(backbone, weights)
         self.roi_heads = RoIHeads(
             RoIPool(pool_size, strides[0])
             if pooling == "pool"
             else RoIAlign(pool_size, strides, canonical_size),
-            nn.Sequential(nn.Flatten(), head),
+            head,
             FastRCNNPredictor(head_width, len(class_names) + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
@@ -447,6 +447,14 @@ class RoIAlign(MultiScaleRoIAlign):
         dtype = x["0"].dtype
         maps = {name: x[name].float() for name in self.featmap_names}
         return super().forward(maps, boxes, image_shapes).to(dtype)
+
+
+class RegionHead(TwoLayers):
+    """`TwoLayers`, as torchvision's second stage calls them."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled regions ``[R, C, side, side]`` to ``[R, width]``."""
+        return super().forward(pooled.flatten(1))
 
 
 class RoIPool(nn.Module):

@@ -106,7 +106,7 @@ class MaskRCNN(MaskBranch, FasterRCNN):
         super().__init__(class_names, canonical_size=canonical_size, **kwargs)
         if mask_convolutions < 1:
             raise UserError(f"--model.mask_convolutions {mask_convolutions}: must be at least 1")
-        self.roi_heads.mask_roi_pool = RoIAlign(14, self.backbone.strides, canonical_size)
+        self.roi_heads.mask_roi_pool = RoIAlign(14, self.strides, canonical_size)
         self.roi_heads.mask_head = MaskRCNNHeads(self.channels, (mask_width,) * mask_convolutions, 1)
         self.roi_heads.mask_predictor = MaskRCNNPredictor(mask_width, mask_width, len(self.class_names) + 1)
         in_float32(self.roi_heads.mask_predictor)

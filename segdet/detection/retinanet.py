@@ -207,14 +207,15 @@ class RetinaNet(FocalLossDetector):
                 "give one a map, all of the same length"
             )
         self.anchors = GridAnchors(anchor_sizes, [aspect_ratios] * len(levels))
-        self.head = RetinaNetHead(
+        head: Any = RetinaNetHead(
             width,
             self.anchors.num_anchors_per_location()[0],
             len(class_names),
             norm_layer=partial(nn.GroupNorm, _groups(width)) if norm else None,
         )
-        for branch in (self.head.classification_head, self.head.regression_head):
+        for branch in (head.classification_head, head.regression_head):
             branch.conv = branch.conv[:head_convolutions]
+        self.head = head
 
     def features(self, images: Tensor) -> list[Tensor]:
         return list(self.neck(self.backbone(images)).values())

@@ -102,7 +102,7 @@ def test_cells_learn_the_smallest_object_of_their_maps_range() -> None:
     for cell, (x, y, stride) in enumerate(centres):
         fits = []
         for index, (x0, y0, x1, y1) in enumerate(target["boxes"].tolist()):
-            sides = (x - x0, y - y0, x1 - x, y1 - y)
+            reach = (x - x0, y - y0, x1 - x, y1 - y)
             near = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2)) < 1.5 * stride
             if near and min(reach) > 0 and ranges[stride][0] < max(reach) < ranges[stride][1]:
                 fits.append(((x1 - x0) * (y1 - y0), index))
