@@ -356,12 +356,12 @@ def _small(**options: Any) -> FasterRCNN:
     )  # fmt: skip
 
 
-SINGLE = {"strides": [16], "pyramid": False, "anchor_sizes": [[16.0, 32.0, 48.0]], "pooling": "pool"}
+SINGLE = {"strides": [8], "pyramid": False, "anchor_sizes": [[16.0, 24.0, 36.0]], "pooling": "pool"}
 
 
 @pytest.mark.parametrize("options", [{}, SINGLE], ids=["pyramid", "single map"])
 def test_overfits_a_few_images(options: dict[str, Any], overfit: Overfit) -> None:
-    assert overfit(_small(**options)) >= 0.95
+    assert overfit(_small(**options), 70) >= 0.95
 
 
 def test_without_the_second_stage_boxes_it_does_not(
@@ -372,7 +372,7 @@ def test_without_the_second_stage_boxes_it_does_not(
     monkeypatch.setattr(
         coder, "decode", lambda codes, boxes: torch.cat(boxes)[:, None].expand(-1, 3, -1) * 0.8
     )
-    assert overfit(model, 60) < 0.95
+    assert overfit(model, 50) < 0.95
 
 
 def test_a_step_in_bfloat16(few_images: Few) -> None:

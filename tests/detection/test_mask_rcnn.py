@@ -205,7 +205,7 @@ def _overfit(steps: int, change: Callable[[MaskRCNN], None] = lambda model: None
 
 
 def test_overfits_boxes_and_masks() -> None:
-    scores = _overfit(100)
+    scores = _overfit(70)
     assert scores["map_50"] >= 0.95
     assert (
         scores["mask_map_75"] >= 0.95
@@ -217,7 +217,7 @@ def test_with_its_branch_cut_off_it_finds_boxes_alone() -> None:
         for parameter in model.roi_heads.mask_predictor.parameters():  # type: ignore[union-attr]
             nn.init.zeros_(parameter).requires_grad_(False)
 
-    scores = _overfit(60, cut)
+    scores = _overfit(40, cut)
     assert scores["mask_map_50"] < 0.5 < scores["map_50"]
 
 
