@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
+from pycocotools import mask as rle
 
 from segdet.callbacks.panels import overlay
 from segdet.data.datamodule import Classes
@@ -24,7 +25,7 @@ class PredictionWriter(BasePredictionWriter):
     """Writes predictions to ``folder`` as they come; nothing is kept in memory.
 
     - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height), each entry
-      with its ``file_name`` and ``category`` besides.
+      with its ``file_name`` and ``category`` besides, and its ``segmentation`` where a family finds masks.
     - ``masks/<stem>.png`` for segmentation: index PNGs in the form of the dataset's own masks, so with VOC's
       palette, or for Cityscapes grayscale with its label ids, as its evaluation server takes them.
     - ``overlays/<stem>.png`` for both, boxes from ``min_score`` on.
@@ -102,6 +103,13 @@ class PredictionWriter(BasePredictionWriter):
         rows = [[round(v, 2) for v in row] for row in np.concatenate([boxes[:, :2], sizes], 1).tolist()]
         labels, scores = said["labels"].tolist(), said["scores"].float().tolist()
         ids = self.classes.category_ids
+        outlines: list[dict[str, Any]] = [{} for _ in labels]
+        if "masks" in said and labels:
+            lengths = rle.encode(np.asfortranarray(said["masks"].numpy().transpose(1, 2, 0)))
+            outlines = [
+                {"segmentation": {"size": each["size"], "counts": each["counts"].decode("ascii")}}
+                for each in lengths
+            ]
         return [
             {
                 "image_id": source.image_id,
@@ -111,7 +119,8 @@ class PredictionWriter(BasePredictionWriter):
                 "bbox": row,
                 "score": round(score, 5),
             }
-            for row, label, score in zip(rows, labels, scores, strict=True)
+            | outline
+            for row, label, score, outline in zip(rows, labels, scores, outlines, strict=True)
         ]
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -102,6 +102,7 @@ class CityscapesReader(Reader):
         root: The folder that holds ``leftImg8bit/`` and ``gtFine/``.
         split: ``train``, ``val`` or ``test`` (whose annotation is withheld).
         task: Which of the annotations to expect.
+        masks: Whether objects come with their masks: their visible pixels.
 
     Raises:
         UserError: If a folder is missing, or the split's annotation consists of polygons only.
@@ -109,8 +110,9 @@ class CityscapesReader(Reader):
 
     palette_masks = False
 
-    def __init__(self, root: Path | str, split: str, task: Task) -> None:
+    def __init__(self, root: Path | str, split: str, task: Task, masks: bool = False) -> None:
         self.root = Path(root)
+        self.masks = masks
         self.split = split
         self.class_names = [label.name for label in _THINGS]
         self.mask_names = [label.name for label in _CLASSES]
@@ -171,6 +173,7 @@ class CityscapesReader(Reader):
             iscrowd=present < 1000,
             difficult=np.zeros(len(present), bool),
             area=count[present].astype(np.float32),
+            masks=(values == present[:, None, None]).astype(np.uint8) if self.masks else None,
         )
 
     def mask(self, index: int) -> np.ndarray:

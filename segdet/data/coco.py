@@ -41,6 +41,7 @@ class COCOReader(Reader):
             ``<split>/``, ``images/<split>/``, ``images/``, the root and the annotation's own folder that
             has the first image.
         class_names: Categories to use, in this order; objects of others are left out.
+        masks: Whether objects come with their masks.
 
     Raises:
         UserError: If a file, a folder or a class cannot be found.
@@ -55,9 +56,11 @@ class COCOReader(Reader):
         annotation_file: Path | str | None = None,
         image_folder: Path | str | None = None,
         class_names: Sequence[str] | None = None,
+        masks: bool = False,
     ) -> None:
         self.root = Path(root)
         self.task = task
+        self.masks = masks
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; give the folder that holds annotations/")
         self.annotation_file = self._find_annotation_file(split, annotation_file)
@@ -99,12 +102,19 @@ class COCOReader(Reader):
         if len(wrong):
             raise self._bad(index, rows.start + int(wrong[0]), "bbox is not four finite numbers")
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        masks = None
+        if self.masks:
+            size = self.declared_size(index) or image_size(self.image_path(index))
+            masks = np.zeros((len(boxes), *size), np.uint8)
+            for mask, row in zip(masks, range(rows.start, rows.stop), strict=True):
+                mask[:] = self._inside(index, row, size)
         return Objects(
             boxes=corners.astype(np.float32),
             labels=self._labels[rows].copy(),
             iscrowd=self._iscrowd[rows].copy(),
             difficult=np.zeros(len(boxes), bool),
             area=self._areas[rows].astype(np.float32),
+            masks=masks,
         )
 
     def mask(self, index: int) -> np.ndarray:
@@ -253,7 +263,7 @@ class COCOReader(Reader):
         places, labels, categories, numbers, crowds, areas = [], [], [], [], [], []
         boxes: list[Any] = []
         outlines: list[bytes] = []
-        keep_outlines = self.task == "segmentation"
+        keep_outlines = self.task == "segmentation" or self.masks
         orphans: dict[int, int] = {}
         for entry, annotation in enumerate(annotations):
             image = _whole(path, annotation, "annotations", entry, "image_id")

@@ -70,6 +70,7 @@ class DataModule(L.LightningDataModule):
         proposals: Region proposals for every image, such as SelectiveSearch: computed before the first
             epoch, once for the dataset, and kept. None when null.
         max_proposals: Takes so many of the best of an image.
+        masks: Whether objects come with their masks, for families that find these too (COCO's and Cityscapes' shape).
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class DataModule(L.LightningDataModule):
         limit_train: int | None = None,
         proposals: ProposalSource | None = None,
         max_proposals: int = 2000,
+        masks: bool = False,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -112,6 +114,11 @@ class DataModule(L.LightningDataModule):
             raise UserError("--data.proposals: segmentation has no use for region proposals; leave them out")
         self.proposals = proposals
         self.max_proposals = max_proposals
+        if masks and task != "detection":
+            raise UserError(
+                f"--data.masks true: objects' masks are for detection, not for {task}; leave it out"
+            )
+        self.masks = masks
         self.notes: dict[str, None] = {}
         self.known: Classes | None = None
         self._position: dict[str, int] = {}
@@ -321,6 +328,14 @@ def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader]
         )
 
 
+def _no_masks(root: Path, masks: bool) -> None:
+    if masks:
+        raise UserError(
+            f"{root}: --data.masks true: in VOC's shape objects have no masks; give a folder of COCO's or Cityscapes' "
+            "shape (Shapes: --data.format coco)"
+        )
+
+
 def _one_thread(_: int) -> None:
     # Workers are already as many as cores are spared for them.
     cv2.setNumThreads(0)
@@ -357,6 +372,7 @@ class VOCDataModule(DataModule):
 
     def open_reader(self, subset: Subset) -> VOCReader:
         known = None if self.known is None else self.known.names
+        _no_masks(self.root, self.masks)
         return VOCReader(
             self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known
         )
@@ -388,7 +404,9 @@ class COCODataModule(DataModule):
         self.given_class_names = class_names
 
     def open_reader(self, subset: Subset) -> COCOReader:
-        return COCOReader(self.root, self.splits[subset], self.task, class_names=self.given_class_names)
+        return COCOReader(
+            self.root, self.splits[subset], self.task, class_names=self.given_class_names, masks=self.masks
+        )
 
 
 class CityscapesDataModule(DataModule):
@@ -414,7 +432,7 @@ class CityscapesDataModule(DataModule):
         self.splits = {"train": train, "val": val, "test": test or val}
 
     def open_reader(self, subset: Subset) -> CityscapesReader:
-        return CityscapesReader(self.root, self.splits[subset], self.task)
+        return CityscapesReader(self.root, self.splits[subset], self.task, self.masks)
 
 
 class ShapesDataModule(DataModule):
@@ -462,7 +480,8 @@ class ShapesDataModule(DataModule):
     def open_reader(self, subset: Subset) -> Reader:
         self._make()
         if self.format == "voc":
+            _no_masks(self.root, self.masks)
             return VOCReader(self.root, [subset], self.task)
         if self.format == "coco":
-            return COCOReader(self.root, f"{subset}2017", self.task)
-        return CityscapesReader(self.root, subset, self.task)
+            return COCOReader(self.root, f"{subset}2017", self.task, masks=self.masks)
+        return CityscapesReader(self.root, subset, self.task, self.masks)

@@ -156,13 +156,21 @@ class TaskDataset(Dataset[Sample]):
     def _transform(
         self, image: np.ndarray, objects: Objects, boxes: BoxSets, seed: int | None
     ) -> tuple[np.ndarray, Objects, TransformedSets]:
-        out, sets, _ = self.pipeline(image, {"objects": objects.boxes, **boxes}, seed=seed)
+        # As the channels of one mask they go through the same transforms; padding, which is to be ignored, is none.
+        stacked = objects.masks.transpose(1, 2, 0) if objects.masks is not None and len(objects) else None
+        out, sets, masks = self.pipeline(image, {"objects": objects.boxes, **boxes}, stacked, seed)
         if self.task == "localization" and not len(sets["objects"][1]):
             # A crop without its object teaches nothing: this once the whole image.
-            out, sets, _ = self.plain(image, {"objects": objects.boxes, **boxes})
+            out, sets, masks = self.plain(image, {"objects": objects.boxes, **boxes}, stacked)
         moved, kept = sets["objects"]
         transformed = objects.select(kept)
         transformed.boxes = moved
+        if objects.masks is not None:
+            height, width = out.shape[:2]
+            transformed.masks = np.zeros((0, height, width), np.uint8)
+            if masks is not None:
+                whole = (masks.reshape(height, width, -1) == 1).transpose(2, 0, 1)
+                transformed.masks = whole[kept].astype(np.uint8)
         return out, transformed, sets
 
     def _with_dominant_object(self) -> np.ndarray:
@@ -192,13 +200,16 @@ def dominant_object(objects: Objects, dominance: float = 1.0) -> int | None:
 
 
 def _box_target(objects: Objects) -> Target:
-    return Target(
+    target = Target(
         boxes=torch.from_numpy(objects.boxes.astype(np.float32).reshape(-1, 4)),
         labels=torch.from_numpy(objects.labels.astype(np.int64)),
         iscrowd=torch.from_numpy(objects.iscrowd.astype(bool)),
         difficult=torch.from_numpy(objects.difficult.astype(bool)),
         area=torch.from_numpy(objects.area.astype(np.float32)),
     )
+    if objects.masks is not None:
+        target["masks"] = torch.from_numpy(np.ascontiguousarray(objects.masks))
+    return target
 
 
 def _proposal_target(sets: TransformedSets) -> Target:

@@ -28,6 +28,7 @@ class Objects:
         iscrowd: bool ``[N]``: a region of many objects, which evaluation neither rewards nor punishes.
         difficult: bool ``[N]``: VOC's flag, likewise left out of scores.
         area: float32 ``[N]``, the object's area in pixels (the polygon's where there is one, else the box's).
+        masks: uint8 ``[N, H, W]``, 1 where the object is; None where they are not asked for.
     """
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -35,6 +36,7 @@ class Objects:
     iscrowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     difficult: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     area: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +44,12 @@ class Objects:
     def select(self, keep: np.ndarray) -> "Objects":
         """The objects at ``keep``, a boolean mask or an index array."""
         return Objects(
-            self.boxes[keep], self.labels[keep], self.iscrowd[keep], self.difficult[keep], self.area[keep]
+            self.boxes[keep],
+            self.labels[keep],
+            self.iscrowd[keep],
+            self.difficult[keep],
+            self.area[keep],
+            None if self.masks is None else self.masks[keep],
         )
 
 
@@ -51,7 +58,8 @@ class Target(TypedDict, total=False):
 
     Detection has ``boxes`` float32 ``[N, 4]``, ``labels`` int64 ``[N]`` (1..K; 0 is background),
     ``iscrowd`` and ``difficult`` bool ``[N]``, ``area`` float32 ``[N]``. Localization has the same
-    with N = 1. Segmentation has ``mask`` int64 ``[H, W]``, 0..C-1 and 255 where nothing counts.
+    with N = 1. Where objects' masks are asked for, ``masks`` uint8 ``[N, H, W]`` are 1 on each.
+    Segmentation has ``mask`` int64 ``[H, W]``, 0..C-1 and 255 where nothing counts.
     Where the data has region proposals, ``proposals`` float32 ``[P, 4]`` are the image's, best first, in
     training and in evaluation, also of images without annotation.
     """
@@ -62,17 +70,20 @@ class Target(TypedDict, total=False):
     difficult: Tensor
     area: Tensor
     mask: Tensor
+    masks: Tensor
     proposals: Tensor
 
 
 class Prediction(TypedDict, total=False):
     """What a network says of one image: ``boxes`` float32 ``[M, 4]``, ``scores`` float32 ``[M]``,
-    ``labels`` int64 ``[M]`` for boxes, best first; ``mask`` int64 ``[H, W]`` for segmentation."""
+    ``labels`` int64 ``[M]`` for boxes, best first, with ``masks`` uint8 ``[M, H, W]`` where a family finds them;
+    ``mask`` int64 ``[H, W]`` for segmentation."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     mask: Tensor
+    masks: Tensor
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Batch:
     Attributes:
         images: uint8 ``[B, 3, H, W]``, channels last in memory.
         sizes: The valid ``(height, width)`` of each image; beyond it is padding.
-        targets: One per image; masks are padded with 255 to ``[H, W]``.
+        targets: One per image; ``mask`` is padded with 255 to ``[H, W]``, ``masks`` with 0.
         sources: One per image.
         originals: One per image in evaluation, else None.
     """
@@ -168,7 +179,7 @@ def _moved(targets: list[Target], device: torch.device, non_blocking: bool) -> l
     moved: list[Target] = [Target() for _ in targets]
     for key in targets[0]:
         values: list[Tensor] = [target[key] for target in targets]  # type: ignore[literal-required]
-        if key == "mask":
+        if key in ("mask", "masks"):
             parts = [value.to(device, non_blocking=non_blocking) for value in values]
         else:
             whole = torch.cat(values)
@@ -195,6 +206,10 @@ def collate(samples: list[Sample]) -> Batch:
             mask = torch.full((height, width), IGNORE, dtype=target["mask"].dtype)
             mask[:h, :w] = target["mask"]
             target = Target(**{**target, "mask": mask})
+        if "masks" in target and (h, w) != (height, width):
+            masks = torch.zeros(len(target["masks"]), height, width, dtype=target["masks"].dtype)
+            masks[:, :h, :w] = target["masks"]
+            target = Target(**{**target, "masks": masks})
         targets.append(target)
     originals = [sample.original for sample in samples if sample.original is not None]
     return Batch(images, sizes, targets, [sample.source for sample in samples], originals or None)

@@ -59,10 +59,13 @@ class Found:
     labels: np.ndarray
     scores: np.ndarray
 
-    def ordered(self) -> "Found":
-        """The same by image, then class, then score, best first."""
-        order = np.lexsort((-self.scores, self.labels, self.images))
-        return Found(self.images[order], self.boxes[order], self.labels[order], self.scores[order])
+    def order(self) -> np.ndarray:
+        """The rows by image, then class, then score, best first."""
+        return np.lexsort((-self.scores, self.labels, self.images))
+
+    def at(self, rows: np.ndarray) -> "Found":
+        """The detections at ``rows``."""
+        return Found(self.images[rows], self.boxes[rows], self.labels[rows], self.scores[rows])
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,37 @@ class Truth:
         """bool ``[N]``: what need not be found, and is no mistake if it is."""
         return self.iscrowd | self.difficult
 
-    def ordered(self) -> "Truth":
-        """The same by image, then class."""
-        order = np.lexsort((self.labels, self.images))
+    def order(self) -> np.ndarray:
+        """The rows by image, then class."""
+        return np.lexsort((self.labels, self.images))
+
+    def at(self, rows: np.ndarray) -> "Truth":
+        """The objects at ``rows``."""
         return Truth(
-            self.images[order],
-            self.boxes[order],
-            self.labels[order],
-            self.iscrowd[order],
-            self.difficult[order],
-            self.areas[order],
+            self.images[rows],
+            self.boxes[rows],
+            self.labels[rows],
+            self.iscrowd[rows],
+            self.difficult[rows],
+            self.areas[rows],
         )
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """How much detections and objects of the same image and class overlap by their masks instead of their boxes.
+
+    Attributes:
+        areas: float64 ``[N]``, of the detections' masks.
+        found: int64 ``[P]``, which detection.
+        truth: int64 ``[P]``, which object.
+        share: float64 ``[P]``, the IoU; for ignored objects the share of the detection that lies in them.
+    """
+
+    areas: np.ndarray
+    found: np.ndarray
+    truth: np.ndarray
+    share: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -128,18 +151,27 @@ class Evaluation:
         class_names: The names of the classes, label 1 first.
         found: What was detected.
         truth: What is there.
+        overlaps: Of masks, for `coco`; None for those of the boxes.
     """
 
-    def __init__(self, class_names: Sequence[str], found: Found, truth: Truth) -> None:
+    def __init__(
+        self, class_names: Sequence[str], found: Found, truth: Truth, overlaps: Overlaps | None = None
+    ) -> None:
         self.class_names = list(class_names)
-        self.found = found.ordered()
-        self.truth = truth.ordered()
+        found_order, truth_order = found.order(), truth.order()
+        self.found = found.at(found_order)
+        self.truth = truth.at(truth_order)
         # One number for an image and class, ascending in both, as their rows are.
         images = np.unique(np.concatenate([found.images, truth.images]))
         groups = len(self.class_names) + 1
         self._found_group = np.searchsorted(images, self.found.images) * groups + self.found.labels
         self._truth_group = np.searchsorted(images, self.truth.images) * groups + self.truth.labels
-        self._pairs = self._overlapping()
+        if overlaps is None:
+            self._areas = (self.found.boxes[:, 2:] - self.found.boxes[:, :2]).prod(1)
+            self._pairs = self._overlapping()
+        else:
+            self._areas = overlaps.areas[found_order]
+            self._pairs = _moved(overlaps, found_order, truth_order)
 
     def _overlapping(self) -> _Pairs:
         """All pairs that any threshold could match."""
@@ -181,8 +213,7 @@ class Evaluation:
             outside = (self.truth.areas < low) | (self.truth.areas > high) | self.truth.ignored
             counted = np.bincount(self.truth.labels[~outside], minlength=classes + 1)[1:]
             right, ignored = self._match(outside, places)
-            sizes = (self.found.boxes[:, 2:] - self.found.boxes[:, :2]).prod(1)
-            ignored |= ~right & ((sizes < low) | (sizes > high))
+            ignored |= ~right & ((self._areas < low) | (self._areas > high))
             right &= ~ignored
             for label, objects in enumerate(counted):
                 if not objects:
@@ -268,6 +299,17 @@ class Evaluation:
             order = order[~ignored[order]]
             old[label], new[label] = _voc_ap(right[order], int(counted[label]))
         return {"map_voc07": _mean(old), "map_voc12": _mean(new)}
+
+
+def _moved(overlaps: Overlaps, found_order: np.ndarray, truth_order: np.ndarray) -> _Pairs:
+    """The pairs by the new places of detections and objects: row i has become that of ``order[i]``."""
+    found, truth = (
+        np.argsort(order)[rows]
+        for order, rows in ((found_order, overlaps.found), (truth_order, overlaps.truth))
+    )
+    order = np.lexsort((truth, found))
+    share = overlaps.share[order]
+    return _Pairs(found[order], truth[order], share, share)
 
 
 def _chunks(counts: np.ndarray) -> Iterator[slice]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as rle
 from torch import Tensor
 
 from segdet.data.sample import Prediction, Target
-from segdet.metrics.average_precision import Evaluation, Found, Truth
+from segdet.metrics.average_precision import Evaluation, Found, Overlaps, Truth
 from segdet.metrics.base import Scores
 
 
@@ -34,30 +35,39 @@ class DetectionScores(Scores):
     Detections with a box or score that is not finite are left out, as they can be no answer. An image that
     comes twice (samplers that fill up the last round of several processes) counts once.
 
+    With ``masks``, there are COCO's numbers and each class's AP by the masks as well, under the same names after
+    ``mask_``: equal to pycocotools' for segmentations. What of each image is kept are the overlaps and not the masks.
+
     Args:
         class_names: The names of the classes, label 1 first.
         category_ids: The dataset's own id of each class, which ``coco_results`` writes; 1..K if not given.
+        masks: See above.
     """
 
     images: list[Tensor]
     found: list[Tensor]
     truth: list[Tensor]
+    pairs: list[Tensor]
 
-    def __init__(self, class_names: Sequence[str], category_ids: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, class_names: Sequence[str], category_ids: Sequence[int] | None = None, masks: bool = False
+    ) -> None:
         super().__init__()
+        self.masks = masks
         self.class_names = list(class_names)
         self.category_ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
         if len(self.category_ids) != len(self.class_names):
             raise ValueError(f"{len(self.category_ids)} category_ids for {len(self.class_names)} class_names")
-        # images: int64 [n, 3], id, number of detections, number of objects; the rows of found [., 6] (box,
-        # score, label) and truth [., 8] (box, label, iscrowd, difficult, area) follow its order. A float has
-        # no room for an id, which may be any integer.
-        for state in ("images", "found", "truth"):
+        # images: int64 [n, 4], id, number of detections, of objects, of pairs; the rows of found [., 7] (box,
+        # score, label, the mask's area), truth [., 8] (box, label, iscrowd, difficult, area) and pairs [., 3] (place in
+        # the image of a detection and of an object of its class, their masks' overlap) follow its order. A float
+        # has no room for an id, which may be any integer.
+        for state in ("images", "found", "truth", "pairs"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def empty(self, state: str) -> Tensor:
         """The state of a process without a sample."""
-        columns = {"images": 3, "found": 6, "truth": 8}[state]
+        columns = {"images": 4, "found": 7, "truth": 8, "pairs": 3}[state]
         dtype = torch.int64 if state == "images" else self.precise
         return torch.zeros(0, columns, dtype=dtype, device=self.device)
 
@@ -69,7 +79,8 @@ class DetectionScores(Scores):
         Args:
             predictions: One per image: ``boxes`` ``[M, 4]``, ``scores`` ``[M]``, ``labels`` ``[M]`` 1..K.
             targets: One per image: ``boxes`` ``[N, 4]``, ``labels`` ``[N]`` 1..K, and where the format has
-                them ``iscrowd``, ``difficult`` and ``area`` (the box's if not given), each ``[N]``.
+                them ``iscrowd``, ``difficult`` and ``area`` (the box's if not given), each ``[N]``. Both have
+                ``masks``, ``[M, H, W]`` and ``[N, H, W]``, if these are scored.
             image_ids: One per image, different for different images.
 
         Raises:
@@ -82,22 +93,30 @@ class DetectionScores(Scores):
             )
         if not predictions:
             return
+        found = [[prediction[key] for prediction in predictions] for key in ("boxes", "scores", "labels")]
+        if self.masks:
+            areas, pairs = zip(*map(_overlapping_masks, predictions, targets), strict=True)
+        else:
+            areas = tuple(torch.zeros(len(labels)) for labels in found[2])
+            pairs = (torch.zeros(0, 3),) * len(predictions)
         rows = [
-            (int(image_id), len(prediction["labels"]), len(target["labels"]))
-            for prediction, target, image_id in zip(predictions, targets, image_ids, strict=True)
+            (int(image_id), len(prediction["labels"]), len(target["labels"]), len(overlaps))
+            for prediction, target, image_id, overlaps in zip(
+                predictions, targets, image_ids, pairs, strict=True
+            )
         ]
         self.images.append(torch.tensor(rows, device=self.device))
-        found = [[prediction[key] for prediction in predictions] for key in ("boxes", "scores", "labels")]
-        self.found.append(self._columns(found))
+        self.found.append(self._columns([*found, [each.to(found[1][0].device) for each in areas]]))
+        self.pairs.append(torch.cat(pairs).to(self.device, self.precise))
         boxes, labels = [target["boxes"] for target in targets], [target["labels"] for target in targets]
         no = [torch.zeros_like(each) for each in labels]
         iscrowd = [target.get("iscrowd", none) for target, none in zip(targets, no, strict=True)]
         difficult = [target.get("difficult", none) for target, none in zip(targets, no, strict=True)]
-        areas = [
+        sizes = [
             target["area"] if "area" in target else _sizes(target["boxes"].to(self.precise)).prod(1)
             for target in targets
         ]
-        self.truth.append(self._columns([boxes, labels, iscrowd, difficult, areas]))
+        self.truth.append(self._columns([boxes, labels, iscrowd, difficult, sizes]))
 
     def _columns(self, columns: Iterable[list[Tensor]]) -> Tensor:
         """Columns, each in one piece per image, as one ``[N, C]`` on the metric's device."""
@@ -112,19 +131,38 @@ class DetectionScores(Scores):
         Raises:
             ValueError: If a label is none of 1..K.
         """
-        evaluation = Evaluation(self.class_names, *self._gathered())
-        return self.numbers(evaluation.coco() | evaluation.voc())
+        found, truth, overlaps = self._gathered()
+        evaluation = Evaluation(self.class_names, found, truth)
+        scores = evaluation.coco() | evaluation.voc()
+        if self.masks:
+            by_mask = Evaluation(self.class_names, found, truth, overlaps).coco()
+            scores |= {f"mask_{name}": value for name, value in by_mask.items()}
+        return self.numbers(scores)
 
-    def _gathered(self) -> tuple[Found, Truth]:
-        """All boxes with their image's id, each image once."""
-        images, found, truth = (self.joined(state).cpu().numpy() for state in ("images", "found", "truth"))
-        found, truth = found.astype(np.float64), truth.astype(np.float64)
+    def _gathered(self) -> tuple[Found, Truth, Overlaps]:
+        """All boxes with their image's id, and the overlaps of their masks, each image once."""
+        images, found, truth, pairs = (
+            self.joined(state).cpu().numpy() for state in ("images", "found", "truth", "pairs")
+        )
+        found, truth, pairs = found.astype(np.float64), truth.astype(np.float64), pairs.astype(np.float64)
         once = np.zeros(len(images), bool)
         once[np.unique(images[:, 0], return_index=True)[1]] = True
+        # Pairs by the rows that their detection and object have in all, and then among what is kept.
+        first = np.cumsum(images[:, 1:3], 0) - images[:, 1:3]
+        of_pairs = pairs[:, :2].astype(np.int64) + np.repeat(first, images[:, 3], 0)
         keep = np.repeat(once, images[:, 1]) & np.isfinite(found).all(1)
+        keep_pair = np.repeat(once, images[:, 3]) & keep[of_pairs[:, 0]]
+        place = np.cumsum(keep) - 1
         found_images, found = np.repeat(images[:, 0], images[:, 1])[keep], found[keep]
         keep = np.repeat(once, images[:, 2])
+        truth_place = np.cumsum(keep) - 1
         truth_images, truth = np.repeat(images[:, 0], images[:, 2])[keep], truth[keep]
+        overlaps = Overlaps(
+            found[:, 6],
+            place[of_pairs[keep_pair, 0]],
+            truth_place[of_pairs[keep_pair, 1]],
+            pairs[keep_pair, 2],
+        )
         for side, labels in (("prediction", found[:, 5]), ("target", truth[:, 4])):
             wrong = (labels < 1) | (labels > len(self.class_names))
             if wrong.any():
@@ -142,11 +180,12 @@ class DetectionScores(Scores):
                 truth[:, 6] != 0,
                 truth[:, 7],
             ),
+            overlaps,
         )
 
     def results(self) -> list[dict[str, Any]]:
         """What this process has found, as COCO's results list; see ``coco_results``."""
-        found, _ = self._gathered()
+        found, *_ = self._gathered()
         return _results(found, self.category_ids)
 
     def write_results(self, path: Path | str) -> None:
@@ -175,6 +214,28 @@ def coco_results(
     )
     images = np.repeat(np.asarray(image_ids), [len(prediction["labels"]) for prediction in predictions])
     return _results(Found(images, boxes, labels.astype(np.int64), scores), category_ids)
+
+
+def _overlapping_masks(prediction: Prediction, target: Target) -> tuple[Tensor, Tensor]:
+    """The areas ``[M]`` of the masks found in an image, and the pairs ``[P, 3]`` of each with an object of its class:
+    their places, and their overlap where it is a half or more, by COCO's own library."""
+    found, truth = _encoded(prediction["masks"]), _encoded(target["masks"])
+    areas = torch.from_numpy(np.asarray(rle.area(found), np.float64).reshape(-1))
+    if not found or not truth:
+        return areas, torch.zeros(0, 3)
+    none = torch.zeros(len(truth), dtype=torch.bool)
+    ignored = target.get("iscrowd", none).cpu() | target.get("difficult", none).cpu()
+    share = rle.iou(found, truth, ignored.numpy().astype(np.uint8))
+    same = prediction["labels"].cpu().numpy()[:, None] == target["labels"].cpu().numpy()
+    one, other = np.nonzero(same & (share >= 0.5))
+    return areas, torch.from_numpy(np.stack([one, other, share[one, other]], 1))
+
+
+def _encoded(masks: Tensor) -> list[dict[str, Any]]:
+    """Masks ``[N, H, W]`` as COCO's run lengths."""
+    by_column = np.asfortranarray(masks.to(torch.uint8).cpu().numpy().transpose(1, 2, 0))
+    encoded: list[dict[str, Any]] = rle.encode(by_column) if len(masks) else []
+    return encoded
 
 
 def _results(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:

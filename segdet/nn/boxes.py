@@ -150,6 +150,35 @@ def match_anchors(
     return matched, found.masked_fill(neither, -1)
 
 
+def match_all_best(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, foreground: float, background: float
+) -> tuple[Tensor, Tensor]:
+    """Which object each anchor is to find, by the rule of Faster R-CNN (section 3.1.2) and RetinaNet.
+
+    As `match_anchors`, but for the objects' best anchors: every anchor that no other overlaps the same object more
+    than, ties included, takes an object, and that is the one that it overlaps most itself. An object that no anchor
+    overlaps takes none.
+
+    Args:
+        anchors: See `match_anchors`.
+        boxes: See there.
+        labels: See there.
+        foreground: See there.
+        background: See there.
+
+    Returns:
+        See `match_anchors`.
+    """
+    batch, most = labels.shape
+    iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, (batch, most))
+    iou = iou.masked_fill((labels == 0)[..., None], -1.0)
+    overlap, matched = iou.max(1)
+    best = iou.amax(2, keepdim=True)
+    positive = (overlap >= foreground) | ((iou == best) & (best > 0)).any(1)
+    found = torch.where(positive, labels.gather(1, matched), 0)
+    return matched, found.masked_fill(~positive & (overlap >= background), -1)
+
+
 def select_detections(
     boxes: Tensor,
     scores: Tensor,
@@ -182,3 +211,49 @@ def select_detections(
     chosen = clip_boxes_to_image(chosen, size)
     final = batched_nms(chosen, kept_scores, labels, nms_threshold)[:per_image]
     return Prediction(boxes=chosen[final], scores=kept_scores[final], labels=labels[final])
+
+
+def select_from_levels(
+    boxes: Tensor,
+    scores: Tensor,
+    levels: Sequence[int],
+    size: tuple[int, int],
+    score_threshold: float,
+    nms_threshold: float,
+    per_level: int,
+    per_image: int,
+) -> list[Prediction]:
+    """The detections of a batch, from the best candidates of each map of a pyramid (RetinaNet, section 4.1).
+
+    Args:
+        boxes: ``[B, A, 4]`` xyxy.
+        scores: ``[B, A, K]``; column k is of label k + 1.
+        levels: How many of the A belong to each map, in their order.
+        size: ``(height, width)`` that boxes are clipped to.
+        score_threshold: Scores must exceed this.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
+        per_level: How many candidates, each a box and a class, a map gives.
+        per_image: How many detections remain.
+
+    Returns:
+        For each image boxes, scores and labels, best first.
+    """
+    classes = scores.shape[-1]
+    best, places = [], []
+    start = 0
+    for level in levels:
+        flat = scores[:, start : start + level].flatten(1)
+        values, indices = flat.topk(min(per_level, flat.shape[1]), 1)
+        best.append(values)
+        places.append(indices + start * classes)
+        start += level
+    values, indices = torch.cat(best, 1), torch.cat(places, 1)
+    rows, labels = indices // classes, indices % classes + 1
+    chosen = clip_boxes_to_image(boxes.gather(1, rows[..., None].expand(-1, -1, 4)), size)
+    found = []
+    for b, s, k in zip(chosen, values, labels, strict=True):
+        keep = s > score_threshold
+        b, s, k = b[keep], s[keep], k[keep]
+        final = batched_nms(b, s, k, nms_threshold)[:per_image]
+        found.append(Prediction(boxes=b[final], scores=s[final], labels=k[final]))
+    return found

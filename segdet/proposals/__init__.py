@@ -5,7 +5,8 @@ Importing this package loads neither torch nor Numba.
 
 from segdet.proposals.base import Proposer
 from segdet.proposals.file import ProposalFile, save_proposals
+from segdet.proposals.rpn import RPN
 from segdet.proposals.selective_search import SelectiveSearch
 from segdet.proposals.windows import UniformWindows
 
-__all__ = ["ProposalFile", "Proposer", "SelectiveSearch", "UniformWindows", "save_proposals"]
+__all__ = ["RPN", "ProposalFile", "Proposer", "SelectiveSearch", "UniformWindows", "save_proposals"]

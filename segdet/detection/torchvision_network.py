@@ -1,0 +1,146 @@
+"""torchvision's detection networks and their weights: by name or from a file, for the classes of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from segdet.errors import UserError
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+
+COCO_NAMES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+"""COCO's 91 numbers by name, 0 for the background, as torchvision's weights have them."""
+
+_WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+"""Of these, torchvision's weights were learned when its frozen batch normalization had no epsilon."""
+
+
+def torchvision_network(
+    family: str,
+    network: str,
+    class_names: list[str],
+    weights: str | bool | None,
+    weights_backbone: str | bool | None,
+    heads: Mapping[str, int],
+) -> Any:
+    """torchvision's module, with as many outputs as torchvision would give it for these classes.
+
+    It has one output more than there are classes, the first, for the background (of which RetinaNet and FCOS make no
+    use). Where ``weights`` are of another number of classes: if they are COCO's, and all classes here have names of
+    COCO's, the rows of these names are taken; else the last layers of the classes, and only they, stay new.
+
+    Batch normalization is frozen in the backbone if it was when the weights were learned, as torchvision does; for
+    weights of the backbone alone likewise, the second versions excepted.
+
+    Args:
+        family: How torchvision's names of such networks begin, ``fasterrcnn``.
+        network: What follows in the name, ``resnet50_fpn``.
+        class_names: The classes, without the background.
+        weights: Of the whole network: a name (``COCO_V1``), true for the default ones, a local file, or null.
+        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``); not looked at when there are
+            ``weights``.
+        heads: The last layers of the classes, by name, and how many rows in succession belong to one class.
+
+    Raises:
+        UserError: If there is no such network, or weights cannot be had or do not fit.
+    """
+    name = f"{family}_{network}"
+    known = [
+        each.removeprefix(family + "_")
+        for each in torchvision.models.list_models(module=torchvision.models.detection)
+        if each.startswith(family + "_")
+    ]
+    if network not in known:
+        near = get_close_matches(network, known, 1, 0) or known
+        raise UserError(f"model.network {network}: torchvision has no {name}; did you mean {near[0]}?")
+    # Without weights in any case, so that a file is read in the same way as what torchvision fetches.
+    model = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=len(class_names) + 1
+    )
+    if weights:
+        path, state = _state(name, "weights", name, weights)
+        if not any(k.startswith("backbone.body.") and k.endswith("num_batches_tracked") for k in state):
+            _freeze_normalization(model.backbone, 0.0 if name in _WITHOUT_EPSILON else None)
+        _load(model, name, path, state, class_names, heads)
+    elif weights_backbone:
+        backbone = "mobilenet_v3_large" if network.startswith("mobilenet") else "resnet50"
+        path, state = _state(name, "weights_backbone", backbone, weights_backbone)
+        if not network.endswith("_v2"):
+            _freeze_normalization(model.backbone, None)
+        # torchvision's MobileNets have their layers under this name, its detectors have not.
+        state = {key.removeprefix("features."): value for key, value in state.items()}
+        load_weights(model.backbone.body, state, path, f"backbone {backbone}")
+    return model
+
+
+def _state(name: str, option: str, owner: str, weights: str | bool) -> tuple[Path, dict[str, Tensor]]:
+    """Where weights come from, for the error's line, and the weights."""
+    if isinstance(weights, str) and is_weights_file(weights):
+        return Path(weights), read_weights(Path(weights), name)
+    choices = {member.name: member for member in torchvision.models.get_model_weights(owner)}
+    choices["DEFAULT"] = torchvision.models.get_model_weights(owner)["DEFAULT"]
+    wanted = "DEFAULT" if weights is True else str(weights)
+    if wanted not in choices:
+        there = ", ".join(key for key in choices if key != "DEFAULT")
+        raise UserError(f"model.{option}: torchvision has no weights {weights!r} of {owner}; it has {there}")
+    try:
+        return Path(wanted), dict(choices[wanted].get_state_dict(progress=False))
+    except (OSError, RuntimeError) as error:
+        raise unfetched(name, error) from error
+
+
+def _load(
+    model: nn.Module,
+    name: str,
+    path: Path,
+    state: dict[str, Tensor],
+    class_names: list[str],
+    heads: Mapping[str, int],
+) -> None:
+    own = model.state_dict()
+    outputs = len(class_names) + 1
+    fitted = dict(state)
+    new = set()
+    for head, in_succession in heads.items():
+        for key in (f"{head}.weight", f"{head}.bias"):
+            value = state.get(key)
+            if value is None or value.shape == own[key].shape:
+                continue
+            groups = len(own[key]) // (outputs * in_succession)
+            coco = len(value) == groups * len(COCO_NAMES) * in_succession
+            if coco and set(class_names) <= set(COCO_NAMES):
+                rows = [0, *(COCO_NAMES.index(each) for each in class_names)]
+                by_class = value.unflatten(0, (groups, len(COCO_NAMES), in_succession))
+                fitted[key] = by_class[:, rows].flatten(0, 2)
+            else:
+                del fitted[key]
+                new.add(key)
+    try:
+        # torchvision itself knows the names that its layers had in older files.
+        missing = model.load_state_dict(fitted, strict=False).missing_keys
+    except RuntimeError as error:
+        wrong = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path}: not the weights of {name} ({wrong}); choose the file that fits") from error
+    missing = [key for key in missing if key not in new and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(
+            f"{path}: not the weights of {name}: {len(missing)} of {len(own)} are missing, such as {missing[0]}; "
+            "choose the file that belongs to it"
+        )
+
+
+def _freeze_normalization(module: nn.Module, epsilon: float | None) -> None:
+    """Puts torchvision's frozen batch normalization, whose numbers are never learned, in the place of the other."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            eps = child.eps if epsilon is None else epsilon
+            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps))
+        else:
+            _freeze_normalization(child, epsilon)

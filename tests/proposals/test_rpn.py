@@ -1,0 +1,109 @@
+"""The proposals of a checkpoint's network: in the image's pixels, and known by the checkpoint's content."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from segdet.detection.faster_rcnn import FasterRCNN
+from segdet.detection.fcos import FCOS
+from segdet.errors import UserError
+from segdet.proposals import RPN
+from segdet.task import Task
+
+OPTIONS: dict[str, Any] = {
+    "backbone": "small_vgg", "backbone_options": {"channels": [8, 8, 8, 8]}, "strides": [8, 16], "width": 8,
+    "head_width": 8, "before_nms": [200, 100], "proposals": [100, 60], "weights": None,
+}  # fmt: skip
+
+
+def _save(path: Path, model: Task, options: dict[str, Any], size: Any = None) -> Path:
+    kind = type(model)
+    config = {
+        "model": {
+            "class_path": f"{kind.__module__}.{kind.__name__}",
+            "init_args": {**options, "optim": {"name": "sgd"}, "category_ids": None},
+        },
+        "data": {
+            "class_path": "VOCDataModule",
+            "init_args": {"recipe": {"class_path": "Plain", "init_args": {"size": size}}},
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"config": yaml.safe_dump(config), "class_names": ["a", "b"]}
+    torch.save({"state_dict": model.state_dict(), "segdet": about}, path)
+    return path
+
+
+def _model(seed: int = 0) -> FasterRCNN:
+    torch.manual_seed(seed)
+    model = FasterRCNN(["a", "b"], **OPTIONS).eval()
+    torch.nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.05)  # type: ignore[union-attr,arg-type]
+    return model
+
+
+def test_boxes_are_the_networks(tmp_path: Path, scene: np.ndarray) -> None:
+    model = _model()
+    path = _save(tmp_path / "run" / "checkpoints" / "best.ckpt", model, OPTIONS)
+    pixels = torch.from_numpy(scene.copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = model.propose(model.normalize(pixels))[0].numpy()
+    boxes, scores = RPN(str(path))(scene)
+    assert boxes.dtype == scores.dtype == np.float32
+    assert len(boxes) == len(scores) > 20
+    np.testing.assert_allclose(boxes, np.unique(expected, axis=0)[_order_in(expected)], atol=1e-3)
+    assert (np.diff(scores) <= 0).all()
+    few, _ = RPN(str(tmp_path / "run"), count=5)(scene)
+    assert np.array_equal(few, boxes[:5])
+
+
+def _order_in(boxes: np.ndarray) -> np.ndarray:
+    """The order of the unique rows by where each first occurs."""
+    return np.argsort(np.unique(boxes, axis=0, return_index=True)[1])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_images_are_resized_as_in_training_and_boxes_back(
+    given: bool, tmp_path: Path, scene: np.ndarray
+) -> None:
+    path = _save(tmp_path / "model.ckpt", _model(), OPTIONS, None if given else [48, 64])
+    boxes, _ = RPN(str(path), size=(48, 64) if given else None)(scene)
+    import cv2
+
+    small, _ = RPN(str(_save(tmp_path / "small.ckpt", _model(), OPTIONS)))(
+        cv2.resize(scene, (64, 48), interpolation=cv2.INTER_LINEAR)
+    )
+    np.testing.assert_allclose(boxes, small * ([120 / 64, 90 / 48] * 2), atol=1e-2)
+    assert boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 90
+
+
+def test_the_key_is_of_the_checkpoints_content(tmp_path: Path) -> None:
+    path = _save(tmp_path / "model.ckpt", _model(), OPTIONS)
+    key = RPN(str(path)).key
+    copy = tmp_path / "copy.ckpt"
+    copy.write_bytes(path.read_bytes())
+    assert RPN(str(copy)).key == key
+    _save(path, _model(1), OPTIONS)
+    os.utime(path, ns=(0, 0))
+    assert RPN(str(path)).key != key
+    assert RPN(str(copy), count=7).key != key
+
+
+def test_mistakes_are_one_line(tmp_path: Path, scene: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"absent\.ckpt: no such checkpoint"):
+        RPN(str(tmp_path / "absent.ckpt"))
+    with pytest.raises(UserError, match=r"best\.ckpt: no such checkpoint; give the folder of a run"):
+        RPN(str(tmp_path))
+    (tmp_path / "torn.ckpt").write_bytes(b"PK")
+    with pytest.raises(UserError, match="no checkpoint of a training"):
+        RPN(str(tmp_path / "torn.ckpt"))(scene)
+    options = {"backbone": "small_vgg", "strides": [8], "width": 8}
+    other = _save(tmp_path / "fcos.ckpt", FCOS(["a", "b"], **options), options)
+    with pytest.raises(UserError, match="holds a FCOS, which has no proposal network"):
+        RPN(str(other))(scene)
+    with pytest.raises(UserError, match="count 0: must be at least 1"):
+        RPN(str(other), count=0)
