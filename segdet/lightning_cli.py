@@ -231,7 +231,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         # What is opened is looked up on a network's file server, and not in what this machine remembers of it.
         with contextlib.suppress(OSError), file.open("rb") as stream:
             present.append((os.fstat(stream.fileno()).st_mtime_ns, file))
-    whole = []
+    whole: list[tuple[int, int, str, Checkpoint]] = []
     for time, file in sorted(present, reverse=True):
         if whole and time != whole[0][0]:
             break

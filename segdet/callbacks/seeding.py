@@ -30,7 +30,8 @@ class StepSeed(pl.Callback):
         # the count of the epoch before when it goes on, and pass over this epoch as one that is done.
         loop = trainer.fit_loop
         loop.epoch_loop.batch_progress.reset_on_run()
-        loop.epoch_progress.current.ready = loop.epoch_progress.current.started + 1  # it is one less by then
+        current = loop.epoch_progress.current
+        current.ready = current.started + 1  # type: ignore[attr-defined]  # it is one less by then
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -118,6 +118,7 @@ class UpsamplingFCN(Segmenter):
         )
         for level, (stage, pool) in enumerate(zip(self.encoder, self.pools, strict=True)):
             features, stride = seen[stage], 2**level
+            pooled, switches = seen[pool]
             yield Stage(
                 f"down, stride {stride}",
                 map=strength(features),
@@ -125,7 +126,7 @@ class UpsamplingFCN(Segmenter):
             )
             yield Stage(
                 f"switches, stride {stride}",
-                map=switch_map(Pooled(*seen[pool], (features.shape[2], features.shape[3]))),
+                map=switch_map(Pooled(pooled, switches, (features.shape[2], features.shape[3]))),
                 about=f"In what share of the channels a pixel was the maximum of its 2x2 window; {remembered}.",
             )
         yield Stage(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from segdet.benchmark.cost import measure_cost
 from segdet.cli import main
+from segdet.cost import measure_cost
 from segdet.data.sample import Target
 from segdet.data.shapes import make_shapes
 from segdet.detection import sliding_window

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from segdet.benchmark.cost import measure_cost
+from segdet.cost import measure_cost
 from segdet.errors import UserError
 from segdet.localization.box_head import BoxHead
 from segdet.localization.multi_crop import MultiCrop, merge_views
