@@ -12,13 +12,13 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
-from pycocotools import mask as rle
 
 from segdet.callbacks.panels import overlay
 from segdet.data.datamodule import Classes
 from segdet.data.draw import palette
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Source
+from segdet.metrics.detection import run_lengths
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -105,10 +105,9 @@ class PredictionWriter(BasePredictionWriter):
         ids = self.classes.category_ids
         outlines: list[dict[str, Any]] = [{} for _ in labels]
         if "masks" in said and labels:
-            lengths = rle.encode(np.asfortranarray(said["masks"].numpy().transpose(1, 2, 0)))
             outlines = [
                 {"segmentation": {"size": each["size"], "counts": each["counts"].decode("ascii")}}
-                for each in lengths
+                for each in run_lengths(said["masks"])
             ]
         return [
             {

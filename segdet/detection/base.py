@@ -8,7 +8,7 @@ from segdet.data.sample import Batch, Prediction
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.boxes import to_original
-from segdet.task import Task
+from segdet.task import Stage, Task
 
 
 class Detector(Task):
@@ -55,3 +55,8 @@ class Detector(Task):
             [batch.originals[position] for position in positions],
             [batch.sources[position].image_id for position in positions],
         )
+
+
+def detections_stage(final: Prediction) -> Stage:
+    """The last stage of a family whose last step is non-maximum suppression."""
+    return Stage("detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +14,11 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, 
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import pad_targets, select_from_levels
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, on_grid
+from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
 from segdet.task import Stage
 
 
@@ -146,9 +144,7 @@ class PointDetector(Detector):
         yield Stage("boxes", boxes=boxes[best], scores=scores[best], about="The surest boxes, unsuppressed.")
         size = (image.shape[2], image.shape[3])
         (final,) = self._detections(logits, centred, distances, cells, levels, size)
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
 
 class FCOS(PointDetector):
@@ -189,11 +185,7 @@ class FCOS(PointDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        groups = max(1, min(32, width // 8))
-        if width % groups:
-            raise UserError(
-                f"--model.width {width}: cannot be normalized in {groups} groups; give a multiple of 8"
-            )
+        norm_layer = grouped(width)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.multiple = self.backbone.strides[-1]
         self.neck = FeaturePyramid(
@@ -203,11 +195,10 @@ class FCOS(PointDetector):
             [[float(stride)] for stride in self.neck.strides], [[1.0]] * len(self.neck.strides)
         )
         self.head = FCOSHead(width, 1, len(class_names), 0)
-        grouped = partial(nn.GroupNorm, groups)
         self.head.classification_head = FCOSClassificationHead(
-            width, 1, len(class_names), head_convolutions, norm_layer=grouped
+            width, 1, len(class_names), head_convolutions, norm_layer=norm_layer
         )
-        self.head.regression_head = FCOSRegressionHead(width, 1, head_convolutions, norm_layer=grouped)
+        self.head.regression_head = FCOSRegressionHead(width, 1, head_convolutions, norm_layer=norm_layer)
 
     def features(self, images: Tensor) -> list[Tensor]:
         return list(self.neck(self.backbone(images)).values())

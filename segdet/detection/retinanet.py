@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,12 +14,12 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets, select_from_levels
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, on_grid
+from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
 from segdet.task import Stage
 
 
@@ -146,9 +145,7 @@ class FocalLossDetector(Detector):
             about="The surest after their offsets, unsuppressed.",
         )
         (final,) = self._detections(logits, offsets, anchors, levels, (image.shape[2], image.shape[3]))
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
 
 class RetinaNet(FocalLossDetector):
@@ -211,7 +208,7 @@ class RetinaNet(FocalLossDetector):
             width,
             self.anchors.num_anchors_per_location()[0],
             len(class_names),
-            norm_layer=partial(nn.GroupNorm, _groups(width)) if norm else None,
+            norm_layer=grouped(width) if norm else None,
         )
         for branch in (head.classification_head, head.regression_head):
             branch.conv = branch.conv[:head_convolutions]
@@ -253,13 +250,3 @@ class TorchvisionRetinaNet(FocalLossDetector):
 
     def features(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images).values())
-
-
-def _groups(width: int) -> int:
-    """Of group normalization: 32 as usual, fewer where a group would have less than 8 channels."""
-    groups = max(1, min(32, width // 8))
-    if width % groups:
-        raise UserError(
-            f"--model.width {width}: cannot be normalized in {groups} groups; give a multiple of 8"
-        )
-    return groups

@@ -17,16 +17,14 @@ from torch.profiler import record_function
 from tqdm import tqdm
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.nn.backbones import Backbone
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets, select_detections
+from segdet.nn.kept import Kept
 from segdet.nn.windows import DenseWindows, grid, window_features
 from segdet.task import Stage
-
-_SIZES_KEPT = 16
-"""Image sizes of which the windows are kept."""
 
 
 class SlidingWindowDetector(Detector):
@@ -161,7 +159,7 @@ class SlidingWindowDetector(Detector):
         self.class_head = linear_layers([*hidden, len(class_names) + 1])
         # Not registered as a part: its weights are the network's, which a checkpoint is to hold once.
         self.__dict__["dense"] = DenseWindows(self.network, window, stride) if backbone is None else None
-        self._layouts: dict[Any, Layout] = {}
+        self._layouts: Kept[Layout] = Kept()
 
     @property
     def counted(self) -> nn.Module:
@@ -266,14 +264,13 @@ class SlidingWindowDetector(Detector):
 
     def layout(self, images: Tensor) -> Layout:
         """The windows of images of this size: the same for all, and laid out once."""
-        key = (images.shape[2], images.shape[3], images.device)
-        if key not in self._layouts:
-            if len(self._layouts) >= _SIZES_KEPT:
-                self._layouts.clear()  # images of ever new sizes must not fill the memory
-            size = (images.shape[2], images.shape[3])
+        size = (images.shape[2], images.shape[3])
+
+        def compute() -> Layout:
             sizes = level_sizes(size, self.window, self.stride, self.scales, self.aspects)
-            self._layouts[key] = lay_out(size, sizes, self.window, self.stride, images.device)
-        return self._layouts[key]
+            return lay_out(size, sizes, self.window, self.stride, images.device)
+
+        return self._layouts.get((size, images.device), compute)
 
     def _of_levels(self, levels: list[Tensor]) -> Tensor:
         """The network's answers ``[B, A, units]`` for all windows, one pass a level."""
@@ -365,9 +362,7 @@ class SlidingWindowDetector(Detector):
                 "moved boxes", boxes=moved, scores=sure[best], about="The same with boxes of their own."
             )
         final = self.select(boxes[0], scores[0], (image.shape[2], image.shape[3]))
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
 
 # The pyramid.

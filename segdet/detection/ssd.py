@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDHead
+from torchvision.models.detection.ssd import SSDHead
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
+from segdet.detection.torchvision_network import rows_of_classes
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import load_weights
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
+from segdet.nn.kept import Kept
 from segdet.task import Stage
-
-_SIZES_KEPT = 16
-"""Image sizes of which the default boxes are kept."""
 
 
 class DefaultBoxDetector(Detector):
@@ -68,7 +67,7 @@ class DefaultBoxDetector(Detector):
         self.detections_per_image = detections_per_image
         self.negatives_per_positive = negatives_per_positive
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
-        self._computed: dict[Any, Tensor] = {}
+        self._computed: Kept[Tensor] = Kept()
 
     @abstractmethod
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -89,20 +88,14 @@ class DefaultBoxDetector(Detector):
         """
         network = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
         own = network.state_dict()
-        outputs = len(self.class_names) + 1
-        coco = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
         fitted = dict(state)
         for key, value in ((k, v) for k, v in state.items() if k in own):
             if not key.startswith("head.classification_head.") or value.shape == own[key].shape:
                 continue
             if value.shape[1:] != own[key].shape[1:]:
                 continue  # another network: told below
-            anchors = len(own[key]) // outputs
-            if len(value) == len(coco) * anchors and set(self.class_names) <= set(coco):
-                rows = [0, *(coco.index(name) for name in self.class_names)]
-                fitted[key] = value.unflatten(0, (anchors, len(coco)))[:, rows].flatten(0, 1)
-            else:
-                fitted[key] = own[key]
+            rows = rows_of_classes(value, own[key], self.class_names)
+            fitted[key] = own[key] if rows is None else rows
         load_weights(network, fitted, path, type(self).__name__)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,22 +175,20 @@ class DefaultBoxDetector(Detector):
             about="The same after their offsets, unsuppressed.",
         )
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
     def _anchors(self, images: Tensor, maps: list[Tensor]) -> Tensor:
         """The default boxes of the batch's size, ``[A, 4]``: the same for all its images, and computed once."""
         size = (images.shape[2], images.shape[3])
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
-        key = (size, grids, images.device)
-        if key not in self._computed:
-            if len(self._computed) >= _SIZES_KEPT:
-                self._computed.clear()  # images of ever new sizes must not fill the memory
+
+        def compute() -> Tensor:
             # In float32 whatever the maps are in: bfloat16 would move the boxes by most of a pixel.
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
-            self._computed[key] = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
-        return self._computed[key]
+            boxes: Tensor = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
+            return boxes
+
+        return self._computed.get((size, grids, images.device), compute)
 
 
 class SSD(DefaultBoxDetector):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from torchvision.models.detection.ssdlite import (
 )
 
 from segdet.detection.ssd import DefaultBoxDetector
+from segdet.detection.torchvision_network import published_weights
 from segdet.errors import UserError
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.nn.backbones import load_weights
 
 _HALF = (0.5, 0.5, 0.5)
 
@@ -97,25 +97,8 @@ class SSDLite(DefaultBoxDetector):
         return channels
 
     def _start_from(self, weights: str | bool, reduced_tail: bool) -> None:
-        if isinstance(weights, str) and is_weights_file(weights):
-            path = Path(weights)
-            state = read_weights(path, "SSDLite")
-        else:
-            choices: dict[str, Any] = {
-                member.name: member
-                for member in [*SSDLite320_MobileNet_V3_Large_Weights, *MobileNet_V3_Large_Weights]
-            }
-            wanted = "COCO_V1" if weights is True else str(weights)
-            if wanted not in choices:
-                raise UserError(
-                    f"model.weights: SSDLite has no weights {weights!r}; there are {', '.join(choices)}, "
-                    "or give a local file"
-                )
-            path = Path(wanted)
-            try:
-                state = dict(choices[wanted].get_state_dict(progress=False))
-            except (OSError, RuntimeError) as error:
-                raise unfetched("SSDLite", error) from error
+        members = [*SSDLite320_MobileNet_V3_Large_Weights, *MobileNet_V3_Large_Weights]
+        path, state = published_weights("SSDLite", weights, members)
         if "features.0.0.weight" not in state:
             self.load_torchvision(state, path)
             return

@@ -12,8 +12,9 @@ from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDFeatureExt
 from torchvision.models.vgg import cfgs, make_layers
 
 from segdet.detection.ssd import DefaultBoxDetector
+from segdet.detection.torchvision_network import published_weights
 from segdet.errors import UserError
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.nn.backbones import load_weights
 from segdet.nn.vgg16 import he_initialized
 
 Sizes = Literal["voc", "coco"]
@@ -96,38 +97,19 @@ class VGG16SSD(DefaultBoxDetector):
 
     def _start_from(self, weights: str | bool, sizes: Sizes) -> None:
         name = type(self).__name__
-        if isinstance(weights, str) and is_weights_file(weights):
-            path = Path(weights)
-            state = read_weights(path, name)
-        else:
-            member = self._named(weights)
-            path = Path(member.name)
-            try:
-                state = dict(member.get_state_dict(progress=False))
-            except (OSError, RuntimeError) as error:
-                raise unfetched(name, error) from error
-            if member is SSD300_VGG16_Weights.COCO_V1 and sizes != "coco":
-                raise UserError(
-                    f"model.weights {member.name}: they were learned with COCO's default boxes; give "
-                    "--model.sizes coco with them"
-                )
+        wholes = list(SSD300_VGG16_Weights) if isinstance(self, SSD300) else []
+        path, state = published_weights(name, weights, [*wholes, *VGG16_Weights])
+        if path in [Path(whole.name) for whole in wholes] and sizes != "coco":
+            raise UserError(
+                f"model.weights {path.name}: they were learned with COCO's default boxes; give "
+                "--model.sizes coco with them"
+            )
         if "features.0.weight" in state:
             added = ("scale_weight", "extra.0.7.", *(f"extra.{i}." for i in range(1, len(self.steps) - 1)))
             new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith(added)}
             load_weights(self.backbone, new | self._of_imagenet(state), path, f"{name}'s VGG16")
         else:
             self.load_torchvision(state, path)
-
-    def _named(self, weights: str | bool) -> Any:
-        wholes = list(SSD300_VGG16_Weights) if isinstance(self, SSD300) else []
-        choices = {member.name: member for member in [*wholes, *VGG16_Weights]}
-        wanted = next(iter(choices)) if weights is True else weights
-        if wanted not in choices:
-            raise UserError(
-                f"model.weights: {type(self).__name__} has no weights {weights!r}; there are {', '.join(choices)}, or "
-                "give a local file"
-            )
-        return choices[str(wanted)]
 
     def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchvision's VGG16 by the names of the backbone."""

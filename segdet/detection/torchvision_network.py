@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -90,10 +91,59 @@ def _state(name: str, option: str, owner: str, weights: str | bool) -> tuple[Pat
     if wanted not in choices:
         there = ", ".join(key for key in choices if key != "DEFAULT")
         raise UserError(f"model.{option}: torchvision has no weights {weights!r} of {owner}; it has {there}")
+    return Path(wanted), _fetched(choices[wanted], name)
+
+
+def published_weights(
+    owner: str, weights: str | bool, members: Sequence[WeightsEnum]
+) -> tuple[Path, dict[str, Tensor]]:
+    """Weights by torchvision's name or from a file: where they come from, for errors' lines, and the weights.
+
+    Args:
+        owner: Whose they are to be.
+        weights: A local file, the name of one of ``members``, or true for the first of these.
+        members: What torchvision has.
+
+    Raises:
+        UserError: If there are no such weights, or they cannot be had.
+    """
+    if isinstance(weights, str) and is_weights_file(weights):
+        return Path(weights), read_weights(Path(weights), owner)
+    choices = {member.name: member for member in members}
+    wanted = next(iter(choices)) if weights is True else str(weights)
+    if wanted not in choices:
+        raise UserError(
+            f"model.weights: {owner} has no weights {weights!r}; there are {', '.join(choices)}, or give a local file"
+        )
+    return Path(wanted), _fetched(choices[wanted], owner)
+
+
+def _fetched(member: WeightsEnum, owner: str) -> dict[str, Tensor]:
     try:
-        return Path(wanted), dict(choices[wanted].get_state_dict(progress=False))
+        return dict(member.get_state_dict(progress=False))
     except (OSError, RuntimeError) as error:
-        raise unfetched(name, error) from error
+        raise unfetched(owner, error) from error
+
+
+def rows_of_classes(
+    value: Tensor, like: Tensor, class_names: Sequence[str], in_succession: int = 1
+) -> Tensor | None:
+    """What a last layer of COCO's 91 numbers has for these classes, taken by name.
+
+    Args:
+        value: The layer's weight or bias.
+        like: That of the layer for the background and ``class_names``.
+        class_names: The classes.
+        in_succession: How many rows in succession belong to one class.
+
+    Returns:
+        In the shape of ``like``; None if ``value`` is of other classes, or some name is none of COCO's.
+    """
+    groups = len(like) // ((len(class_names) + 1) * in_succession)
+    if len(value) != groups * len(COCO_NAMES) * in_succession or not set(class_names) <= set(COCO_NAMES):
+        return None
+    rows = [0, *(COCO_NAMES.index(name) for name in class_names)]
+    return value.unflatten(0, (groups, len(COCO_NAMES), in_succession))[:, rows].flatten(0, 2)
 
 
 def _load(
@@ -105,7 +155,6 @@ def _load(
     heads: Mapping[str, int],
 ) -> None:
     own = model.state_dict()
-    outputs = len(class_names) + 1
     fitted = dict(state)
     new = set()
     for head, in_succession in heads.items():
@@ -113,15 +162,12 @@ def _load(
             value = state.get(key)
             if value is None or value.shape == own[key].shape:
                 continue
-            groups = len(own[key]) // (outputs * in_succession)
-            coco = len(value) == groups * len(COCO_NAMES) * in_succession
-            if coco and set(class_names) <= set(COCO_NAMES):
-                rows = [0, *(COCO_NAMES.index(each) for each in class_names)]
-                by_class = value.unflatten(0, (groups, len(COCO_NAMES), in_succession))
-                fitted[key] = by_class[:, rows].flatten(0, 2)
-            else:
+            rows = rows_of_classes(value, own[key], class_names, in_succession)
+            if rows is None:
                 del fitted[key]
                 new.add(key)
+            else:
+                fitted[key] = rows
     try:
         # torchvision itself knows the names that its layers had in older files.
         missing = model.load_state_dict(fitted, strict=False).missing_keys

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights
@@ -207,9 +207,7 @@ class YOLOv1(Detector):
             about=f"All {side * side * self.boxes} boxes with their confidence, unsuppressed.",
         )
         final = self._detections(found, confidence, classes, size)[0]
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
     def _detections(
         self, found: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int]

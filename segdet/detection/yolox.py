@@ -13,10 +13,10 @@ from torch.profiler import record_function
 from torchvision.ops import FeaturePyramidNetwork
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import pad_targets, pairwise_iou, select_detections
+from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou, select_detections
 from segdet.task import Stage
 
 _PRIOR = 0.01
@@ -129,7 +129,7 @@ class YOLOX(Detector):
         # Classes are asked for as surely as the box overlaps (section 2.1, "IoU-aware" as the code has it).
         named = F.one_hot((labels.gather(1, matched) - 1).clamp(min=0), logits.shape[-1]) * iou[..., None]
         names = F.binary_cross_entropy_with_logits(logits, named, reduction="none").sum(-1)
-        overlap = 1 - _iou(found, wanted).square()
+        overlap = 1 - paired_iou(found, wanted).square()
         present = F.binary_cross_entropy_with_logits(
             objectness, positive.to(objectness.dtype), reduction="sum"
         )
@@ -175,9 +175,7 @@ class YOLOX(Detector):
             "boxes", boxes=boxes[0, best], scores=scores[best], about="The surest boxes, unsuppressed."
         )
         final = self._detections(logits, objectness, boxes, (image.shape[2], image.shape[3]))[0]
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
     def _cells(self, maps: list[Tensor]) -> Cells:
         centres, strides = [], []
@@ -315,11 +313,6 @@ class DecoupledHead(nn.Module):
         return torch.cat(
             [self.box(boxes), self.objectness(boxes), self.classes(self.class_branch(features))], 1
         )
-
-
-def _iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """The IoU of each of ``[..., 4]`` with its counterpart."""
-    return pairwise_iou(boxes.unsqueeze(-2), others.unsqueeze(-2)).flatten(-3)
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segdet.errors import UserError
+from segdet.nn.boxes import paired_iou
 
 Views = Literal["one", "two", "five", "ten"]
 
@@ -112,16 +113,8 @@ def merge_views(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     boxes = boxes.to(probabilities.dtype).expand(-1, -1, probabilities.shape[-1], -1)
     surest = probabilities.argmax(0, keepdim=True)
     anchors = boxes.gather(0, surest[..., None].expand(-1, -1, -1, 4))
-    weights = torch.where(_iou(boxes, anchors) >= AGREEMENT, probabilities, 0.0)
+    weights = torch.where(paired_iou(boxes, anchors) >= AGREEMENT, probabilities, 0.0)
     # A box without area overlaps not even itself.
     weights = weights.scatter(0, surest, probabilities.gather(0, surest))
     merged = (weights[..., None] * boxes).sum(0) / weights.sum(0)[..., None].clamp(min=1e-30)
     return probabilities.mean(0).clamp(min=1e-30).log(), merged
-
-
-def _iou(one: Tensor, other: Tensor) -> Tensor:
-    """The IoU of boxes ``[..., 4]`` with those at the same places."""
-    sides = torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])
-    common = sides.clamp(min=0).prod(-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1) for boxes in (one, other)]
-    return common / (areas[0] + areas[1] - common).clamp(min=1e-12)

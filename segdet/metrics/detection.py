@@ -219,7 +219,7 @@ def coco_results(
 def _overlapping_masks(prediction: Prediction, target: Target) -> tuple[Tensor, Tensor]:
     """The areas ``[M]`` of the masks found in an image, and the pairs ``[P, 3]`` of each with an object of its class:
     their places, and their overlap where it is a half or more, by COCO's own library."""
-    found, truth = _encoded(prediction["masks"]), _encoded(target["masks"])
+    found, truth = run_lengths(prediction["masks"]), run_lengths(target["masks"])
     areas = torch.from_numpy(np.asarray(rle.area(found), np.float64).reshape(-1))
     if not found or not truth:
         return areas, torch.zeros(0, 3)
@@ -231,7 +231,7 @@ def _overlapping_masks(prediction: Prediction, target: Target) -> tuple[Tensor, 
     return areas, torch.from_numpy(np.stack([one, other, share[one, other]], 1))
 
 
-def _encoded(masks: Tensor) -> list[dict[str, Any]]:
+def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     """Masks ``[N, H, W]`` as COCO's run lengths."""
     by_column = np.asfortranarray(masks.to(torch.uint8).cpu().numpy().transpose(1, 2, 0))
     encoded: list[dict[str, Any]] = rle.encode(by_column) if len(masks) else []

@@ -77,6 +77,11 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return common / (_area(one) + _area(other) - common).clamp(min=1e-9)
 
 
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """The IoU of each of ``[..., 4]`` with the one at its place, xyxy: ``[...]``."""
+    return pairwise_iou(boxes.unsqueeze(-2), others.unsqueeze(-2)).flatten(-3)
+
+
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 

@@ -107,10 +107,12 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     # An iteration multiplies x from the left with a polynomial of x x^T. All of them together are one small matrix,
     # found without x itself, whose rows are several times as long as it has rows in a convolution.
     gram = x @ x.mT
-    whole = identity = torch.eye(len(x), device=x.device)
-    for _ in range(iterations):
+    identity = torch.eye(len(x), device=x.device)
+    whole = factor = identity
+    for iteration in range(iterations):
+        if iteration:
+            gram = factor @ gram @ factor
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
-        whole = factor @ whole
-        gram = factor @ gram @ factor
+        whole = factor @ whole if iteration else factor
     x = whole @ x
     return x.mT if tall else x

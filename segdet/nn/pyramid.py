@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 
-_SIZES_KEPT = 16
-"""Image sizes of which the anchors are kept."""
+from segdet.errors import UserError
+from segdet.nn.kept import Kept
 
 
 class FeaturePyramid(nn.Module):
@@ -80,6 +81,21 @@ class ExtraLevels(ExtraFPNBlock):
         return x, names
 
 
+def grouped(width: int) -> Callable[[int], nn.GroupNorm]:
+    """What makes the group normalization of a head that several maps share: 32 groups as usual, fewer where one would
+    have less than 8 of the ``width`` channels.
+
+    Raises:
+        UserError: If the channels cannot be divided so.
+    """
+    groups = max(1, min(32, width // 8))
+    if width % groups:
+        raise UserError(
+            f"--model.width {width}: cannot be normalized in {groups} groups; give a multiple of 8"
+        )
+    return partial(nn.GroupNorm, groups)
+
+
 class GridAnchors(AnchorGenerator):
     """torchvision's anchors, computed once for a size of images and exact in any precision.
 
@@ -92,21 +108,20 @@ class GridAnchors(AnchorGenerator):
 
     def __init__(self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]) -> None:
         super().__init__(tuple(map(tuple, sizes)), tuple(map(tuple, aspect_ratios)))
-        self._computed: dict[Any, Tensor] = {}
+        self._computed: Kept[Tensor] = Kept()
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """The anchors of each image, float32 ``[A, 4]`` xyxy: the same for all images of a batch."""
         size = tuple(image_list.tensors.shape[-2:])
         device = image_list.tensors.device
         grids = tuple((each.shape[-2], each.shape[-1]) for each in feature_maps)
-        key = (size, grids, device)
-        if key not in self._computed:
-            if len(self._computed) >= _SIZES_KEPT:
-                self._computed.clear()  # images of ever new sizes must not fill the memory
+
+        def compute() -> Tensor:
             maps = [torch.empty(1, 1, *grid, device=device) for grid in grids]
             one = ImageList(image_list.tensors[:1], image_list.image_sizes[:1])
-            self._computed[key] = super().forward(one, maps)[0]
-        return [self._computed[key]] * len(image_list.image_sizes)
+            return super(GridAnchors, self).forward(one, maps)[0]
+
+        return [self._computed.get((size, grids, device), compute)] * len(image_list.image_sizes)
 
 
 class NineAnchors(GridAnchors):
