@@ -33,15 +33,21 @@ class Pipeline:
     Args:
         transforms: What to do, in order.
         min_visibility: The share of its area that a box must keep to stay.
+        check_each: Whether boxes are clipped and dropped after every transform, which takes a third of the time of
+            a small image, or once at the end. Once is enough unless what has left the image could come back: a crop
+            that is followed by padding or zooming out.
     """
 
-    def __init__(self, transforms: list[A.BasicTransform], min_visibility: float = 0.0) -> None:
+    def __init__(
+        self, transforms: list[A.BasicTransform], min_visibility: float = 0.0, check_each: bool = False
+    ) -> None:
         boxes = A.BboxParams(
             format="pascal_voc",
             label_fields=["index"],
             clip=True,
             min_area=1.0,
             min_visibility=min_visibility,
+            check_each_transform=check_each,
         )
         transforms = transforms or [A.NoOp(p=1.0)]
         self._with_boxes = A.Compose(transforms, bbox_params=boxes)
@@ -125,7 +131,7 @@ class Recipe(ABC):
 
     def train(self) -> Pipeline:
         """The pipeline of training."""
-        return Pipeline([*self.augment(), *self.extra], self.min_visibility)
+        return Pipeline([*self.augment(), *self.extra], self.min_visibility, check_each=bool(self.extra))
 
     def evaluation(self) -> Pipeline:
         """The pipeline of validation, test and prediction: resizing alone."""
