@@ -5,10 +5,11 @@ All of it is measured on ``predict_images``, the way from the decoded image to t
 reading and decoding the file is the same for every model and left out.
 """
 
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,7 +31,13 @@ class Predictor(Protocol):
         """The predictions of uint8 images ``[B, 3, H, W]``."""
 
 
-def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds: float = 3.0) -> Cost:
+def measure_cost(
+    model: Predictor,
+    images: "Tensor",
+    repeats: int = 30,
+    seconds: float = 3.0,
+    given: Mapping[str, Any] | None = None,
+) -> Cost:
     """Measures what predicting one image costs ``model``, on the device and in the precision it is in.
 
     The model is left in the mode (training or evaluation) that it was in, and its random state untouched.
@@ -52,6 +59,7 @@ def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds:
             that reach NMS depends on it.
         repeats: Most predictions to time.
         seconds: Most time to spend on timing.
+        given: Further arguments of ``predict_images``: what the model looks at beside the image.
 
     Raises:
         ValueError: If ``images`` is not one uint8 RGB image.
@@ -62,17 +70,18 @@ def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds:
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
     assert isinstance(model, torch.nn.Module)
+    predict: Callable[[Tensor], Any] = functools.partial(model.predict_images, **(given or {}))
     with _evaluating(model), _counting(model.counted) as entered:
         with torch.inference_mode():
-            warm_up = _seconds(model, images)
+            warm_up = _seconds(predict, images)
             passes = sum(entered)
             times = [warm_up] if warm_up > seconds else []
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
-                times.append(_seconds(model, images))
+                times.append(_seconds(predict, images))
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
-            model.predict_images(images)
+            predict(images)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=int(counter.get_total_flops()),
@@ -96,14 +105,14 @@ def peak_memory_mb(device: "torch.device") -> float | None:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 
 
-def _seconds(model: Predictor, images: "Tensor") -> float:
+def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
     """The duration of one prediction, awaited to its end."""
     import torch
 
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
-    model.predict_images(images)
+    predict(images)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - start
