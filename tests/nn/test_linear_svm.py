@@ -15,7 +15,7 @@ def blobs(seed: int = 0) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.nd
     blocks = []
     for _ in range(10):
         labels = random.integers(-9, 3, 60)
-        rows = random.normal(size=(60, 8)) * 4 + np.where(labels[:, None] >= 0, centres[labels], 0)
+        rows = random.normal(size=(60, 8)) * 4 + np.where(labels[:, None] >= 0, centres[labels.clip(0)], 0)
         blocks.append((rows.astype(np.float32), labels[:, None] != np.arange(3)))
     return positives, blocks
 
