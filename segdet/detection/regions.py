@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +14,11 @@ from torch.profiler import record_function
 
 from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
-from segdet.data.sample import Prediction, Sample, Target
+from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.detection.base import Detector
 from segdet.errors import UserError
+from segdet.metrics.base import Scores
+from segdet.metrics.regions import RegionScores
 from segdet.nn.boxes import select_detections
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
@@ -93,8 +96,22 @@ class RegionDetector(Detector):
 
     def given(self, sample: Sample) -> dict[str, Any]:
         if self.proposer is None:
+            sys.stderr.write("segdet: the cost is without that of the proposals, which are read from a file\n")
             return {"proposals": [sample.target["proposals"].to(self.device)]}
         return {"originals": [read_image(sample.source.path, sample.source.original_size)]}
+
+    def build_scores(self) -> Scores:
+        return RegionScores(self.class_names, self.category_ids)
+
+    def score(
+        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
+    ) -> None:
+        assert isinstance(scores, RegionScores)
+        for position in positions:
+            target = batch.targets[position]
+            # Resizing changes no IoU, so that the pixels of the network will do.
+            scores.cover(target["proposals"], target["boxes"][~(target["iscrowd"] | target["difficult"])])
+        super().score(scores, predictions, batch, positions)
 
     def propose(self, images: Tensor, originals: list[np.ndarray] | None = None) -> list[Tensor]:
         """The proposals of uint8 images ``[B, 3, H, W]``: of each float32 ``[P, 4]``, xyxy in its pixels, best first.
