@@ -28,7 +28,7 @@ class RegionScores(DetectionScores):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Images, proposals, objects, and those of the objects that are covered at each overlap.
-        self.add_state("covered", torch.zeros(3 + len(_OVERLAPS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("covered", torch.zeros(3 + len(_OVERLAPS), dtype=torch.int64), dist_reduce_fx="sum")
 
     def cover(self, proposals: Tensor, objects: Tensor) -> None:
         """Counts an image: its proposals ``[P, 4]`` and its objects ``[G, 4]``; to be called before ``update``."""
