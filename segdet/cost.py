@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+STAGE = "segdet::"
+"""What the names begin with that models mark the stages of their predictions by."""
+
+
 class Predictor(Protocol):
     """What `measure_cost` needs of a model, beside its being a ``torch.nn.Module``."""
 
@@ -52,6 +56,8 @@ def measure_cost(
     - ``peak_memory_mb``: in MiB, the most that the process has held so far: on a GPU what torch has
       allocated there since the last reset, else the process's resident memory. Called after training,
       it is training's peak. None on systems that do not tell.
+    - ``stages_ms``: the mean time of a prediction within each range that the model marks by
+      ``torch.profiler.record_function("segdet::<stage>")``. On a CPU only, since a GPU runs behind its marks.
 
     Args:
         model: A module with ``predict_images`` and ``counted``.
@@ -72,10 +78,12 @@ def measure_cost(
     assert isinstance(model, torch.nn.Module)
     predict: Callable[[Tensor], Any] = functools.partial(model.predict_images, **(given or {}))
     with _evaluating(model), _counting(model.counted) as entered:
-        with torch.inference_mode():
+        with torch.inference_mode(), _timing_stages() as stages:
             warm_up = _seconds(predict, images)
             passes = sum(entered)
             times = [warm_up] if warm_up > seconds else []
+            if not times:
+                stages.clear()
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
                 times.append(_seconds(predict, images))
@@ -88,6 +96,9 @@ def measure_cost(
         ms_per_image=1000 * statistics.median(times),
         passes_per_image=float(passes),
         peak_memory_mb=peak_memory_mb(images.device),
+        stages_ms={name: round(1000 * spent / len(times), 3) for name, spent in sorted(stages.items())}
+        if images.device.type == "cpu"
+        else {},
     )
 
 
@@ -116,6 +127,36 @@ def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - start
+
+
+@contextmanager
+def _timing_stages() -> Iterator[dict[str, float]]:
+    """The seconds within each stage that is marked meanwhile, added up.
+
+    The marks themselves are timed and no profiler is started, which would slow everything down and talk on stderr.
+    """
+    from torch.profiler import record_function
+
+    seconds: dict[str, float] = {}
+    enter, leave = record_function.__enter__, record_function.__exit__
+    began: list[float] = []
+
+    def timed_enter(mark: record_function) -> record_function:
+        began.append(time.perf_counter())
+        return enter(mark)
+
+    def timed_leave(mark: record_function, *error: Any) -> None:
+        leave(mark, *error)
+        spent = time.perf_counter() - began.pop()
+        if mark.name.startswith(STAGE):
+            name = mark.name.removeprefix(STAGE)
+            seconds[name] = seconds.get(name, 0.0) + spent
+
+    record_function.__enter__, record_function.__exit__ = timed_enter, timed_leave  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        record_function.__enter__, record_function.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager

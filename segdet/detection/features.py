@@ -152,9 +152,9 @@ class FeatureFolder:
         )
 
 
-def key_of_network(modules: Sequence[nn.Module], *settings: object) -> str:
+def key_of_network(modules: Sequence[nn.Module], settings: str) -> str:
     """A key of the weights of modules and of settings: 16 hexadecimal digits."""
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
     for module in modules:
         for name, value in module.state_dict().items():
             digest.update(name.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from segdet.nn.linear_svm import LinearSVMs, Mining, Round, mine
 from segdet.nn.ridge import BoxRidge, norm_scale
 from segdet.nn.roi import TwoLayers, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
+from segdet.proposals.base import Proposer
 from segdet.task import Stage
 
 
@@ -237,9 +239,10 @@ class RCNN(RegionDetector):
         dataset = data.plain_training()
         count = min(len(dataset), self.svm_images or len(dataset))
         positions = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
-        settings = (self.warp_size, self.context, self.ridge_above, self.ridge_regions, data.max_proposals,
-                    repr(data.proposals), str(vars(data.recipe)), data.fingerprint())  # fmt: skip
-        key = key_of_network([self.backbone, self.layers], *settings)
+        proposer = data.proposals.key if isinstance(data.proposals, Proposer) else repr(data.proposals)
+        settings = [self.warp_size, self.context, self.ridge_above, self.ridge_regions, data.max_proposals, proposer,
+                    type(data.recipe).__name__, data.recipe.size, data.fingerprint()]  # fmt: skip
+        key = key_of_network([self.backbone, self.layers], json.dumps(settings))
         folder = FeatureFolder(Path(trainer.default_root_dir) / "features", key, positions)
         if trainer.is_global_zero:
             folder.prepare()

@@ -96,9 +96,13 @@ class RegionDetector(Detector):
 
     def given(self, sample: Sample) -> dict[str, Any]:
         if self.proposer is None:
-            sys.stderr.write("segdet: the cost is without that of the proposals, which are read from a file\n")
+            sys.stderr.write(
+                "segdet: the cost is without that of the proposals, which are read from a file\n"
+            )
             return {"proposals": [sample.target["proposals"].to(self.device)]}
-        return {"originals": [read_image(sample.source.path, sample.source.original_size)]}
+        original = read_image(sample.source.path, sample.source.original_size)
+        self.proposer(original)  # the first call loads what is compiled, which no image is to be charged with
+        return {"originals": [original]}
 
     def build_scores(self) -> Scores:
         return RegionScores(self.class_names, self.category_ids)
