@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -283,3 +285,28 @@ def test_without_a_validation_the_stages_come_at_the_end(
     ours, theirs = checkpoint(run)["state_dict"], checkpoint(expected)["state_dict"]
     assert np.array_equal(ours["svms.weight"], theirs["svms.weight"])
     assert torch.equal(ours["regressors.weight"], theirs["regressors.weight"])
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_features_and_have_the_same_machines(
+    whole: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    _, arguments = whole
+    run = tmp_path / "run"
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", f"--run_dir={run}"]
+    # In a process of its own, since this one has been at work with threads, which a fork does not take along.
+    command = [sys.executable, "-m", "segdet", *arguments, *two]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("segdet: support vector machines: ") == 1
+    state = checkpoint(run)["state_dict"]
+    assert state["svms.fitted"] and state["regressors.fitted"]
+    assert len(list((run / "features").glob("*/*/*.npz"))) == 8
+    fitted = json.loads((run / "result.json").read_text())["metrics"]
+    alone = tmp_path / "alone"
+    assert main(["validate", f"--ckpt_path={run}", f"--run_dir={alone}", "--trainer.devices=1",
+                 "--trainer.strategy=auto"]) == 0  # fmt: skip
+    scores = json.loads((alone / "result.json").read_text())["metrics"]
+    assert {k: v for k, v in scores.items() if k.startswith("val/")} == pytest.approx(
+        {k: v for k, v in fitted.items() if k.startswith("val/")}, abs=1e-6
+    )
