@@ -69,7 +69,7 @@ class FeatureFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             for other in self.folder.parent.iterdir():
                 if other != self.folder and other.is_dir():
-                    shutil.rmtree(other)
+                    shutil.rmtree(other, ignore_errors=True)  # another process may be at it, too
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,19 +244,36 @@ class RCNN(RegionDetector):
                     type(data.recipe).__name__, data.recipe.size, data.fingerprint()]  # fmt: skip
         key = key_of_network([self.backbone, self.layers], json.dumps(settings))
         folder = FeatureFolder(Path(trainer.default_root_dir) / "features", key, positions)
-        if trainer.is_global_zero:
-            folder.prepare()
-        trainer.strategy.barrier("features")
-        self._describe_all(folder, data, dataset, folder.missing()[trainer.global_rank :: trainer.world_size])
-        trainer.strategy.barrier("features of all processes")
-        if trainer.is_global_zero:
-            if trainer.world_size > 1:  # what another machine wrote may lie on its own disk
-                self._describe_all(folder, data, dataset, folder.missing())
-            self.learn(folder)
+
+        def describe() -> None:
+            missing = folder.missing()[trainer.global_rank :: trainer.world_size]
+            self._describe_all(folder, data, dataset, missing)
+
+        def learn() -> None:
+            if trainer.is_global_zero:
+                if trainer.world_size > 1:  # what another machine wrote may lie on its own disk
+                    self._describe_all(folder, data, dataset, folder.missing())
+                self.learn(folder)
+
+        self._together(folder.prepare)
+        self._together(describe)
+        self._together(learn)
         for module in (self.svms, self.regressors):
             state = {name: value.cpu() for name, value in module.state_dict().items()}
             module.load_state_dict(trainer.strategy.broadcast(state))
         self._learned_at = trainer.global_step
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Does ``work`` in every process and waits for all; where one fails, all do, and none waits for ever."""
+        failure: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            failure = error
+        if not self.trainer.strategy.reduce_boolean_decision(failure is None):
+            raise failure or UserError(
+                "another process failed, and says why; mend that and go on with the run"
+            )
 
     def _describe_all(
         self, folder: FeatureFolder, data: DataModule, dataset: TaskDataset, missing: list[int]
