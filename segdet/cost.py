@@ -5,10 +5,11 @@ All of it is measured on ``predict_images``, the way from the decoded image to t
 reading and decoding the file is the same for every model and left out.
 """
 
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,10 @@ from segdet.record import Cost
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+STAGE = "segdet::"
+"""What the names begin with that models mark the stages of their predictions by."""
 
 
 class Predictor(Protocol):
@@ -30,7 +35,13 @@ class Predictor(Protocol):
         """The predictions of uint8 images ``[B, 3, H, W]``."""
 
 
-def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds: float = 3.0) -> Cost:
+def measure_cost(
+    model: Predictor,
+    images: "Tensor",
+    repeats: int = 30,
+    seconds: float = 3.0,
+    given: Mapping[str, Any] | None = None,
+) -> Cost:
     """Measures what predicting one image costs ``model``, on the device and in the precision it is in.
 
     The model is left in the mode (training or evaluation) that it was in, and its random state untouched.
@@ -45,6 +56,8 @@ def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds:
     - ``peak_memory_mb``: in MiB, the most that the process has held so far: on a GPU what torch has
       allocated there since the last reset, else the process's resident memory. Called after training,
       it is training's peak. None on systems that do not tell.
+    - ``stages_ms``: the mean time of a prediction within each range that the model marks by
+      ``torch.profiler.record_function("segdet::<stage>")``. On a CPU only, since a GPU runs behind its marks.
 
     Args:
         model: A module with ``predict_images`` and ``counted``.
@@ -52,6 +65,7 @@ def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds:
             that reach NMS depends on it.
         repeats: Most predictions to time.
         seconds: Most time to spend on timing.
+        given: Further arguments of ``predict_images``: what the model looks at beside the image.
 
     Raises:
         ValueError: If ``images`` is not one uint8 RGB image.
@@ -62,23 +76,29 @@ def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds:
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
     assert isinstance(model, torch.nn.Module)
+    predict: Callable[[Tensor], Any] = functools.partial(model.predict_images, **(given or {}))
     with _evaluating(model), _counting(model.counted) as entered:
-        with torch.inference_mode():
-            warm_up = _seconds(model, images)
+        with torch.inference_mode(), _timing_stages() as stages:
+            warm_up = _seconds(predict, images)
             passes = sum(entered)
             times = [warm_up] if warm_up > seconds else []
+            if not times:
+                stages.clear()
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
-                times.append(_seconds(model, images))
+                times.append(_seconds(predict, images))
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
-            model.predict_images(images)
+            predict(images)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=int(counter.get_total_flops()),
         ms_per_image=1000 * statistics.median(times),
         passes_per_image=float(passes),
         peak_memory_mb=peak_memory_mb(images.device),
+        stages_ms={name: round(1000 * spent / len(times), 3) for name, spent in sorted(stages.items())}
+        if images.device.type == "cpu"
+        else {},
     )
 
 
@@ -96,17 +116,47 @@ def peak_memory_mb(device: "torch.device") -> float | None:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 
 
-def _seconds(model: Predictor, images: "Tensor") -> float:
+def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
     """The duration of one prediction, awaited to its end."""
     import torch
 
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
-    model.predict_images(images)
+    predict(images)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - start
+
+
+@contextmanager
+def _timing_stages() -> Iterator[dict[str, float]]:
+    """The seconds within each stage that is marked meanwhile, added up.
+
+    The marks themselves are timed and no profiler is started, which would slow everything down and talk on stderr.
+    """
+    from torch.profiler import record_function
+
+    seconds: dict[str, float] = {}
+    enter, leave = record_function.__enter__, record_function.__exit__
+    began: list[float] = []
+
+    def timed_enter(mark: record_function) -> record_function:
+        began.append(time.perf_counter())
+        return enter(mark)
+
+    def timed_leave(mark: record_function, *error: Any) -> None:
+        leave(mark, *error)
+        spent = time.perf_counter() - began.pop()
+        if mark.name.startswith(STAGE):
+            name = mark.name.removeprefix(STAGE)
+            seconds[name] = seconds.get(name, 0.0) + spent
+
+    record_function.__enter__, record_function.__exit__ = timed_enter, timed_leave  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        record_function.__enter__, record_function.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from segdet.data.sample import Batch, Prediction, Target
+from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.nn.optim import Optimization
@@ -109,6 +109,18 @@ class Task(L.LightningModule):
     def predict(self, images: Tensor) -> Any:
         """What the network says of normalized images of one size, in their pixels (see the task's base)."""
 
+    def beside(self, targets: list[Target]) -> tuple[Any, ...]:
+        """What `predict` is told of its images beside the images, an argument each: nothing, for most families.
+
+        Args:
+            targets: One per image, in its pixels; in prediction they hold no objects.
+        """
+        return ()
+
+    def given(self, sample: Sample) -> dict[str, Any]:
+        """What `predict_images` is told of a sample beside its image when its cost is measured; nothing for most."""
+        return {}
+
     def stages(self, image: Tensor) -> Iterator[Stage]:
         """What the model looks at, step by step, on one normalized image ``[1, 3, H, W]``."""
         return iter(())
@@ -176,7 +188,8 @@ class Task(L.LightningModule):
         for (h, w), positions in by_size.items():
             images = batch.images if len(positions) == len(batch) else batch.images[positions]
             originals = [batch.sources[position].original_size for position in positions]
-            found = self.answer(images[:, :, :h, :w], originals)
+            beside = self.beside([batch.targets[position] for position in positions])
+            found = self.answer(images[:, :, :h, :w], originals, *beside)
             for position, prediction in zip(positions, found, strict=True):
                 predictions[position] = prediction
         return predictions  # type: ignore[return-value]
@@ -185,15 +198,16 @@ class Task(L.LightningModule):
         """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in their own pixels."""
         return self.answer(images, [(images.shape[2], images.shape[3])] * len(images))
 
-    def answer(self, images: Tensor, originals: list[tuple[int, int]]) -> list[Prediction]:
+    def answer(self, images: Tensor, originals: list[tuple[int, int]], *beside: Any) -> list[Prediction]:
         """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in pixels of the original images.
 
         Args:
             images: The images as the network is to see them.
             originals: ``(height, width)`` of each original image.
+            beside: What else `predict` is told (see `beside`).
         """
         size = (images.shape[2], images.shape[3])
-        return self.map_back(self.predict(self.normalize(images)), originals, size)
+        return self.map_back(self.predict(self.normalize(images), *beside), originals, size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val_")

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from segdet.cost import measure_cost
 
@@ -88,3 +89,17 @@ def test_the_time_is_a_bounded_median(
 def test_anything_but_one_uint8_image_is_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \[1, 3, H, W\]"):
         measure_cost(Windows(), images)
+
+
+def test_marked_stages_are_timed_on_their_own() -> None:
+    class Marked(Windows):
+        def predict_images(self, images: Tensor) -> Tensor:
+            with record_function("segdet::network"):
+                found = super().predict_images(images)
+            with record_function("segdet::nms"):
+                return found.sort(0).values
+
+    assert measure_cost(Windows(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), repeats=1).stages_ms == {}
+    stages = measure_cost(Marked(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8), repeats=1).stages_ms
+    assert list(stages) == ["network", "nms"]
+    assert stages["network"] > stages["nms"] > 0

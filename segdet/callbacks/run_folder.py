@@ -10,6 +10,7 @@
         checkpoints/last.ckpt   to resume from
         predictions/            sheets of validation images, and what `segdet predict` writes
         result.json             the record that the report reads
+        features/               what a family keeps of its training images between two stages (RCNN)
         left_out.txt            what of the data could not be used, if anything
         wandb/                  Weights & Biases' own files
 """
@@ -42,6 +43,7 @@ from segdet.cost import measure_cost, peak_memory_mb
 from segdet.data.datamodule import Classes
 from segdet.errors import UserError
 from segdet.record import RECORD_NAME, Cost, Record, Status
+from segdet.task import Task
 
 EMBEDDED = "segdet"
 """The key of a checkpoint under which its own configuration and classes stand."""
@@ -52,6 +54,7 @@ CONTENTS = (
     "metrics.csv",
     "checkpoints",
     "predictions",
+    "features",
     RECORD_NAME,
     "wandb",
     "left_out.txt",
@@ -536,8 +539,9 @@ def _cost(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Cost | None:
     try:
         # Counting operations looks at single ones, which inference mode hides.
         with torch.inference_mode(False), trainer.precision_plugin.forward_context():
-            image = data.dataset("test")[0].image[None].to(pl_module.device)
-            return measure_cost(pl_module, image)  # type: ignore[arg-type]
+            sample = data.dataset("test")[0]
+            given = pl_module.given(sample) if isinstance(pl_module, Task) else {}
+            return measure_cost(pl_module, sample.image[None].to(pl_module.device), given=given)  # type: ignore[arg-type]
     except UserError:
         raise
     except Exception as error:

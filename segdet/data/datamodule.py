@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +182,19 @@ class DataModule(L.LightningDataModule):
             self._add_proposals(self._datasets[subset])
         return self._datasets[subset]
 
+    def plain_training(self) -> TaskDataset:
+        """The training images as evaluation sees them: for what is learned without augmentation."""
+        dataset = TaskDataset(
+            self.reader("train"), self.task, self.recipe, False, self.on_bad_sample, self.seed, self.dominance
+        )
+        dataset.indices = self.dataset("train").indices
+        dataset.proposals, dataset.max_proposals = self.dataset("train").proposals, self.max_proposals
+        return dataset
+
+    def loader_of(self, dataset: TaskDataset, positions: Sequence[int]) -> DataLoader[Batch]:
+        """The samples of ``dataset`` at ``positions`` in this order, in batches of evaluation."""
+        return self._loader(dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
+
     def _add_proposals(self, dataset: TaskDataset) -> None:
         if self.proposals is None:
             return
@@ -288,7 +302,7 @@ class DataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
-        self, dataset: TaskDataset, sampler: Sampler[Draw], batch_size: int, training: bool
+        self, dataset: TaskDataset, sampler: Sampler[Draw] | Iterable[Draw], batch_size: int, training: bool
     ) -> DataLoader[Batch]:
         workers = min(self.num_workers, -(-len(dataset) // batch_size))
         return DataLoader(

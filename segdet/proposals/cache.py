@@ -33,6 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.cores import usable_cores
+from segdet.data.cache import cache_folder
 from segdet.data.images import read_image
 from segdet.data.proposer import ImageProposals
 from segdet.errors import BadSample, UserError
@@ -44,12 +45,6 @@ if TYPE_CHECKING:
 _COLUMNS = 5
 _STALE = 3600.0
 """Seconds after which a temporary file belongs to nobody."""
-
-
-def cache_folder() -> Path:
-    """``$SEGDET_CACHE``, or ``~/.cache/segdet``."""
-    named = os.environ.get("SEGDET_CACHE")
-    return Path(named) if named else Path("~/.cache/segdet").expanduser()
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class CachedProposals(ImageProposals):
     Args:
         proposer: What makes them.
         reader: The split.
-        folder: Where they are kept; a place in `cache_folder` when null.
+        folder: Where they are kept; a place in `segdet.data.cache.cache_folder` when null.
 
     Attributes:
         computed: How many images `compute` had to do.

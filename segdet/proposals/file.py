@@ -44,6 +44,9 @@ class ProposalFile(ProposalSource):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __repr__(self) -> str:
+        return f"ProposalFile({str(self.path)!r})"
+
     def open(
         self, reader: Reader, indices: Sequence[int] | np.ndarray, workers: int | None = None
     ) -> ImageProposals:

@@ -186,7 +186,7 @@ class Segmenter(Task):
 
     # From images to masks.
 
-    def answer(self, images: Tensor, originals: list[tuple[int, int]]) -> list[Prediction]:
+    def answer(self, images: Tensor, originals: list[tuple[int, int]], *beside: Any) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])
         if self.tile is None or (size[0] <= self.tile[0] and size[1] <= self.tile[1]):
             return self.map_back(self._augmented(self.normalize(images)), originals, size)

@@ -1,0 +1,83 @@
+"""Ridge regression of boxes from features, one for each class: R-CNN's third stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def ridge(features: np.ndarray, goals: np.ndarray, penalty: float) -> np.ndarray:
+    """The coefficients ``B`` that minimize ``|features B - goals|^2 + penalty |B|^2``.
+
+    Solved for the features or for the examples, whichever are fewer.
+
+    Args:
+        features: ``[N, P]``.
+        goals: ``[N, Q]``.
+        penalty: Above 0.
+
+    Returns:
+        float64 ``[P, Q]``.
+    """
+    x, y = features.astype(np.float64), goals.astype(np.float64)
+    if x.shape[0] < x.shape[1]:
+        return x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y)
+    return np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+
+
+class BoxRidge(nn.Module):
+    """A linear map for each class from the features of a region to the offsets of its box (R-CNN, appendix C).
+
+    Features are rescaled to a mean norm of 20, and a one beside them stands for the constant, as in the released
+    code. That the code also whitens the offsets is left out, since it cannot change anything: the solution
+    is linear in them.
+
+    Args:
+        classes: K.
+        features: P.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    fitted: Tensor
+
+    def __init__(self, classes: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(classes, 4, features))
+        self.register_buffer("bias", torch.zeros(classes, 4))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[R, P]`` to offsets ``[R, K, 4]``; of a class that had no example they are zero."""
+        flat = torch.addmm(self.bias.flatten(), self.scale * features.float(), self.weight.flatten(0, 1).t())
+        return flat.unflatten(1, self.bias.shape)
+
+    def fit(self, label: int, features: np.ndarray, offsets: np.ndarray, penalty: float) -> None:
+        """Learns one class from regions and the objects they overlap.
+
+        Args:
+            label: 1..K.
+            features: ``[N, P]``, to be rescaled by ``scale``.
+            offsets: ``[N, 4]``.
+            penalty: The paper's lambda, 1000.
+        """
+        weight, bias = self.weight[label - 1], self.bias[label - 1]
+        weight.zero_()
+        bias.zero_()
+        if not len(features):
+            return
+        scaled = float(self.scale) * features.astype(np.float32)
+        rows = np.concatenate([scaled, np.ones((len(features), 1), np.float32)], 1)
+        # The constant is penalized, so it is asked only for what is left of the mean.
+        mean = offsets.mean(0)
+        found = torch.from_numpy(ridge(rows, offsets - mean, penalty)).float()
+        weight.copy_(found[:-1].t())
+        bias.copy_(found[-1] + torch.from_numpy(mean).float())
+
+
+def norm_scale(mean: float, norm: float = 20.0) -> float:
+    """The factor that gives features of the mean norm ``mean`` the one that R-CNN's settings were found with."""
+    return norm / mean if mean > 0 else 1.0

@@ -1,0 +1,208 @@
+"""Fast R-CNN: the paper's numbers, its loss written out, and what it learns."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from region_scenes import map_50, scenes, train
+from torchvision.ops import box_iou
+
+from segdet.benchmark.cost import measure_cost
+from segdet.cli import main
+from segdet.detection.fast_rcnn import FastRCNN
+from segdet.detection.rcnn import RCNN
+from segdet.errors import UserError
+from segdet.nn.roi import Sampled
+from segdet.proposals import UniformWindows
+
+
+def small(**kwargs: Any) -> FastRCNN:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "backbone": "small_vgg", "backbone_options": {"channels": [16, 32], "convolutions": 1}, "stride": 4, "pool": 4,
+        "width": 64, "dropout": 0.0, "rois_per_image": 16, "positive_share": 0.5,
+    }  # fmt: skip
+    return FastRCNN(["red", "green"], **options | kwargs)
+
+
+def test_the_network_of_the_paper_has_its_parameters() -> None:
+    with torch.device("meta"):
+        model = FastRCNN([str(k) for k in range(20)], backbone="torchvision:vgg16", width=4096)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_690_729
+    assert (model.rois_per_image, model.positive_share, model.background) == (64, 0.25, (0.1, 0.5))
+    assert (
+        model.nms_threshold == 0.3 and model.pooling.kind == "max" and model.coder.std == (0.1, 0.1, 0.2, 0.2)
+    )
+
+
+def test_the_loss_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross entropy of all regions; smooth L1 of the class's own four numbers, of those with an object; both means."""
+    rois = torch.tensor([[0.0, 4, 6, 30, 40], [1, 50, 10, 80, 50], [1, 2, 2, 20, 20], [0, 0, 0, 9, 9]])
+    drawn = Sampled(rois, torch.tensor([2, 1, 0, -1]), rois[:, 1:] + torch.tensor([2.0, -3, 5, 40]))
+    monkeypatch.setattr("segdet.detection.fast_rcnn.sample_rois", lambda *_, **__: drawn)
+    model = small().eval()
+    pictures, targets = scenes(images=2)
+    images = model.normalize(pictures)
+    losses = model.losses(images, targets)
+    logits, offsets = model(images, rois)
+    class_loss = -sum(logits.log_softmax(1)[i, k] for i, k in ((0, 2), (1, 1), (2, 0))) / 3
+    box_loss = 0.0
+    for i in (0, 1):
+        (x, y, w, h), (gx, gy, gw, gh) = (
+            ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2, b[2] - b[0], b[3] - b[1])
+            for b in (rois[i, 1:], drawn.boxes[i])
+        )
+        goal = [(gx - x) / w / 0.1, (gy - y) / h / 0.1, (gw / w).log() / 0.2, (gh / h).log() / 0.2]
+        for said, wanted in zip(offsets[i, drawn.labels[i]], goal, strict=True):
+            off = abs(said - wanted)
+            box_loss += off**2 / 2 if off < 1 else off - 0.5
+    torch.testing.assert_close(losses["class"], class_loss)
+    torch.testing.assert_close(losses["box"], box_loss / 3)
+
+
+@pytest.fixture(scope="module", params=["max", "align"])
+def trained(request: pytest.FixtureRequest) -> FastRCNN:
+    model = small(pooling=request.param)
+    train(model, *scenes(), steps=60, rate=3e-3)
+    return model
+
+
+def test_overfits_a_few_images(trained: FastRCNN) -> None:
+    assert map_50(trained, *scenes()) >= 0.95
+
+
+def test_a_broken_part_keeps_it_from_that(trained: FastRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes that are too far off to count need the regression; regions need their own features."""
+    model = trained
+    pictures, targets = scenes()
+
+    def off(target: Any) -> torch.Tensor:
+        boxes, sides = target["boxes"], target["boxes"][:, 2:] - target["boxes"][:, :2]
+        return boxes + torch.cat([sides * 0.33, sides * 0.0], 1)
+
+    ious = torch.cat([box_iou(off(target), target["boxes"]).diagonal() for target in targets])
+    assert ious.max() < 0.5
+    with monkeypatch.context() as broken:
+        broken.setattr(model.coder, "decode", lambda offsets, boxes: boxes.expand_as(offsets))
+        assert map_50(model, pictures, targets, off) == 0
+    pool = model.pooling.forward
+
+    def elsewhere(features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        return pool(features, torch.cat([rois[:, :1], rois.roll(1, 0)[:, 1:]], 1))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(model.pooling, "forward", elsewhere)
+        assert map_50(model, pictures, targets) < 0.5
+    assert map_50(model, pictures, targets) >= 0.95
+
+
+def test_both_families_score_the_same_proposals() -> None:
+    pictures, targets = scenes(images=3)
+    proposals = [target["proposals"][: 20 - number] for number, target in enumerate(targets)]
+    fast = small().eval()
+    slow = RCNN(
+        ["red", "green"], backbone="small_vgg", backbone_options={"channels": [8]}, stride=2, pool=2, width=16,
+        warp_size=16, context=1, classifier="softmax", box_regression=False,
+    ).eval()  # fmt: skip
+    seen: list[torch.Tensor] = []
+    slow.backbone.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    fast.pooling.register_forward_hook(lambda _, args, __: seen.append(args[1]))
+    with torch.inference_mode():
+        images = fast.normalize(pictures)
+        for model in (fast, slow):
+            scores, boxes = model.classify(images, proposals)
+            assert scores.shape == (20 + 19 + 18, 2)
+            assert len(boxes) == len(scores)
+        torch.testing.assert_close(boxes[:, 0], torch.cat(proposals))
+    torch.testing.assert_close(seen[0][:, 1:], torch.cat(proposals))
+    assert seen[0][:, 0].long().bincount().tolist() == [20, 19, 18]
+    assert sum(map(len, seen[1:])) == 57
+
+
+def test_an_image_costs_one_pass_and_its_stages_are_marked() -> None:
+    model = small().eval()
+    model.proposer, model.max_proposals = UniformWindows(), 40
+    pictures, _ = scenes(images=1)
+    cost = measure_cost(model, pictures, repeats=1)
+    assert cost.passes_per_image == 1
+    assert list(cost.stages_ms) == ["classifier", "crops", "network", "nms", "proposals"]
+    assert all(time > 0 for time in cost.stages_ms.values())
+
+
+def test_proposals_of_the_original_image_are_scaled() -> None:
+    model = small()
+    model.proposer, model.max_proposals = UniformWindows(), 15
+    pictures, _ = scenes(images=1)
+    original = pictures[0].permute(1, 2, 0).repeat_interleave(3, 0).repeat_interleave(2, 1).numpy()
+    (scaled,) = model.propose(pictures, [original])
+    expected = UniformWindows()(original)[0][:15]
+    torch.testing.assert_close(scaled * torch.tensor([2.0, 3, 2, 3]), torch.from_numpy(expected))
+
+
+def test_an_image_without_proposals_has_no_detections() -> None:
+    pictures, targets = scenes(images=2)
+    with torch.inference_mode():
+        none, some = (
+            small(score_threshold=0.0)
+            .eval()
+            .predict_images(pictures, proposals=[torch.zeros(0, 4), targets[1]["proposals"]])
+        )
+    assert none["boxes"].shape == (0, 4) and len(some["boxes"]) > 0
+
+
+def test_its_stages() -> None:
+    model = small().eval()
+    model.proposer = UniformWindows()
+    pictures, targets = scenes(images=1)
+    image = model.normalize(pictures)
+    with torch.inference_mode():
+        found = {stage.name: stage for stage in model.stages(image, targets[0]["proposals"])}
+        assert [stage.name for stage in model.stages(image)] == list(found)
+        (said,) = model.predict(image, [targets[0]["proposals"]])
+    assert list(found) == [
+        "proposals", "features", "regions of interest", "classified proposals", "moved boxes", "detections",
+    ]  # fmt: skip
+    assert torch.equal(found["detections"].boxes, said["boxes"])
+
+
+DATA = [
+    "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=3", "--data.num_test=3",
+    "--data.image_size=[64, 64]", "--data.batch_size=2", "--data.num_workers=0", "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+MODEL = [
+    "--model=FastRCNN", "--model.backbone=small_vgg", "--model.backbone_options={channels: [8, 8]}", "--model.stride=4",
+    "--model.pool=3", "--model.width=16", "--model.score_threshold=0.001",
+]  # fmt: skip
+
+
+def test_a_run_from_training_to_a_folder_of_photographs(tmp_path: Path) -> None:
+    data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
+    run = tmp_path / "run"
+    proposals = ["--data.proposals=UniformWindows", "--data.max_proposals=30"]
+    fit = ["fit", *MODEL, *data, *proposals, f"--run_dir={run}", "--trainer.max_epochs=1"]
+    assert main(fit) == 0
+    assert main(["test", f"--ckpt_path={run}", "--model.svd_ranks=[4, 2]"]) == 0
+    cost = (run / "result.json").read_text()
+    assert '"passes_per_image": 1.0' in cost
+    photographs = [
+        "--data=ImageFolder",
+        f"--data.root={tmp_path / 'shapes' / 'JPEGImages'}",
+        "--data.recipe=Plain",
+        "--data.recipe.size=[48, 48]",
+    ]
+    assert main(["predict", f"--ckpt_path={run}", *photographs]) == 0
+    assert '"bbox"' in (run / "predictions" / "predictions.json").read_text()
+
+
+def test_data_without_proposals_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
+    assert main(["fit", *MODEL, *data, f"--run_dir={tmp_path / 'run'}", "--trainer.max_epochs=1"]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segdet: error: ")]
+    assert len(said) == 1 and "FastRCNN classifies region proposals and the data has none" in said[0]
+
+
+def test_ranks_are_at_least_one() -> None:
+    with pytest.raises(UserError, match="svd_ranks: \\[0, 4\\]"):
+        small(svd_ranks=(0, 4))

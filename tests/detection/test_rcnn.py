@@ -1,0 +1,312 @@
+"""R-CNN: what its three stages learn, and that an interruption in any of them changes nothing."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from region_scenes import map_50, scenes, train
+
+from segdet.benchmark.cost import measure_cost
+from segdet.callbacks.progress import StepLogger
+from segdet.cli import main
+from segdet.detection import rcnn
+from segdet.detection.features import FeatureFolder
+from segdet.detection.rcnn import RCNN
+from segdet.errors import UserError
+from segdet.nn import linear_svm
+from segdet.nn.warp import warp
+from segdet.proposals import UniformWindows
+
+
+def small(**kwargs: Any) -> RCNN:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "backbone": "small_vgg", "backbone_options": {"channels": [16, 32], "convolutions": 1}, "stride": 4, "pool": 4,
+        "width": 64, "dropout": 0.0, "warp_size": 24, "context": 2,
+    }  # fmt: skip
+    return RCNN(["red", "green"], **options | kwargs)
+
+
+def learned(folder: Path, **kwargs: Any) -> RCNN:
+    """All three stages on the eight scenes."""
+    pictures, targets = scenes()
+    model = small(**kwargs)
+    train(model, pictures, targets, steps=25, rate=3e-3)
+    files = FeatureFolder(folder, "key", range(len(targets)))
+    files.prepare()
+    with torch.inference_mode():
+        for position, target in enumerate(targets):
+            files.write(position, model.describe(model.normalize(pictures[position : position + 1]), target))
+        model.learn(files)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> RCNN:
+    return learned(tmp_path_factory.mktemp("features"))
+
+
+def test_the_settings_of_the_paper() -> None:
+    default = RCNN(["a"], backbone="test_resnet", width=8)
+    assert (default.warp_size, default.context, default.nms_threshold) == (227, 16, 0.3)
+    assert (default.regions_per_batch, default.positive_share) == (128, 0.25)
+    assert (default.svm_negatives_below, default.ridge_penalty, default.ridge_above) == (0.3, 1000, 0.6)
+    mining = default.mining
+    assert (mining.cost, mining.bias, mining.positive_weight) == (1e-3, 10, 2)
+    assert (mining.hard, mining.easy, mining.retrain) == (-1.0001, -1.2, 2000)
+
+
+def test_overfits_a_few_images_with_machines_and_regression(model: RCNN) -> None:
+    assert map_50(model, *scenes()) >= 0.95
+
+
+@pytest.mark.parametrize("broken", ["svms", "warp", "regression"])
+def test_a_broken_part_keeps_it_from_that(model: RCNN, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = scenes(jitter=0.12)
+    if broken == "svms":
+        monkeypatch.setattr(model.svms, "forward", lambda seen: torch.zeros(len(seen), 2))
+        assert map_50(model, *data) < 0.5
+    elif broken == "warp":
+        whole = torch.tensor([[0.0, 0, 96, 64]])
+
+        def everything(images: torch.Tensor, rois: torch.Tensor, *rest: int) -> torch.Tensor:
+            return warp(images, torch.cat([rois[:, :1], whole.expand(len(rois), 4)], 1), *rest)
+
+        monkeypatch.setattr(rcnn, "warp", everything)
+        assert map_50(model, *data) < 0.5
+    else:
+        # Only boxes on their object count, after regression as before: which is better, is another test.
+        monkeypatch.setattr(model.coder, "decode", lambda offsets, boxes: (boxes + 30).expand_as(offsets))
+        assert map_50(model, *data) < 0.5
+
+
+def test_regression_brings_boxes_nearer(model: RCNN) -> None:
+    pictures, targets = scenes()
+    moved, still = [], []
+    with torch.inference_mode():
+        _, boxes = model.classify(model.normalize(pictures), [target["proposals"] for target in targets])
+    for target, own in zip(
+        targets, boxes.split([len(target["proposals"]) for target in targets]), strict=True
+    ):
+        for number in range(2):
+            mine = target["proposals"][number:12:2]
+            true = target["boxes"][number].expand_as(mine)
+            still.append(rcnn._paired_iou(mine, true))
+            moved.append(rcnn._paired_iou(own[number:12:2, number], true))
+    assert torch.cat(moved).mean() > torch.cat(still).mean() + 0.03
+
+
+def test_softmax_without_regression_needs_no_further_stage() -> None:
+    pictures, targets = scenes()
+    plain = small(classifier="softmax", box_regression=False)
+    train(plain, pictures, targets, steps=40, rate=3e-3)
+    assert map_50(plain, pictures, targets) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({}, "no support vector machines yet"), ({"classifier": "softmax"}, "no box regression yet")],
+)
+def test_an_unfinished_network_says_so(options: dict[str, str], said: str) -> None:
+    pictures, targets = scenes(images=1)
+    with pytest.raises(UserError, match=said):
+        small(**options).eval().predict_images(pictures, proposals=[targets[0]["proposals"]])
+
+
+def test_fine_tuning_draws_32_and_96_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = rcnn.sample_rois
+    monkeypatch.setattr(rcnn, "sample_rois", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    pictures, targets = scenes()
+    network = small()
+    losses = network.losses(network.normalize(pictures), targets)
+    assert list(losses) == ["class"]
+    labels = drawn[0].labels
+    assert ((labels > 0).sum(), (labels == 0).sum()) == (32, 96)
+
+
+def test_crowds_and_difficult_objects_are_neither_positive_nor_negative() -> None:
+    pictures, (target,) = scenes(images=1)
+    target["difficult"] = torch.tensor([False, True])
+    network = small().eval()
+    with torch.inference_mode():
+        found = network.describe(network.normalize(pictures), target)
+    assert found.labels.tolist() == [1]
+    assert (found.overlaps[1:][1:12:2, 1] > 0.3).all()  # so they are no negatives of green
+    assert set(found.pair_labels.tolist()) == {1}
+    assert len(found.features) == 1 + len(target["proposals"])
+
+
+def test_an_image_costs_a_pass_a_proposal(model: RCNN) -> None:
+    pictures, targets = scenes(images=1)
+    model.proposer, model.max_proposals = UniformWindows(), 40
+    assert measure_cost(model, pictures, repeats=1).passes_per_image == 40
+    known = {"proposals": [targets[0]["proposals"][:7]]}
+    assert measure_cost(model, pictures, repeats=1, given=known).passes_per_image == 7
+
+
+def test_too_much_context_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"model\.context 12: leaves nothing of a crop of 24 pixels"):
+        small(context=12)
+
+
+def test_features_that_do_not_fit_the_disk_are_told_beforehand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = FeatureFolder(tmp_path, "key", range(3))
+    files.prepare()
+    files.tell(10_000_000, 3)
+    assert "features of 3 images take about 10 MB" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"are free; make room, or give a smaller --model\.svm_images"):
+        files.tell(1 << 60, 3)
+
+
+# The stages within one command, interrupted.
+
+ARGUMENTS = [
+    "fit", "--model=RCNN", "--model.backbone=small_vgg", "--model.backbone_options={channels: [8, 8]}",
+    "--model.stride=4", "--model.pool=2", "--model.width=16", "--model.warp_size=16", "--model.context=1",
+    "--model.regions_per_batch=16", "--model.svm.retrain=40", "--data=ShapesDataModule", "--data.num_train=8",
+    "--data.num_val=3", "--data.num_test=3", "--data.image_size=[64, 64]", "--data.batch_size=2",
+    "--data.num_workers=0", "--data.recipe=ScaleJitter", "--data.proposals=UniformWindows", "--data.max_proposals=30",
+    "--panels.images=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
+    "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(arguments: list[str], where: str) -> None:
+    """Runs the command in a process of its own, which is killed within a stage."""
+
+    def run() -> None:
+        if where == "fine-tuning":
+            done = StepLogger.on_train_batch_end
+            StepLogger.on_train_batch_end = (  # type: ignore[method-assign]
+                lambda self, trainer, *rest: (
+                    _die() if trainer.global_step == 6 else done(self, trainer, *rest)
+                )
+            )
+        elif where == "features":
+            write = FeatureFolder.write
+            FeatureFolder.write = (  # type: ignore[method-assign]
+                lambda self, position, image: _die() if position == 5 else write(self, position, image)
+            )
+        else:
+            trained = linear_svm._Machine.train
+            linear_svm._Machine.train = (  # type: ignore[method-assign]
+                lambda self: _die() if self.label == 2 and len(self.rows) > self.positives else trained(self)
+            )
+        main(arguments)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return state
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run without an interruption, and its arguments."""
+    root = tmp_path_factory.mktemp("runs")
+    arguments = [*ARGUMENTS, f"--data.root={root / 'shapes'}"]
+    assert main([*arguments, f"--run_dir={root / 'whole'}"]) == 0
+    return root / "whole", arguments
+
+
+def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
+    run, _ = whole
+    for name in ("best", "last"):
+        state = checkpoint(run, name)["state_dict"]
+        assert state["svms.fitted"] and state["regressors.fitted"]
+        assert state["svms.weight"].any(1).all()
+    metrics = (run / "metrics.csv").read_text()
+    header = metrics.splitlines()[0].split(",")
+    assert {"train/ridge_pairs", "train/ridge_iou_after", "val/map_50"} <= set(header)
+    assert any(name.startswith("train/svm_hard_negatives/") for name in header)
+    assert len(list((run / "features").glob("*/*/*.npz"))) == 8
+    assert main(["test", f"--ckpt_path={run}"]) == 0
+    record = json.loads((run / "result.json").read_text())
+    assert record["cost"]["passes_per_image"] == 30
+    assert record["metrics"]["test/map_50"] >= 0
+
+
+@pytest.mark.parametrize("where", ["fine-tuning", "features", "machines"])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    where: str, whole: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, arguments = whole
+    run = tmp_path / "run"
+    killed([*arguments, f"--run_dir={run}"], where)
+    files = {file: file.stat().st_mtime_ns for file in (run / "features").glob("*/*/*.npz")}
+    assert len(files) == {"fine-tuning": 0, "features": 5, "machines": 8}[where]
+    steps = []
+    step = RCNN.training_step
+    monkeypatch.setattr(RCNN, "training_step", lambda self, *rest: steps.append(1) or step(self, *rest))
+    assert main(["fit", f"--run_dir={run}", "--ckpt_path=last"]) == 0
+    assert len(steps) == (4 if where == "fine-tuning" else 0)  # what is fine-tuned is not done again
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items())
+    ours, theirs = checkpoint(run), checkpoint(expected)
+    assert ours["global_step"] == theirs["global_step"] == 8
+    for name, value in theirs["state_dict"].items():
+        assert torch.equal(value, ours["state_dict"][name]), name
+    for name in ("best", "last"):
+        assert checkpoint(run, name)["state_dict"]["svms.fitted"]
+    scores = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, expected)]
+    assert {k: v for k, v in scores[0].items() if k.startswith("val/")} == {
+        k: v for k, v in scores[1].items() if k.startswith("val/")
+    }
+
+
+def test_without_a_validation_the_stages_come_at_the_end(
+    whole: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    expected, arguments = whole
+    run = tmp_path / "run"
+    assert main([*arguments, f"--run_dir={run}", "--trainer.limit_val_batches=0"]) == 0
+    ours, theirs = checkpoint(run)["state_dict"], checkpoint(expected)["state_dict"]
+    assert np.array_equal(ours["svms.weight"], theirs["svms.weight"])
+    assert torch.equal(ours["regressors.weight"], theirs["regressors.weight"])
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_features_and_have_the_same_machines(
+    whole: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    _, arguments = whole
+    run = tmp_path / "run"
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", f"--run_dir={run}"]
+    # In a process of its own, since this one has been at work with threads, which a fork does not take along.
+    command = [sys.executable, "-m", "segdet", *arguments, *two]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("segdet: support vector machines: ") == 1
+    state = checkpoint(run)["state_dict"]
+    assert state["svms.fitted"] and state["regressors.fitted"]
+    assert len(list((run / "features").glob("*/*/*.npz"))) == 8
+    fitted = json.loads((run / "result.json").read_text())["metrics"]
+    alone = tmp_path / "alone"
+    assert main(["validate", f"--ckpt_path={run}", f"--run_dir={alone}", "--trainer.devices=1",
+                 "--trainer.strategy=auto"]) == 0  # fmt: skip
+    scores = json.loads((alone / "result.json").read_text())["metrics"]
+    assert {k: v for k, v in scores.items() if k.startswith("val/")} == pytest.approx(
+        {k: v for k, v in fitted.items() if k.startswith("val/")}, abs=1e-6
+    )
