@@ -23,7 +23,7 @@ from segdet.detection.features import FeatureFolder, ImageFeatures, key_of_netwo
 from segdet.detection.regions import RegionDetector
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import BoxCoder
+from segdet.nn.boxes import BoxCoder, paired_iou
 from segdet.nn.linear_svm import LinearSVMs, Mining, Round, mine
 from segdet.nn.ridge import BoxRidge, norm_scale
 from segdet.nn.roi import TwoLayers, rois_of, sample_rois
@@ -417,8 +417,8 @@ class RCNN(RegionDetector):
                 true = self.coder.decode(torch.from_numpy(offsets), unit)
                 rows = torch.from_numpy(features).to(self.regressors.weight.device).split(4096)
                 said = torch.cat([self.regressors(part)[:, label - 1].cpu() for part in rows])
-                before += float(_paired_iou(unit.expand_as(true), true).sum())
-                after += float(_paired_iou(self.coder.decode(said, unit), true).sum())
+                before += float(paired_iou(unit.expand_as(true), true).sum())
+                after += float(paired_iou(self.coder.decode(said, unit), true).sum())
         self.regressors.fitted.fill_(True)
         before, after = before / max(1, count), after / max(1, count)
         self._log(
@@ -436,12 +436,3 @@ class RCNN(RegionDetector):
     def _say(self, line: str) -> None:
         if self._trainer is not None:
             sys.stderr.write(f"segdet: {line}\n")
-
-
-def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """The IoU of each of the boxes ``[N, 4]`` with the one of ``others`` at its place."""
-    common = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).clamp(
-        min=0
-    )
-    area = common.prod(1)
-    return area / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1) - area)

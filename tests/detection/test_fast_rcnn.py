@@ -8,8 +8,8 @@ import torch
 from region_scenes import map_50, scenes, train
 from torchvision.ops import box_iou
 
-from segdet.benchmark.cost import measure_cost
 from segdet.cli import main
+from segdet.cost import measure_cost
 from segdet.detection.fast_rcnn import FastRCNN
 from segdet.detection.rcnn import RCNN
 from segdet.errors import UserError

@@ -15,14 +15,15 @@ import pytest
 import torch
 from region_scenes import map_50, scenes, train
 
-from segdet.benchmark.cost import measure_cost
 from segdet.callbacks.progress import StepLogger
 from segdet.cli import main
+from segdet.cost import measure_cost
 from segdet.detection import rcnn
 from segdet.detection.features import FeatureFolder
 from segdet.detection.rcnn import RCNN
 from segdet.errors import UserError
 from segdet.nn import linear_svm
+from segdet.nn.boxes import paired_iou
 from segdet.nn.warp import warp
 from segdet.proposals import UniformWindows
 
@@ -100,8 +101,8 @@ def test_regression_brings_boxes_nearer(model: RCNN) -> None:
         for number in range(2):
             mine = target["proposals"][number:12:2]
             true = target["boxes"][number].expand_as(mine)
-            still.append(rcnn._paired_iou(mine, true))
-            moved.append(rcnn._paired_iou(own[number:12:2, number], true))
+            still.append(paired_iou(mine, true))
+            moved.append(paired_iou(own[number:12:2, number], true))
     assert torch.cat(moved).mean() > torch.cat(still).mean() + 0.03
 
 

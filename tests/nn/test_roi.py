@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from segdet.data.sample import Target
-from segdet.nn.roi import RoIPooling, TwoLayers, batch_iou, factorized, rois_of, sample_rois
+from segdet.nn.roi import RoIPooling, TwoLayers, factorized, rois_of, sample_rois
 
 
 def roi(*box: float) -> Tensor:
@@ -40,14 +40,6 @@ def test_a_region_of_the_second_image_is_pooled_from_its_map(kind: str) -> None:
         assert torch.equal(pooled[1], maps[1])
     else:
         assert pooled[1].any()
-
-
-def test_batch_iou_is_torchvisions_image_by_image() -> None:
-    torch.manual_seed(0)
-    corners = torch.rand(2, 9, 2) * 50
-    boxes = torch.cat([corners, corners + torch.rand(2, 9, 2) * 40], 2)
-    for image, iou in enumerate(batch_iou(boxes, boxes[:, :4])):
-        torch.testing.assert_close(iou, box_iou(boxes[image], boxes[image, :4]))
 
 
 def crowd(number: int = 60) -> list[Target]:
