@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 STAGE = "segdet::"
 """What the names begin with that models mark the stages of their predictions by."""
 
+STAGE_REPEATS = 5
+"""How many predictions the times of their stages are the median of, at most."""
+
 
 class Predictor(Protocol):
     """What `measure_cost` needs of a model, beside its being a ``torch.nn.Module``."""
@@ -56,8 +59,9 @@ def measure_cost(
     - ``peak_memory_mb``: in MiB, the most that the process has held so far: on a GPU what torch has
       allocated there since the last reset, else the process's resident memory. Called after training,
       it is training's peak. None on systems that do not tell.
-    - ``stages_ms``: the mean time of a prediction within each range that the model marks by
-      ``torch.profiler.record_function("segdet::<stage>")``. On a CPU only, since a GPU runs behind its marks.
+    - ``stages_ms``: the median time within each range that the model marks by
+      ``torch.profiler.record_function("segdet::<stage>")``, in the order in which they begin. It is taken in
+      predictions of its own, for on a GPU each range is awaited to its end, which costs the whole some of its time.
 
     Args:
         model: A module with ``predict_images`` and ``counted``.
@@ -78,15 +82,16 @@ def measure_cost(
     assert isinstance(model, torch.nn.Module)
     predict: Callable[[Tensor], Any] = functools.partial(model.predict_images, **(given or {}))
     with _evaluating(model), _counting(model.counted) as entered:
-        with torch.inference_mode(), _timing_stages() as stages:
-            warm_up = _seconds(predict, images)
+        with torch.inference_mode():
+            with _timing_stages(images) as marked:
+                warm_up = _seconds(predict, images)
             passes = sum(entered)
             times = [warm_up] if warm_up > seconds else []
-            if not times:
-                stages.clear()
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
                 times.append(_seconds(predict, images))
+            fast = marked and warm_up <= seconds
+            rounds = _stage_rounds(predict, images, seconds / 3) if fast else [marked]
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             predict(images)
@@ -96,9 +101,10 @@ def measure_cost(
         ms_per_image=1000 * statistics.median(times),
         passes_per_image=float(passes),
         peak_memory_mb=peak_memory_mb(images.device),
-        stages_ms={name: round(1000 * spent / len(times), 3) for name, spent in sorted(stages.items())}
-        if images.device.type == "cpu"
-        else {},
+        stages_ms={
+            name: round(1000 * statistics.median(each.get(name, 0.0) for each in rounds), 3)
+            for name in marked
+        },
     )
 
 
@@ -129,28 +135,52 @@ def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
     return time.perf_counter() - start
 
 
-@contextmanager
-def _timing_stages() -> Iterator[dict[str, float]]:
-    """The seconds within each stage that is marked meanwhile, added up.
+def _stage_rounds(
+    predict: Callable[["Tensor"], Any], images: "Tensor", seconds: float
+) -> list[dict[str, float]]:
+    """The seconds of each stage of a few predictions, at least one, and no more begun once ``seconds`` are over."""
+    rounds: list[dict[str, float]] = []
+    end = time.perf_counter() + seconds
+    while not rounds or (len(rounds) < STAGE_REPEATS and time.perf_counter() < end):
+        with _timing_stages(images) as stages:
+            predict(images)
+        rounds.append(stages)
+    return rounds
 
-    The marks themselves are timed and no profiler is started, which would slow everything down and talk on stderr.
+
+@contextmanager
+def _timing_stages(images: "Tensor") -> Iterator[dict[str, float]]:
+    """The seconds within each stage that is marked meanwhile, added up, in the order in which they first begin.
+
+    It is the marks themselves that are timed. Torch's profiler would tell the same, but writes to stderr whenever it
+    starts, a line that begins with ERROR where there is no GPU among them, and of a GPU's work it only knows when that
+    was asked for.
+
+    Args:
+        images: On the device whose work a stage is awaited to the end of.
     """
+    import torch
     from torch.profiler import record_function
 
     seconds: dict[str, float] = {}
     enter, leave = record_function.__enter__, record_function.__exit__
     began: list[float] = []
 
+    def clock() -> float:
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        return time.perf_counter()
+
     def timed_enter(mark: record_function) -> record_function:
-        began.append(time.perf_counter())
+        if mark.name.startswith(STAGE):
+            seconds.setdefault(mark.name.removeprefix(STAGE), 0.0)
+            began.append(clock())
         return enter(mark)
 
     def timed_leave(mark: record_function, *error: Any) -> None:
         leave(mark, *error)
-        spent = time.perf_counter() - began.pop()
         if mark.name.startswith(STAGE):
-            name = mark.name.removeprefix(STAGE)
-            seconds[name] = seconds.get(name, 0.0) + spent
+            seconds[mark.name.removeprefix(STAGE)] += clock() - began.pop()
 
     record_function.__enter__, record_function.__exit__ = timed_enter, timed_leave  # type: ignore[method-assign]
     try:

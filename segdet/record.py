@@ -38,7 +38,8 @@ class Cost:
             sliding window.
         train_seconds: Seconds of training, validation included, over all resumed parts of the run.
         peak_memory_mb: Peak memory in MiB, of the device where it is a GPU, else of the process.
-        stages_ms: Milliseconds of each named stage of one image's prediction.
+        stages_ms: Milliseconds of each named stage of one image's prediction, in their order; empty where the model
+            names none.
     """
 
     parameters: int | None = None

@@ -91,15 +91,44 @@ def test_anything_but_one_uint8_image_is_refused(images: Tensor) -> None:
         measure_cost(Windows(), images)
 
 
-def test_marked_stages_are_timed_on_their_own() -> None:
-    class Marked(Windows):
-        def predict_images(self, images: Tensor) -> Tensor:
-            with record_function("segdet::network"):
-                found = super().predict_images(images)
-            with record_function("segdet::nms"):
-                return found.sort(0).values
+class Staged(Clocked):
+    """Two stages of 1 and 3 tenths of a prediction's duration, the first in two parts, and a mark that is none."""
 
+    def predict_images(self, images: Tensor) -> Tensor:
+        before = self.now
+        found = super().predict_images(images)
+        duration, self.now = self.now - before, before
+        for name, share in (
+            ("segdet::proposals", 0.05),
+            ("segdet::network", 0.3),
+            ("segdet::proposals", 0.05),
+        ):
+            with record_function("something else"), record_function(name):
+                self.now += share * duration
+        self.now = before + duration
+        return found
+
+
+@pytest.mark.parametrize(
+    ("durations", "milliseconds", "calls"),
+    [
+        ([9.0, 1.0], 9000.0, 2),  # slow: those of the one prediction that is timed
+        ([1.0, 0.2, 0.2, 0.2, 0.4, 0.5, 9.0], 400.0, 7),  # the median of the three that begin within a second
+        ([0.1, 0.1], 100.0, 9),  # of five at most
+    ],
+)
+def test_stages_are_timed_apart_in_their_order(
+    durations: list[float], milliseconds: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Staged(durations)
+    monkeypatch.setattr("segdet.cost.time.perf_counter", lambda: model.now)
+    marks = record_function.__enter__, record_function.__exit__
+    cost = measure_cost(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), repeats=2, seconds=3.0)
+    assert list(cost.stages_ms) == ["proposals", "network"]
+    assert cost.stages_ms == pytest.approx({"proposals": milliseconds / 10, "network": milliseconds * 0.3})
+    assert model.calls == calls
+    assert (record_function.__enter__, record_function.__exit__) == marks
+
+
+def test_a_model_without_marks_has_no_stages() -> None:
     assert measure_cost(Windows(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), repeats=1).stages_ms == {}
-    stages = measure_cost(Marked(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8), repeats=1).stages_ms
-    assert list(stages) == ["network", "nms"]
-    assert stages["network"] > stages["nms"] > 0

@@ -99,6 +99,9 @@ COSTS = [
 ]
 """The columns of cost, the same for every task."""
 
+STAGES = ["proposals", "crops", "warps", "network", "classifier", "nms"]
+"""The order of the stages' columns; others come behind these."""
+
 
 def table(records: Sequence[Record], sort: str | None = None) -> str:
     """The Markdown of ``records``: a table for each task, with what they ran on and how underneath.
@@ -106,7 +109,7 @@ def table(records: Sequence[Record], sort: str | None = None) -> str:
     Runs that differ in their seed alone (``<run>`` and ``<run>-seed<S>``) are one line, mean ± standard
     deviation of the sample. The scores are those of the test split where every run of the
     task has been tested, else those of the validation split; the headings say which. Runs that did not
-    finish are named, not tabulated.
+    finish are named, not tabulated. Where models tell their stages apart, a second table has the time of each.
 
     Args:
         records: In the order of the lines.
@@ -170,19 +173,6 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
         [*(text(row).replace("|", "\\|") for text in texts.values()), *(c.cell(row) for c in columns)]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
-    left = len(texts)
-
-    def drawn(cells: list[str]) -> str:
-        padded = [
-            f"{c:<{w}}" if i < left else f"{c:>{w}}"
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = (
-        "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    )
     notes = []
     if untested and len(untested) < len(records):
         notes.append(f"Scores of the validation split: not tested yet: {', '.join(untested)}.")
@@ -196,8 +186,41 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
             )
             + "."
         )
-    body = "\n".join([drawn(heading), rule, *map(drawn, lines)])
-    return "\n\n".join([f"### {task.capitalize()}", body, *notes])
+    body = _drawn(heading, lines, len(texts))
+    return "\n\n".join([f"### {task.capitalize()}", body, *notes, *_stages(rows)])
+
+
+def _stages(rows: list[Row]) -> list[str]:
+    """A table of what the stages of an image's prediction take, of the rows that have stages; none where none has."""
+    rows = [row for row in rows if any(record.cost.stages_ms for record in row.records)]
+    if not rows:
+        return []
+    present = dict.fromkeys(name for row in rows for record in row.records for name in record.cost.stages_ms)
+    names = [name for name in STAGES if name in present] + [name for name in present if name not in STAGES]
+
+    def of(name: str) -> Callable[[Record], float | None]:
+        return lambda record: record.cost.stages_ms.get(name)
+
+    columns = [Column(name, name, of(name), _significant) for name in names]
+    lines = [[row.name.replace("|", "\\|"), *(c.cell(row) for c in columns)] for row in rows]
+    return ["Milliseconds of the stages of an image:", _drawn(["run", *names], lines, 1)]
+
+
+def _drawn(heading: list[str], lines: list[list[str]], left: int) -> str:
+    """The Markdown of a table whose first ``left`` columns are texts, the others numbers."""
+    widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
+
+    def drawn(cells: list[str]) -> str:
+        padded = [
+            f"{c:<{w}}" if i < left else f"{c:>{w}}"
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([drawn(heading), rule, *map(drawn, lines)])
 
 
 def _legend(records: list[Record]) -> str:

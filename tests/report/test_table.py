@@ -62,6 +62,23 @@ def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
     assert "segdet fit --config configs/fcn.yaml" in text and "segdet fit --config configs/ssd.yaml" in text
 
 
+def test_stages_have_a_table_of_their_own() -> None:
+    one = replace(SSD, cost=replace(SSD.cost, stages_ms={"network": 10.0, "warps": 2.0, "nms": 0.5}))
+    seed = replace(
+        one, name="ssd-seed1", seed=1, cost=replace(SSD.cost, stages_ms={"network": 20.0, "nms": 0.5})
+    )
+    other = replace(one, name="rcnn", cost=replace(SSD.cost, stages_ms={"heads": 1.0, "proposals": 250.0}))
+    text = table([FCN, one, seed, other, replace(SSD, name="plain")])
+    stages = text.split("Milliseconds of the stages of an image:")
+    assert len(stages) == 2 and "### Detection" in stages[0]
+    assert rows(stages[1]) == [
+        ["run", "proposals", "warps", "network", "nms", "heads"],
+        ["ssd", "-", "2.00", "15.0", "0.500", "-"],
+        ["rcnn", "250", "-", "-", "-", "1.00"],
+    ]
+    assert "stages" not in table([FCN, SSD])
+
+
 def test_seeds_are_one_line_of_mean_and_deviation() -> None:
     other = replace(FCN, name="fcn-seed1", seed=1, metrics={"test/miou": 0.6}, cost=Cost(train_seconds=63.0))
     heading, line = rows(table([FCN, other]))
