@@ -267,9 +267,9 @@ def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]
     embedded = checkpoint.config
     if argv[0] != "fit":
         embedded = {name: embedded[name] for name in ("seed_everything", "model", "data") if name in embedded}
-        arguments = embedded.get("model", {}).get("init_args", {})
-        if "weights" in arguments:
-            arguments["weights"] = None  # the checkpoint brings all weights; none need be fetched first
+        arguments = embedded.get("model", {}).get("init_args") or {}
+        for fetched in {"weights", "weights_backbone"} & arguments.keys():
+            arguments[fetched] = None  # the checkpoint brings all weights; none need be fetched first
     before, now = embedded.get("data", {}), _data_class(argv)
     if now is not None and now != before.get("class_path", "").rsplit(".", 1)[-1]:
         # The parser would hand one class's choice of names, or its file of them, to the other.

@@ -251,7 +251,8 @@ def _said(hardware: dict[str, Any]) -> str:
     gpus = [str(gpu) for gpu in hardware.get("gpus") or []]
     parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
     if cpu := hardware.get("cpu"):
-        parts.append(f"{cpu} ({hardware['cores']} cores)" if hardware.get("cores") else str(cpu))
+        cores = hardware.get("cores")
+        parts.append(f"{cpu} ({cores} core{'s' * (cores != 1)})" if cores else str(cpu))
     if (processes := hardware.get("processes") or 1) != 1:
         parts.append(f"{processes} processes")
     return ", ".join(parts)
