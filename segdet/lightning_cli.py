@@ -37,6 +37,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from segdet.callbacks.error_analysis import ErrorAnalysis
 from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.overhead import TRAINER_DEFAULTS, NoProfiler
 from segdet.callbacks.panels import ImagePanels
@@ -398,6 +399,7 @@ class SegdetCLI(LightningCLI):
             help="Save last.ckpt after so many steps too, not only after every epoch.",
         )
         parser.add_lightning_class_args(ImagePanels, "panels")
+        parser.add_lightning_class_args(ErrorAnalysis, "error_analysis")
         parser.link_arguments(
             "data", "model.init_args.class_names", lambda data: self._classes(data).names, "instantiate"
         )

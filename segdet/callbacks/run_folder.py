@@ -10,6 +10,7 @@
         checkpoints/last.ckpt   to resume from
         predictions/            sheets of validation images, and what `segdet predict` writes
         result.json             the record that the report reads
+        errors.json             where a tested detector lost its AP, and confusion.png and worst.png with it
         left_out.txt            what of the data could not be used, if anything
         wandb/                  Weights & Biases' own files
 """
@@ -53,6 +54,9 @@ CONTENTS = (
     "checkpoints",
     "predictions",
     RECORD_NAME,
+    "errors.json",
+    "confusion.png",
+    "worst.png",
     "wandb",
     "left_out.txt",
     "error.txt",

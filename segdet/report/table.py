@@ -22,6 +22,11 @@ SCORES = {
 }
 """The scores of each task's table, the main one first; one that no run has is left out."""
 
+MISTAKES = [
+    "classification", "localization", "both", "duplicate", "background", "missed", "false_positive", "false_negative",
+]  # fmt: skip
+"""The columns of detection's second table, of tests whose errors were analysed."""
+
 
 @dataclass
 class Row:
@@ -165,6 +170,27 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
         texts["data"] = lambda row: row.records[0].data
     if any(len(row.records) > 1 for row in rows) or len({row.seeds for row in rows}) > 1:
         texts["seeds"] = lambda row: row.seeds
+    notes = []
+    if untested and len(untested) < len(records):
+        notes.append(f"Scores of the validation split: not tested yet: {', '.join(untested)}.")
+    prints = {record.fingerprint for record in records if record.fingerprint}
+    if len(prints) > 1:
+        notes.append(
+            "These runs read different data: "
+            + "; ".join(
+                f"{p[:12]}: {', '.join(r.name for r in records if r.fingerprint == p)}"
+                for p in sorted(prints)
+            )
+            + "."
+        )
+    parts = [f"### {task.capitalize()}", _markdown(texts, columns, rows), *notes]
+    if analysed := [row for row in rows if row.values(_gain(MISTAKES[-1]))]:
+        parts += ["### " + _MISTAKES_TITLE, _markdown(texts, _mistakes(), analysed), _MISTAKES_LEGEND]
+    return "\n\n".join(parts)
+
+
+def _markdown(texts: dict[str, Callable[[Row], str]], columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """A table of ``rows``: the texts on the left, then the numbers."""
     heading = [*texts, *(c.title for c in columns)]
     lines = [
         [*(text(row).replace("|", "\\|") for text in texts.values()), *(c.cell(row) for c in columns)]
@@ -183,21 +209,25 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
     rule = (
         "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     )
-    notes = []
-    if untested and len(untested) < len(records):
-        notes.append(f"Scores of the validation split: not tested yet: {', '.join(untested)}.")
-    prints = {record.fingerprint for record in records if record.fingerprint}
-    if len(prints) > 1:
-        notes.append(
-            "These runs read different data: "
-            + "; ".join(
-                f"{p[:12]}: {', '.join(r.name for r in records if r.fingerprint == p)}"
-                for p in sorted(prints)
-            )
-            + "."
-        )
-    body = "\n".join([drawn(heading), rule, *map(drawn, lines)])
-    return "\n\n".join([f"### {task.capitalize()}", body, *notes])
+    return "\n".join([drawn(heading), rule, *map(drawn, lines)])
+
+
+_MISTAKES_TITLE = "Detection: what test/map_50 would gain without one kind of mistake"
+_MISTAKES_LEGEND = (
+    "TIDE's kinds at IoU .5: the wrong class, the wrong place, both, an object found twice, nothing there, an object "
+    "missed; then all wrong detections, and all objects not found. Gains do not add up."
+)
+
+
+def _gain(kind: str) -> Callable[[Record], float | None]:
+    return lambda record: record.metrics.get(f"test/dap_{kind}")
+
+
+def _mistakes() -> list[Column]:
+    """The columns of the table of mistakes."""
+    named = [("test/map_50", lambda record: record.metrics.get("test/map_50"))]
+    named += [(kind.replace("_", " "), _gain(kind)) for kind in MISTAKES]
+    return [Column(title, title, of, "{:.3f}".format, score=True) for title, of in named]
 
 
 def _legend(records: list[Record]) -> str:
