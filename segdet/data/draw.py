@@ -450,10 +450,8 @@ def draw_matrix(
     cell = int(np.clip(1500 // max(1, *counts.shape), 2, 58))
     named = cell >= 12
     font, big = _font(int(np.clip(cell * 0.6, 9, 14))), _font(17)
-    names = [_shorten(name, font, 190) for name in rows], [_shorten(name, font, 190) for name in columns]
-    left, above = (
-        (int(max(map(font.getlength, side), default=0)) + 12) if named else 6 for side in names
-    )  # fmt: skip
+    names = [[_shorten(name, font, 190) for name in side] if named else [] for side in (rows, columns)]
+    left, above = (int(max(map(font.getlength, side), default=0)) + (12 if named else 6) for side in names)
     gap, line = 14, sum(font.getmetrics()) + 8
     x0, y0 = gap + line + left, gap + (30 if heading else 0) + line + above
     right = x0 + counts.shape[1] * cell + gap
@@ -475,17 +473,16 @@ def draw_matrix(
     pen = ImageDraw.Draw(canvas)
     if heading:
         pen.text((gap, gap), heading, fill=_INK, font=big)
-    upright = Image.new("RGB", (max(1, body.shape[0]), x0 - gap), _PAPER)
-    ImageDraw.Draw(upright).text((body.shape[0] // 2, 0), of_rows, fill=_FAINT, font=font, anchor="ma")
-    canvas.paste(upright.crop((0, 0, upright.width, line)).rotate(90, expand=True), (gap, y0))
+    upright = Image.new("RGB", (int(font.getlength(of_rows)) + 2, line), _PAPER)
+    ImageDraw.Draw(upright).text((1, 0), of_rows, fill=_FAINT, font=font)
+    canvas.paste(upright.rotate(90, expand=True), (gap, max(0, y0 + (body.shape[0] - upright.width) // 2)))
     pen.text((x0 + body.shape[1] // 2, y0 - above - line), of_columns, fill=_FAINT, font=font, anchor="ma")
-    if named:
-        for row, name in enumerate(names[0]):
-            pen.text((x0 - 6, y0 + row * cell + cell // 2), name, fill=_INK, font=font, anchor="rm")
-        for column, name in enumerate(names[1]):
-            upright = Image.new("RGB", (above - 6, cell), _PAPER)
-            ImageDraw.Draw(upright).text((0, cell // 2), name, fill=_INK, font=font, anchor="lm")
-            canvas.paste(upright.rotate(90, expand=True), (x0 + column * cell, y0 - above))
+    for row, name in enumerate(names[0]):
+        pen.text((x0 - 6, y0 + row * cell + cell // 2), name, fill=_INK, font=font, anchor="rm")
+    for column, name in enumerate(names[1]):
+        upright = Image.new("RGB", (above - 6, cell), _PAPER)
+        ImageDraw.Draw(upright).text((0, cell // 2), name, fill=_INK, font=font, anchor="lm")
+        canvas.paste(upright.rotate(90, expand=True), (x0 + column * cell, y0 - above))
     if cell >= 40:
         for row, column in np.argwhere(counts > 0).tolist():
             text = _count(int(counts[row, column]))
