@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdet.callbacks.error_analysis import ErrorAnalysis
+from segdet.callbacks.error_analysis import _text
 from segdet.cli import main
-from segdet.errors import UserError
 from segdet.metrics.detection_errors import KINDS, SPECIAL
 
 DATA = [
@@ -83,14 +82,16 @@ def test_of_pixels_there_is_a_matrix_and_of_single_objects_nothing(shapes: Path,
     assert not (run / "confusion.png").exists() and not (run / "errors.json").exists()
 
 
-def test_mistakes_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"--error_analysis\.worst -1: must be 0 or more"):
-        ErrorAnalysis(worst=-1)
+def test_a_mistake_on_the_command_line_is_one_line(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [*MODELS["detection"], "--model.backbone=test_resnet", *DATA, f"--data.root={shapes}"]
+    assert main(["fit", *model, f"--run_dir={tmp_path / 'run'}", "--error_analysis.worst=-1"]) == 2
+    (*_, said) = capsys.readouterr().err.splitlines()
+    assert said == "segdet: error: --error_analysis.worst -1: must be 0 or more"
 
 
 def test_what_is_no_number_is_null() -> None:
-    from segdet.callbacks.error_analysis import _text
-
     about = {"map_50": math.nan, "dap": {"missed": math.nan}, "images": [], "confusion": [[0, 1], [2, 3]]}
     assert json.loads(_text(about)) == {
         "map_50": None, "dap": {"missed": None}, "images": [], "confusion": [[0, 1], [2, 3]],
