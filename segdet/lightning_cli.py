@@ -37,6 +37,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet import detection, localization, segmentation
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from segdet.callbacks.error_analysis import ErrorAnalysis
 from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.overhead import TRAINER_DEFAULTS, NoProfiler
 from segdet.callbacks.panels import ImagePanels
@@ -398,6 +399,7 @@ class SegdetCLI(LightningCLI):
             help="Save last.ckpt after so many steps too, not only after every epoch.",
         )
         parser.add_lightning_class_args(ImagePanels, "panels")
+        parser.add_class_arguments(ErrorAnalysis, "error_analysis")
         parser.link_arguments(
             "data", "model.init_args.class_names", lambda data: self._classes(data).names, "instantiate"
         )
@@ -547,6 +549,9 @@ class SegdetCLI(LightningCLI):
             callbacks += [StepSeed(settings.seed), StepLogger()]
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += self._checkpoint_callbacks()
+        if self.chosen == "test":
+            # What the record says stands last.
+            callbacks.insert(0, self.config_init[self.chosen].error_analysis)
         if config.enable_progress_bar is not False:
             callbacks.insert(0, Progress())  # its line is to end before another callback says something
         if self.chosen == "predict":

@@ -11,6 +11,7 @@
         predictions/            sheets of validation images, and what `segdet predict` writes
         result.json             the record that the report reads
         features/               what a family keeps of its training images between two stages (RCNN)
+        errors.json             where a tested detector lost its AP, and confusion.png and worst.png with it
         left_out.txt            what of the data could not be used, if anything
         wandb/                  Weights & Biases' own files
 """
@@ -56,6 +57,9 @@ CONTENTS = (
     "predictions",
     "features",
     RECORD_NAME,
+    "errors.json",
+    "confusion.png",
+    "worst.png",
     "wandb",
     "left_out.txt",
     "error.txt",

@@ -190,6 +190,7 @@ def draw_boxes(
     *,
     longest: int | None = None,
     tags: bool | None = None,
+    colours: Sequence[Colour] | None = None,
 ) -> np.ndarray:
     """An image with boxes drawn over it, a colour per class.
 
@@ -204,6 +205,7 @@ def draw_boxes(
             is legible only then.
         tags: Write the class at each box. By default up to 40 boxes have tags; a tag that finds no
             free place at its box is left out.
+        colours: One a box instead of its class's.
 
     Returns:
         uint8 ``[H', W', 3]`` RGB, of the image's size unless ``longest`` is given.
@@ -218,8 +220,10 @@ def draw_boxes(
     order = drawable[np.lexsort((-areas[drawable], ~crowds[drawable]))]
     size = picture.shape[0], picture.shape[1]
     thickness = 1 if max(size) < 260 else 2 if max(size) < 1100 else 3
+    if colours is None:
+        colours = [colour_of(int(label)) for label in labels]
     for index in order:
-        _frame(picture, boxes[index], colour_of(int(labels[index])), thickness, bool(crowds[index]))
+        _frame(picture, boxes[index], colours[index], thickness, bool(crowds[index]))
     if tags is False or (tags is None and len(order) > 40):
         return picture
 
@@ -242,7 +246,7 @@ def draw_boxes(
         if spot is None:
             continue
         taken.append(spot)
-        colour = colour_of(label)
+        colour = colours[index]
         pen.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=colour)
         pen.text((spot[0] + 3, spot[1]), text, fill=_text_on(colour), font=font)
     return np.asarray(canvas).copy()
@@ -414,6 +418,88 @@ def sheet(
             place = (gap + column * (cell + gap) + cell // 2, start + title_height // 2)
             pen.text(place, text, fill=_FAINT, font=font, anchor="mm")
     return np.asarray(canvas).copy()
+
+
+def draw_matrix(
+    counts: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    heading: str = "",
+    of_rows: str = "annotated",
+    of_columns: str = "predicted",
+) -> np.ndarray:
+    """A confusion matrix: each cell coloured by its share of its row, blue on the diagonal and red beside it.
+
+    Up to some hundred classes are named; up to some thirty have their counts written into the cells.
+
+    Args:
+        counts: Integers ``[N, M]``, 0 or more.
+        rows: The names of the rows, N.
+        columns: The names of the columns, M.
+        heading: A line above everything.
+        of_rows: What the rows are.
+        of_columns: What the columns are.
+
+    Returns:
+        uint8 ``[H, W, 3]`` RGB.
+    """
+    counts = np.asarray(counts)
+    if counts.shape != (len(rows), len(columns)):
+        raise ValueError(f"a matrix of {counts.shape} with {len(rows)} and {len(columns)} names")
+    cell = int(np.clip(1500 // max(1, *counts.shape), 2, 58))
+    named = cell >= 12
+    font, big = _font(int(np.clip(cell * 0.6, 9, 14))), _font(17)
+    names = [[_shorten(name, font, 190) for name in side] if named else [] for side in (rows, columns)]
+    left, above = (int(max(map(font.getlength, side), default=0)) + (12 if named else 6) for side in names)
+    gap, line = 14, sum(font.getmetrics()) + 8
+    x0, y0 = gap + line + left, gap + (30 if heading else 0) + line + above
+    right = x0 + counts.shape[1] * cell + gap
+    wide = int(max(right, 2 * gap + big.getlength(heading)))
+    page = np.full((y0 + counts.shape[0] * cell + gap, wide, 3), 255, np.uint8)
+
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    diagonal = np.eye(*counts.shape, dtype=bool)[:, :, None]
+    inks = np.where(diagonal, np.array([28, 92, 172]), np.array([206, 52, 44]))
+    # The root lets a few per cent be seen.
+    paper = np.array([246, 247, 249])
+    colours = np.round(paper + np.sqrt(shares)[:, :, None] * (inks - paper)).astype(np.uint8)
+    body = colours.repeat(cell, 0).repeat(cell, 1)
+    if cell >= 8:
+        body[::cell] = body[:, ::cell] = 255
+    page[y0 : y0 + body.shape[0], x0 : x0 + body.shape[1]] = body
+
+    canvas = Image.fromarray(page)
+    pen = ImageDraw.Draw(canvas)
+    if heading:
+        pen.text((gap, gap), heading, fill=_INK, font=big)
+    upright = Image.new("RGB", (int(font.getlength(of_rows)) + 2, line), _PAPER)
+    ImageDraw.Draw(upright).text((1, 0), of_rows, fill=_FAINT, font=font)
+    canvas.paste(upright.rotate(90, expand=True), (gap, max(0, y0 + (body.shape[0] - upright.width) // 2)))
+    pen.text((x0 + body.shape[1] // 2, y0 - above - line), of_columns, fill=_FAINT, font=font, anchor="ma")
+    for row, name in enumerate(names[0]):
+        pen.text((x0 - 6, y0 + row * cell + cell // 2), name, fill=_INK, font=font, anchor="rm")
+    for column, name in enumerate(names[1]):
+        upright = Image.new("RGB", (above - 6, cell), _PAPER)
+        ImageDraw.Draw(upright).text((0, cell // 2), name, fill=_INK, font=font, anchor="lm")
+        canvas.paste(upright.rotate(90, expand=True), (x0 + column * cell, y0 - above))
+    if cell >= 40:
+        for row, column in np.argwhere(counts > 0).tolist():
+            text = _count(int(counts[row, column]))
+            red, green, blue = colours[row, column].tolist()
+            centre = (x0 + column * cell + cell // 2, y0 + row * cell + cell // 2)
+            pen.text(centre, text, fill=_text_on((red, green, blue)), font=font, anchor="mm")
+    return np.asarray(canvas).copy()
+
+
+def _count(number: int) -> str:
+    """``number`` in at most five characters: 9999, 12.3k, 456k, 1.2M."""
+    if number < 10_000:
+        return str(number)
+    for size, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G")):
+        if number < 999.5 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number / 1e12:.3g}T"
 
 
 def picture_of(reader: "Reader", task: "Task", index: int, longest: int | None = None) -> np.ndarray:

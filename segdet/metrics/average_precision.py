@@ -35,7 +35,7 @@ _IOUS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _AREAS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
-_MOST = 100
+MOST = 100
 """The most detections of one image and class that COCO looks at."""
 
 _CHUNK = 1 << 21
@@ -152,6 +152,11 @@ class Evaluation:
         found: What was detected.
         truth: What is there.
         overlaps: Of masks, for `coco`; None for those of the boxes.
+
+    Attributes:
+        found: By image, then class, then score, best first; as all that speaks of detections here.
+        truth: By image, then class.
+        places: int64 ``[N]``, the place of each detection in its image and class, the best one's 0.
     """
 
     def __init__(
@@ -166,21 +171,37 @@ class Evaluation:
         groups = len(self.class_names) + 1
         self._found_group = np.searchsorted(images, self.found.images) * groups + self.found.labels
         self._truth_group = np.searchsorted(images, self.truth.images) * groups + self.truth.labels
+        self._groups = groups
+        self.places = np.arange(len(found.labels)) - np.searchsorted(self._found_group, self._found_group)
         if overlaps is None:
             self._areas = (self.found.boxes[:, 2:] - self.found.boxes[:, :2]).prod(1)
-            self._pairs = self._overlapping()
+            self._pairs = self._overlapping(self._found_group, self._truth_group, _IOUS[0])
         else:
             self._areas = overlaps.areas[found_order]
             self._pairs = _moved(overlaps, found_order, truth_order)
 
-    def _overlapping(self) -> _Pairs:
-        """All pairs that any threshold could match."""
-        start = np.searchsorted(self._truth_group, self._found_group, side="left")
-        counts = np.searchsorted(self._truth_group, self._found_group, side="right") - start
-        pieces = [self._compare(start, counts, rows) for rows in _chunks(counts)]
+    def pairs_of_images(self, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pairs of a detection and an object of its image, of any class, that overlap by ``least`` or more.
+
+        Objects that are ignored are in none.
+
+        Returns:
+            Which detection, ascending, which object, and their IoU, ``[P]`` each.
+        """
+        pairs = self._overlapping(self._found_group // self._groups, self._truth_group // self._groups, least)
+        use = (pairs.iou >= least) & ~self.truth.ignored[pairs.truth]
+        return pairs.found[use], pairs.truth[use], pairs.iou[use]
+
+    def _overlapping(self, found_group: np.ndarray, truth_group: np.ndarray, least: float) -> _Pairs:
+        """All pairs within a group, numbers that ascend on both sides, that overlap by ``least`` or more."""
+        start = np.searchsorted(truth_group, found_group, side="left")
+        counts = np.searchsorted(truth_group, found_group, side="right") - start
+        pieces = [self._compare(start, counts, rows, least) for rows in _chunks(counts)]
         return _Pairs(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
-    def _compare(self, start: np.ndarray, counts: np.ndarray, rows: slice) -> tuple[np.ndarray, ...]:
+    def _compare(
+        self, start: np.ndarray, counts: np.ndarray, rows: slice, least: float
+    ) -> tuple[np.ndarray, ...]:
         """The pairs of the detections ``rows``, each of which has ``counts`` objects from ``start`` on."""
         start, counts = start[rows], counts[rows]
         found = np.repeat(np.arange(rows.start, rows.start + len(counts)), counts)
@@ -193,7 +214,7 @@ class Evaluation:
         common, area = sides.prod(1), (one[:, 2:] - one[:, :2]).prod(1)
         iou = common / (area + (other[:, 2:] - other[:, :2]).prod(1) - common)
         share = np.where(self.truth.ignored[truth], common / area, iou)
-        enough = np.maximum(iou, share) >= _IOUS[0]
+        enough = np.maximum(iou, share) >= least
         return found[enough], truth[enough], iou[enough], share[enough]
 
     def coco(self) -> dict[str, float]:
@@ -201,18 +222,21 @@ class Evaluation:
 
         It knows no ``difficult``: such objects are treated as crowds.
         """
-        places = np.arange(len(self._found_group)) - np.searchsorted(self._found_group, self._found_group)
+        places = self.places
         classes = len(self.class_names)
         precision = np.full((len(_IOUS), len(_RECALLS), classes, len(_AREAS)), np.nan)
-        recall = {most: np.full((len(_IOUS), classes, len(_AREAS)), np.nan) for most in (1, 10, _MOST)}
+        recall = {most: np.full((len(_IOUS), classes, len(_AREAS)), np.nan) for most in (1, 10, MOST)}
         # Of equal scores the one in the earlier image comes first, as in the reference.
         by_score = np.lexsort((-self.found.scores, self.found.labels))
-        by_score = by_score[places[by_score] < _MOST]
-        rows = _slices(self.found.labels[by_score], classes)
+        by_score = by_score[places[by_score] < MOST]
+        rows = class_slices(self.found.labels[by_score], classes)
         for area, (low, high) in enumerate(_AREAS):
             outside = (self.truth.areas < low) | (self.truth.areas > high) | self.truth.ignored
             counted = np.bincount(self.truth.labels[~outside], minlength=classes + 1)[1:]
-            right, ignored = self._match(outside, places)
+            got = self.match(outside)
+            right = got >= 0
+            ignored = np.zeros_like(right)
+            ignored[right] = outside[got[right]]
             ignored |= ~right & ((self._areas < low) | (self._areas > high))
             right &= ~ignored
             for label, objects in enumerate(counted):
@@ -222,54 +246,42 @@ class Evaluation:
                 hits = right[:, order]
                 for most, values in recall.items():
                     values[:, label, area] = hits[:, places[order] < most].sum(1) / objects
-                precision[:, :, label, area] = _interpolated(hits, ignored[:, order], objects)
+                precision[:, :, label, area] = interpolated(hits, ignored[:, order], objects)
         half, three_quarters = 0, 5
         scores = [
             _mean(precision[..., _ALL]),
             _mean(precision[half, ..., _ALL]),
             _mean(precision[three_quarters, ..., _ALL]),
             *(_mean(precision[..., area]) for area in (_SMALL, _MEDIUM, _LARGE)),
-            *(_mean(recall[most][..., _ALL]) for most in (1, 10, _MOST)),
-            *(_mean(recall[_MOST][..., area]) for area in (_SMALL, _MEDIUM, _LARGE)),
+            *(_mean(recall[most][..., _ALL]) for most in (1, 10, MOST)),
+            *(_mean(recall[MOST][..., area]) for area in (_SMALL, _MEDIUM, _LARGE)),
         ]
         each = {
             f"ap/{name}": _mean(precision[:, :, label, _ALL]) for label, name in enumerate(self.class_names)
         }
         return dict(zip(COCO_NAMES, scores, strict=True)) | each
 
-    def _match(self, outside: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give each detection, best first, the free object that it overlaps most, at each threshold.
+    def match(self, outside: np.ndarray, ious: np.ndarray = _IOUS) -> np.ndarray:
+        """The object that each of an image's first `MOST` detections of a class gets, by COCO's rule.
 
         Args:
             outside: bool ``[M]``, the objects that do not count, which are taken only if no other can be.
-            places: int64 ``[N]``, the place of each detection in its image and class.
+            ious: float64 ``[T]``, the thresholds, ascending from .5 on.
 
         Returns:
-            bool ``[10, N]`` each: whether a detection got an object, and whether that one does not count.
+            int64 ``[T, N]``, -1 where a detection gets none.
         """
-        pairs, truth = self._pairs, self.truth
-        taken = np.zeros((len(_IOUS), len(truth.labels)), bool)
-        matched = np.zeros((len(_IOUS), len(places)), bool)
-        ignored = np.zeros_like(matched)
-        use = np.flatnonzero((pairs.share >= _IOUS[0]) & (places[pairs.found] < _MOST))
-        found, objects, share = pairs.found[use], pairs.truth[use], pairs.share[use]
-        # Those that count, then the larger overlap, then the later object: the first that is free is the one.
-        order = np.lexsort((-objects, -share, outside[objects], found, places[found]))
-        found, objects, share = found[order], objects[order], share[order]
-        allowed = share >= _IOUS[:, None]
-        for step in _runs(places[found]):
-            candidates = objects[step]
-            free = allowed[:, step] & (~taken[:, candidates] | truth.ignored[candidates])
-            starts = np.flatnonzero(np.diff(found[step], prepend=-1))
-            none = len(candidates)
-            chosen = np.minimum.reduceat(np.where(free, np.arange(none), none), starts, axis=1)
-            threshold, which = np.nonzero(chosen < none)
-            objects_chosen = candidates[chosen[threshold, which]]
-            detections = found[step][starts][which]
-            taken[threshold, objects_chosen] = True
-            matched[threshold, detections] = True
-            ignored[threshold, detections] = outside[objects_chosen]
-        return matched, ignored
+        pairs = self._pairs
+        use = np.flatnonzero((pairs.share >= ious[0]) & (self.places[pairs.found] < MOST))
+        return matched(
+            pairs.found[use],
+            pairs.truth[use],
+            pairs.share[use],
+            self.places,
+            outside,
+            self.truth.ignored,
+            ious,
+        )
 
     def voc(self) -> dict[str, float]:
         """``map_voc07`` and ``map_voc12``, equal to ``voc_eval``'s; classes without an object are left out.
@@ -292,13 +304,55 @@ class Evaluation:
         right[by_score[hits[np.unique(best[by_score[hits]], return_index=True)[1]]]] = True
         classes = len(self.class_names)
         counted = np.bincount(truth.labels[~truth.ignored], minlength=classes + 1)[1:]
-        rows = _slices(self.found.labels[by_score], classes)
+        rows = class_slices(self.found.labels[by_score], classes)
         old, new = np.full(classes, np.nan), np.full(classes, np.nan)
         for label in np.flatnonzero(counted):
             order = by_score[rows[label]]
             order = order[~ignored[order]]
             old[label], new[label] = _voc_ap(right[order], int(counted[label]))
         return {"map_voc07": _mean(old), "map_voc12": _mean(new)}
+
+
+def matched(
+    found: np.ndarray,
+    objects: np.ndarray,
+    share: np.ndarray,
+    places: np.ndarray,
+    outside: np.ndarray,
+    ignored: np.ndarray,
+    ious: np.ndarray,
+) -> np.ndarray:
+    """Give each detection, best first, the free object that it overlaps most, at each threshold.
+
+    Args:
+        found: int64 ``[P]``, which detection of each pair that may be matched.
+        objects: int64 ``[P]``, which object.
+        share: float64 ``[P]``, how much they overlap.
+        places: int64 ``[N]``, whose turn it is: a detection's place among those that share objects with it.
+        outside: bool ``[M]``, the objects that are taken only if no other can be.
+        ignored: bool ``[M]``, the objects that any number of detections may take.
+        ious: float64 ``[T]``, the thresholds.
+
+    Returns:
+        int64 ``[T, N]``, the object that each detection got, -1 for none.
+    """
+    taken = np.zeros((len(ious), len(outside)), bool)
+    got = np.full((len(ious), len(places)), -1)
+    # Those that count, then the larger overlap, then the later object: the first that is free is the one.
+    order = np.lexsort((-objects, -share, outside[objects], found, places[found]))
+    found, objects, share = found[order], objects[order], share[order]
+    allowed = share >= ious[:, None]
+    for step in _runs(places[found]):
+        candidates = objects[step]
+        free = allowed[:, step] & (~taken[:, candidates] | ignored[candidates])
+        starts = np.flatnonzero(np.diff(found[step], prepend=-1))
+        none = len(candidates)
+        chosen = np.minimum.reduceat(np.where(free, np.arange(none), none), starts, axis=1)
+        threshold, which = np.nonzero(chosen < none)
+        objects_chosen = candidates[chosen[threshold, which]]
+        taken[threshold, objects_chosen] = True
+        got[threshold, found[step][starts][which]] = objects_chosen
+    return got
 
 
 def _moved(overlaps: Overlaps, found_order: np.ndarray, truth_order: np.ndarray) -> _Pairs:
@@ -333,7 +387,7 @@ def _runs(values: np.ndarray) -> Iterator[slice]:
         yield slice(start, stop)
 
 
-def _slices(labels: np.ndarray, classes: int) -> list[slice]:
+def class_slices(labels: np.ndarray, classes: int) -> list[slice]:
     """Where each class 1..K stands in ascending labels."""
     edges = np.searchsorted(labels, np.arange(1, classes + 2))
     return [slice(start, stop) for start, stop in pairwise(edges)]
@@ -345,7 +399,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _interpolated(right: np.ndarray, ignored: np.ndarray, objects: int) -> np.ndarray:
+def interpolated(right: np.ndarray, ignored: np.ndarray, objects: int) -> np.ndarray:
     """COCO's precision at its 101 recalls: bool ``[T, N]``, best score first, to float64 ``[T, 101]``."""
     tp = np.cumsum(right, 1, dtype=np.float64)
     fp = np.cumsum(~right & ~ignored, 1, dtype=np.float64)

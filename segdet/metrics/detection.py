@@ -13,6 +13,7 @@ from torch import Tensor
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.average_precision import Evaluation, Found, Overlaps, Truth
 from segdet.metrics.base import Scores
+from segdet.metrics.detection_errors import DetectionErrors
 
 
 class DetectionScores(Scores):
@@ -138,6 +139,16 @@ class DetectionScores(Scores):
             by_mask = Evaluation(self.class_names, found, truth, overlaps).coco()
             scores |= {f"mask_{name}": value for name, value in by_mask.items()}
         return self.numbers(scores)
+
+    def errors(self) -> DetectionErrors:
+        """The mistakes so far, of all processes, by the boxes; every process has to ask for them.
+
+        Raises:
+            ValueError: If a label is none of 1..K.
+        """
+        with self.sync_context():
+            found, truth, _ = self._gathered()
+        return DetectionErrors(self.class_names, found, truth)
 
     def _gathered(self) -> tuple[Found, Truth, Overlaps]:
         """All boxes with their image's id, and the overlaps of their masks, each image once."""

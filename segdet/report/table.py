@@ -22,6 +22,11 @@ SCORES = {
 }
 """The scores of each task's table, the main one first; one that no run has is left out."""
 
+MISTAKES = [
+    "classification", "localization", "both", "duplicate", "background", "missed", "false_positive", "false_negative",
+]  # fmt: skip
+"""The columns of detection's second table, of tests whose errors were analysed."""
+
 
 @dataclass
 class Row:
@@ -168,11 +173,6 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
         texts["data"] = lambda row: row.records[0].data
     if any(len(row.records) > 1 for row in rows) or len({row.seeds for row in rows}) > 1:
         texts["seeds"] = lambda row: row.seeds
-    heading = [*texts, *(c.title for c in columns)]
-    lines = [
-        [*(text(row).replace("|", "\\|") for text in texts.values()), *(c.cell(row) for c in columns)]
-        for row in rows
-    ]
     notes = []
     if untested and len(untested) < len(records):
         notes.append(f"Scores of the validation split: not tested yet: {', '.join(untested)}.")
@@ -186,8 +186,10 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
             )
             + "."
         )
-    body = _drawn(heading, lines, len(texts))
-    return "\n\n".join([f"### {task.capitalize()}", body, *notes, *_stages(rows)])
+    parts = [f"### {task.capitalize()}", _markdown(texts, columns, rows), *notes, *_stages(rows)]
+    if analysed := [row for row in rows if row.values(_gain(MISTAKES[-1]))]:
+        parts += ["### " + _MISTAKES_TITLE, _markdown(texts, _mistakes(), analysed), _MISTAKES_LEGEND]
+    return "\n\n".join(parts)
 
 
 def _stages(rows: list[Row]) -> list[str]:
@@ -202,13 +204,21 @@ def _stages(rows: list[Row]) -> list[str]:
         return lambda record: record.cost.stages_ms.get(name)
 
     columns = [Column(name, name, of(name), _significant) for name in names]
-    lines = [[row.name.replace("|", "\\|"), *(c.cell(row) for c in columns)] for row in rows]
-    return ["Milliseconds of the stages of an image:", _drawn(["run", *names], lines, 1)]
+    return [
+        "Milliseconds of the stages of an image:",
+        _markdown({"run": lambda row: row.name}, columns, rows),
+    ]
 
 
-def _drawn(heading: list[str], lines: list[list[str]], left: int) -> str:
-    """The Markdown of a table whose first ``left`` columns are texts, the others numbers."""
+def _markdown(texts: dict[str, Callable[[Row], str]], columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """A table of ``rows``: the texts on the left, then the numbers."""
+    heading = [*texts, *(c.title for c in columns)]
+    lines = [
+        [*(text(row).replace("|", "\\|") for text in texts.values()), *(c.cell(row) for c in columns)]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
+    left = len(texts)
 
     def drawn(cells: list[str]) -> str:
         padded = [
@@ -221,6 +231,24 @@ def _drawn(heading: list[str], lines: list[list[str]], left: int) -> str:
         "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     )
     return "\n".join([drawn(heading), rule, *map(drawn, lines)])
+
+
+_MISTAKES_TITLE = "Detection: what test/map_50 would gain without one kind of mistake"
+_MISTAKES_LEGEND = (
+    "TIDE's kinds at IoU .5: the wrong class, the wrong place, both, an object found twice, nothing there, an object "
+    "missed; then all wrong detections, and all objects not found. Gains do not add up."
+)
+
+
+def _gain(kind: str) -> Callable[[Record], float | None]:
+    return lambda record: record.metrics.get(f"test/dap_{kind}")
+
+
+def _mistakes() -> list[Column]:
+    """The columns of the table of mistakes."""
+    named = [("test/map_50", lambda record: record.metrics.get("test/map_50"))]
+    named += [(kind.replace("_", " "), _gain(kind)) for kind in MISTAKES]
+    return [Column(title, title, of, "{:.3f}".format, score=True) for title, of in named]
 
 
 def _legend(records: list[Record]) -> str:

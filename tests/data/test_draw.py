@@ -9,6 +9,7 @@ from segdet.data.draw import (
     draw_boxes,
     draw_legend,
     draw_mask,
+    draw_matrix,
     main,
     mask_colours,
     mask_legend,
@@ -119,6 +120,46 @@ def test_the_legend_names_what_is_seen():
     assert draw_legend([], 100).shape == (0, 100, 3)
     entries = [(f"class {number}", (9, 9, 9)) for number in range(20)]
     assert draw_legend(entries, 200).shape[0] > draw_legend(entries, 2000).shape[0]
+
+
+def test_boxes_take_the_colours_given():
+    boxes, labels = np.array([[20.0, 20, 60, 60], [80, 20, 120, 60]]), np.array([1, 1])
+    drawn = draw_boxes(GREY, boxes, labels, ["a"], tags=False, colours=[(255, 0, 0), (0, 0, 255)])
+    assert drawn[40, 20].tolist() == [255, 0, 0] and drawn[40, 80].tolist() == [0, 0, 255]
+
+
+def test_a_matrix_is_blue_where_it_is_right_and_red_beside():
+    counts = np.array([[9, 1, 0], [0, 0, 0], [0, 5, 5]])
+    names = ["a", "$b_c$", "nothing"]
+    picture = draw_matrix(counts, names, names, heading="all of it")
+    height, width = picture.shape[:2]
+    # Three cells of 58 pixels, from the right edge and the lower one; corners, since counts stand in the middle.
+    corner = {
+        (row, column): picture[height - 14 - 58 * (3 - row) + 5, width - 14 - 58 * (3 - column) + 5].astype(
+            int
+        )
+        for row in range(3)
+        for column in range(3)
+    }
+    for place, (red, _, blue) in corner.items():
+        if not counts[place]:
+            assert min(corner[place]) > 240, place
+        else:
+            assert (blue > red + 60) if place[0] == place[1] else (red > blue + 10), place
+    assert corner[2, 1][1] < corner[0, 1][1]  # half of its row is darker than a tenth
+    assert np.array_equal(picture, draw_matrix(counts, names, names, heading="all of it"))
+
+
+@pytest.mark.parametrize(("classes", "most"), [(0, 200), (1, 400), (81, 2000), (1204, 2600)])
+def test_a_matrix_of_any_size_is_a_picture_of_some(classes, most):
+    names = ["a name that is as long as names of classes sometimes are, and longer"] * classes
+    picture = draw_matrix(np.ones((classes, classes), int), names, names)
+    assert picture.dtype == np.uint8 and classes < min(picture.shape[:2]) <= max(picture.shape[:2]) < most
+
+
+def test_a_matrix_without_its_names_is_refused():
+    with pytest.raises(ValueError, match="2 and 1 names"):
+        draw_matrix(np.zeros((2, 2), int), ["a", "b"], ["a"])
 
 
 def test_a_sheet_holds_every_image():

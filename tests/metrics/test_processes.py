@@ -63,7 +63,8 @@ def scores_of(images):
 
 
 def numbers(metrics):
-    return {
+    gains = {f"detection/dap_{name}": gain for name, gain in metrics["detection"].errors().gains().items()}
+    return gains | {
         f"{task}/{name}": value.item()
         for task, metric in metrics.items()
         for name, value in metric.compute().items()

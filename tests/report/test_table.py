@@ -8,7 +8,7 @@ import pytest
 
 from segdet.errors import UserError
 from segdet.record import Cost, Record
-from segdet.report.table import main, table
+from segdet.report.table import MISTAKES, main, table
 
 FCN = Record(
     name="fcn",
@@ -89,6 +89,21 @@ def test_seeds_are_one_line_of_mean_and_deviation() -> None:
     several = rows(table([FCN, replace(other, model="UNet")]))  # another model is another run
     assert [row[several[0].index("seeds")] for row in several[1:]] == ["0", "1"]
     assert len(rows(table([FCN, replace(other, seed=2)]))) == 3  # the name does not say this seed
+
+
+def test_detectors_whose_mistakes_were_analysed_have_a_table_of_them() -> None:
+    assert "without one kind of mistake" not in table([SSD, FCN])
+    gains = {f"test/dap_{kind}": at / 100 for at, kind in enumerate(MISTAKES)}
+    analysed = replace(SSD, name="yolo", metrics=SSD.metrics | gains)
+    again = replace(analysed, name="yolo-seed1", seed=1, metrics=analysed.metrics | {"test/dap_missed": 0.07})
+    text = table([SSD, analysed, again, FCN])
+    section = text.split("### Detection: what test/map_50 would gain without one kind of mistake")[1]
+    assert "Gains do not add up." in section
+    heading, line = rows(section)  # and none of the run that has no analysis
+    cells = dict(zip(heading, line, strict=True))
+    assert (cells["run"], cells["test/map_50"]) == ("yolo", "0.700 ± 0.000")
+    assert (cells["classification"], cells["missed"]) == ("0.000 ± 0.000", "0.060 ± 0.014")
+    assert cells["false negative"] == "0.070 ± 0.000"
 
 
 def test_the_split_is_the_one_that_all_have_and_is_said() -> None:
