@@ -55,6 +55,8 @@ class Task(L.LightningModule):
         optim: Optimizer and schedule.
         mean: The mean of the images' channels, of 0..1, which normalization takes away.
         std: Their standard deviation, which it divides by.
+        channels_last: Whether weights and images lie in memory with a pixel's channels side by side, as images are
+            decoded and convolutions run fastest; false for channel after channel.
 
     Attributes:
         task: The task's name, as data modules know it.
@@ -74,10 +76,12 @@ class Task(L.LightningModule):
         optim: Optimization = Optimization(),  # noqa: B008  read only; the configuration shows its values
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
         self.optim = optim
+        self.channels_last = channels_last
         scale = torch.tensor([1 / (255 * s) for s in std])
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
@@ -145,7 +149,8 @@ class Task(L.LightningModule):
             for image, (h, w) in zip(normal, sizes, strict=True):
                 image[:, h:] = 0
                 image[:, :, w:] = 0
-        return normal
+        # Channels last are kept from the batch. A convolution follows its images too, not only its weights.
+        return normal if self.channels_last else normal.contiguous()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = self.normalize(batch.images, batch.sizes)
@@ -221,9 +226,10 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Freezes what is not to be learned; and convolutions run fastest with channels last, as images are decoded."""
+        """Freezes what is not to be learned, and lays weights out in memory."""
         self.optim.freeze(self)
-        self.to(memory_format=torch.channels_last)
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
 
     def _evaluate(self, batch: Batch, key: str) -> None:
         predictions = self.infer(batch)
