@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from segdet.record import Cost
@@ -62,22 +62,24 @@ def measure_cost(model: Predictor, images: "Tensor", repeats: int = 30, seconds:
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
     assert isinstance(model, torch.nn.Module)
-    with _evaluating(model), _counting(model.counted) as entered:
+    with _evaluating(model):
         with torch.inference_mode():
             warm_up = _seconds(model, images)
-            passes = sum(entered)
             times = [warm_up] if warm_up > seconds else []
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
                 times.append(_seconds(model, images))
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
+        # What torch.compile has made of the model hides its operations and its modules.
+        compiled = any(module._compiled_call_impl is not None for module in model.modules())
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with eager, torch.no_grad(), _counting(model.counted) as entered, counter:
             model.predict_images(images)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=int(counter.get_total_flops()),
         ms_per_image=1000 * statistics.median(times),
-        passes_per_image=float(passes),
+        passes_per_image=float(sum(entered)),
         peak_memory_mb=peak_memory_mb(images.device),
     )
 

@@ -558,6 +558,10 @@ class SegdetCLI(LightningCLI):
         if config.profiler is None:
             kwargs["profiler"] = NoProfiler()
         kwargs["precision"] = chosen_precision(config)
+        if config.sync_batchnorm and _runs_on_cpu(config.accelerator):
+            raise UserError(
+                "--trainer.sync_batchnorm true: torch has it on GPUs alone; leave it out on the CPU"
+            )
         loggers = self._loggers(config.logger)
         try:
             return super().instantiate_trainer(
