@@ -558,13 +558,9 @@ class SegdetCLI(LightningCLI):
         if config.profiler is None:
             kwargs["profiler"] = NoProfiler()
         kwargs["precision"] = chosen_precision(config)
-        if config.sync_batchnorm and _runs_on_cpu(config.accelerator):
-            raise UserError(
-                "--trainer.sync_batchnorm true: torch has it on GPUs alone; leave it out on the CPU"
-            )
         loggers = self._loggers(config.logger)
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 callbacks=[*given, *callbacks],
                 logger=loggers,
                 default_root_dir=str(self.run_dir),
@@ -572,6 +568,15 @@ class SegdetCLI(LightningCLI):
             )
         except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"--trainer: {_one_line(error)}") from error
+        if (
+            config.sync_batchnorm
+            and trainer.num_devices * trainer.num_nodes > 1
+            and _runs_on_cpu(config.accelerator)
+        ):
+            raise UserError(
+                "--trainer.sync_batchnorm true: torch has it on GPUs alone; leave it out on the CPU"
+            )
+        return trainer
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         folder = self.run_dir / "checkpoints"
