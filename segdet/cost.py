@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from segdet.record import Cost
@@ -81,11 +81,10 @@ def measure_cost(
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
     assert isinstance(model, torch.nn.Module)
     predict: Callable[[Tensor], Any] = functools.partial(model.predict_images, **(given or {}))
-    with _evaluating(model), _counting(model.counted) as entered:
+    with _evaluating(model):
         with torch.inference_mode():
             with _timing_stages(images) as marked:
                 warm_up = _seconds(predict, images)
-            passes = sum(entered)
             times = [warm_up] if warm_up > seconds else []
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
@@ -93,13 +92,16 @@ def measure_cost(
             fast = marked and warm_up <= seconds
             rounds = _stage_rounds(predict, images, seconds / 3) if fast else [marked]
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
+        # What torch.compile has made of the model hides its operations and its modules.
+        compiled = any(module._compiled_call_impl is not None for module in model.modules())
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with eager, torch.no_grad(), _counting(model.counted) as entered, counter:
             predict(images)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=int(counter.get_total_flops()),
         ms_per_image=1000 * statistics.median(times),
-        passes_per_image=float(passes),
+        passes_per_image=float(sum(entered)),
         peak_memory_mb=peak_memory_mb(images.device),
         stages_ms={
             name: round(1000 * statistics.median(each.get(name, 0.0) for each in rounds), 3)

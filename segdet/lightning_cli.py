@@ -565,7 +565,7 @@ class SegdetCLI(LightningCLI):
         kwargs["precision"] = chosen_precision(config)
         loggers = self._loggers(config.logger)
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 callbacks=[*given, *callbacks],
                 logger=loggers,
                 default_root_dir=str(self.run_dir),
@@ -573,6 +573,15 @@ class SegdetCLI(LightningCLI):
             )
         except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"--trainer: {_one_line(error)}") from error
+        if (
+            config.sync_batchnorm
+            and trainer.num_devices * trainer.num_nodes > 1
+            and _runs_on_cpu(config.accelerator)
+        ):
+            raise UserError(
+                "--trainer.sync_batchnorm true: torch has it on GPUs alone; leave it out on the CPU"
+            )
+        return trainer
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         folder = self.run_dir / "checkpoints"

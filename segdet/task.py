@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
+from segdet.nn.averaging import EMA
+from segdet.nn.freezing import freeze as freeze_parts
+from segdet.nn.multi_scale import rescale, scaled_size
 from segdet.nn.optim import Optimization
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -55,6 +61,17 @@ class Task(L.LightningModule):
         optim: Optimizer and schedule.
         mean: The mean of the images' channels, of 0..1, which normalization takes away.
         std: Their standard deviation, which it divides by.
+        channels_last: Whether weights and images lie in memory with a pixel's channels side by side, as images are
+            decoded and convolutions run fastest; false for channel after channel.
+        compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
+            ``{mode: reduce-overhead}``.
+        ema: The decay of a moving average of the weights, such as 0.999, which is validated, saved and tested in
+            place of those that are learned; see `segdet.nn.averaging.EMA`. None when null.
+        freeze: Names of modules that are not learned and stay in evaluation mode, such as ``[backbone]``.
+        frozen_batch_norm: Whether all batch normalization is frozen likewise, for pretrained networks.
+        multi_scale: Trains on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,
+            Redmon, Farhadi, CVPR 2017, section 2); on batches as they are when null.
+        multi_scale_every: For how many steps a factor stays.
 
     Attributes:
         task: The task's name, as data modules know it.
@@ -74,10 +91,30 @@ class Task(L.LightningModule):
         optim: Optimization = Optimization(),  # noqa: B008  read only; the configuration shows its values
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        channels_last: bool = True,
+        compile: bool | dict[str, Any] = False,
+        ema: float | None = None,
+        freeze: list[str] | None = None,
+        frozen_batch_norm: bool = False,
+        multi_scale: list[float] | None = None,
+        multi_scale_every: int = 10,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
         self.optim = optim
+        self.channels_last = channels_last
+        if ema is not None and not 0 < ema < 1:
+            raise UserError(f"--model.ema {ema}: must be above 0 and below 1, such as 0.999")
+        if multi_scale is not None and (not multi_scale or min(multi_scale) <= 0):
+            raise UserError(f"--model.multi_scale {multi_scale}: give one or more numbers above 0, or null")
+        if multi_scale_every < 1:
+            raise UserError(f"--model.multi_scale_every {multi_scale_every}: must be at least 1")
+        self.compiling: dict[str, Any] | None = {} if compile is True else (compile or None)
+        self.ema = ema
+        self.freezing = (list(freeze or []), frozen_batch_norm)
+        self._frozen: list[nn.Module] = []
+        self.multi_scale = multi_scale
+        self.multi_scale_every = multi_scale_every
         scale = torch.tensor([1 / (255 * s) for s in std])
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
@@ -157,12 +194,13 @@ class Task(L.LightningModule):
             for image, (h, w) in zip(normal, sizes, strict=True):
                 image[:, h:] = 0
                 image[:, :, w:] = 0
-        return normal
+        # Channels last are kept from the batch. A convolution follows its images too, not only its weights.
+        return normal if self.channels_last else normal.contiguous()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = self.normalize(batch.images, batch.sizes)
+        images, targets = self._scaled(self.normalize(batch.images, batch.sizes), batch.targets)
         try:
-            losses = self.losses(images, batch.targets)
+            losses = self.losses(images, targets)
         except ValueError as error:
             if not str(error).startswith(_ONE_VALUE):
                 raise
@@ -174,6 +212,16 @@ class Task(L.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         return total
+
+    def _scaled(self, images: Tensor, targets: list[Target]) -> tuple[Tensor, list[Target]]:
+        """The batch in the size of this step, which all processes draw, and draw again when training goes on."""
+        if self.multi_scale is None:
+            return images, targets
+        seed = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step // self.multi_scale_every]
+        factor = self.multi_scale[int(np.random.default_rng(seed).integers(len(self.multi_scale)))]
+        if factor == 1:
+            return images, targets
+        return rescale(images, targets, scaled_size((images.shape[2], images.shape[3]), factor))
 
     def infer(self, batch: Batch) -> list[Prediction]:
         """Predictions in pixels of the original images, one per image of the batch.
@@ -227,6 +275,8 @@ class Task(L.LightningModule):
         self._log_scores("test")
 
     def configure_optimizers(self) -> Any:
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError("--model.freeze: nothing is left to be learned; freeze less")
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # without it there is no number of batches yet
         total = trainer.estimated_stepping_batches
@@ -235,9 +285,38 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Freezes what is not to be learned; and convolutions run fastest with channels last, as images are decoded."""
+        """Freezes what is not to be learned, lays weights out in memory, and compiles if that is asked for."""
         self.optim.freeze(self)
-        self.to(memory_format=torch.channels_last)
+        self._frozen = freeze_parts(self, *self.freezing)
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+        if self.compiling is not None:
+            self._compile(self.compiling)
+
+    def _compile(self, options: dict[str, Any]) -> None:
+        try:
+            for child in self.children():
+                # A list of modules is called one by one.
+                for part in child if isinstance(child, nn.ModuleList) else [child]:
+                    if next(part.parameters(), None) is not None:
+                        part.compile(**options)  # in place: names of weights stay
+        except (TypeError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"--model.compile {options}: {reason}; give true, or options of torch.compile"
+            ) from error
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The moving average of the weights, in training."""
+        # Last of all but those that save checkpoints: what is drawn after a validation is drawn with the average.
+        return [EMA(self.ema)] if self.ema is not None and self.trainer.state.fn == "fit" else []
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all that is not frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def _evaluate(self, batch: Batch, key: str) -> None:
         predictions = self.infer(batch)

@@ -72,6 +72,9 @@ class DataModule(L.LightningDataModule):
             epoch, once for the dataset, and kept. None when null.
         max_proposals: Takes so many of the best of an image.
         masks: Whether objects come with their masks, for families that find these too (COCO's and Cityscapes' shape).
+        mosaic: How often, 0 to 1, a training image of detection is put together from it and three others, each
+            transformed (see `segdet.data.mosaic`).
+        mosaic_off_epochs: In how many of the last epochs it is not, as in YOLOX, so that training ends on whole images.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class DataModule(L.LightningDataModule):
         proposals: ProposalSource | None = None,
         max_proposals: int = 2000,
         masks: bool = False,
+        mosaic: float = 0.0,
+        mosaic_off_epochs: int = 0,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -98,6 +103,7 @@ class DataModule(L.LightningDataModule):
             ("seed", seed, 0),
             ("limit_train", limit_train, 1),
             ("max_proposals", max_proposals, 1),
+            ("mosaic_off_epochs", mosaic_off_epochs, 0),
         ):
             if number is not None and number < least:
                 raise UserError(f"--data.{name} {number}: must be at least {least}")
@@ -120,6 +126,13 @@ class DataModule(L.LightningDataModule):
                 f"--data.masks true: objects' masks are for detection, not for {task}; leave it out"
             )
         self.masks = masks
+        if not 0 <= mosaic <= 1:
+            raise UserError(f"--data.mosaic {mosaic}: must be from 0 to 1")
+        if mosaic and (task != "detection" or proposals is not None):
+            what = f"{task}" if task != "detection" else "images with --data.proposals"
+            raise UserError(f"--data.mosaic {mosaic}: is for detection, not for {what}; leave it out")
+        self.mosaic = mosaic
+        self.mosaic_off_epochs = mosaic_off_epochs
         self.notes: dict[str, None] = {}
         self.known: Classes | None = None
         self._position: dict[str, int] = {}
@@ -226,6 +239,7 @@ class DataModule(L.LightningDataModule):
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
+        dataset.mosaic, dataset.mosaic_epochs = self.mosaic, self._mosaic_epochs()
         position, self._position = self._position, {}
         sampler = TrainSampler(
             len(dataset),
@@ -236,6 +250,17 @@ class DataModule(L.LightningDataModule):
             drawn=position.get("batches", 0) * self.batch_size,
         )
         return self._loader(dataset, sampler, self.batch_size, True)
+
+    def _mosaic_epochs(self) -> int | None:
+        if not self.mosaic or not self.mosaic_off_epochs:
+            return None
+        epochs = self.trainer.max_epochs if self.trainer is not None else None
+        if epochs is None or epochs < 0:
+            raise UserError(
+                f"--data.mosaic_off_epochs {self.mosaic_off_epochs}: nobody knows which epoch is the last; give "
+                "--trainer.max_epochs"
+            )
+        return max(0, epochs - self.mosaic_off_epochs)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from segdet.data.cleaning import clean_objects, clip_boxes, usable
 from segdet.data.images import read_image
+from segdet.data.mosaic import mosaic
 from segdet.data.proposer import ImageProposals
 from segdet.data.reader import Reader
 from segdet.data.sample import Objects, Sample, Source, Target, Task
@@ -21,6 +22,9 @@ from segdet.errors import BadSample, UserError
 OnBadSample = Literal["raise", "skip"]
 BoxSets = dict[str, np.ndarray]
 TransformedSets = dict[str, tuple[np.ndarray, np.ndarray]]
+
+_MOSAIC = 4
+"""What parts the random numbers of a mosaic from those of its first image."""
 
 
 class TaskDataset(Dataset[Sample]):
@@ -46,10 +50,14 @@ class TaskDataset(Dataset[Sample]):
         proposals: Region proposals, which go through the same transforms as the objects and end up in each
             target beside them; None for none. Set by whoever knows which images will be asked for.
         max_proposals: So many of the best are taken.
+        mosaic: How often a training sample of detection becomes a `segdet.data.mosaic.mosaic`, 0 to 1.
+        mosaic_epochs: In how many of the first epochs; all when None.
     """
 
     proposals: ImageProposals | None = None
     max_proposals: int = 2000
+    mosaic: float = 0.0
+    mosaic_epochs: int | None = None
 
     def __init__(
         self,
@@ -63,6 +71,7 @@ class TaskDataset(Dataset[Sample]):
     ) -> None:
         self.reader = reader
         self.task = task
+        self.min_visibility = recipe.min_visibility
         self.plain = recipe.evaluation()
         self.pipeline = recipe.train() if training else self.plain
         self.training = training
@@ -84,12 +93,12 @@ class TaskDataset(Dataset[Sample]):
     def __getitem__(self, draw: int | Draw) -> Sample:
         draw = Draw(draw) if isinstance(draw, int) else draw
         if self.on_bad_sample == "raise":
-            return self._sample(draw)
+            return self._drawn(draw)
         notes: list[str] = []
         for step in range(len(self)):
             substitute = Draw((draw.index + step) % len(self), draw.epoch, draw.duplicate)
             try:
-                sample = self._sample(substitute)
+                sample = self._drawn(substitute)
             except BadSample as error:
                 notes.append(str(error))
                 continue
@@ -100,6 +109,17 @@ class TaskDataset(Dataset[Sample]):
                 sample = replace(sample, source=source)
             return sample
         raise UserError(f"not one of the {len(self)} samples can be read, the first because of: {notes[0]}")
+
+    def _drawn(self, draw: Draw) -> Sample:
+        """The sample, or it and three others as one."""
+        late = self.mosaic_epochs is not None and draw.epoch >= self.mosaic_epochs
+        if not self.mosaic or not self.training or late:
+            return self._sample(draw)
+        rng = np.random.default_rng([self.seed, draw.epoch, int(self.indices[draw.index]), _MOSAIC])
+        if rng.random() >= self.mosaic:
+            return self._sample(draw)
+        others = [Draw(int(index), draw.epoch) for index in rng.integers(len(self), size=3)]
+        return mosaic([self._sample(each) for each in (draw, *others)], rng, self.min_visibility)
 
     def _sample(self, draw: Draw) -> Sample:
         index = int(self.indices[draw.index])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from segdet.data.sample import Batch, Prediction
+from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.boxes import to_original
+from segdet.nn.boxes import suppress, to_original
 from segdet.task import Stage, Task
 
 
@@ -21,15 +27,75 @@ class Detector(Task):
     Args:
         category_ids: The dataset's own id of each class, which results files are written with; linked
             from the data by the command. 1..K when null.
+        class_agnostic_nms: Whether a box is dropped for a better one of another class, too, by the family's own
+            threshold.
+        tta_flip: Predicts each image and its mirror image, and puts together what is found.
+        tta_scales: Predicts each image at these scales, and puts together what is found.
+        tta_nms_threshold: Of two boxes of a class with a greater IoU, found in whichever views, the worse is dropped.
         kwargs: As for `Task`.
+
+    Attributes:
+        detections_per_image: How many detections remain; all, unless a family says it.
     """
 
     task = "detection"
     monitor = "val/map"
+    detections_per_image: int = 1 << 30
 
-    def __init__(self, class_names: list[str], category_ids: list[int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        class_names: list[str],
+        category_ids: list[int] | None = None,
+        class_agnostic_nms: bool = False,
+        tta_flip: bool = False,
+        tta_scales: list[float] = [1.0],  # noqa: B006  read only; jsonargparse shows it as the default
+        tta_nms_threshold: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         self.category_ids = category_ids or list(range(1, len(class_names) + 1))
         super().__init__(class_names, **kwargs)
+        if not tta_scales or min(tta_scales) <= 0:
+            raise UserError(f"--model.tta_scales {tta_scales}: give one or more numbers above 0")
+        self.class_agnostic_nms = class_agnostic_nms
+        self.tta_flip = tta_flip
+        self.tta_scales = list(tta_scales)
+        self.tta_nms_threshold = tta_nms_threshold
+
+    def answer(self, images: Tensor, originals: list[tuple[int, int]]) -> list[Prediction]:
+        size = (images.shape[2], images.shape[3])
+        return self.map_back(self._augmented(self.normalize(images)), originals, size)
+
+    def _augmented(self, images: Tensor) -> list[Prediction]:
+        """What is found in normalized images; with test-time augmentation in all views of each, without duplicates."""
+        if not self.tta_flip and self.tta_scales == [1.0]:
+            found: list[Prediction] = self.predict(images)
+            return found
+        size = (images.shape[2], images.shape[3])
+        views: list[list[Prediction]] = []
+        for scale in self.tta_scales:
+            scaled = images
+            if scale != 1:
+                new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
+                scaled = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
+            there = (scaled.shape[2], scaled.shape[3])
+            views.append([_resized(each, there, size) for each in self.predict(scaled)])
+            if self.tta_flip:
+                mirrored = self.predict(scaled.flip(3))
+                views.append([_mirrored(_resized(each, there, size), size[1]) for each in mirrored])
+        return [self._merged(of_image) for of_image in zip(*views, strict=True)]
+
+    def _merged(self, views: Sequence[Prediction]) -> Prediction:
+        """What several views of one image found, as one."""
+        every: Any = {key: torch.cat([view[key] for view in views]) for key in views[0]}  # type: ignore[literal-required]
+        kept = suppress(
+            every["boxes"].float(),
+            every["scores"].float(),
+            every["labels"],
+            self.tta_nms_threshold,
+            self.class_agnostic_nms,
+        )[: self.detections_per_image]
+        merged: Prediction = {key: value[kept] for key, value in every.items()}  # type: ignore[assignment]
+        return merged
 
     def build_scores(self) -> Scores:
         return DetectionScores(self.class_names, self.category_ids)
@@ -55,6 +121,20 @@ class Detector(Task):
             [batch.originals[position] for position in positions],
             [batch.sources[position].image_id for position in positions],
         )
+
+
+def _resized(found: Prediction, size: tuple[int, int], new: tuple[int, int]) -> Prediction:
+    """What was found in an image of ``size``, in one of size ``new``; masks are those of boxes, and stay."""
+    return Prediction(**{**found, "boxes": to_original(found["boxes"], size, new)})
+
+
+def _mirrored(found: Prediction, width: int) -> Prediction:
+    """What was found in the mirror image of one of ``width``."""
+    x0, y0, x1, y1 = found["boxes"].unbind(1)
+    mirrored = Prediction(**{**found, "boxes": torch.stack([width - x1, y0, width - x0, y1], 1)})
+    if "masks" in found:
+        mirrored["masks"] = found["masks"].flip(-1)
+    return mirrored
 
 
 def detections_stage(final: Prediction) -> Stage:

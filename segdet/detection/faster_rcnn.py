@@ -24,6 +24,7 @@ from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.boxes import select_detections
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
 from segdet.nn.roi import RoIPooling, TwoLayers, rois_of
 from segdet.task import Stage
@@ -190,8 +191,28 @@ class TwoStageDetector(Detector):
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
         with record_function("segdet::classifier"):
             logits, offsets = self._classify(images, maps, regions)
+        heads = self.roi_heads
         with record_function("segdet::nms"):
-            found = self.roi_heads.postprocess_detections(logits, offsets, regions, images.image_sizes)
+            if self.class_agnostic_nms:
+                boxes = heads.box_coder.decode(offsets, regions)[:, 1:]
+                scores = logits.softmax(-1)[:, 1:]
+                counts = [len(each) for each in regions]
+                return [
+                    select_detections(
+                        b,
+                        s,
+                        size,
+                        heads.score_thresh,
+                        heads.nms_thresh,
+                        len(b),
+                        heads.detections_per_img,
+                        True,
+                    )
+                    for b, s, size in zip(
+                        boxes.split(counts), scores.split(counts), images.image_sizes, strict=True
+                    )
+                ]
+            found = heads.postprocess_detections(logits, offsets, regions, images.image_sizes)
         return [
             Prediction(boxes=boxes, scores=scores, labels=labels)
             for boxes, scores, labels in zip(*found, strict=True)
@@ -311,6 +332,7 @@ class FasterRCNN(TwoStageDetector):
                 "model.anchor_sizes: all maps share one head; give as many sizes for each of them"
             )
         self.ignore_crossing = ignore_crossing
+        self.detections_per_image = detections_per_image
         self.channels, self.strides = channels, strides
         self.rpn = RegionProposalNetwork(
             anchors,
@@ -416,7 +438,7 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         self.roi_heads.box_roi_pool = RoIAlign(7, strides)
         self.roi_heads.score_thresh = score_threshold
         self.roi_heads.nms_thresh = nms_threshold
-        self.roi_heads.detections_per_img = detections_per_image
+        self.roi_heads.detections_per_img = self.detections_per_image = detections_per_image
         self._exact()
 
     def features(self, images: Tensor) -> Maps:

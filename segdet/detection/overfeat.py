@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou
 
 from segdet.data.sample import Prediction
 from segdet.detection.sliding_window import SlidingWindowDetector, linear_layers
-from segdet.nn.boxes import select_detections
+from segdet.nn.boxes import select_detections, suppress
 
 
 class OverFeat(SlidingWindowDetector):
@@ -95,7 +95,9 @@ class OverFeat(SlidingWindowDetector):
         found = select_detections(
             boxes, scores, size, self.score_threshold, 1.0, self.detections_per_class, everything
         )
-        kept = batched_nms(found["boxes"], found["scores"], found["labels"], self.nms_threshold)
+        kept = suppress(
+            found["boxes"], found["scores"], found["labels"], self.nms_threshold, self.class_agnostic_nms
+        )
         return merge(found, kept[: self.detections_per_image], self.merging_threshold)
 
     def _edges(self, hidden: Tensor) -> Tensor:

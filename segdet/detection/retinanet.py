@@ -125,6 +125,7 @@ class FocalLossDetector(Detector):
                 self.nms_threshold,
                 self.candidates_per_level,
                 self.detections_per_image,
+                self.class_agnostic_nms,
             )
 
     def stages(self, image: Tensor) -> Iterator[Stage]:

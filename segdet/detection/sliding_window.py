@@ -244,6 +244,7 @@ class SlidingWindowDetector(Detector):
             self.nms_threshold,
             self.detections_per_class,
             self.detections_per_image,
+            self.class_agnostic_nms,
         )
 
     def predict(self, images: Tensor) -> list[Prediction]:

@@ -147,6 +147,7 @@ class DefaultBoxDetector(Detector):
                     self.nms_threshold,
                     self.detections_per_class,
                     self.detections_per_image,
+                    self.class_agnostic_nms,
                 )
                 for b, s in zip(boxes, scores, strict=True)
             ]

@@ -218,7 +218,14 @@ class YOLOv1(Detector):
             scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)
             return [
                 select_detections(
-                    b, s, size, self.score_threshold, self.nms_threshold, len(b), self.detections_per_image
+                    b,
+                    s,
+                    size,
+                    self.score_threshold,
+                    self.nms_threshold,
+                    len(b),
+                    self.detections_per_image,
+                    self.class_agnostic_nms,
                 )
                 for b, s in zip(boxes, scores, strict=True)
             ]

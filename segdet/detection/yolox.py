@@ -158,6 +158,7 @@ class YOLOX(Detector):
                     self.nms_threshold,
                     self.detections_per_class,
                     self.detections_per_image,
+                    self.class_agnostic_nms,
                 )
                 for b, s in zip(boxes, scores, strict=True)
             ]

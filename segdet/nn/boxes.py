@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 from segdet.data.sample import Prediction, Target
 
@@ -184,6 +184,21 @@ def match_all_best(
     return matched, found.masked_fill(~positive & (overlap >= background), -1)
 
 
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, class_agnostic: bool = False
+) -> Tensor:
+    """Non-maximum suppression: the indices int64 ``[M]`` of the boxes that remain, best first.
+
+    Args:
+        boxes: ``[N, 4]`` xyxy.
+        scores: ``[N]``.
+        labels: ``[N]``.
+        threshold: Of two boxes whose IoU exceeds this, the worse is dropped,
+        class_agnostic: whatever their classes, or where they are of one class.
+    """
+    return nms(boxes, scores, threshold) if class_agnostic else batched_nms(boxes, scores, labels, threshold)
+
+
 def select_detections(
     boxes: Tensor,
     scores: Tensor,
@@ -192,6 +207,7 @@ def select_detections(
     nms_threshold: float,
     per_class: int,
     per_image: int,
+    class_agnostic: bool = False,
 ) -> Prediction:
     """The detections of one image: the best of each class, without duplicates.
 
@@ -203,6 +219,7 @@ def select_detections(
         nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
         per_class: How many of a class take part in the suppression.
         per_image: How many remain.
+        class_agnostic: Whether a box is dropped for a better one of another class, too.
 
     Returns:
         Boxes, scores and labels, best first.
@@ -214,7 +231,7 @@ def select_detections(
     rows, kept_scores = rows[keep], best[keep]
     chosen = boxes[rows] if boxes.ndim == 2 else boxes[rows, labels - 1]
     chosen = clip_boxes_to_image(chosen, size)
-    final = batched_nms(chosen, kept_scores, labels, nms_threshold)[:per_image]
+    final = suppress(chosen, kept_scores, labels, nms_threshold, class_agnostic)[:per_image]
     return Prediction(boxes=chosen[final], scores=kept_scores[final], labels=labels[final])
 
 
@@ -227,6 +244,7 @@ def select_from_levels(
     nms_threshold: float,
     per_level: int,
     per_image: int,
+    class_agnostic: bool = False,
 ) -> list[Prediction]:
     """The detections of a batch, from the best candidates of each map of a pyramid (RetinaNet, section 4.1).
 
@@ -239,6 +257,7 @@ def select_from_levels(
         nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
         per_level: How many candidates, each a box and a class, a map gives.
         per_image: How many detections remain.
+        class_agnostic: Whether a box is dropped for a better one of another class, too.
 
     Returns:
         For each image boxes, scores and labels, best first.
@@ -259,6 +278,6 @@ def select_from_levels(
     for b, s, k in zip(chosen, values, labels, strict=True):
         keep = s > score_threshold
         b, s, k = b[keep], s[keep], k[keep]
-        final = batched_nms(b, s, k, nms_threshold)[:per_image]
+        final = suppress(b, s, k, nms_threshold, class_agnostic)[:per_image]
         found.append(Prediction(boxes=b[final], scores=s[final], labels=k[final]))
     return found

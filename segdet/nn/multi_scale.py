@@ -1,0 +1,61 @@
+"""Batches in other sizes than those in which they were read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segdet.data.sample import Target
+
+MULTIPLE = 32
+"""What the sides of rescaled batches are multiples of: the stride of the deepest maps of most networks."""
+
+_BOXES: tuple[Literal["boxes", "proposals"], ...] = ("boxes", "proposals")
+_MASKS: tuple[Literal["mask", "masks"], ...] = ("mask", "masks")
+
+
+def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """``(height, width)`` times ``factor``, rounded to multiples of 32, of which each side is at least one."""
+    height, width = (max(1, round(factor * side / MULTIPLE)) * MULTIPLE for side in size)
+    return height, width
+
+
+def rescale(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tuple[Tensor, list[Target]]:
+    """A batch of images and all that is known of them in another size.
+
+    Images bilinearly, masks by the nearest pixel, boxes and areas exactly; the targets given stay as they are.
+
+    Args:
+        images: float ``[B, 3, H, W]``.
+        targets: One per image.
+        size: The new ``(height, width)``.
+    """
+    before = (images.shape[2], images.shape[3])
+    if size == before:
+        return images, targets
+    smaller = size[0] < before[0] or size[1] < before[1]
+    images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=smaller)
+    scale = (size[1] / before[1], size[0] / before[0])
+    rows, columns = (
+        ((torch.arange(new, device=images.device) + 0.5) * (old / new)).long()
+        for new, old in zip(size, before, strict=True)
+    )
+    rescaled: list[Target] = []
+    for target in targets:
+        new = Target(**target)
+        for key in _BOXES:
+            if key in target:
+                x0, y0, x1, y1 = target[key].unbind(-1)
+                boxes = [x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]]
+                new[key] = torch.stack(boxes, -1)
+        if "area" in target:
+            new["area"] = target["area"] * (scale[0] * scale[1])
+        for name in _MASKS:
+            if name in target:
+                mask = target[name]
+                new[name] = mask[..., rows, :][..., columns]
+        rescaled.append(new)
+    return images, rescaled

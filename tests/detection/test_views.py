@@ -1,0 +1,153 @@
+"""Test-time augmentation of detectors, and suppression across classes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou, nms
+
+from segdet.data.sample import Prediction
+from segdet.detection.base import Detector
+from segdet.detection.faster_rcnn import FasterRCNN
+from segdet.detection.fcos import FCOS
+from segdet.detection.overfeat import OverFeat
+from segdet.detection.retinanet import RetinaNet
+from segdet.detection.ssd import SSD
+from segdet.detection.yolo_v1 import YOLOv1
+from segdet.detection.yolox import YOLOX
+from segdet.errors import UserError
+from segdet.nn.boxes import select_detections, select_from_levels
+
+
+class Bright(Detector):
+    """Finds the bounding box of what is red as class 1, and of what is green as class 2; and says so with masks.
+
+    It does the same to mirror images and to images of any size, as far as pixels allow.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(["red", "green"], mean=(0, 0, 0), std=(1, 1, 1), **kwargs)
+        self.backbone = nn.Identity()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def losses(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> list[Prediction]:
+        self.sizes.append(tuple(images.shape[2:]))
+        found = []
+        for image in self.backbone(images):
+            boxes, labels, masks = [], [], []
+            for channel in (0, 1):
+                there = image[channel] > 0.5
+                if there.any():
+                    y, x = there.nonzero().unbind(1)
+                    boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
+                    labels.append(channel + 1)
+                    masks.append(image[2, y.min(), x.min()].expand(2, 2) * torch.tensor([[1.0, 0], [1, 0]]))
+            scores = torch.tensor([0.9, 0.8])[: len(boxes)]
+            whole = torch.tensor(boxes).float().view(-1, 4)
+            masks = torch.stack(masks) if masks else torch.zeros(0, 2, 2)  # type: ignore[assignment]
+            found.append(Prediction(boxes=whole, scores=scores, labels=torch.tensor(labels), masks=masks))  # type: ignore[typeddict-item]
+        return found
+
+
+def scene() -> Tensor:
+    images = torch.zeros(2, 3, 40, 60, dtype=torch.uint8)
+    images[0, 0, 8:20, 4:24] = 255
+    images[0, 1, 24:36, 32:52] = 255
+    images[1, 0, 0:12, 40:60] = 255
+    return images
+
+
+@pytest.mark.parametrize("options", [{"tta_flip": True}, {"tta_flip": True, "tta_scales": [1.0, 2.0, 0.5]}])
+def test_views_of_what_is_equivariant_change_nothing(options: dict[str, Any]) -> None:
+    model = Bright(**options)
+    plain = Bright().predict_images(scene())
+    for found, expected in zip(model.predict_images(scene()), plain, strict=True):
+        for key in ("boxes", "scores", "labels"):
+            assert torch.equal(found[key], expected[key])  # type: ignore[literal-required]
+    scales = options.get("tta_scales", [1.0])
+    assert model.sizes == [(int(40 * s), int(60 * s)) for s in scales for _ in range(2)]
+
+
+def test_each_view_adds_what_it_alone_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that sees the left half of an image alone sees the other one in its mirror image."""
+    model = Bright(tta_flip=True)
+    predict = model.predict
+
+    def left(images: Tensor) -> list[Prediction]:
+        seen = images.clone()
+        seen[..., images.shape[3] // 2 :] = 0
+        return predict(seen)
+
+    monkeypatch.setattr(model, "predict", left)
+    first, second = model.predict_images(scene())
+    assert first["labels"].tolist() == [1, 2] and second["labels"].tolist() == [1]
+    assert first["boxes"][0].tolist() == [4, 8, 24, 20]
+    assert second["boxes"].tolist() == [[40, 0, 60, 12]]
+    model.detections_per_image = 1
+    assert len(model.predict_images(scene())[0]["boxes"]) == 1
+
+
+def test_masks_of_boxes_are_mirrored_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = scene()
+    images[:, 2] = 255
+    model = Bright(tta_flip=True)
+    model.map_back = lambda answer, *_: answer  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(model, "_merged", lambda views: views[1])
+    assert model.predict_images(images)[0]["masks"][0].tolist() == [[0, 1], [0, 1]]
+
+
+def test_scales_are_numbers_above_zero() -> None:
+    with pytest.raises(UserError, match=r"--model.tta_scales \[\]: give one or more"):
+        Bright(tta_scales=[])
+    with pytest.raises(UserError, match="numbers above 0"):
+        Bright(tta_scales=[1.0, 0.0])
+
+
+def test_suppression_across_classes_is_that_of_one_class() -> None:
+    """B of another class hides behind A and hides C no longer: what is suppressed suppresses nothing."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
+    scores = torch.tensor([[0.9, 0.0], [0.0, 0.8], [0.0, 0.7]])
+    assert float(box_iou(boxes[:1], boxes[1:2])) > 0.4
+    options = {"size": (20, 20), "score_threshold": 0.1, "nms_threshold": 0.4}
+    per_class = select_detections(boxes, scores, per_class=9, per_image=9, **options)  # type: ignore[arg-type]
+    assert per_class["scores"].tolist() == pytest.approx([0.9, 0.8])
+    across = select_detections(boxes, scores, per_class=9, per_image=9, class_agnostic=True, **options)  # type: ignore[arg-type]
+    assert across["scores"].tolist() == pytest.approx([0.9, 0.7])
+    assert across["labels"].tolist() == [1, 2]
+    (levels,) = select_from_levels(
+        boxes[None], scores[None], [2, 1], per_level=9, per_image=9, class_agnostic=True, **options
+    )  # type: ignore[arg-type]
+    assert levels["scores"].tolist() == pytest.approx([0.9, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        (SSD, {"width": 8}),
+        (YOLOv1, {"width": 8, "hidden": 8}),
+        (YOLOX, {"width": 8}),
+        (FCOS, {"width": 8}),
+        (RetinaNet, {"width": 8}),
+        (FasterRCNN, {"width": 8, "head_width": 8}),
+        (OverFeat, {"merging": "nms", "backbone": None}),
+    ],
+)
+def test_every_family_suppresses_across_classes(family: type[Detector], options: dict[str, Any]) -> None:
+    found = []
+    images = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for across in (False, True):
+        torch.manual_seed(0)
+        model = family(
+            ["a", "b", "c"], score_threshold=0.0, nms_threshold=0.3,
+            class_agnostic_nms=across, detections_per_image=5000, **{"backbone": "test_resnet", **options},
+        ).eval()  # fmt: skip
+        with torch.inference_mode():
+            found.append(model.predict_images(images)[0])
+    plain, across_classes = found
+    left = across_classes["boxes"], across_classes["scores"]
+    assert 0 < len(nms(*left, 0.3)) == len(left[0])
+    assert len(nms(plain["boxes"], plain["scores"], 0.3)) < len(plain["boxes"])
