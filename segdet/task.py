@@ -105,6 +105,10 @@ class Task(L.LightningModule):
             targets: One per image, in its pixels.
         """
 
+    def batch_losses(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`losses` of a batch whose images are normalized; for families that ask the batch for more than targets."""
+        return self.losses(images, batch.targets)
+
     @abstractmethod
     def predict(self, images: Tensor) -> Any:
         """What the network says of normalized images of one size, in their pixels (see the task's base)."""
@@ -150,7 +154,7 @@ class Task(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = self.normalize(batch.images, batch.sizes)
         try:
-            losses = self.losses(images, batch.targets)
+            losses = self.batch_losses(images, batch)
         except ValueError as error:
             if not str(error).startswith(_ONE_VALUE):
                 raise
