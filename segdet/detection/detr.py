@@ -64,6 +64,8 @@ class DETR(Detector):
         anchor_points: Whether each query is a learned point of the image, by whose encoded place it looks and from
             which its box's centre is told (Anchor DETR, Wang, Zhang, Yang, Sun, AAAI 2022, section 3.2); learns many
             times as fast as the paper's queries, which have to learn first what a place is.
+        temperature: How much slower the slowest of the sines is that encode places; 20 tells near places apart better
+            (DAB-DETR, Liu et al., ICLR 2022, section 4.4).
         score_threshold: Detections must exceed this score; all queries are scored by the paper.
         detr_weights: A local file of the whole network's weights, as the authors publish them
             (``detr-r50-e632da11.pth``, for ``resnet50``). If all classes here have names of COCO's, their outputs are
@@ -87,6 +89,7 @@ class DETR(Detector):
         queries: int = 100,
         auxiliary: bool = True,
         anchor_points: bool = False,
+        temperature: float = 10_000.0,
         score_threshold: float = 0.0,
         detr_weights: str | None = None,
         **kwargs: Any,
@@ -101,6 +104,7 @@ class DETR(Detector):
             if value < 1:
                 raise UserError(f"model.{name} {value}: nothing could be found; give 1 or more")
         self.auxiliary = auxiliary
+        self.temperature = temperature
         self.score_threshold = score_threshold
         self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.stride = stride
@@ -145,10 +149,10 @@ class DETR(Detector):
             padding = padding.flatten(1)
         down = ((y + 1) / valid[:, :1])[:, :, None].expand(-1, -1, columns)
         across = ((x + 1) / valid[:, 1:])[:, None].expand(-1, rows, -1)
-        positions = sine_encoding(torch.stack([across, down], -1).flatten(1, 2), width)
+        positions = sine_encoding(torch.stack([across, down], -1).flatten(1, 2), width, self.temperature)
         queries = self.query_embed.weight
         if self.point_embed is not None:
-            queries = self.point_embed(sine_encoding(queries, width))
+            queries = self.point_embed(sine_encoding(queries, width, self.temperature))
         answers, attention = self.transformer(
             features.flatten(2).transpose(1, 2), positions, padding, queries, look
         )
@@ -333,15 +337,15 @@ def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([size[1], size[0]] * 2)
 
 
-def sine_encoding(places: Tensor, width: int) -> Tensor:
+def sine_encoding(places: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:
     """Places ``[..., 2]``, x and y in shares of the image's sides, as ``[..., width]`` sines and cosines.
 
     The first half is of y and the second of x, a sine and a cosine in turns, of one period over the image down to
-    10,000 times as slow (appendix A.4, after Vaswani et al., NeurIPS 2017, section 3.5; scaled to 2 pi as in the code).
+    ``temperature`` times as slow (appendix A.4, after Vaswani et al., NeurIPS 2017, section 3.5; scaled to 2 pi as in the code).
     """
     half = width // 2
     steps = torch.arange(0, half, 2, device=places.device) / half
-    angles = places.flip(-1)[..., None] * (2 * math.pi * 10_000.0**-steps)  # [..., 2, width / 4]
+    angles = places.flip(-1)[..., None] * (2 * math.pi * temperature**-steps)  # [..., 2, width / 4]
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
 
