@@ -134,16 +134,14 @@ class DETR(Detector):
         """
         (features,) = self.backbone(images)
         features = self.input_proj(features)
-        batch, width, rows, columns = features.shape
+        width, rows, columns = features.shape[1:]
         device = features.device
         y, x = torch.arange(rows, device=device), torch.arange(columns, device=device)
         padding = None
         if sizes is None or all(size == tuple(images.shape[-2:]) for size in sizes):
             valid = torch.tensor([[rows, columns]], device=device)
         else:
-            cells = [
-                [min(-(-h // self.stride), rows), min(-(-w // self.stride), columns)] for h, w in sizes
-            ]
+            cells = [[min(-(-h // self.stride), rows), min(-(-w // self.stride), columns)] for h, w in sizes]
             valid = torch.tensor(cells, device=device)
             padding = (y[:, None] >= valid[:, :1, None]) | (x >= valid[:, 1:, None])  # [B, rows, columns]
             padding = padding.flatten(1)
@@ -181,7 +179,7 @@ class DETR(Detector):
         if not self.auxiliary:
             logits, found = logits[-1:], found[-1:]
         counts = [len(target["labels"]) for target in targets]
-        sides = [[w, h, w, h] for h, w in sizes or [tuple(images.shape[-2:])] * len(targets)]
+        sides = [[w, h, w, h] for h, w in sizes or [(images.shape[2], images.shape[3])] * len(targets)]
         scale = torch.tensor(sides, dtype=torch.float32, device=images.device)
         labels = torch.cat([target["labels"] for target in targets]) - 1
         corners = torch.cat([target["boxes"] / side for target, side in zip(targets, scale, strict=True)])

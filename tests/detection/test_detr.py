@@ -189,7 +189,10 @@ def test_without_places_its_layers_are_torchs() -> None:
     torch.testing.assert_close(
         ours(cells, none, padding)[~padding], theirs(cells, src_key_padding_mask=padding)[~padding]
     )
-    decoder, other = DecoderLayer(32, 4, 48, 0.0), nn.TransformerDecoderLayer(32, 4, 48, 0.0, batch_first=True)
+    decoder, other = (
+        DecoderLayer(32, 4, 48, 0.0),
+        nn.TransformerDecoderLayer(32, 4, 48, 0.0, batch_first=True),
+    )
     other.load_state_dict(decoder.state_dict())
     torch.testing.assert_close(
         decoder(answers, none[0], cells, none, padding)[0],
@@ -303,7 +306,9 @@ def test_every_published_weight_finds_its_place(tmp_path: Path) -> None:
     assert len(own) == len(published)
     for name, value in published.items():
         inner = name.removeprefix("backbone.0.body.")
-        (mine,) = [each for each in own if each == name or (inner != name and re.fullmatch(_WRAPPED + inner, each))]
+        (mine,) = [
+            each for each in own if each == name or (inner != name and re.fullmatch(_WRAPPED + inner, each))
+        ]
         assert torch.equal(own[mine], value), name
 
 
@@ -426,7 +431,9 @@ def test_a_step_in_bfloat16(anchor_points: bool, few_images: Few) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         total = _total(model.losses(model.normalize(images), targets))
     assert total.dtype == torch.float32
-    torch.testing.assert_close(total, _total(model.losses(model.normalize(images), targets)), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        total, _total(model.losses(model.normalize(images), targets)), rtol=0.05, atol=0
+    )
     total.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
