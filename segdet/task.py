@@ -105,9 +105,11 @@ class Task(L.LightningModule):
             targets: One per image, in its pixels.
         """
 
-    def batch_losses(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """`losses` of a batch whose images are normalized; for families that ask the batch for more than targets."""
-        return self.losses(images, batch.targets)
+    def padded_losses(
+        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        """`losses`, for a family that heeds where images end: ``sizes`` is each one's, without padding."""
+        return self.losses(images, targets)
 
     @abstractmethod
     def predict(self, images: Tensor) -> Any:
@@ -154,7 +156,7 @@ class Task(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = self.normalize(batch.images, batch.sizes)
         try:
-            losses = self.batch_losses(images, batch)
+            losses = self.padded_losses(images, batch.targets, batch.sizes)
         except ValueError as error:
             if not str(error).startswith(_ONE_VALUE):
                 raise

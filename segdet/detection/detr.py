@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou, generalized_box_iou_loss
 
-from segdet.data.sample import Batch, Prediction, Target
+from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.errors import UserError
@@ -24,13 +24,13 @@ from segdet.nn.backbones import load_weights, read_weights
 from segdet.task import Stage
 
 _NO_OBJECT_WEIGHT = 0.1
-"""What a query that finds nothing counts in the class loss (section 4, "Technical details", and the code)."""
+"""What a query that finds nothing counts in the class loss (section 3.1)."""
 
 _MATCHING_COSTS = {"class": 1.0, "box": 5.0, "giou": 2.0}
 """How much each disagreement of a query and an object counts in their matching (the authors' code)."""
 
 _LOSS_WEIGHTS = {"class": 1.0, "box": 5.0, "giou": 2.0}
-"""The weights of the losses (appendix A.4)."""
+"""The weights of the losses (section A.4)."""
 
 
 class DETR(Detector):
@@ -45,12 +45,16 @@ class DETR(Detector):
     shares of each image's own size. What the backbone's convolutions see of it at an image's edge remains, as in the
     paper; in evaluation nothing is padded. Losses are averages over the objects of a process' batch.
 
-    The defaults are the paper's, of which it says that they take 500 epochs of COCO. From scratch, on small images, it
+    The defaults are the paper's, which trains them for 300 to 500 epochs of COCO. From scratch, on small images, it
     learns in minutes with ``anchor_points``, few layers and a finer map.
 
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
-        weights: See there.
+        weights: A local file of the whole network's weights, as the authors publish them (``detr-r50-e632da11.pth``,
+            for ``resnet50``), or null. If all classes here have names of COCO's, their outputs are taken; if not, the
+            layer of the classes, and only it, stays new.
+        weights_backbone: Of the backbone alone, which `backbone` calls its weights; not looked at when there are
+            ``weights``.
         backbone_options: See there; ``{output_stride: 16}`` with a stride of 16 makes DETR-DC5.
         stride: The backbone's map that is looked at.
         width: The channels of the transformer; a multiple of 4 and of ``heads``.
@@ -67,9 +71,6 @@ class DETR(Detector):
         temperature: How much slower the slowest of the sines is that encode places; 20 tells near places apart better
             (DAB-DETR, Liu et al., ICLR 2022, section 4.4).
         score_threshold: Detections must exceed this score; all queries are scored by the paper.
-        detr_weights: A local file of the whole network's weights, as the authors publish them
-            (``detr-r50-e632da11.pth``, for ``resnet50``). If all classes here have names of COCO's, their outputs are
-            taken; if not, the layer of the classes, and only it, stays new.
         kwargs: As for `Detector`.
     """
 
@@ -77,7 +78,8 @@ class DETR(Detector):
         self,
         class_names: list[str],
         backbone: str = "resnet50",
-        weights: str | bool | None = None,
+        weights: str | None = None,
+        weights_backbone: str | bool | None = None,
         backbone_options: dict[str, Any] | None = None,
         stride: int = 32,
         width: int = 256,
@@ -91,7 +93,6 @@ class DETR(Detector):
         anchor_points: bool = False,
         temperature: float = 10_000.0,
         score_threshold: float = 0.0,
-        detr_weights: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
@@ -106,7 +107,8 @@ class DETR(Detector):
         self.auxiliary = auxiliary
         self.temperature = temperature
         self.score_threshold = score_threshold
-        self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
+        first = None if weights else weights_backbone
+        self.backbone = build_backbone(backbone, first, [stride], **(backbone_options or {}))
         self.stride = stride
         self.input_proj = nn.Conv2d(self.backbone.channels[0], width, 1)
         self.transformer = Transformer(width, heads, encoder_layers, decoder_layers, feedforward, dropout)
@@ -119,8 +121,8 @@ class DETR(Detector):
         weight = torch.ones(len(class_names) + 1)
         weight[-1] = _NO_OBJECT_WEIGHT
         self.register_buffer("class_weight", weight, persistent=False)
-        if detr_weights:
-            self._load_published(Path(detr_weights))
+        if weights:
+            self._load_published(Path(weights))
 
     def forward(
         self, images: Tensor, sizes: list[tuple[int, int]] | None = None, look: bool = False
@@ -162,13 +164,15 @@ class DETR(Detector):
             attention = attention.unflatten(-1, (rows, columns))
         return Answer(self.class_embed(answers).float(), boxes.sigmoid(), attention)
 
-    def batch_losses(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return self.losses(images, batch.targets, batch.sizes)
+    def padded_losses(
+        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        return self.losses(images, targets, sizes)
 
     def losses(
         self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        """The parts of the loss of a batch (section 3.1, equations 2 and 9), to be summed.
+        """The parts of the loss of a batch (sections 3.1 and A.2), to be summed.
 
         Args:
             images: Normalized, float ``[B, 3, H, W]``; padding is zero.
@@ -339,7 +343,7 @@ def sine_encoding(places: Tensor, width: int, temperature: float = 10_000.0) -> 
     """Places ``[..., 2]``, x and y in shares of the image's sides, as ``[..., width]`` sines and cosines.
 
     The first half is of y and the second of x, a sine and a cosine in turns, of one period over the image down to
-    ``temperature`` times as slow (appendix A.4, after Vaswani et al., NeurIPS 2017, section 3.5; scaled to 2 pi as in the code).
+    ``temperature`` times as slow (section A.4, after Vaswani et al., NeurIPS 2017, section 3.5; scaled to 2 pi as in the code).
     """
     half = width // 2
     steps = torch.arange(0, half, 2, device=places.device) / half
@@ -348,7 +352,7 @@ def sine_encoding(places: Tensor, width: int, temperature: float = 10_000.0) -> 
 
 
 class Transformer(nn.Module):
-    """The paper's transformer (appendix A.3, figure 10): places are added wherever attention asks or is asked.
+    """The paper's transformer (section A.3, figure 10): places are added wherever attention asks or is asked.
 
     Args:
         width: The channels.

@@ -301,7 +301,7 @@ def _file(path: Path, state: dict[str, Tensor]) -> str:
 
 def test_every_published_weight_finds_its_place(tmp_path: Path) -> None:
     published = _published()
-    model = DETR(COCO_NAMES, detr_weights=_file(tmp_path / "detr.pth", published))
+    model = DETR(COCO_NAMES, weights=_file(tmp_path / "detr.pth", published))
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert len(own) == len(published)
     for name, value in published.items():
@@ -349,7 +349,7 @@ def test_published_outputs_are_taken_by_the_classes_names(tmp_path: Path) -> Non
     options: dict[str, Any] = {
         "backbone": "small_vgg", "backbone_options": {"channels": [16, 24, 32], "convolutions": 1}, "stride": 8,
         "width": 64, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "queries": 20,
-        "detr_weights": _file(tmp_path / "detr.pth", published),
+        "weights": _file(tmp_path / "detr.pth", published),
     }  # fmt: skip
     known = DETR(["dog", "person"], **options)
     assert known.class_embed.bias.tolist() == [18, 1, 91]
@@ -368,11 +368,11 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         _small(decoder_layers=0)
     path = _file(tmp_path / "detr.pth", _small_published())
     with pytest.raises(UserError, match=r"detr\.pth: not the weights of this DETR.* no place for"):
-        _small(encoder_layers=0, detr_weights=path)
+        _small(encoder_layers=0, weights=path)
     with pytest.raises(UserError, match=r"detr\.pth: query_embed\.weight has another shape"):
-        _small(queries=10, detr_weights=path)
+        _small(queries=10, weights=path)
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
-        _small(detr_weights=str(tmp_path / "none.pth"))
+        _small(weights=str(tmp_path / "none.pth"))
 
 
 def test_detections_are_each_querys_likeliest_class(monkeypatch: pytest.MonkeyPatch) -> None:
