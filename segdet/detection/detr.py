@@ -33,6 +33,10 @@ _LOSS_WEIGHTS = {"class": 1.0, "box": 5.0, "giou": 2.0}
 """The weights of the losses (section A.4)."""
 
 
+_SPREAD = 0.1
+"""How far around its point a query looks at first, in shares of the image's sides."""
+
+
 class DETR(Detector):
     """DETR (Carion et al., ECCV 2020, "End-to-End Object Detection with Transformers") on any backbone.
 
@@ -45,8 +49,8 @@ class DETR(Detector):
     shares of each image's own size. What the backbone's convolutions see of it at an image's edge remains, as in the
     paper; in evaluation nothing is padded. Losses are averages over the objects of a process' batch.
 
-    The defaults are the paper's, which trains them for 300 to 500 epochs of COCO. From scratch, on small images, it
-    learns in minutes with ``anchor_points``, few layers and a finer map.
+    The defaults are the paper's, which trains them for 300 to 500 epochs of COCO; on small images and with little time
+    it takes few layers, a finer map and the spatial prior.
 
     Args:
         backbone: See `segdet.nn.backbones.backbone`.
@@ -65,11 +69,8 @@ class DETR(Detector):
         dropout: In all layers of the transformer.
         queries: The most objects that can be found in an image.
         auxiliary: Whether every layer of the decoder learns to answer, not only the last (section 3.2).
-        anchor_points: Whether each query is a learned point of the image, by whose encoded place it looks and from
-            which its box's centre is told (Anchor DETR, Wang, Zhang, Yang, Sun, AAAI 2022, section 3.2); learns many
-            times as fast as the paper's queries, which have to learn first what a place is.
-        temperature: How much slower the slowest of the sines is that encode places; 20 tells near places apart better
-            (DAB-DETR, Liu et al., ICLR 2022, section 4.4).
+        spatial_prior: Whether each query has a learned point of the image, near which it looks and from which its box's
+            centre is told (`SpatialPrior`).
         score_threshold: Detections must exceed this score; all queries are scored by the paper.
         kwargs: As for `Detector`.
     """
@@ -90,8 +91,7 @@ class DETR(Detector):
         dropout: float = 0.1,
         queries: int = 100,
         auxiliary: bool = True,
-        anchor_points: bool = False,
-        temperature: float = 10_000.0,
+        spatial_prior: bool = False,
         score_threshold: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -105,7 +105,6 @@ class DETR(Detector):
             if value < 1:
                 raise UserError(f"model.{name} {value}: nothing could be found; give 1 or more")
         self.auxiliary = auxiliary
-        self.temperature = temperature
         self.score_threshold = score_threshold
         first = None if weights else weights_backbone
         self.backbone = build_backbone(backbone, first, [stride], **(backbone_options or {}))
@@ -114,10 +113,8 @@ class DETR(Detector):
         self.transformer = Transformer(width, heads, encoder_layers, decoder_layers, feedforward, dropout)
         self.class_embed = nn.Linear(width, len(class_names) + 1)
         self.bbox_embed = MLP(width, 4, 3)
-        self.query_embed = nn.Embedding(queries, 2 if anchor_points else width)
-        self.point_embed = MLP(width, width, 2) if anchor_points else None
-        if anchor_points:
-            nn.init.uniform_(self.query_embed.weight)
+        self.query_embed = nn.Embedding(queries, width)
+        self.prior = SpatialPrior(queries) if spatial_prior else None
         weight = torch.ones(len(class_names) + 1)
         weight[-1] = _NO_OBJECT_WEIGHT
         self.register_buffer("class_weight", weight, persistent=False)
@@ -149,17 +146,19 @@ class DETR(Detector):
             padding = padding.flatten(1)
         down = ((y + 1) / valid[:, :1])[:, :, None].expand(-1, -1, columns)
         across = ((x + 1) / valid[:, 1:])[:, None].expand(-1, rows, -1)
-        positions = sine_encoding(torch.stack([across, down], -1).flatten(1, 2), width, self.temperature)
-        queries = self.query_embed.weight
-        if self.point_embed is not None:
-            queries = self.point_embed(sine_encoding(queries, width, self.temperature))
+        places = torch.stack([across, down], -1).flatten(1, 2)  # [B or 1, S, 2]
+        near = None if self.prior is None else self.prior(places - 0.5 / valid.flip(1)[:, None])
         answers, attention = self.transformer(
-            features.flatten(2).transpose(1, 2), positions, padding, queries, look
+            features.flatten(2).transpose(1, 2),
+            sine_encoding(places, width),
+            padding,
+            self.query_embed.weight,
+            near,
+            look,
         )
         boxes = self.bbox_embed(answers).float()
-        if self.point_embed is not None:
-            centre = torch.logit(self.query_embed.weight, eps=1e-3)
-            boxes = boxes + F.pad(centre, (0, 2))
+        if self.prior is not None:
+            boxes = boxes + F.pad(torch.logit(self.prior.centres.weight, eps=1e-3), (0, 2))
         if attention is not None:
             attention = attention.unflatten(-1, (rows, columns))
         return Answer(self.class_embed(answers).float(), boxes.sigmoid(), attention)
@@ -234,8 +233,8 @@ class DETR(Detector):
         assert answer.attention is not None
         scores, labels = answer.logits[:, 0].softmax(-1)[..., :-1].max(-1)  # [layers, Q]
         boxes = in_pixels(answer.boxes[:, 0], size)
-        if self.point_embed is not None:
-            points = self.query_embed.weight.detach() * image.new_tensor([size[1], size[0]])
+        if self.prior is not None:
+            points = self.prior.centres.weight.detach() * image.new_tensor([size[1], size[0]])
             about = "Where the queries stand before they have seen the image."
             yield Stage("points", boxes=torch.cat([points - 2, points + 2], 1), about=about)
         surest = scores[-1].topk(min(3, scores.shape[1])).indices
@@ -339,15 +338,15 @@ def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([size[1], size[0]] * 2)
 
 
-def sine_encoding(places: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:
+def sine_encoding(places: Tensor, width: int) -> Tensor:
     """Places ``[..., 2]``, x and y in shares of the image's sides, as ``[..., width]`` sines and cosines.
 
     The first half is of y and the second of x, a sine and a cosine in turns, of one period over the image down to
-    ``temperature`` times as slow (section A.4, after Vaswani et al., NeurIPS 2017, section 3.5; scaled to 2 pi as in the code).
+    10,000 times as slow (section A.4, after Vaswani et al., NeurIPS 2017, section 3.5; by 2 pi as in the code).
     """
     half = width // 2
     steps = torch.arange(0, half, 2, device=places.device) / half
-    angles = places.flip(-1)[..., None] * (2 * math.pi * temperature**-steps)  # [..., 2, width / 4]
+    angles = places.flip(-1)[..., None] * (2 * math.pi * 10_000.0**-steps)  # [..., 2, width / 4]
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
 
@@ -387,7 +386,13 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(
-        self, cells: Tensor, positions: Tensor, padding: Tensor | None, queries: Tensor, look: bool = False
+        self,
+        cells: Tensor,
+        positions: Tensor,
+        padding: Tensor | None,
+        queries: Tensor,
+        near: Tensor | None = None,
+        look: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """What the queries have become after each layer of the decoder.
 
@@ -396,6 +401,7 @@ class Transformer(nn.Module):
             positions: Their encoded places, ``[B or 1, S, width]``.
             padding: True where a cell is none of the image's, bool ``[B, S]``; None if all are.
             queries: ``[Q, width]``.
+            near: What is added to how much each query wants to look at each cell, ``[B or 1, Q, S]``, or None.
             look: Whether to return the second of the two.
 
         Returns:
@@ -405,9 +411,14 @@ class Transformer(nn.Module):
         for layer in self.encoder.layers:  # type: ignore[union-attr]
             cells = layer(cells, positions, padding)
         answer = torch.zeros_like(queries).expand(len(cells), -1, -1)
+        if near is not None:
+            if padding is not None:
+                near, padding = near.masked_fill(padding[:, None], -torch.inf), None
+            heads = self.decoder.layers[0].multihead_attn.num_heads  # type: ignore[index,union-attr]
+            near = near.expand(len(cells), -1, -1).repeat_interleave(heads, 0)
         answers, attention = [], None
         for layer in self.decoder.layers:  # type: ignore[union-attr]
-            answer, attention = layer(answer, queries, cells, positions, padding, look)
+            answer, attention = layer(answer, queries, cells, positions, padding, near, look)
             answers.append(self.decoder.norm(answer))  # type: ignore[operator]
         return torch.stack(answers), attention
 
@@ -468,6 +479,7 @@ class DecoderLayer(nn.Module):
         cells: Tensor,
         positions: Tensor,
         padding: Tensor | None,
+        near: Tensor | None = None,
         look: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Answers ``[B, Q, width]`` so far to the next, and where they looked; see `Transformer.forward`."""
@@ -475,11 +487,36 @@ class DecoderLayer(nn.Module):
         seen, _ = self.self_attn(placed, placed, answer, need_weights=False)
         answer = self.norm1(answer + self.dropout(seen))
         seen, attention = self.multihead_attn(
-            answer + queries, cells + positions, cells, padding, need_weights=look
+            answer + queries, cells + positions, cells, padding, need_weights=look, attn_mask=near
         )
         answer = self.norm2(answer + self.dropout(seen))
         thought = self.linear2(self.dropout(F.relu(self.linear1(answer))))
         return self.norm3(answer + self.dropout(thought)), attention
+
+
+class SpatialPrior(nn.Module):
+    """Near which point of the image each query looks: what the paper's queries take most of their training to find out.
+
+    The logarithm of a Gaussian is added to the attention's own, as in SMCA (Gao, Zheng, Wang, Dai, Li, ICCV 2021, "Fast
+    Convergence of DETR with Spatially Modulated Co-Attention", section 3.2); but its centre and its widths are
+    learned for each query, and not computed from the image for each head.
+
+    Args:
+        queries: How many. Their points are evenly spread over the image at first.
+    """
+
+    def __init__(self, queries: int) -> None:
+        super().__init__()
+        self.centres = nn.Embedding(queries, 2)
+        self.spreads = nn.Embedding(queries, 2)
+        with torch.no_grad():
+            self.centres.weight.copy_(torch.quasirandom.SobolEngine(2).draw(queries + 1)[1:])
+        nn.init.constant_(self.spreads.weight, _SPREAD)
+
+    def forward(self, places: Tensor) -> Tensor:
+        """The logarithm of each query's Gaussian at places ``[B, S, 2]``: ``[B, Q, S]``."""
+        away = (places[:, None] - self.centres.weight[:, None]) / self.spreads.weight[:, None]
+        return -away.square().sum(-1) / 2
 
 
 class MLP(nn.Module):

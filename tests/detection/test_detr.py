@@ -215,17 +215,17 @@ def test_places_are_added_where_attention_asks_and_is_asked_but_not_to_what_it_b
     torch.testing.assert_close(layer(cells, places, None), out)
 
 
-def _on_patches(anchor_points: bool) -> DETR:
+def _on_patches(spatial_prior: bool) -> DETR:
     """On a backbone whose cells see nothing beyond themselves."""
-    model = _small(anchor_points=anchor_points).eval()
+    model = _small(spatial_prior=spatial_prior).eval()
     model.backbone = Backbone(nn.Conv2d(3, 32, 8, 8), [32], [8])
     model.backbone.forward = lambda images: [model.backbone.body(images)]  # type: ignore[method-assign]
     return model
 
 
-@pytest.mark.parametrize("anchor_points", [False, True])
-def test_padding_changes_nothing(anchor_points: bool) -> None:
-    model = _on_patches(anchor_points)
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_padding_changes_nothing(spatial_prior: bool) -> None:
+    model = _on_patches(spatial_prior)
     small, large = torch.randn(1, 3, 40, 56), torch.randn(1, 3, *SIZE)
     together = torch.cat([F.pad(small, (0, 40, 0, 24)), large])
     with torch.inference_mode():
@@ -390,9 +390,9 @@ def test_detections_are_each_querys_likeliest_class(monkeypatch: pytest.MonkeyPa
     assert model.predict(torch.zeros(1, 3, *SIZE))[0]["labels"].tolist() == [1]
 
 
-@pytest.mark.parametrize("anchor_points", [False, True])
-def test_stages_show_where_the_surest_queries_look(anchor_points: bool) -> None:
-    model = _small(anchor_points=anchor_points).eval()
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_stages_show_where_the_surest_queries_look(spatial_prior: bool) -> None:
+    model = _small(spatial_prior=spatial_prior).eval()
     entered: list[int] = []
     model.backbone.register_forward_hook(lambda *_: entered.append(1))
     image = torch.randn(1, 3, 60, 90)
@@ -402,7 +402,7 @@ def test_stages_show_where_the_surest_queries_look(anchor_points: bool) -> None:
         (found,) = model.predict(image)
     names = [stage.name.split(",")[0] for stage in stages]
     looks = [f"attention {place}" for place in (1, 2, 3)]
-    assert names == [*(["points"] if anchor_points else []), *looks, "queries", "queries", "detections"]
+    assert names == [*(["points"] if spatial_prior else []), *looks, "queries", "queries", "detections"]
     for place, stage in enumerate(stages[-6:-3]):
         assert stage.map is not None and stage.map.shape == (8, 12)
         assert float(stage.map.sum()) == pytest.approx(1, abs=1e-5)
@@ -411,22 +411,32 @@ def test_stages_show_where_the_surest_queries_look(anchor_points: bool) -> None:
     torch.testing.assert_close(stages[-1].boxes, found["boxes"])
 
 
-def test_a_query_begins_at_its_point() -> None:
-    model = _small(anchor_points=True)
+def test_a_query_with_a_prior_begins_at_its_point() -> None:
+    model = _small(spatial_prior=True).eval()
+    assert model.prior is not None
     for parameter in (model.bbox_embed.layers[-1].weight, model.bbox_embed.layers[-1].bias):
         nn.init.zeros_(parameter)  # type: ignore[arg-type]
-    boxes = model(torch.randn(1, 3, *SIZE)).boxes
-    torch.testing.assert_close(boxes[0, 0, :, :2], model.query_embed.weight.clamp(1e-3, 1 - 1e-3))
+    for parameter in model.transformer.decoder.layers[-1].multihead_attn.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter)
+    points = model.prior.centres.weight
+    _, boxes, attention = model(torch.randn(2, 3, *SIZE), look=True)
+    torch.testing.assert_close(boxes[0, 0, :, :2], points.clamp(1e-3, 1 - 1e-3))
     assert in_pixels(torch.tensor([0.5, 0.5, 0.5, 1.0]), SIZE).tolist() == [24, 0, 72, 64]
+    # With nothing to say of its own, attention is the Gaussian around the point: of a tenth of the image's sides.
+    y, x = (torch.arange(8) + 0.5) / 8, (torch.arange(12) + 0.5) / 12
+    for query in (0, 7):
+        px, py = points[query].tolist()
+        gauss = torch.exp(-((x - px).square() + (y[:, None] - py).square()) / (2 * 0.1**2))
+        torch.testing.assert_close(attention[0, query], gauss / gauss.sum(), rtol=1e-4, atol=1e-6)
 
 
 def _total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-@pytest.mark.parametrize("anchor_points", [False, True])
-def test_a_step_in_bfloat16(anchor_points: bool, few_images: Few) -> None:
-    model = _small(anchor_points=anchor_points)
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_a_step_in_bfloat16(spatial_prior: bool, few_images: Few) -> None:
+    model = _small(spatial_prior=spatial_prior)
     images, targets = few_images(2)
     with torch.autocast("cpu", torch.bfloat16):
         total = _total(model.losses(model.normalize(images), targets))
@@ -438,11 +448,9 @@ def test_a_step_in_bfloat16(anchor_points: bool, few_images: Few) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"anchor_points": True, "temperature": 20.0}], ids=["queries", "points"]
-)
-def test_overfits_a_few_images(options: dict[str, Any], overfit: Overfit) -> None:
-    assert overfit(_small(**options), 200, 2e-3) >= 0.95
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_overfits_a_few_images(spatial_prior: bool, overfit: Overfit) -> None:
+    assert overfit(_small(spatial_prior=spatial_prior), 200, 2e-3) >= 0.95
 
 
 def test_matched_at_random_it_does_not(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
