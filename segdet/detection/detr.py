@@ -508,14 +508,14 @@ class SpatialPrior(nn.Module):
     def __init__(self, queries: int) -> None:
         super().__init__()
         self.centres = nn.Embedding(queries, 2)
-        self.spreads = nn.Embedding(queries, 2)
+        self.log_spreads = nn.Embedding(queries, 2)
         with torch.no_grad():
             self.centres.weight.copy_(torch.quasirandom.SobolEngine(2).draw(queries + 1)[1:])
-        nn.init.constant_(self.spreads.weight, _SPREAD)
+        nn.init.constant_(self.log_spreads.weight, math.log(_SPREAD))
 
     def forward(self, places: Tensor) -> Tensor:
         """The logarithm of each query's Gaussian at places ``[B, S, 2]``: ``[B, Q, S]``."""
-        away = (places[:, None] - self.centres.weight[:, None]) / self.spreads.weight[:, None]
+        away = (places[:, None] - self.centres.weight[:, None]) / self.log_spreads.weight.exp()[:, None]
         return -away.square().sum(-1) / 2
 
 

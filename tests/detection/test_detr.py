@@ -448,12 +448,14 @@ def test_a_step_in_bfloat16(spatial_prior: bool, few_images: Few) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("spatial_prior", [False, True])
-def test_overfits_a_few_images(spatial_prior: bool, overfit: Overfit) -> None:
-    assert overfit(_small(spatial_prior=spatial_prior), 200, 2e-3) >= 0.95
+@pytest.mark.parametrize(("spatial_prior", "steps", "lr"), [(False, 200, 3e-3), (True, 90, 2e-3)])
+def test_overfits_a_few_images(spatial_prior: bool, steps: int, lr: float, overfit: Overfit) -> None:
+    assert overfit(_small(spatial_prior=spatial_prior), steps, lr) >= 0.95
 
 
-def test_matched_at_random_it_does_not(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_objects_matched_at_random_it_does_not(
+    overfit: Overfit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def at_random(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         layers, batch, queries = logits.shape[:3]
         image = torch.arange(batch).repeat_interleave(2).expand(layers, -1)
@@ -461,4 +463,4 @@ def test_matched_at_random_it_does_not(overfit: Overfit, monkeypatch: pytest.Mon
         return image, query, torch.arange(2 * batch).expand(layers, -1)
 
     monkeypatch.setattr("segdet.detection.detr.match", at_random)
-    assert overfit(_small(), 200, 2e-3) < 0.95
+    assert overfit(_small(spatial_prior=True), 90, 2e-3) < 0.5
