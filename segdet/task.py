@@ -142,6 +142,12 @@ class Task(L.LightningModule):
             targets: One per image, in its pixels.
         """
 
+    def padded_losses(
+        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        """`losses`, for a family that heeds where images end: ``sizes`` is each one's, without padding."""
+        return self.losses(images, targets)
+
     @abstractmethod
     def predict(self, images: Tensor) -> Any:
         """What the network says of normalized images of one size, in their pixels (see the task's base)."""
@@ -198,9 +204,11 @@ class Task(L.LightningModule):
         return normal if self.channels_last else normal.contiguous()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, targets = self._scaled(self.normalize(batch.images, batch.sizes), batch.targets)
+        images, targets, sizes = self._scaled(
+            self.normalize(batch.images, batch.sizes), batch.targets, batch.sizes
+        )
         try:
-            losses = self.losses(images, targets)
+            losses = self.padded_losses(images, targets, sizes)
         except ValueError as error:
             if not str(error).startswith(_ONE_VALUE):
                 raise
@@ -213,15 +221,24 @@ class Task(L.LightningModule):
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         return total
 
-    def _scaled(self, images: Tensor, targets: list[Target]) -> tuple[Tensor, list[Target]]:
+    def _scaled(
+        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, list[Target], list[tuple[int, int]]]:
         """The batch in the size of this step, which all processes draw, and draw again when training goes on."""
         if self.multi_scale is None:
-            return images, targets
+            return images, targets, sizes
         seed = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step // self.multi_scale_every]
         factor = self.multi_scale[int(np.random.default_rng(seed).integers(len(self.multi_scale)))]
         if factor == 1:
-            return images, targets
-        return rescale(images, targets, scaled_size((images.shape[2], images.shape[3]), factor))
+            return images, targets, sizes
+        height, width = images.shape[2:]
+        new = scaled_size((height, width), factor)
+        images, targets = rescale(images, targets, new)
+        return (
+            images,
+            targets,
+            [(math.ceil(h * new[0] / height), math.ceil(w * new[1] / width)) for h, w in sizes],
+        )
 
     def infer(self, batch: Batch) -> list[Prediction]:
         """Predictions in pixels of the original images, one per image of the batch.

@@ -13,7 +13,7 @@ from segdet.data.sample import Batch, Prediction
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.boxes import suppress, to_original
+from segdet.nn.boxes import mirror, suppress, to_original
 from segdet.task import Stage, Task
 
 
@@ -61,14 +61,20 @@ class Detector(Task):
         self.tta_scales = list(tta_scales)
         self.tta_nms_threshold = tta_nms_threshold
 
-    def answer(self, images: Tensor, originals: list[tuple[int, int]]) -> list[Prediction]:
+    def answer(self, images: Tensor, originals: list[tuple[int, int]], *beside: Any) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])
-        return self.map_back(self._augmented(self.normalize(images)), originals, size)
+        return self.map_back(self._augmented(self.normalize(images), *beside), originals, size)
 
-    def _augmented(self, images: Tensor) -> list[Prediction]:
+    def seen_beside(
+        self, beside: tuple[Any, ...], size: tuple[int, int], new: tuple[int, int], mirrored: bool
+    ) -> tuple[Any, ...]:
+        """What `predict` is told beside images of ``size``, for a view of them of size ``new``."""
+        return beside
+
+    def _augmented(self, images: Tensor, *beside: Any) -> list[Prediction]:
         """What is found in normalized images; with test-time augmentation in all views of each, without duplicates."""
         if not self.tta_flip and self.tta_scales == [1.0]:
-            found: list[Prediction] = self.predict(images)
+            found: list[Prediction] = self.predict(images, *beside)
             return found
         size = (images.shape[2], images.shape[3])
         views: list[list[Prediction]] = []
@@ -78,9 +84,10 @@ class Detector(Task):
                 new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
                 scaled = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
             there = (scaled.shape[2], scaled.shape[3])
-            views.append([_resized(each, there, size) for each in self.predict(scaled)])
+            plain = self.predict(scaled, *self.seen_beside(beside, size, there, False))
+            views.append([_resized(each, there, size) for each in plain])
             if self.tta_flip:
-                mirrored = self.predict(scaled.flip(3))
+                mirrored = self.predict(scaled.flip(3), *self.seen_beside(beside, size, there, True))
                 views.append([_mirrored(_resized(each, there, size), size[1]) for each in mirrored])
         return [self._merged(of_image) for of_image in zip(*views, strict=True)]
 
@@ -130,8 +137,7 @@ def _resized(found: Prediction, size: tuple[int, int], new: tuple[int, int]) -> 
 
 def _mirrored(found: Prediction, width: int) -> Prediction:
     """What was found in the mirror image of one of ``width``."""
-    x0, y0, x1, y1 = found["boxes"].unbind(1)
-    mirrored = Prediction(**{**found, "boxes": torch.stack([width - x1, y0, width - x0, y1], 1)})
+    mirrored = Prediction(**{**found, "boxes": mirror(found["boxes"], width)})
     if "masks" in found:
         mirrored["masks"] = found["masks"].flip(-1)
     return mirrored

@@ -15,11 +15,11 @@ from torch.profiler import record_function
 from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.regions import RegionScores
-from segdet.nn.boxes import select_detections
+from segdet.nn.boxes import mirror, select_detections, to_original
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
 
@@ -93,6 +93,12 @@ class RegionDetector(Detector):
 
     def beside(self, targets: list[Target]) -> tuple[Any, ...]:
         return ([target["proposals"] for target in targets],)
+
+    def seen_beside(
+        self, beside: tuple[Any, ...], size: tuple[int, int], new: tuple[int, int], mirrored: bool
+    ) -> tuple[Any, ...]:
+        boxes = [to_original(proposals, size, new) for proposals in beside[0]]
+        return ([mirror(each, new[1]) for each in boxes] if mirrored else boxes,)
 
     def given(self, sample: Sample) -> dict[str, Any]:
         if self.proposer is None:
@@ -180,6 +186,7 @@ class RegionDetector(Detector):
                     self.nms_threshold,
                     self.detections_per_class,
                     self.detections_per_image,
+                    self.class_agnostic_nms,
                 )
                 for b, s in zip(boxes.split(counts), scores.split(counts), strict=True)
             ]
@@ -213,9 +220,7 @@ class RegionDetector(Detector):
         moved = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
         yield Stage("moved boxes", boxes=moved, scores=best[order], about="The same after box regression.")
         final = self._detections(scores, boxes, [proposals], (image.shape[2], image.shape[3]))[0]
-        yield Stage(
-            "detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves."
-        )
+        yield detections_stage(final)
 
     def regions(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
         """How the family looks at a proposal, to be drawn; nothing when it has nothing to show."""

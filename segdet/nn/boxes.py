@@ -63,6 +63,12 @@ def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int])
     return clip_boxes_to_image(boxes * scale, original)
 
 
+def mirror(boxes: Tensor, width: int) -> Tensor:
+    """Boxes ``[N, 4]`` xyxy of an image of ``width`` in its mirror image."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    return torch.stack([width - x1, y0, width - x0, y1], 1)
+
+
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """The IoU of each of ``[..., N, 4]`` with each of ``[..., M, 4]``, xyxy: ``[..., N, M]``.
 

@@ -12,6 +12,7 @@ from segdet.detection.base import Detector
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.overfeat import OverFeat
+from segdet.detection.regions import RegionDetector
 from segdet.detection.retinanet import RetinaNet
 from segdet.detection.ssd import SSD
 from segdet.detection.yolo_v1 import YOLOv1
@@ -70,6 +71,38 @@ def test_views_of_what_is_equivariant_change_nothing(options: dict[str, Any]) ->
             assert torch.equal(found[key], expected[key])  # type: ignore[literal-required]
     scales = options.get("tta_scales", [1.0])
     assert model.sizes == [(int(40 * s), int(60 * s)) for s in scales for _ in range(2)]
+
+
+class RedProposals(RegionDetector):
+    """Says of each proposal how red and how green it is."""
+
+    def losses(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        scores = []
+        for image, boxes in zip(images, proposals, strict=True):
+            corners = boxes.round().long().tolist()
+            scores += [
+                [image[0, y0:y1, x0:x1].mean(), image[1, y0:y1, x0:x1].mean()] for x0, y0, x1, y1 in corners
+            ]
+        return torch.tensor(scores), torch.cat(proposals)[:, None]
+
+
+def test_proposals_are_seen_in_every_view() -> None:
+    proposals = [torch.tensor([[4.0, 8, 24, 20], [30.0, 22, 52, 36]]), torch.tensor([[40.0, 0, 60, 12]])]
+
+    def found(**options: Any) -> list[Prediction]:
+        model = RedProposals(["red", "green"], mean=(0, 0, 0), std=(1, 1, 1), **options)
+        return model.predict_images(scene(), proposals=proposals)
+
+    plain = found()
+    assert [len(each["boxes"]) for each in plain] == [2, 1]
+    for options in ({"tta_flip": True}, {"tta_flip": True, "tta_scales": [1.0, 2.0]}):
+        for one, other in zip(found(**options), plain, strict=True):
+            assert torch.equal(one["labels"], other["labels"])
+            torch.testing.assert_close(one["boxes"], other["boxes"])
+            torch.testing.assert_close(one["scores"], other["scores"], atol=0.1, rtol=0)
 
 
 def test_each_view_adds_what_it_alone_finds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,466 @@
+"""DETR: matching and losses against ones written out, its transformer against torch's, padding, published weights."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou
+
+from segdet.data.sample import Batch, Source, Target
+from segdet.detection.detr import (
+    DETR,
+    Answer,
+    DecoderLayer,
+    EncoderLayer,
+    _published_name,
+    in_pixels,
+    match,
+    sine_encoding,
+)
+from segdet.detection.torchvision_network import COCO_NAMES
+from segdet.errors import UserError
+from segdet.nn.backbones import Backbone
+
+SIZE = (64, 96)
+_WRAPPED = r"backbone\.(body\.|extractor\.)+"
+"""How the names of a backbone's weights begin, whichever library it is of."""
+Overfit = Callable[..., float]
+Few = Callable[[int], tuple[Tensor, list[Target]]]
+
+
+def _small(**kwargs: Any) -> DETR:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "backbone": "small_vgg", "backbone_options": {"channels": [16, 24, 32], "convolutions": 1}, "stride": 8,
+        "width": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "dropout": 0.0,
+        "queries": 20,
+    }  # fmt: skip
+    return DETR(["red", "green"], **(options | kwargs))
+
+
+def _targets() -> list[Target]:
+    return [
+        Target(
+            boxes=torch.tensor([[2.0, 2, 60, 50], [10, 8, 40, 40], [38, 10, 70, 42]]),
+            labels=torch.tensor([2, 1, 1]),
+        ),
+        Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
+        Target(boxes=torch.tensor([[30.0, 20, 50, 44]]), labels=torch.tensor([1])),
+    ]
+
+
+def _answer(seed: int, queries: int = 5) -> Answer:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, queries, 3, generator=generator)
+    boxes = 0.1 + 0.6 * torch.rand(2, 3, queries, 4, generator=generator)
+    return Answer(logits, boxes, None)
+
+
+def _shares(target: Target) -> Tensor:
+    return target["boxes"] / torch.tensor([SIZE[1], SIZE[0]] * 2)
+
+
+def _cost(logits: Tensor, box: Tensor, label: int, corners: Tensor) -> float:
+    """What a pair of one query and one object costs."""
+    apart = (box - box_convert(corners, "xyxy", "cxcywh")).abs().sum()
+    overlap = generalized_box_iou(box_convert(box[None], "cxcywh", "xyxy"), corners[None])
+    return float(-logits.softmax(-1)[label - 1] + 5 * apart - 2 * overlap)
+
+
+def _cheapest(answer: Answer, layer: int, b: int, target: Target) -> dict[int, int]:
+    """The query of each object: the cheapest of all ways to give each its own."""
+    labels, corners = target["labels"].tolist(), _shares(target)
+    count, queries = len(labels), answer.logits.shape[2]
+    cost = [
+        [_cost(answer.logits[layer, b, q], answer.boxes[layer, b, q], labels[g], corners[g])
+         for q in range(queries)] for g in range(count)
+    ]  # fmt: skip
+    ways = itertools.permutations(range(queries), count)
+    return dict(enumerate(min(ways, key=lambda way: sum(cost[g][q] for g, q in enumerate(way)))))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_matching_is_the_cheapest_of_all(seed: int) -> None:
+    answer = _answer(seed)
+    targets = _targets()
+    labels = torch.cat([target["labels"] for target in targets]) - 1
+    corners = torch.cat([_shares(target) for target in targets])
+    image, query, which = match(answer.logits, answer.boxes, labels, corners, [3, 0, 1])
+    assert image.shape == query.shape == which.shape == (2, 4)
+    starts = [0, 3, 3]
+    for layer in range(2):
+        expected = {
+            (b, q, starts[b] + g)
+            for b, target in enumerate(targets)
+            for g, q in _cheapest(answer, layer, b, target).items()
+        }
+        found = zip(image[layer].tolist(), query[layer].tolist(), which[layer].tolist(), strict=True)
+        assert set(found) == expected
+
+
+def test_of_more_objects_than_queries_as_many_are_matched() -> None:
+    answer = _answer(0, queries=2)
+    corners = torch.cat([_shares(target) for target in _targets()])
+    image, query, which = match(answer.logits, answer.boxes, torch.tensor([1, 0, 0, 0]), corners, [3, 0, 1])
+    for layer in range(2):
+        assert sorted(query[layer, image[layer] == 0].tolist()) == [0, 1]
+        assert which[layer].unique().numel() == 3 and (image[layer] == 2).sum() == 1
+
+
+def test_the_losses_are_as_defined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pair by pair, with the weights 1, 5 and 2, averages over four objects, and a tenth for what finds nothing."""
+    model, answer = _small(), _answer(1)
+    monkeypatch.setattr(model, "forward", lambda images, sizes: answer)
+    losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
+    sums = [{"class": 0.0, "weight": 0.0, "box": 0.0, "giou": 0.0} for _ in range(2)]
+    for layer, parts in enumerate(sums):
+        for b, target in enumerate(_targets()):
+            pairs = {q: g for g, q in _cheapest(answer, layer, b, target).items()}
+            for q in range(5):
+                wanted = int(target["labels"][pairs[q]]) - 1 if q in pairs else 2
+                weight = 1.0 if q in pairs else 0.1
+                parts["class"] -= weight * float(answer.logits[layer, b, q].log_softmax(-1)[wanted])
+                parts["weight"] += weight
+            for q, g in pairs.items():
+                box, corners = answer.boxes[layer, b, q], _shares(target)[g]
+                parts["box"] += float((box - box_convert(corners, "xyxy", "cxcywh")).abs().sum())
+                overlap = generalized_box_iou(box_convert(box[None], "cxcywh", "xyxy"), corners[None])
+                parts["giou"] += 1 - float(overlap)
+    each = [
+        {"class": p["class"] / p["weight"], "box": 5 * p["box"] / 4, "giou": 2 * p["giou"] / 4} for p in sums
+    ]
+    assert set(losses) == {"class", "box", "giou", "auxiliary"}
+    for name in ("class", "box", "giou"):
+        assert float(losses[name]) == pytest.approx(each[1][name], rel=1e-5), name
+    assert float(losses["auxiliary"]) == pytest.approx(sum(each[0].values()), rel=1e-5)
+    model.auxiliary = False
+    alone = model.losses(torch.zeros(3, 3, *SIZE), _targets())
+    assert alone == {name: losses[name] for name in ("class", "box", "giou")}
+
+
+def test_a_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query on one object: the object is the image's left half, the box is the whole image."""
+    model = _small()
+    answer = Answer(torch.zeros(1, 1, 1, 3), torch.tensor([0.5, 0.5, 1.0, 1.0]).view(1, 1, 1, 4), None)
+    monkeypatch.setattr(model, "forward", lambda images, sizes: answer)
+    target = Target(boxes=torch.tensor([[0.0, 0, 48, 64]]), labels=torch.tensor([1]))
+    losses = model.losses(torch.zeros(1, 3, *SIZE), [target])
+    assert float(losses["class"]) == pytest.approx(math.log(3), rel=1e-5)
+    assert float(losses["box"]) == pytest.approx(5 * (0.25 + 0.5), rel=1e-5)
+    assert float(losses["giou"]) == pytest.approx(2 * 0.5, rel=1e-5)
+
+
+def test_without_any_object_only_the_class_learns() -> None:
+    losses = _small().losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
+    assert losses["box"] == 0 and losses["giou"] == 0 and losses["class"] > 0
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_network_that_diverged_says_so_by_its_loss() -> None:
+    model = _small()
+    nn.init.constant_(model.class_embed.bias, math.nan)
+    assert _total(model.losses(torch.randn(3, 3, *SIZE), _targets())).isnan()
+
+
+def test_places_are_encoded_as_defined() -> None:
+    """Appendix A.4: half of the channels for y, half for x, sines and cosines in turns."""
+    encoded = sine_encoding(torch.tensor([[0.3, 0.8]]), 16)[0]
+    for start, place in ((0, 0.8), (8, 0.3)):
+        for channel in range(8):
+            angle = 2 * math.pi * place / 10_000 ** (2 * (channel // 2) / 8)
+            expected = math.cos(angle) if channel % 2 else math.sin(angle)
+            assert float(encoded[start + channel]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_places_its_layers_are_torchs() -> None:
+    torch.manual_seed(3)
+    cells, answers, none = torch.randn(2, 12, 32), torch.randn(2, 5, 32), torch.zeros(1, 1, 32)
+    padding = torch.arange(12) >= torch.tensor([[12], [7]])
+    ours, theirs = EncoderLayer(32, 4, 48, 0.0), nn.TransformerEncoderLayer(32, 4, 48, 0.0, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(
+        ours(cells, none, padding)[~padding], theirs(cells, src_key_padding_mask=padding)[~padding]
+    )
+    decoder, other = (
+        DecoderLayer(32, 4, 48, 0.0),
+        nn.TransformerDecoderLayer(32, 4, 48, 0.0, batch_first=True),
+    )
+    other.load_state_dict(decoder.state_dict())
+    torch.testing.assert_close(
+        decoder(answers, none[0], cells, none, padding)[0],
+        other(answers, cells, memory_key_padding_mask=padding),
+    )
+
+
+def test_places_are_added_where_attention_asks_and_is_asked_but_not_to_what_it_brings() -> None:
+    torch.manual_seed(3)
+    layer, cells, places = EncoderLayer(32, 4, 48, 0.0), torch.randn(2, 12, 32), torch.randn(1, 12, 32)
+    project, bias = layer.self_attn.in_proj_weight.chunk(3), layer.self_attn.in_proj_bias.chunk(3)
+    given = (cells + places, cells + places, cells)
+    q, k, v = (
+        F.linear(x, w, b).view(2, 12, 4, 8).transpose(1, 2)
+        for x, w, b in zip(given, project, bias, strict=True)
+    )
+    seen = ((q @ k.mT / math.sqrt(8)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    out = layer.norm1(cells + layer.self_attn.out_proj(seen))
+    out = layer.norm2(out + layer.linear2(layer.linear1(out).relu()))
+    torch.testing.assert_close(layer(cells, places, None), out)
+
+
+def _on_patches(spatial_prior: bool) -> DETR:
+    """On a backbone whose cells see nothing beyond themselves."""
+    model = _small(spatial_prior=spatial_prior).eval()
+    model.backbone = Backbone(nn.Conv2d(3, 32, 8, 8), [32], [8])
+    model.backbone.forward = lambda images: [model.backbone.body(images)]  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_padding_changes_nothing(spatial_prior: bool) -> None:
+    model = _on_patches(spatial_prior)
+    small, large = torch.randn(1, 3, 40, 56), torch.randn(1, 3, *SIZE)
+    together = torch.cat([F.pad(small, (0, 40, 0, 24)), large])
+    with torch.inference_mode():
+        padded = model(together, [(40, 56), SIZE])
+        unaware = model(together)
+        for place, image in enumerate((small, large)):
+            alone = model(image)
+            for mine, other in zip(alone[:2], padded[:2], strict=True):
+                torch.testing.assert_close(mine[:, 0], other[:, place], rtol=0, atol=1e-4)
+    assert (unaware.logits[:, 0] - padded.logits[:, 0]).abs().max() > 1e-2
+
+
+def test_losses_of_a_padded_batch_are_those_of_its_images() -> None:
+    """As the training step asks for them: each box in shares of its own image."""
+    model = _on_patches(False)
+    sizes = [(40, 56), SIZE]
+    images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
+    targets = [
+        Target(boxes=torch.tensor([[4.0, 4, 30, 36]]), labels=torch.tensor([1])),
+        Target(boxes=torch.tensor([[30.0, 20, 80, 44]]), labels=torch.tensor([2])),
+    ]
+    sources = [Source(Path("x.png"), i, size) for i, size in enumerate(sizes)]
+    total = model.training_step(Batch(images, sizes, targets, sources), 0)
+    alone = [
+        model.losses(model.normalize(image[None, :, :h, :w]), [target])
+        for image, target, (h, w) in zip(images, targets, sizes, strict=True)
+    ]
+    for name in ("box", "giou", "class"):
+        mean = (alone[0][name] + alone[1][name]) / 2
+        torch.testing.assert_close(model.step_losses[f"loss_{name}"], mean.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total.detach(), sum(_total(each).detach() for each in alone) / 2)
+
+
+def _published(classes: int = 92) -> dict[str, Tensor]:
+    """The names and shapes of the authors' file for ResNet-50, with random numbers."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "query_embed.weight": (100, 256), "input_proj.weight": (256, 2048, 1, 1), "input_proj.bias": (256,),
+        "class_embed.weight": (classes, 256), "class_embed.bias": (classes,),
+        "transformer.decoder.norm.weight": (256,), "transformer.decoder.norm.bias": (256,),
+    }  # fmt: skip
+    for layer, out in enumerate((256, 256, 4)):
+        shapes |= {f"bbox_embed.layers.{layer}.weight": (out, 256), f"bbox_embed.layers.{layer}.bias": (out,)}
+    for part, attentions, norms in (
+        ("encoder", ("self_attn",), 2),
+        ("decoder", ("self_attn", "multihead_attn"), 3),
+    ):
+        for layer in range(6):
+            at = f"transformer.{part}.layers.{layer}"
+            for attention in attentions:
+                shapes |= {
+                    f"{at}.{attention}.in_proj_weight": (768, 256), f"{at}.{attention}.in_proj_bias": (768,),
+                    f"{at}.{attention}.out_proj.weight": (256, 256), f"{at}.{attention}.out_proj.bias": (256,),
+                }  # fmt: skip
+            shapes |= {f"{at}.linear1.weight": (2048, 256), f"{at}.linear1.bias": (2048,)}
+            shapes |= {f"{at}.linear2.weight": (256, 2048), f"{at}.linear2.bias": (256,)}
+            for norm in range(1, norms + 1):
+                shapes |= {f"{at}.norm{norm}.weight": (256,), f"{at}.norm{norm}.bias": (256,)}
+    with torch.device("meta"):
+        body = torchvision.models.resnet50().state_dict()
+    shapes |= {
+        f"backbone.0.body.{name}": tuple(value.shape)
+        for name, value in body.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+    # Of one number each, repeated, so that the file is small and no two weights are alike.
+    return {name: torch.full((1,), float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def _file(path: Path, state: dict[str, Tensor]) -> str:
+    torch.save({"model": state}, path)
+    return str(path)
+
+
+def test_every_published_weight_finds_its_place(tmp_path: Path) -> None:
+    published = _published()
+    model = DETR(COCO_NAMES, weights=_file(tmp_path / "detr.pth", published))
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert len(own) == len(published)
+    for name, value in published.items():
+        inner = name.removeprefix("backbone.0.body.")
+        (mine,) = [
+            each for each in own if each == name or (inner != name and re.fullmatch(_WRAPPED + inner, each))
+        ]
+        assert torch.equal(own[mine], value), name
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "torchvision:resnet50"])
+def test_published_names_are_those_of_either_librarys_backbone(backbone: str) -> None:
+    with torch.device("meta"):
+        own = DETR(COCO_NAMES, backbone).state_dict()
+    assert {_published_name(k) for k in own if not k.endswith("num_batches_tracked")} == set(_published())
+
+
+def test_its_parameters_are_the_papers() -> None:
+    """41 million (table 1): by arithmetic, with normalization in the backbone not counted as it is frozen there."""
+    with torch.device("meta"):
+        model = DETR(COCO_NAMES)
+    normalization = {
+        id(p) for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
+    }
+    width, inner = 256, 2048
+    attention, perceptron, norm = 4 * width * (width + 1), 2 * width * inner + inner + width, 2 * width
+    encoder = attention + perceptron + 2 * norm
+    decoder = 2 * attention + perceptron + 3 * norm
+    heads = 92 * (width + 1) + 2 * width * (width + 1) + 4 * (width + 1)
+    resnet = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"]
+    convolutions = resnet - 1000 * 2049 - sum(p.numel() for p in model.parameters() if id(p) in normalization)
+    rest = 6 * (encoder + decoder) + norm + heads + 100 * width + (inner + 1) * width
+    counted = sum(p.numel() for p in model.parameters() if id(p) not in normalization)
+    assert counted == convolutions + rest == 41_524_768
+
+
+def _small_published() -> dict[str, Tensor]:
+    """A small network's weights under the published names, with outputs for COCO."""
+    state = {_published_name(name): value for name, value in _small().state_dict().items()}
+    return state | {"class_embed.weight": torch.randn(92, 64), "class_embed.bias": torch.arange(92.0)}
+
+
+def test_published_outputs_are_taken_by_the_classes_names(tmp_path: Path) -> None:
+    published = _small_published()
+    options: dict[str, Any] = {
+        "backbone": "small_vgg", "backbone_options": {"channels": [16, 24, 32], "convolutions": 1}, "stride": 8,
+        "width": 64, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "queries": 20,
+        "weights": _file(tmp_path / "detr.pth", published),
+    }  # fmt: skip
+    known = DETR(["dog", "person"], **options)
+    assert known.class_embed.bias.tolist() == [18, 1, 91]
+    assert torch.equal(known.class_embed.weight, published["class_embed.weight"][[18, 1, 91]])
+    new = DETR(["platelet"], **options)
+    assert new.class_embed.weight.shape == (2, 64) and new.class_embed.bias.abs().max() < 1
+    assert torch.equal(new.query_embed.weight, published["query_embed.weight"])
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.width 66: cannot be shared by 4 heads"):
+        _small(width=66)
+    with pytest.raises(UserError, match=r"model\.queries 0: nothing could be found"):
+        _small(queries=0)
+    with pytest.raises(UserError, match=r"model\.decoder_layers 0: nothing could be found"):
+        _small(decoder_layers=0)
+    path = _file(tmp_path / "detr.pth", _small_published())
+    with pytest.raises(UserError, match=r"detr\.pth: not the weights of this DETR.* no place for"):
+        _small(encoder_layers=0, weights=path)
+    with pytest.raises(UserError, match=r"detr\.pth: query_embed\.weight has another shape"):
+        _small(queries=10, weights=path)
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
+        _small(weights=str(tmp_path / "none.pth"))
+
+
+def test_detections_are_each_querys_likeliest_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where nothing is likelier, best first, cut at the image's edge."""
+    model = _small().eval()
+    chances = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
+    boxes = torch.tensor([[0.5, 0.5, 0.25, 0.5], [0.125, 0.25, 0.5, 0.25]])
+    answer = Answer(chances.log()[None, None], boxes[None, None], None)
+    monkeypatch.setattr(model, "forward", lambda images: answer)
+    (found,) = model.predict(torch.zeros(1, 3, *SIZE))
+    torch.testing.assert_close(found["scores"], torch.tensor([0.5, 0.2]))
+    assert found["labels"].tolist() == [1, 2]
+    torch.testing.assert_close(found["boxes"], torch.tensor([[0.0, 8, 36, 24], [36, 16, 60, 48]]))
+    model.score_threshold = 0.3
+    assert model.predict(torch.zeros(1, 3, *SIZE))[0]["labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_stages_show_where_the_surest_queries_look(spatial_prior: bool) -> None:
+    model = _small(spatial_prior=spatial_prior).eval()
+    entered: list[int] = []
+    model.backbone.register_forward_hook(lambda *_: entered.append(1))
+    image = torch.randn(1, 3, 60, 90)
+    with torch.inference_mode():
+        stages = list(model.stages(image))
+        assert entered == [1]
+        (found,) = model.predict(image)
+    names = [stage.name.split(",")[0] for stage in stages]
+    looks = [f"attention {place}" for place in (1, 2, 3)]
+    assert names == [*(["points"] if spatial_prior else []), *looks, "queries", "queries", "detections"]
+    for place, stage in enumerate(stages[-6:-3]):
+        assert stage.map is not None and stage.map.shape == (8, 12)
+        assert float(stage.map.sum()) == pytest.approx(1, abs=1e-5)
+        assert stage.scores is not None
+        torch.testing.assert_close(stage.scores[0], found["scores"][place])
+    torch.testing.assert_close(stages[-1].boxes, found["boxes"])
+
+
+def test_a_query_with_a_prior_begins_at_its_point() -> None:
+    model = _small(spatial_prior=True).eval()
+    assert model.prior is not None
+    for parameter in (model.bbox_embed.layers[-1].weight, model.bbox_embed.layers[-1].bias):
+        nn.init.zeros_(parameter)  # type: ignore[arg-type]
+    for parameter in model.transformer.decoder.layers[-1].multihead_attn.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter)
+    points = model.prior.centres.weight
+    _, boxes, attention = model(torch.randn(2, 3, *SIZE), look=True)
+    torch.testing.assert_close(boxes[0, 0, :, :2], points.clamp(1e-3, 1 - 1e-3))
+    assert in_pixels(torch.tensor([0.5, 0.5, 0.5, 1.0]), SIZE).tolist() == [24, 0, 72, 64]
+    # With nothing to say of its own, attention is the Gaussian around the point: of a tenth of the image's sides.
+    y, x = (torch.arange(8) + 0.5) / 8, (torch.arange(12) + 0.5) / 12
+    for query in (0, 7):
+        px, py = points[query].tolist()
+        gauss = torch.exp(-((x - px).square() + (y[:, None] - py).square()) / (2 * 0.1**2))
+        torch.testing.assert_close(attention[0, query], gauss / gauss.sum(), rtol=1e-4, atol=1e-6)
+
+
+def _total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+@pytest.mark.parametrize("spatial_prior", [False, True])
+def test_a_step_in_bfloat16(spatial_prior: bool, few_images: Few) -> None:
+    model = _small(spatial_prior=spatial_prior)
+    images, targets = few_images(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = _total(model.losses(model.normalize(images), targets))
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(
+        total, _total(model.losses(model.normalize(images), targets)), rtol=0.05, atol=0
+    )
+    total.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("spatial_prior", "steps", "lr"), [(False, 200, 3e-3), (True, 90, 2e-3)])
+def test_overfits_a_few_images(spatial_prior: bool, steps: int, lr: float, overfit: Overfit) -> None:
+    assert overfit(_small(spatial_prior=spatial_prior), steps, lr) >= 0.95
+
+
+def test_with_objects_matched_at_random_it_does_not(
+    overfit: Overfit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_random(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        layers, batch, queries = logits.shape[:3]
+        image = torch.arange(batch).repeat_interleave(2).expand(layers, -1)
+        query = torch.rand(layers, batch, queries).argsort(-1)[..., :2].flatten(1)
+        return image, query, torch.arange(2 * batch).expand(layers, -1)
+
+    monkeypatch.setattr("segdet.detection.detr.match", at_random)
+    assert overfit(_small(spatial_prior=True), 90, 2e-3) < 0.5
