@@ -19,7 +19,7 @@ from segdet.callbacks.progress import StepLogger
 from segdet.cli import main
 from segdet.cost import measure_cost
 from segdet.detection import rcnn
-from segdet.detection.features import FeatureFolder
+from segdet.detection.features import FeatureFolder, ImageFeatures
 from segdet.detection.rcnn import RCNN
 from segdet.errors import UserError
 from segdet.nn import linear_svm
@@ -171,6 +171,16 @@ def test_features_that_do_not_fit_the_disk_are_told_beforehand(
         files.tell(1 << 60, 3)
 
 
+def test_processes_have_their_own_images_whenever_they_ask(tmp_path: Path) -> None:
+    files = FeatureFolder(tmp_path, "key", [0, 2, 4, 6, 8])
+    files.prepare()
+    assert files.missing(0, 2) == [0, 4, 8] and files.missing(1, 2) == [2, 6]
+    nothing = np.zeros(0)
+    files.write(0, ImageFeatures(nothing, nothing, nothing, nothing, nothing, nothing, nothing))
+    assert files.missing(0, 2) == [4, 8] and files.missing(1, 2) == [2, 6]
+    assert files.missing() == [2, 4, 6, 8] and files.present() == [0]
+
+
 # The stages within one command, interrupted.
 
 ARGUMENTS = [
@@ -287,6 +297,24 @@ def test_without_a_validation_the_stages_come_at_the_end(
     ours, theirs = checkpoint(run)["state_dict"], checkpoint(expected)["state_dict"]
     assert np.array_equal(ours["svms.weight"], theirs["svms.weight"])
     assert torch.equal(ours["regressors.weight"], theirs["regressors.weight"])
+
+
+def test_at_the_end_they_are_of_the_averaged_network_that_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    learn = RCNN.learn
+    monkeypatch.setattr(
+        RCNN, "learn", lambda self, files: seen.append(self.layers.fc6.weight.clone()) or learn(self, files)
+    )
+    options = ["--model.ema=0.5", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]
+    run = tmp_path / "run"
+    assert main([*ARGUMENTS, f"--data.root={tmp_path / 'shapes'}", f"--run_dir={run}", *options]) == 0
+    last = checkpoint(run)
+    assert last["state_dict"]["svms.fitted"] and last["state_dict"]["regressors.fitted"]
+    (weight,) = seen
+    assert torch.equal(weight, last["state_dict"]["layers.fc6.weight"])
+    assert not torch.equal(weight, last["current_model_state"]["layers.fc6.weight"])
 
 
 @pytest.mark.slow
