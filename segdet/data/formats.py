@@ -106,7 +106,7 @@ def _voc_sets(folder: Path, kind: str) -> list[str]:
         with path.open(encoding="utf-8", errors="replace") as file:
             first = next((line for line in file if line.strip()), "")
         # VOC keeps a list for each class as well, with a flag behind every name.
-        if len(first.split()) <= 1:
+        if not re.fullmatch(r"\S+\s+(-1|0|1)", first.strip()):
             names.append(path.stem)
     halves = {"train", "val"} <= set(names)
     return [name for name in names if not (halves and name == "trainval")]
