@@ -176,6 +176,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _tell_how_to_resume(cli: "SegdetCLI") -> None:
+    if cli.chosen != "fit":  # the checkpoint in its folder is that of a training which may well be over
+        sys.stderr.write("segdet: interrupted\n")
+        return
     last = cli.run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
         sys.stderr.write(

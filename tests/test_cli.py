@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -426,6 +427,16 @@ class TestFit:
         record = json.loads((folder / "result.json").read_text())
         assert (record["status"], record["steps"]) == ("interrupted", 3)
         assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+    @pytest.mark.parametrize("command", ["validate", "test", "predict"])
+    def test_what_does_not_train_is_not_said_to_go_on(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.ckpt").touch()
+        cli: Any = SimpleNamespace(chosen=command, run_dir=tmp_path)
+        lightning_cli._tell_how_to_resume(cli)
+        assert capsys.readouterr().err == "segdet: interrupted\n"
 
     def test_bad_sample_in_a_worker_is_one_line(
         self, shapes: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
