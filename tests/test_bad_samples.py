@@ -77,5 +77,7 @@ def test_validate_lists_what_it_skips_beside_what_training_left_out(
     told = capfd.readouterr().err
     assert "left out of the data, 1 in all" in told and validated.name in told
     folders = [run, *tmp_path.glob("run-validate-*")]
-    listed = "".join((each / "left_out.txt").read_text() for each in folders if (each / "left_out.txt").exists())
+    listed = "".join(
+        (each / "left_out.txt").read_text() for each in folders if (each / "left_out.txt").exists()
+    )
     assert trained.name in listed and validated.name in listed

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FORMATS = ("voc", "coco", "cityscapes")
 TASKS = ("segmentation", "localization", "detection")
 
+# What else COCO keeps in its folder of annotations.
+_NO_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+
 
 def guess_format(root: Path) -> str:
     """``coco``, ``cityscapes`` or ``voc``, by what ``root`` holds.
@@ -41,6 +44,20 @@ def guess_format(root: Path) -> str:
     )
 
 
+def coco_files(root: Path) -> dict[str, Path]:
+    """The annotation file of each split in a folder of COCO's shape.
+
+    These are COCO's own ``annotations/instances_<split>.json``; where there is none, ``annotations/<split>.json``;
+    and where these are missing too, ``<split>/_annotations.coco.json`` beside the images, as Roboflow exports them.
+    """
+    files = list((root / "annotations").glob("*.json"))
+    named = {
+        file.stem.removeprefix("instances_"): file for file in files if file.stem.startswith("instances_")
+    }
+    plain = {file.stem: file for file in files if not file.stem.startswith(_NO_INSTANCES)}
+    return named or plain or {file.parent.name: file for file in root.glob("*/_annotations.coco.json")}
+
+
 def _format_of(root: Path) -> str | None:
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
@@ -48,7 +65,7 @@ def _format_of(root: Path) -> str | None:
         return "cityscapes"
     if (root / "JPEGImages").is_dir() or _voc_years(root):
         return "voc"
-    return None
+    return "coco" if coco_files(root) else None
 
 
 def guess_task(root: Path, format: str) -> "Task":
@@ -70,9 +87,7 @@ def list_splits(root: Path, format: str, task: "Task") -> list[str]:
         UserError: If there is none.
     """
     if format == "coco":
-        stems = [
-            path.stem.removeprefix("instances_") for path in (root / "annotations").glob("instances_*.json")
-        ]
+        stems = list(coco_files(root))
         where = root / "annotations/instances_*.json"
     elif format == "cityscapes":
         stems = [path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir()]

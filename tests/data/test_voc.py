@@ -157,7 +157,13 @@ def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
         write_xml(tmp_path, name, thing("dog"))
     write_list(tmp_path, "train", "red cell 1.jpg\nb  1\nc\nc 0\nb.jpg masks/b.png\n")
     reader = VOCReader(tmp_path, ["train"], "detection")
-    assert [reader.image_path(i).name for i in range(5)] == ["red cell 1.jpg", "b.jpg", "c.jpg", "c 0.jpg", "b.jpg"]
+    assert [reader.image_path(i).name for i in range(5)] == [
+        "red cell 1.jpg",
+        "b.jpg",
+        "c.jpg",
+        "c 0.jpg",
+        "b.jpg",
+    ]
     assert reader.class_names[int(reader.objects(0).labels[0]) - 1] == "cat"
 
 
