@@ -50,7 +50,8 @@ def coco_files(root: Path) -> dict[str, Path]:
     These are COCO's own ``annotations/instances_<split>.json``; where there is none, ``annotations/<split>.json``;
     and where these are missing too, ``<split>/_annotations.coco.json`` beside the images, as Roboflow exports them.
     """
-    files = list((root / "annotations").glob("*.json"))
+    # Not what macOS puts beside a file, "._train.json".
+    files = [file for file in (root / "annotations").glob("*.json") if not file.name.startswith(".")]
     named = {
         file.stem.removeprefix("instances_"): file for file in files if file.stem.startswith("instances_")
     }
@@ -118,6 +119,8 @@ def _voc_years(root: Path) -> list[str]:
 def _voc_sets(folder: Path, kind: str) -> list[str]:
     names = []
     for path in (folder / "ImageSets" / kind).glob("*.txt"):
+        if path.name.startswith("."):
+            continue
         with path.open(encoding="utf-8", errors="replace") as file:
             first = next((line for line in file if line.strip()), "")
         # VOC keeps a list for each class as well, with a flag behind every name.
