@@ -105,8 +105,8 @@ class LastValidation(pl.Callback):
 def validate_now(trainer: pl.Trainer) -> None:
     """Lets the present epoch be validated, whether or not its turn has come."""
     # None is by steps, whatever the epoch.
-    if trainer.check_val_every_n_epoch is not None:  # type: ignore[attr-defined]
-        trainer.check_val_every_n_epoch = 1  # type: ignore[attr-defined]
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.check_val_every_n_epoch = 1
 
 
 @without_idle_hooks
