@@ -36,7 +36,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet import detection, localization, segmentation
-from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.callbacks.error_analysis import ErrorAnalysis
 from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.overhead import TRAINER_DEFAULTS, NoProfiler
@@ -105,15 +105,42 @@ def main(argv: Sequence[str]) -> int:
             if stopped == "KeyboardInterrupt":
                 return INTERRUPTED
             raise SystemExit(TERMINATED) from leaving
-        except Exception:
+        except Exception as error:
             _end_children(cli.trainer)
-            raise
+            fault = None if find_user_error(error) else too_little_memory(error, cli.datamodule)
+            if fault is None:
+                raise
+            raise UserError(fault) from error
     return 0
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
     """Whether the command is to explain itself and not to run."""
     return any(re.match(r"-h$|--([\w.]+\.)?help(=|$)|--print_config(=|$)", argument) for argument in argv)
+
+
+def too_little_memory(error: BaseException, data: Any) -> str | None:
+    """What to do about ``error`` in one line, where it says that a run has not the memory it needs; else None.
+
+    Args:
+        error: What ended the run.
+        data: The data module, which has the sizes of the batches.
+    """
+    sizes = f"--data.batch_size (now {data.batch_size}), --data.eval_batch_size (now {data.eval_batch_size})"
+    current: BaseException | None = error
+    while current is not None:
+        said = _one_line(current)
+        if isinstance(current, torch.OutOfMemoryError):
+            return f"the device's memory is too small ({said}); give a smaller {sizes}, or smaller images"
+        if isinstance(current, MemoryError) or "DefaultCPUAllocator" in said:
+            return f"the machine's memory is too small ({said}); give a smaller {sizes}, or smaller images"
+        if re.match(r"DataLoader worker .* is killed by signal: (Bus error|Killed)", said):
+            return (
+                f"--data.num_workers {data.num_workers}: a process that reads images was ended for want of memory, or "
+                f"of shared memory in /dev/shm ({said}); give fewer, or 0, or more memory (docker run --shm-size 8g)"
+            )
+        current = current.__cause__ or current.__context__
+    return None
 
 
 def _end_children(trainer: pl.Trainer) -> None:
@@ -176,6 +203,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _tell_how_to_resume(cli: "SegdetCLI") -> None:
+    if cli.chosen != "fit":  # the checkpoint in its folder is that of a training which may well be over
+        sys.stderr.write("segdet: interrupted\n")
+        return
     last = cli.run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
         sys.stderr.write(
@@ -546,7 +576,7 @@ class SegdetCLI(LightningCLI):
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
         if self.chosen == "fit":
-            callbacks += [StepSeed(settings.seed), StepLogger()]
+            callbacks += [StepSeed(settings.seed), StepLogger(), LastValidation()]
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += self._checkpoint_callbacks()
         if self.chosen == "test":

@@ -347,6 +347,9 @@ class Task(L.LightningModule):
         scores.reset()
         # A class or a size that does not occur has no score, which is not a score of zero.
         present = {name: value for name, value in values.items() if not math.isnan(float(value))}
+        # Nor has it that of an earlier epoch, which the trainer would go on to show and the record to keep.
+        for name in values.keys() - present.keys():
+            self.trainer.callback_metrics.pop(name, None)
         headline = {k: v for k, v in present.items() if k == self.monitor}
         rest = {k: v for k, v in present.items() if k not in headline}
         # All processes computed the same numbers from the gathered states; nothing is left to reduce.

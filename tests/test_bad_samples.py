@@ -59,3 +59,25 @@ def test_skipped_samples_are_counted_and_listed(
     told = capfd.readouterr().err
     assert f"left out of the data, {len(listed.splitlines())} in all" in told
     assert first.name in told
+
+
+def test_validate_lists_what_it_skips_beside_what_training_left_out(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = (folder / "ImageSets" / "Main" / "train.txt").read_text().split()
+    trained = folder / "JPEGImages" / f"{names[0]}.jpg"
+    trained.write_bytes(b"")
+    run = tmp_path / "run"
+    assert _fit(folder, run, "--data.num_workers=0", "--data.on_bad_sample=skip") == 0
+    names = (folder / "ImageSets" / "Main" / "val.txt").read_text().split()
+    validated = folder / "JPEGImages" / f"{names[0]}.jpg"
+    validated.write_bytes(validated.read_bytes()[:-700])
+    capfd.readouterr()
+    assert main(["validate", f"--ckpt_path={run}", f"--run_dir={run}", "--data.num_workers=0"]) == 0
+    told = capfd.readouterr().err
+    assert "left out of the data, 1 in all" in told and validated.name in told
+    folders = [run, *tmp_path.glob("run-validate-*")]
+    listed = "".join(
+        (each / "left_out.txt").read_text() for each in folders if (each / "left_out.txt").exists()
+    )
+    assert trained.name in listed and validated.name in listed

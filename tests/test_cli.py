@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -398,6 +399,20 @@ class TestFit:
         assert main(["fit", *MODELS["detection"], *arguments, f"--data.root={shapes}", *given]) == 0
         assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
 
+    @pytest.mark.parametrize("end", ["--trainer.max_epochs=1", "--trainer.max_steps=1"])
+    def test_a_training_that_ends_before_its_first_validation_has_a_score_and_a_best_checkpoint(
+        self, end: str, shapes: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        arguments = [*MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
+        assert (
+            main(["fit", *arguments, "--trainer.check_val_every_n_epoch=5", end, f"--run_dir={folder}"]) == 0
+        )
+        assert "val/miou" in json.loads((folder / "result.json").read_text())["metrics"]
+        assert (folder / "checkpoints" / "best.ckpt").exists()
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["trainer"]["check_val_every_n_epoch"] == 5
+
     def test_interrupt_saves_and_tells_how_to_go_on(
         self,
         shapes: Path,
@@ -426,6 +441,16 @@ class TestFit:
         record = json.loads((folder / "result.json").read_text())
         assert (record["status"], record["steps"]) == ("interrupted", 3)
         assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+    @pytest.mark.parametrize("command", ["validate", "test", "predict"])
+    def test_what_does_not_train_is_not_said_to_go_on(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.ckpt").touch()
+        cli: Any = SimpleNamespace(chosen=command, run_dir=tmp_path)
+        lightning_cli._tell_how_to_resume(cli)
+        assert capsys.readouterr().err == "segdet: interrupted\n"
 
     def test_bad_sample_in_a_worker_is_one_line(
         self, shapes: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -810,6 +835,31 @@ def test_keys_inside_of_classes_are_not_completed(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "--model.optim.nam: " in said
+
+
+def test_too_little_memory_is_one_line() -> None:
+    data = SimpleNamespace(batch_size=64, eval_batch_size=32, num_workers=6)
+    device = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB.")
+    outer = RuntimeError("while it was compiled")
+    outer.__cause__ = device
+    for error in (device, outer):
+        said = lightning_cli.too_little_memory(error, data) or ""
+        assert said.startswith("the device's memory is too small (CUDA out of memory.") and "\n" not in said
+        assert "give a smaller --data.batch_size (now 64), --data.eval_batch_size (now 32)" in said
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert "the machine's memory" in (lightning_cli.too_little_memory(caught.value, data) or "")
+    killed = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    killed.__cause__ = RuntimeError(
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+        "of shared memory. Please try to raise your shared memory limit."
+    )
+    said = lightning_cli.too_little_memory(killed, data) or ""
+    assert said.startswith("--data.num_workers 6: a process that reads images") and "/dev/shm" in said
+    assert (
+        lightning_cli.too_little_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), data)
+        is None
+    )
 
 
 def test_what_a_user_cannot_mend_is_not_said() -> None:

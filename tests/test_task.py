@@ -1,6 +1,7 @@
 """What the bases of all tasks have in common."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,21 @@ def test_attributes_are_what_modules_make_of_them() -> None:
     model.classifier = None  # type: ignore[assignment]
     assert not [name for name, _ in model.named_parameters() if name.startswith("classifier")]
     assert "_current_fx_name" in model.__dict__
+
+
+def test_a_class_that_has_no_score_any_more_has_not_that_of_an_earlier_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small(FCN, {"width": 8})
+    trainer = SimpleNamespace(callback_metrics={"val/iou/a": 0.5, "val/iou/b": 0.0})
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(FCN, "trainer", trainer)
+    monkeypatch.setattr(FCN, "log_dict", lambda self, scores, **_: logged.update(scores))
+    nothing = torch.zeros(4, 4, dtype=torch.int64)
+    model.scores["val_"].update(nothing, nothing)  # type: ignore[operator]
+    model._log_scores("val")
+    assert logged["val/iou/a"] == 1 and "val/iou/b" not in logged
+    assert list(trainer.callback_metrics) == ["val/iou/a"]
 
 
 @pytest.mark.parametrize(("family", "options"), FAMILIES)

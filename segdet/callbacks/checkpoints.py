@@ -83,6 +83,33 @@ class BestCheckpoint(_Checkpoint):
 
 
 @without_idle_hooks
+class LastValidation(pl.Callback):
+    """Has the last epoch validated whatever ``check_val_every_n_epoch`` says, for its weights are often the best.
+
+    Where fewer epochs are trained than lie between two validations, there would be no score and no best checkpoint.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks, for a training that goes on within its last epoch."""
+        self._look(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks whether this epoch is the last."""
+        self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            validate_now(trainer)
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Lets the present epoch be validated, whether or not its turn has come."""
+    # None is by steps, whatever the epoch.
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.check_val_every_n_epoch = 1
+
+
+@without_idle_hooks
 class LastCheckpoint(_Checkpoint):
     """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
 
@@ -100,6 +127,15 @@ class LastCheckpoint(_Checkpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Saves, if it is time; and has a training validated that ends here, within its epoch."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        # By max_time or max_steps: the timer has said so by now, since callbacks that save come last. Lightning
+        # validates within an epoch where it is to stop, but counts steps only after that.
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+            validate_now(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

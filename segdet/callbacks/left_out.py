@@ -27,6 +27,11 @@ class LeftOut(pl.Callback):
         """Lists what training and validation met."""
         self._tell(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lists what `segdet validate` met; validation within training is told of with that."""
+        if trainer.state.fn is not None and trainer.state.fn.value == "validate":
+            self._tell(trainer)
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lists what the test met."""
         self._tell(trainer)
@@ -45,7 +50,9 @@ class LeftOut(pl.Callback):
         if not notes or not trainer.is_global_zero:
             return
         path = self.folder / "left_out.txt"
-        path.write_text("\n".join(notes) + "\n", encoding="utf-8")
+        # A test must not hide what training left out before it, in the same folder.
+        earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        path.write_text("\n".join(sorted({*earlier, *notes})) + "\n", encoding="utf-8")
         shown = "".join(f"  {note}\n" for note in notes[:LINES])
         more = f"  ... and {len(notes) - LINES} more in {path}\n" if len(notes) > LINES else ""
         sys.stderr.write(f"segdet: left out of the data, {len(notes)} in all:\n{shown}{more}")

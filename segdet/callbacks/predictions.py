@@ -131,6 +131,15 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             sys.stderr.write(f"segdet: predictions are in {self.folder}\n")
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Makes ``predictions.json`` of what there is when the command is stopped; several processes leave parts."""
+        if trainer.world_size > 1 or not self._part(0).exists():
+            return
+        self._join(1)
+        sys.stderr.write(f"segdet: stopped; the predictions until then are in {self.folder}\n")
+
     def _join(self, world_size: int) -> None:
         partial = self.folder / ".predictions.json"
         with partial.open("w", encoding="utf-8") as out:

@@ -326,7 +326,11 @@ def _in_no_split(readers: "Mapping[str, Reader]") -> Iterable[Fault]:
     for folder in sorted({path.parent for path in used}):
         if not folder.is_dir():
             continue
-        found = {path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES}
+        found = {
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+        }
         if unused := sorted(found - used):
             count = len(unused)
             names = ", ".join(path.name for path in unused[:3]) + (", ..." if count > 3 else "")

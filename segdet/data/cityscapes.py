@@ -234,6 +234,8 @@ def _images_in(folder: Path) -> list[str]:
     # In this order a PNG takes the place of the JPEG of its name.
     for suffix in (".jpeg", ".jpg", ".png"):
         for path in folder.glob(f"*/*{_IMAGE_END}{suffix}"):
+            if path.name.startswith("."):  # macOS's companions of files
+                continue
             found[f"{path.parent.name}/{path.stem}"] = f"{path.parent.name}/{path.name}"
     return [found[key] for key in sorted(found)]
 

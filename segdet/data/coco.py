@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from segdet.data.formats import coco_files
 from segdet.data.images import image_size
 from segdet.data.reader import Reader
 from segdet.data.sample import IGNORE, Objects, Task
@@ -34,7 +35,8 @@ class COCOReader(Reader):
 
     Args:
         root: The folder that holds ``annotations/`` and the images.
-        split: ``train2017``: of ``annotations/instances_train2017.json`` and the images in ``train2017/``.
+        split: ``train2017``: of ``annotations/instances_train2017.json`` and the images in ``train2017/``; for
+            other names of the file see `segdet.data.formats.coco_files`.
         task: What the annotations are for; the outlines are kept in memory for segmentation only.
         annotation_file: Another file, looked for in ``root`` first.
         image_folder: Where the images are, looked for in ``root`` first. By default the first of
@@ -177,14 +179,16 @@ class COCOReader(Reader):
             if not path.is_file():
                 raise UserError(f"{given}: no such annotation file, neither in {self.root} nor here")
             return path
-        path = self.root / "annotations" / f"instances_{split}.json"
-        if not path.is_file():
-            splits = sorted(
-                file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json")
+        files = coco_files(self.root)
+        if split not in files:
+            path = self.root / "annotations" / f"instances_{split}.json"
+            there = (
+                f"there are {', '.join(sorted(files))}"
+                if files
+                else f"no instances_*.json is in {path.parent}"
             )
-            there = f"there are {', '.join(splits)}" if splits else f"no instances_*.json is in {path.parent}"
             raise UserError(f"{path}: no such annotation file; {there}")
-        return path
+        return files[split]
 
     def _find_image_folder(self, split: str, given: Path | str | None) -> Path:
         if given is not None:

@@ -388,7 +388,7 @@ class VOCDataModule(DataModule):
         train: The image sets to train on: ``train`` for a bare folder, ``2007/trainval`` beside
             ``2012/trainval`` for VOC's years.
         val: The sets to validate on.
-        test: The sets to test on.
+        test: The sets to test on; those of validation when null (VOC 2012's test annotations are secret).
         class_names: The classes, or a file with a name a line; read or discovered when null (see `VOCReader`).
         ignore_index: The mask value that is no class, besides 255.
         kwargs: As for `DataModule`.
@@ -421,7 +421,8 @@ class COCODataModule(DataModule):
     """COCO, and any folder of that shape.
 
     Args:
-        root: The folder that holds ``annotations/instances_<split>.json`` and a folder ``<split>`` of images.
+        root: The folder that holds ``annotations/instances_<split>.json`` (or ``annotations/<split>.json``, or
+            Roboflow's ``<split>/_annotations.coco.json``) and a folder ``<split>`` of images.
         train: The split to train on.
         val: The split to validate on.
         test: The split to test on; the validation split when null (COCO's test annotations are secret).

@@ -18,6 +18,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 class FolderReader(Reader):
     """The images of a folder and its subfolders, in the order of their paths, without annotations.
 
+    Hidden files and folders are passed over: macOS puts a ``._a.jpg``, which is no image, beside ``a.jpg``.
+
     Args:
         root: The folder.
         class_names: What the network that predicts on them can say.
@@ -32,7 +34,11 @@ class FolderReader(Reader):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; give a folder of images as --data.root")
         self.paths = sorted(
-            path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+            path
+            for path in root.rglob("*")
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            and path.is_file()
         )
         if not self.paths:
             raise UserError(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FORMATS = ("voc", "coco", "cityscapes")
 TASKS = ("segmentation", "localization", "detection")
 
+# What else COCO keeps in its folder of annotations.
+_NO_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+
 
 def guess_format(root: Path) -> str:
     """``coco``, ``cityscapes`` or ``voc``, by what ``root`` holds.
@@ -41,6 +44,21 @@ def guess_format(root: Path) -> str:
     )
 
 
+def coco_files(root: Path) -> dict[str, Path]:
+    """The annotation file of each split in a folder of COCO's shape.
+
+    These are COCO's own ``annotations/instances_<split>.json``; where there is none, ``annotations/<split>.json``;
+    and where these are missing too, ``<split>/_annotations.coco.json`` beside the images, as Roboflow exports them.
+    """
+    # Not what macOS puts beside a file, "._train.json".
+    files = [file for file in (root / "annotations").glob("*.json") if not file.name.startswith(".")]
+    named = {
+        file.stem.removeprefix("instances_"): file for file in files if file.stem.startswith("instances_")
+    }
+    plain = {file.stem: file for file in files if not file.stem.startswith(_NO_INSTANCES)}
+    return named or plain or {file.parent.name: file for file in root.glob("*/_annotations.coco.json")}
+
+
 def _format_of(root: Path) -> str | None:
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
@@ -48,7 +66,7 @@ def _format_of(root: Path) -> str | None:
         return "cityscapes"
     if (root / "JPEGImages").is_dir() or _voc_years(root):
         return "voc"
-    return None
+    return "coco" if coco_files(root) else None
 
 
 def guess_task(root: Path, format: str) -> "Task":
@@ -70,9 +88,7 @@ def list_splits(root: Path, format: str, task: "Task") -> list[str]:
         UserError: If there is none.
     """
     if format == "coco":
-        stems = [
-            path.stem.removeprefix("instances_") for path in (root / "annotations").glob("instances_*.json")
-        ]
+        stems = list(coco_files(root))
         where = root / "annotations/instances_*.json"
     elif format == "cityscapes":
         stems = [path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir()]
@@ -103,10 +119,12 @@ def _voc_years(root: Path) -> list[str]:
 def _voc_sets(folder: Path, kind: str) -> list[str]:
     names = []
     for path in (folder / "ImageSets" / kind).glob("*.txt"):
+        if path.name.startswith("."):
+            continue
         with path.open(encoding="utf-8", errors="replace") as file:
             first = next((line for line in file if line.strip()), "")
         # VOC keeps a list for each class as well, with a flag behind every name.
-        if len(first.split()) <= 1:
+        if not re.fullmatch(r"\S+\s+(-1|0|1)", first.strip()):
             names.append(path.stem)
     halves = {"train", "val"} <= set(names)
     return [name for name in names if not (halves and name == "trainval")]

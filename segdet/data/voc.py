@@ -232,10 +232,16 @@ class VOCReader(Reader):
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
-        words = [line.split()[0] for line in lines if line.strip()]
-        if not words:
+        lines = [line.strip() for line in lines if line.strip()]
+        if not lines:
             raise UserError(f"{path}: the split list is empty; {_existing_lists(folder)}")
-        return [_Member(folder, _without_image_suffix(word)) for word in words]
+        # Behind a name may stand a flag or the path of a mask; or it has spaces of its own.
+        spaced = _files_by_stem(folder / "JPEGImages") if any(len(line.split()) > 1 for line in lines) else {}
+        whole = [_without_image_suffix(line) for line in lines]
+        return [
+            _Member(folder, name if name in spaced else _without_image_suffix(line.split()[0]))
+            for name, line in zip(whole, lines, strict=True)
+        ]
 
     def _folder_of(self, name: str) -> tuple[Path, str]:
         year, _, split = name.rpartition("/")

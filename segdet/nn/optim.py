@@ -62,7 +62,7 @@ class Optimization:
 
         Args:
             module: Whose parameters are learned.
-            total_steps: The steps of the whole training; may be infinite for constant and step schedules.
+            total_steps: The steps of the whole training; may be infinite for constant and, at epochs, step schedules.
             steps_per_epoch: The steps of an epoch.
 
         Raises:
@@ -128,6 +128,11 @@ class Optimization:
             raise UserError(
                 f"optim.schedule: {self.schedule} ends with the training, which has no end; give trainer.max_epochs or "
                 "trainer.max_steps, or another schedule"
+            )
+        if self.schedule == "step" and math.isinf(total_steps) and any(m < 1 for m in self.milestones):
+            raise UserError(
+                "optim.milestones: a fraction below 1 is one of the whole training, which has no end; give epochs, or "
+                "trainer.max_epochs or trainer.max_steps"
             )
         drops = [m * total_steps if m < 1 else m * steps_per_epoch for m in self.milestones]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,23 @@ def test_the_keys_of_their_states_are_lightning_s_and_apart(tmp_path: Path) -> N
     for callback in ours:
         assert callback.state_key == ModelCheckpoint.state_key.fget(callback)  # type: ignore[attr-defined]
     assert len({callback.state_key for callback in ours}) == 3
+
+
+@pytest.mark.parametrize(
+    ("epoch", "every", "expected"), [(3, 5, 1), (2, 5, 5), (3, 2, 1), (3, None, None), (2, 1, 1)]
+)
+def test_the_last_epoch_is_validated(epoch: int, every: int | None, expected: int | None) -> None:
+    for hook in (LastValidation.on_train_start, LastValidation.on_train_epoch_start):
+        trainer: Any = SimpleNamespace(current_epoch=epoch, max_epochs=4, check_val_every_n_epoch=every)
+        hook(LastValidation(), trainer, trainer)
+        assert trainer.check_val_every_n_epoch == expected
+
+
+@pytest.mark.parametrize(("stopped", "step", "ends"), [(False, 7, False), (False, 8, True), (True, 7, True)])
+def test_what_ends_within_an_epoch_is_validated(stopped: bool, step: int, ends: bool, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        should_stop=stopped, global_step=step, max_steps=8, check_val_every_n_epoch=5
+    )
+    LastCheckpoint(tmp_path).on_train_batch_end(trainer)
+    assert trainer.check_val_every_n_epoch == (1 if ends else 5)
+    assert trainer.should_stop == ends

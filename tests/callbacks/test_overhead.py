@@ -1,7 +1,7 @@
 import lightning.pytorch as pl
 import pytest
 
-from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.callbacks.error_analysis import ErrorAnalysis
 from segdet.callbacks.left_out import LeftOut
 from segdet.callbacks.overhead import STEP_HOOKS, NoProfiler, without_idle_hooks
@@ -27,6 +27,7 @@ def test_hooks_that_do_something_stay() -> None:
     [
         (BestCheckpoint, {"on_train_batch_end"}),
         (LastCheckpoint, {"on_train_batch_end"}),
+        (LastValidation, set()),
         (ErrorAnalysis, set()),
         (LeftOut, set()),
         (ImagePanels, set()),

@@ -1,4 +1,7 @@
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +45,14 @@ class TestOutputNames:
     def test_one_image_twice(self) -> None:
         path = Path("elsewhere/a.jpg")
         assert output_names([path, path], Path("photos")) == {path: "a"}
+
+
+def test_what_is_predicted_before_a_fault_is_kept(tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path)
+    one: Any = SimpleNamespace(world_size=1)
+    writer.on_exception(one, one, KeyboardInterrupt())  # before there is anything
+    assert not list(tmp_path.iterdir())
+    writer._part(0).write_text('{"image_id": 1}\n{"image_id": 2}\n')
+    writer.on_exception(one, one, KeyboardInterrupt())
+    assert json.loads((tmp_path / "predictions.json").read_text()) == [{"image_id": 1}, {"image_id": 2}]
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.json"]

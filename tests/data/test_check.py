@@ -507,6 +507,17 @@ def test_formats_and_splits_are_guessed(voc_folder, coco_folder, tmp_path):
     assert find_dataset(coco_folder).splits == ("train", "val")
 
 
+@pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
+def test_the_hidden_companions_of_files_from_a_mac_are_passed_over(folder, request, capsys):
+    root = request.getfixturevalue(folder)
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    before = find_dataset(root).splits
+    assert main([str(root)]) == 0
+    assert not [split for split in before if "._" in split]
+    assert "._" not in capsys.readouterr().out
+
+
 def test_years_and_the_devkit_are_found(voc_folder, tmp_path):
     kit = tmp_path / "kit/VOCdevkit"
     kit.mkdir(parents=True)

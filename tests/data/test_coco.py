@@ -10,6 +10,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from segdet.data.coco import COCOReader
+from segdet.data.formats import coco_files, find_dataset
 from segdet.errors import BadSample, UserError
 
 H, W = 20, 30
@@ -253,6 +254,24 @@ def test_missing_folders_and_splits(tmp_path):
         COCOReader(tmp_path, "train2017", "detection")
     with pytest.raises(UserError, match="photos: no such folder of images"):
         COCOReader(tmp_path, "train2017", "detection", image_folder="photos")
+
+
+@pytest.mark.parametrize("place", ["annotations/train.json", "train/_annotations.coco.json"])
+def test_files_by_other_names_than_coco_s(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    written(tmp_path, [annotation()])
+    (tmp_path / "annotations/captions_train.json").write_text("{}")
+    assert list(coco_files(tmp_path)) == ["train"]
+    (tmp_path / "annotations/instances_train.json").rename(tmp_path / place)
+    (tmp_path / "train").mkdir(exist_ok=True)
+    Image.new("RGB", (60, 40)).save(tmp_path / "train/a.jpg")
+    dataset = find_dataset(tmp_path)
+    assert (dataset.format, dataset.splits) == ("coco", ("train",))
+    reader = COCOReader(tmp_path, "train", "detection")
+    assert reader.image_path(0) == tmp_path / "train/a.jpg"
+    assert len(reader.objects(0)) == 1
+    with pytest.raises(UserError, match=r"no such annotation file; there are train$"):
+        COCOReader(tmp_path, "val", "detection")
 
 
 @pytest.mark.parametrize("folder", ["images/train", "images", "."])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdet.data.formats import list_splits
 from segdet.data.voc import VOC_CLASSES, VOCReader
 from segdet.errors import BadSample, UserError
 
@@ -145,6 +146,34 @@ def test_images_are_found_by_their_stem(tmp_path):
     reader = VOCReader(tmp_path, ["train"], "detection", class_names=["cat"])
     found = [reader.image_path(i).name for i in range(len(reader))]
     assert found == ["a.PNG", "b.jpeg", "c.jpg", "d.v2.JPG", "e.jpg"]  # The last does not exist.
+
+
+def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("red cell 1.jpg", "b.jpg", "c 0.jpg"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / name)
+    write_xml(tmp_path, "red cell 1", thing("cat"))
+    for name in ("b", "c", "c 0"):
+        write_xml(tmp_path, name, thing("dog"))
+    write_list(tmp_path, "train", "red cell 1.jpg\nb  1\nc\nc 0\nb.jpg masks/b.png\n")
+    reader = VOCReader(tmp_path, ["train"], "detection")
+    assert [reader.image_path(i).name for i in range(5)] == [
+        "red cell 1.jpg",
+        "b.jpg",
+        "c.jpg",
+        "c 0.jpg",
+        "b.jpg",
+    ]
+    assert reader.class_names[int(reader.objects(0).labels[0]) - 1] == "cat"
+
+
+def test_lists_of_names_with_spaces_are_splits_and_lists_of_flags_are_not(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    write_list(tmp_path, "train", "red cell 1\n")
+    write_list(tmp_path, "val", "red cell 2.jpg\n")
+    for split, flag in (("cat_train", "-1"), ("cat_val", " 1"), ("cat_test", "0")):
+        write_list(tmp_path, split, f"red {flag}\n")
+    assert list_splits(tmp_path, "voc", "detection") == ["train", "val"]
 
 
 def test_years_and_several_sets(tmp_path):
