@@ -235,13 +235,6 @@ class TestBorderWeights:
         with pytest.raises(UserError, match="class_weights median_frequency: not counted yet"):
             model.losses(torch.randn(1, 3, 8, 8), [Target(mask=torch.zeros(8, 8, dtype=torch.int64))])
 
-    def test_all_is_float32_in_a_network_of_bfloat16(self) -> None:
-        model = _original(border_weight=10.0, class_weights=[0.3, 1.0, 2.0]).bfloat16()
-        target = Target(mask=torch.zeros(8, 8, dtype=torch.int64))
-        target["mask"][2:4, 2:4] = 1
-        images = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
-        assert model.losses(images, [target])["segmentation"].dtype == torch.float32
-
     def test_one_class_has_no_border(self) -> None:
         masks = torch.full((1, 8, 8), 2)
         masks[:, 4:] = 255
