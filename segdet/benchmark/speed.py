@@ -6,6 +6,7 @@
     python -m segdet.benchmark.speed miou decode      # some of them
     python -m segdet.benchmark.speed --rounds 20
     python -m segdet.benchmark.speed decode --images photos/
+    python -m segdet.benchmark.speed dense_windows_8 dense_windows_1 --images photos/
 
 The two sides take turns, and the ratio is the median of the ratios of neighbouring turns, so that what else
 the machine does meanwhile weighs on both alike. Ratios carry over to other machines, milliseconds do not.
@@ -13,7 +14,6 @@ the machine does meanwhile weighs on both alike. Ratios carry over to other mach
 
 import argparse
 import contextlib
-import functools
 import io
 import logging
 import os
@@ -52,6 +52,7 @@ class Part:
         theirs: Does it the other way, likewise; None where there is none to compare with.
         speedup: How many times faster than the peer ours is to be, if it is to be faster.
         overhead_ms: How many milliseconds per unit ours may take more, if it does more than the peer.
+        compare: Says how far the answers of both sides are apart, where they are to be the same.
     """
 
     what: str
@@ -61,6 +62,7 @@ class Part:
     theirs: Callable[[], float] | None = None
     speedup: float | None = None
     overhead_ms: float | None = None
+    compare: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -421,25 +423,46 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
-def dense_windows(small: bool, stride: int, speedup: float) -> Iterator[Part]:
+def dense_windows(small: bool, stride: int, speedup: float, images: Path | None = None) -> Iterator[Part]:
     """A classifier's answers for all windows of an image, in one pass against one crop after the other.
 
+    The image is noise, or the first one of a folder in its own size. The classifier's weights are random, and so are
+    its normalizations' statistics: what is compared does not depend on what it has learned.
+
     Of the crops up to 2,048 are timed, spread over the image, and the time of all is taken from theirs: at stride 8
-    that is every one, while a round with all of them would take minutes at stride 1. Both sides have channels last in
-    memory.
+    that is every one, while a round with all of them would take minutes at stride 1. It is their logits that are
+    compared with those of the one pass. Both sides have channels last in memory.
     """
+    from segdet.data.images import read_image
     from segdet.nn.windows import DenseWindows, crop, grid
     from segdet.segmentation.sliding_window import patch_classifier
 
-    side, height, width = (24, 32, 36) if small else (64, 360, 480)
+    side = 24 if small else 64
     channels, kernels = ([4, 4, 4], [3, 3, 2]) if small else ([16, 32, 64], [5, 5, 3])
     torch.manual_seed(0)
     classifier = patch_classifier(side, channels, kernels, [2, 2, 2], 64, 11).eval()
+    for norm in (module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
     classifier.to(memory_format=torch.channels_last)
     dense = DenseWindows(classifier, side, stride)
-    image = torch.randn(1, 3, height, width).contiguous(memory_format=torch.channels_last)
+    if images is None:
+        what = ""
+        image = torch.randn(1, 3, *((32, 36) if small else (360, 480)))
+    else:
+        path = jpegs_in(images)[0]
+        what = f" of {path}"
+        pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float()
+        image = (pixels - pixels.mean((2, 3), keepdim=True)) / pixels.std().clamp(min=1)
+    image = image.contiguous(memory_format=torch.channels_last)
+    height, width = image.shape[-2:]
     rows, columns = grid((height, width), side, stride)
     total = rows * columns
+    if not total:
+        raise UserError(
+            f"{what.removeprefix(' of ')}: {width}x{height} (width x height) hold no window of {side} px; "
+            "give larger images"
+        )
     timed = min(total, 2048)
     number = torch.arange(timed) * total // timed
     places = [(n // columns * stride, n % columns * stride) for n in number.split(256)]
@@ -453,13 +476,23 @@ def dense_windows(small: bool, stride: int, speedup: float) -> Iterator[Part]:
             for tops, lefts in places:
                 classifier(crop(image, torch.zeros_like(tops), tops, lefts, side))
 
+    def compare() -> str:
+        with torch.inference_mode():
+            each = torch.cat(
+                [classifier(crop(image, torch.zeros_like(tops), tops, lefts, side)) for tops, lefts in places]
+            )
+            at_once = dense(image)[0].flatten(1).T[number]
+        difference = (at_once - each).abs().max()
+        return f"logits of up to {each.abs().max():.3g} differ by {difference:.1e} at most"
+
     yield Part(
-        f"all {total:,} windows of {side} px on {width}x{height}, stride {stride}",
+        f"all {total:,} windows of {side} px on {width}x{height}{what}, stride {stride}",
         "image",
         _timed(ours),
-        f"each cropped, timed on {timed:,} of them",
+        f"each cropped, timed and compared on {timed:,} of them",
         _timed(theirs, timed / total),
         speedup=speedup,
+        compare=compare,
     )
 
 
@@ -476,6 +509,11 @@ PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
     "dense_windows_1": partial(dense_windows, stride=1, speedup=300),
 }
 """All parts by the names that the command takes."""
+
+OF_IMAGES: dict[str, Callable[..., AbstractContextManager[Part]]] = {
+    name: PARTS[name] for name in PARTS if name == "decode" or name.startswith("dense_windows")
+}
+"""Those of them that take a folder of images."""
 
 
 def row(part: Part, measured: Measured) -> str:
@@ -496,6 +534,8 @@ def row(part: Part, measured: Measured) -> str:
         aim = (
             f"<= {part.overhead_ms:+g} ms, {'met' if measured.overhead_ms <= part.overhead_ms else 'MISSED'}"
         )
+    if part.compare is not None:
+        ratio = f"{ratio}; {part.compare()}"
     return f"| {part.what} | {ours} | {part.peer or '-'} | {peer} | {ratio} | {aim} |"
 
 
@@ -509,7 +549,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: one per core)")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="decode the JPEGs of this folder in place of made ones"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="decode the JPEGs of this folder, and take all windows of its first one, in place of made images",
     )
     parser.add_argument("--small", action="store_true", help="tiny sizes, only to see that it runs")
     arguments = parser.parse_args(argv)
@@ -533,10 +576,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"medians of {arguments.rounds} rounds\n\n"
         "| part | ours | peer | peer's time | ratio | aim |\n|---|---|---|---|---|---|\n"
     )
-    parts = PARTS | {"decode": functools.partial(decode, images=arguments.images)}
+    parts = PARTS | {name: partial(part, images=arguments.images) for name, part in OF_IMAGES.items()}
     for name in arguments.names or parts:
-        with parts[name](arguments.small) as part:
-            line = row(part, measure(part, arguments.rounds, name))
+        try:
+            with parts[name](arguments.small) as part:
+                line = row(part, measure(part, arguments.rounds, name))
+        except UserError as error:
+            parser.error(str(error))
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
     return 0

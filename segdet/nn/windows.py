@@ -275,7 +275,8 @@ class DenseWindows(nn.Module):
             step, turn = self._steps[index], self._turns[index]
             if not turn.splits:
                 features = _applied(features, step, turn, weights[index], owned)
-                owned = owned or step.kind != "pointwise"
+                # What looks at one place alone, or pools but one, may give back what it was given.
+                owned = owned or step.kind == "convolution" or step.kernel != (1, 1)
                 continue
             # One fragment after the other: the cache holds one of them where it would not hold all.
             answers: Tensor | None = None

@@ -98,16 +98,24 @@ class Segmenter(Task):
         It is the one that ``loss`` names, with the class weights. Coarser logits are resized to the masks. A batch
         without any pixel that counts has a loss of zero, not of NaN.
         """
+        weights = self.known_weights()
+        logits = _resized(logits.float(), (masks.shape[-2], masks.shape[-1]))
+        return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
+
+    def known_weights(self) -> Tensor | None:
+        """The class weights, float32 ``[C]``, or None where all classes count the same.
+
+        Raises:
+            UserError: If they are to be counted and have not been.
+        """
         if not self._weights_known:
             raise UserError(
                 f"--model.class_weights {self.weighting}: not counted yet; train with one of segdet's data modules, "
                 "or give a number a class"
             )
-        logits = _resized(logits.float(), (masks.shape[-2], masks.shape[-1]))
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
-        if weights is not None:
-            weights = weights.float()  # which precision bf16-true has made a bfloat16 buffer
-        return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
+        # Precision bf16-true has made a bfloat16 buffer of them.
+        return None if weights is None else weights.float()
 
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
         """What auxiliary heads add to the loss: the sum of their `pixel_loss`, times ``auxiliary_weight``.

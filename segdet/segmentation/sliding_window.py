@@ -128,8 +128,9 @@ class SlidingWindow(Segmenter):
         first = _first(size, self.stride)
         # About a dozen windows tell more than all of them, which would cover the image.
         every = max(1, round((rows * columns / 12) ** 0.5))
-        tops = torch.arange(every // 2, rows, every, device=image.device)
-        lefts = torch.arange(every // 2, columns, every, device=image.device)
+        # Also in an image with fewer rows than that: then the middle one.
+        tops = torch.arange(min(every, rows) // 2, rows, every, device=image.device)
+        lefts = torch.arange(min(every, columns) // 2, columns, every, device=image.device)
         places = torch.stack(torch.meshgrid(tops, lefts, indexing="ij")).flatten(1)
         probabilities = logits.float().softmax(1)[0]
         centres = torch.stack([places[1] * self.stride + first[1], places[0] * self.stride + first[0]], 1)

@@ -237,7 +237,8 @@ class OriginalUNet(Segmenter):
             return {"segmentation": self.pixel_loss(logits, masks)}
         valid = masks != IGNORE
         classes = torch.where(valid, masks, 0)
-        weights = torch.ones_like(logits[:, 0]) if self.class_weights is None else self.class_weights[classes]  # type: ignore[index]
+        counts = self.known_weights()
+        weights = torch.ones(masks.shape, device=masks.device) if counts is None else counts[classes]
         weights = weights + self.border_weight * nearness_to_borders(masks, self.border_sigma)
         weights = torch.where(valid, weights, 0.0)
         losses = F.cross_entropy(logits.float(), classes, reduction="none")

@@ -1,8 +1,13 @@
+import re
+
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segdet.benchmark import speed
 from segdet.benchmark.speed import PARTS, Measured, Part, measure, row
+from segdet.nn.windows import DenseWindows
 
 
 def test_every_part_runs(capsys):
@@ -44,6 +49,46 @@ def test_a_folder_of_one_s_own_images(tmp_path, capsys):
         Image.new("RGB", (40, 30)).save(tmp_path / name, "JPEG")
     assert speed.main(argv) == 0
     assert f"decode 2 JPEGs of {tmp_path}, 1 kB each" in capsys.readouterr().out
+
+
+WINDOWS = [f"dense_windows_{stride}" for stride in (8, 4, 2, 1)]
+
+
+def _differences(folder, capsys):
+    argv = [*WINDOWS, "--small", "--rounds", "1", "--images", str(folder)]
+    assert speed.main(argv) == 0
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    for line, count in zip(rows, (2 * 3, 4 * 5, 7 * 9, 13 * 17), strict=True):
+        assert f"| all {count} windows of 24 px on 40x36 of {folder / 'a.jpg'}, stride" in line
+        assert f"timed and compared on {count} of them |" in line
+        assert re.search(r"\| x[\d,.]+; logits of up to", line)
+    return [float(re.search(r"differ by (\S+) at most", line)[1]) for line in rows]
+
+
+def test_windows_of_one_s_own_image_are_timed_and_compared(tmp_path, capsys, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    Image.new("RGB", (99, 99)).save(tmp_path / "b.jpg")
+    assert max(_differences(tmp_path, capsys)) < 1e-4
+    straight = DenseWindows.forward
+    monkeypatch.setattr(
+        DenseWindows, "forward", lambda dense, images: torch.roll(straight(dense, images), 1, 3)
+    )
+    assert min(_differences(tmp_path, capsys)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["decode", *WINDOWS[:1]])
+def test_an_image_that_cannot_be_used_is_one_line(name, tmp_path, capsys):
+    if name == "decode":
+        (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    else:
+        Image.new("RGB", (100, 20)).save(tmp_path / "a.jpg")
+    with pytest.raises(SystemExit) as stop:
+        speed.main([name, "--small", "--rounds", "1", "--images", str(tmp_path)])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'a.jpg'}" in last and "Traceback" not in last
+    assert name == "decode" or "100x20 (width x height) hold no window of 24 px; give larger images" in last
 
 
 def test_medians_of_neighbouring_turns():

@@ -164,16 +164,17 @@ def test_weights_are_shared_and_learn_the_same() -> None:
         assert not torch.equal(dense(images), before)
 
 
-def test_images_are_left_as_they_are() -> None:
-    network = nn.Sequential(
-        nn.ReLU(inplace=True), nn.ELU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2)
-    )
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.MaxPool2d(1), nn.AdaptiveMaxPool2d(4)])
+def test_images_are_left_as_they_are(first: nn.Module) -> None:
+    network = nn.Sequential(first, nn.ELU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))
     images = torch.randn(1, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     before = images.clone()
-    for method in METHODS:
-        with torch.inference_mode():
-            DenseWindows(network, 4, 1, method)(images)  # type: ignore[arg-type]
-        assert torch.equal(images, before)
+    with torch.inference_mode():
+        expected = by_crops(network, images, (4, 4), 1)
+        for method in METHODS:
+            found = DenseWindows(network, 4, 1, method)(images)  # type: ignore[arg-type]
+            assert torch.equal(images, before)
+            torch.testing.assert_close(found, expected)
 
 
 def test_own_stride_is_what_the_windows_own_places_have() -> None:

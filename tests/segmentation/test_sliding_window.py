@@ -255,6 +255,13 @@ def test_stages_are_windows_and_a_map_a_class() -> None:
     torch.testing.assert_close(maps.sum(0), torch.ones(12, 10))
 
 
+@pytest.mark.parametrize("size", [(4, 400), (300, 9), (1, 1)])
+def test_narrow_images_show_windows_too(size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        windows = next(iter(_model(stride=4).eval().stages(torch.randn(1, 3, *size))))
+    assert windows.boxes is not None and 1 <= len(windows.boxes) <= 40
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

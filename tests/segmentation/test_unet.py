@@ -230,6 +230,11 @@ class TestBorderWeights:
             torch.testing.assert_close(near, torch.where(distance <= 12, expected, near))
         assert float(found.amin()) < 0.3 < float(found.amax()) == 1
 
+    def test_class_weights_that_are_not_counted_yet_are_no_weights(self) -> None:
+        model = _original(border_weight=10.0, class_weights="median_frequency")
+        with pytest.raises(UserError, match="class_weights median_frequency: not counted yet"):
+            model.losses(torch.randn(1, 3, 8, 8), [Target(mask=torch.zeros(8, 8, dtype=torch.int64))])
+
     def test_one_class_has_no_border(self) -> None:
         masks = torch.full((1, 8, 8), 2)
         masks[:, 4:] = 255
