@@ -75,7 +75,12 @@ class DataModule(L.LightningDataModule):
         mosaic: How often, 0 to 1, a training image of detection is put together from it and three others, each
             transformed (see `segdet.data.mosaic`).
         mosaic_off_epochs: In how many of the last epochs it is not, as in YOLOX, so that training ends on whole images.
+
+    Attributes:
+        test_is_val: Whether no test split is given, so that the validation split stands in for it; testing says so.
     """
+
+    test_is_val: bool = False
 
     def __init__(
         self,
@@ -230,6 +235,11 @@ class DataModule(L.LightningDataModule):
                     f"{self.root}: plain images without annotations can only be predicted on, not used to {stage}"
                 )
             self.dataset(subset)
+        if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
+            sys.stderr.write(
+                "segdet: no --data.test is given, so what is tested is the validation split, by which the best "
+                "checkpoint was chosen\n"
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("train")
@@ -388,7 +398,7 @@ class VOCDataModule(DataModule):
         train: The image sets to train on: ``train`` for a bare folder, ``2007/trainval`` beside
             ``2012/trainval`` for VOC's years.
         val: The sets to validate on.
-        test: The sets to test on.
+        test: The sets to test on; the validation sets when null.
         class_names: The classes, or a file with a name a line; read or discovered when null (see `VOCReader`).
         ignore_index: The mask value that is no class, besides 255.
         kwargs: As for `DataModule`.
@@ -406,6 +416,7 @@ class VOCDataModule(DataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
         self.given_class_names = class_names
         self.ignore_index = ignore_index
 
@@ -440,6 +451,7 @@ class COCODataModule(DataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
         self.given_class_names = class_names
 
     def open_reader(self, subset: Subset) -> COCOReader:
@@ -469,6 +481,7 @@ class CityscapesDataModule(DataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
 
     def open_reader(self, subset: Subset) -> CityscapesReader:
         return CityscapesReader(self.root, self.splits[subset], self.task, self.masks)
