@@ -201,7 +201,7 @@ class COCOReader(Reader):
         if not places[0].is_dir():
             raise UserError(
                 f"{places[0]}: no such folder of images, and {self._names[0]} is nowhere in {self.root}; "
-                "give image_folder"
+                f"put the images there, or into {images / split} or {images}"
             )
         return places[0]
 
