@@ -31,7 +31,9 @@ class TestMode:
 
     def test_a_mistyped_mode_is_one_line(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("WANDB_MODE", "onlin")
-        with pytest.raises(UserError, match="WANDB_MODE onlin: no such mode; there are online, offline, disabled"):
+        with pytest.raises(
+            UserError, match="WANDB_MODE onlin: no such mode; there are online, offline, disabled"
+        ):
             wandb_logger(tmp_path, "p")
 
     def test_offline_without_an_account(self) -> None:

@@ -249,7 +249,9 @@ def test_missing_folders_and_splits(tmp_path):
     with pytest.raises(UserError, match="no such annotation file"):
         COCOReader(tmp_path, "train", "detection", annotation_file="x.json")
     (tmp_path / "train2017").rmdir()
-    with pytest.raises(UserError, match=r"no such folder of images, and a\.jpg is nowhere.*put .* images/train2017"):
+    with pytest.raises(
+        UserError, match=r"no such folder of images, and a\.jpg is nowhere.*put .* images/train2017"
+    ):
         COCOReader(tmp_path, "train2017", "detection")
     with pytest.raises(UserError, match="photos: no such folder of images"):
         COCOReader(tmp_path, "train2017", "detection", image_folder="photos")

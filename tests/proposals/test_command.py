@@ -89,8 +89,13 @@ def test_mistakes_are_one_line(
 
 @pytest.mark.parametrize(("option", "name"), [("--plot", "curves.png"), ("--save", "boxes.npz")])
 def test_what_cannot_be_written_is_told_before_anything_is_computed(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str, name: str
-) -> None:  # fmt: skip
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    name: str,
+) -> None:
     monkeypatch.setattr(UniformWindows, "open", lambda *_: pytest.fail("computes"))
     (tmp_path / "file").touch()
     target = tmp_path / "file" / name
