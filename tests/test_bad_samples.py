@@ -59,3 +59,23 @@ def test_skipped_samples_are_counted_and_listed(
     told = capfd.readouterr().err
     assert f"left out of the data, {len(listed.splitlines())} in all" in told
     assert first.name in told
+
+
+def test_a_validation_lists_what_it_skipped(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _fit(folder, tmp_path / "run", "--data.num_workers=0") == 0
+    told = capfd.readouterr().err
+    assert "1 epoch in" in told and "left out of the data" not in told
+    name = (folder / "ImageSets/Main/val.txt").read_text().split()[0]
+    (victim,) = (folder / "JPEGImages").glob(f"{name}.*")
+    victim.write_bytes(b"")
+    again = [
+        "validate",
+        f"--ckpt_path={tmp_path / 'run'}",
+        "--data.on_bad_sample=skip",
+        "--trainer.accelerator=cpu",
+    ]
+    assert main(again) == 0
+    told = capfd.readouterr().err
+    assert "left out of the data, 1 in all" in told and victim.name in told

@@ -27,6 +27,11 @@ class LeftOut(pl.Callback):
         """Lists what training and validation met."""
         self._tell(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lists what a validation met that belongs to no training, whose list stands at its end."""
+        if trainer.state.fn is not None and trainer.state.fn.value == "validate":
+            self._tell(trainer)
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lists what the test met."""
         self._tell(trainer)
