@@ -436,7 +436,7 @@ class COCODataModule(DataModule):
         train: The split to train on.
         val: The split to validate on.
         test: The split to test on; the validation split when null (COCO's test annotations are secret).
-        class_names: A choice of the categories; all when null.
+        class_names: A choice of the categories, or a file with one a line; all when null.
         kwargs: As for `DataModule`.
     """
 
@@ -446,7 +446,7 @@ class COCODataModule(DataModule):
         train: str = "train2017",
         val: str = "val2017",
         test: str | None = None,
-        class_names: list[str] | None = None,
+        class_names: list[str] | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
