@@ -716,6 +716,9 @@ class TestMistakes:
         assert line(["fit", "--model=SSD", "--model.bakbone=resnet18"]) == (
             "--model.bakbone: SSD has no argument 'bakbone'; did you mean backbone?"
         )
+        assert line(["fit", "--model=SSD", "--model.optim.lrr=0.1"]) == (
+            "--model.optim.lrr: SSD has no argument 'optim.lrr'; did you mean optim.lr?"
+        )
         said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
         assert said.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
         said = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
