@@ -258,7 +258,7 @@ def test_missing_folders_and_splits(tmp_path):
         COCOReader(tmp_path, "train", "detection", annotation_file="x.json")
     (tmp_path / "train2017").rmdir()
     with pytest.raises(
-        UserError, match=r"no such folder of images, and a\.jpg is nowhere.*put .* images/train2017"
+        UserError, match=r"no such folder of images, and a\.jpg is nowhere.*put .*/images/train2017"
     ):
         COCOReader(tmp_path, "train2017", "detection")
     with pytest.raises(UserError, match="photos: no such folder of images"):
