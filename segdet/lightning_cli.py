@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.accelerators import (
     Accelerator,
     CPUAccelerator,
@@ -74,6 +74,11 @@ SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test",
 
 TERMINATED = 143
 """The exit status after SIGTERM, as shells have it."""
+
+# Lightning says `Optional[Union[int, float]]`, but of equal unions typing gives the first that anybody made, which is
+# `Union[float, int, None]`: by it 1, which is one batch, would be read as 1.0, which is all of them.
+for _name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+    pl.Trainer.__init__.__annotations__[_name] = NonNegativeInt | float | None
 
 
 def main(argv: Sequence[str]) -> int:
