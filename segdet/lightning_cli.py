@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -74,6 +74,12 @@ SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test",
 
 TERMINATED = 143
 """The exit status after SIGTERM, as shells have it."""
+
+# Lightning says `Optional[Union[int, float]]`, but of equal unions typing gives the first that anybody made, which is
+# `Union[float, int, None]`: by it 1, which is one batch, would be read as 1.0, which is all of them. A union that
+# equals no other keeps its order.
+for _name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+    pl.Trainer.__init__.__annotations__[_name] = Literal[1] | int | float | None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -42,14 +42,19 @@ def readable(message: str, parser: ArgumentParser, command: str) -> str:
         options = ", ".join(f"--{key}.{name}" if key else f"--{name}" for name in missing)
         kind = _class_in(message)
         return f"{options}: missing{f', {kind} needs it' if kind else ''}; give it here or in --config"
-    if match := re.search(r"Option '([^']+)' is not accepted", message):
-        key = ".".join([*_path(message), match[1]])
+    # The second is how an option of a group of a class's options, such as optim, is refused on the command line.
+    if match := re.search(
+        r"Option '([^']+)' is not accepted|given class_path '[^']+':\s+unrecognized arguments: --([\w.+-]+)",
+        message,
+    ):
+        name = match[1] or match[2]
+        key = ".".join([*_path(message), name])
         kind = _class_in(message)
         remedy = (
-            _suggestion(match[1], _argument_names(message))
+            _suggestion(name, _argument_names(message))
             or f"; see segdet {command} --{_path(message)[0]}.help {kind}"
         )
-        return f"--{key}: {kind or 'the class'} has no argument '{match[1]}'{remedy}"
+        return f"--{key}: {kind or 'the class'} has no argument '{name}'{remedy}"
     if match := re.search(
         r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either", message
     ):

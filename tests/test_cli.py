@@ -736,10 +736,26 @@ class TestPredict:
                 assert set(np.unique(one)) <= {label.id for label in LABELS if not label.ignored}
 
 
+@pytest.mark.parametrize(("given", "meant"), [("1", 1), ("1.0", 1.0), ("3", 3), ("0.5", 0.5)])
+def test_one_batch_is_not_all_of_them(
+    given: str, meant: int | float, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    limits = [f"--trainer.limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={tmp_path}", "--print_config"]
+    assert main([*arguments, *(f"{limit}={given}" for limit in limits)]) == 0
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    for limit in limits:
+        read = trainer[limit.removeprefix("--trainer.")]
+        assert (type(read), read) == (type(meant), meant)
+
+
 class TestMistakes:
     def test_key(self, line: Line) -> None:
         assert line(["fit", "--model=SSD", "--model.bakbone=resnet18"]) == (
             "--model.bakbone: SSD has no argument 'bakbone'; did you mean backbone?"
+        )
+        assert line(["fit", "--model=SSD", "--model.optim.lrr=0.1"]) == (
+            "--model.optim.lrr: SSD has no argument 'optim.lrr'; did you mean optim.lr?"
         )
         said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
         assert said.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")

@@ -381,7 +381,9 @@ class RunFolder(pl.Callback):
         best = "" if score is None else f"{pl_module.monitor} {score:.4f} at its best, "
         minutes, seconds = divmod(round(record.cost.train_seconds or 0), 60)
         took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-        sys.stderr.write(f"segdet: {best}{record.epochs} epochs in {took}; see {self.folder}\n")
+        sys.stderr.write(
+            f"segdet: {best}{record.epochs} epoch{'s' * (record.epochs != 1)} in {took}; see {self.folder}\n"
+        )
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from segdet.errors import UserError
+
 HOST = "https://api.wandb.ai"
+MODES = ("online", "offline", "disabled", "shared")
 
 
 def wandb_logger(folder: Path, project: str, continues: bool = False) -> list[Logger]:
@@ -61,10 +64,17 @@ def _run_id(file: Path) -> str:
 
 
 def wandb_mode() -> str:
-    """``online``, ``offline`` or ``disabled``: WANDB_MODE where it is set, else by account and network."""
+    """``online``, ``offline`` or ``disabled``: WANDB_MODE where it is set, else by account and network.
+
+    Raises:
+        UserError: If WANDB_MODE is none of the modes that Weights & Biases knows.
+    """
     named = os.environ.get("WANDB_MODE", "").lower()
     if named:
-        return {"dryrun": "offline", "run": "online", "shared": "shared"}.get(named, named)
+        mode = {"dryrun": "offline", "run": "online"}.get(named, named)
+        if mode not in MODES:
+            raise UserError(f"WANDB_MODE {named}: no such mode; there are {', '.join(MODES)}")
+        return mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
     if not has_account():

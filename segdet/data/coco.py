@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from segdet.data.formats import coco_files
 from segdet.data.images import image_size
-from segdet.data.reader import Reader
+from segdet.data.reader import Reader, names_from
 from segdet.data.sample import IGNORE, Objects, Task
 from segdet.errors import BadSample, UserError
 
@@ -42,7 +42,8 @@ class COCOReader(Reader):
         image_folder: Where the images are, looked for in ``root`` first. By default the first of
             ``<split>/``, ``images/<split>/``, ``images/``, the root and the annotation's own folder that
             has the first image.
-        class_names: Categories to use, in this order; objects of others are left out.
+        class_names: Categories to use, in this order, or a text file with one on each line (looked for in ``root``
+            first); objects of others are left out.
         masks: Whether objects come with their masks.
 
     Raises:
@@ -57,7 +58,7 @@ class COCOReader(Reader):
         task: Task,
         annotation_file: Path | str | None = None,
         image_folder: Path | str | None = None,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Path | str | None = None,
         masks: bool = False,
     ) -> None:
         self.root = Path(root)
@@ -65,6 +66,9 @@ class COCOReader(Reader):
         self.masks = masks
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; give the folder that holds annotations/")
+        if isinstance(class_names, str | Path):
+            inside = self.root / class_names
+            class_names = names_from(inside if inside.is_file() else Path(class_names))
         self.annotation_file = self._find_annotation_file(split, annotation_file)
         size = self.annotation_file.stat().st_size
         with tqdm(
@@ -205,7 +209,7 @@ class COCOReader(Reader):
         if not places[0].is_dir():
             raise UserError(
                 f"{places[0]}: no such folder of images, and {self._names[0]} is nowhere in {self.root}; "
-                "give image_folder"
+                f"put the images there, or into {images / split} or {images}"
             )
         return places[0]
 

@@ -75,7 +75,12 @@ class DataModule(L.LightningDataModule):
         mosaic: How often, 0 to 1, a training image of detection is put together from it and three others, each
             transformed (see `segdet.data.mosaic`).
         mosaic_off_epochs: In how many of the last epochs it is not, as in YOLOX, so that training ends on whole images.
+
+    Attributes:
+        test_is_val: Whether no test split is given, so that the validation split stands in for it; testing says so.
     """
+
+    test_is_val: bool = False
 
     def __init__(
         self,
@@ -230,6 +235,11 @@ class DataModule(L.LightningDataModule):
                     f"{self.root}: plain images without annotations can only be predicted on, not used to {stage}"
                 )
             self.dataset(subset)
+        if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
+            sys.stderr.write(
+                "segdet: no --data.test is given, so what is tested is the validation split, by which the best "
+                "checkpoint was chosen\n"
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("train")
@@ -406,6 +416,7 @@ class VOCDataModule(DataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
         self.given_class_names = class_names
         self.ignore_index = ignore_index
 
@@ -426,7 +437,7 @@ class COCODataModule(DataModule):
         train: The split to train on.
         val: The split to validate on.
         test: The split to test on; the validation split when null (COCO's test annotations are secret).
-        class_names: A choice of the categories; all when null.
+        class_names: A choice of the categories, or a file with one a line; all when null.
         kwargs: As for `DataModule`.
     """
 
@@ -436,11 +447,12 @@ class COCODataModule(DataModule):
         train: str = "train2017",
         val: str = "val2017",
         test: str | None = None,
-        class_names: list[str] | None = None,
+        class_names: list[str] | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
         self.given_class_names = class_names
 
     def open_reader(self, subset: Subset) -> COCOReader:
@@ -470,6 +482,7 @@ class CityscapesDataModule(DataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
 
     def open_reader(self, subset: Subset) -> CityscapesReader:
         return CityscapesReader(self.root, self.splits[subset], self.task, self.masks)

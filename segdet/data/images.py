@@ -177,7 +177,7 @@ def _read(path: Path | str) -> bytes:
 
 def _unreadable(path: Path | str, error: OSError) -> BadSample:
     if isinstance(error, FileNotFoundError):
-        return BadSample(path, "no such file", "put it there or take its name out of the annotation")
+        return BadSample(path, "no such file", "put it there or take it out of the split")
     return BadSample(path, f"cannot be read ({error.strerror or error})", "mend the path or its permissions")
 
 

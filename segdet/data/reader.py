@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from segdet.cores import usable_cores
 from segdet.data.sample import Objects, Task
+from segdet.errors import UserError
 
 
 class Reader(ABC):
@@ -117,3 +118,30 @@ def for_each_sample(
     with ThreadPoolExecutor(workers or min(16, usable_cores())) as pool:
         found = pool.map(look_at, chosen)
         return list(tqdm(found, doing, len(chosen), unit=" images", delay=delay))
+
+
+def names_from(path: Path) -> list[str]:
+    """The names in a text file, one on each line.
+
+    Raises:
+        UserError: If the file cannot be read, names nothing, or names something twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file of class names; give a list such as [cat, dog], or a file that is there"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as class names ({error}); save it as UTF-8 text") from None
+    return checked_names([line.strip() for line in lines if line.strip()], str(path))
+
+
+def checked_names(names: list[str], origin: str) -> list[str]:
+    """``names`` as they are; a `UserError` that says ``origin`` where there are none, or one is there twice."""
+    if not names:
+        raise UserError(f"{origin}: no class is named; write one name for each class")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{origin}: the class {repeated[0]!r} is named twice; name each class once")
+    return names

@@ -736,6 +736,6 @@ def _is_made(root: Path, settings: dict[str, object]) -> bool:
         ) from None
     if differences:
         raise UserError(
-            f"{root}: holds Shapes with {', '.join(differences)}; name another folder or remove this one"
+            f"{root}: holds Shapes with {', '.join(differences)}; give its own settings, or another folder"
         )
     return True

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.data.images import read_mask
-from segdet.data.reader import Reader
+from segdet.data.reader import Reader, checked_names, names_from
 from segdet.data.sample import IGNORE, Objects, Task
 from segdet.errors import BadSample, UserError
 
@@ -267,11 +267,11 @@ class VOCReader(Reader):
         if class_names is None:
             places = [self.root, *self._folders]
             files = [place / "labels.txt" for place in places if (place / "labels.txt").is_file()]
-            return _names_from(files[0]) if files else None
+            return names_from(files[0]) if files else None
         if isinstance(class_names, str | Path):
             inside = self.root / class_names
-            return _names_from(inside if inside.is_file() else Path(class_names))
-        return _checked_names(list(class_names), "class_names")
+            return names_from(inside if inside.is_file() else Path(class_names))
+        return checked_names(list(class_names), "class_names")
 
     def _with_ignored(self, mask_names: list[str]) -> list[str]:
         """A name for each mask value: those of the classes, and one for the value between that is ignored."""
@@ -433,25 +433,6 @@ def _files_by_stem(folder: Path) -> dict[str, str]:
 def _without_image_suffix(word: str) -> str:
     stem, _, suffix = word.rpartition(".")
     return stem if suffix.lower() in _IMAGE_SUFFIXES else word
-
-
-def _names_from(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of class names; give a list or an existing file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as class names ({error}); save it as UTF-8 text") from None
-    return _checked_names([line.strip() for line in lines if line.strip()], str(path))
-
-
-def _checked_names(names: list[str], origin: str) -> list[str]:
-    if not names:
-        raise UserError(f"{origin}: no class is named; write one name for each class")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"{origin}: the class {repeated[0]!r} is named twice; name each class once")
-    return names
 
 
 def _is_background(name: str) -> bool:

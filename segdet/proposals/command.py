@@ -71,10 +71,15 @@ def _main(arguments: argparse.Namespace) -> int:
     arguments.task = "detection"
     sources = {name: _source(name, arguments) for name in dict.fromkeys(arguments.proposer)}
 
-    from segdet.data.formats import dataset_from
+    from segdet.data.formats import check_output, dataset_from
 
     dataset = dataset_from(arguments)
     readers = [dataset.open(split) for split in dataset.splits]
+    if arguments.save:
+        _check_names(arguments.save, readers)
+    # Before what may take hours, and not after it.
+    check_output("--save", arguments.save)
+    check_output("--plot", arguments.plot, (".png", ".jpg", ".jpeg", ".pdf", ".svg"))
     notes: dict[str, None] = {}
     results = {name: _score(name, source, readers, arguments, notes) for name, source in sources.items()}
     title = f"{dataset.root} ({', '.join(dataset.splits)})"
@@ -87,6 +92,19 @@ def _main(arguments: argparse.Namespace) -> int:
         plot(results, arguments.plot, title)
         sys.stdout.write(f"\n{arguments.plot}\n")
     return 0
+
+
+def _check_names(file: Path, readers: Sequence[Reader]) -> None:
+    """Raises `UserError` where two images have one name, by which alone a file of proposals knows them."""
+    paths: dict[str, Path] = {}
+    for reader in readers:
+        for index in range(len(reader)):
+            path = reader.image_path(index)
+            if paths.setdefault(path.name, path) != path:
+                raise UserError(
+                    f"--save {file}: {paths[path.name]} and {path} have one name, by which the file would know them; "
+                    "rename one, or save each --split in a file of its own"
+                )
 
 
 def _source(name: str, arguments: argparse.Namespace) -> ProposalSource:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from segdet.callbacks.tracking import has_account, wandb_logger, wandb_mode
+from segdet.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,17 @@ class TestMode:
         for mode in ("disabled", "offline", "online"):
             monkeypatch.setenv("WANDB_MODE", mode)
             assert wandb_mode() == mode
+
+    def test_another_name_for_a_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_MODE", "DryRun")
+        assert wandb_mode() == "offline"
+
+    def test_a_mistyped_mode_is_one_line(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("WANDB_MODE", "onlin")
+        with pytest.raises(
+            UserError, match="WANDB_MODE onlin: no such mode; there are online, offline, disabled"
+        ):
+            wandb_logger(tmp_path, "p")
 
     def test_offline_without_an_account(self) -> None:
         assert not has_account()

@@ -102,7 +102,9 @@ def test_a_missing_image_that_a_split_names(voc_folder, capsys, task):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     status, line = only_line(capsys, voc_folder, "--task", task)
     assert status == 1
-    assert line.startswith(f"fatal    {voc_folder / 'JPEGImages/a.jpg'}: no such file; ")
+    assert line.startswith(
+        f"fatal    {voc_folder / 'JPEGImages/a.jpg'}: no such file; put it there or take it out of the split"
+    )
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,14 @@ def test_a_subset_of_classes_in_a_given_order(tmp_path):
         read(tmp_path, class_names=["ant", "ant"])
 
 
+def test_a_choice_of_classes_from_a_file(tmp_path):
+    (tmp_path / "mine.txt").write_text("zebra\n\nant\n")
+    for file in ("mine.txt", tmp_path / "mine.txt"):
+        assert read(tmp_path, class_names=file).class_names == ["zebra", "ant"]
+    with pytest.raises(UserError, match="ant,zebra: no such file of class names; give a list such as"):
+        read(tmp_path, class_names="ant,zebra")
+
+
 def full(mask: np.ndarray, compressed: bool) -> dict:
     """A run-length mask in one of COCO's two forms."""
     if compressed:
@@ -250,7 +258,9 @@ def test_missing_folders_and_splits(tmp_path):
     with pytest.raises(UserError, match="no such annotation file"):
         COCOReader(tmp_path, "train", "detection", annotation_file="x.json")
     (tmp_path / "train2017").rmdir()
-    with pytest.raises(UserError, match=r"no such folder of images, and a\.jpg is nowhere"):
+    with pytest.raises(
+        UserError, match=r"no such folder of images, and a\.jpg is nowhere.*put .*/images/train2017"
+    ):
         COCOReader(tmp_path, "train2017", "detection")
     with pytest.raises(UserError, match="photos: no such folder of images"):
         COCOReader(tmp_path, "train2017", "detection", image_folder="photos")

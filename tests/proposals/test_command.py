@@ -1,5 +1,6 @@
 """`segdet proposals`: computes, keeps, scores, draws."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from segdet.cli import main
 from segdet.metrics.proposals import ProposalScores
+from segdet.proposals import UniformWindows
 from segdet.proposals.command import table
 from segdet.proposals.file import load_proposals
 
@@ -53,8 +55,6 @@ def test_the_table_counts_up_to_all() -> None:
 
 
 def test_bad_images_are_told(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(shapes, root)
     name = (root / "ImageSets/Main/val.txt").read_text().split()[0]
@@ -75,6 +75,7 @@ def test_bad_images_are_told(shapes: Path, tmp_path: Path, capsys: pytest.Captur
         (["--task", "segmentation"], "--task segmentation"),
         (["--save", "boxes.txt"], "--save boxes.txt: proposals are kept in"),
         (["--proposer", "fast", "single", "--save", "a.npz"], "holds the boxes of one proposer"),
+        (["--plot", "curves.txt"], "--plot curves.txt: must end in .png"),
         (["--min_width", "-1"], "min_width -1: must be at least 0"),
     ],
 )
@@ -84,3 +85,31 @@ def test_mistakes_are_one_line(
     assert main(["proposals", str(shapes), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and fault in error
+
+
+@pytest.mark.parametrize(("option", "name"), [("--plot", "curves.png"), ("--save", "boxes.npz")])
+def test_what_cannot_be_written_is_told_before_anything_is_computed(
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    name: str,
+) -> None:
+    monkeypatch.setattr(UniformWindows, "open", lambda *_: pytest.fail("computes"))
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / name
+    assert main(["proposals", str(shapes), "--proposer", "windows", option, str(target)]) == 2
+    assert f"{option} {target}: cannot be written" in capsys.readouterr().err
+
+
+def test_refuses_to_save_two_images_of_one_name(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for year in ("VOC2007", "VOC2008"):
+        shutil.copytree(shapes, tmp_path / "voc" / year)
+    arguments = ["proposals", str(tmp_path / "voc"), "--proposer", "windows", "--workers=1"]
+    arguments += ["--save", str(tmp_path / "boxes.npz"), "--split"]
+    assert main([*arguments, "2007/val", "2008/val"]) == 2
+    assert "have one name" in capsys.readouterr().err
+    assert main([*arguments, "2007/val", "2007/val"]) == 0  # the same images twice
