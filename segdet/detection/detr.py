@@ -47,7 +47,9 @@ class DETR(Detector):
 
     Images of different sizes in a batch are told apart from their padding: no cell looks at it, and places count in
     shares of each image's own size. What the backbone's convolutions see of it at an image's edge remains, as in the
-    paper; in evaluation nothing is padded. Losses are averages over the objects of a process' batch.
+    paper; in evaluation nothing is padded. The losses of boxes are averages over the objects of all processes, as in
+    the authors' code, so that each object weighs as much as any other; that of the classes is one over the queries of a
+    process.
 
     The defaults are the paper's, which trains them for 300 to 500 epochs of COCO; on small images and with little time
     it takes few layers, a finer map and the spatial prior.
@@ -200,7 +202,7 @@ class DETR(Detector):
         paired, goal = found[layer, image, query], corners[which]  # [layers, pairs, 4]
         beside = F.l1_loss(paired, box_convert(goal, "xyxy", "cxcywh"), reduction="none").sum((1, 2))
         apart = generalized_box_iou_loss(box_convert(paired, "cxcywh", "xyxy"), goal).sum(1)
-        count = max(1, sum(counts))
+        count = _share_of_objects(sum(counts), images.device)
         parts = {
             "class": names.view(len(logits), -1).sum(1) / weight[wanted].sum((1, 2)),
             "box": beside / count,
@@ -335,6 +337,18 @@ def match(
         pairs.append(np.concatenate(of_layer, 1))
     image, query, which = torch.from_numpy(np.stack(pairs, 1)).to(found.device)
     return image, query, which
+
+
+def _share_of_objects(count: int, device: torch.device) -> Tensor | int:
+    """What a process that has ``count`` objects divides by: the mean of all processes' counts, at least 1.
+
+    The processes' gradients are averaged, and so their sums of losses come to be divided by the number of all objects.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(1, count)
+    everyones = torch.full((), float(count), device=device)
+    torch.distributed.all_reduce(everyones)
+    return (everyones / torch.distributed.get_world_size()).clamp(min=1)
 
 
 def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:

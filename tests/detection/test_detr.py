@@ -1,14 +1,17 @@
 """DETR: matching and losses against ones written out, its transformer against torch's, padding, published weights."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -156,6 +159,50 @@ def test_a_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(losses["class"]) == pytest.approx(math.log(3), rel=1e-5)
     assert float(losses["box"]) == pytest.approx(5 * (0.25 + 0.5), rel=1e-5)
     assert float(losses["giou"]) == pytest.approx(2 * 0.5, rel=1e-5)
+
+
+def _losses_of(images: slice) -> dict[str, float]:
+    """The losses of some of the images, whatever this process is one of."""
+    model, answer = _small(), _answer(1)
+    mine = Answer(answer.logits[:, images], answer.boxes[:, images], None)
+    model.forward = lambda images, sizes: mine  # type: ignore[method-assign,assignment]
+    targets = _targets()[images]
+    return {
+        name: float(loss) for name, loss in model.losses(torch.zeros(len(targets), 3, *SIZE), targets).items()
+    }
+
+
+def _process(rank: int, folder: Path) -> dict[str, float]:
+    """Those of process ``rank`` of two: three objects are in the image of the first, one in those of the second."""
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    losses = _losses_of(slice(0, 1) if rank == 0 else slice(1, 3))
+    torch.distributed.destroy_process_group()
+    return losses
+
+
+def _other_process(_: int, folder: Path) -> None:
+    (folder / "other.json").write_text(json.dumps(_process(1, folder)))
+
+
+def test_objects_weigh_the_same_however_processes_share_them(tmp_path: Path) -> None:
+    """The mean of the processes' losses of boxes is the loss of all images in one process."""
+    whole = _losses_of(slice(0, 3))
+    other = mp.spawn(_other_process, (tmp_path,), nprocs=1, join=False)
+    try:
+        first = _process(0, tmp_path)
+        other.join()
+    finally:
+        for process in other.processes:
+            process.kill()
+    second = json.loads((tmp_path / "other.json").read_text())
+    for name in ("box", "giou"):
+        assert (first[name] + second[name]) / 2 == pytest.approx(whole[name], rel=1e-5), name
 
 
 def test_without_any_object_only_the_class_learns() -> None:
