@@ -53,7 +53,9 @@ class BoxCoder:
     def _std(self, device: torch.device) -> Tensor:
         # Kept where it is used: copying four numbers to a GPU in every step would wait for it.
         if device not in self._on:
-            self._on[device] = torch.tensor(self.std, device=device)
+            # Training cannot learn through what was made in inference mode, which may be the first to ask.
+            with torch.inference_mode(False):
+                self._on[device] = torch.tensor(self.std, device=device)
         return self._on[device]
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from segdet.nn.boxes import paired_iou, pairwise_iou
+from segdet.nn.boxes import BoxCoder, paired_iou, pairwise_iou
 
 
 def some() -> Tensor:
@@ -29,3 +29,14 @@ def test_boxes_in_pairs_are_the_diagonal_of_that() -> None:
 def test_what_only_stands_in_for_a_box_overlaps_nothing() -> None:
     empty = torch.zeros(1, 4)
     assert pairwise_iou(empty, torch.cat([empty, some()[0]])).tolist() == [[0.0] * 10]
+
+
+def test_a_coder_that_predicted_first_can_be_learned_through() -> None:
+    coder, anchors = BoxCoder(), torch.tensor([[0.0, 0, 10, 20]])
+    offsets = torch.zeros(1, 4, requires_grad=True)
+    with torch.inference_mode():
+        coder.decode(torch.zeros(1, 4), anchors)
+    coder.decode(offsets, anchors).sum().backward()
+    # The sum of both corners moves by twice the side for each unit of 0.1; log sides move them apart, their sum not.
+    assert offsets.grad is not None
+    torch.testing.assert_close(offsets.grad, torch.tensor([[2.0, 4.0, 0.0, 0.0]]))
