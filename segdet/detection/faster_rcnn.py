@@ -493,5 +493,5 @@ class RoIPool(nn.Module):
 
     def forward(self, maps: Maps, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """The regions ``boxes`` ``[P, 4]`` of each image, pooled: ``[R, C, side, side]`` in the map's own type."""
-        pooled: Tensor = self.pooling(maps["0"].float(), rois_of(boxes))
-        return pooled.to(maps["0"].dtype)
+        pooled: Tensor = self.pooling(maps["0"], rois_of(boxes))
+        return pooled

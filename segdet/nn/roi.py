@@ -124,11 +124,17 @@ class RoIPooling(nn.Module):
         self.register_buffer("_last", torch.tensor([0.0, 0, 0, 1, 1]), persistent=False)
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
-        """A map ``[B, C, h, w]`` and regions ``[R, 5]`` in pixels of the image to ``[R, C, size, size]``."""
-        rois = rois.to(features.dtype)
+        """A map ``[B, C, h, w]`` and regions ``[R, 5]`` in pixels of the image to ``[R, C, size, size]``.
+
+        Regions are pooled in float32 or better, and come in the map's own type: bfloat16 would move them by pixels.
+        """
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        maps, rois = features.to(dtype), rois.to(dtype)
         if self.kind == "align":
-            return roi_align(features, rois, self.size, 1 / self.stride, sampling_ratio=2, aligned=True)
-        return roi_pool(features, rois - self._last.to(features.dtype), self.size, 1 / self.stride)  # type: ignore[operator]
+            pooled = roi_align(maps, rois, self.size, 1 / self.stride, sampling_ratio=2, aligned=True)
+        else:
+            pooled = roi_pool(maps, rois - self._last.to(dtype), self.size, 1 / self.stride)  # type: ignore[operator]
+        return pooled.to(features.dtype)
 
 
 class TwoLayers(nn.Module):

@@ -1,5 +1,7 @@
 """Regions of interest: pooling against the published reference values, sampling against its definition."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,17 @@ def crowd(number: int = 60) -> list[Target]:
         proposals = torch.cat([around, torch.cat([anywhere, anywhere + 5 + torch.rand(number, 2) * 30], 1)])
         targets.append(Target(boxes=boxes, labels=torch.tensor([2, 3])[:objects], proposals=proposals))
     return targets
+
+
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_regions_stay_where_they_are_in_bfloat16(kind: Any) -> None:
+    """Where 600 and 602 pixels are the same number: the map's values are whole numbers, which are not rounded."""
+    features = torch.arange(128.0).repeat(16, 1)[None, None]
+    rois = torch.tensor([[0.0, 301, 9, 405, 59], [0, 602, 9, 806, 59]])
+    expected = RoIPooling(4, 8, kind)(features, rois)
+    pooled = RoIPooling(4, 8, kind)(features.bfloat16(), rois)
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled, expected.bfloat16())
 
 
 @pytest.mark.parametrize(("pooled", "fill"), [(False, True), (True, False)])
