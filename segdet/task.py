@@ -112,7 +112,7 @@ class Task(L.LightningModule):
         self.compiling: dict[str, Any] | None = {} if compile is True else (compile or None)
         self.ema = ema
         self.freezing = (list(freeze or []), frozen_batch_norm)
-        self._frozen: list[nn.Module] = []
+        self._frozen: list[str] = []
         self.multi_scale = multi_scale
         self.multi_scale_every = multi_scale_every
         scale = torch.tensor([1 / (255 * s) for s in std])
@@ -331,8 +331,8 @@ class Task(L.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Training mode for all that is not frozen."""
         super().train(mode)
-        for module in self._frozen:
-            module.eval()
+        for name in self._frozen:
+            self.get_submodule(name).eval()
         return self
 
     def _evaluate(self, batch: Batch, key: str) -> None:

@@ -144,6 +144,17 @@ def test_frozen_batch_normalization(shapes: Path, tmp_path: Path) -> None:
     assert not torch.equal(model.state_dict()[NAME], before[NAME])
 
 
+def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
+    """As Lightning replaces it for ``sync_batchnorm``, after the model was configured."""
+    model = ssd(frozen_batch_norm=True, freeze=["extras.0.0"])
+    model.configure_model()
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.train()
+    layers = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert layers and not any(layer.training or layer.weight.requires_grad for layer in layers)
+    assert not model.extras[0][0].training and model.extras[0][1].training and model.head.training
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
