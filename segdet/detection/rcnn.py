@@ -22,6 +22,7 @@ from segdet.data.sample import Batch, Target
 from segdet.detection.features import FeatureFolder, ImageFeatures, key_of_network
 from segdet.detection.regions import RegionDetector
 from segdet.errors import UserError
+from segdet.nn.averaging import averaged
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, paired_iou
 from segdet.nn.linear_svm import LinearSVMs, Mining, Round, mine
@@ -222,7 +223,8 @@ class RCNN(RegionDetector):
         wanted = self.classified_by == "svm" or self.box_regression
         if wanted and (epochs or steps or trainer.should_stop) and self._learned_at != trainer.global_step:
             self.eval()
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            # Of the weights that are saved, beside which the machines are to stand.
+            with torch.no_grad(), averaged(trainer, self), trainer.precision_plugin.forward_context():
                 self._learn_from_features()
             self.train()
 

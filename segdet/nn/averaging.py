@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -56,6 +57,20 @@ class EMA(WeightAveraging):
         super().on_validation_epoch_end(trainer, pl_module)
         self._exchanged = False
 
+    @contextmanager
+    def exchanged(self, pl_module: pl.LightningModule) -> Iterator[None]:
+        """The averaged weights in the place of the learned ones, for a while."""
+        if self._average_model is None or self._exchanged:
+            yield
+            return
+        self._swap_models(pl_module)
+        self._exchanged = True
+        try:
+            yield
+        finally:
+            self._swap_models(pl_module)
+            self._exchanged = False
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -64,6 +79,16 @@ class EMA(WeightAveraging):
         if self._exchanged:
             averaged, learned = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = averaged, learned
+
+
+@contextmanager
+def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """The weights that are validated and saved, for a while: the averaged ones where there is an `EMA`."""
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMA):
+                stack.enter_context(callback.exchanged(pl_module))
+        yield
 
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -289,6 +289,24 @@ def test_without_a_validation_the_stages_come_at_the_end(
     assert torch.equal(ours["regressors.weight"], theirs["regressors.weight"])
 
 
+def test_at_the_end_they_are_of_the_averaged_network_that_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    learn = RCNN.learn
+    monkeypatch.setattr(
+        RCNN, "learn", lambda self, files: seen.append(self.layers.fc6.weight.clone()) or learn(self, files)
+    )
+    options = ["--model.ema=0.5", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]
+    run = tmp_path / "run"
+    assert main([*ARGUMENTS, f"--data.root={tmp_path / 'shapes'}", f"--run_dir={run}", *options]) == 0
+    last = checkpoint(run)
+    assert last["state_dict"]["svms.fitted"] and last["state_dict"]["regressors.fitted"]
+    (weight,) = seen
+    assert torch.equal(weight, last["state_dict"]["layers.fc6.weight"])
+    assert not torch.equal(weight, last["current_model_state"]["layers.fc6.weight"])
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_features_and_have_the_same_machines(
     whole: tuple[Path, list[str]], tmp_path: Path
