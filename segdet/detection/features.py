@@ -73,10 +73,12 @@ class FeatureFolder:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def missing(self) -> list[int]:
-        """The positions whose files are not there."""
-        there = set(self.present())
-        return [position for position in self.positions if position not in there]
+    def missing(self, process: int = 0, processes: int = 1) -> list[int]:
+        """The positions whose files are not there, of those that are this process' to write.
+
+        Which these are does not hang on what others have written by then: no two processes are at one file.
+        """
+        return [each for each in self.positions[process::processes] if not self._file(each).exists()]
 
     def write(self, position: int, image: ImageFeatures) -> None:
         """Writes an image's file, whole or not at all."""

@@ -248,8 +248,8 @@ class RCNN(RegionDetector):
         folder = FeatureFolder(Path(trainer.default_root_dir) / "features", key, positions)
 
         def describe() -> None:
-            missing = folder.missing()[trainer.global_rank :: trainer.world_size]
-            self._describe_all(folder, data, dataset, missing)
+            mine = folder.missing(trainer.global_rank, trainer.world_size)
+            self._describe_all(folder, data, dataset, mine)
 
         def learn() -> None:
             if trainer.is_global_zero:

@@ -19,7 +19,7 @@ from segdet.callbacks.progress import StepLogger
 from segdet.cli import main
 from segdet.cost import measure_cost
 from segdet.detection import rcnn
-from segdet.detection.features import FeatureFolder
+from segdet.detection.features import FeatureFolder, ImageFeatures
 from segdet.detection.rcnn import RCNN
 from segdet.errors import UserError
 from segdet.nn import linear_svm
@@ -169,6 +169,16 @@ def test_features_that_do_not_fit_the_disk_are_told_beforehand(
     assert "features of 3 images take about 10 MB" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"are free; make room, or give a smaller --model\.svm_images"):
         files.tell(1 << 60, 3)
+
+
+def test_processes_have_their_own_images_whenever_they_ask(tmp_path: Path) -> None:
+    files = FeatureFolder(tmp_path, "key", [0, 2, 4, 6, 8])
+    files.prepare()
+    assert files.missing(0, 2) == [0, 4, 8] and files.missing(1, 2) == [2, 6]
+    nothing = np.zeros(0)
+    files.write(0, ImageFeatures(nothing, nothing, nothing, nothing, nothing, nothing, nothing))
+    assert files.missing(0, 2) == [4, 8] and files.missing(1, 2) == [2, 6]
+    assert files.missing() == [2, 4, 6, 8] and files.present() == [0]
 
 
 # The stages within one command, interrupted.
