@@ -82,6 +82,11 @@ class BestCheckpoint(_Checkpoint):
         return present
 
 
+def has_nan(pl_module: pl.LightningModule) -> bool:
+    """Whether some weight is not a number any more."""
+    return any(bool(parameter.isnan().any()) for parameter in pl_module.parameters())
+
+
 @without_idle_hooks
 class LastValidation(pl.Callback):
     """Has the last epoch validated whatever ``check_val_every_n_epoch`` says, for its weights are often the best.
@@ -143,7 +148,9 @@ class LastCheckpoint(_Checkpoint):
         """Saves, unless the other processes would have to take part and know nothing of the exception."""
         # Saving waits for all processes. An interruption reaches all of them; a fault reaches one, while
         # the others wait in the next all-reduce for ever.
-        if trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException):
+        if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            return
+        if not has_nan(pl_module):  # from there no training could go on, as it can from what was saved before
             super().on_exception(trainer, pl_module, exception)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

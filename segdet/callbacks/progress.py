@@ -4,6 +4,7 @@ Reading a loss waits for the device to finish the step. The bar reads when it re
 second at most, the log every ``log_every_n_steps`` steps, and no other step waits.
 """
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
+from segdet.callbacks.checkpoints import has_nan
 from segdet.callbacks.overhead import without_idle_hooks
+from segdet.errors import UserError
 
 BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
 
@@ -45,7 +48,7 @@ def loss_name(part: str) -> str:
 @without_idle_hooks
 class StepLogger(pl.Callback):
     """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps
-    and at the end of every epoch.
+    and at the end of every epoch. A training whose weights are NaN is ended there.
 
     The losses are those of one batch on rank 0. The rates are ``lr``, or ``lr/<n>`` where the
     parameter groups have different ones.
@@ -61,10 +64,19 @@ class StepLogger(pl.Callback):
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = step % every == 0 or trainer.is_last_batch
-        if not due or step == self._logged or not trainer.is_global_zero:
+        if not due or step == self._logged:
             return
         self._logged = step  # with accumulated gradients several batches end in one step
-        values = {**read_losses(pl_module), **_rates(trainer), "epoch": trainer.current_epoch}
+        losses = read_losses(pl_module)
+        # Every process has these weights, so all of them stop here. A single loss may be NaN and do no harm.
+        if math.isnan(losses.get("train/loss", 0.0)) and has_nan(pl_module):
+            raise UserError(
+                f"step {step}: the loss and the weights are not numbers any more (NaN); give a lower --model.optim.lr, "
+                "a longer --model.optim.warmup_steps or --trainer.gradient_clip_val 1"
+            )
+        if not trainer.is_global_zero:
+            return
+        values = {**losses, **_rates(trainer), "epoch": trainer.current_epoch}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step - 1)  # Lightning counts from 0
 

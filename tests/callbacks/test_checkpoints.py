@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
@@ -12,14 +13,17 @@ from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastVal
     ("processes", "exception", "saves"),
     [(1, RuntimeError(), True), (2, RuntimeError(), False), (2, KeyboardInterrupt(), True)],
 )
-def test_saves_on_an_exception_that_all_processes_know(
-    processes: int, exception: BaseException, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("weight", [1.0, float("nan")])
+def test_saves_sound_weights_on_an_exception_that_all_processes_know(
+    processes: int, exception: BaseException, saves: bool, weight: float, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     saved: list[Any] = []
     monkeypatch.setattr(ModelCheckpoint, "on_exception", lambda *_: saved.append(1))
     trainer: Any = SimpleNamespace(world_size=processes)
-    LastCheckpoint(tmp_path).on_exception(trainer, SimpleNamespace(), exception)  # type: ignore[arg-type]
-    assert bool(saved) == saves
+    module: Any = SimpleNamespace(parameters=lambda: iter([torch.tensor([1.0, weight])]))
+    LastCheckpoint(tmp_path).on_exception(trainer, module, exception)
+    assert bool(saved) == (saves and weight == 1)
 
 
 def test_the_keys_of_their_states_are_lightning_s_and_apart(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from segdet.callbacks.progress import Progress, StepLogger, read_losses
+from segdet.errors import UserError
 
 
 def module(**losses: float) -> Any:
@@ -73,6 +75,19 @@ class TestStepLogger:
             "lr/0": 0.1,
             "lr/1": 0.2,
         }
+
+    def test_ends_a_training_whose_weights_are_nan(self) -> None:
+        state = trainer(global_step=10, is_global_zero=False)  # all processes, for the others would wait
+        diverged = module(box=math.nan)
+        diverged.parameters = lambda: iter([torch.ones(2), torch.tensor([0.0, math.nan])])
+        with pytest.raises(UserError, match=r"step 10: .*lower --model\.optim\.lr"):
+            StepLogger().on_train_batch_end(state, diverged, None, None, 0)
+
+    def test_a_loss_that_is_nan_once_is_logged(self) -> None:
+        state, once = trainer(global_step=10), module(box=math.nan)
+        once.parameters = lambda: iter([torch.ones(2)])
+        StepLogger().on_train_batch_end(state, once, None, None, 0)
+        assert math.isnan(state.loggers[0].rows[0][1]["train/loss"])
 
 
 class TestProgress:
