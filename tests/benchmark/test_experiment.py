@@ -395,7 +395,8 @@ TOGETHER = """
 import os, sys, time
 run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
 open(f"share-{run}", "w").write(os.environ["OMP_NUM_THREADS"] + " " + os.environ["SEGDET_CORES"])
-open(f"started-{run}", "w").write(str(os.getpid()))
+open(f".started-{run}", "w").write(str(os.getpid()))
+os.replace(f".started-{run}", f"started-{run}")  # whole, once it is there
 sys.stderr.write(f"\\repoch {run} 1/2")
 """
 
