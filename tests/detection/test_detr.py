@@ -7,7 +7,6 @@ import multiprocessing
 import re
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
+from two_processes import process_of_two
 
 from segdet.data.sample import Batch, Source, Target
 from segdet.detection.detr import (
@@ -175,16 +175,8 @@ def _losses_of(images: slice) -> dict[str, float]:
 
 def _process(rank: int, folder: Path) -> dict[str, float]:
     """Those of process ``rank`` of two: three objects are in the image of the first, one in those of the second."""
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    losses = _losses_of(slice(0, 1) if rank == 0 else slice(1, 3))
-    torch.distributed.destroy_process_group()
-    return losses
+    with process_of_two(rank, folder, seconds=120):
+        return _losses_of(slice(0, 1) if rank == 0 else slice(1, 3))
 
 
 def _other_process(folder: Path) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from two_processes import process_of_two
 
 from segdet.metrics import BoundaryScores, DetectionScores, LocalizationScores
 
@@ -73,15 +73,8 @@ def numbers(metrics):
 
 def worker(rank, folder):
     """What process ``rank`` of two computes of each of the shares, twice."""
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
     results = {}
-    with warnings.catch_warnings():
+    with process_of_two(rank, folder, seconds=60), warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, shares in SHARES.items():
             metrics = scores_of(shares[rank])
@@ -90,7 +83,6 @@ def worker(rank, folder):
             for metric in metrics.values():
                 metric._computed = None
             results[name] = [first, numbers(metrics)]
-    torch.distributed.destroy_process_group()
     return results
 
 
