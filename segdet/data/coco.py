@@ -67,8 +67,7 @@ class COCOReader(Reader):
         if not self.root.is_dir():
             raise UserError(f"{self.root}: no such folder; give the folder that holds annotations/")
         if isinstance(class_names, str | Path):
-            inside = self.root / class_names
-            class_names = names_from(inside if inside.is_file() else Path(class_names))
+            class_names = names_from(class_names, self.root)
         self.annotation_file = self._find_annotation_file(split, annotation_file)
         size = self.annotation_file.stat().st_size
         with tqdm(

@@ -120,12 +120,14 @@ def for_each_sample(
         return list(tqdm(found, doing, len(chosen), unit=" images", delay=delay))
 
 
-def names_from(path: Path) -> list[str]:
-    """The names in a text file, one on each line.
+def names_from(file: Path | str, root: Path) -> list[str]:
+    """The names in a text file, one on each line; it is looked for in ``root`` first.
 
     Raises:
         UserError: If the file cannot be read, names nothing, or names something twice.
     """
+    inside = root / file
+    path = inside if inside.is_file() else Path(file)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:

@@ -266,11 +266,10 @@ class VOCReader(Reader):
     def _given_names(self, class_names: Sequence[str] | Path | str | None) -> list[str] | None:
         if class_names is None:
             places = [self.root, *self._folders]
-            files = [place / "labels.txt" for place in places if (place / "labels.txt").is_file()]
-            return names_from(files[0]) if files else None
+            place = next((place for place in places if (place / "labels.txt").is_file()), None)
+            return names_from("labels.txt", place) if place else None
         if isinstance(class_names, str | Path):
-            inside = self.root / class_names
-            return names_from(inside if inside.is_file() else Path(class_names))
+            return names_from(class_names, self.root)
         return checked_names(list(class_names), "class_names")
 
     def _with_ignored(self, mask_names: list[str]) -> list[str]:
