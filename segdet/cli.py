@@ -250,12 +250,15 @@ def _is_secondary() -> bool:
     return any(rank != "0" for rank in _ranks())
 
 
-def _lost_peer(error: BaseException | None) -> bool:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and one after the other what it was raised from or beside."""
     while error is not None:
-        if LOST_PEER.search(str(error)):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def _lost_peer(error: BaseException) -> bool:
+    return any(LOST_PEER.search(str(one)) for one in causes(error))
 
 
 def _say(line: str) -> None:

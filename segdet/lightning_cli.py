@@ -59,7 +59,7 @@ from segdet.callbacks.run_folder import (
 )
 from segdet.callbacks.seeding import StepSeed
 from segdet.callbacks.tracking import wandb_logger
-from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE, find_user_error
+from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE, causes, find_user_error
 from segdet.data.datamodule import Classes, DataModule, Subset
 from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
@@ -133,19 +133,17 @@ def too_little_memory(error: BaseException, data: Any) -> str | None:
         data: The data module, which has the sizes of the batches.
     """
     sizes = f"--data.batch_size (now {data.batch_size}), --data.eval_batch_size (now {data.eval_batch_size})"
-    current: BaseException | None = error
-    while current is not None:
-        said = _one_line(current)
-        if isinstance(current, torch.OutOfMemoryError):
+    for one in causes(error):
+        said = _one_line(one)
+        if isinstance(one, torch.OutOfMemoryError):
             return f"the device's memory is too small ({said}); give a smaller {sizes}, or smaller images"
-        if isinstance(current, MemoryError) or "DefaultCPUAllocator" in said:
+        if isinstance(one, MemoryError) or "DefaultCPUAllocator" in said:
             return f"the machine's memory is too small ({said}); give a smaller {sizes}, or smaller images"
         if re.match(r"DataLoader worker .* is killed by signal: (Bus error|Killed)", said):
             return (
                 f"--data.num_workers {data.num_workers}: a process that reads images was ended for want of memory, or "
                 f"of shared memory in /dev/shm ({said}); give fewer, or 0, or more memory (docker run --shm-size 8g)"
             )
-        current = current.__cause__ or current.__context__
     return None
 
 
