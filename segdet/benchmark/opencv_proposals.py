@@ -65,9 +65,7 @@ def main() -> None:
         counts=np.array([len(found) for found in boxes], np.int64),
         boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
     )
-    sys.stdout.write(
-        f"{arguments.strategy}: {len(names)} images in {seconds:.1f} s, see {arguments.out}" + "\n"
-    )
+    sys.stdout.write(f"{arguments.strategy}: {len(names)} images in {seconds:.1f} s, see {arguments.out}\n")
 
 
 if __name__ == "__main__":

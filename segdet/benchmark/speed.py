@@ -446,12 +446,10 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
         nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
     classifier.to(memory_format=torch.channels_last)
     dense = DenseWindows(classifier, side, stride)
-    if images is None:
-        what = ""
+    path = None if images is None else jpegs_in(images)[0]
+    if path is None:
         image = torch.randn(1, 3, *((32, 36) if small else (360, 480)))
     else:
-        path = jpegs_in(images)[0]
-        what = f" of {path}"
         pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float()
         image = (pixels - pixels.mean((2, 3), keepdim=True)) / pixels.std().clamp(min=1)
     image = image.contiguous(memory_format=torch.channels_last)
@@ -460,8 +458,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
     total = rows * columns
     if not total:
         raise UserError(
-            f"{what.removeprefix(' of ')}: {width}x{height} (width x height) hold no window of {side} px; "
-            "give larger images"
+            f"{path}: {width}x{height} (width x height) hold no window of {side} px; give larger images"
         )
     timed = min(total, 2048)
     number = torch.arange(timed) * total // timed
@@ -471,22 +468,25 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
         with torch.inference_mode():
             dense(image)
 
+    def crops() -> Iterator[Tensor]:
+        for tops, lefts in places:
+            yield classifier(crop(image, torch.zeros_like(tops), tops, lefts, side))
+
     def theirs() -> None:
         with torch.inference_mode():
-            for tops, lefts in places:
-                classifier(crop(image, torch.zeros_like(tops), tops, lefts, side))
+            for _ in crops():
+                pass
 
     def compare() -> str:
         with torch.inference_mode():
-            each = torch.cat(
-                [classifier(crop(image, torch.zeros_like(tops), tops, lefts, side)) for tops, lefts in places]
-            )
+            each = torch.cat(list(crops()))
             at_once = dense(image)[0].flatten(1).T[number]
         difference = (at_once - each).abs().max()
         return f"logits of up to {each.abs().max():.3g} differ by {difference:.1e} at most"
 
+    of = "" if path is None else f" of {path}"
     yield Part(
-        f"all {total:,} windows of {side} px on {width}x{height}{what}, stride {stride}",
+        f"all {total:,} windows of {side} px on {width}x{height}{of}, stride {stride}",
         "image",
         _timed(ours),
         f"each cropped, timed and compared on {timed:,} of them",
