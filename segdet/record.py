@@ -38,6 +38,8 @@ class Cost:
             sliding window.
         train_seconds: Seconds of training, validation included, over all resumed parts of the run.
         peak_memory_mb: Peak memory in MiB, of the device where it is a GPU, else of the process.
+        disk_mb: Megabytes (10**6 bytes) that the training left on disk: its folder without Weights & Biases' files,
+            and the region proposals of its images.
         stages_ms: Milliseconds of each named stage of one image's prediction, in their order; empty where the model
             names none.
     """
@@ -48,6 +50,7 @@ class Cost:
     passes_per_image: float | None = None
     train_seconds: float | None = None
     peak_memory_mb: float | None = None
+    disk_mb: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 

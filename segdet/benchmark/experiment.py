@@ -11,7 +11,9 @@ The file names the runs and says what they share, and nothing else::
     runs:
       fcn: {configs: configs/fcn.yaml}
       unet: {configs: configs/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
+      tuned: {configs: configs/unet.yaml, after: unet, overrides: {model.weights: "{after}"}}
 
+``after`` names an earlier run that this one takes something from; ``{after}`` stands for its folder (of the same seed).
 Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>`` (``<run>-seed<S>`` for
 a seed S other than 0, so that seeds can be added later), with what it printed in ``<run>.log`` and what
 it was trained with in ``<run>.json`` beside it; ``table.md`` has the table of all. Started again, it goes
@@ -68,12 +70,14 @@ class Run:
         configs: Config files, later ones win.
         overrides: Dotted keys of the command line and their values.
         test: Whether it is tested after training.
+        after: The run that has to be finished before; ``{after}`` in the overrides is its folder. Empty for none.
     """
 
     name: str
     configs: tuple[str, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     test: bool = True
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def read_experiment(path: Path | str) -> Experiment:
     return Experiment(
         path,
         check.name("name", values.get("name", path.stem)),
-        tuple(check.run(name, spec, budget) for name, spec in runs.items()),
+        tuple(check.run(name, spec, budget, list(runs)) for name, spec in runs.items()),
         check.seeds("seeds", values.get("seeds", [0])),
         budget,
         check.configs("data", values.get("data", [])),
@@ -246,10 +250,10 @@ class _Checker:
             self.fault(key, f"has {value!r}", "write segdet commands, such as 'segdet data make data/shapes'")
         return tuple(words[1:])
 
-    def run(self, name: str, value: Any, budget: Mapping[str, Any]) -> Run:
+    def run(self, name: str, value: Any, budget: Mapping[str, Any], names: list[str]) -> Run:
         key = f"runs.{name}"
         self.name(key, name)
-        self.keys(key, value, ["configs", "overrides", "test"], required=["configs"])
+        self.keys(key, value, ["configs", "overrides", "test", "after"], required=["configs"])
         overrides = self.overrides(f"{key}.overrides", value.get("overrides", {}))
         if shared := [override for override in overrides if override in budget]:
             self.fault(
@@ -260,7 +264,12 @@ class _Checker:
         configs = self.configs(f"{key}.configs", value["configs"])
         if not configs:
             self.fault(f"{key}.configs", "is empty", "name at least one config file")
-        return Run(name, configs, overrides, test)
+        after = value.get("after", "")
+        if after and after not in names[: names.index(name)]:
+            self.fault(f"{key}.after", f"is {after!r}", "it has to be the name of a run above this one")
+        if not after and "{after}" in json.dumps(overrides):
+            self.fault(key, "takes something from '{after}'", "name the run with the key 'after'")
+        return Run(name, configs, overrides, test, after)
 
 
 # ------------------------------------------------------------------------------------------- the plan
@@ -278,6 +287,7 @@ class Job:
         test: Those of the one that tests it, None where it is not tested.
         settings: What it is trained with: the arguments and the config files' digests.
         action: What is left to do.
+        after: The folder of the run that has to be finished before, None for none.
     """
 
     folder: Path
@@ -285,6 +295,7 @@ class Job:
     test: tuple[str, ...] | None
     settings: Mapping[str, str]
     action: Action = "train"
+    after: Path | None = None
 
     @property
     def name(self) -> str:
@@ -327,8 +338,8 @@ def plan(
         rerun: Train anew what was trained with other settings.
 
     Raises:
-        UserError: If ``only`` names no run, an override is no ``KEY=VALUE``, or a run was trained with
-            other settings and ``rerun`` is not given.
+        UserError: If ``only`` names no run or one that waits for another which is neither finished nor named, an
+            override is no ``KEY=VALUE``, or a run was trained with other settings and ``rerun`` is not given.
     """
     names = [run.name for run in experiment.runs]
     for name in only:
@@ -339,18 +350,36 @@ def plan(
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.-]*=", override):
             raise UserError(f"--overrides: '{override}' is no KEY=VALUE, such as trainer.max_epochs=1")
-    return [
+    jobs = [
         _judged(_job(experiment, run, seed, runs_dir, overrides), experiment, rerun)
         for run in experiment.runs
         for seed in experiment.seeds
         if not only or run.name in only
     ]
+    planned = {job.folder for job in jobs}
+    for job in jobs:
+        if (
+            job.after
+            and job.action in ("train", "resume")
+            and job.after not in planned
+            and not _finished(job.after)
+        ):
+            raise UserError(
+                f"--only: {job.name} takes from {job.after.name}, which is not finished; name it as well"
+            )
+    return jobs
 
 
 def _job(experiment: Experiment, run: Run, seed: int, runs_dir: Path, overrides: Sequence[str]) -> Job:
-    folder = runs_dir / experiment.name / (run.name if seed == 0 else f"{run.name}-seed{seed}")
+    def folder_of(name: str) -> Path:
+        return runs_dir / experiment.name / (name if seed == 0 else f"{name}-seed{seed}")
+
+    folder, after = folder_of(run.name), folder_of(run.after) if run.after else None
     configs = [*run.configs, *experiment.data]
-    given = [_argument(k, v) for k, v in [*run.overrides.items(), *experiment.budget.items()]]
+    given = [_argument(k, v) for k, v in run.overrides.items()]
+    if after is not None:
+        given = [argument.replace("{after}", str(after)) for argument in given]
+    given += [_argument(k, v) for k, v in experiment.budget.items()]
     given += [f"--{override}" for override in overrides]
     common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
     fit = ["fit", *common, f"--run_dir={folder}", *given]
@@ -361,7 +390,7 @@ def _job(experiment: Experiment, run: Run, seed: int, runs_dir: Path, overrides:
     for argument in given:
         key, _, value = argument.removeprefix("--").partition("=")
         settings[f"--{key}"] = value
-    return Job(folder, tuple(fit), tuple(test) if run.test else None, settings)
+    return Job(folder, tuple(fit), tuple(test) if run.test else None, settings, after=after)
 
 
 def _digest(config: Path) -> str:
@@ -379,8 +408,7 @@ def _argument(key: str, value: Any) -> str:
 
 def _judged(job: Job, experiment: Experiment, rerun: bool) -> Job:
     """``job`` with what is left to do."""
-    record = _record(job)
-    finished = record is not None and record.status == "finished"
+    record, finished = _record(job), _finished(job.folder)
     if not finished and not job.last.exists():
         return replace(job, action="train")  # whatever is there died before it had anything to keep
     if difference := _difference(job):
@@ -399,10 +427,20 @@ def _judged(job: Job, experiment: Experiment, rerun: bool) -> Job:
 
 def _record(job: Job) -> Record | None:
     """The record of ``job``, None where there is none that can be read."""
+    return _record_in(job.folder)
+
+
+def _record_in(folder: Path) -> Record | None:
     try:
-        return Record.read(job.folder / RECORD_NAME)
+        return Record.read(folder / RECORD_NAME)
     except UserError:
         return None
+
+
+def _finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` has been trained to its end."""
+    record = _record_in(folder)
+    return record is not None and record.status == "finished"
 
 
 def _difference(job: Job) -> str:
@@ -440,14 +478,20 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     faults: dict[str, str | None] = {}
     seconds: dict[str, float] = {}
+    trained = {job.folder: threading.Event() for job in jobs}
     lanes = Lanes(experiment.at_once) if experiment.at_once > 1 else None
 
     def do(number: int, job: Job, *steps: Callable[[Job, str, Lanes | None], str | None]) -> None:
+        if job.after in trained:
+            trained[job.after].wait()  # it stands above, so that it is at work by now
         start = time.monotonic()
         title = f"[{number}/{len(jobs)}] {job.name}"
-        for step in steps:
-            if faults.get(job.name) is None:
-                faults[job.name] = step(job, title, lanes)
+        try:
+            for step in steps:
+                if faults.get(job.name) is None:
+                    faults[job.name] = step(job, title, lanes)
+        finally:
+            trained[job.folder].set()
         seconds[job.name] = seconds.get(job.name, 0.0) + time.monotonic() - start
 
     with _alone(folder), _stoppable():
@@ -565,6 +609,8 @@ def _fit(job: Job, title: str, lanes: Lanes | None) -> str | None:
         _say(f"{title}: finished before")
     if job.action not in ("train", "resume"):
         return None
+    if job.after is not None and not _finished(job.after):
+        return f"{job.after.name}, which it takes from, is not finished"
     fit, mode = job.fit, "ab"
     if job.action == "train":
         shutil.rmtree(job.folder, ignore_errors=True)

@@ -221,6 +221,11 @@ class DataModule(L.LightningDataModule):
         if dataset.proposals.bad and self.on_bad_sample == "raise":
             raise dataset.proposals.bad[0]
 
+    def kept_bytes(self) -> int:
+        """What the subsets that were opened keep on disk beside the data itself: their proposals."""
+        opened = self._datasets.values()
+        return sum(each.proposals.size(each.indices) for each in opened if each.proposals is not None)
+
     def prepare_data(self) -> None:
         """Computes the proposals that the stage needs, in one process of each machine; the others find them done."""
         if self.proposals is not None and self.trainer is not None:

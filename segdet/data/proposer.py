@@ -33,6 +33,10 @@ class ImageProposals(ABC):
             BadSample: If the image cannot be read.
         """
 
+    def size(self, indices: Sequence[int] | np.ndarray) -> int:
+        """The bytes that the proposals of these images take on disk, if they were put there for them."""
+        return 0
+
 
 class ProposalSource(ABC):
     """Where proposals come from: an algorithm or a file."""

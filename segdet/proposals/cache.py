@@ -92,7 +92,6 @@ class CachedProposals(ImageProposals):
         return rows[:, :4], rows[:, 4]
 
     def size(self, indices: Sequence[int] | np.ndarray) -> int:
-        """The bytes that the files of these images take."""
         total = 0
         for index in indices:
             with contextlib.suppress(OSError, BadSample):

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_dataset_arguments()
     parser.add_argument(
         "--proposer", nargs="+", default=["fast"], metavar="NAME",
-        help="single, fast or quality (Selective Search), windows (uniform ones), or a .json or .npz file; "
-        "several are compared (default: fast)",
+        help="single, fast or quality (Selective Search), windows (uniform ones), the folder or .ckpt file of a "
+        "trained FasterRCNN (its RPN), or a .json or .npz file; several are compared (default: fast)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the ranking (default: 0)")
     parser.add_argument(
@@ -108,7 +108,7 @@ def _check_names(file: Path, readers: Sequence[Reader]) -> None:
 
 
 def _source(name: str, arguments: argparse.Namespace) -> ProposalSource:
-    from segdet.proposals import ProposalFile, SelectiveSearch, UniformWindows
+    from segdet.proposals import RPN, ProposalFile, SelectiveSearch, UniformWindows
 
     if name in _SEARCHES:
         return SelectiveSearch(name, min_width=arguments.min_width, seed=arguments.seed)  # type: ignore[arg-type]
@@ -116,8 +116,13 @@ def _source(name: str, arguments: argparse.Namespace) -> ProposalSource:
         return UniformWindows(seed=arguments.seed)
     if name.endswith((".json", ".npz")):
         return ProposalFile(name)
+    if name.endswith(".ckpt") or Path(name).is_dir():
+        return RPN(name)
     known = ", ".join((*_SEARCHES, "windows"))
-    raise UserError(f"--proposer {name}: there is no such one; choose {known}, or a .json or .npz file")
+    raise UserError(
+        f"--proposer {name}: there is no such one; choose {known}, the folder of a run of FasterRCNN, or a .ckpt, "
+        ".json or .npz file"
+    )
 
 
 def _score(

@@ -101,6 +101,7 @@ COSTS = [
     Column("ms per image", "ms_per_image", lambda r: r.cost.ms_per_image, _significant),
     Column("passes per image", "passes_per_image", lambda r: r.cost.passes_per_image, _count),
     Column("training (min:s)", "train_seconds", lambda r: r.cost.train_seconds, _minutes),
+    Column("disk (MB)", "disk_mb", lambda r: r.cost.disk_mb, _significant),
 ]
 """The columns of cost, the same for every task."""
 
@@ -255,7 +256,8 @@ def _legend(records: list[Record]) -> str:
     """What the columns mean."""
     text = (
         "One image at a time: GFLOPs counts a multiply-add as two, ms leaves decoding the file out, "
-        "passes is how often the network runs."
+        "passes is how often the network runs. Disk is what a training leaves there: checkpoints, and what of "
+        "proposals and features was kept."
     )
     if len(_rows(records)) < len(records):
         text += " Scores of several seeds: mean ± standard deviation; costs: mean."

@@ -303,6 +303,81 @@ def test_a_wrong_file_is_one_line(folder: Path, before: str, after: str, message
     assert "\n" not in str(error.value)
 
 
+def _in_turn(fcn: str = "", ssd: str = "after: fcn") -> None:
+    """Writes an experiment whose second run takes from the first, with two seeds."""
+    Path("experiments/turn.yaml").write_text(
+        "seeds: [0, 1]\nat_once: 2\nruns:\n"
+        f"  fcn: {{configs: configs/fcn.yaml, {fcn}}}\n"
+        '  ssd: {configs: configs/ssd.yaml, overrides: {model.weights: {a: "{after}"}}, test: false, '
+        f"{ssd}}}\n"
+    )
+
+
+def test_a_run_takes_from_one_above_it(folder: Path, command: Command) -> None:
+    _in_turn()
+    assert main(["experiments/turn.yaml"]) == 0
+    fits = {call.split("--run_dir=")[1].split()[0]: call for call in command.calls if call.startswith("fit")}
+    assert fits["runs/turn/ssd"].endswith('--model.weights={"a": "runs/turn/fcn"}')
+    assert fits["runs/turn/ssd-seed1"].endswith('--model.weights={"a": "runs/turn/fcn-seed1"}')
+    for first, second in (("fcn", "ssd"), ("fcn-seed1", "ssd-seed1")):
+        begun = [command.calls.index(fits[f"runs/turn/{name}"]) for name in (first, second)]
+        assert begun == sorted(begun)
+
+
+def test_a_run_waits_for_the_one_that_it_takes_from(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    def slow(arguments: list[str], log: Path, mode: str, *beside: object) -> int:
+        name = command.folder(arguments).name if arguments[0] == "fit" else ""
+        if name == "fcn":
+            time.sleep(0.5)
+        if name == "ssd":
+            assert "fcn" in ended
+        status = command(arguments, log, mode, *beside)
+        ended.append(name)
+        return status
+
+    monkeypatch.setattr(module, "_launch", slow)
+    _in_turn()
+    assert main(["experiments/turn.yaml"]) == 0
+
+
+def test_without_what_it_takes_from_a_run_is_not_begun(
+    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _in_turn()
+    with pytest.raises(UserError, match="--only: ssd takes from fcn, which is not finished; name it as well"):
+        main(["experiments/turn.yaml", "--only", "ssd"])
+    command.fail = {"--run_dir=runs/turn/fcn ": "exit"}
+    _in_turn("overrides: {model.width: 1}")
+    assert main(["experiments/turn.yaml"]) == 1
+    assert "fcn, which it takes from, is not finished" in capsys.readouterr().err
+    assert not any("runs/turn/ssd " in call for call in command.calls)
+    assert any("runs/turn/ssd-seed1" in call for call in command.calls)
+    command.fail = {}
+    assert main(["experiments/turn.yaml", "--only", "fcn"]) == 0
+    assert main(["experiments/turn.yaml", "--only", "ssd"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("ssd", "message"),
+    [
+        ("after: ssd", "runs.ssd.after is 'ssd'; it has to be the name of a run above this one"),
+        ("after: [fcn]", "runs.ssd.after is ['fcn']; it has to be"),
+        ("test: true", "runs.ssd takes something from '{after}'; name the run with the key 'after'"),
+    ],
+)
+def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
+    _in_turn(ssd=ssd)
+    text = Path("experiments/turn.yaml").read_text()
+    Path("experiments/turn.yaml").write_text(text.replace("test: false, ", ""))
+    with pytest.raises(UserError) as error:
+        read_experiment("experiments/turn.yaml")
+    assert message in str(error.value)
+
+
 def test_wrong_arguments_are_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean experiments/demo\.yaml"):
         read_experiment("experiments/dmo.yaml")

@@ -259,6 +259,11 @@ def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
     assert record["cost"]["passes_per_image"] == 30
     assert list(record["cost"]["stages_ms"]) == ["proposals", "warps", "network", "classifier", "nms"]
     assert record["metrics"]["test/map_50"] >= 0
+    # What stays on disk: checkpoints, features, and of 16 images up to 30 proposals each, with their scores.
+    files = [*(run / "checkpoints").iterdir(), *(run / "features").rglob("*.npz")]
+    kept = sum(file.stat().st_size for file in files) / 1e6
+    proposals = record["cost"]["disk_mb"] - kept
+    assert 0.001 < proposals < 0.2
 
 
 @pytest.mark.parametrize("where", ["fine-tuning", "features", "machines"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from segdet.cli import main
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.errors import UserError
@@ -107,3 +108,18 @@ def test_mistakes_are_one_line(tmp_path: Path, scene: np.ndarray) -> None:
         RPN(str(other))(scene)
     with pytest.raises(UserError, match="count 0: must be at least 1"):
         RPN(str(other), count=0)
+
+
+@pytest.mark.parametrize("named", ["run", "run/checkpoints/best.ckpt"])
+def test_the_command_scores_it_beside_others(
+    named: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _save(tmp_path / "run" / "checkpoints" / "best.ckpt", _model(), OPTIONS)
+    network = str(tmp_path / named)
+    arguments = ["proposals", str(shapes), "--split", "val", "--counts", "10", "--workers", "1"]
+    assert main([*arguments, "--proposer", "windows", network]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {network} ")]
+    assert len(lines) == 2
+    assert 0 <= float(lines[1].split("|")[3]) <= 1
+    assert main([*arguments, "--proposer", str(tmp_path)]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err

@@ -19,7 +19,7 @@ FCN = Record(
     seed=0,
     status="finished",
     metrics={"val/miou": 0.7, "test/miou": 0.5, "test/pixel_acc": 0.9},
-    cost=Cost(11_200_000, 1_234_000_000, 12.34, 1.0, 61.0),
+    cost=Cost(11_200_000, 1_234_000_000, 12.34, 1.0, 61.0, disk_mb=2.5),
     hardware={"cpu": "X", "cores": 2, "gpus": [], "host": "secret", "processes": 1},
     fingerprint="aaaa",
     command="segdet fit --config configs/fcn.yaml",
@@ -49,12 +49,12 @@ def put(root: Path, *records: Record) -> None:
 
 def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
     text = table([SSD, FCN])
-    costs = ["parameters (M)", "GFLOPs", "ms per image", "passes per image", "training (min:s)"]
+    costs = ["parameters (M)", "GFLOPs", "ms per image", "passes per image", "training (min:s)", "disk (MB)"]
     assert rows(text) == [
         ["run", "model", "backbone", "test/miou", "test/pixel_acc", *costs],
-        ["fcn", "FCN", "resnet18", "0.500", "0.900", "11.2", "1.23", "12.3", "1", "1:01"],
+        ["fcn", "FCN", "resnet18", "0.500", "0.900", "11.2", "1.23", "12.3", "1", "1:01", "2.50"],
         ["run", "model", "backbone", "test/map", "test/map_50", *costs],
-        ["ssd", "SSD", "resnet18", "0.400", "0.700", "11.2", "1.23", "12.3", "1234567", "1:01"],
+        ["ssd", "SSD", "resnet18", "0.400", "0.700", "11.2", "1.23", "12.3", "1234567", "1:01", "2.50"],
     ]
     assert text.index("### Segmentation") < text.index("### Detection")
     assert "Hardware: X (2 cores).\n" in text and "secret" not in text
