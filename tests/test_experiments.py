@@ -33,6 +33,14 @@ def test_the_command_accepts_every_run(path: Path, tmp_path: Path, monkeypatch: 
             got = config[section]["init_args"] if section in ("model", "data") else config[section]
             for key in keys:
                 got = got[key]
+            if isinstance(value, dict):  # a class: its full name, and all of its arguments
+                assert got["class_path"].endswith("." + value["class_path"]), (job.name, name)
+                given = {
+                    key: str(text).replace("{after}", str(job.after))
+                    for key, text in value["init_args"].items()
+                }
+                assert given == {key: str(got["init_args"][key]) for key in given}, (job.name, name)
+                continue
             assert got == value, (job.name, name)
         seen.append({section: config[section] for section in ("model", "data", "trainer")})
     assert all(one not in seen[:number] for number, one in enumerate(seen))  # no run is there twice
