@@ -612,6 +612,38 @@ class TestOnlyTheTestFolder:
         assert main(["predict", *self.given(run, folder)]) == 0
         assert len(list((folder.parent / "out" / "predictions" / "overlays").rglob("*.png"))) == 2
 
+    def test_predict_without_annotations(self, run: Path, folder: Path) -> None:
+        shutil.rmtree(folder / "Annotations")
+        assert main(["predict", *self.given(run, folder)]) == 0
+        assert len(list((folder.parent / "out" / "predictions" / "overlays").rglob("*.png"))) == 2
+
+    def test_to_test_without_annotations_is_one_line(
+        self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (missing,) = sorted((folder / "Annotations").iterdir())[:1]
+        missing.unlink()
+        assert main(["test", *self.given(run, folder)]) == 2
+        assert f"error: {missing}: " in capsys.readouterr().err
+
+    def test_predict_on_the_images_of_cocos_server(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It gives the images' ids and the categories, and keeps the annotations."""
+        folder = make_shapes(
+            tmp_path / "coco", "coco", train=1, val=1, test=2, size=(64, 64), workers=1, progress=False
+        )
+        file = folder / "annotations" / "instances_test2017.json"
+        document = json.loads(file.read_text())
+        del document["annotations"]
+        file.rename(file.with_name("image_info_test-dev2017.json")).write_text(json.dumps(document))
+        data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test-dev2017"]
+        assert main(["predict", f"--ckpt_path={run}", *data]) == 0
+        results = json.loads((run / "predictions" / "predictions.json").read_text())
+        assert {entry["image_id"] for entry in results} <= {image["id"] for image in document["images"]}
+        assert results
+        assert main(["test", f"--ckpt_path={run}", *data]) == 2
+        assert "can only be predicted on" in capsys.readouterr().err
+
     def test_a_class_that_the_checkpoint_does_not_know(
         self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

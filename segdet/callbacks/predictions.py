@@ -53,7 +53,7 @@ class PredictionWriter(BasePredictionWriter):
         reader = trainer.datamodule.reader("test")  # type: ignore[attr-defined]
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
         self._names = output_names([Path(reader.image_path(index)) for index in range(len(reader))], root)
-        self._upright = not reader.annotated  # as the dataset reads them
+        self._upright = reader.upright  # as the dataset reads them
         if pl_module.task == "segmentation":
             (self.folder / "masks").mkdir(exist_ok=True)
         else:

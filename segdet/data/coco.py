@@ -36,7 +36,8 @@ class COCOReader(Reader):
     Args:
         root: The folder that holds ``annotations/`` and the images.
         split: ``train2017``: of ``annotations/instances_train2017.json`` and the images in ``train2017/``; for
-            other names of the file see `segdet.data.formats.coco_files`.
+            other names of the file see `segdet.data.formats.coco_files`. Where there is but an
+            ``annotations/image_info_<split>.json``, as for ``test-dev2017``, its images can be predicted on.
         task: What the annotations are for; the outlines are kept in memory for segmentation only.
         annotation_file: Another file, looked for in ``root`` first.
         image_folder: Where the images are, looked for in ``root`` first. By default the first of
@@ -74,11 +75,12 @@ class COCOReader(Reader):
             total=2, desc=f"reading {self.annotation_file.name}", disable=size < _LARGE_FILE
         ) as progress:
             document = _load(self.annotation_file)
+            self.annotated = "annotations" in document
             progress.update()
             self._faults: list[tuple[Path, str, bool]] = []
             label_of = self._read_categories(document["categories"], class_names)
             place_of = self._read_images(document["images"])
-            self._read_annotations(document["annotations"], place_of, label_of)
+            self._read_annotations(document.get("annotations", []), place_of, label_of)
             progress.update()
         self.image_folder = self._find_image_folder(split, image_folder)
 
@@ -183,6 +185,9 @@ class COCOReader(Reader):
                 raise UserError(f"{given}: no such annotation file, neither in {self.root} nor here")
             return path
         files = coco_files(self.root)
+        images_alone = self.root / "annotations" / f"image_info_{split}.json"
+        if split not in files and images_alone.is_file():
+            return images_alone
         if split not in files:
             path = self.root / "annotations" / f"instances_{split}.json"
             there = (
@@ -201,7 +206,15 @@ class COCOReader(Reader):
                 raise UserError(f"{given}: no such folder of images, neither in {self.root} nor here")
             return folder
         images = self.root / "images"
-        places = [self.root / split, images / split, images, self.root, self.annotation_file.parent]
+        # The images of test-dev2017 are some of test2017.
+        places = [
+            self.root / split,
+            self.root / split.replace("test-dev", "test"),
+            images / split,
+            images,
+            self.root,
+            self.annotation_file.parent,
+        ]
         for folder in places:
             if (folder / str(self._names[0])).is_file():
                 return folder
@@ -429,6 +442,8 @@ def _load(path: Path) -> dict[str, Any]:
         fault = f"holds a {type(document).__name__}, not an object with images, annotations and categories"
         raise BadSample(path, fault, "give the annotation file, not one of results")
     for key in ("images", "annotations", "categories"):
+        if key == "annotations" and key not in document and path.name.startswith("image_info_"):
+            continue
         if not isinstance(document.get(key), list):
             fault = f"{key!r} is not a list" if key in document else f"has no key {key!r}"
             raise BadSample(path, fault, "give an instances file in COCO's format")

@@ -192,13 +192,18 @@ class DataModule(L.LightningDataModule):
         if subset not in self._datasets:
             self._datasets[subset] = TaskDataset(
                 self.reader(subset), self.task, self.recipe, subset == "train", self.on_bad_sample, self.seed,
-                self.dominance,
+                self.dominance, annotated=not self._predicting,
             )  # fmt: skip
             if subset == "train" and self.limit_train is not None:
                 dataset = self._datasets[subset]
                 dataset.indices = dataset.indices[: self.limit_train]
             self._add_proposals(self._datasets[subset])
         return self._datasets[subset]
+
+    @property
+    def _predicting(self) -> bool:
+        """Whether nobody asks what is annotated: images to predict on need not be, as those of a benchmark's server."""
+        return self.trainer is not None and self.trainer.state.fn == "predict"
 
     def plain_training(self) -> TaskDataset:
         """The training images as evaluation sees them: for what is learned without augmentation."""

@@ -45,6 +45,7 @@ class TaskDataset(Dataset[Sample]):
         on_bad_sample: Whether a sample that cannot be read stops everything, or another stands in its place.
         seed: Of the augmentation; a sample's own seed follows from this, the epoch and its index.
         dominance: See above.
+        annotated: Whether annotations are read; a sample has no target otherwise, and its annotation may be missing.
 
     Attributes:
         proposals: Region proposals, which go through the same transforms as the objects and end up in each
@@ -68,6 +69,7 @@ class TaskDataset(Dataset[Sample]):
         on_bad_sample: OnBadSample = "raise",
         seed: int = 0,
         dominance: float = 1.0,
+        annotated: bool = True,
     ) -> None:
         self.reader = reader
         self.task = task
@@ -78,8 +80,9 @@ class TaskDataset(Dataset[Sample]):
         self.on_bad_sample = on_bad_sample
         self.seed = seed
         self.dominance = dominance
+        self.annotated = annotated and reader.annotated
         self.indices = np.arange(len(reader))
-        if task == "localization" and reader.annotated:
+        if task == "localization" and self.annotated:
             self.indices = self._with_dominant_object()
         if not len(self.indices):
             raise UserError(
@@ -124,14 +127,14 @@ class TaskDataset(Dataset[Sample]):
     def _sample(self, draw: Draw) -> Sample:
         index = int(self.indices[draw.index])
         path = self.reader.image_path(index)
-        image = read_image(path, self.reader.declared_size(index), upright=not self.reader.annotated)
+        image = read_image(path, self.reader.declared_size(index), upright=self.reader.upright)
         size = (image.shape[0], image.shape[1])
         seed = _seed_of(self.seed, draw.epoch, index) if self.training else None
         original: Target | None = None
         notes: list[str] = []
         target = Target()
         boxes = self._proposals(index, size)
-        if not self.reader.annotated:
+        if not self.annotated:
             image, sets, _ = self.pipeline(image, boxes)
             target.update(_proposal_target(sets))
         elif self.task == "segmentation":

@@ -29,6 +29,7 @@ class FolderReader(Reader):
     """
 
     annotated = False
+    upright = True
 
     def __init__(self, root: Path, class_names: list[str]) -> None:
         if not root.is_dir():

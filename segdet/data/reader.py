@@ -29,10 +29,13 @@ class Reader(ABC):
             one; Cityscapes has none).
         category_ids: The format's own id of each object class, which results files are written with.
         annotated: False for plain images, which only prediction can use.
+        upright: Whether images are turned as their EXIF says in any case; else where the size that their annotation
+            states asks for it.
         palette_masks: Whether the format's own mask files have VOC's palette; plain grayscale if not.
     """
 
     annotated: bool = True
+    upright: bool = False
     palette_masks: bool = True
 
     class_names: list[str]

@@ -174,7 +174,7 @@ class CachedProposals(ImageProposals):
                 path, f"cannot be read ({error.strerror})", "put it there or take it out"
             ) from error
         declared = self.reader.declared_size(index)
-        upright = not self.reader.annotated
+        upright = self.reader.upright
         told = json.dumps([path.name, status.st_size, status.st_mtime_ns, declared, upright])
         name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
         return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
