@@ -81,7 +81,7 @@ def sampled(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """Both ends of every range and every value of every choice, in few points, and two random ones."""
     rng = random.Random(0)
     choices = {
-        name: parameter.get("values") or [parameter.get("value", parameter.get("min")), parameter.get("max")]
+        name: _choices(parameter) or [parameter["min"], parameter["max"]]
         for name, parameter in sweep["parameters"].items()
     }
     length = max(map(len, choices.values()))
@@ -91,13 +91,18 @@ def sampled(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     for _ in range(2):
         points.append(
             {
-                name: rng.choice(parameter["values"])
-                if "values" in parameter
+                name: rng.choice(_choices(parameter))
+                if _choices(parameter)
                 else rng.uniform(parameter["min"], parameter["max"])
                 for name, parameter in sweep["parameters"].items()
             }
         )
     return points
+
+
+def _choices(parameter: dict[str, Any]) -> list[Any]:
+    """The values to choose from; none of a range."""
+    return [parameter["value"]] if "value" in parameter else parameter.get("values", [])
 
 
 def command_line(sweep: dict[str, Any], point: dict[str, Any]) -> list[str]:
@@ -118,6 +123,16 @@ def test_a_sweep_is_sound_and_its_metric_is_logged(path: Path) -> None:
     assert sweep["metric"] == {"name": MONITOR[path.stem], "goal": "maximize"}
     assert len([line for line in path.read_text().splitlines() if line.startswith("# ")]) >= 3
     assert f"wandb sweep sweeps/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_hyperband_has_validations_to_stop_a_run_between(path: Path) -> None:
+    sweep = yaml.safe_load(path.read_text())
+    stop, parameters = sweep["early_terminate"], sweep["parameters"]
+    epochs = parameters["trainer.max_epochs"]["value"]
+    validations = epochs // parameters["trainer.check_val_every_n_epoch"]["value"]
+    # It looks at the first `min_iter` values, and at `eta` times as many.
+    assert validations > stop["min_iter"] * stop["eta"]
 
 
 def test_there_is_one_for_each_task() -> None:
@@ -154,7 +169,7 @@ def test_the_command_accepts_every_point(path: Path, monkeypatch: pytest.MonkeyP
         config = yaml.safe_load(out.getvalue())
         for name, value in point.items():
             section, *keys = name.split(".")
-            got = config[section]["init_args"]
+            got = config[section] if section == "trainer" else config[section]["init_args"]
             for key in keys:
                 got = got[key]
             assert got == value and type(got) in (type(value), float), name
