@@ -563,12 +563,31 @@ def _show(arguments: argparse.Namespace) -> int:
     check_output("--output", arguments.output, (".png", ".jpg", ".jpeg"))
     dataset = dataset_from(arguments)
     readers = {split: dataset.open(split) for split in dataset.splits}
-    chosen = _choose(readers, arguments.index, arguments.count, arguments.seed)
-    pictures, titles = [], []
-    for split, index in tqdm(chosen, "drawing", unit=" images", delay=2.0):
-        reader = readers[split]
-        pictures.append(picture_of(reader, dataset.task, index, arguments.cell))
-        titles.append(f"{split} {index}: {reader.image_path(index).name}")
+    candidates = _candidates(readers, arguments.index, arguments.seed)
+    wanted = min(len(candidates), arguments.count) if arguments.index is None else len(candidates)
+    drawn: dict[tuple[str, int], np.ndarray] = {}
+    faults: list[BadSample] = []
+    with tqdm(total=wanted, desc="drawing", unit=" images", delay=2.0) as bar:
+        for split, index in candidates:
+            try:
+                drawn[split, index] = picture_of(readers[split], dataset.task, index, arguments.cell)
+            except BadSample as error:
+                faults.append(error)
+                if arguments.index is not None:
+                    raise
+                continue
+            bar.update()
+            if len(drawn) == wanted:
+                break
+    if not drawn:
+        raise faults[0]
+    for fault in faults:
+        sys.stderr.write(f"segdet: left out: {fault}\n")
+    chosen = list(drawn)
+    if arguments.index is None:
+        chosen.sort(key=lambda sample: (list(readers).index(sample[0]), sample[1]))
+    pictures = [drawn[sample] for sample in chosen]
+    titles = [f"{split} {index}: {readers[split].image_path(index).name}" for split, index in chosen]
     legend = _sheet_legend(readers, chosen, dataset.task)
     total = sum(len(reader) for reader in readers.values())
     heading = f"{dataset.root.name}: {len(chosen)} of {total:,} images ({dataset.task})"
@@ -578,10 +597,10 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(
-    readers: "Mapping[str, Reader]", indices: Sequence[int] | None, count: int, seed: int
+def _candidates(
+    readers: "Mapping[str, Reader]", indices: Sequence[int] | None, seed: int
 ) -> list[tuple[str, int]]:
-    """The samples to draw: those asked for, or ``count`` at random, in the dataset's order."""
+    """The samples to draw: those asked for, or all of them in an order at random, of which the first are taken."""
     if indices is not None:
         split, reader = next(iter(readers.items()))
         for index in indices:
@@ -591,8 +610,7 @@ def _choose(
     everything = [(split, index) for split, reader in readers.items() for index in range(len(reader))]
     if not everything:
         raise UserError(f"the split {', '.join(readers)} holds no image; choose another --split")
-    places = np.random.default_rng(seed).permutation(len(everything))[:count]
-    return [everything[place] for place in sorted(places.tolist())]
+    return [everything[place] for place in np.random.default_rng(seed).permutation(len(everything))]
 
 
 def _sheet_legend(

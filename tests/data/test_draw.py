@@ -208,7 +208,22 @@ def test_mistakes_are_one_line(voc_folder, capsys, arguments, line):
     assert capsys.readouterr().err == f"segdet data show: {line}\n"
 
 
-def test_a_bad_sample_is_one_line(voc_folder, tmp_path, capsys):
+def test_others_stand_in_for_bad_samples_which_are_told(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/a.jpg").unlink()
-    assert main([str(voc_folder), "--output", str(tmp_path / "sheet.png")]) == 2
-    assert "a.jpg: no such file" in capsys.readouterr().err
+    arguments = [str(voc_folder), "--cell", "128", "--output", str(tmp_path / "sheet.png")]
+    for count in ("2", "3"):
+        assert main([*arguments, "--count", count]) == 0
+        assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == 14 + 2 * 142
+    told = capsys.readouterr().err
+    assert "segdet: left out: " in told and "a.jpg: no such file" in told
+
+
+def test_a_bad_sample_that_was_asked_for_is_one_line(voc_folder, tmp_path, capsys):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    arguments = [str(voc_folder), "--split", "train", "--output", str(tmp_path / "sheet.png")]
+    assert main([*arguments, "--index", "1", "0"]) == 2
+    error = capsys.readouterr().err
+    assert "a.jpg: no such file" in error and error.count("\n") == 1
+    (voc_folder / "JPEGImages/b.jpg").unlink()
+    assert main(arguments) == 2
+    assert ".jpg: no such file" in capsys.readouterr().err
