@@ -248,7 +248,7 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
         arguments.format,
         cast("Task | None", arguments.task),
         arguments.split,
-        _class_names(arguments.class_names),
+        _class_names(arguments.class_names, arguments.root),
         arguments.ignore_index,
     )
 
@@ -275,22 +275,15 @@ def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -
         raise UserError(f"{option} {path}: cannot be written ({error.strerror}); give another file") from None
 
 
-def _class_names(given: str | None) -> list[str] | None:
+def _class_names(given: str | None, root: Path) -> list[str] | None:
+    """The names of ``a,b,c``, or in a file with one a line, looked for in ``root`` first."""
+    from segdet.data.reader import checked_names, names_from
+
     if given is None:
         return None
-    path = Path(given)
-    if path.is_file():
-        names = path.read_text(encoding="utf-8").splitlines()
-    elif "/" in given or given.endswith(".txt"):
-        raise UserError(
-            f"--class_names {given}: there is no such file; give a file with a name a line, or a,b,c"
-        )
-    else:
-        names = given.split(",")
-    names = [name.strip() for name in names if name.strip()]
-    if not names:
-        raise UserError(f"--class_names {given}: holds no name; give a,b,c or a file with a name a line")
-    return names
+    if (root / given).is_file() or Path(given).is_file() or "/" in given or given.endswith(".txt"):
+        return names_from(given, root)
+    return checked_names([name.strip() for name in given.split(",") if name.strip()], "--class_names")
 
 
 def run(

@@ -436,7 +436,7 @@ def test_what_nobody_foresaw_is_a_line_too(voc_folder, monkeypatch):
         (["."], ".: holds neither annotations/instances_"),
         (["voc", "--split", "tset"], "tset.txt: no such split list for detection"),
         (["voc", "--workers", "0"], "--workers 0: must be 1 or more"),
-        (["voc", "--class_names", "names.txt"], "--class_names names.txt: there is no such file"),
+        (["voc", "--class_names", "names.txt"], "names.txt: no such file of class names"),
         (["coco", "--ignore_index", "3"], "--ignore_index: only voc folders have one"),
     ],
 )
