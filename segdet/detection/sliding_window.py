@@ -315,13 +315,17 @@ class SlidingWindowDetector(Detector):
         background = wanted == 0
         drawn = torch.rand(wanted.shape, device=wanted.device)
         negatives = drawn.masked_fill(~background, -1.0)
-        parts = [_top(torch.where(wanted > 0, drawn + 1, negatives), self.positive_slots)]
-        hard = self.hard_slots if hardness is not None else 0
+        first = _top(torch.where(wanted > 0, drawn + 1, negatives), self.positive_slots)
+        parts = [first]
+        negatives = negatives.scatter(1, first, -2.0)  # behind the undrawables: nothing is drawn twice
+        total = wanted.shape[1]
+        hard = min(self.hard_slots, total - first.shape[1]) if hardness is not None else 0
         if hardness is not None:
-            hardest = _top(hardness.masked_fill(~background, -1.0), hard)
-            negatives = negatives.scatter(1, hardest, -1.0)
+            hardest = _top(hardness.masked_fill(~background, -1.0).scatter(1, first, -2.0), hard)
+            negatives = negatives.scatter(1, hardest, -2.0)
             parts.append(hardest)
-        parts.append(_top(negatives, self.windows_per_image - self.positive_slots - hard))
+        rest = self.windows_per_image - first.shape[1] - hard
+        parts.append(_top(negatives, min(rest, total - first.shape[1] - hard)))
         return torch.cat(parts, 1)
 
     @torch.no_grad()

@@ -273,6 +273,20 @@ def test_where_there_are_no_positives_negatives_take_their_place() -> None:
     assert set(chosen[1, :3].tolist()) == {0, 1, 2} and (labels[1, 3:6] == -1).all()
 
 
+@pytest.mark.parametrize("mined", [False, True])
+@pytest.mark.parametrize("windows", [5, 12, 13, 60])
+def test_no_window_is_drawn_twice(windows: int, mined: bool) -> None:
+    """Also where negatives stand in for positives, and where there are hardly as many windows as are to be drawn."""
+    model = _model(windows_per_image=12, positives=0.5, hard_negatives=0.25)
+    wanted = torch.zeros(4, windows, dtype=torch.int64)
+    wanted[1, 0], wanted[2, 1:], wanted[3] = 1, -1, 1
+    for _ in range(5):
+        chosen = model.choose(wanted, torch.rand(wanted.shape) if mined else None)
+        assert chosen.shape == (4, min(12, windows))
+        assert all(len(row.unique()) == len(row) for row in chosen)
+        assert 0 in chosen[1, :6] and 0 in chosen[2]
+
+
 @pytest.mark.parametrize("mode", ["crops", "dense"])
 def test_hardness_is_the_present_classifiers_and_leaves_no_trace(mode: Any) -> None:
     model = _lively(_model(mode=mode, dropout=0.5)).train()
