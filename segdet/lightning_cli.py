@@ -544,7 +544,7 @@ class SegdetCLI(LightningCLI):
                 f"segdet: the checkpoint calls the classes {_listed(trained)}, the data {_listed(here)}\n"
             )
         elif (
-            data.reader(subset).annotated
+            data.reader(subset).states_classes
             and data.task != "segmentation"
             and known.category_ids not in ([], found.category_ids)
         ):
@@ -556,7 +556,7 @@ class SegdetCLI(LightningCLI):
     def _written_classes(self) -> Classes:
         """How predictions are to number the classes: as the data at hand, or as those that were trained on."""
         data, subset = self.datamodule, SUBSETS[self.chosen]
-        if self.checkpoint is None or data.reader(subset).annotated:
+        if self.checkpoint is None or data.reader(subset).states_classes:
             return data.classes_of(subset)
         return self.checkpoint.classes
 

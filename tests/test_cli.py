@@ -635,14 +635,43 @@ class TestOnlyTheTestFolder:
         file = folder / "annotations" / "instances_test2017.json"
         document = json.loads(file.read_text())
         del document["annotations"]
+        for category in document["categories"]:
+            category["id"] += 500
         file.rename(file.with_name("image_info_test-dev2017.json")).write_text(json.dumps(document))
         data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test-dev2017"]
         assert main(["predict", f"--ckpt_path={run}", *data]) == 0
         results = json.loads((run / "predictions" / "predictions.json").read_text())
         assert {entry["image_id"] for entry in results} <= {image["id"] for image in document["images"]}
         assert results
+        ids = {category["id"]: category["name"] for category in document["categories"]}
+        assert all(ids[entry["category_id"]] == entry["category"] for entry in results)
+        assert "results are written with the data's ids" in capsys.readouterr().err
         assert main(["test", f"--ckpt_path={run}", *data]) == 2
-        assert "can only be predicted on" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{folder}/annotations/image_info_test-dev2017.json: plain images without annotations" in error
+        for command in ("check", "stats", "show"):
+            assert main(["data", command, str(folder), "--split", "test-dev2017"]) == 2
+            assert "names images alone; `segdet predict` can use them" in capsys.readouterr().err
+
+    def test_an_image_without_annotation_is_upright(self, run: Path, folder: Path) -> None:
+        """As it is in a folder of images; annotated, it lies as its boxes do."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        names = (folder / "ImageSets" / "Main" / "test.txt").read_text().split()
+        for name in names:
+            (path,) = (folder / "JPEGImages").glob(f"{name}.*")
+            path.unlink()
+            Image.new("RGB", (60, 40)).save(path.with_suffix(".jpg"), exif=exif)
+        annotation = folder / "Annotations" / f"{names[1]}.xml"
+        annotation.write_text(re.sub(r"<(width|height)>\d+", r"<\1>0", annotation.read_text()))
+        (folder / "Annotations" / f"{names[0]}.xml").unlink()
+        assert main(["predict", *self.given(run, folder)]) == 0
+        sizes = []
+        for name in names:
+            (picture,) = (folder.parent / "out" / "predictions" / "overlays").rglob(f"{name}.png")
+            with Image.open(picture) as overlay:
+                sizes.append(overlay.size)
+        assert sizes == [(40, 60), (60, 40)]
 
     def test_a_class_that_the_checkpoint_does_not_know(
         self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -164,6 +164,8 @@ def read_experiment(path: Path | str) -> Experiment:
     runs = check.mapping("runs", values["runs"])
     if not runs:
         check.fault("runs", "is empty", "name at least one run")
+    if "{after}" in json.dumps(budget):
+        check.fault("budget", "has '{after}'", "only a run's own overrides can take from another run")
     return Experiment(
         path,
         check.name("name", values.get("name", path.stem)),
@@ -264,12 +266,16 @@ class _Checker:
         configs = self.configs(f"{key}.configs", value["configs"])
         if not configs:
             self.fault(f"{key}.configs", "is empty", "name at least one config file")
-        after = value.get("after", "")
-        if after and after not in names[: names.index(name)]:
+        after, takes = value.get("after"), "{after}" in json.dumps(overrides)
+        if after is not None and after not in names[: names.index(name)]:
             self.fault(f"{key}.after", f"is {after!r}", "it has to be the name of a run above this one")
-        if not after and "{after}" in json.dumps(overrides):
+        if after is None and takes:
             self.fault(key, "takes something from '{after}'", "name the run with the key 'after'")
-        return Run(name, configs, overrides, test, after)
+        if after is not None and not takes:
+            self.fault(
+                f"{key}.after", f"is {after!r}, of which nothing is taken", "write {after} in an override"
+            )
+        return Run(name, configs, overrides, test, after or "")
 
 
 # ------------------------------------------------------------------------------------------- the plan
@@ -328,7 +334,8 @@ def plan(
     """What is to be done for ``experiment``, run by run, judged by what lies in ``runs_dir``.
 
     A run is skipped when its record is finished (and tested), tested when only that is missing, resumed
-    when it was cut off after a checkpoint, else trained from the start.
+    when it was cut off after a checkpoint, else trained from the start. What took from a run that is to be trained
+    has to be trained again behind it.
 
     Args:
         experiment: The experiment.
@@ -338,8 +345,9 @@ def plan(
         rerun: Train anew what was trained with other settings.
 
     Raises:
-        UserError: If ``only`` names no run or one that waits for another which is neither finished nor named, an
-            override is no ``KEY=VALUE``, or a run was trained with other settings and ``rerun`` is not given.
+        UserError: If ``only`` names no run or one that takes from another which is neither finished nor named, or an
+            override is no ``KEY=VALUE``; without ``rerun`` also if a run was trained with other settings, or took from
+            one that is to be trained now.
     """
     names = [run.name for run in experiment.runs]
     for name in only:
@@ -350,47 +358,74 @@ def plan(
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.-]*=", override):
             raise UserError(f"--overrides: '{override}' is no KEY=VALUE, such as trainer.max_epochs=1")
-    jobs = [
-        _judged(_job(experiment, run, seed, runs_dir, overrides), experiment, rerun)
-        for run in experiment.runs
-        for seed in experiment.seeds
-        if not only or run.name in only
-    ]
+    jobs: list[Job] = []
+    known: dict[Path, Job] = {}
+    trained: set[Path] = set()
+    for run in experiment.runs:
+        for seed in experiment.seeds:
+            job = _job(experiment, run, seed, runs_dir, overrides, known)
+            known[job.folder] = job
+            if only and run.name not in only:
+                continue
+            job = _judged(job, experiment, rerun)
+            if job.after in trained and job.action != "train":
+                if job.action != "resume" and not rerun:
+                    raise UserError(
+                        f"{experiment.path}: {job.folder} took from {job.after}, which is to be trained anew; pass "
+                        "--rerun to train it anew as well"
+                    )
+                job = replace(job, action="train")
+            if job.action in ("train", "resume"):
+                trained.add(job.folder)
+            jobs.append(job)
     planned = {job.folder for job in jobs}
     for job in jobs:
-        if (
-            job.after
-            and job.action in ("train", "resume")
-            and job.after not in planned
-            and not _finished(job.after)
-        ):
+        if job.after is None or job.after in planned or job.action not in ("train", "resume"):
+            continue
+        if not _finished(job.after):
             raise UserError(
                 f"--only: {job.name} takes from {job.after.name}, which is not finished; name it as well"
+            )
+        if difference := _difference(known[job.after]):
+            raise UserError(
+                f"--only: {job.name} takes from {job.after.name}, which was trained with other settings "
+                f"({difference}); name it as well, with --rerun"
             )
     return jobs
 
 
-def _job(experiment: Experiment, run: Run, seed: int, runs_dir: Path, overrides: Sequence[str]) -> Job:
-    def folder_of(name: str) -> Path:
-        return runs_dir / experiment.name / (name if seed == 0 else f"{name}-seed{seed}")
-
-    folder, after = folder_of(run.name), folder_of(run.after) if run.after else None
+def _job(
+    experiment: Experiment,
+    run: Run,
+    seed: int,
+    runs_dir: Path,
+    overrides: Sequence[str],
+    known: Mapping[Path, Job],
+) -> Job:
+    """The job of a run with one seed; ``known`` has those of the runs above it, by folder."""
+    folder = _folder(experiment, run.name, seed, runs_dir)
+    after = _folder(experiment, run.after, seed, runs_dir) if run.after else None
     configs = [*run.configs, *experiment.data]
-    given = [_argument(k, v) for k, v in run.overrides.items()]
-    if after is not None:
-        given = [argument.replace("{after}", str(after)) for argument in given]
-    given += [_argument(k, v) for k, v in experiment.budget.items()]
-    given += [f"--{override}" for override in overrides]
+    shared = [_argument(k, v) for k, v in experiment.budget.items()] + [f"--{each}" for each in overrides]
+    given = [_argument(k, _filled(v, after)) for k, v in run.overrides.items()] + shared
     common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
     fit = ["fit", *common, f"--run_dir={folder}", *given]
     # The checkpoint knows its model and data, not the trainer's device and precision.
     test = ["test", *common, f"--ckpt_path={folder}/checkpoints/best.ckpt", *given]
     settings = {config: _digest(Path(config)) for config in configs}
     settings["seed"] = str(seed)
-    for argument in given:
+    # As the file has them: where the runs lie makes no difference, what the other run was trained with does.
+    for argument in [_argument(k, v) for k, v in run.overrides.items()] + shared:
         key, _, value = argument.removeprefix("--").partition("=")
         settings[f"--{key}"] = value
+    if after is not None:
+        told = json.dumps(known[after].settings, sort_keys=True).encode()
+        settings["after"] = f"{run.after} {hashlib.sha256(told).hexdigest()[:16]}"
     return Job(folder, tuple(fit), tuple(test) if run.test else None, settings, after=after)
+
+
+def _folder(experiment: Experiment, name: str, seed: int, runs_dir: Path) -> Path:
+    return runs_dir / experiment.name / (name if seed == 0 else f"{name}-seed{seed}")
 
 
 def _digest(config: Path) -> str:
@@ -399,6 +434,15 @@ def _digest(config: Path) -> str:
     with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run itself will say what is wrong
         content = json.dumps(yaml.load(content, _Loader), sort_keys=True, default=str).encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _filled(value: Any, after: Path | None) -> Any:
+    """``value`` with the folder of the run that it takes from in the place of ``{after}``."""
+    if isinstance(value, dict):
+        return {key: _filled(each, after) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, after) for each in value]
+    return value.replace("{after}", str(after)) if isinstance(value, str) and after else value
 
 
 def _argument(key: str, value: Any) -> str:
@@ -482,8 +526,8 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
     lanes = Lanes(experiment.at_once) if experiment.at_once > 1 else None
 
     def do(number: int, job: Job, *steps: Callable[[Job, str, Lanes | None], str | None]) -> None:
-        if job.after in trained:
-            trained[job.after].wait()  # it stands above, so that it is at work by now
+        if job.after in trained and job.action in ("train", "resume"):
+            trained[job.after].wait()  # it was begun before
         start = time.monotonic()
         title = f"[{number}/{len(jobs)}] {job.name}"
         try:
@@ -510,7 +554,9 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
                 for number, job in numbered:
                     do(number, job, _fit, _test)
             else:
-                lanes.run([functools.partial(do, number, job, _fit) for number, job in numbered])
+                # Those that take from others at last: a lane that waits does nothing.
+                ordered = sorted(numbered, key=lambda each: _depth(each[1], jobs))
+                lanes.run([functools.partial(do, number, job, _fit) for number, job in ordered])
                 # One at a time and with all cores, for a test also measures what an image costs.
                 lanes = None
                 for number, job in numbered:
@@ -523,6 +569,12 @@ def bench(experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> int:
     _say("\n".join([f"{experiment.name}:", *lines]))
     failed = any(fault is not None for fault in faults.values())
     return max(_report(experiment, runs_dir), int(failed))
+
+
+def _depth(job: Job, jobs: Sequence[Job]) -> int:
+    """How many jobs have to be done before, one after the other."""
+    before = [other for other in jobs if other.folder == job.after]
+    return 1 + _depth(before[0], jobs) if before else 0
 
 
 def _ended(job: Job, fault: str | None, seconds: float) -> str:
@@ -646,8 +698,10 @@ def _report(experiment: Experiment, runs_dir: Path) -> int:
     Returns:
         The exit status: 0 also where there is no run yet to tabulate.
     """
-    jobs = [_job(experiment, run, seed, runs_dir, ()) for run in experiment.runs for seed in experiment.seeds]
-    folders = [str(job.folder) for job in jobs if (job.folder / RECORD_NAME).exists()]
+    places = [
+        _folder(experiment, run.name, seed, runs_dir) for run in experiment.runs for seed in experiment.seeds
+    ]
+    folders = [str(place) for place in places if (place / RECORD_NAME).exists()]
     path = runs_dir / experiment.name / "table.md"
     if not folders:
         return 0

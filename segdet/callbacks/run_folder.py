@@ -41,6 +41,7 @@ from segdet.callbacks.overhead import without_idle_hooks
 from segdet.callbacks.progress import read_losses
 from segdet.callbacks.provenance import now, provenance
 from segdet.cost import measure_cost, peak_memory_mb
+from segdet.data.cache import file_sizes
 from segdet.data.datamodule import Classes, DataModule
 from segdet.errors import UserError
 from segdet.record import RECORD_NAME, Cost, Record, Status
@@ -447,7 +448,9 @@ class RunFolder(pl.Callback):
                 peak_memory_mb=peak_memory_mb(pl_module.device)
                 if self.peak_memory is None
                 else self.peak_memory,
-                disk_mb=_disk_mb(self.folder, getattr(trainer, "datamodule", None)) if trained else None,
+                disk_mb=_disk_mb(self.folder, getattr(trainer, "datamodule", None))
+                if status == "finished" and trained
+                else None,
             ),
             epochs=trainer.current_epoch if trained else 0,
             steps=trainer.global_step if trained else 0,
@@ -481,11 +484,12 @@ def _first_provenance(folder: Path) -> dict[str, Any]:
 
 def _disk_mb(folder: Path, data: Any) -> float:
     """What a run keeps in its folder, Weights & Biases' files aside, and with its data: in megabytes."""
-    files = [
+    files = {
         file for name in CONTENTS if name != "wandb" for file in (folder / name, *(folder / name).rglob("*"))
-    ]
-    kept = sum(file.lstat().st_size for file in files if file.is_file())
-    return round((kept + (data.kept_bytes() if isinstance(data, DataModule) else 0)) / 1e6, 2)
+    }
+    if isinstance(data, DataModule):
+        files |= data.kept_files()
+    return round(file_sizes(files) / 1e6, 2)
 
 
 def recorded_fingerprint(folder: Path) -> str:

@@ -5,8 +5,10 @@ what: see `key_of` and `files_key`). Nothing there is precious: what is missing,
 computed again, and the whole folder may be removed at any time.
 """
 
+import contextlib
 import hashlib
 import os
+import stat
 import sys
 import uuid
 import zipfile
@@ -26,6 +28,16 @@ def cache_folder() -> Path:
     """``$SEGDET_CACHE``, or the platform's folder for caches of a user (``~/.cache/segdet`` on Linux)."""
     named = os.environ.get(VARIABLE)
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("segdet", appauthor=False))
+
+
+def file_sizes(files: Iterable[Path]) -> int:
+    """The bytes of those of ``files`` that are there; links and folders have none."""
+    total = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            status = file.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def key_of(*parts: object) -> str:

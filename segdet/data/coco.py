@@ -41,8 +41,8 @@ class COCOReader(Reader):
         task: What the annotations are for; the outlines are kept in memory for segmentation only.
         annotation_file: Another file, looked for in ``root`` first.
         image_folder: Where the images are, looked for in ``root`` first. By default the first of
-            ``<split>/``, ``images/<split>/``, ``images/``, the root and the annotation's own folder that
-            has the first image.
+            ``<split>/`` (of ``test-dev2017`` also ``test2017/``), ``images/<split>/``, ``images/``, the root and the
+            annotation's own folder that has the first image.
         class_names: Categories to use, in this order, or a text file with one on each line (looked for in ``root``
             first); objects of others are left out.
         masks: Whether objects come with their masks.

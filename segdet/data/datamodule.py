@@ -142,7 +142,7 @@ class DataModule(L.LightningDataModule):
         self.known: Classes | None = None
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
-        self._datasets: dict[str, TaskDataset] = {}
+        self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
 
     @abstractmethod
     def open_reader(self, subset: Subset) -> Reader:
@@ -189,16 +189,17 @@ class DataModule(L.LightningDataModule):
 
     def dataset(self, subset: Subset) -> TaskDataset:
         """The samples of a subset."""
-        if subset not in self._datasets:
-            self._datasets[subset] = TaskDataset(
+        key = (subset, annotated := not self._predicting)
+        if key not in self._datasets:
+            self._datasets[key] = TaskDataset(
                 self.reader(subset), self.task, self.recipe, subset == "train", self.on_bad_sample, self.seed,
-                self.dominance, annotated=not self._predicting,
+                self.dominance, annotated,
             )  # fmt: skip
             if subset == "train" and self.limit_train is not None:
-                dataset = self._datasets[subset]
+                dataset = self._datasets[key]
                 dataset.indices = dataset.indices[: self.limit_train]
-            self._add_proposals(self._datasets[subset])
-        return self._datasets[subset]
+            self._add_proposals(self._datasets[key])
+        return self._datasets[key]
 
     @property
     def _predicting(self) -> bool:
@@ -226,30 +227,39 @@ class DataModule(L.LightningDataModule):
         if dataset.proposals.bad and self.on_bad_sample == "raise":
             raise dataset.proposals.bad[0]
 
-    def kept_bytes(self) -> int:
+    def kept_files(self) -> set[Path]:
         """What the subsets that were opened keep on disk beside the data itself: their proposals."""
         opened = self._datasets.values()
-        return sum(each.proposals.size(each.indices) for each in opened if each.proposals is not None)
+        return {file for each in opened if each.proposals is not None for file in each.proposals.files()}
 
     def prepare_data(self) -> None:
         """Computes the proposals that the stage needs, in one process of each machine; the others find them done."""
         if self.proposals is not None and self.trainer is not None:
-            for subset in _NEEDED.get(str(getattr(self.trainer.state.fn, "value", None)), ("test",)):
+            stage = str(getattr(self.trainer.state.fn, "value", None))
+            self._check_annotated(stage)
+            for subset in _NEEDED.get(stage, ("test",)):
                 self.dataset(subset)
 
     def setup(self, stage: str) -> None:
         """Opens what a stage reads, so that a missing folder stops the run before anything is built."""
+        self._check_annotated(stage)
         for subset in _NEEDED.get(stage, ()):
-            if not self.reader(subset).annotated:
-                raise UserError(
-                    f"{self.root}: plain images without annotations can only be predicted on, not used to {stage}"
-                )
             self.dataset(subset)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
             sys.stderr.write(
                 "segdet: no --data.test is given, so what is tested is the validation split, by which the best "
                 "checkpoint was chosen\n"
             )
+
+    def _check_annotated(self, stage: str) -> None:
+        """Raises `UserError` where ``stage`` needs annotations and a subset has none."""
+        for subset in _NEEDED.get(stage, ()):
+            reader = self.reader(subset)
+            if not reader.annotated:
+                where = next(iter(reader.annotation_paths(0, self.task)), self.root)
+                raise UserError(
+                    f"{where}: plain images without annotations can only be predicted on, not used to {stage}"
+                )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("train")

@@ -127,7 +127,7 @@ class TaskDataset(Dataset[Sample]):
     def _sample(self, draw: Draw) -> Sample:
         index = int(self.indices[draw.index])
         path = self.reader.image_path(index)
-        image = read_image(path, self.reader.declared_size(index), upright=self.reader.upright)
+        image = read_image(path, self.reader.declared_size(index), upright=self.reader.upright(index))
         size = (image.shape[0], image.shape[1])
         seed = _seed_of(self.seed, draw.epoch, index) if self.training else None
         original: Target | None = None

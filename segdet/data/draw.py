@@ -43,6 +43,7 @@ _BOX_COLOURS: tuple[Colour, ...] = (
 _INK = (34, 38, 46)
 _FAINT = (112, 118, 130)
 _PAPER = (255, 255, 255)
+_FAULTS_TOLD = 5
 _BACKGROUND_NAMES = ("background", "__background__", "_background_")
 
 
@@ -581,8 +582,11 @@ def _show(arguments: argparse.Namespace) -> int:
                 break
     if not drawn:
         raise faults[0]
-    for fault in faults:
+    for fault in faults[:_FAULTS_TOLD]:
         sys.stderr.write(f"segdet: left out: {fault}\n")
+    if len(faults) > _FAULTS_TOLD:
+        more = f"and {len(faults) - _FAULTS_TOLD:,} more; `segdet data check {arguments.root}` lists all"
+        sys.stderr.write(f"segdet: {more}\n")
     chosen = list(drawn)
     if arguments.index is None:
         chosen.sort(key=lambda sample: (list(readers).index(sample[0]), sample[1]))

@@ -29,7 +29,7 @@ class FolderReader(Reader):
     """
 
     annotated = False
-    upright = True
+    states_classes = False
 
     def __init__(self, root: Path, class_names: list[str]) -> None:
         if not root.is_dir():
@@ -53,6 +53,9 @@ class FolderReader(Reader):
 
     def image_path(self, index: int) -> Path:
         return self.paths[index]
+
+    def upright(self, index: int) -> bool:
+        return True
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
         return None

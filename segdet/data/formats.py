@@ -165,7 +165,12 @@ class Dataset:
         if self.format == "coco":
             from segdet.data.coco import COCOReader
 
-            return COCOReader(self.root, split, self.task, class_names=self.class_names)
+            reader = COCOReader(self.root, split, self.task, class_names=self.class_names)
+            if not reader.annotated:
+                raise UserError(
+                    f"{reader.annotation_file}: names images alone; `segdet predict` can use them"
+                )
+            return reader
         from segdet.data.cityscapes import CityscapesReader
 
         return CityscapesReader(self.root, split, self.task)

@@ -6,10 +6,12 @@ Like `segdet.data.reader.Reader` this is an interface only; `segdet.proposals` h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from segdet.data.reader import Reader
@@ -33,9 +35,9 @@ class ImageProposals(ABC):
             BadSample: If the image cannot be read.
         """
 
-    def size(self, indices: Sequence[int] | np.ndarray) -> int:
-        """The bytes that the proposals of these images take on disk, if they were put there for them."""
-        return 0
+    def files(self) -> Collection[Path]:
+        """The files that the proposals of the images that were asked for are kept in, if they were made for them."""
+        return ()
 
 
 class ProposalSource(ABC):

@@ -29,13 +29,12 @@ class Reader(ABC):
             one; Cityscapes has none).
         category_ids: The format's own id of each object class, which results files are written with.
         annotated: False for plain images, which only prediction can use.
-        upright: Whether images are turned as their EXIF says in any case; else where the size that their annotation
-            states asks for it.
+        states_classes: Whether the classes and their ids are the dataset's own; else they are those of the network.
         palette_masks: Whether the format's own mask files have VOC's palette; plain grayscale if not.
     """
 
     annotated: bool = True
-    upright: bool = False
+    states_classes: bool = True
     palette_masks: bool = True
 
     class_names: list[str]
@@ -54,6 +53,10 @@ class Reader(ABC):
     @abstractmethod
     def image_path(self, index: int) -> Path:
         """The file of image ``index``."""
+
+    def upright(self, index: int) -> bool:
+        """Whether the image is turned as its EXIF says in any case, since no annotation states its size."""
+        return False
 
     def image_id(self, index: int) -> int:
         """The id of image ``index`` in results files: its position counted from 1, unless the format has ids."""

@@ -122,6 +122,10 @@ class VOCReader(Reader):
             self._images[folder] = _files_by_stem(folder / "JPEGImages")
         return folder / "JPEGImages" / self._images[folder].get(name, f"{name}.jpg")
 
+    def upright(self, index: int) -> bool:
+        """Whether the image has no annotation, as one that is to be predicted on may have none."""
+        return not self.annotation_paths(index, self.task)[0].is_file()
+
     def declared_size(self, index: int) -> tuple[int, int] | None:
         """``(height, width)`` from the XML file; None where that is missing, broken or says 0."""
         path = self._xml_path(index)

@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -75,6 +75,7 @@ class CachedProposals(ImageProposals):
         self.folder = folder or cache_folder() / "proposals" / f"{type(proposer).__name__}-{proposer.key}"
         self.bad: list[BadSample] = []
         self.computed = 0
+        self._files: set[Path] = set()
 
     def boxes(self, index: int) -> np.ndarray:
         return self.scored(index)[0]
@@ -91,12 +92,8 @@ class CachedProposals(ImageProposals):
             rows = _do(job, self.proposer)
         return rows[:, :4], rows[:, 4]
 
-    def size(self, indices: Sequence[int] | np.ndarray) -> int:
-        total = 0
-        for index in indices:
-            with contextlib.suppress(OSError, BadSample):
-                total += self._job(int(index)).file.stat().st_size
-        return total
+    def files(self) -> Collection[Path]:
+        return self._files
 
     def compute(self, indices: Sequence[int] | np.ndarray, workers: int | None = None) -> None:
         """Computes what is not there yet, and lists in ``bad`` the images that cannot be read.
@@ -115,6 +112,7 @@ class CachedProposals(ImageProposals):
             except BadSample as error:
                 self.bad.append(error)
                 continue
+            self._files.add(job.file)
             if not _whole(job.file):
                 jobs.append(job)
         if not jobs:
@@ -174,7 +172,7 @@ class CachedProposals(ImageProposals):
                 path, f"cannot be read ({error.strerror})", "put it there or take it out"
             ) from error
         declared = self.reader.declared_size(index)
-        upright = self.reader.upright
+        upright = self.reader.upright(index)
         told = json.dumps([path.name, status.st_size, status.st_mtime_ns, declared, upright])
         name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
         return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
@@ -188,6 +186,9 @@ def _start(proposer: Proposer) -> None:
     global _proposer
     _proposer = proposer
     cv2.setNumThreads(0)
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # of torch, which a proposer may load from now on: there is a process a core
+    )
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

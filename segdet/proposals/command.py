@@ -135,6 +135,7 @@ def _score(
     """The scores of one proposer over all splits; what there is to tell besides goes into ``notes``."""
     import numpy as np
 
+    from segdet.data.cache import file_sizes
     from segdet.errors import BadSample
     from segdet.metrics.proposals import ProposalScores
     from segdet.proposals.cache import CachedProposals
@@ -152,7 +153,7 @@ def _score(
         if isinstance(proposals, CachedProposals):
             seconds += time.perf_counter() - start
             computed += proposals.computed
-            size += proposals.size(indices)
+            size += file_sizes(proposals.files())
             folder = proposals.folder
         for index in indices:
             try:

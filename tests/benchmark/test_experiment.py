@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -361,11 +362,69 @@ def test_without_what_it_takes_from_a_run_is_not_begun(
     assert main(["experiments/turn.yaml", "--only", "ssd"]) == 0
 
 
+def test_what_took_from_a_run_that_has_changed_is_trained_anew(folder: Path, command: Command) -> None:
+    _in_turn()
+    assert main(["experiments/turn.yaml"]) == 0
+    with pytest.raises(UserError, match=r"other settings|to be trained anew"):
+        main(["experiments/turn.yaml", "--overrides", "model.width=1"])
+    # Its own settings are the same; those of what it takes from are not.
+    _in_turn("overrides: {model.width: 1}")
+    for only in ([], ["--only", "ssd"]):
+        with pytest.raises(UserError, match="other settings"):
+            main(["experiments/turn.yaml", *only])
+    command.calls.clear()
+    assert main(["experiments/turn.yaml", "--rerun"]) == 0
+    assert len([call for call in command.calls if call.startswith("fit")]) == 4
+    # What it took from is gone.
+    shutil.rmtree("runs/turn/fcn")
+    with pytest.raises(
+        UserError, match="ssd took from runs/turn/fcn, which is to be trained anew; pass --rerun"
+    ):
+        main(["experiments/turn.yaml"])
+    command.calls.clear()
+    assert main(["experiments/turn.yaml", "--rerun"]) == 0
+    fits = [call.split("--run_dir=")[1].split()[0] for call in command.calls if call.startswith("fit")]
+    assert fits == ["runs/turn/fcn", "runs/turn/ssd"]
+
+
+def test_where_runs_lie_makes_no_difference(folder: Path, command: Command) -> None:
+    _in_turn()
+    assert main(["experiments/turn.yaml"]) == 0
+    command.calls.clear()
+    assert main(["experiments/turn.yaml", "--runs_dir", str(Path("runs").resolve())]) == 0
+    assert command.calls == []
+    Path('a "b').mkdir()
+    assert main(["experiments/turn.yaml", "--runs_dir", 'a "b']) == 0
+    given = next(call for call in command.calls if "ssd" in call).split("--model.weights=")[1]
+    assert json.loads(given) == {"a": 'a "b/turn/fcn'}
+
+
+def test_a_run_that_waits_takes_no_lane(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lanes: the one that is free does the last run, and not the one that has to wait for the first."""
+    begun: list[str] = []
+
+    def slow(arguments: list[str], log: Path, mode: str, *beside: object) -> int:
+        if arguments[0] == "fit":
+            begun.append(command.folder(arguments).name)
+            time.sleep(0.3)
+        return command(arguments, log, mode, *beside)
+
+    monkeypatch.setattr(module, "_launch", slow)
+    _in_turn()
+    text = Path("experiments/turn.yaml").read_text().replace("seeds: [0, 1]", "seeds: [0]")
+    Path("experiments/turn.yaml").write_text(text + "  last: {configs: configs/data.yaml, test: false}\n")
+    assert main(["experiments/turn.yaml"]) == 0
+    assert begun.index("ssd") == 2
+
+
 @pytest.mark.parametrize(
     ("ssd", "message"),
     [
         ("after: ssd", "runs.ssd.after is 'ssd'; it has to be the name of a run above this one"),
         ("after: [fcn]", "runs.ssd.after is ['fcn']; it has to be"),
+        ("after: false", "runs.ssd.after is False; it has to be"),
         ("test: true", "runs.ssd takes something from '{after}'; name the run with the key 'after'"),
     ],
 )
@@ -376,6 +435,18 @@ def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         read_experiment("experiments/turn.yaml")
     assert message in str(error.value)
+
+
+def test_what_is_taken_is_said_where_it_is_taken(folder: Path) -> None:
+    _in_turn()
+    path = Path("experiments/turn.yaml")
+    text = path.read_text()
+    path.write_text(text.replace('"{after}"', "1"))
+    with pytest.raises(UserError, match=r"of which nothing is taken; write \{after\} in an override"):
+        read_experiment(path)
+    path.write_text('budget: {model.a: "{after}"}\n' + text)
+    with pytest.raises(UserError, match=r"budget has '\{after\}'"):
+        read_experiment(path)
 
 
 def test_wrong_arguments_are_one_line(folder: Path) -> None:

@@ -218,6 +218,15 @@ def test_others_stand_in_for_bad_samples_which_are_told(voc_folder, tmp_path, ca
     assert "segdet: left out: " in told and "a.jpg: no such file" in told
 
 
+def test_of_many_bad_samples_a_few_are_told(voc_folder, tmp_path, capsys):
+    names = [f"missing{number}" for number in range(9)]
+    split = voc_folder / "ImageSets/Main/train.txt"
+    split.write_text(split.read_text() + "\n".join(names) + "\n")
+    assert main([str(voc_folder), "--task", "detection", "--output", str(tmp_path / "sheet.png")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6 and lines[-1].startswith("segdet: and 4 more; ")
+
+
 def test_a_bad_sample_that_was_asked_for_is_one_line(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     arguments = [str(voc_folder), "--split", "train", "--output", str(tmp_path / "sheet.png")]
