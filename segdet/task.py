@@ -79,11 +79,14 @@ class Task(L.LightningModule):
         monitor_mode: ``max`` or ``min``.
         step_losses: The losses of the last training step, on the device, for those who log them.
         counted: The module of which one forward of one sample is a network pass; for the cost of an image.
+        enlarged: By what height and width of the images at hand were multiplied since the data gave them, in training
+            at several scales or in a view of test-time augmentation.
     """
 
     task: ClassVar[str]
     monitor: ClassVar[str]
     monitor_mode: ClassVar[str] = "max"
+    enlarged: tuple[float, float] = (1.0, 1.0)
 
     def __init__(
         self,
@@ -207,6 +210,7 @@ class Task(L.LightningModule):
         images, targets, sizes = self._scaled(
             self.normalize(batch.images, batch.sizes), batch.targets, batch.sizes
         )
+        self.enlarged = images.shape[2] / batch.images.shape[2], images.shape[3] / batch.images.shape[3]
         try:
             losses = self.padded_losses(images, targets, sizes)
         except ValueError as error:
@@ -217,6 +221,8 @@ class Task(L.LightningModule):
                 "on the way, and a BatchNorm layer cannot learn from a single one; give a larger --data.batch_size or "
                 "larger images"
             ) from error
+        finally:
+            self.enlarged = 1.0, 1.0
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         return total

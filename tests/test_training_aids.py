@@ -184,13 +184,14 @@ def test_batches_come_in_several_sizes(shapes: Path, tmp_path: Path, monkeypatch
 
     def noting(images: Tensor, targets: Any) -> dict[str, Tensor]:
         sizes.append(images.shape[3])
+        assert model.enlarged == (images.shape[2] / 64, images.shape[3] / 64)
         assert max(float(t["boxes"].amax()) for t in targets if len(t["boxes"])) > 0.5 * images.shape[3]
         return losses(images, targets)
 
     monkeypatch.setattr(model, "losses", noting)
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     trainer(tmp_path, max_epochs=4).fit(model, data(shapes))
-    assert set(sizes) == {32, 96}
+    assert set(sizes) == {32, 96} and model.enlarged == (1.0, 1.0)
     assert sizes[::2] == sizes[1::2]
 
 

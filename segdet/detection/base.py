@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,20 +76,25 @@ class Detector(Task):
         if not self.tta_flip and self.tta_scales == [1.0]:
             found: list[Prediction] = self.predict(images, *beside)
             return found
-        size = (images.shape[2], images.shape[3])
-        views: list[list[Prediction]] = []
-        for scale in self.tta_scales:
-            scaled = images
-            if scale != 1:
-                new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
-                scaled = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
-            there = (scaled.shape[2], scaled.shape[3])
-            plain = self.predict(scaled, *self.seen_beside(beside, size, there, False))
-            views.append([_resized(each, there, size) for each in plain])
-            if self.tta_flip:
-                mirrored = self.predict(scaled.flip(3), *self.seen_beside(beside, size, there, True))
-                views.append([_mirrored(_resized(each, there, size), size[1]) for each in mirrored])
+        try:
+            views = [view for scale in self.tta_scales for view in self._views(images, scale, *beside)]
+        finally:
+            self.enlarged = 1.0, 1.0
         return [self._merged(of_image) for of_image in zip(*views, strict=True)]
+
+    def _views(self, images: Tensor, scale: float, *beside: Any) -> Iterator[list[Prediction]]:
+        """What is found in images at a scale, and in their mirror images: in pixels of the images given."""
+        size = (images.shape[2], images.shape[3])
+        if scale != 1:
+            new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
+            images = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
+        there = (images.shape[2], images.shape[3])
+        self.enlarged = there[0] / size[0], there[1] / size[1]
+        plain = self.predict(images, *self.seen_beside(beside, size, there, False))
+        yield [_resized(each, there, size) for each in plain]
+        if self.tta_flip:
+            mirrored = self.predict(images.flip(3), *self.seen_beside(beside, size, there, True))
+            yield [_mirrored(_resized(each, there, size), size[1]) for each in mirrored]
 
     def _merged(self, views: Sequence[Prediction]) -> Prediction:
         """What several views of one image found, as one."""

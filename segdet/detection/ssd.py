@@ -179,7 +179,11 @@ class DefaultBoxDetector(Detector):
         yield detections_stage(final)
 
     def _anchors(self, images: Tensor, maps: list[Tensor]) -> Tensor:
-        """The default boxes of the batch's size, ``[A, 4]``: the same for all its images, and computed once."""
+        """The default boxes of the batch's size, ``[A, 4]``: the same for all its images, and computed once.
+
+        They are shares of the images as the data gave them. Where these were enlarged since, boxes stay as large as
+        they were: what a box of a map sees is a number of pixels, too.
+        """
         size = (images.shape[2], images.shape[3])
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
 
@@ -187,9 +191,13 @@ class DefaultBoxDetector(Detector):
             # In float32 whatever the maps are in: bfloat16 would move the boxes by most of a pixel.
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
             boxes: Tensor = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
-            return boxes
+            if self.enlarged == (1.0, 1.0):
+                return boxes
+            centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            half = sides / sides.new_tensor([2 * self.enlarged[1], 2 * self.enlarged[0]])
+            return torch.cat([centres - half, centres + half], 1)
 
-        return self._computed.get((size, grids, images.device), compute)
+        return self._computed.get((size, grids, images.device, self.enlarged), compute)
 
 
 class SSD(DefaultBoxDetector):

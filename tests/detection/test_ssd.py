@@ -235,3 +235,31 @@ def test_without_the_box_regression_it_does_not(monkeypatch: pytest.MonkeyPatch)
     model = _small()
     monkeypatch.setattr(model.coder, "decode", lambda offsets, anchors: anchors.expand_as(offsets))
     assert _overfit(model) < 0.95
+
+
+def test_default_boxes_keep_their_pixels_in_enlarged_images() -> None:
+    """A cell's features see a number of pixels; boxes that grew with the image would be off by as much."""
+    ours = SSD(["a"], backbone="resnet10t", width=32).eval()
+    seen: list[Tensor] = []
+    answer = ours._answer
+
+    def noting(images: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        out = answer(images, maps)
+        seen.append(out[2])
+        return out
+
+    ours._answer = noting  # type: ignore[method-assign]
+    images = torch.zeros(1, 3, 128, 192)
+    ours.predict(images)
+    ours.tta_scales = [1.0, 0.5, 2.0]
+    ours._augmented(images)
+    plain, same, half, twice = seen
+    assert torch.equal(plain, same) and ours.enlarged == (1.0, 1.0)
+    shapes = {tuple(side) for side in (plain[:, 2:] - plain[:, :2]).round(decimals=2).tolist()}
+    for boxes, size in ((half, (96, 64)), (twice, (384, 256))):
+        assert {tuple(s) for s in (boxes[:, 2:] - boxes[:, :2]).round(decimals=2).tolist()} == shapes
+        centres = (boxes[:, 2:] + boxes[:, :2]) / 2
+        assert (centres > 0).all() and (centres < torch.tensor(size)).all()
+        assert centres.amax() > 0.9 * size[0]
+    ours.predict(images)
+    assert torch.equal(seen[-1], plain)
