@@ -23,6 +23,7 @@ from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import load_weights
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
 from segdet.nn.kept import Kept
+from segdet.nn.upsampling import enlarged
 from segdet.task import Stage
 
 
@@ -241,7 +242,7 @@ class SSD(DefaultBoxDetector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        channels = list(self.backbone.channels)
+        channels, self.strides = list(self.backbone.channels), list(self.backbone.strides)
         self.laterals = nn.ModuleList()
         self.smooth = nn.ModuleList()
         if top_down:
@@ -254,6 +255,7 @@ class SSD(DefaultBoxDetector):
                 nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2))
             )
             channels.append(width)
+            self.strides.append(2 * self.strides[-1])
         maps = len(channels)
         if scales is None:
             scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
@@ -266,7 +268,8 @@ class SSD(DefaultBoxDetector):
                 f"model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
             )
         aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
-        self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales)
+        # Told, and not guessed from image and map: a map's last cell may lie beyond the image.
+        self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales, steps=self.strides)
         self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -274,7 +277,8 @@ class SSD(DefaultBoxDetector):
         if self.laterals:
             maps = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
             for i in range(len(maps) - 2, -1, -1):
-                maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
+                size, factor = (maps[i].shape[2], maps[i].shape[3]), self.strides[i + 1] // self.strides[i]
+                maps[i] = maps[i] + enlarged(maps[i + 1], size, factor, "nearest")
             maps = [smooth(features) for smooth, features in zip(self.smooth, maps, strict=True)]
         for extra in self.extras:
             maps.append(extra(maps[-1]))

@@ -171,6 +171,26 @@ def bilinear_kernel(side: int) -> Tensor:
     return tent[:, None] * tent
 
 
+def enlarged(
+    features: Tensor, size: tuple[int, int], factor: int, mode: Literal["nearest", "bilinear"] = "bilinear"
+) -> Tensor:
+    """A coarse map ``[B, C, h, w]`` in the place of the finer one of ``size`` that it lies beside: ``[B, C, *size]``.
+
+    Each pixel becomes ``factor`` of them in both directions, as the coarse map's stride has it, and what then lies
+    beyond is cut off. Where the coarse side was rounded down, the last row and column go on.
+
+    Args:
+        features: The coarse map.
+        size: ``(height, width)`` of the fine one.
+        factor: The coarse map's stride in pixels of the fine one.
+        mode: Between the pixels' centres, or not.
+    """
+    align = {} if mode == "nearest" else {"align_corners": False}
+    large = F.interpolate(features, scale_factor=float(factor), mode=mode, **align)[..., : size[0], : size[1]]
+    down, right = size[0] - large.shape[2], size[1] - large.shape[3]
+    return F.pad(large, (0, right, 0, down), mode="replicate") if down or right else large
+
+
 def upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
     """An upsampler by its name.
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.data.sample import Target
 from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.upsampling import enlarged
 from segdet.segmentation.base import Segmenter
 from segdet.task import Stage
 
@@ -73,7 +73,7 @@ class FCN(Segmenter):
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``."""
-        return F.interpolate(self(images), images.shape[-2:], mode="bilinear", align_corners=False)
+        return enlarged(self(images), (images.shape[2], images.shape[3]), self.backbone.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._summed(image)
@@ -88,11 +88,10 @@ class FCN(Segmenter):
     def _summed(self, images: Tensor) -> list[Tensor]:
         """The sums of the maps, from the coarsest alone to all of them."""
         maps = self.backbone(images)
-        sums: list[Tensor] = []
-        for lateral, features in zip(reversed(self.laterals), reversed(maps), strict=True):
-            here = lateral(features)
-            if sums:
-                above = F.interpolate(sums[-1], here.shape[-2:], mode="bilinear", align_corners=False)
-                here = here + above
-            sums.append(here)
+        strides = self.backbone.strides
+        sums = [self.laterals[-1](maps[-1])]
+        for level in range(len(maps) - 2, -1, -1):
+            here = self.laterals[level](maps[level])
+            above = enlarged(sums[-1], (here.shape[2], here.shape[3]), strides[level + 1] // strides[level])
+            sums.append(here + above)
         return sums

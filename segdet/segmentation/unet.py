@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.upsampling import enlarged
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -88,7 +89,7 @@ class UNet(Segmenter):
         logits = self.classifier(self._expand(self._contract(images))[-1])
         if logits.shape[-2:] == images.shape[-2:]:
             return logits
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return enlarged(logits, (images.shape[2], images.shape[3]), self.strides[0])
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = torch.stack([target["mask"] for target in targets])

@@ -16,6 +16,7 @@ from segdet.nn.upsampling import (
     TransposedConvolution,
     Upsampling,
     bilinear_kernel,
+    enlarged,
     upsampler,
 )
 
@@ -263,3 +264,30 @@ def test_mistakes() -> None:
         upsampler("bilinaer", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1 or more, not 0"):
         Nearest(0)
+
+
+# A coarse map beside a fine one.
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47), (35, 50), (61, 31)])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_coarse_map_comes_to_lie_where_it_was_looked_at(size: tuple[int, int], factor: int) -> None:
+    """Of a map that says where its pixels are, in pixels of the fine one, the enlarged one says the same."""
+    rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
+    coarse = [(torch.arange(-(-side // factor), dtype=torch.float64) + 0.5) * factor - 0.5 for side in size]
+    places = torch.stack(torch.meshgrid(*coarse, indexing="ij"))[None]
+    large = enlarged(places, size, factor)
+    assert large.shape == (1, 2, *size)
+    inner = slice(factor, -factor)
+    expected = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+    torch.testing.assert_close(large[..., inner, inner], expected[..., inner, inner], atol=1e-9, rtol=0)
+    repeated = enlarged(places, size, factor, "nearest")
+    assert (repeated - expected).abs().max() <= factor / 2
+    stretched = F.interpolate(places, size, mode="bilinear", align_corners=False)
+    off = (stretched - expected)[..., inner, inner].abs().max()
+    assert (off > 0.3) == any(side % factor for side in size)
+
+
+def test_where_a_side_was_rounded_down_its_end_goes_on() -> None:
+    large = enlarged(SMALL, (5, 4), 2, "nearest")
+    assert torch.equal(large[0, 0, :, 0], torch.tensor([1.0, 1, 3, 3, 3]))
