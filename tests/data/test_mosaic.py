@@ -1,6 +1,7 @@
 """Four images in one: every pixel, box and mask comes from where it is said to, and from the seed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,7 @@ def test_the_last_epochs_are_without_and_so_is_evaluation(tmp_path: Path) -> Non
 
     class Five:
         max_epochs = 5
+        state = SimpleNamespace(fn="fit")
 
     data.trainer = Five()  # type: ignore[assignment]
     assert data._mosaic_epochs() == 3

@@ -11,6 +11,8 @@ from segdet.errors import UserError
 from segdet.segmentation.deconvnet import DeconvNet
 
 CLASSES = ["background", "bright", "striped"]
+WIDER = {"width": 0.25, "fc_channels": 128}
+"""Half as wide, what it learns in as many steps hangs on the first weights and on the processor."""
 
 
 def _small(**kwargs: Any) -> DeconvNet:
@@ -61,14 +63,14 @@ def test_first_weights_are_the_papers_or_hes() -> None:
 
 
 def test_overfits_four_images(overfit: Callable[..., float]) -> None:
-    assert overfit(_small(), 140, 1e-2) >= 0.98
+    assert overfit(_small(**WIDER), 200, 3e-3) >= 0.98
 
 
 def test_a_broken_part_does_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the fully connected layers' answer thrown away, there is nothing that unpooling could place."""
-    model = _small()
+    model = _small(**WIDER)
     monkeypatch.setattr(model.fc6_deconv_norm, "forward", torch.zeros_like)
-    assert overfit(model, 140, 1e-2) < 0.98
+    assert overfit(model, 200, 3e-3) < 0.98
 
 
 def test_stages() -> None:
