@@ -600,6 +600,19 @@ class TestOnlyTheTestFolder:
         data = ["--data=VOCDataModule", f"--data.root={folder}", "--data.test=[test]"]
         return [f"--ckpt_path={run}", *data, f"--run_dir={folder.parent}/out", "--trainer.accelerator=cpu"]
 
+    @staticmethod
+    def numbered_otherwise(tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
+        """A folder of COCO's shape, its test split's file, and what is in it with other ids of the categories."""
+        folder = make_shapes(
+            tmp_path / "coco", "coco", train=1, val=1, test=2, size=(64, 64), workers=1, progress=False
+        )
+        file = folder / "annotations" / "instances_test2017.json"
+        document = json.loads(file.read_text())
+        for entry in (*document["categories"], *document["annotations"]):
+            key = "category_id" if "category_id" in entry else "id"
+            entry[key] += 500
+        return folder, file, document
+
     def test_test(self, run: Path, folder: Path, recwarn: pytest.WarningsRecorder) -> None:
         trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[EMBEDDED]["class_names"]
         found = VOCReader(folder, ["test"], "detection").class_names
@@ -629,14 +642,8 @@ class TestOnlyTheTestFolder:
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """It gives the images' ids and the categories, and keeps the annotations."""
-        folder = make_shapes(
-            tmp_path / "coco", "coco", train=1, val=1, test=2, size=(64, 64), workers=1, progress=False
-        )
-        file = folder / "annotations" / "instances_test2017.json"
-        document = json.loads(file.read_text())
+        folder, file, document = self.numbered_otherwise(tmp_path)
         del document["annotations"]
-        for category in document["categories"]:
-            category["id"] += 500
         file.rename(file.with_name("image_info_test-dev2017.json")).write_text(json.dumps(document))
         data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test-dev2017"]
         assert main(["predict", f"--ckpt_path={run}", *data]) == 0
@@ -686,14 +693,7 @@ class TestOnlyTheTestFolder:
     def test_categories_that_are_numbered_otherwise(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder = make_shapes(
-            tmp_path / "coco", "coco", train=1, val=1, test=2, size=(64, 64), workers=1, progress=False
-        )
-        file = folder / "annotations" / "instances_test2017.json"
-        document = json.loads(file.read_text())
-        for entry in (*document["categories"], *document["annotations"]):
-            key = "category_id" if "category_id" in entry else "id"
-            entry[key] += 500
+        folder, file, document = self.numbered_otherwise(tmp_path)
         file.write_text(json.dumps(document))
         (folder / "annotations" / "instances_train2017.json").unlink()
         data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test2017"]

@@ -382,7 +382,7 @@ def plan(
     for job in jobs:
         if job.after is None or job.after in planned or job.action not in ("train", "resume"):
             continue
-        if not _finished(job.after):
+        if not _finished(_record(job.after)):
             raise UserError(
                 f"--only: {job.name} takes from {job.after.name}, which is not finished; name it as well"
             )
@@ -452,7 +452,8 @@ def _argument(key: str, value: Any) -> str:
 
 def _judged(job: Job, experiment: Experiment, rerun: bool) -> Job:
     """``job`` with what is left to do."""
-    record, finished = _record(job), _finished(job.folder)
+    record = _record(job.folder)
+    finished = _finished(record)
     if not finished and not job.last.exists():
         return replace(job, action="train")  # whatever is there died before it had anything to keep
     if difference := _difference(job):
@@ -469,21 +470,16 @@ def _judged(job: Job, experiment: Experiment, rerun: bool) -> Job:
     return replace(job, action="skip" if tested else "test")
 
 
-def _record(job: Job) -> Record | None:
-    """The record of ``job``, None where there is none that can be read."""
-    return _record_in(job.folder)
-
-
-def _record_in(folder: Path) -> Record | None:
+def _record(folder: Path) -> Record | None:
+    """The record of the run in ``folder``, None where there is none that can be read."""
     try:
         return Record.read(folder / RECORD_NAME)
     except UserError:
         return None
 
 
-def _finished(folder: Path) -> bool:
-    """Whether the run in ``folder`` has been trained to its end."""
-    record = _record_in(folder)
+def _finished(record: Record | None) -> bool:
+    """Whether there is a record, of a run that has been trained to its end."""
     return record is not None and record.status == "finished"
 
 
@@ -661,7 +657,7 @@ def _fit(job: Job, title: str, lanes: Lanes | None) -> str | None:
         _say(f"{title}: finished before")
     if job.action not in ("train", "resume"):
         return None
-    if job.after is not None and not _finished(job.after):
+    if job.after is not None and not _finished(_record(job.after)):
         return f"{job.after.name}, which it takes from, is not finished"
     fit, mode = job.fit, "ab"
     if job.action == "train":
@@ -673,7 +669,7 @@ def _fit(job: Job, title: str, lanes: Lanes | None) -> str | None:
     _say(f"{title}: {'training' if job.action == 'train' else 'resuming'}")
     if status := _launch(fit, job.log_path, mode, *(() if lanes is None else (lanes, job.name))):
         return f"fit ended with exit status {status} ({_last_line(job.log_path)})"
-    record = _record(job)
+    record = _record(job.folder)
     if record is None or record.status != "finished":
         return f"fit left {'no record' if record is None else 'the status ' + record.status}"
     return None
@@ -686,7 +682,7 @@ def _test(job: Job, title: str, lanes: Lanes | None) -> str | None:
     _say(f"{title}: testing")
     if status := _launch(job.test, job.log_path, "ab", *(() if lanes is None else (lanes, job.name))):
         return f"test ended with exit status {status} ({_last_line(job.log_path)})"
-    record = _record(job)
+    record = _record(job.folder)
     if record is None or not any(name.startswith("test/") for name in record.metrics):
         return "test left no test/ metrics in the record"
     return None

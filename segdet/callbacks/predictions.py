@@ -45,16 +45,13 @@ class PredictionWriter(BasePredictionWriter):
         self.classes = classes or Classes([], [])
         self.min_score = min_score
         self._names: dict[Path, str] = {}
-        self._upright: dict[Path, bool] = {}
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the folders; an earlier command's predictions here are replaced file by file."""
         (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
         reader = trainer.datamodule.reader("test")  # type: ignore[attr-defined]
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
-        paths = [Path(reader.image_path(index)) for index in range(len(reader))]
-        self._names = output_names(paths, root)
-        self._upright = {path: reader.upright(index) for index, path in enumerate(paths)}
+        self._names = output_names([Path(reader.image_path(index)) for index in range(len(reader))], root)
         if pl_module.task == "segmentation":
             (self.folder / "masks").mkdir(exist_ok=True)
         else:
@@ -80,9 +77,7 @@ class PredictionWriter(BasePredictionWriter):
                 drawn = said["scores"] >= self.min_score
                 if len(drawn) > 1:
                     said = {key: value[drawn] for key, value in said.items()}
-            picture = overlay(
-                read_image(source.path, source.original_size, self._upright[source.path]), said, names
-            )
+            picture = overlay(read_image(source.path, source.original_size, source.upright), said, names)
             file = self.folder / "overlays" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(file), picture[:, :, ::-1])

@@ -185,18 +185,16 @@ class COCOReader(Reader):
                 raise UserError(f"{given}: no such annotation file, neither in {self.root} nor here")
             return path
         files = coco_files(self.root)
+        if split in files:
+            return files[split]
         images_alone = self.root / "annotations" / f"image_info_{split}.json"
-        if split not in files and images_alone.is_file():
+        if images_alone.is_file():
             return images_alone
-        if split not in files:
-            path = self.root / "annotations" / f"instances_{split}.json"
-            there = (
-                f"there are {', '.join(sorted(files))}"
-                if files
-                else f"no instances_*.json is in {path.parent}"
-            )
-            raise UserError(f"{path}: no such annotation file; {there}")
-        return files[split]
+        path = self.root / "annotations" / f"instances_{split}.json"
+        there = (
+            f"there are {', '.join(sorted(files))}" if files else f"no instances_*.json is in {path.parent}"
+        )
+        raise UserError(f"{path}: no such annotation file; {there}")
 
     def _find_image_folder(self, split: str, given: Path | str | None) -> Path:
         if given is not None:

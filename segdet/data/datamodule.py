@@ -191,14 +191,13 @@ class DataModule(L.LightningDataModule):
         """The samples of a subset."""
         key = (subset, annotated := not self._predicting)
         if key not in self._datasets:
-            self._datasets[key] = TaskDataset(
+            dataset = self._datasets[key] = TaskDataset(
                 self.reader(subset), self.task, self.recipe, subset == "train", self.on_bad_sample, self.seed,
                 self.dominance, annotated,
             )  # fmt: skip
             if subset == "train" and self.limit_train is not None:
-                dataset = self._datasets[key]
                 dataset.indices = dataset.indices[: self.limit_train]
-            self._add_proposals(self._datasets[key])
+            self._add_proposals(dataset)
         return self._datasets[key]
 
     @property

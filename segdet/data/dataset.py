@@ -127,7 +127,8 @@ class TaskDataset(Dataset[Sample]):
     def _sample(self, draw: Draw) -> Sample:
         index = int(self.indices[draw.index])
         path = self.reader.image_path(index)
-        image = read_image(path, self.reader.declared_size(index), upright=self.reader.upright(index))
+        upright = self.reader.upright(index)
+        image = read_image(path, self.reader.declared_size(index), upright)
         size = (image.shape[0], image.shape[1])
         seed = _seed_of(self.seed, draw.epoch, index) if self.training else None
         original: Target | None = None
@@ -166,7 +167,7 @@ class TaskDataset(Dataset[Sample]):
             target.update(_proposal_target(sets))
             if not self.training:
                 original = _box_target(whole)
-        source = Source(path, self.reader.image_id(index), size, draw.duplicate, tuple(notes))
+        source = Source(path, self.reader.image_id(index), size, draw.duplicate, tuple(notes), upright)
         return Sample(_image_tensor(image), target, source, original)
 
     def _proposals(self, index: int, size: tuple[int, int]) -> BoxSets:

@@ -98,6 +98,7 @@ class Source:
             and must not be scored again.
         notes: What was left out on the way, a line each: boxes that cannot be used, a bad sample in
             whose place this one stands.
+        upright: Whether it was turned as its EXIF says in any case, see `segdet.data.images.read_image`.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class Source:
     original_size: tuple[int, int]
     duplicate: bool = False
     notes: tuple[str, ...] = ()
+    upright: bool = False
 
 
 @dataclass

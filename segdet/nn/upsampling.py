@@ -58,7 +58,7 @@ class Nearest(Upsampler):
     """Repeats every pixel ``factor`` times in both directions (replication)."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
-        large = F.interpolate(features, scale_factor=float(self.factor), mode="nearest")
+        large = _interpolated(features, self.factor, "nearest")
         return _cut(large, size, self.factor)
 
 
@@ -66,7 +66,7 @@ class Bilinear(Upsampler):
     """Interpolates between pixels' centres; beyond the outermost ones their values go on."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
-        large = F.interpolate(features, scale_factor=float(self.factor), mode="bilinear", align_corners=False)
+        large = _interpolated(features, self.factor, "bilinear")
         return _cut(large, size, self.factor)
 
 
@@ -185,8 +185,7 @@ def enlarged(
         factor: The coarse map's stride in pixels of the fine one.
         mode: Between the pixels' centres, or not.
     """
-    align = {} if mode == "nearest" else {"align_corners": False}
-    large = F.interpolate(features, scale_factor=float(factor), mode=mode, **align)[..., : size[0], : size[1]]
+    large = _interpolated(features, factor, mode)[..., : size[0], : size[1]]
     down, right = size[0] - large.shape[2], size[1] - large.shape[3]
     return F.pad(large, (0, right, 0, down), mode="replicate") if down or right else large
 
@@ -222,6 +221,11 @@ def upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
     raise UserError(
         f"model.upsampling: no upsampler {name!r}; choose one of {', '.join(get_args(Upsampling))}"
     )
+
+
+def _interpolated(features: Tensor, factor: int, mode: Literal["nearest", "bilinear"]) -> Tensor:
+    align = None if mode == "nearest" else False
+    return F.interpolate(features, scale_factor=float(factor), mode=mode, align_corners=align)
 
 
 def _cut(large: Tensor, size: tuple[int, int], factor: int) -> Tensor:

@@ -186,9 +186,8 @@ def _start(proposer: Proposer) -> None:
     global _proposer
     _proposer = proposer
     cv2.setNumThreads(0)
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # of torch, which a proposer may load from now on: there is a process a core
-    )
+    # Of torch, which a proposer may load from now on: there is a process a core.
+    os.environ["OMP_NUM_THREADS"] = "1"
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
