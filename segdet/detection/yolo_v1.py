@@ -38,6 +38,10 @@ class YOLOv1(Detector):
     Of several objects in one cell the first counts, as in Darknet; of a cell's boxes that one is responsible
     which overlaps the object most, or is the least far off where none overlaps it (Darknet too).
 
+    Images that are resized for training or testing at several scales keep S x S cells, and sides are shares of theirs.
+    Without fully connected layers (``hidden`` 0) a cell sees only what is near it: then the cells become more or
+    fewer, and sides remain shares of the images as the data gave them.
+
     Args:
         backbone: See `segdet.nn.backbones.backbone`; null for the paper's twenty convolutions.
         weights: See there; for the paper's, a local file of them.
@@ -84,6 +88,7 @@ class YOLOv1(Detector):
                 f"model: a grid of {grid} with {boxes} boxes a cell finds nothing; give 1 or more of both"
             )
         self.grid = grid
+        self.fully_connected = hidden > 0
         self.boxes = boxes
         self.coordinate_weight = coordinate_weight
         self.no_object_weight = no_object_weight
@@ -127,6 +132,17 @@ class YOLOv1(Detector):
         nn.init.normal_(last.weight, std=0.01)
         last.bias.data.copy_(begin.repeat_interleave(len(last.bias) // outputs))
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """The rows and columns of cells in the images at hand: S of each, unless they were resized (see above)."""
+        height, width = self._resized
+        return max(1, round(self.grid * height)), max(1, round(self.grid * width))
+
+    @property
+    def _resized(self) -> tuple[float, float]:
+        """By what height and width of the images were multiplied, as far as it matters to cells."""
+        return (1.0, 1.0) if self.fully_connected else self.enlarged
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to what S * S cells say, row by row.
 
@@ -136,8 +152,8 @@ class YOLOv1(Detector):
             class scores ``[B, S * S, K]``. All of them are linear, as in the paper.
         """
         features = self.neck(_last(self.backbone(images)))
-        if features.shape[-2:] != (self.grid, self.grid):
-            features = F.adaptive_avg_pool2d(features, self.grid)
+        if features.shape[-2:] != self.cells:
+            features = F.adaptive_avg_pool2d(features, self.cells)
         # [B, outputs, S, S] to [B, S * S, outputs]
         answer = self.head(features).float().flatten(2).transpose(1, 2)
         boxes = answer[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
@@ -181,22 +197,22 @@ class YOLOv1(Detector):
         size = (image.shape[2], image.shape[3])
         found, confidence, classes = self(image)
         sure = confidence[0].clamp(0, 1)
-        side = self.grid
-        cell = torch.arange(side * side, device=image.device)
-        corner = torch.stack([cell % side, cell // side], -1) / side
+        rows, columns = self.cells
+        grid = image.new_tensor([columns, rows], dtype=torch.float32)
+        corner = self._corners(image.float()) / grid
         pixels = image.new_tensor([size[1], size[0]] * 2, dtype=torch.float32)
         yield Stage(
-            f"grid cells {side}x{side}",
-            boxes=torch.cat([corner, corner + 1 / side], -1) * pixels,
+            f"grid cells {columns}x{rows}",
+            boxes=torch.cat([corner, corner + 1 / grid], -1) * pixels,
             scores=sure.amax(-1),
             about="Each cell is to find the object whose centre is in it; its score is that of its surer box.",
         )
         yield Stage(
             "confidence",
-            map=sure.amax(-1).view(side, side),
+            map=sure.amax(-1).view(rows, columns),
             about="How sure the cells are to hold an object.",
         )
-        named = classes[0].clamp(0, 1).amax(-1).view(side, side)
+        named = classes[0].clamp(0, 1).amax(-1).view(rows, columns)
         yield Stage(
             "class", map=named, about="How sure each cell is of the class that an object in it would have."
         )
@@ -204,7 +220,7 @@ class YOLOv1(Detector):
             "boxes",
             boxes=(self._decode(found)[0] * pixels).flatten(0, 1),
             scores=sure.flatten(),
-            about=f"All {side * side * self.boxes} boxes with their confidence, unsuppressed.",
+            about=f"All {rows * columns * self.boxes} boxes with their confidence, unsuppressed.",
         )
         final = self._detections(found, confidence, classes, size)[0]
         yield detections_stage(final)
@@ -239,12 +255,14 @@ class YOLOv1(Detector):
             size: Of the images.
         """
         batch, most = labels.shape
-        cells = self.grid * self.grid
+        rows, columns = self.cells
+        cells = rows * columns
         boxes = boxes / boxes.new_tensor([size[1], size[0]] * 2)
-        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * self.grid
-        column, row = centre.long().clamp(0, self.grid - 1).unbind(-1)
+        x, y = ((boxes[..., :2] + boxes[..., 2:]) / 2).unbind(-1)
+        column = (x * columns).long().clamp(0, columns - 1)
+        row = (y * rows).long().clamp(0, rows - 1)
         # What is absent goes to one cell too many, which is cut off.
-        cell = torch.where(labels > 0, row * self.grid + column, cells)
+        cell = torch.where(labels > 0, row * columns + column, cells)
         order = torch.arange(most, device=labels.device).expand(batch, most)
         first = torch.full((batch, cells + 1), most, dtype=torch.int64, device=labels.device)
         first = first.scatter_reduce(1, cell, order, "amin")[:, :-1]
@@ -254,20 +272,28 @@ class YOLOv1(Detector):
 
     def _encode(self, boxes: Tensor) -> Tensor:
         """Boxes ``[B, S * S, 4]`` xyxy, shares of the image, one a cell, as that cell is to say them."""
-        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * self.grid - self._corners(boxes)
-        return torch.cat([centre, (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).sqrt()], -1)
+        rows, columns = self.cells
+        height, width = self._resized
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * boxes.new_tensor([columns, rows]) - self._corners(
+            boxes
+        )
+        sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0) * boxes.new_tensor([width, height])
+        return torch.cat([centre, sides.sqrt()], -1)
 
     def _decode(self, found: Tensor) -> Tensor:
         """What cells say of boxes, ``[B, S * S, boxes, 4]``, as boxes xyxy, shares of the image."""
-        centre = (found[..., :2] + self._corners(found)[:, None]) / self.grid
+        rows, columns = self.cells
+        height, width = self._resized
+        centre = (found[..., :2] + self._corners(found)[:, None]) / found.new_tensor([columns, rows])
         # A root below zero stands for no size at all.
-        half = found[..., 2:].clamp(min=0).square() / 2
+        half = found[..., 2:].clamp(min=0).square() / found.new_tensor([2 * width, 2 * height])
         return torch.cat([centre - half, centre + half], -1)
 
     def _corners(self, like: Tensor) -> Tensor:
         """The column and row of each cell, ``[S * S, 2]``."""
-        cell = torch.arange(self.grid * self.grid, device=like.device)
-        return torch.stack([cell % self.grid, cell // self.grid], -1).to(like.dtype)
+        rows, columns = self.cells
+        cell = torch.arange(rows * columns, device=like.device)
+        return torch.stack([cell % columns, cell // columns], -1).to(like.dtype)
 
 
 def _paper_backbone(

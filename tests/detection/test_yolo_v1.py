@@ -163,6 +163,29 @@ def test_any_image_size(hidden: int) -> None:
     assert [part.shape[1] for part in model(torch.randn(1, 3, 72, 104))] == [9, 9, 9]
 
 
+@pytest.mark.parametrize("hidden", [0, 32])
+def test_resized_images(hidden: int) -> None:
+    """Without fully connected layers an answer stands for so many pixels, with them for such a share."""
+    model = _small(hidden=hidden).eval()
+    answer = torch.tensor([0.5, 0.25, 0.5, 0.5])  # half of a cell in, a quarter of the sides
+    sides = {}
+    for factor in ((1.0, 1.0), (2.0, 1.5)):
+        model.enlarged = factor
+        size = (round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1]))
+        pixels = torch.tensor([size[1], size[0]] * 2)
+        rows, columns = model.cells
+        assert (rows, columns) == ((4, 4) if hidden or factor == (1.0, 1.0) else (8, 6))
+        assert model(torch.zeros(1, 3, *size))[1].shape == (1, rows * columns, 2)
+        boxes = model._decode(answer.expand(1, rows * columns, 1, 4))
+        torch.testing.assert_close(model._encode(boxes[:, :, 0])[0, -1], answer)
+        sides[factor] = ((boxes[..., 2:] - boxes[..., :2]) * pixels[:2])[0, 0, 0].tolist()
+        target = Target(boxes=boxes[0, 1] * pixels, labels=torch.tensor([2]))
+        assert set(model.losses(torch.zeros(1, 3, *size), [target])) >= {"coord_xy", "class"}
+        assert model._cells(boxes[:, 1], torch.tensor([[2]]), (1, 1))[0].flatten().nonzero().tolist() == [[1]]
+    assert sides[1.0, 1.0] == [24, 16]
+    assert sides[2.0, 1.5] == ([36, 32] if hidden else [24, 16])
+
+
 def test_stages_show_the_grid() -> None:
     model = _small().eval()
     with torch.inference_mode():
