@@ -106,7 +106,8 @@ class RegionDetector(Detector):
                 "segdet: the cost is without that of the proposals, which are read from a file\n"
             )
             return {"proposals": [sample.target["proposals"].to(self.device)]}
-        original = read_image(sample.source.path, sample.source.original_size)
+        source = sample.source
+        original = read_image(source.path, source.original_size, source.upright)
         self.proposer(original)  # the first call loads what is compiled, which no image is to be charged with
         return {"originals": [original]}
 
