@@ -36,8 +36,19 @@ class Backbone(nn.Module):
         self.strides = list(strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps ``[B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]``, fine to coarse."""
-        return list(self.body(images))
+        """Feature maps ``[B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]``, fine to coarse.
+
+        Raises:
+            UserError: If the network takes images of one size alone, and these are of another.
+        """
+        try:
+            return list(self.body(images))
+        except AssertionError as error:  # how timm's transformers refuse a size
+            height, width = images.shape[2:]
+            raise UserError(
+                f"backbone: images of {width}x{height} do not suit it ({' '.join(str(error).split())[:160]}); resize them "
+                f"(data.recipe), or build it for them: --model.backbone_options '{{img_size: [{height}, {width}]}}'"
+            ) from error
 
 
 class SmallVGG(nn.Module):
@@ -135,6 +146,8 @@ def backbone(
 class _Info(Protocol):
     """What timm says of a feature extractor's maps."""
 
+    out_indices: Sequence[int]
+
     def channels(self) -> list[int]: ...
     def reduction(self) -> list[int]: ...
 
@@ -148,6 +161,17 @@ class _Pick(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.body(images)
         return [maps[index] for index in self.indices]
+
+
+class _ChannelsFirst(nn.Module):
+    """Maps ``[B, h, w, C]``, as some of timm's transformers have them, as ``[B, C, h, w]``."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [features.permute(0, 3, 1, 2).contiguous() for features in self.body(images)]
 
 
 class _Values(nn.Module):
@@ -191,11 +215,10 @@ def _from_timm(
     model = f"{name.split('.')[0]}.{weights}" if named else name
     try:
         if strides is not None:
-            reductions = _reductions(model, options)
-            if set(strides) <= set(reductions) and max(strides) < max(reductions):
+            last = _last_of_each_reduction(model, options)
+            if set(strides) <= last.keys() and max(strides) < max(last):
                 # With the wanted maps alone: layers behind the last would be learned by nobody.
-                indices = [max(i for i, r in enumerate(reductions) if r == s) for s in sorted(strides)]
-                options = options | {"out_indices": indices}
+                options = options | {"out_indices": [last[stride] for stride in sorted(strides)]}
         body = timm.create_model(model, features_only=True, pretrained=named or weights is True, **options)
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
@@ -204,18 +227,27 @@ def _from_timm(
     if isinstance(weights, str) and not named:
         _load(body, name, Path(weights))
     info = cast(_Info, body.feature_info)
+    if hasattr(body, "_stage_out_idx") and isinstance(body.blocks, nn.Sequential):
+        # Networks in the manner of MobileNet keep the blocks behind the last map, and run them.
+        del body.blocks[max(body._stage_out_idx) :]
+    if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
+        body = _ChannelsFirst(body)
     return Backbone(body, info.channels(), info.reduction())
 
 
-def _reductions(model: str, options: dict[str, Any]) -> list[int]:
-    """The strides of all maps of a timm network, which has to be built to tell them, but without its weights."""
+def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, int]:
+    """The strides of the maps of a timm network, and by what number it knows the last map of each.
+
+    It has to be built to tell them, but without its weights.
+    """
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 body = timm.create_model(model, features_only=True, pretrained=False, **options)
         except (NotImplementedError, RuntimeError):  # a constructor that computes with what it makes
             body = timm.create_model(model, features_only=True, pretrained=False, **options)
-    return cast(_Info, body.feature_info).reduction()
+    info = cast(_Info, body.feature_info)
+    return dict(zip(info.reduction(), info.out_indices, strict=True))
 
 
 def _from_torchvision(

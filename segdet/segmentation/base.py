@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segdet.data.datamodule import DataModule
 from segdet.data.frequency import class_frequency
-from segdet.data.sample import Batch, Prediction
+from segdet.data.sample import Batch, Prediction, Target
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.boundary import BoundaryScores
@@ -30,9 +30,10 @@ _WEIGHTS = "class_weights"
 class Segmenter(Task):
     """A network that gives logits ``[B, C, h, w]`` for images ``[B, 3, H, W]``.
 
-    A family's ``predict`` returns logits at the images' resolution or a coarser one. They are resized
-    to the original image before the best class is taken, so that scores are those of the pixels on disk.
-    Its ``losses`` are made of `pixel_loss` and, where it has auxiliary heads, `auxiliary_loss`.
+    A family has a ``forward``, whose logits have the images' resolution or a coarser one; it says ``predict`` and
+    ``losses`` too where it trains or answers otherwise. Logits are resized to the original image before the
+    best class is taken, so that scores are those of the pixels on disk. Losses are made of `pixel_loss` and, where
+    there are auxiliary heads, `auxiliary_loss`.
 
     Args:
         loss: cross_entropy; focal (Lin et al., 2017), which cares for what is still wrong; dice, the overlap of
@@ -89,6 +90,16 @@ class Segmenter(Task):
         self.tta_flip = tta_flip
         self.tta_scales = list(tta_scales)
         self.tile, self.tile_overlap = _checked_tile(tile, tile_overlap)
+
+    # What most families say.
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        return {"segmentation": self.pixel_loss(self(images), masks_of(targets))}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C, h, w]``."""
+        logits: Tensor = self(images)
+        return logits
 
     # What a family's losses are made of.
 
@@ -253,6 +264,11 @@ class Segmenter(Task):
         assert batch.originals is not None
         for prediction, position in zip(predictions, positions, strict=True):
             scores.update(prediction["mask"], batch.originals[position]["mask"])
+
+
+def masks_of(targets: Sequence[Target]) -> Tensor:
+    """The masks of a batch, int64 ``[B, H, W]``."""
+    return torch.stack([target["mask"] for target in targets])
 
 
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:

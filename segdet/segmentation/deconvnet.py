@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.pooling import Pooled
 from segdet.nn.upsampling import MaxUnpooling
@@ -99,14 +97,6 @@ class DeconvNet(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
         return self._decoded(self.encoder(images))[-1]
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.pixel_loss(self(images), masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         pooled = self.encoder(image)

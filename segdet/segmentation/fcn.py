@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.upsampling import enlarged
 from segdet.segmentation.base import Segmenter
@@ -64,16 +62,9 @@ class FCN(Segmenter):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H/s, W/s]``, s the finest stride."""
-        return self.classifier(self._summed(images)[-1])
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.pixel_loss(self(images), masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return enlarged(self(images), (images.shape[2], images.shape[3]), self.backbone.strides[0])
+        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``, interpolated between the cells of the finest stride."""
+        logits = self.classifier(self._summed(images)[-1])
+        return enlarged(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._summed(image)

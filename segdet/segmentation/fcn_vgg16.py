@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.upsampling import bilinear_kernel
 from segdet.nn.vgg16 import VGG16, he_initialized, start_from
@@ -107,14 +106,6 @@ class VGG16FCN(Segmenter):
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
         h, w = images.shape[-2:]
         return _cropped(self.upscore(self._scores(images)[-1]), self.offsets[-1], (h, w))
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.pixel_loss(self(images), masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         for stride, scores in zip((32, 16, 8), self._scores(image), strict=False):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, outputs, strength
@@ -78,14 +76,6 @@ class FullResolutionFCN(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
         return self.classifier(self.convolutions(images))
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.pixel_loss(self(images), masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         with outputs(self.convolutions) as seen:

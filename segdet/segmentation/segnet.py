@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_kernel
@@ -78,13 +77,6 @@ class SegNet(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
         return self._decoded(self.encoder(images))[-1]
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return {"segmentation": self.pixel_loss(self(images), _masks(targets))}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         pooled = self.encoder(image)
@@ -184,13 +176,6 @@ class SegNetBasic(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
         return self.decoder(*self.encoder(self.normalization(images)))[-1]
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return {"segmentation": self.pixel_loss(self(images), _masks(targets))}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps, pooled = self.encoder(self.normalization(image))
@@ -346,10 +331,6 @@ def encoder_stages(pooled: list[Pooled]) -> Iterator[Stage]:
             map=switch_map(here),
             about=f"In how many channels of encoder {number} the maximum of its window stood at this pixel.",
         )
-
-
-def _masks(targets: list[Target]) -> Tensor:
-    return torch.stack([target["mask"] for target in targets])
 
 
 def _convolution(before: int, channels: int, kernel_size: int, groups: int = 1) -> list[nn.Module]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError
 from segdet.nn.windows import DenseWindows, batches, crop, grid, window_features
-from segdet.segmentation.base import Segmenter
+from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
 
 
@@ -86,7 +86,7 @@ class SlidingWindow(Segmenter):
         return self.classifier if self.mode == "crops" else self.dense
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
+        masks = masks_of(targets)
         number = self.windows_per_image * len(images)
         index, rows, columns = sample_pixels(masks, number, self.sampling)
         # A centre's window begins, in the padded image, where the centre is in the image.

@@ -122,9 +122,8 @@ class SMP(Segmenter):
             ) from error
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
         try:
-            logits = self(images)
+            return super().losses(images, targets)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -132,11 +131,6 @@ class SMP(Segmenter):
                 f"{type(self.network).__name__}: the mean of an image cannot be normalized over a batch of "
                 f"{len(images)}; give --data.batch_size 2 or more"
             ) from error
-        return {"segmentation": self.pixel_loss(logits, masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         padded = self._padded(image)

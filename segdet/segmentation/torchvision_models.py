@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
-from segdet.segmentation.base import Segmenter
+from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
@@ -71,16 +70,12 @@ class TorchvisionSegmenter(Segmenter):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
+        masks = masks_of(targets)
         outputs = self.network(images)
         losses = {"segmentation": self.pixel_loss(outputs["out"], masks)}
         if self.auxiliary_weight:
             losses["auxiliary"] = self.auxiliary_loss([outputs["aux"]], masks)
         return losses
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         features = self.network.backbone(image)

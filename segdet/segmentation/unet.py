@@ -14,7 +14,7 @@ from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.upsampling import enlarged
-from segdet.segmentation.base import Segmenter
+from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
@@ -90,14 +90,6 @@ class UNet(Segmenter):
         if logits.shape[-2:] == images.shape[-2:]:
             return logits
         return enlarged(logits, (images.shape[2], images.shape[3]), self.strides[0])
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.pixel_loss(self(images), masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         contracted = self._contract(image)
@@ -232,7 +224,7 @@ class OriginalUNet(Segmenter):
         return self.classifier(self._expand(self._contract(images))[-1])
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
+        masks = masks_of(targets)
         logits = self(self._continued(images))[:, :, : masks.shape[-2], : masks.shape[-1]]
         if not self.border_weight:
             return {"segmentation": self.pixel_loss(logits, masks)}

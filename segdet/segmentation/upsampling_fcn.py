@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.errors import UserError
-from segdet.nn.pooling import Pooled, switch_map
+from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Upsampling, upsampler
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, outputs, strength
@@ -72,8 +70,7 @@ class UpsamplingFCN(Segmenter):
             _convolutions([before] + [width] * convolutions)
             for before, width in zip(widths, channels, strict=False)
         )
-        # With ceil_mode every pixel of an odd side is in a window, and upsampling cuts off what was none.
-        self.pools = nn.ModuleList(nn.MaxPool2d(2, ceil_mode=True, return_indices=True) for _ in channels)
+        self.pools = nn.ModuleList(MaxPooling() for _ in channels)
         self.between = _convolutions([channels[-1]] * (convolutions + 1))
         self.upsamplers = nn.ModuleList(upsampler(upsampling, width) for width in reversed(channels))
         self.decoder = nn.ModuleList(
@@ -88,26 +85,15 @@ class UpsamplingFCN(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
-        features, pooled = images, []
+        features = images
+        pooled: list[Pooled] = []
         for stage, pool in zip(self.encoder, self.pools, strict=True):
-            features = stage(features)
-            size = (features.shape[2], features.shape[3])
-            features, indices = pool(features)
-            pooled.append((size, indices))
+            pooled.append(pool(stage(features)))
+            features = pooled[-1].features
         features = self.between(features)
-        for upsample, stage, (size, indices) in zip(
-            self.upsamplers, self.decoder, reversed(pooled), strict=True
-        ):
-            features = stage(upsample(features, size, indices))
+        for upsample, stage, here in zip(self.upsamplers, self.decoder, reversed(pooled), strict=True):
+            features = stage(upsample(features, here.size, here.switches))
         return self.classifier(features)
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        masks = torch.stack([target["mask"] for target in targets])
-        return {"segmentation": self.pixel_loss(self(images), masks)}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``."""
-        return self(images)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         watched = [*self.encoder, *self.pools, self.between, *self.upsamplers, *self.decoder]
@@ -118,7 +104,6 @@ class UpsamplingFCN(Segmenter):
         )
         for level, (stage, pool) in enumerate(zip(self.encoder, self.pools, strict=True)):
             features, stride = seen[stage], 2**level
-            pooled, switches = seen[pool]
             yield Stage(
                 f"down, stride {stride}",
                 map=strength(features),
@@ -126,7 +111,7 @@ class UpsamplingFCN(Segmenter):
             )
             yield Stage(
                 f"switches, stride {stride}",
-                map=switch_map(Pooled(pooled, switches, (features.shape[2], features.shape[3]))),
+                map=switch_map(seen[pool]),
                 about=f"In what share of the channels a pixel was the maximum of its 2x2 window; {remembered}.",
             )
         yield Stage(

@@ -17,6 +17,8 @@ from segdet.nn.backbones import backbone
         "small_vgg",
         "resnet10t",
         "mobilenetv3_small_050",
+        "dla46_c",
+        "mambaout_femto",  # channels last
         "torchvision:resnet18",
         "torchvision:vgg11",
         "torchvision:mobilenet_v3_small",
@@ -40,11 +42,28 @@ def test_a_choice_of_strides() -> None:
         backbone("resnet10t", strides=[64])
 
 
-@pytest.mark.parametrize("name", ["small_vgg", "resnet10t", "torchvision:resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small_vgg",
+        "resnet10t",
+        "mobilenetv3_small_050",
+        "efficientnet_lite0",
+        "dla46_c",
+        "torchvision:resnet18",
+    ],
+)
 def test_nothing_is_kept_behind_the_last_wanted_stride(name: str) -> None:
     network = backbone(name, strides=[4, 8])
     sum(features.sum() for features in network(torch.randn(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_network_for_images_of_one_size_says_so() -> None:
+    network = backbone("swin_tiny_patch4_window7_224", strides=[4])
+    assert network(torch.zeros(1, 3, 224, 224))[0].shape == (1, 96, 56, 56)
+    with pytest.raises(UserError, match=r"images of 96x64 do not suit it .*; .*'\{img_size: \[64, 96\]\}'"):
+        network(torch.zeros(1, 3, 64, 96))
 
 
 def test_a_truncated_small_vgg_keeps_its_seeded_weights() -> None:
