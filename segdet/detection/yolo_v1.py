@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from segdet.task import Stage
 _SLOPE = 0.1
 """Of the leaky rectifier (section 2.1)."""
 
+_ROUNDING = 1e-6
+"""The share of a cell that is no cell."""
+
 
 class YOLOv1(Detector):
     """You Only Look Once, version 1 (Redmon, Divvala, Girshick, Farhadi, CVPR 2016).
@@ -38,9 +42,10 @@ class YOLOv1(Detector):
     Of several objects in one cell the first counts, as in Darknet; of a cell's boxes that one is responsible
     which overlaps the object most, or is the least far off where none overlaps it (Darknet too).
 
-    Images that are resized for training or testing at several scales keep S x S cells, and sides are shares of theirs.
-    Without fully connected layers (``hidden`` 0) a cell sees only what is near it: then the cells become more or
-    fewer, and sides remain shares of the images as the data gave them.
+    Without fully connected layers (``hidden`` 0) a cell sees only what is near it: in images that are resized for
+    training or testing at several scales cells become more or fewer, and sides remain shares of the images as the data
+    gave them. With these layers there are S x S cells in any case, and images of another size than in training
+    make no sense to them: ``tta_scales`` is refused.
 
     Args:
         backbone: See `segdet.nn.backbones.backbone`; null for the paper's twenty convolutions.
@@ -86,6 +91,11 @@ class YOLOv1(Detector):
         if grid < 1 or boxes < 1:
             raise UserError(
                 f"model: a grid of {grid} with {boxes} boxes a cell finds nothing; give 1 or more of both"
+            )
+        if hidden and self.tta_scales != [1.0]:
+            raise UserError(
+                f"--model.tta_scales {self.tta_scales}: YOLO's fully connected layers know images of one size; "
+                "leave it out, or train with --model.hidden 0"
             )
         self.grid = grid
         self.fully_connected = hidden > 0
@@ -135,13 +145,15 @@ class YOLOv1(Detector):
     @property
     def cells(self) -> tuple[int, int]:
         """The rows and columns of cells in the images at hand: S of each, unless they were resized (see above)."""
-        height, width = self._resized
-        return max(1, round(self.grid * height)), max(1, round(self.grid * width))
+        height, width = self._sides
+        # What rounding makes of a whole number of cells is no cell more.
+        return math.ceil(height - _ROUNDING), math.ceil(width - _ROUNDING)
 
     @property
-    def _resized(self) -> tuple[float, float]:
-        """By what height and width of the images were multiplied, as far as it matters to cells."""
-        return (1.0, 1.0) if self.fully_connected else self.enlarged
+    def _sides(self) -> tuple[float, float]:
+        """Height and width of the images at hand in cells. The last ones may reach beyond the image."""
+        height, width = (1.0, 1.0) if self.fully_connected else self.enlarged
+        return self.grid * height, self.grid * width
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to what S * S cells say, row by row.
@@ -198,8 +210,8 @@ class YOLOv1(Detector):
         found, confidence, classes = self(image)
         sure = confidence[0].clamp(0, 1)
         rows, columns = self.cells
-        grid = image.new_tensor([columns, rows], dtype=torch.float32)
-        corner = self._corners(image.float()) / grid
+        grid = self._grid(image.float())
+        corner = self._corners(grid) / grid
         pixels = image.new_tensor([size[1], size[0]] * 2, dtype=torch.float32)
         yield Stage(
             f"grid cells {columns}x{rows}",
@@ -258,9 +270,8 @@ class YOLOv1(Detector):
         rows, columns = self.cells
         cells = rows * columns
         boxes = boxes / boxes.new_tensor([size[1], size[0]] * 2)
-        x, y = ((boxes[..., :2] + boxes[..., 2:]) / 2).unbind(-1)
-        column = (x * columns).long().clamp(0, columns - 1)
-        row = (y * rows).long().clamp(0, rows - 1)
+        column, row = ((boxes[..., :2] + boxes[..., 2:]) / 2 * self._grid(boxes)).long().unbind(-1)
+        column, row = column.clamp(0, columns - 1), row.clamp(0, rows - 1)
         # What is absent goes to one cell too many, which is cut off.
         cell = torch.where(labels > 0, row * columns + column, cells)
         order = torch.arange(most, device=labels.device).expand(batch, most)
@@ -272,22 +283,23 @@ class YOLOv1(Detector):
 
     def _encode(self, boxes: Tensor) -> Tensor:
         """Boxes ``[B, S * S, 4]`` xyxy, shares of the image, one a cell, as that cell is to say them."""
-        rows, columns = self.cells
-        height, width = self._resized
-        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * boxes.new_tensor([columns, rows]) - self._corners(
-            boxes
-        )
-        sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0) * boxes.new_tensor([width, height])
+        grid = self._grid(boxes)
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid - self._corners(boxes)
+        sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0) * (grid / self.grid)
         return torch.cat([centre, sides.sqrt()], -1)
 
     def _decode(self, found: Tensor) -> Tensor:
         """What cells say of boxes, ``[B, S * S, boxes, 4]``, as boxes xyxy, shares of the image."""
-        rows, columns = self.cells
-        height, width = self._resized
-        centre = (found[..., :2] + self._corners(found)[:, None]) / found.new_tensor([columns, rows])
+        grid = self._grid(found)
+        centre = (found[..., :2] + self._corners(found)[:, None]) / grid
         # A root below zero stands for no size at all.
-        half = found[..., 2:].clamp(min=0).square() / found.new_tensor([2 * width, 2 * height])
+        half = found[..., 2:].clamp(min=0).square() / (2 * grid / self.grid)
         return torch.cat([centre - half, centre + half], -1)
+
+    def _grid(self, like: Tensor) -> Tensor:
+        """Width and height of the images at hand in cells, ``[2]``."""
+        height, width = self._sides
+        return like.new_tensor([width, height])
 
     def _corners(self, like: Tensor) -> Tensor:
         """The column and row of each cell, ``[S * S, 2]``."""

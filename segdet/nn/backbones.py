@@ -46,8 +46,9 @@ class Backbone(nn.Module):
         except AssertionError as error:  # how timm's transformers refuse a size
             height, width = images.shape[2:]
             raise UserError(
-                f"backbone: images of {width}x{height} do not suit it ({' '.join(str(error).split())[:160]}); resize them "
-                f"(data.recipe), or build it for them: --model.backbone_options '{{img_size: [{height}, {width}]}}'"
+                f"backbone: images of {width}x{height} do not suit it ({' '.join(str(error).split())[:160]}); resize "
+                "them (data.recipe), or build it for them: --model.backbone_options "
+                f"'{{img_size: [{height}, {width}]}}'"
             ) from error
 
 
@@ -227,9 +228,10 @@ def _from_timm(
     if isinstance(weights, str) and not named:
         _load(body, name, Path(weights))
     info = cast(_Info, body.feature_info)
-    if hasattr(body, "_stage_out_idx") and isinstance(body.blocks, nn.Sequential):
+    stages = getattr(body, "_stage_out_idx", None)
+    if isinstance(stages, dict) and isinstance(body.blocks, nn.Sequential):
         # Networks in the manner of MobileNet keep the blocks behind the last map, and run them.
-        del body.blocks[max(body._stage_out_idx) :]
+        del body.blocks[max(stages) :]
     if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
         body = _ChannelsFirst(body)
     return Backbone(body, info.channels(), info.reduction())

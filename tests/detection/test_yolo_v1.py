@@ -163,27 +163,34 @@ def test_any_image_size(hidden: int) -> None:
     assert [part.shape[1] for part in model(torch.randn(1, 3, 72, 104))] == [9, 9, 9]
 
 
+@pytest.mark.parametrize("factor", [(2.0, 1.5), (0.8, 0.9), (1.1, 0.75)])
 @pytest.mark.parametrize("hidden", [0, 32])
-def test_resized_images(hidden: int) -> None:
+def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
     """Without fully connected layers an answer stands for so many pixels, with them for such a share."""
     model = _small(hidden=hidden).eval()
     answer = torch.tensor([0.5, 0.25, 0.5, 0.5])  # half of a cell in, a quarter of the sides
-    sides = {}
-    for factor in ((1.0, 1.0), (2.0, 1.5)):
-        model.enlarged = factor
-        size = (round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1]))
-        pixels = torch.tensor([size[1], size[0]] * 2)
-        rows, columns = model.cells
-        assert (rows, columns) == ((4, 4) if hidden or factor == (1.0, 1.0) else (8, 6))
-        assert model(torch.zeros(1, 3, *size))[1].shape == (1, rows * columns, 2)
-        boxes = model._decode(answer.expand(1, rows * columns, 1, 4))
-        torch.testing.assert_close(model._encode(boxes[:, :, 0])[0, -1], answer)
-        sides[factor] = ((boxes[..., 2:] - boxes[..., :2]) * pixels[:2])[0, 0, 0].tolist()
-        target = Target(boxes=boxes[0, 1] * pixels, labels=torch.tensor([2]))
-        assert set(model.losses(torch.zeros(1, 3, *size), [target])) >= {"coord_xy", "class"}
-        assert model._cells(boxes[:, 1], torch.tensor([[2]]), (1, 1))[0].flatten().nonzero().tolist() == [[1]]
-    assert sides[1.0, 1.0] == [24, 16]
-    assert sides[2.0, 1.5] == ([36, 32] if hidden else [24, 16])
+    size = (round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1]))
+    model.enlarged = size[0] / SIZE[0], size[1] / SIZE[1]
+    pixels = torch.tensor([size[1], size[0]] * 2)
+    rows, columns = model.cells
+    assert (rows, columns) == ((4, 4) if hidden else (math.ceil(size[0] / 16), math.ceil(size[1] / 24)))
+    assert model(torch.zeros(1, 3, *size))[1].shape == (1, rows * columns, 2)
+    boxes = model._decode(answer.expand(1, rows * columns, 1, 4))
+    torch.testing.assert_close(model._encode(boxes[:, :, 0])[0, -1], answer)
+    left, top, right, bottom = (boxes[0, -1, 0] * pixels).tolist()
+    cell = (size[0] / 4, size[1] / 4) if hidden else (16, 24)
+    centre = ((columns - 1 + 0.5) * cell[1], (rows - 1 + 0.25) * cell[0])
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx(centre, abs=1e-4)
+    assert (right - left, bottom - top) == pytest.approx((cell[1], cell[0]), abs=1e-4)
+    target = Target(boxes=boxes[0, 1] * pixels, labels=torch.tensor([2]))
+    assert set(model.losses(torch.zeros(1, 3, *size), [target])) >= {"coord_xy", "class"}
+    assert model._cells(boxes[:, 1], torch.tensor([[2]]), (1, 1))[0].flatten().nonzero().tolist() == [[1]]
+
+
+def test_views_of_many_scales_want_a_network_of_convolutions() -> None:
+    assert _small(tta_scales=[0.8, 1.0]).tta_scales == [0.8, 1.0]
+    with pytest.raises(UserError, match=r"--model.tta_scales \[0.8, 1.0\]: YOLO's fully connected layers"):
+        _small(tta_scales=[0.8, 1.0], hidden=32)
 
 
 def test_stages_show_the_grid() -> None:
