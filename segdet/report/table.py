@@ -16,9 +16,9 @@ from segdet.errors import UserError
 from segdet.record import RECORD_NAME, Record
 
 SCORES = {
-    "segmentation": ["miou", "pixel_acc", "class_acc"],
+    "segmentation": ["miou", "pixel_acc", "class_acc", "bf", "boundary_iou"],
     "localization": ["loc_acc", "top1", "box_iou"],
-    "detection": ["map", "map_50", "map_75", "map_voc07", "map_voc12"],
+    "detection": ["map", "map_50", "map_75", "map_voc07", "map_voc12", "mask_map", "mask_map_50"],
 }
 """The scores of each task's table, the main one first; one that no run has is left out."""
 

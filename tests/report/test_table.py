@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from segdet.errors import UserError
+from segdet.metrics import DetectionScores
+from segdet.metrics.boundary import BoundaryScores
 from segdet.record import Cost, Record
-from segdet.report.table import MISTAKES, main, table
+from segdet.report.table import MISTAKES, SCORES, main, table
 
 FCN = Record(
     name="fcn",
@@ -60,6 +62,26 @@ def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
     assert "Hardware: X (2 cores).\n" in text and "secret" not in text
     assert "```\nsegdet fit --config configs/fcn.yaml" not in text.split("### Detection")[0]
     assert "segdet fit --config configs/fcn.yaml" in text and "segdet fit --config configs/ssd.yaml" in text
+
+
+def test_contours_and_masks_have_columns_where_a_run_has_them() -> None:
+    """``bf`` and ``boundary_iou`` come from every test of segmentation, ``mask_map`` from Mask R-CNN's."""
+    unet = replace(FCN, name="unet", metrics={"test/miou": 0.6, "test/bf": 0.7, "test/boundary_iou": 0.4})
+    mask = replace(SSD, name="mask", metrics=SSD.metrics | {"test/mask_map": 0.3, "test/mask_map_50": 0.6})
+    fcn_head, fcn, with_contours, ssd_head, ssd, with_masks = rows(table([FCN, unet, SSD, mask]))
+    assert fcn_head[3:7] == ["test/miou", "test/pixel_acc", "test/bf", "test/boundary_iou"]
+    assert (fcn[5:7], with_contours[5:7]) == (["-", "-"], ["0.700", "0.400"])
+    assert ssd_head[3:7] == ["test/map", "test/map_50", "test/mask_map", "test/mask_map_50"]
+    assert (ssd[5:7], with_masks[5:7]) == (["-", "-"], ["0.300", "0.600"])
+    by_contours = rows(
+        table([FCN, unet, replace(unet, name="best", metrics={"test/miou": 0.1, "test/bf": 0.8})], "bf")
+    )
+    assert [row[0] for row in by_contours[1:]] == ["best", "unet", "fcn"]
+
+
+def test_every_column_is_a_score_that_is_computed() -> None:
+    assert set(SCORES["segmentation"]) <= set(BoundaryScores(["a"]).compute())
+    assert set(SCORES["detection"]) <= set(DetectionScores(["a"], masks=True).compute())
 
 
 def test_stages_have_a_table_of_their_own() -> None:
