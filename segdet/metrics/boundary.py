@@ -1,7 +1,7 @@
 """How well segmentation meets the contours: boundary F1 and boundary IoU, beside the scores of pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -16,6 +16,9 @@ BF_TOLERANCE = 0.0075
 
 IOU_WIDTH = 0.02
 """Of the image's diagonal: the width of the band along the contours (Boundary IoU's)."""
+
+_TILE = 128
+"""The side of the parts in which an image is worked on."""
 
 _UNIT = 2.0**-40
 """What F1 is counted in: a sum of integers is the same in any order and over any processes."""
@@ -49,7 +52,9 @@ class BoundaryScores(SegmentationScores):
     In ``bf`` a class without a boundary in target and prediction (it fills all that is annotated) is left out, as is
     an image without any other.
 
-    The work is done on the CPU, a few milliseconds an image.
+    The work is done on the CPU. One core of an AMD EPYC takes about 10 ms for an image of 360x480 with 11 classes and
+    0.2 s for one of 1024x2048 with 19; with strips to ignore along every contour 30 ms and 0.45 s. That is ten to forty
+    times what `SegmentationScores` takes.
 
     Attributes:
         f1: int64 ``[2, C + 1]``, sums of F1 in units of 2^-40, and how many F1 are in each: of each class and,
@@ -79,7 +84,7 @@ class BoundaryScores(SegmentationScores):
         super().update(prediction, target)
         if not target.numel():
             return
-        pairs = torch.stack([prediction, target]).to(torch.uint8).cpu().numpy()
+        pairs = torch.stack([prediction.to(torch.uint8), target.to(torch.uint8)]).cpu().numpy()
         classes = len(self.class_names)
         f1 = np.zeros((2, classes + 1), np.int64)
         bands = np.zeros((2, classes), np.int64)
@@ -119,22 +124,63 @@ def join(truth: np.ndarray, ignored: np.ndarray, classes: int) -> tuple[np.ndarr
         ``truth`` with the nearest class (of equally near ones the first) at the pixels of strips, uint8 ``[H, W]``,
         and which pixels are still to be ignored, bool ``[H, W]``.
     """
-    numbers = np.flatnonzero(np.bincount(truth[~ignored], minlength=classes)[:classes])
-    if len(numbers) < 2 or not ignored.any():
+    limit = 2 * BF_TOLERANCE * math.hypot(*truth.shape)
+    reach = (
+        math.ceil(limit) - 2
+    )  # with one class at a distance of 1 or more, the other is nearer than limit - 1
+    if reach < 1 or not ignored.any():
         return truth, ignored
-    away = [
-        cv2.distanceTransform(
-            (ignored | (truth != number)).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
-        )[ignored]
-        for number in numbers
-    ]
-    distances = np.stack(away)
-    nearest, second = np.partition(distances, 1, axis=0)[:2]
-    strip = nearest + second < 2 * BF_TOLERANCE * math.hypot(*truth.shape)
+    smallest, largest = _extremes(truth, ignored, reach)
+    between = ignored & (smallest < largest)
     joined, unknown = truth.copy(), ignored.copy()
-    joined[ignored] = np.where(strip, numbers[distances.argmin(0)], truth[ignored])
-    unknown[ignored] = ~strip
+    for tile in _tiles(truth.shape):
+        inner = _trimmed(between, tile)
+        if inner is None:
+            continue
+        around, place = _widened(inner, reach)
+        labels, aside, wanted = truth[around], ignored[around], between[inner]
+        numbers = np.flatnonzero(np.bincount(labels[~aside], minlength=classes)[:classes])
+        others = ((aside | (labels != number)).view(np.uint8) for number in numbers)
+        away = [
+            cv2.distanceTransform(other, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[place][wanted]
+            for other in others
+        ]
+        # The squares are whole numbers, which OpenCV's square roots of equal ones differ in the last digit.
+        squared = np.rint(np.stack(away) ** 2)
+        nearest, second = np.sqrt(np.partition(squared, 1, axis=0)[:2])
+        strip = nearest + second < limit
+        joined[inner][wanted] = np.where(strip, numbers[squared.argmin(0)], truth[inner][wanted])
+        unknown[inner][wanted] = ~strip
     return joined, unknown
+
+
+_Window = tuple[slice, slice]
+"""Rows and columns of an image."""
+
+
+def _tiles(size: tuple[int, ...]) -> Iterator[_Window]:
+    """An image of ``size`` in squares: each holds few of the classes, and fits into a processor's cache."""
+    for top in range(0, size[0], _TILE):
+        for left in range(0, size[1], _TILE):
+            yield slice(top, top + _TILE), slice(left, left + _TILE)
+
+
+def _trimmed(where: np.ndarray, window: _Window) -> _Window | None:
+    """The part of ``window`` around its pixels in ``where``, None if there are none."""
+    part = where[window]
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    if not len(rows):
+        return None
+    top, left = window[0].start, window[1].start
+    return slice(top + rows[0], top + rows[-1] + 1), slice(left + columns[0], left + columns[-1] + 1)
+
+
+def _widened(window: _Window, by: int) -> tuple[_Window, _Window]:
+    """``window`` with as many more pixels on every side as the image has, and where it lies in that."""
+    starts = [max(0, side.start - by) for side in window]
+    outer = [slice(start, side.stop + by) for start, side in zip(starts, window, strict=True)]
+    inner = [slice(side.start - start, side.stop - start) for start, side in zip(starts, window, strict=True)]
+    return (outer[0], outer[1]), (inner[0], inner[1])
 
 
 def boundary_f1(found: np.ndarray, truth: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarray:
@@ -182,22 +228,29 @@ def _shares_near(
     """Of each class, the share of its pixels among ``edges`` that are nearer than ``tolerance`` to one of its pixels
     among ``other_edges`` (0 where there is none), and how many it has.
 
-    A bit stands for a class, so that one pass over the image finds what is near for 64 classes.
+    A bit stands for a class, so that one pass over a part of the image finds what is near for 8 classes.
     """
     classes = len(present)
-    own = labels[edges]
-    pixels = np.bincount(own, minlength=classes)[:classes]
+    pixels = np.bincount(labels[edges], minlength=classes)[:classes]
     hits = np.zeros(classes, np.int64)
-    numbers = np.flatnonzero(present)
-    for first in range(0, len(numbers), 64):
-        chunk = numbers[first : first + 64]
-        dtype = next(f"uint{size}" for size in (8, 16, 32, 64) if size >= len(chunk))
-        bits = np.zeros(classes, dtype)
-        bits[chunk] = np.uint64(1) << np.arange(len(chunk), dtype=np.uint64)
-        marks = np.zeros(labels.shape, dtype)
-        marks[other_edges] = bits[other_labels[other_edges]]
-        near = (_spread(marks, tolerance)[edges] & bits[own]) != 0
-        hits += np.bincount(own[near], minlength=classes)[:classes]
+    for tile in _tiles(labels.shape):
+        inner = _trimmed(edges, tile)
+        if inner is None:
+            continue
+        around, place = _widened(inner, math.ceil(tolerance))
+        own = labels[inner][edges[inner]]
+        others = other_labels[around][other_edges[around]]
+        both = (
+            np.bincount(own, minlength=classes)[:classes] * np.bincount(others, minlength=classes)[:classes]
+        )
+        numbers = np.flatnonzero(present & (both > 0))
+        for chunk in (numbers[first : first + 8] for first in range(0, len(numbers), 8)):
+            bits = np.zeros(256, np.uint8)
+            bits[chunk] = 1 << np.arange(len(chunk))
+            marks = np.zeros(other_edges[around].shape, np.uint8)
+            marks[other_edges[around]] = bits[others]
+            near = (_spread(marks, tolerance)[place][edges[inner]] & bits[own]) != 0
+            hits += np.bincount(own[near], minlength=classes)[:classes]
     return hits / np.maximum(pixels, 1), pixels
 
 
@@ -250,13 +303,39 @@ def boundary_bands(
 def _near_another(labels: np.ndarray, ignored: np.ndarray, width: int) -> np.ndarray:
     """The pixels that count and are at most ``width`` steps, also diagonal ones, from a pixel that counts and is of
     another class, or from what lies outside of the image: bool ``[H, W]``."""
-    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    # A pixel is near another class if the largest or the smallest class around it is not its own. What is
-    # ignored stands below all classes for the one and above them for the other.
-    raised = labels.astype(np.uint16) + 1
-    largest = cv2.dilate(np.where(ignored, np.uint16(0), raised), kernel)
-    smallest = cv2.erode(np.where(ignored, np.uint16(65535), raised), kernel)
-    near = (largest != raised) | (smallest != raised)
+    smallest, largest = _extremes(labels, ignored, width)
+    near = (smallest != labels) | (largest != labels)
     near[:width] = near[-width:] = True
     near[:, :width] = near[:, -width:] = True
     return near & ~ignored
+
+
+def _extremes(labels: np.ndarray, ignored: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest class that counts in the square of ``width`` steps around each pixel.
+
+    Returns:
+        Each uint8 ``[H, W]``; 255 and 0 where no pixel counts.
+    """
+    return (
+        _over_squares(np.where(ignored, np.uint8(255), labels), width, np.minimum),
+        _over_squares(np.where(ignored, np.uint8(0), labels), width, np.maximum),
+    )
+
+
+def _over_squares(values: np.ndarray, width: int, choose: np.ufunc) -> np.ndarray:
+    """What ``choose`` makes of the square of ``width`` steps around each pixel, as far as it lies in the image.
+
+    Line by line, then column by column, and each time from twice as far: OpenCV's ``dilate`` looks at every pixel
+    of a line.
+    """
+    for axis in range(2):
+        reached = 0
+        while reached < width:
+            step = min(reached + 1, width - reached)
+            reached += step
+            wide = values.copy()
+            old, new = np.moveaxis(values, axis, 0), np.moveaxis(wide, axis, 0)
+            choose(new[step:], old[:-step], out=new[step:])
+            choose(new[:-step], old[step:], out=new[:-step])
+            values = wide
+    return values

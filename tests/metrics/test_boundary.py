@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from segdet.metrics.boundary import BoundaryScores
+from segdet.metrics.boundary import BF_TOLERANCE, BoundaryScores, _over_squares, boundary_f1, join
 from segdet.metrics.confusion import SegmentationScores
 
 NAMES = ["sky", "road", "car", "tree"]
@@ -120,6 +120,116 @@ def test_scores_are_those_counted_by_hand(tolerance: float, monkeypatch: pytest.
     common, either = sum(bands_by_hand(*pair, tolerance) for pair in pairs)
     assert found["boundary_iou"] == pytest.approx((common / either).mean(), abs=1e-12)
     assert [found[f"boundary_iou/{name}"] for name in NAMES] == pytest.approx((common / either).tolist())
+
+
+def distances(where: np.ndarray) -> np.ndarray:
+    """Every pixel's distance to the nearest one of ``where``; its square is a whole number."""
+    away = cv2.distanceTransform((~where).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.sqrt(np.rint(away**2))
+
+
+def joined_by_transforms(
+    truth: np.ndarray, ignored: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `join` gives, by the distances of the whole image to each class."""
+    numbers = np.unique(truth[~ignored])
+    if len(numbers) < 2:
+        return truth, ignored
+    away = np.stack([distances(~ignored & (truth == number)) for number in numbers])
+    nearest, second = np.partition(away, 1, axis=0)[:2]
+    strip = ignored & (nearest + second < 2 * BF_TOLERANCE * math.hypot(*truth.shape))
+    return np.where(strip, numbers[away.argmin(0)], truth).astype(np.uint8), ignored & ~strip
+
+
+def f1_by_transforms(found: np.ndarray, truth: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarray:
+    """What `boundary_f1` gives, by the distances of the whole image to each class's boundary."""
+    tolerance = BF_TOLERANCE * math.hypot(*truth.shape)
+
+    def boundary(labels: np.ndarray, number: int) -> np.ndarray:
+        here = (labels == number) & ~ignored
+        other = (labels != number) & ~ignored
+        beside = cv2.dilate(other.view(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
+        return here & (beside > 0)
+
+    f1 = np.full(classes, np.nan)
+    for number in range(classes):
+        edges = [boundary(labels, number) for labels in (found, truth)]
+        if not (~ignored & (truth == number)).any() or not (edges[0].any() or edges[1].any()):
+            continue
+        hits = [
+            (distances(other)[one] < tolerance).mean() if one.any() and other.any() else 0.0
+            for one, other in (edges, edges[::-1])
+        ]
+        f1[number] = 2 * hits[0] * hits[1] / sum(hits) if sum(hits) else 0.0
+    return f1
+
+
+def scene(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Curved regions of some classes, in part with strips to ignore between them, and regions to ignore."""
+    rng = np.random.default_rng(seed)
+    height, width = int(rng.integers(60, 420)), int(rng.integers(60, 420))
+    classes = int(rng.integers(2, 20))
+
+    def regions(number: int) -> np.ndarray:
+        """As many regions as ``number`` says, each numbered."""
+        best, which = np.full((height, width), np.inf), np.zeros((height, width), np.uint8)
+        y, x = np.mgrid[:height, :width] + 6 * np.sin(np.mgrid[:height, :width][::-1] / 9)
+        for index in range(number):
+            away = (y - rng.uniform(0, height)) ** 2 + (x - rng.uniform(0, width)) ** 2
+            which[away < best] = index
+            best = np.minimum(best, away)
+        return which
+
+    def classified(number: int) -> np.ndarray:
+        return rng.integers(0, classes, number).astype(np.uint8)[regions(number)]
+
+    truth = classified(int(rng.integers(2, 40)))
+    found = np.where(regions(5) == 0, classified(9), np.roll(truth, rng.integers(-4, 5, 2), (0, 1)))
+    edges = np.zeros_like(truth)
+    edges[1:] |= truth[1:] != truth[:-1]
+    edges[:, 1:] |= truth[:, 1:] != truth[:, :-1]
+    side = int(rng.integers(1, 9))
+    strips = (cv2.dilate(edges, np.ones((side, side), np.uint8)) > 0) & (regions(3) > 0)
+    return found, np.where(strips | (regions(7) == 0), np.uint8(255), truth), classes
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_parts_of_an_image_give_what_the_whole_does(seed: int) -> None:
+    found, truth, classes = scene(seed)
+    ignored = truth == 255
+    expected = joined_by_transforms(truth, ignored, classes)
+    joined, unknown = join(truth, ignored, classes)
+    np.testing.assert_array_equal(joined, expected[0])
+    np.testing.assert_array_equal(unknown, expected[1])
+    np.testing.assert_allclose(
+        boundary_f1(found, joined, unknown, classes), f1_by_transforms(found, joined, unknown, classes)
+    )
+
+
+def test_of_classes_that_are_equally_near_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where OpenCV's distances of the same length differ in the last digit, as they now and then do."""
+    exact = cv2.distanceTransform
+    calls: list[int] = []
+
+    def rounded_up_at_first(*args: object) -> np.ndarray:
+        calls.append(1)
+        away = exact(*args)  # type: ignore[call-overload]
+        return np.nextafter(away, np.float32(np.inf)) if len(calls) == 1 else away
+
+    monkeypatch.setattr(cv2, "distanceTransform", rounded_up_at_first)
+    truth = np.full((900, 1200), 255, np.uint8)
+    truth[500 - 2, 600 - 6], truth[500 + 6, 600 + 2] = 7, 3
+    joined, unknown = join(truth, truth == 255, 8)
+    assert joined[500, 600] == 3 and not unknown[500, 600] and joined[499, 599] == 7
+    assert len(calls) >= 2
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 16, 46])
+def test_squares_are_those_of_opencv(width: int) -> None:
+    values = np.random.default_rng(width).integers(0, 255, (61, 87)).astype(np.uint8)
+    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    np.testing.assert_array_equal(_over_squares(values, width, np.maximum), cv2.dilate(values, kernel))
+    np.testing.assert_array_equal(_over_squares(values, width, np.minimum), cv2.erode(values, kernel))
 
 
 def test_a_band_is_the_mask_without_its_core_as_the_authors_have_it() -> None:
