@@ -1,6 +1,9 @@
 """The errors that a user can mend: each is one line that names the thing, the fault and the remedy."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, get_args
 
 
 class UserError(Exception):
@@ -25,3 +28,23 @@ class BadSample(UserError):
     def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
         # A worker process sends the error to its parent by pickling, which replays __init__.
         return type(self), (self.path, self.fault, self.remedy)
+
+
+def check_choice(option: str, value: object, choices: Any) -> None:
+    """Refuses what is none of an option's choices; the command line does so by itself, a call in Python does not.
+
+    Args:
+        option: As it is to be named, such as ``--model.mode``.
+        value: What was given.
+        choices: The ``Literal`` of the option's type, or the choices themselves.
+
+    Raises:
+        UserError: If ``value`` is not among them.
+    """
+    known: Iterable[Any] = get_args(choices) or choices
+    if value in known:
+        return
+    named = [str(choice) for choice in known]
+    near = get_close_matches(str(value).casefold(), named, 1) if isinstance(value, str) else []
+    remedy = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"{option} {value}: is none of {', '.join(named)}{remedy}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ from torch.profiler import record_function
 
 from segdet.data.sample import Target
 from segdet.detection.regions import RegionDetector
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder
-from segdet.nn.roi import RoIPooling, TwoLayers, rois_of, sample_rois
+from segdet.nn.roi import Pooling, RoIPooling, TwoLayers, rois_of, sample_rois
 from segdet.task import Stage
 
 
@@ -55,7 +55,7 @@ class FastRCNN(RegionDetector):
         weights: str | bool | None = None,
         backbone_options: dict[str, Any] | None = None,
         stride: int = 16,
-        pooling: Literal["max", "align"] = "max",
+        pooling: Pooling = "max",
         pool: int = 7,
         width: int = 1024,
         dropout: float = 0.5,
@@ -66,6 +66,7 @@ class FastRCNN(RegionDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.pooling", pooling, Pooling)
         if svd_ranks is not None and min(svd_ranks) < 1:
             raise UserError(f"model.svd_ranks: {list(svd_ranks)}; give two ranks of at least 1, or null")
         self.rois_per_image = rois_per_image

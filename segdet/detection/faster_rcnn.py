@@ -22,12 +22,14 @@ from torchvision.ops.poolers import LevelMapper
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import select_detections
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
 from segdet.nn.roi import RoIPooling, TwoLayers, rois_of
 from segdet.task import Stage
+
+Pooling = Literal["align", "pool"]
 
 Maps = dict[str, Tensor]
 """Feature maps by their place, fine to coarse."""
@@ -289,7 +291,7 @@ class FasterRCNN(TwoStageDetector):
         proposals: tuple[int, int] = (2000, 1000),
         proposal_nms_threshold: float = 0.7,
         proposal_min_size: float = 1e-3,
-        pooling: Literal["align", "pool"] = "align",
+        pooling: Pooling = "align",
         pool_size: int = 7,
         canonical_size: int = 224,
         head_width: int = 1024,
@@ -302,6 +304,7 @@ class FasterRCNN(TwoStageDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.pooling", pooling, Pooling)
         if not pyramid and len(strides) != 1:
             raise UserError(
                 f"--model.strides {strides}: without a pyramid there is one map; give one stride, such as [16]"

@@ -11,7 +11,13 @@ from torchvision.ops import box_iou
 
 from segdet.data.sample import Prediction
 from segdet.detection.sliding_window import SlidingWindowDetector, linear_layers
+from segdet.errors import check_choice
 from segdet.nn.boxes import select_detections, suppress
+from segdet.nn.windows import Mode
+
+Regression = Literal["single", "per_class"]
+BoxLoss = Literal["l2", "smooth_l1"]
+Merging = Literal["nms", "average"]
 
 
 class OverFeat(SlidingWindowDetector):
@@ -45,21 +51,24 @@ class OverFeat(SlidingWindowDetector):
     def __init__(
         self,
         class_names: list[str],
-        mode: Literal["crops", "dense"] = "dense",
+        mode: Mode = "dense",
         aspects: list[float] = [1.0],  # noqa: B006  read only; jsonargparse shows it as the default
         hidden: list[int] = [128],  # noqa: B006
-        regression: Literal["single", "per_class"] = "single",
+        regression: Regression = "single",
         box_hidden: list[int] = [128],  # noqa: B006
-        box_loss: Literal["l2", "smooth_l1"] = "l2",
+        box_loss: BoxLoss = "l2",
         box_weight: float = 5.0,
         freeze_features: bool = True,
-        merging: Literal["nms", "average"] = "average",
+        merging: Merging = "average",
         merging_threshold: float = 0.5,
         **kwargs: Any,
     ) -> None:
         # The first layers of both heads are rows of one matrix, so that the network is one chain.
         self.extra_units = box_hidden[0]
         super().__init__(class_names, mode=mode, aspects=aspects, hidden=hidden, **kwargs)
+        check_choice("--model.regression", regression, Regression)
+        check_choice("--model.box_loss", box_loss, BoxLoss)
+        check_choice("--model.merging", merging, Merging)
         self.regression, self.box_loss, self.box_weight = regression, box_loss, box_weight
         self.freeze_features = freeze_features
         self.merging, self.merging_threshold = merging, merging_threshold

@@ -21,7 +21,7 @@ from segdet.data.dataset import TaskDataset
 from segdet.data.sample import Batch, Target
 from segdet.detection.features import FeatureFolder, ImageFeatures, key_of_network
 from segdet.detection.regions import RegionDetector
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.averaging import averaged
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, paired_iou
@@ -31,6 +31,8 @@ from segdet.nn.roi import TwoLayers, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
+
+Classifier = Literal["svm", "softmax"]
 
 
 class RCNN(RegionDetector):
@@ -97,7 +99,7 @@ class RCNN(RegionDetector):
         crop_batch: int = 256,
         regions_per_batch: int = 128,
         positive_share: float = 0.25,
-        classifier: Literal["svm", "softmax"] = "svm",
+        classifier: Classifier = "svm",
         box_regression: bool = True,
         svm: Mining = Mining(),  # noqa: B008  frozen; the configuration shows its values
         svm_negatives_below: float = 0.3,
@@ -108,6 +110,7 @@ class RCNN(RegionDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.classifier", classifier, Classifier)
         if not 0 <= 2 * context < warp_size:
             raise UserError(
                 f"model.context {context}: leaves nothing of a crop of {warp_size} pixels; give less than half of "

@@ -16,11 +16,13 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets, select_from_levels
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
 from segdet.task import Stage
+
+BoxLoss = Literal["l1", "giou"]
 
 
 class FocalLossDetector(Detector):
@@ -53,7 +55,7 @@ class FocalLossDetector(Detector):
     def __init__(
         self,
         class_names: list[str],
-        box_loss: Literal["l1", "giou"] = "l1",
+        box_loss: BoxLoss = "l1",
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         candidates_per_level: int = 1000,
@@ -61,6 +63,7 @@ class FocalLossDetector(Detector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.box_loss", box_loss, BoxLoss)
         self.box_loss = box_loss
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -238,7 +241,7 @@ class TorchvisionRetinaNet(FocalLossDetector):
         network: str = "resnet50_fpn",
         weights: str | bool | None = None,
         weights_backbone: str | bool | None = None,
-        box_loss: Literal["l1", "giou"] | None = None,
+        box_loss: BoxLoss | None = None,
         **kwargs: Any,
     ) -> None:
         box_loss = box_loss or ("giou" if network.endswith("_v2") else "l1")

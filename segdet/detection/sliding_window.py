@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import Backbone
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets, select_detections
 from segdet.nn.kept import Kept
-from segdet.nn.windows import DenseWindows, grid, window_features
+from segdet.nn.windows import DenseWindows, Mode, grid, window_features
 from segdet.task import Stage
 
 
@@ -85,7 +85,7 @@ class SlidingWindowDetector(Detector):
         scales: list[float] = [0.16, 0.24, 0.36, 0.54, 0.8],  # noqa: B006  read only; jsonargparse shows it
         aspects: list[float] = [0.5, 1.0, 2.0],  # noqa: B006
         stride: int = 8,
-        mode: Literal["crops", "dense"] = "crops",
+        mode: Mode = "crops",
         channels: list[int] = [16, 32, 64],  # noqa: B006
         kernels: list[int] = [5, 3, 3],  # noqa: B006
         pools: list[int] = [2, 2, 2],  # noqa: B006
@@ -108,6 +108,7 @@ class SlidingWindowDetector(Detector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.mode", mode, Mode)
         for name, value in (
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip

@@ -13,7 +13,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from segdet.detection.ssd import DefaultBoxDetector
 from segdet.detection.torchvision_network import published_weights
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import load_weights
 from segdet.nn.vgg16 import he_initialized
 
@@ -67,6 +67,7 @@ class VGG16SSD(DefaultBoxDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, mean=mean, std=std, **kwargs)
+        check_choice("--model.sizes", sizes, Sizes)
         name = type(self).__name__
         self.default_boxes = DefaultBoxGenerator(
             self.aspect_ratios,

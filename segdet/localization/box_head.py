@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from segdet.data.sample import Target
+from segdet.errors import check_choice
 from segdet.localization.base import Localizer
 from segdet.localization.multi_crop import MultiCrop, Views, merge_views
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.task import Stage
+
+Heads = Literal["flat", "voting"]
+BoxLoss = Literal["l2", "smooth_l1", "giou"]
 
 
 class BoxHead(Localizer):
@@ -56,12 +60,12 @@ class BoxHead(Localizer):
         weights: str | bool | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [32],  # noqa: B006  read only; jsonargparse shows it as the default
-        heads: Literal["flat", "voting"] = "flat",
+        heads: Heads = "flat",
         grid: int = 4,
         width: int = 256,
         dropout: float = 0.2,
         per_class: bool = False,
-        box_loss: Literal["l2", "smooth_l1", "giou"] = "smooth_l1",
+        box_loss: BoxLoss = "smooth_l1",
         box_weight: float = 5.0,
         views: Views = "one",
         crop_share: float = 0.875,
@@ -69,6 +73,8 @@ class BoxHead(Localizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.heads", heads, Heads)
+        check_choice("--model.box_loss", box_loss, BoxLoss)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.per_class = per_class
         self.box_loss = box_loss

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.boxes import paired_iou
 
 Views = Literal["one", "two", "five", "ten"]
@@ -40,6 +40,7 @@ class MultiCrop:
     """
 
     def __init__(self, views: Views = "one", share: float = 0.875, scales: Sequence[float] = (1.0,)) -> None:
+        check_choice("--model.views", views, Views)
         if not 0 < share <= 1:
             raise UserError(f"model.crop_share: {share}; give a share greater than 0, at most 1")
         if not scales or min(scales) <= 0:

@@ -11,8 +11,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.muon import Muon
+
+Name = Literal["sgd", "adamw", "muon"]
+Schedule = Literal["constant", "step", "poly", "cosine"]
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Optimization:
             0 freezes them.
     """
 
-    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    name: Name = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     nesterov: bool = False
@@ -47,13 +50,17 @@ class Optimization:
     weight_decay: float = 5e-4
     decay_all: bool = False
     bias_lr_factor: float = 1.0
-    schedule: Literal["constant", "step", "poly", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     milestones: list[float] = field(default_factory=lambda: [0.67, 0.89])
     gamma: float = 0.1
     power: float = 0.9
     warmup_steps: int = 100
     warmup_factor: float = 0.01
     lr_factors: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("--model.optim.name", self.name, Name)
+        check_choice("--model.optim.schedule", self.schedule, Schedule)
 
     def build(
         self, module: nn.Module, total_steps: float, steps_per_epoch: float

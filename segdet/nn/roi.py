@@ -17,6 +17,8 @@ from segdet.data.sample import Target
 from segdet.nn.backbones import is_weights_file, read_weights
 from segdet.nn.boxes import pad_targets, pairwise_iou
 
+Pooling = Literal["max", "align"]
+
 
 def rois_of(boxes: list[Tensor]) -> Tensor:
     """The boxes ``[N, 4]`` of each image of a batch as regions ``[R, 5]``: the image's position, then xyxy."""
@@ -117,7 +119,7 @@ class RoIPooling(nn.Module):
         kind: ``max`` or ``align``.
     """
 
-    def __init__(self, size: int = 7, stride: int = 16, kind: Literal["max", "align"] = "max") -> None:
+    def __init__(self, size: int = 7, stride: int = 16, kind: Pooling = "max") -> None:
         super().__init__()
         self.size, self.stride, self.kind = size, stride, kind
         # Our boxes end behind their last pixel, the released code's with it.

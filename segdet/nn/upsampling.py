@@ -9,13 +9,13 @@ pixel away from where it came from.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError
+from segdet.errors import check_choice
 
 Upsampling = Literal[
     "nearest", "bilinear", "bed_of_nails", "max_unpooling", "transposed", "transposed_frozen"
@@ -205,6 +205,7 @@ def upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
     Raises:
         UserError: If there is no upsampler of this name.
     """
+    check_choice("--model.upsampling", name, Upsampling)
     match name:
         case "nearest":
             return Nearest(factor)
@@ -218,9 +219,6 @@ def upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
             return TransposedConvolution(channels, factor)
         case "transposed_frozen":
             return TransposedConvolution(channels, factor, learned=False, depthwise=True)
-    raise UserError(
-        f"model.upsampling: no upsampler {name!r}; choose one of {', '.join(get_args(Upsampling))}"
-    )
 
 
 def _interpolated(features: Tensor, factor: int, mode: Literal["nearest", "bilinear"]) -> Tensor:

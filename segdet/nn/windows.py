@@ -17,10 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 
 Pair = tuple[int, int]
 """Height or vertical first."""
+
+Mode = Literal["crops", "dense"]
+"""How a family of sliding windows looks at an image: window by window, or at all of them in one pass."""
 
 Method = Literal["auto", "fragments", "dilation", "shift"]
 
@@ -230,8 +233,7 @@ class DenseWindows(nn.Module):
         self.stride = self.own_stride if stride is None else pair(stride)
         if min(self.stride) < 1:
             raise UserError(f"stride of windows {self.stride}: give at least 1")
-        if method not in ("auto", "fragments", "dilation", "shift"):
-            raise UserError(f"method {method!r} of dense windows: choose auto, fragments, dilation or shift")
+        check_choice("method of dense windows", method, Method)
         if method == "auto":
             offsets = (own // math.gcd(own, r) for own, r in zip(self.own_stride, self.stride, strict=True))
             method = "dilation" if max(offsets) <= 4 else "fragments"

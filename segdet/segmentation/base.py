@@ -14,7 +14,7 @@ from torch import Tensor
 from segdet.data.datamodule import DataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Prediction, Target
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.metrics.base import Scores
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
@@ -72,6 +72,9 @@ class Segmenter(Task):
         super().__init__(class_names, **kwargs)
         if not boundary_scores:
             self.scores["val_"] = SegmentationScores(self.class_names)
+        check_choice("--model.loss", loss, PixelLoss)
+        if isinstance(class_weights, str):
+            check_choice("--model.class_weights", class_weights, Weighting)
         self.loss = loss
         self.weighting: Weighting | None = class_weights if isinstance(class_weights, str) else None
         self._weights_known = self.weighting is None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError
+from segdet.errors import check_choice
 from segdet.nn.upsampling import bilinear_kernel
 from segdet.nn.vgg16 import VGG16, he_initialized, start_from
 from segdet.segmentation.base import Segmenter
@@ -17,6 +17,8 @@ from segdet.segmentation.pictures import heat_maps
 from segdet.task import Stage
 
 Learned = Literal["none", "intermediate", "all"]
+Stride = Literal[32, 16, 8]
+Pad = Literal[100, 1]
 
 
 class VGG16FCN(Segmenter):
@@ -59,9 +61,9 @@ class VGG16FCN(Segmenter):
     def __init__(
         self,
         class_names: list[str],
-        stride: Literal[32, 16, 8] = 8,
+        stride: Stride = 8,
         weights: str | bool | None = None,
-        pad: Literal[100, 1] = 100,
+        pad: Pad = 100,
         upsampling: Learned = "none",
         skip_scales: tuple[float, float] = (0.01, 0.0001),
         dropout: float = 0.5,
@@ -71,9 +73,9 @@ class VGG16FCN(Segmenter):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        for name, value, choices in (("stride", stride, (32, 16, 8)), ("pad", pad, (100, 1))):
-            if value not in choices:
-                raise UserError(f"model.{name}: {value} is none of {', '.join(map(str, choices))}")
+        check_choice("--model.stride", stride, Stride)
+        check_choice("--model.pad", pad, Pad)
+        check_choice("--model.upsampling", upsampling, Learned)
         self.stride = stride
         self.skip_scales = skip_scales
         classes = len(class_names)

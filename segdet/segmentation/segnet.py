@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_kernel
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, he_initialized, start_from
@@ -160,8 +160,7 @@ class SegNetBasic(Segmenter):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if variant not in _DECODERS:
-            raise UserError(f"model.variant: {variant!r} is none of {', '.join(_DECODERS)}")
+        check_choice("--model.variant", variant, Variant)
         if kernel_size % 2 == 0:
             raise UserError(f"model.kernel_size: {kernel_size} has no middle; give an odd number")
         self.normalization = nn.LocalResponseNorm(5, 1e-4, 0.75) if lrn else nn.Identity()

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segdet.data.sample import IGNORE, Target
-from segdet.errors import UserError
-from segdet.nn.windows import DenseWindows, batches, crop, grid, window_features
+from segdet.errors import UserError, check_choice
+from segdet.nn.windows import DenseWindows, Mode, batches, crop, grid, window_features
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
+
+Sampling = Literal["balanced", "uniform"]
 
 
 class SlidingWindow(Segmenter):
@@ -59,14 +61,16 @@ class SlidingWindow(Segmenter):
         pools: list[int] = [2, 2, 2],  # noqa: B006
         hidden: int = 64,
         dropout: float = 0.0,
-        mode: Literal["crops", "dense"] = "crops",
+        mode: Mode = "crops",
         stride: int = 4,
         crop_batch: int = 256,
         windows_per_image: int = 128,
-        sampling: Literal["balanced", "uniform"] = "balanced",
+        sampling: Sampling = "balanced",
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.mode", mode, Mode)
+        check_choice("--model.sampling", sampling, Sampling)
         for name, value in (
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip
@@ -178,9 +182,7 @@ def patch_classifier(
     return nn.Sequential(*layers)
 
 
-def sample_pixels(
-    masks: Tensor, number: int, sampling: Literal["balanced", "uniform"]
-) -> tuple[Tensor, Tensor, Tensor]:
+def sample_pixels(masks: Tensor, number: int, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
     """Draws ``number`` pixels of masks ``[B, H, W]``, with replacement, by torch's random numbers.
 
     Args:

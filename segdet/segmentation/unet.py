@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.data.sample import IGNORE, Target
-from segdet.errors import UserError
+from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.upsampling import enlarged
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
+
+Channels = Literal[1, 3]
 
 
 class UNet(Segmenter):
@@ -166,7 +168,7 @@ class OriginalUNet(Segmenter):
     def __init__(
         self,
         class_names: list[str],
-        channels: Literal[1, 3] = 3,
+        channels: Channels = 3,
         width: int = 64,
         depth: int = 4,
         dropout: float = 0.5,
@@ -176,6 +178,7 @@ class OriginalUNet(Segmenter):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
+        check_choice("--model.channels", channels, Channels)
         self.channels = channels
         self.depth = depth
         self.border_weight = border_weight

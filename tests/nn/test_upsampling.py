@@ -260,7 +260,7 @@ def test_none_draws_random_numbers() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match="no upsampler 'bilinaer'; choose one of nearest, bilinear"):
+    with pytest.raises(UserError, match=r"bilinaer: is none of nearest, bilinear, .*; did you mean bilinear"):
         upsampler("bilinaer", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1 or more, not 0"):
         Nearest(0)

@@ -233,7 +233,7 @@ def test_what_cannot_be_equal_is_refused(layers: list[nn.Module], says: str) -> 
 def test_other_mistakes() -> None:
     with pytest.raises(UserError, match=r"give an nn\.Sequential"):
         DenseWindows(nn.Conv2d(3, 2, 1), 1)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="choose auto, fragments, dilation or shift"):
+    with pytest.raises(UserError, match="is none of auto, fragments, dilation, shift"):
         DenseWindows(_plain(), 14, 1, "atrous")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least 1"):
         DenseWindows(_plain(), 14, 0)

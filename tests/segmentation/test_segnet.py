@@ -185,7 +185,7 @@ def test_stages_are_maps_switches_decoders_and_classes(
 
 def test_mistakes() -> None:
     with pytest.raises(
-        UserError, match=r"model\.variant: 'basic' is none of bilinear_interpolation, segnet_basic"
+        UserError, match=r"--model\.variant basic: is none of bilinear_interpolation, .*segnet_basic"
     ):
         _basic("basic")
     with pytest.raises(UserError, match=r"model\.kernel_size: 4 has no middle; give an odd number"):

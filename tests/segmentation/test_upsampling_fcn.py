@@ -155,7 +155,7 @@ def test_an_image_is_one_pass() -> None:
 
 
 def test_mistakes_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"model\.upsampling: no upsampler 'bilinaer'"):
+    with pytest.raises(UserError, match=r"--model\.upsampling bilinaer: .* did you mean bilinear\?"):
         _fcn("bilinaer")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"model\.channels: \[\]; give a positive number"):
         _fcn("nearest", channels=[])
