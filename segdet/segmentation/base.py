@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from segdet.segmentation import losses
 from segdet.segmentation.losses import PixelLoss, Weighting
 from segdet.segmentation.tiling import classes_of_rows, stitched_rows
 from segdet.task import Task
+
+BoundaryStages = Literal["never", "test", "validation"]
 
 _WEIGHTS = "class_weights"
 """Where a checkpoint keeps counted class weights."""
@@ -48,7 +50,8 @@ class Segmenter(Task):
         tile: Predicts images that are larger in tiles of so many pixels, a number or [height, width], to fit
             the device's memory: see `segdet.segmentation.tiling`. Multiples of 32 serve best.
         tile_overlap: The pixels that neighbouring tiles share at least; a quarter of the tile when null.
-        boundary_scores: Measures boundary F1 and boundary IoU in validation too, as the test always does.
+        boundary_scores: Where boundary F1 and boundary IoU are measured, which costs more processor time than all other
+            scores (see `BoundaryScores`): in the ``test``, in ``validation`` too, or ``never``.
         kwargs: As for `Task`.
     """
 
@@ -66,12 +69,13 @@ class Segmenter(Task):
         tta_scales: list[float] = [1.0],  # noqa: B006  read only; jsonargparse shows it as the default
         tile: int | tuple[int, int] | None = None,
         tile_overlap: int | None = None,
-        boundary_scores: bool = False,
+        boundary_scores: BoundaryStages = "test",
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if not boundary_scores:
-            self.scores["val_"] = SegmentationScores(self.class_names)
+        check_choice("--model.boundary_scores", boundary_scores, BoundaryStages)
+        for stage in {"never": ["val_", "test_"], "test": ["val_"], "validation": []}[boundary_scores]:
+            self.scores[stage] = SegmentationScores(self.class_names)
         check_choice("--model.loss", loss, PixelLoss)
         if isinstance(class_weights, str):
             check_choice("--model.class_weights", class_weights, Weighting)

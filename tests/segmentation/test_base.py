@@ -324,11 +324,18 @@ def test_passes_are_counted_for_every_view_and_tile() -> None:
 
 
 def test_boundaries_are_scored_in_the_test_and_where_asked_for() -> None:
-    plain, asked = Small(), Small(boundary_scores=True)
-    assert isinstance(plain.scores["test_"], BoundaryScores)
-    assert not isinstance(plain.scores["val_"], BoundaryScores)
-    assert isinstance(asked.scores["val_"], BoundaryScores)
-    assert {"bf", "boundary_iou", "miou"} <= set(asked.scores["val_"].compute())
+    def scored(**options: Any) -> list[str]:
+        scores = Small(**options).scores
+        assert all("miou" in scores[stage].compute() for stage in ("val_", "test_"))  # type: ignore[operator]
+        with_contours = [s for s in ("val_", "test_") if isinstance(scores[s], BoundaryScores)]
+        assert all({"bf", "boundary_iou"} <= set(scores[stage].compute()) for stage in with_contours)  # type: ignore[operator]
+        return with_contours
+
+    assert scored() == scored(boundary_scores="test") == ["test_"]
+    assert scored(boundary_scores="validation") == ["val_", "test_"]
+    assert scored(boundary_scores="never") == []
+    with pytest.raises(UserError, match=r"--model\.boundary_scores True: is none of never, test, validation"):
+        Small(boundary_scores=True)
 
 
 # Training on next to nothing.
