@@ -179,6 +179,13 @@ class OriginalUNet(Segmenter):
     ) -> None:
         super().__init__(class_names, **kwargs)
         check_choice("--model.channels", channels, Channels)
+        for name, whole in (("width", width), ("depth", depth)):
+            if whole < 1:
+                raise UserError(f"--model.{name} {whole}: must be at least 1")
+        if not border_weight >= 0:
+            raise UserError(f"--model.border_weight {border_weight}: must be at least 0")
+        if not border_sigma > 0:
+            raise UserError(f"--model.border_sigma {border_sigma}: must be above 0")
         self.channels = channels
         self.depth = depth
         self.border_weight = border_weight

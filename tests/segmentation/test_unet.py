@@ -167,6 +167,20 @@ class TestOriginalUNet:
             possible > tile and OriginalUNet(CLASSES, width=2, output_tile=possible).output_tile == possible
         )
 
+    @pytest.mark.parametrize(
+        ("name", "value", "fault"),
+        [
+            ("width", 0, "must be at least 1"),
+            ("depth", 0, "must be at least 1"),
+            ("border_weight", -1.0, "must be at least 0"),
+            ("border_sigma", 0.0, "must be above 0"),
+            ("border_sigma", float("nan"), "must be above 0"),
+        ],
+    )
+    def test_numbers_out_of_range_are_one_line(self, name: str, value: float, fault: str) -> None:
+        with pytest.raises(UserError, match=rf"^--model\.{name} {value}: {fault}$"):
+            _original(**{name: value})
+
     def test_weights_begin_as_he_says(self) -> None:
         """Variance 2 / N for the N inputs of an output: 9 pixels of a 3x3 convolution, one of an up-convolution."""
         torch.manual_seed(0)
