@@ -366,7 +366,8 @@ class RCNN(RegionDetector):
             whole = features.astype(np.float32)
             total, count = total + float(np.linalg.norm(whole, axis=1).sum()), count + len(whole)
             for row, label in zip(whole, labels - 1, strict=False):  # the objects come first
-                positives[label].append(row)
+                # A row alone, for a view would hold the regions of every image in memory.
+                positives[label].append(row.copy())
         scale = norm_scale(total / max(1, count))
         width = self.svms.weight.shape[1]
         examples = [scale * np.array(rows, np.float32).reshape(-1, width) for rows in positives]

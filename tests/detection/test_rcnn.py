@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,31 @@ def test_processes_have_their_own_images_whenever_they_ask(tmp_path: Path) -> No
     files.write(0, ImageFeatures(nothing, nothing, nothing, nothing, nothing, nothing, nothing))
     assert files.missing(0, 2) == [4, 8] and files.missing(1, 2) == [2, 6]
     assert files.missing() == [2, 4, 6, 8] and files.present() == [0]
+
+
+def test_of_an_image_only_its_objects_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    regions, width = 1000, 64
+    one = np.ones((regions, width), np.float16)
+    empty = np.zeros(0, np.int64)
+    files = FeatureFolder(tmp_path, "key", range(12))
+    files.prepare()
+    for position in files.positions:
+        files.write(
+            position, ImageFeatures(one, np.zeros((regions, 2)), np.array([1]), empty, one, empty, empty)
+        )
+    held = []
+
+    def mine(*_: Any) -> tuple[np.ndarray, np.ndarray]:
+        held.append(tracemalloc.get_traced_memory()[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rcnn, "mine", mine)
+    tracemalloc.start()
+    with pytest.raises(KeyboardInterrupt):
+        small()._learn_svms(files)
+    tracemalloc.stop()
+    # The network, and two images' features at a time.
+    assert held[0] < 4 * regions * width * 4
 
 
 # The stages within one command, interrupted.
