@@ -31,8 +31,11 @@ class LinearSVMs(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, D]`` to margins ``[R, K]``: above 0 is the class, about 1 is sure of it."""
-        return torch.addmm(self.bias, self.scale * features.float(), self.weight.t())
+        """Features ``[R, D]`` to float32 margins ``[R, K]``: above 0 is the class, about 1 is sure of it."""
+        # Margins in half the precision would be tied, and average precision hangs on their order.
+        with torch.autocast(features.device.type, enabled=False):
+            scaled = self.scale.float() * features.float()
+            return torch.addmm(self.bias.float(), scaled, self.weight.float().t())
 
     def set(self, weight: np.ndarray, bias: np.ndarray, scale: float) -> None:
         """Takes what `mine` found for features that were rescaled by ``scale``."""

@@ -51,8 +51,11 @@ class BoxRidge(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, P]`` to offsets ``[R, K, 4]``; of a class that had no example they are zero."""
-        flat = torch.addmm(self.bias.flatten(), self.scale * features.float(), self.weight.flatten(0, 1).t())
+        """Features ``[R, P]`` to float32 offsets ``[R, K, 4]``; of a class that had no example they are zero."""
+        with torch.autocast(features.device.type, enabled=False):
+            scaled = self.scale.float() * features.float()
+            weight = self.weight.float().flatten(0, 1)
+            flat = torch.addmm(self.bias.float().flatten(), scaled, weight.t())
         return flat.unflatten(1, self.bias.shape)
 
     def fit(self, label: int, features: np.ndarray, offsets: np.ndarray, penalty: float) -> None:

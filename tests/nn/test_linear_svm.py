@@ -96,6 +96,23 @@ def test_the_module_gives_their_margins() -> None:
     assert float((margins.argmax(1) == 1).float().mean()) > 0.8
 
 
+def test_margins_are_float32_whatever_the_network_computes_in() -> None:
+    torch.manual_seed(0)
+    machines = LinearSVMs(3, 64)
+    machines.set(
+        np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32), np.ones(3, np.float32), 0.7
+    )
+    features = torch.randn(500, 64)
+    expected = machines(features)
+    assert len(expected.unique()) > 1490
+    with torch.autocast("cpu", torch.bfloat16):
+        found = machines(features)
+        of_half = machines(features.bfloat16())
+    assert found.dtype == of_half.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert torch.equal(of_half, machines(features.bfloat16().float()))
+
+
 @pytest.mark.parametrize("field", ["weight", "bias", "scale", "fitted"])
 def test_a_checkpoint_holds_them(field: str) -> None:
     assert field in LinearSVMs(2, 4).state_dict()

@@ -34,6 +34,22 @@ def test_whitening_the_offsets_changes_nothing() -> None:
     assert not found[:, 0].any()  # a class without an example leaves boxes as they are
 
 
+def test_offsets_are_float32_whatever_the_network_computes_in() -> None:
+    random = np.random.default_rng(2)
+    x, y = random.normal(size=(60, 10)).astype(np.float32), random.normal(size=(60, 4)).astype(np.float32)
+    ridges = BoxRidge(2, 10)
+    ridges.fit(1, x, y, 5.0)
+    ridges.fit(2, x[:30], y[:30], 5.0)
+    features = torch.from_numpy(x)
+    expected = ridges(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ridges(features)
+        of_half = ridges(features.bfloat16())
+    assert found.dtype == of_half.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert torch.equal(of_half, ridges(features.bfloat16().float()))
+
+
 def test_features_get_the_norm_of_the_paper() -> None:
     assert norm_scale(5.0) == 4.0
     assert norm_scale(0.0) == 1.0
