@@ -189,7 +189,8 @@ class DenseWindows(nn.Module):
     Dilated convolutions are not slow there as long as they are few places apart; many small fragments cost more calls
     and copies. At stride 1 the two are level, and fragments hold but a part of the wide maps in memory at a time.
 
-    The weights are the classifier's own, not copies: what trains or loads the one changes the other. A linear
+    The weights are the classifier's own, not copies: what trains or loads the one changes the other, and what puts
+    other layers into it, as synchronized batch normalization does, puts them here. A linear
     layer's weights are looked at as a convolution's, and batch normalization with fixed statistics is
     multiplied into the convolution before it, anew in each pass. Both this network and the classifier
     must be in evaluation mode to be equal.
@@ -227,9 +228,7 @@ class DenseWindows(nn.Module):
             classifier = nn.Sequential(*classifier)
         self.classifier = classifier
         self.window = pair(window)
-        self._steps = _reordered(_read(classifier, self.window))
-        vertical, horizontal = ([step.stride[axis] for step in self._steps] for axis in (0, 1))
-        self.own_stride = math.prod(vertical), math.prod(horizontal)
+        self._read()
         self.stride = self.own_stride if stride is None else pair(stride)
         if min(self.stride) < 1:
             raise UserError(f"stride of windows {self.stride}: give at least 1")
@@ -238,8 +237,25 @@ class DenseWindows(nn.Module):
             offsets = (own // math.gcd(own, r) for own, r in zip(self.own_stride, self.stride, strict=True))
             method = "dilation" if max(offsets) <= 4 else "fragments"
         self.method = method
-        schedules = [_schedule(self._steps, axis, self.stride[axis], method) for axis in (0, 1)]
+        self._schedule()
+
+    def _read(self) -> None:
+        """Takes the classifier's layers as they are now."""
+        self._layers = [layer for _, layer in _leaves(self.classifier)]
+        self._steps = _reordered(_read(self.classifier, self.window))
+        vertical, horizontal = ([step.stride[axis] for step in self._steps] for axis in (0, 1))
+        self.own_stride = math.prod(vertical), math.prod(horizontal)
+
+    def _schedule(self) -> None:
+        schedules = [_schedule(self._steps, axis, self.stride[axis], self.method) for axis in (0, 1)]
         self._turns = [_Turn(vertical, horizontal) for vertical, horizontal in zip(*schedules, strict=True)]
+
+    def _follow(self) -> None:
+        """Reads the classifier anew if other layers have taken the place of some."""
+        layers = [layer for _, layer in _leaves(self.classifier)]
+        if list(map(id, layers)) != list(map(id, self._layers)):
+            self._read()
+            self._schedule()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` to the classifier's answers ``[B, K, rows, columns]``, see `grid`.
@@ -247,6 +263,7 @@ class DenseWindows(nn.Module):
         Raises:
             UserError: If the images are smaller than a window.
         """
+        self._follow()
         counts = grid(images.shape[-2:], self.window, self.stride)
         if 0 in counts:
             raise UserError(
@@ -300,6 +317,8 @@ class DenseWindows(nn.Module):
 
 # Reading the classifier.
 
+BatchNorm = nn.BatchNorm2d | nn.BatchNorm1d | nn.SyncBatchNorm
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -319,7 +338,7 @@ class _Step:
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
     dilation: Pair = (1, 1)
-    norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
+    norm: BatchNorm | None = None
 
 
 _ELEMENTWISE = (
@@ -382,11 +401,7 @@ def _read(classifier: nn.Sequential, window: Pair) -> list[_Step]:
         else:
             _refuse_unknown(layer, flat, size, where)
             before = steps[-1]
-            if (
-                isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)
-                and before.kind == "convolution"
-                and before.norm is None
-            ):
+            if isinstance(layer, BatchNorm) and before.kind == "convolution" and before.norm is None:
                 steps[-1] = replace(before, norm=layer)
             elif not isinstance(layer, nn.Identity):
                 steps.append(_Step(layer, "pointwise"))
@@ -458,7 +473,7 @@ def _fixed_pooling(layer: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, size: Pai
 def _refuse_unknown(layer: nn.Module, flat: bool, size: Pair, where: str) -> None:
     """Lets pass what does the same at every place, whatever lies around it."""
     unmixed = flat and size != (1, 1)  # flattened, but not yet seen by a linear layer
-    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+    if isinstance(layer, BatchNorm):
         if layer.running_mean is None:
             raise UserError(
                 f"{where}: it keeps no running statistics, so each window has its own; let it track them"
@@ -628,7 +643,7 @@ def _applied(
         return _reduced(features, 1, step.kernel[1], turn.stride[1], dilation[1], torch.add) / divisor
     if isinstance(layer, nn.ReLU):
         return features.relu_() if owned else features.relu()
-    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+    if isinstance(layer, BatchNorm):
         return _normalized(features, layer)
     if isinstance(layer, nn.Softmax | nn.LogSoftmax):
         return features.softmax(1) if isinstance(layer, nn.Softmax) else features.log_softmax(1)
@@ -637,9 +652,9 @@ def _applied(
     return layer(features)
 
 
-def _normalized(features: Tensor, norm: nn.BatchNorm2d | nn.BatchNorm1d) -> Tensor:
+def _normalized(features: Tensor, norm: BatchNorm) -> Tensor:
     """Batch normalization of features ``[B, C, h, w]``, also by a layer that expects ``[N, C]``."""
-    if isinstance(norm, nn.BatchNorm2d):
+    if not isinstance(norm, nn.BatchNorm1d):
         return norm(features)
     flat = norm(features.permute(0, 2, 3, 1).flatten(0, 2))
     return flat.view(features.shape[0], *features.shape[2:], -1).permute(0, 3, 1, 2)

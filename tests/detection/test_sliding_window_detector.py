@@ -403,6 +403,22 @@ def test_cropping_shows_its_progress_once_it_takes_two_seconds(monkeypatch: pyte
     assert [(bar.delay, bar.total, bar.n) for bar in bars] == [(2, total, total)]
 
 
+@pytest.mark.parametrize(("family", "options"), FAMILIES)
+def test_synchronized_normalization_is_in_the_dense_network_too(family: Any, options: dict[str, Any]) -> None:
+    """--trainer.sync_batchnorm puts other layers into the network once it has been built."""
+    model = _lively(_model(family, **options))
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).double()
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.SyncBatchNorm)):
+        norm.running_mean.add_(torch.randn_like(norm.running_mean))  # type: ignore[union-attr,arg-type]
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    model.eval()
+    with torch.inference_mode():
+        model.mode = "crops"
+        crops = model.look(images)[0]
+        model.mode = "dense"
+        torch.testing.assert_close(model.look(images)[0], crops, rtol=0, atol=1e-8)
+
+
 def test_a_checkpoint_holds_the_weights_once() -> None:
     names = {key.split(".")[0] for key in _model(OverFeat).state_dict()} - {"scores"}
     assert names == {"network", "class_head", "box_head"}

@@ -164,6 +164,27 @@ def test_weights_are_shared_and_learn_the_same() -> None:
         assert not torch.equal(dense(images), before)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("before", [True, False])
+def test_layers_that_take_others_places_are_followed(seed: int, before: bool) -> None:
+    """As those of synchronized batch normalization do, before a training on several devices."""
+    network, window = random_classifier(seed)
+    dense = None if before else DenseWindows(network, window, 2)
+    replaced = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    dense = dense or DenseWindows(network, window, 2)
+    norms = [m for m in network.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(norms) == len(replaced) > 0
+    network.float().eval()
+    for norm in norms:
+        nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+    images = torch.randn(1, 3, window[0] + 7, window[1] + 9)
+    with torch.inference_mode():
+        expected = by_crops(network, images, window, 2)
+        torch.testing.assert_close(dense(images), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.MaxPool2d(1), nn.AdaptiveMaxPool2d(4)])
 def test_images_are_left_as_they_are(first: nn.Module) -> None:
     network = nn.Sequential(first, nn.ELU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))

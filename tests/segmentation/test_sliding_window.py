@@ -107,6 +107,19 @@ class _Centre(nn.Module):
         return windows[:, :, self.place, self.place]
 
 
+def test_synchronized_normalization_is_in_the_dense_network_too() -> None:
+    """--trainer.sync_batchnorm puts other layers into the network once it has been built."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(_model()).double().eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)):
+        nn.init.normal_(norm.running_mean)
+    images = torch.randn(1, 3, 30, 40, dtype=torch.float64)
+    with torch.inference_mode():
+        model.mode = "crops"
+        crops = model.predict(images)
+        model.mode = "dense"
+        torch.testing.assert_close(model.predict(images), crops, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("window", [8, 9])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [(24, 28), (23, 31)])
