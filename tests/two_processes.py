@@ -18,5 +18,7 @@ def process_of_two(rank: int, folder: Path, seconds: float) -> Iterator[None]:
         world_size=2,
         timeout=timedelta(seconds=seconds),
     )
-    yield
-    torch.distributed.destroy_process_group()
+    try:
+        yield
+    finally:  # or the tests that follow in this process would be one of two as well
+        torch.distributed.destroy_process_group()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from segdet.nn.linear_svm import LinearSVMs, Mining, Round, mine
 from segdet.nn.ridge import BoxRidge, norm_scale
 from segdet.nn.roi import TwoLayers, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
+from segdet.processes import together
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
 
@@ -260,25 +261,13 @@ class RCNN(RegionDetector):
                     self._describe_all(folder, data, dataset, folder.missing())
                 self.learn(folder)
 
-        self._together(folder.prepare)
-        self._together(describe)
-        self._together(learn)
+        together(folder.prepare)
+        together(describe)
+        together(learn)
         for module in (self.svms, self.regressors):
             state = {name: value.cpu() for name, value in module.state_dict().items()}
             module.load_state_dict(trainer.strategy.broadcast(state))
         self._learned_at = trainer.global_step
-
-    def _together(self, work: Callable[[], None]) -> None:
-        """Does ``work`` in every process and waits for all; where one fails, all do, and none waits for ever."""
-        failure: Exception | None = None
-        try:
-            work()
-        except Exception as error:
-            failure = error
-        if not self.trainer.strategy.reduce_boolean_decision(failure is None):
-            raise failure or UserError(
-                "another process failed, and says why; mend that and go on with the run"
-            )
 
     def _describe_all(
         self, folder: FeatureFolder, data: DataModule, dataset: TaskDataset, missing: list[int]

@@ -1,0 +1,75 @@
+"""What the processes of a run do together takes as long as it takes, and fails in all of them or in none."""
+
+import multiprocessing
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from two_processes import process_of_two
+
+from segdet.errors import UserError
+from segdet.processes import together
+
+TIMEOUT = 3.0
+"""Seconds that the process group allows."""
+
+
+def _work(rank: int, folder: Path) -> list[str]:
+    """What process ``rank`` of two sees: the first is slow, then each of them fails once."""
+    seen: list[str] = []
+
+    def learn() -> None:
+        if rank == 0:
+            time.sleep(2.5 * TIMEOUT)
+        seen.append("learned")
+
+    def fail(failing: int) -> None:
+        if rank == failing:
+            raise ValueError(f"of {rank}")
+
+    with process_of_two(rank, folder, seconds=TIMEOUT):
+        start = time.monotonic()
+        together(learn)
+        assert time.monotonic() - start > 2 * TIMEOUT
+        for failing in (0, 1):
+            try:
+                together(lambda failing=failing: fail(failing))  # type: ignore[misc]
+            except (ValueError, UserError) as error:
+                seen.append(f"{type(error).__name__} {error}")
+        together(lambda: seen.append("went on"))
+        sum_ = torch.ones(1)
+        torch.distributed.all_reduce(sum_)  # the run's own group is as it was
+        seen.append(f"{sum_.item():.0f}")
+    return seen
+
+
+def _other(folder: Path) -> None:
+    torch.set_num_threads(1)  # a fork does not take the threads along that this one has worked with
+    (folder / "other.txt").write_text("\n".join(_work(1, folder)))
+
+
+def test_the_slowest_is_waited_for_beyond_the_groups_timeout(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        other = multiprocessing.get_context("fork").Process(target=_other, args=(tmp_path,))
+        other.start()
+    try:
+        first = _work(0, tmp_path)
+        other.join(60)
+    finally:
+        other.kill()
+    told = "UserError another process failed, and says why; mend that and go on with the run"
+    assert first == ["learned", "ValueError of 0", told, "went on", "2"]
+    assert (tmp_path / "other.txt").read_text().splitlines() == [
+        "learned", told, "ValueError of 1", "went on", "2",
+    ]  # fmt: skip
+
+
+def test_one_process_waits_for_nobody() -> None:
+    done: list[int] = []
+    together(lambda: done.append(1))
+    assert done == [1]
+    with pytest.raises(ZeroDivisionError):
+        together(lambda: done.append(1 // 0))
