@@ -6,8 +6,8 @@ is there stays, and the next call computes the rest. A file that is torn all the
     <cache folder>/proposals/<class>-<key of the settings>/settings.json
     <cache folder>/proposals/<class>-<key of the settings>/3f/3f09...c2.npy   float32 [N, 5]: box and score
 
-An image is known by its file's name, size and time of change, so that a dataset that is moved, or copied with
-its times, need not be computed again, while a changed image is.
+An image is known by its file's content, so that a dataset that is moved or copied need not be computed again, while
+a changed image is. To look into a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -57,6 +57,15 @@ class _Job:
     file: Path
 
 
+@dataclass(frozen=True)
+class _Digest:
+    """What is in an image's file, as long as its size and its time of change are these."""
+
+    size: int
+    changed: int
+    content: str
+
+
 class CachedProposals(ImageProposals):
     """The proposals of the images of a reader, on disk.
 
@@ -76,6 +85,7 @@ class CachedProposals(ImageProposals):
         self.bad: list[BadSample] = []
         self.computed = 0
         self._files: set[Path] = set()
+        self._digests: dict[int, _Digest] = {}
 
     def boxes(self, index: int) -> np.ndarray:
         return self.scored(index)[0]
@@ -105,6 +115,7 @@ class CachedProposals(ImageProposals):
         Raises:
             UserError: If the cache cannot be written, or a process was killed.
         """
+        self._read_all(indices, workers)
         jobs = []
         for index in indices:
             try:
@@ -163,19 +174,40 @@ class CachedProposals(ImageProposals):
         except OSError as error:
             raise _not_writable(self.folder, error) from error
 
+    def _read_all(self, indices: Sequence[int] | np.ndarray, workers: int | None) -> None:
+        """Looks into all files at once; those that cannot be read speak up when their turn comes."""
+
+        def read(index: int) -> None:
+            with contextlib.suppress(BadSample):
+                self._digest(index, self.reader.image_path(index))
+
+        with ThreadPoolExecutor(workers or usable_cores()) as pool:
+            done = pool.map(read, map(int, indices))
+            for _ in tqdm(done, "reading images", len(indices), unit=" images", delay=2.0):
+                pass
+
     def _job(self, index: int) -> _Job:
         path = self.reader.image_path(index)
+        content = self._digest(index, path)
+        declared = self.reader.declared_size(index)
+        upright = self.reader.upright(index)
+        told = json.dumps([content, declared, upright])
+        name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
+
+    def _digest(self, index: int, path: Path) -> str:
+        """Of the file's content, read again only when its size or time changed."""
         try:
             status = path.stat()
+            known = self._digests.get(index)
+            if known is None or (known.size, known.changed) != (status.st_size, status.st_mtime_ns):
+                content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+                known = self._digests[index] = _Digest(status.st_size, status.st_mtime_ns, content)
         except OSError as error:
             raise BadSample(
                 path, f"cannot be read ({error.strerror})", "put it there or take it out"
             ) from error
-        declared = self.reader.declared_size(index)
-        upright = self.reader.upright(index)
-        told = json.dumps([path.name, status.st_size, status.st_mtime_ns, declared, upright])
-        name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-        return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
+        return known.content
 
 
 _proposer: Proposer | None = None

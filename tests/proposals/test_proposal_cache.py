@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -100,12 +101,47 @@ def test_other_settings_and_other_pixels_have_other_files(shapes: Path, reader: 
     proposals = CachedProposals(Counting(), reader)
     proposals.boxes(0)
     path = reader.image_path(0)
-    status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    content, status = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(reader.image_path(1).read_bytes())
+        proposals.boxes(0)
+        assert len(calls) == 2
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     proposals.boxes(0)
     assert len(calls) == 2
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    proposals.boxes(0)
+
+
+class _OneImage:
+    """As much of a reader as the cache asks for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def image_path(self, index: int) -> Path:
+        return self.path
+
+    def declared_size(self, index: int) -> None:
+        return None
+
+    def upright(self, index: int) -> bool:
+        return False
+
+
+def test_images_are_known_by_their_content_alone(tmp_path: Path, calls: list) -> None:
+    """Uncompressed images are of one size, and splits or cameras may name and date them alike."""
+    boxes = []
+    for grey, place in ((50, "train/1.bmp"), (90, "val/1.bmp"), (50, "moved/2.bmp")):
+        path = tmp_path / place
+        path.parent.mkdir()
+        cv2.imwrite(str(path), np.full((40, 50, 3), grey, np.uint8))
+        changed = 10**18 if place != "moved/2.bmp" else 2 * 10**18
+        os.utime(path, ns=(changed, changed))
+        proposals = CachedProposals(Counting(), _OneImage(path))  # type: ignore[arg-type]
+        proposals.compute([0], workers=1)
+        boxes.append(proposals.boxes(0)[0, 3])
+    assert boxes == [50, 90, 50]
     assert len(calls) == 2
 
 
