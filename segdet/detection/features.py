@@ -21,16 +21,22 @@ from torch import nn
 
 from segdet.errors import UserError
 
+_HEADERS = 2500
+"""About how many bytes of a file are names and shapes."""
+
 
 @dataclass
 class ImageFeatures:
     """What is kept of an image: first its objects, then its proposals, R regions in all.
 
+    What nobody is going to read is empty: of the regions where no machines are trained, of the pairs where there is
+    no box regression.
+
     Attributes:
         features: float16 ``[R, D]``, what the classifier sees.
         overlaps: float16 ``[R, K]``, the greatest IoU with an object of each class.
         labels: int64 ``[G]``, 1..K, of the objects, which are the first G regions.
-        pairs: int64 ``[M]``, the regions that the box regression learns from.
+        pairs: int64 ``[M]``, the regions that the box regression learns from, by their places among all.
         pair_features: float16 ``[M, P]``, what it sees of them.
         pair_labels: int64 ``[M]``, the class of the object that each overlaps most.
         pair_offsets: float32 ``[M, 4]``, from the region to that object.
@@ -44,10 +50,23 @@ class ImageFeatures:
     pair_labels: np.ndarray
     pair_offsets: np.ndarray
 
-    @property
-    def nbytes(self) -> int:
-        """Their size."""
-        return sum(getattr(self, each.name).nbytes for each in fields(self))
+
+def bytes_of(
+    regions: np.ndarray, pairs: np.ndarray, features: int, classes: int, pair_features: int
+) -> np.ndarray:
+    """The bytes of images' files.
+
+    Args:
+        regions: R of each image, int64 ``[N]``; labels are counted as if each were an object.
+        pairs: M of each, int64 ``[N]``.
+        features: D.
+        classes: K.
+        pair_features: P.
+
+    Returns:
+        int64 ``[N]``.
+    """
+    return _HEADERS + regions * (2 * features + 2 * classes + 8) + pairs * (2 * pair_features + 32)
 
 
 class FeatureFolder:
@@ -133,11 +152,11 @@ class FeatureFolder:
     def tell(self, expected: int, images: int) -> None:
         """Says beforehand what ``images`` images will take, and refuses where there is not so much room."""
         free = shutil.disk_usage(self.folder).free
-        said = f"the features of {images:,} images take about {expected / 1e6:,.0f} MB in {self.folder}"
+        said = f"the features of {images:,} images take up to about {expected / 1e6:,.1f} MB in {self.folder}"
         if expected > free:
             raise UserError(
                 f"{said}, where {free / 1e6:,.0f} MB are free; make room, or give a smaller --model.svm_images or "
-                "--data.max_proposals, or --model.classifier softmax with --model.box_regression false"
+                "--data.max_proposals, or --model.classifier softmax"
             )
         sys.stderr.write(f"segdet: {said}\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from tqdm import tqdm
 from segdet.data.datamodule import DataModule
 from segdet.data.dataset import TaskDataset
 from segdet.data.sample import Batch, Target
-from segdet.detection.features import FeatureFolder, ImageFeatures, key_of_network
+from segdet.detection.features import FeatureFolder, ImageFeatures, bytes_of, key_of_network
 from segdet.detection.regions import RegionDetector
-from segdet.errors import UserError, check_choice
+from segdet.errors import BadSample, UserError, check_choice
 from segdet.nn.averaging import averaged
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, paired_iou
@@ -49,7 +50,8 @@ class RCNN(RegionDetector):
     2. Before each validation (so validate seldom: ``check_val_every_n_epoch``) the network describes the proposals of
        the training images; the features are kept in the run's folder, ``features/``. One linear support vector
        machine a class is trained on them: positives are the objects themselves, negatives the regions of an IoU
-       below 0.3 with any object of the class, of which the hard ones are mined (section 2.3, appendix B).
+       below 0.3 with any object of the class, of which the hard ones are mined (section 2.3, appendix B). Without
+       machines only the few regions are described that the third stage learns from.
     3. For each class a ridge regression learns the offsets of boxes from the last map of regions with an IoU above
        0.6 (section 3.5, appendix C).
 
@@ -246,8 +248,9 @@ class RCNN(RegionDetector):
         count = min(len(dataset), self.svm_images or len(dataset))
         positions = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         proposer = data.proposals.key if isinstance(data.proposals, Proposer) else repr(data.proposals)
-        settings = [self.warp_size, self.context, self.ridge_above, self.ridge_regions, data.max_proposals, proposer,
-                    type(data.recipe).__name__, data.recipe.size, data.fingerprint()]  # fmt: skip
+        settings = [self.warp_size, self.context, self.classified_by, self.box_regression, self.ridge_above,
+                    self.ridge_regions, data.max_proposals, proposer, type(data.recipe).__name__, data.recipe.size,
+                    data.fingerprint()]  # fmt: skip
         key = key_of_network([self.backbone, self.layers], json.dumps(settings))
         folder = FeatureFolder(Path(trainer.default_root_dir) / "features", key, positions)
 
@@ -273,8 +276,11 @@ class RCNN(RegionDetector):
         self, folder: FeatureFolder, data: DataModule, dataset: TaskDataset, missing: list[int]
     ) -> None:
         """Writes the features of the images at ``missing``."""
-        done, told = iter(missing), False
+        done = iter(missing)
         first = self.trainer.is_global_zero
+        if first and missing:
+            everyone = len(folder.missing())
+            folder.tell(self._expected(dataset, everyone), everyone)
         bar = tqdm(
             total=len(missing), desc="features", unit=" images", leave=False, delay=2, disable=not first
         )
@@ -287,24 +293,27 @@ class RCNN(RegionDetector):
                     bar.update()
                     if source.duplicate:
                         continue  # it stands in for one that cannot be read
-                    described = self.describe(images[number : number + 1], target)
-                    if first and not told:
-                        everyone = len(folder.missing())
-                        folder.tell(self._expected(described, dataset, everyone), everyone)
-                        told = True
-                    folder.write(position, described)
+                    folder.write(position, self.describe(images[number : number + 1], target))
 
-    @staticmethod
-    def _expected(one: ImageFeatures, dataset: TaskDataset, images: int) -> int:
-        """About how many bytes ``images`` images take, where one of them takes as much as ``one`` for each region."""
+    def _expected(self, dataset: TaskDataset, images: int) -> int:
+        """About how many bytes ``images`` images take at most, by the objects and proposals of fifty of them."""
         assert dataset.proposals is not None
-        some = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), 50)).round().astype(int))
-        counts = [len(dataset.proposals.boxes(int(dataset.indices[i]))) for i in some]
-        regions = float(np.minimum(counts, dataset.max_proposals).mean()) + len(one.labels)
-        return int(one.nbytes / max(1, len(one.features)) * regions * images)
+        counts = []
+        for place in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), 50)).round().astype(int)):
+            index = int(dataset.indices[place])
+            with contextlib.suppress(BadSample):  # which speaks up, or is skipped, when its turn comes
+                proposals = min(len(dataset.proposals.boxes(index)), dataset.max_proposals)
+                counts.append(len(dataset.reader.objects(index)) + proposals)
+        regions = np.array(counts or [0])
+        (classes, width), last = self.svms.weight.shape, self.regressors.weight.shape[2]
+        described = regions * (self.classified_by == "svm")
+        pairs = (
+            np.minimum(regions, self.ridge_regions) * self.box_regression
+        )  # how many there will be is not known
+        return int(images * bytes_of(described, pairs, width, classes, last).mean())
 
     def describe(self, image: Tensor, target: Target) -> ImageFeatures:
-        """The features of an image's objects and proposals.
+        """The features of an image's objects and proposals, of those that the stages to come learn from.
 
         Args:
             image: Normalized, ``[1, 3, H, W]``.
@@ -314,15 +323,9 @@ class RCNN(RegionDetector):
         ordinary = ~(target["iscrowd"] | target["difficult"])
         objects, own = boxes[ordinary], labels[ordinary]
         regions = torch.cat([objects, target["proposals"]])
-        parts = [self._described(image, part) for part in rois_of([regions]).split(self.crop_batch)]
-        last, seen = (torch.cat(each) for each in zip(*parts, strict=True))
-        # Crowds and difficult objects are no positives, but what lies on them is no negative either.
-        overlaps = torch.zeros(len(regions), len(self.class_names), device=image.device)
-        columns = (labels - 1).expand(len(regions), -1)
-        overlaps.scatter_reduce_(1, columns, box_iou(regions, boxes), "amax")
         pairs = torch.zeros(0, dtype=torch.int64, device=image.device)
         matched = pairs
-        if len(objects):
+        if self.box_regression and len(objects):
             overlap, matched = box_iou(regions, objects).max(1)
             pairs = (overlap > self.ridge_above).nonzero()[:, 0]
             if len(pairs) > self.ridge_regions:
@@ -330,12 +333,25 @@ class RCNN(RegionDetector):
                     torch.linspace(0, len(pairs) - 1, self.ridge_regions, device=pairs.device).long()
                 ]
         offsets = self.coder.encode(objects[matched[pairs]], regions[pairs])
+        # The machines learn from all regions, the regression alone from its own.
+        machines = self.classified_by == "svm"
+        looked_at = regions if machines else regions[pairs]
+        parts = [self._described(image, part) for part in rois_of([looked_at]).split(self.crop_batch)]
+        last, seen = (torch.cat(each) for each in zip(*parts, strict=True))
+        if machines:
+            last = last[pairs]
+        else:
+            regions, seen = regions[:0], seen[:0]
+        # Crowds and difficult objects are no positives, but what lies on them is no negative either.
+        overlaps = torch.zeros(len(regions), len(self.class_names), device=image.device)
+        columns = (labels - 1).expand(len(regions), -1)
+        overlaps.scatter_reduce_(1, columns, box_iou(regions, boxes), "amax")
         return ImageFeatures(
             features=seen.half().cpu().numpy(),
             overlaps=overlaps.half().cpu().numpy(),
             labels=own.cpu().numpy(),
             pairs=pairs.cpu().numpy(),
-            pair_features=last[pairs].half().cpu().numpy(),
+            pair_features=last.half().cpu().numpy(),
             pair_labels=own[matched[pairs]].cpu().numpy(),
             pair_offsets=offsets.float().cpu().numpy(),
         )

@@ -1,8 +1,11 @@
 """R-CNN: what its three stages learn, and that an interruption in any of them changes nothing."""
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +25,9 @@ from segdet.cost import measure_cost
 from segdet.data.cache import file_sizes
 from segdet.data.formats import open_readers
 from segdet.detection import rcnn
-from segdet.detection.features import FeatureFolder, ImageFeatures
+from segdet.detection.features import FeatureFolder, ImageFeatures, bytes_of
 from segdet.detection.rcnn import RCNN
-from segdet.errors import UserError
+from segdet.errors import BadSample, UserError
 from segdet.nn import linear_svm
 from segdet.nn.boxes import paired_iou
 from segdet.nn.warp import warp
@@ -151,6 +154,43 @@ def test_crowds_and_difficult_objects_are_neither_positive_nor_negative() -> Non
     assert len(found.features) == 1 + len(target["proposals"])
 
 
+@pytest.mark.parametrize(
+    ("options", "machines", "regression"),
+    [({}, True, True), ({"classifier": "softmax"}, False, True), ({"box_regression": False}, True, False)],
+)
+def test_only_what_is_learned_from_is_described(
+    options: dict[str, Any], machines: bool, regression: bool, tmp_path: Path
+) -> None:
+    pictures, (target,) = scenes(images=1)
+    network, whole = small(**options).eval(), small().eval()
+    seen: list[int] = []
+    network.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    with torch.inference_mode():
+        found = network.describe(network.normalize(pictures), target)
+        expected = whole.describe(whole.normalize(pictures), target)
+    regions, pairs = 2 + len(target["proposals"]), len(expected.pairs)
+    assert 2 < pairs <= regions / 2
+    assert sum(seen) == (regions if machines else pairs)
+    assert found.features.shape == (regions if machines else 0, 64)
+    assert found.overlaps.shape == (regions if machines else 0, 2)
+    assert found.pair_features.shape == (pairs if regression else 0, 512)
+    for name in ("features", "overlaps") * machines + ("pairs", "pair_labels", "pair_offsets") * regression:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    if regression:
+        np.testing.assert_allclose(found.pair_features, expected.pair_features, atol=1e-2)
+    files = FeatureFolder(tmp_path, "key", [0])
+    files.prepare()
+    files.write(0, found)
+    described = np.array([len(found.features)])
+    assert 0 <= bytes_of(described, np.array([len(found.pairs)]), 64, 2, 512)[0] - files.size() < 2000
+
+
+def test_softmax_learns_the_same_regression_from_less(tmp_path: Path, model: RCNN) -> None:
+    softmax = learned(tmp_path, classifier="softmax")
+    torch.testing.assert_close(softmax.regressors.weight, model.regressors.weight, rtol=0, atol=1e-4)
+    assert softmax.regressors.weight.any() and map_50(softmax, *scenes()) >= 0.9
+
+
 def test_an_image_costs_a_pass_a_proposal(model: RCNN) -> None:
     pictures, targets = scenes(images=1)
     model.proposer, model.max_proposals = UniformWindows(), 40
@@ -170,9 +210,39 @@ def test_features_that_do_not_fit_the_disk_are_told_beforehand(
     files = FeatureFolder(tmp_path, "key", range(3))
     files.prepare()
     files.tell(10_000_000, 3)
-    assert "features of 3 images take about 10 MB" in capsys.readouterr().err
+    assert "features of 3 images take up to about 10.0 MB" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"are free; make room, or give a smaller --model\.svm_images"):
         files.tell(1 << 60, 3)
+
+
+def test_what_is_expected_does_not_hang_on_one_image() -> None:
+    """The first image has neither objects nor proposals, the second cannot be read, the others have too many."""
+
+    class Images:
+        proposals = property(lambda self: self)
+        reader = property(lambda self: self)
+        indices, max_proposals = np.arange(10), 30
+
+        def __len__(self) -> int:
+            return 10
+
+        def boxes(self, index: int) -> np.ndarray:
+            if index == 1:
+                raise BadSample("b.jpg", "is empty")
+            return np.zeros((0 if index == 0 else 40, 4))
+
+        def objects(self, index: int) -> list[int]:
+            return [] if index == 0 else [1, 2]
+
+    def expected(**options: Any) -> float:
+        return small(**options)._expected(Images(), 90) / 90  # type: ignore[arg-type]
+
+    mean = 32 * 8 / 9  # regions of an image that can be read
+    of_region, of_pair = 2 * 64 + 2 * 2 + 8, 2 * 512 + 32
+    names = bytes_of(np.zeros(1), np.zeros(1), 64, 2, 512)[0]
+    assert expected() == pytest.approx(names + mean * (of_region + of_pair), abs=1)
+    assert expected(box_regression=False) == pytest.approx(names + mean * of_region, abs=1)
+    assert expected(classifier="softmax", ridge_regions=9) == pytest.approx(names + 8 * of_pair, abs=1)
 
 
 def test_processes_have_their_own_images_whenever_they_ask(tmp_path: Path) -> None:
@@ -266,15 +336,23 @@ def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A run without an interruption, and its arguments."""
+    """A run without an interruption, and its arguments; what it told is in ``told.txt``."""
     root = tmp_path_factory.mktemp("runs")
     arguments = [*ARGUMENTS, f"--data.root={root / 'shapes'}"]
-    assert main([*arguments, f"--run_dir={root / 'whole'}"]) == 0
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        assert main([*arguments, f"--run_dir={root / 'whole'}"]) == 0
+    (root / "told.txt").write_text(told.getvalue())
     return root / "whole", arguments
 
 
 def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
     run, _ = whole
+    told = (run.parent / "told.txt").read_text()
+    (line,) = (line for line in told.splitlines() if line.startswith("segdet: the features of "))
+    said = re.fullmatch(r"segdet: the features of 8 images take up to about (\S+) MB in (\S+)", line.rstrip())
+    assert said and Path(said[2]).parent == run / "features"
+    size = FeatureFolder(run / "features", Path(said[2]).name, []).size() / 1e6
+    assert size - 0.05 <= float(said[1]) <= 2 * size + 0.05 and float(said[1]) > 0
     for name in ("best", "last"):
         state = checkpoint(run, name)["state_dict"]
         assert state["svms.fitted"] and state["regressors.fitted"]
