@@ -1,5 +1,6 @@
 """Fast R-CNN: the paper's numbers, its loss written out, and what it learns."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +178,41 @@ MODEL = [
 ]  # fmt: skip
 
 
-def test_a_run_from_training_to_a_folder_of_photographs(tmp_path: Path) -> None:
+def test_a_run_from_training_to_a_folder_of_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
     run = tmp_path / "run"
     proposals = ["--data.proposals=UniformWindows", "--data.max_proposals=30"]
     fit = ["fit", *MODEL, *data, *proposals, f"--run_dir={run}", "--trainer.max_epochs=1"]
     assert main(fit) == 0
-    assert main(["test", f"--ckpt_path={run}", "--model.svd_ranks=[4, 2]"]) == 0
-    cost = (run / "result.json").read_text()
-    assert '"passes_per_image": 1.0' in cost
+    # Truncated layers are fewer parameters and other answers, whichever way the network is scored.
+    answers: list[torch.Tensor] = []
+    classify = FastRCNN.classify
+
+    def listening(self: FastRCNN, *rest: Any) -> Any:
+        said = classify(self, *rest)
+        answers.append(said[0].clone())
+        return said
+
+    monkeypatch.setattr(FastRCNN, "classify", listening)
+    for command in ("test", "validate"):
+        records, outputs = [], []
+        for name, ranks in (("whole", "null"), ("thin", "[4, 2]")):
+            folder = tmp_path / f"{command}-{name}"
+            answers.clear()
+            arguments = [f"--ckpt_path={run}", f"--model.svd_ranks={ranks}", f"--run_dir={folder}"]
+            assert main([command, *arguments]) == 0
+            records.append(json.loads((folder / "result.json").read_text()))
+            outputs.append(torch.cat(answers))
+        # 72 and 16 numbers to 16: matrices of rank 4 and 2.
+        fewer = 72 * 16 + 16 * 16 - 4 * (72 + 16) - 2 * (16 + 16)
+        whole, thin = (record["cost"]["parameters"] for record in records)
+        assert whole - thin == fewer
+        if command == "test":
+            assert records[1]["cost"]["passes_per_image"] == 1
+        assert len(outputs[0]) == len(outputs[1]) > 0
+        assert (outputs[0] - outputs[1]).abs().max() > 1e-6
     photographs = [
         "--data=ImageFolder",
         f"--data.root={tmp_path / 'shapes' / 'JPEGImages'}",
