@@ -10,8 +10,10 @@ from typing import Any
 import cv2
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
+from torch import Tensor
 
 from segdet.callbacks.panels import overlay
 from segdet.data.datamodule import Classes
@@ -25,7 +27,8 @@ class PredictionWriter(BasePredictionWriter):
     """Writes predictions to ``folder`` as they come; nothing is kept in memory.
 
     - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height), each entry
-      with its ``file_name`` and ``category`` besides, and its ``segmentation`` where a family finds masks.
+      with its ``file_name`` and ``category`` besides, and its ``segmentation`` where a family finds masks. (Whoever
+      has pycocotools score the masks by their sizes leaves ``bbox`` out, for it would take the boxes' sizes.)
     - ``masks/<stem>.png`` for segmentation: index PNGs in the form of the dataset's own masks, so with VOC's
       palette, or for Cityscapes grayscale with its label ids, as its evaluation server takes them.
     - ``overlays/<stem>.png`` for both, boxes from ``min_score`` on.
@@ -96,10 +99,9 @@ class PredictionWriter(BasePredictionWriter):
     def _entries(
         self, said: Prediction, source: Source, root: Path, names: list[str]
     ) -> list[dict[str, Any]]:
-        boxes = said["boxes"].float()
-        sizes = boxes[:, 2:] - boxes[:, :2]
-        rows = [[round(v, 2) for v in row] for row in np.concatenate([boxes[:, :2], sizes], 1).tolist()]
-        labels, scores = said["labels"].tolist(), said["scores"].float().tolist()
+        boxes = said["boxes"].double()
+        rows = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        labels = said["labels"].tolist()
         ids = self.classes.category_ids
         outlines: list[dict[str, Any]] = [{} for _ in labels]
         if "masks" in said and labels:
@@ -114,10 +116,12 @@ class PredictionWriter(BasePredictionWriter):
                 "category_id": ids[label - 1] if ids else label,
                 "category": names[label - 1],
                 "bbox": row,
-                "score": round(score, 5),
+                "score": score,
             }
             | outline
-            for row, label, score, outline in zip(rows, labels, scores, outlines, strict=True)
+            for row, label, score, outline in zip(
+                _written(rows), labels, _written(said["scores"]), outlines, strict=True
+            )
         ]
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -155,6 +159,16 @@ class PredictionWriter(BasePredictionWriter):
 
     def _part(self, rank: int) -> Path:
         return self.folder / f".predictions.{rank}.jsonl"
+
+
+def _written(values: Tensor) -> list[Any]:
+    """Numbers as they are to be written: as few digits as tell a float32 from all others.
+
+    Fewer would make equal scores of different ones, and move boxes across the evaluators' thresholds.
+    """
+    near = values.float().numpy()
+    digits: list[Any] = near.astype(str).astype(np.float64).tolist()
+    return digits
 
 
 def _relative(path: Path, root: Path) -> Path:

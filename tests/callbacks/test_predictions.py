@@ -4,9 +4,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from segdet.callbacks.predictions import PredictionWriter, output_names
+from segdet.cli import main
 from segdet.data.datamodule import Classes
+from segdet.data.sample import Batch, Prediction
+from segdet.data.shapes import make_shapes
+from segdet.detection.mask_rcnn import MaskRCNN
 
 
 class TestIndexImage:
@@ -56,3 +64,67 @@ def test_what_is_predicted_before_a_fault_is_kept(tmp_path: Path) -> None:
     writer.on_exception(one, one, KeyboardInterrupt())
     assert json.loads((tmp_path / "predictions.json").read_text()) == [{"image_id": 1}, {"image_id": 2}]
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.json"]
+
+
+NAMES = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100"]
+"""COCO's numbers in the order in which pycocotools has them."""
+
+
+class NearTheTruth:
+    """Finds each object a few times, moved by some pixels, with scores that differ from the seventh digit on."""
+
+    def __init__(self, truth: COCO) -> None:
+        self.truth = truth
+        self.ids = sorted(truth.getCatIds())
+
+    def __call__(self, batch: Batch) -> list[Prediction]:
+        return [self._of(source.image_id, source.original_size) for source in batch.sources]
+
+    def _of(self, image: int, size: tuple[int, int]) -> Prediction:
+        generator = torch.Generator().manual_seed(image)
+        objects = [each for each in self.truth.loadAnns(self.truth.getAnnIds(image)) for _ in range(4)]
+        corners = torch.tensor([each["bbox"] for each in objects]).view(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        moved = corners + 2 * torch.randn(corners.shape, generator=generator)
+        limit = torch.tensor([size[1], size[0]] * 2)
+        scores = 0.5 + 1e-6 * torch.rand(len(objects), generator=generator)
+        masks = [np.roll(self.truth.annToMask(each), place % 4) for place, each in enumerate(objects)]
+        found: Any = {
+            "boxes": moved.clamp(min=0).minimum(limit),
+            "scores": scores,
+            "labels": torch.tensor([self.ids.index(each["category_id"]) + 1 for each in objects]),
+            "masks": torch.from_numpy(np.stack(masks)),
+        }
+        order = scores.argsort(descending=True)
+        return Prediction(**{key: value[order] for key, value in found.items()})
+
+
+def test_pycocotools_gives_the_scores_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_shapes(
+        tmp_path / "coco", "coco", train=2, val=2, test=12, size=(96, 96), workers=1, progress=False
+    )
+    run = tmp_path / "run"
+    model = ["--model=MaskRCNN", "--model.backbone=test_resnet", "--model.width=8", "--model.head_width=8"]
+    data = [
+        "--data=COCODataModule", f"--data.root={root}", "--data.test=test2017", "--data.masks=true",
+        "--data.num_workers=0", "--data.batch_size=2",
+    ]  # fmt: skip
+    trainer = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--panels.images=0"]
+    assert main(["fit", *model, "--model.mask_width=8", *data, *trainer, f"--run_dir={run}"]) == 0
+    truth = COCO(root / "annotations" / "instances_test2017.json")
+    found = NearTheTruth(truth)
+    monkeypatch.setattr(MaskRCNN, "infer", lambda self, batch: found(batch))
+    for command in ("test", "predict"):
+        assert main([command, f"--ckpt_path={run}"]) == 0
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    written = json.loads((run / "predictions" / "predictions.json").read_text())
+    of_masks = [{key: value for key, value in entry.items() if key != "bbox"} for entry in written]
+    for kind, prefix, entries in (("bbox", "", written), ("segm", "mask_", of_masks)):
+        evaluation = COCOeval(truth, truth.loadRes(entries), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        for name, expected in zip(NAMES, evaluation.stats, strict=False):
+            if expected >= 0:  # -1 where there is nothing of that size
+                assert metrics[f"test/{prefix}{name}"] == pytest.approx(expected, abs=1e-6), (kind, name)
+        assert 0.1 < metrics[f"test/{prefix}map"] < 0.9
