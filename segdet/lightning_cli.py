@@ -63,6 +63,7 @@ from segdet.cli import INTERRUPTED, RUN_DIR_VARIABLE, causes, find_user_error
 from segdet.data.datamodule import Classes, DataModule, Subset
 from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
+from segdet.nn.backbones import restoring
 from segdet.parser_errors import ParseFault, readable
 from segdet.precision import affordable
 from segdet.task import Task
@@ -228,6 +229,12 @@ class Checkpoint:
     Args:
         path: The file.
 
+    Attributes:
+        steps: After how many steps of training it was written.
+        weights: The names of what it has weights of.
+        config: The run's configuration, empty where it holds none.
+        classes: What was trained on.
+
     Raises:
         UserError: If there is no such file or it is no checkpoint.
     """
@@ -246,6 +253,7 @@ class Checkpoint:
             raise UserError(f"{path}: no checkpoint of a training; give one that `segdet fit` wrote")
         about = content.get(EMBEDDED) or {}
         self.steps = int(content.get("global_step", 0))
+        self.weights = frozenset(content["state_dict"])
         self.config: dict[str, Any] = yaml.safe_load(about.get("config", "")) or {}
         self.classes = Classes(
             about.get("class_names", []),
@@ -302,9 +310,6 @@ def with_embedded_config(argv: list[str]) -> tuple[list[str], Checkpoint | None]
     embedded = checkpoint.config
     if argv[0] != "fit":
         embedded = {name: embedded[name] for name in ("seed_everything", "model", "data") if name in embedded}
-        arguments = embedded.get("model", {}).get("init_args") or {}
-        for fetched in {"weights", "weights_backbone"} & arguments.keys():
-            arguments[fetched] = None  # the checkpoint brings all weights; none need be fetched first
     before, now = embedded.get("data", {}), _data_class(argv)
     if now is not None and now != before.get("class_path", "").rsplit(".", 1)[-1]:
         # The parser would hand one class's choice of names, or its file of them, to the other.
@@ -500,11 +505,15 @@ class SegdetCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; an argument's mistake that shows only here is one line too.
 
+        Where there is a checkpoint, the model's weights are all its own, and what they started from is not asked for.
+
         Raises:
             UserError: For whatever keeps them from being built.
         """
+        begun = contextlib.nullcontext() if self.checkpoint is None else restoring(self.checkpoint.weights)
         try:
-            super().instantiate_classes()
+            with begun:
+                super().instantiate_classes()
         except ParseFault as fault:
             raise UserError(
                 readable(str(fault), self._subcommand_parsers[self.chosen], self.chosen)

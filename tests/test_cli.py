@@ -565,20 +565,6 @@ def test_another_data_module_does_not_inherit_the_class_names(
     assert completed[3:] == ["--ckpt_path=a.ckpt", *given]
 
 
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_checkpoint_brings_its_own_weights(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pretrained ones, of a network or of its backbone, are not fetched again to be overwritten."""
-    monkeypatch.chdir(tmp_path)
-    given = {"weights": True, "weights_backbone": "IMAGENET1K_V1", "width": 8}
-    embedded = {"model": {"class_path": "LRASPP", "init_args": given}}
-    torch.save({"state_dict": {}, EMBEDDED: {"config": yaml.safe_dump(embedded)}}, "a.ckpt")
-    completed, _ = with_embedded_config([command, "--ckpt_path=a.ckpt"])
-    kept = yaml.safe_load(completed[2])["model"]["init_args"]
-    assert kept == (given if command == "fit" else {"weights": None, "weights_backbone": None, "width": 8})
-
-
 class TestOnlyTheTestFolder:
     """Whoever has but the split to test on, or to predict on, can do so: the checkpoint knows the classes."""
 

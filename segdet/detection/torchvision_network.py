@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from segdet.errors import UserError
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.nn.backbones import fetch_weights, is_weights_file, load_weights, read_weights, restored_names
 
 COCO_NAMES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 """COCO's 91 numbers by name, 0 for the background, as torchvision's weights have them."""
@@ -38,7 +38,8 @@ def torchvision_network(
     COCO's, the rows of these names are taken; else the last layers of the classes, and only they, stay new.
 
     Batch normalization is frozen in the backbone if it was when the weights were learned, as torchvision does; for
-    weights of the backbone alone likewise, the second versions excepted.
+    weights of the backbone alone likewise, the second versions excepted. A network that is restored has the
+    normalization that its checkpoint shows.
 
     Args:
         family: How torchvision's names of such networks begin, ``fasterrcnn``.
@@ -65,20 +66,31 @@ def torchvision_network(
     model = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=len(class_names) + 1
     )
+    frozen, epsilon = False, None
     if weights:
         path, state = _state(name, "weights", name, weights)
-        if not any(k.startswith("backbone.body.") and k.endswith("num_batches_tracked") for k in state):
-            _freeze_normalization(model.backbone, 0.0 if name in _WITHOUT_EPSILON else None)
-        _load(model, name, path, state, class_names, heads)
+        frozen, epsilon = _is_frozen(state), 0.0 if name in _WITHOUT_EPSILON else None
     elif weights_backbone:
         backbone = "mobilenet_v3_large" if network.startswith("mobilenet") else "resnet50"
         path, state = _state(name, "weights_backbone", backbone, weights_backbone)
-        if not network.endswith("_v2"):
-            _freeze_normalization(model.backbone, None)
+        frozen = not network.endswith("_v2")
+    restored = restored_names()
+    if _is_frozen(restored) if restored is not None else frozen:
+        _freeze_normalization(model.backbone, epsilon)
+    if weights:
+        _load(model, name, path, state, class_names, heads)
+    elif weights_backbone:
         # torchvision's MobileNets have their layers under this name, its detectors have not.
         state = {key.removeprefix("features."): value for key, value in state.items()}
         load_weights(model.backbone.body, state, path, f"backbone {backbone}")
     return model
+
+
+def _is_frozen(names: Iterable[str]) -> bool:
+    """Whether weights of these names have frozen batch normalization in the backbone: it counts no batches."""
+    return not any(
+        name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names
+    )
 
 
 def _state(name: str, option: str, owner: str, weights: str | bool) -> tuple[Path, dict[str, Tensor]]:
@@ -91,7 +103,7 @@ def _state(name: str, option: str, owner: str, weights: str | bool) -> tuple[Pat
     if wanted not in choices:
         there = ", ".join(key for key in choices if key != "DEFAULT")
         raise UserError(f"model.{option}: torchvision has no weights {weights!r} of {owner}; it has {there}")
-    return Path(wanted), _fetched(choices[wanted], name)
+    return Path(wanted), fetch_weights(choices[wanted], name)
 
 
 def published_weights(
@@ -115,14 +127,7 @@ def published_weights(
         raise UserError(
             f"model.weights: {owner} has no weights {weights!r}; there are {', '.join(choices)}, or give a local file"
         )
-    return Path(wanted), _fetched(choices[wanted], owner)
-
-
-def _fetched(member: WeightsEnum, owner: str) -> dict[str, Tensor]:
-    try:
-        return dict(member.get_state_dict(progress=False))
-    except (OSError, RuntimeError) as error:
-        raise unfetched(owner, error) from error
+    return Path(wanted), fetch_weights(choices[wanted], owner)
 
 
 def rows_of_classes(
@@ -154,6 +159,8 @@ def _load(
     class_names: list[str],
     heads: Mapping[str, int],
 ) -> None:
+    if restored_names() is not None:
+        return
     own = model.state_dict()
     fitted = dict(state)
     new = set()

@@ -6,7 +6,9 @@ knows their channels and strides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,6 +17,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from segdet.errors import UserError
@@ -144,6 +147,10 @@ def backbone(
     )
 
 
+_WEIGHTS_OF_OTHER_NORMALIZATION = ("googlenet", "inception_v3")
+"""torchvision's networks that normalize images anew, within themselves, where its weights are asked for."""
+
+
 class _Info(Protocol):
     """What timm says of a feature extractor's maps."""
 
@@ -220,7 +227,8 @@ def _from_timm(
             if set(strides) <= last.keys() and max(strides) < max(last):
                 # With the wanted maps alone: layers behind the last would be learned by nobody.
                 options = options | {"out_indices": [last[stride] for stride in sorted(strides)]}
-        body = timm.create_model(model, features_only=True, pretrained=named or weights is True, **options)
+        fetched = (named or weights is True) and restored_names() is None
+        body = timm.create_model(model, features_only=True, pretrained=fetched, **options)
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
     except (OSError, RuntimeError) as error:
@@ -261,8 +269,12 @@ def _from_torchvision(
         ]
         raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near[0]}?")
     named = weights is True or (isinstance(weights, str) and not is_weights_file(weights))
+    wanted = ("DEFAULT" if weights is True else weights) if named else None
+    if wanted is not None and restored_names() is not None:
+        if name in _WEIGHTS_OF_OTHER_NORMALIZATION:
+            options = {"transform_input": True, "init_weights": False} | options
+        wanted = None
     try:
-        wanted = ("DEFAULT" if weights is True else weights) if named else None
         model = torchvision.models.get_model(name, weights=wanted, **options)
     except (KeyError, ValueError, AttributeError) as error:
         choices = [w.name for w in torchvision.models.get_model_weights(name)]
@@ -300,6 +312,33 @@ def _last_of_each_stride(model: nn.Module) -> tuple[list[str], list[int], list[i
     return [last[s][0] for s in ordered], [last[s][1] for s in ordered], ordered
 
 
+_restored: ContextVar[frozenset[str] | None] = ContextVar("restored", default=None)
+
+
+@contextmanager
+def restoring(names: Iterable[str]) -> Iterator[None]:
+    """Within it, networks are built for a checkpoint that brings all their weights: none are read or fetched.
+
+    A configuration goes on to say what weights a training started from, for it may be them that decide how the network
+    is built: torchvision freezes the batch normalization of some, a tag of timm's is of one variant of a network. But
+    their file, or the connection to fetch them by, need not be there any more. So `read_weights` and `fetch_weights`
+    give no weights, `load_weights` leaves all as it is, and `backbone` has its libraries fetch nothing.
+
+    Args:
+        names: Of the weights in the checkpoint, which show what the absent ones would have decided.
+    """
+    token = _restored.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _restored.reset(token)
+
+
+def restored_names() -> frozenset[str] | None:
+    """The names of the weights that a checkpoint brings, within `restoring`; None where networks begin anew."""
+    return _restored.get()
+
+
 def is_weights_file(weights: str) -> bool:
     """Whether ``weights`` is the path of a file rather than the name of a library's weights."""
     return "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin", ".ckpt"))
@@ -313,8 +352,26 @@ def unfetched(owner: str, error: Exception) -> UserError:
     )
 
 
+def fetch_weights(member: WeightsEnum, owner: str) -> dict[str, Tensor]:
+    """The weights that torchvision publishes, by their names; none within `restoring`.
+
+    Args:
+        member: Which ones.
+        owner: Whose weights they are to be, for the error's line.
+
+    Raises:
+        UserError: If they cannot be fetched.
+    """
+    if restored_names() is not None:
+        return {}
+    try:
+        return dict(member.get_state_dict(progress=False))
+    except (OSError, RuntimeError) as error:
+        raise unfetched(owner, error) from error
+
+
 def read_weights(path: Path, owner: str) -> dict[str, Tensor]:
-    """The weights in a file, by their names.
+    """The weights in a file, by their names; none within `restoring`.
 
     Args:
         path: ``.safetensors``, or what ``torch.save`` wrote.
@@ -323,6 +380,8 @@ def read_weights(path: Path, owner: str) -> dict[str, Tensor]:
     Raises:
         UserError: If there is no such file, or it cannot be read.
     """
+    if restored_names() is not None:
+        return {}
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights for {owner}; give an existing one, or null")
     try:
@@ -341,9 +400,13 @@ def read_weights(path: Path, owner: str) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path, owner: str) -> None:
     """Gives ``model`` the weights of ``state``, which was read from ``path``; what it has no place for is left out.
 
+    Nothing is done within `restoring`.
+
     Raises:
         UserError: If a weight of the model is missing, or has another shape.
     """
+    if restored_names() is not None:
+        return
     wanted = model.state_dict()
     # timm's feature extractors flatten "layer1.0" and the like in some families, never the names' order.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]

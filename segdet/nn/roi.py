@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 from segdet.data.sample import Target
-from segdet.nn.backbones import is_weights_file, read_weights
+from segdet.nn.backbones import fetch_weights, is_weights_file, read_weights
 from segdet.nn.boxes import pad_targets, pairwise_iou
 
 Pooling = Literal["max", "align"]
@@ -174,11 +174,12 @@ class TwoLayers(nn.Module):
         """
         if not weights or not backbone.startswith("torchvision:"):
             return False
+        owner = f"backbone {backbone}"
         if isinstance(weights, str) and is_weights_file(weights):
-            state = read_weights(Path(weights), f"backbone {backbone}")
+            state = read_weights(Path(weights), owner)
         else:
             choices = torchvision.models.get_model_weights(backbone.removeprefix("torchvision:"))
-            state = choices["DEFAULT" if weights is True else weights].get_state_dict(progress=False)
+            state = fetch_weights(choices["DEFAULT" if weights is True else weights], owner)
         own = self.state_dict()
         named = {f"fc{number}.{part}": f"classifier.{layer}.{part}"
                  for number, layer in ((6, 0), (7, 3)) for part in ("weight", "bias")}  # fmt: skip

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from segdet.errors import UserError
-from segdet.nn.backbones import is_weights_file, read_weights, unfetched
+from segdet.nn.backbones import fetch_weights, is_weights_file, read_weights, restored_names
 from segdet.nn.pooling import MaxPooling, Pooled
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -124,7 +124,7 @@ def start_from(model: nn.Module, encoder: VGG16, weights: str | bool) -> None:
 
     Of ImageNet's VGG16 the encoder takes the convolutions, and ``fc6`` and ``fc7``, where the model has
     them, the first two fully connected layers seen as convolutions of 7x7 and 1x1. Of a former run the
-    model takes all that has its name and shape in both.
+    model takes all that has its name and shape in both. A model that is restored has no start.
 
     Args:
         model: What is to start; has ``encoder`` as ``encoder``.
@@ -135,6 +135,8 @@ def start_from(model: nn.Module, encoder: VGG16, weights: str | bool) -> None:
     Raises:
         UserError: If the weights cannot be had or do not fit.
     """
+    if restored_names() is not None:
+        return
     named = not isinstance(weights, str) or not (is_weights_file(weights) or Path(weights).is_dir())
     state = _fetched(weights, encoder.batch_norm) if named else _read(Path(str(weights)))
     if "features.0.weight" in state:
@@ -171,10 +173,7 @@ def _fetched(weights: str | bool, batch_norm: bool) -> Mapping[str, Tensor]:
             f"model.weights: torchvision's {name} has no weights {weights!r}; it has "
             f"{', '.join(w.name for w in choices)}; or give a file or a run's folder"
         ) from None
-    try:
-        return member.get_state_dict(progress=False)
-    except OSError as error:
-        raise unfetched(f"model.weights: {name}", error) from error
+    return fetch_weights(member, f"model.weights: {name}")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -95,6 +95,8 @@ def _model(path: Path, changed: int) -> tuple[nn.Module, Any]:
     import torch
     import yaml
 
+    from segdet.nn.backbones import restoring
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content["segdet"]
@@ -110,9 +112,8 @@ def _model(path: Path, changed: int) -> tuple[nn.Module, Any]:
         raise UserError(f"{path}: holds a {name}, which has no proposal network; give one of FasterRCNN")
     for unneeded in ("optim", "class_names", "category_ids"):
         arguments.pop(unneeded, None)
-    for fetched in {"weights", "weights_backbone"} & arguments.keys():
-        arguments[fetched] = None  # the checkpoint's take their place
-    model = family(about["class_names"], **arguments)
+    with restoring(state):
+        model = family(about["class_names"], **arguments)
     model.load_state_dict(state)
     recipe = ((config.get("data") or {}).get("init_args") or {}).get("recipe") or {}
     return model.eval(), (recipe.get("init_args") or {}).get("size")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segdet.data.sample import Target
 from segdet.errors import UserError
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -85,7 +85,10 @@ class SMP(Segmenter):
             file, named = Path(encoder_weights), None
         if named is not None:
             encoder, named = _named(smp, encoder, named)
-            self._check_normalization(smp, encoder, named)
+            if restored_names() is None:
+                self._check_normalization(smp, encoder, named)
+            else:
+                named = None
         try:
             self.network: nn.Module = kind(
                 encoder_name=encoder, encoder_weights=named, classes=len(class_names), **options

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segdet.data.sample import Target
 from segdet.errors import UserError
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, unfetched
+from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -110,13 +110,13 @@ class TorchvisionSegmenter(Segmenter):
         options["num_classes"] = len(self.class_names)
         if state is not None:
             options["num_classes"] = len(state.get(f"{self.heads[0]}.weight", self.class_names))
-        elif weights:
+        elif weights and restored_names() is None:
             options = {"weights": _named("weights", name, weights)}
         backbone_file: Path | None = None
         if weights_backbone and not weights:
             if isinstance(weights_backbone, str) and is_weights_file(weights_backbone):
                 backbone_file = Path(weights_backbone)
-            else:
+            elif restored_names() is None:
                 options["weights_backbone"] = _named("weights_backbone", backbone, weights_backbone)
         try:
             network = torchvision.models.get_model(name, **options)
