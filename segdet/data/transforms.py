@@ -23,6 +23,10 @@ MEAN_COLOUR = (124, 116, 104)
 """ImageNet's mean colour, which padding takes: it becomes about zero when the image is normalized."""
 
 
+_CHANNELS = 128
+"""OpenCV takes no more channels at once."""
+
+
 class Pipeline:
     """A sequence of transforms applied to an image together with its sets of boxes and its mask.
 
@@ -65,23 +69,23 @@ class Pipeline:
         Args:
             image: uint8 ``[H, W, 3]``.
             box_sets: float32 ``[N, 4]`` xyxy boxes by the name of their set; the objects come first.
-            mask: uint8 ``[H, W]``.
+            mask: uint8 ``[H, W]``, or ``[H, W, N]`` for any number of masks.
             seed: Makes the random choices repeatable; None draws new ones.
 
         Returns:
             The image, for each set its remaining boxes float32 ``[M, 4]`` with their former indices
-            int64 ``[M]``, and the mask.
+            int64 ``[M]``, and the mask, whose last axis is gone where it was 1.
         """
         box_sets = box_sets or {}
         compose = self._with_boxes if box_sets else self._without_boxes
         if seed is not None:
             compose.set_random_seed(seed)
-        given: dict[str, Any] = {"image": image}
-        if mask is not None:
-            given["mask"] = mask
+        parts = _parts(mask)
+        compose.add_targets(dict.fromkeys(parts.keys() - {"mask"}, "mask"))
+        given: dict[str, Any] = {"image": image} | parts
         if not box_sets:
             out = compose(**given)
-            return out["image"], {}, out.get("mask")
+            return out["image"], {}, _whole(out, parts)
         lengths = [len(boxes) for boxes in box_sets.values()]
         given["bboxes"] = np.concatenate([boxes.reshape(-1, 4) for boxes in box_sets.values()]).astype(
             np.float32
@@ -97,7 +101,23 @@ class Pipeline:
             mine = (index >= start) & (index < start + length)
             after[name] = boxes[mine], index[mine] - start
             start += length
-        return out["image"], after, out.get("mask")
+        return out["image"], after, _whole(out, parts)
+
+
+def _parts(mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    """A mask under the name that albumentations knows, or in parts of no more channels than it can take."""
+    if mask is None:
+        return {}
+    if mask.ndim == 2 or mask.shape[2] <= _CHANNELS:
+        return {"mask": mask}
+    parts = np.array_split(mask, -(-mask.shape[2] // _CHANNELS), 2)
+    return {f"mask_{number}": part for number, part in enumerate(parts)}
+
+
+def _whole(out: dict[str, Any], parts: dict[str, np.ndarray]) -> np.ndarray | None:
+    """What has become of the parts of a mask, in one again."""
+    found: list[np.ndarray] = [out[name] for name in parts]
+    return np.concatenate(found, 2) if len(found) > 1 else found[0] if found else None
 
 
 def resize(size: Size) -> list[A.BasicTransform]:

@@ -4,7 +4,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from segdet.data.transforms import Pipeline, Plain, ScaleJitter, resize
+from segdet.data.transforms import Pipeline, Plain, Recipe, ScaleJitter, SSDAugmentation, resize
 
 
 def _scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,3 +80,37 @@ def test_resize_of_masks_invents_no_classes() -> None:
     _, _, out = Pipeline(resize((33, 47)))(np.zeros((60, 80, 3), np.uint8), mask=mask)
     assert out is not None
     assert set(np.unique(out)) <= {0, 7, 255}
+
+
+@pytest.mark.parametrize("count", [129, 130, 300])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Plain((100, 90)),
+        ScaleJitter((96, 96), scale=(0.5, 1.5), vflip=0.5, rotate90=0.5),
+        SSDAugmentation((100, 90)),
+        Plain((64, 64), extra=[A.Affine(rotate=(-30, 30), p=1.0)]),
+    ],
+    ids=["plain", "jitter", "ssd", "affine"],
+)
+def test_more_masks_than_opencv_takes_at_once(recipe: Recipe, count: int) -> None:
+    """They are what they are a few at a time."""
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 255, (60, 80, 3), np.uint8)
+    corners = generator.integers(0, (50, 30), (count, 2))
+    boxes = np.concatenate([corners, corners + 30], 1).astype(np.float32)
+    masks = np.zeros((60, 80, count), np.uint8)
+    for place, (x, y) in enumerate(corners):
+        masks[y : y + 30, x : x + 30, place] = 1
+    train = recipe.train()
+    for seed in range(6):
+        out, sets, whole = train(image, {"objects": boxes}, masks, seed)
+        parts = [
+            train(image, {"objects": boxes}, masks[:, :, at : at + 50], seed) for at in range(0, count, 50)
+        ]
+        assert whole is not None and whole.shape == (*out.shape[:2], count)
+        assert np.array_equal(whole == 1, np.concatenate([part[2] for part in parts], 2) == 1)  # type: ignore[misc]
+        for part in parts:
+            assert np.array_equal(out, part[0])
+            assert np.array_equal(sets["objects"][1], part[1]["objects"][1])
+    assert (whole == 1).any()
