@@ -176,6 +176,15 @@ class Task(L.LightningModule):
         """The module of which one forward of one sample is a network pass."""
         return self.backbone  # type: ignore[return-value]
 
+    @property
+    def called(self) -> list[nn.Module]:
+        """The parts that the network calls as wholes, which is what can be compiled: unless a family says it, its own.
+
+        A list of modules is called one by one.
+        """
+        children = [child if isinstance(child, nn.ModuleList) else [child] for child in self.children()]
+        return [part for parts in children for part in parts]
+
     # What the task's base says.
 
     @abstractmethod
@@ -318,11 +327,9 @@ class Task(L.LightningModule):
 
     def _compile(self, options: dict[str, Any]) -> None:
         try:
-            for child in self.children():
-                # A list of modules is called one by one.
-                for part in child if isinstance(child, nn.ModuleList) else [child]:
-                    if next(part.parameters(), None) is not None:
-                        part.compile(**options)  # in place: names of weights stay
+            for part in self.called:
+                if next(part.parameters(), None) is not None:
+                    part.compile(**options)  # in place: names of weights stay
         except (TypeError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

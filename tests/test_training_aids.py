@@ -15,9 +15,17 @@ from segdet.cli import main
 from segdet.cost import measure_cost
 from segdet.data.datamodule import ShapesDataModule
 from segdet.data.transforms import ScaleJitter
+from segdet.detection.detr import DETR
+from segdet.detection.faster_rcnn import FasterRCNN
+from segdet.detection.fcos import FCOS
+from segdet.detection.mask_rcnn import MaskRCNN
+from segdet.detection.retinanet import RetinaNet
 from segdet.detection.ssd import SSD
+from segdet.detection.yolox import YOLOX
 from segdet.errors import UserError
 from segdet.nn.optim import Optimization
+from segdet.segmentation.torchvision_models import LRASPP
+from segdet.task import Task
 
 # What Lightning says to everybody, which the command leaves out, is left out; what the average has it say is not.
 pytestmark = pytest.mark.filterwarnings("ignore", "error:.*WeightAveraging")
@@ -208,6 +216,58 @@ def test_compiled_parts_keep_their_names_and_their_cost() -> None:
     costs = [measure_cost(model, image, repeats=1) for model in (plain, compiled)]
     assert costs[0].flops == costs[1].flops > 0
     assert costs[0].passes_per_image == costs[1].passes_per_image == 1
+
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        (SSD, {}),
+        (RetinaNet, {}),
+        (FCOS, {}),
+        (FasterRCNN, {"head_width": 8}),
+        (MaskRCNN, {"head_width": 8, "mask_width": 8}),
+        (YOLOX, {}),
+        (DETR, {"heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8, "queries": 4}),
+        (LRASPP, {"backbone": "mobilenet_v3_large"}),
+    ],
+)
+def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) -> None:
+    """Whatever of the network is not called as one of the compiled parts stays as slow as it was."""
+    compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        layers = [node for node in graph.graph.nodes if node.op.startswith("call")]
+        layers = [node for node in layers if "conv" in str(node.target) or "linear" in str(node.target)]
+
+        def run(*given: Tensor) -> Any:
+            nonlocal compiled
+            compiled += len(layers)
+            return graph(*given)
+
+        return run
+
+    torch.compiler.reset()
+    options = {"backbone": "test_resnet"} | options
+    if family is not LRASPP:
+        options["width"] = 8
+    image = torch.randint(
+        0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    called: list[str] = []
+    for compile in (False, {"backend": backend}):
+        torch.manual_seed(0)
+        model = family(["a", "b"], compile=compile, **options).eval()
+        model.configure_model()
+        if not compile:
+            for name, module in model.named_modules():
+                if isinstance(module, LAYERS):
+                    module.register_forward_hook(lambda *_, name=name: called.append(name))  # type: ignore[misc]
+        with torch.no_grad():
+            model.predict_images(image)
+    assert compiled == len(called) > 10
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

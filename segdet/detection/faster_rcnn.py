@@ -74,6 +74,13 @@ class TwoStageDetector(Detector):
     roi_heads: RoIHeads
     multiple: int
 
+    @property
+    def called(self) -> list[nn.Module]:
+        """The proposal network and the second stage are called by their parts."""
+        stages = (self.rpn, self.roi_heads)
+        others = [part for part in super().called if part not in stages]
+        return [*others, *(part for stage in stages for part in stage.children())]
+
     @abstractmethod
     def features(self, images: Tensor) -> Maps:
         """The maps that both stages stand on, of images whose sides are multiples of ``multiple``."""

@@ -60,6 +60,11 @@ class TorchvisionSegmenter(Segmenter):
         """The backbone."""
         return self.network.backbone
 
+    @property
+    def called(self) -> list[nn.Module]:
+        """The network's parts: in prediction the auxiliary one is left out."""
+        return list(self.network.children())
+
     def classify(self, features: dict[str, Tensor]) -> Tensor:
         """The backbone's maps to logits ``[B, C, h, w]`` of a stride of the backbone's."""
         return self.network.classifier(features["out"])
