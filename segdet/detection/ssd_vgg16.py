@@ -69,6 +69,12 @@ class VGG16SSD(DefaultBoxDetector):
         super().__init__(class_names, mean=mean, std=std, **kwargs)
         check_choice("--model.sizes", sizes, Sizes)
         name = type(self).__name__
+        for option, scales in (("multi_scale", self.multi_scale), ("tta_scales", self.tta_scales)):
+            if scales not in (None, [1.0]):
+                raise UserError(
+                    f"--model.{option} {scales}: {name} looks at images of {self.size}x{self.size} alone; leave it "
+                    "out, or give SSD, which takes all sizes"
+                )
         self.default_boxes = DefaultBoxGenerator(
             self.aspect_ratios,
             scales=self.scales[sizes],

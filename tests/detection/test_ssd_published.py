@@ -238,6 +238,16 @@ def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Pa
         SSD300(["a"], weights=str(tmp_path / "19.pth"))
 
 
+@pytest.mark.parametrize("family", [SSD300, SSD512])
+@pytest.mark.parametrize("option", ["multi_scale", "tta_scales"])
+def test_networks_of_one_size_refuse_others_at_once(family: type[SSD300], option: str) -> None:
+    side = family.size
+    said = rf"--model\.{option} \[0\.8, 1\.0\]: {family.__name__} looks at images of {side}x{side} alone; leave it"
+    with pytest.raises(UserError, match=said):
+        family(["a"], **{option: [0.8, 1.0]})
+    family(["a"], **{option: [1.0]})
+
+
 def test_weights_and_default_boxes_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     member = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1
     monkeypatch.setattr(type(member), "get_state_dict", lambda *_, **__: {})
