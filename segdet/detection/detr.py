@@ -98,7 +98,7 @@ class DETR(Detector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if self.class_agnostic_nms and not self.tta_flip and len(self.tta_scales) == 1:
+        if self.class_agnostic_nms and not self.several_views:
             raise UserError(
                 "--model.class_agnostic_nms: DETR suppresses nothing, but for what several views find; leave it out"
             )

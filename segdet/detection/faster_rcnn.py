@@ -342,6 +342,7 @@ class FasterRCNN(TwoStageDetector):
                 "model.anchor_sizes: all maps share one head; give as many sizes for each of them"
             )
         self.ignore_crossing = ignore_crossing
+        self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
         self.channels, self.strides = channels, strides
         self.rpn = RegionProposalNetwork(
@@ -447,7 +448,7 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         strides = [32, 32] if network.startswith("mobilenet") else [4, 8, 16, 32]
         self.roi_heads.box_roi_pool = RoIAlign(7, strides)
         self.roi_heads.score_thresh = score_threshold
-        self.roi_heads.nms_thresh = nms_threshold
+        self.roi_heads.nms_thresh = self.nms_threshold = nms_threshold
         self.roi_heads.detections_per_img = self.detections_per_image = detections_per_image
         self._exact()
 

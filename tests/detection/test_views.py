@@ -1,5 +1,6 @@
 """Test-time augmentation of detectors, and suppression across classes."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torchvision.ops import box_iou, nms
 
 from segdet.data.sample import Prediction
 from segdet.detection.base import Detector
+from segdet.detection.detr import DETR
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.overfeat import OverFeat
@@ -71,6 +73,50 @@ def test_views_of_what_is_equivariant_change_nothing(options: dict[str, Any]) ->
             assert torch.equal(found[key], expected[key])  # type: ignore[literal-required]
     scales = options.get("tta_scales", [1.0])
     assert model.sizes == [(int(40 * s), int(60 * s)) for s in scales for _ in range(2)]
+
+
+class Twice(Bright):
+    """Finds everything a second time, a fifth of its width farther right: at an IoU of 2/3."""
+
+    def predict(self, images: Tensor) -> list[Prediction]:
+        found = super().predict(images)
+        for each in found:
+            shift = 0.2 * (each["boxes"][:, 2] - each["boxes"][:, 0])
+            moved = each["boxes"] + shift[:, None] * torch.tensor([1.0, 0, 1, 0])
+            each["boxes"] = torch.cat([each["boxes"], moved])
+            for key in ("scores", "labels", "masks"):
+                each[key] = torch.cat([each[key], each[key]])  # type: ignore[literal-required]
+        return found
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_single_view_is_not_suppressed_once_more(scale: float) -> None:
+    first, second = Twice(tta_scales=[scale]).predict_images(scene())
+    assert len(first["boxes"]) == 4 and len(second["boxes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "left"), [(0.5, None, 2), (0.3, None, 2), (0.7, None, 4), (0.5, 0.7, 4), (0.7, 0.5, 2)]
+)
+def test_views_are_put_together_by_the_familys_own_threshold(
+    own: float, given: float | None, left: int
+) -> None:
+    model = Twice(tta_scales=[1.0, 2.0], tta_nms_threshold=given)
+    model.nms_threshold = own
+    assert len(model.predict_images(scene())[0]["boxes"]) == left
+
+
+@pytest.mark.parametrize(
+    ("tta", "refused"), [({}, True), ({"tta_scales": [1.25]}, True), ({"tta_flip": True}, False)]
+)
+def test_detr_suppresses_across_classes_what_several_views_find(tta: dict[str, Any], refused: bool) -> None:
+    small = {"width": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8}
+    with (
+        pytest.raises(UserError, match="suppresses nothing, but for what several")
+        if refused
+        else nullcontext()
+    ):
+        DETR(["a"], "test_resnet", class_agnostic_nms=True, **small, **tta)
 
 
 class RedProposals(RegionDetector):
