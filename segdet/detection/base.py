@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segdet.data.sample import Batch, Prediction
@@ -14,6 +13,7 @@ from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.boxes import mirror, suppress, to_original
+from segdet.nn.multi_scale import at_scale
 from segdet.task import Stage, Task
 
 _MERGING = 0.5
@@ -97,9 +97,7 @@ class Detector(Task):
     def _views(self, images: Tensor, scale: float, *beside: Any) -> Iterator[list[Prediction]]:
         """What is found in images at a scale, and in their mirror images: in pixels of the images given."""
         size = (images.shape[2], images.shape[3])
-        if scale != 1:
-            new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
-            images = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
+        images = at_scale(images, scale)
         there = (images.shape[2], images.shape[3])
         self.enlarged = there[0] / size[0], there[1] / size[1]
         plain = self.predict(images, *self.seen_beside(beside, size, there, False))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segdet.errors import UserError, check_choice
 from segdet.nn.boxes import paired_iou
+from segdet.nn.multi_scale import at_scale
 
 Views = Literal["one", "two", "five", "ten"]
 
@@ -64,12 +64,8 @@ class MultiCrop:
         """
         logits, boxes = [], []
         for scale in self.scales:
-            height, width = (max(1, round(scale * side)) for side in images.shape[-2:])
-            resized = images
-            if (height, width) != tuple(images.shape[-2:]):
-                resized = F.interpolate(
-                    images, (height, width), mode="bilinear", align_corners=False, antialias=True
-                )
+            resized = at_scale(images, scale)
+            height, width = resized.shape[2:]
             high, wide, corners = self._crops(height, width)
             crops = torch.stack([resized[:, :, y : y + high, x : x + wide] for y, x in corners])
             if self.views in ("two", "ten"):

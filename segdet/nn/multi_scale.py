@@ -23,6 +23,14 @@ def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return height, width
 
 
+def at_scale(images: Tensor, scale: float) -> Tensor:
+    """Images ``[B, 3, H, W]`` with sides ``scale`` times as long, of at least one pixel each."""
+    if scale == 1:
+        return images
+    size = [max(1, round(scale * side)) for side in images.shape[2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
 def rescale(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tuple[Tensor, list[Target]]:
     """A batch of images and all that is known of them in another size.
 

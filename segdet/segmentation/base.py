@@ -18,6 +18,7 @@ from segdet.errors import UserError, check_choice
 from segdet.metrics.base import Scores
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
+from segdet.nn.multi_scale import at_scale
 from segdet.segmentation import losses
 from segdet.segmentation.losses import PixelLoss, Weighting
 from segdet.segmentation.tiling import classes_of_rows, stitched_rows
@@ -236,10 +237,7 @@ class Segmenter(Task):
         size = (images.shape[2], images.shape[3])
         total: Tensor | None = None
         for scale in self.tta_scales:
-            scaled = images
-            if scale != 1:
-                new = (max(1, round(scale * size[0])), max(1, round(scale * size[1])))
-                scaled = F.interpolate(images, new, mode="bilinear", align_corners=False, antialias=scale < 1)
+            scaled = at_scale(images, scale)
             views = [self.predict(scaled)]
             if self.tta_flip:
                 views.append(self.predict(scaled.flip(3)).flip(3))
