@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segdet.errors import UserError
+from segdet.nn.upsampling import MaxUnpooling
 from segdet.segmentation.deconvnet import DeconvNet
 
 CLASSES = ["background", "bright", "striped"]
@@ -66,10 +67,16 @@ def test_overfits_four_images(overfit: Callable[..., float]) -> None:
     assert overfit(_small(**WIDER), 200, 3e-3) >= 0.98
 
 
-def test_a_broken_part_does_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the fully connected layers' answer thrown away, there is nothing that unpooling could place."""
+def test_shuffled_switches_do_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches of another image and another channel put what was found in the wrong place."""
+    unpool = MaxUnpooling.forward
+
+    def shuffled(self: MaxUnpooling, features: Tensor, size: tuple[int, int], indices: Tensor) -> Tensor:
+        images, channels = torch.randperm(len(indices)), torch.randperm(indices.shape[1])
+        return unpool(self, features, size, indices[images][:, channels])
+
     model = _small(**WIDER)
-    monkeypatch.setattr(model.fc6_deconv_norm, "forward", torch.zeros_like)
+    monkeypatch.setattr(MaxUnpooling, "forward", shuffled)
     assert overfit(model, 200, 3e-3) < 0.98
 
 

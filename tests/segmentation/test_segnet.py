@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from segdet.errors import UserError
+from segdet.nn.upsampling import BedOfNails
 from segdet.segmentation.segnet import SegNet, SegNetBasic, Variant
 
 CAMVID = [str(number) for number in range(11)]
@@ -144,17 +145,16 @@ def test_segnet_overfits_four_images(overfit: Callable[..., float]) -> None:
     assert overfit(_segnet(), 60, 5e-3) >= 0.98
 
 
-class _NoSwitches(nn.Module):
-    """Unpooling of everything to the top left, over and over the same pixel."""
-
-    def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor) -> Tensor:
-        return features.new_zeros(*features.shape[:2], *size)
-
-
-def test_a_broken_part_does_not(overfit: Callable[..., float]) -> None:
-    """Values that unpooling loses cannot be made up for."""
+def test_without_switches_it_does_not(overfit: Callable[..., float]) -> None:
+    """With every value at the top left of its window, nothing tells where in 32 pixels it came from."""
     model = _segnet()
-    model.unpooling = _NoSwitches()  # type: ignore[assignment]
+    model.unpooling = BedOfNails(2)  # type: ignore[assignment]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        pooled = model.encoder(images)
+        last = pooled[-1]
+        placed = model.unpooling(last.features, last.size, last.switches)
+    assert torch.equal(placed[..., ::2, ::2], last.features) and bool(last.features.any())
     assert overfit(model, 60, 5e-3) < 0.98
 
 
@@ -164,7 +164,12 @@ def test_every_row_but_the_first_overfits_four_images(variant: Any, overfit: Cal
     assert overfit(_basic(variant), 100 if slow else 60, 1e-2) >= 0.98
 
 
-def test_bilinear_interpolation_cannot(overfit: Callable[..., float]) -> None:
+def test_bilinear_interpolation_overfits_four_large_images(overfit: Callable[..., float]) -> None:
+    """Where cells of 16 pixels are small beside rectangles of 90."""
+    assert overfit(_basic("bilinear_interpolation", kernel_size=3), 60, 1e-2, larger=6) >= 0.98
+
+
+def test_bilinear_interpolation_cannot_draw_small_ones(overfit: Callable[..., float]) -> None:
     """Scores of 16 pixels a cell cannot draw rectangles of 15: what the rest of the table is for."""
     assert overfit(_basic("bilinear_interpolation"), 100, 1e-2) < 0.98
 
