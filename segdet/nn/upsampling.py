@@ -139,10 +139,7 @@ class TransposedConvolution(Upsampler):
         side = 2 * factor - factor % 2 if kernel_size is None else kernel_size
         self.padding = max(0, side - factor) // 2 if padding is None else padding
         self.groups = channels if depthwise else 1
-        kernel = bilinear_kernel(side)
-        weight = torch.zeros(channels, channels // self.groups, side, side)
-        own = torch.arange(channels)
-        weight[own, torch.zeros_like(own) if depthwise else own] = kernel
+        weight = _own_kernels(channels, bilinear_kernel(side), depthwise)
         self.weight = nn.Parameter(weight, requires_grad=learned)
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
@@ -169,6 +166,39 @@ def bilinear_kernel(side: int) -> Tensor:
     reach = (side + 1) // 2
     tent = 1 - (torch.arange(side) - (side - 1) / 2).abs() / reach
     return tent[:, None] * tent
+
+
+def bilinear_convolution(
+    channels: int, factor: int, side: int, padding: int = 0, depthwise: bool = False
+) -> nn.ConvTranspose2d:
+    """A transposed convolution that begins as bilinear interpolation of each channel, as published networks have it.
+
+    It gives all that its kernels reach; `TransposedConvolution` is for a map of a certain size.
+
+    Args:
+        channels: Of the features, and of the result.
+        factor: The stride.
+        side: The kernel's, at least ``2 * factor - factor % 2`` and even or odd as that is: what lies around the
+            kernel of bilinear interpolation begins at zero.
+        padding: The rows and columns taken off on every side.
+        depthwise: As for `TransposedConvolution`.
+    """
+    layer = nn.ConvTranspose2d(
+        channels, channels, side, factor, padding, groups=channels if depthwise else 1, bias=False
+    )
+    kernel = bilinear_kernel(2 * factor - factor % 2)
+    around = (side - len(kernel)) // 2
+    with torch.no_grad():
+        layer.weight.copy_(_own_kernels(channels, F.pad(kernel, (around,) * 4), depthwise))
+    return layer
+
+
+def _own_kernels(channels: int, kernel: Tensor, depthwise: bool) -> Tensor:
+    """The weights by which each channel lays down ``kernel`` for itself: ``[channels, channels or 1, side, side]``."""
+    weight = torch.zeros(channels, 1 if depthwise else channels, *kernel.shape)
+    own = torch.arange(channels)
+    weight[own, torch.zeros_like(own) if depthwise else own] = kernel
+    return weight
 
 
 def enlarged(

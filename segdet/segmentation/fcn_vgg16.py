@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import check_choice
-from segdet.nn.upsampling import bilinear_kernel
+from segdet.nn.upsampling import bilinear_convolution
 from segdet.nn.vgg16 import VGG16, he_initialized, start_from
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps
@@ -90,12 +89,12 @@ class VGG16FCN(Segmenter):
         self.score_fr = _zeroed(nn.Conv2d(fc_channels, classes, 1))
         intermediate, last = upsampling != "none", upsampling == "all"
         if stride <= 16:
-            self.upscore2 = _bilinear(classes, 2, intermediate)
+            self.upscore2 = _upsampling(classes, 2, intermediate)
             self.score_pool4 = _zeroed(nn.Conv2d(pool4, classes, 1))
         if stride == 8:
-            self.upscore_pool4 = _bilinear(classes, 2, intermediate)
+            self.upscore_pool4 = _upsampling(classes, 2, intermediate)
             self.score_pool3 = _zeroed(nn.Conv2d(pool3, classes, 1))
-        self.upscore = _bilinear(classes, stride, last)
+        self.upscore = _upsampling(classes, stride, last)
         self.offsets = crop_offsets(stride, pad, fc6_padding)
         if weights:
             start_from(self, self.encoder, weights)
@@ -175,9 +174,6 @@ def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def _bilinear(classes: int, factor: int, learned: bool) -> nn.ConvTranspose2d:
+def _upsampling(classes: int, factor: int, learned: bool) -> nn.ConvTranspose2d:
     """Upsampling by ``factor`` with a kernel of ``2 * factor`` for each class, bilinear at first."""
-    layer = nn.ConvTranspose2d(classes, classes, 2 * factor, factor, groups=classes, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(bilinear_kernel(2 * factor).expand_as(layer.weight))
-    return layer.requires_grad_(learned)
+    return bilinear_convolution(classes, factor, 2 * factor, depthwise=True).requires_grad_(learned)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import UserError, check_choice
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
-from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_kernel
+from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, he_initialized, start_from
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
@@ -165,7 +162,7 @@ class SegNetBasic(Segmenter):
             raise UserError(f"model.kernel_size: {kernel_size} has no middle; give an odd number")
         self.normalization = nn.LocalResponseNorm(5, 1e-4, 0.75) if lrn else nn.Identity()
         self.encoder = _BasicEncoder(channels, kernel_size)
-        self.decoder = _DECODERS[variant](channels, kernel_size, len(class_names))
+        self.decoder = _decoder(variant, channels, len(class_names), kernel_size)
         he_initialized(self)
 
     @property
@@ -214,8 +211,8 @@ class _SegNetDecoder(nn.Module):
 
     Args:
         channels: Of all maps.
-        kernel_size: Of the convolutions.
         classes: How many are scored.
+        kernel_size: Of the convolutions.
         single_channel: Whether a filter sees its own channel alone.
         addition: Whether the encoder's maps are added.
     """
@@ -223,8 +220,8 @@ class _SegNetDecoder(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: int,
         classes: int,
+        kernel_size: int,
         single_channel: bool = False,
         addition: bool = False,
     ) -> None:
@@ -251,15 +248,12 @@ class _FCNDecoder(nn.Module):
 
     Args:
         channels: Of the encoder's maps.
-        kernel_size: Of the encoder; unused.
         classes: How many are scored.
         addition: Whether the encoder's pooled maps are added.
         reduction: Whether the encoder's maps are reduced to a channel a class before all.
     """
 
-    def __init__(
-        self, channels: int, kernel_size: int, classes: int, addition: bool = True, reduction: bool = True
-    ) -> None:
+    def __init__(self, channels: int, classes: int, addition: bool = True, reduction: bool = True) -> None:
         super().__init__()
         width = classes if reduction else channels
         self.addition = addition
@@ -268,7 +262,7 @@ class _FCNDecoder(nn.Module):
             nn.Sequential(*_convolution(channels, classes, 1)) if reduction else nn.Identity()
             for _ in range(4 if addition else 1)
         )
-        self.upsamplings = nn.ModuleList(_upsampling(width) for _ in range(4))
+        self.upsamplings = nn.ModuleList(bilinear_convolution(width, 2, 8, padding=3) for _ in range(4))
         self.norms = nn.ModuleList(
             # The logits are what they are.
             nn.Identity() if reduction and index == 3 else nn.BatchNorm2d(width)
@@ -292,7 +286,7 @@ class _FCNDecoder(nn.Module):
 class _BilinearDecoder(nn.Module):
     """The classes' scores at the coarsest map, interpolated by two four times."""
 
-    def __init__(self, channels: int, kernel_size: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.classifier = nn.Conv2d(channels, classes, 1)
         self.upsampling = Bilinear(2)
@@ -305,16 +299,25 @@ class _BilinearDecoder(nn.Module):
         return decoded[1:]
 
 
-_DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "bilinear_interpolation": _BilinearDecoder,
-    "segnet_basic": _SegNetDecoder,
-    "encoder_addition": partial(_SegNetDecoder, addition=True),
-    "single_channel_decoder": partial(_SegNetDecoder, single_channel=True),
-    "fcn_basic": _FCNDecoder,
-    "fcn_basic_no_addition": partial(_FCNDecoder, addition=False),
-    "fcn_basic_no_dim_reduction": partial(_FCNDecoder, reduction=False),
-    "fcn_basic_no_addition_no_dim_reduction": partial(_FCNDecoder, addition=False, reduction=False),
-}
+def _decoder(variant: Variant, channels: int, classes: int, kernel_size: int) -> nn.Module:
+    """The decoder that `SegNetBasic` calls ``variant``."""
+    match variant:
+        case "bilinear_interpolation":
+            return _BilinearDecoder(channels, classes)
+        case "segnet_basic":
+            return _SegNetDecoder(channels, classes, kernel_size)
+        case "encoder_addition":
+            return _SegNetDecoder(channels, classes, kernel_size, addition=True)
+        case "single_channel_decoder":
+            return _SegNetDecoder(channels, classes, kernel_size, single_channel=True)
+        case "fcn_basic":
+            return _FCNDecoder(channels, classes)
+        case "fcn_basic_no_addition":
+            return _FCNDecoder(channels, classes, addition=False)
+        case "fcn_basic_no_dim_reduction":
+            return _FCNDecoder(channels, classes, reduction=False)
+        case "fcn_basic_no_addition_no_dim_reduction":
+            return _FCNDecoder(channels, classes, addition=False, reduction=False)
 
 
 def encoder_stages(pooled: list[Pooled]) -> Iterator[Stage]:
@@ -336,14 +339,3 @@ def _convolution(before: int, channels: int, kernel_size: int, groups: int = 1) 
     """A convolution that keeps the size, and its batch normalization."""
     convolution = nn.Conv2d(before, channels, kernel_size, padding=kernel_size // 2, groups=groups)
     return [convolution, nn.BatchNorm2d(channels)]
-
-
-def _upsampling(channels: int) -> nn.ConvTranspose2d:
-    """By two, with a kernel of 8x8 between all channels that begins as bilinear interpolation of each."""
-    layer = nn.ConvTranspose2d(channels, channels, 8, 2, padding=3, bias=False)
-    with torch.no_grad():
-        layer.weight.zero_()
-        own = torch.arange(channels)
-        # Bilinear interpolation by two takes 4x4; the ring around it begins at zero.
-        layer.weight[own, own] = F.pad(bilinear_kernel(4), (2, 2, 2, 2))
-    return layer

@@ -15,6 +15,7 @@ from segdet.nn.upsampling import (
     Nearest,
     TransposedConvolution,
     Upsampling,
+    bilinear_convolution,
     bilinear_kernel,
     enlarged,
     upsampler,
@@ -101,6 +102,23 @@ def test_another_kernel_does_not() -> None:
     assert not _equal_inside(kernel.roll(1, 0), 2)
     assert not _equal_inside(F.pad(bilinear_kernel(3), (0, 1, 0, 1)), 2)  # centred on a pixel
     assert not _equal_inside(kernel * 1.01, 2)
+
+
+@pytest.mark.parametrize(("factor", "side"), [(2, 4), (2, 8), (3, 5), (8, 16), (32, 64)])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_published_layer_begins_as_the_upsampler_and_gives_all_that_it_reaches(
+    factor: int, side: int, depthwise: bool
+) -> None:
+    features = torch.randn(2, 3, 4, 5)
+    layer = bilinear_convolution(3, factor, side, depthwise=depthwise)
+    assert layer.weight.shape == (3, 1 if depthwise else 3, side, side) and layer.bias is None
+    ours = layer(features)
+    assert ours.shape == (2, 3, 3 * factor + side, 4 * factor + side)
+    off = (side - factor) // 2
+    expected = TransposedConvolution(3, factor, depthwise=depthwise)(features, (4 * factor, 5 * factor))
+    torch.testing.assert_close(ours[..., off : off + 4 * factor, off : off + 5 * factor], expected)
+    taken_off = bilinear_convolution(3, factor, side, padding=1, depthwise=depthwise)(features)
+    torch.testing.assert_close(taken_off, ours[..., 1:-1, 1:-1])
 
 
 def test_only_the_border_of_one_pixel_differs() -> None:
