@@ -34,8 +34,25 @@ def test_a_broken_part_does_not(overfit: Callable[..., float], monkeypatch: pyte
 
 def test_one_stride_is_an_fcn_32() -> None:
     model = _fcn(strides=[32]).eval()
-    assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 2, 3)
+    assert [summed.shape for summed in model._summed(torch.zeros(1, 3, 64, 96))] == [(1, 24, 2, 3)]
     assert model.predict(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+def test_what_is_learned_are_the_logits_that_are_answered_with() -> None:
+    """Of an image that the stride does not divide, too: its 3x4 cells are 96x128 pixels, of which 65x97 are cut out."""
+    model = _fcn(strides=[32]).eval()
+    last = model.classifier[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    last.weight.data *= 100  # cells that differ
+    images = torch.randn(2, 3, 65, 97)
+    masks = torch.randint(0, 3, (2, 65, 97))
+    with torch.inference_mode():
+        answer = model.predict(images)
+        loss = model.losses(images, [Target(mask=mask) for mask in masks])["segmentation"]
+    assert answer.shape == (2, 3, 65, 97)
+    torch.testing.assert_close(loss, F.cross_entropy(answer, masks), rtol=1e-6, atol=0)
+    stretched = F.interpolate(answer[..., 16::32, 16::32], (65, 97), mode="bilinear", align_corners=False)
+    assert abs(float(F.cross_entropy(stretched, masks) - loss)) > 1e-3 * float(loss)
 
 
 def test_predictions_have_the_original_size_and_do_not_depend_on_the_batch() -> None:
