@@ -77,6 +77,21 @@ def test_overfits_a_few_images_with_machines_and_regression(model: RCNN) -> None
     assert map_50(model, *scenes()) >= 0.95
 
 
+def test_scores_are_logistic_functions_of_margins(model: RCNN) -> None:
+    """By which the thresholds that the class speaks of are margins: 0.27 is -1, 0.05 is -2.94."""
+    pictures, targets = scenes(images=1)
+    margins: list[torch.Tensor] = []
+    handle = model.svms.register_forward_hook(lambda _, __, said: margins.append(said))
+    with torch.inference_mode():
+        scores, _ = model.classify(model.normalize(pictures), [targets[0]["proposals"]])
+    handle.remove()
+    found = torch.cat(margins)
+    assert torch.equal(scores > torch.tensor(-2.944).sigmoid(), found > -2.944)
+    assert float(torch.tensor(-2.944).sigmoid()) == pytest.approx(model.score_threshold, abs=1e-4)
+    assert float(torch.tensor(-1.0).sigmoid()) == pytest.approx(0.27, abs=2e-3)
+    assert 0 < (found > -1).float().mean() < (found > -2.944).float().mean()
+
+
 @pytest.mark.parametrize("broken", ["svms", "warp", "regression"])
 def test_a_broken_part_keeps_it_from_that(model: RCNN, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(jitter=0.12)
