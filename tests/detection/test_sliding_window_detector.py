@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -460,6 +461,28 @@ def test_mistakes_are_one_line(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as refused:
         _model(**options)
     assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "windows"),
+    [("sliding_window_detector_shapes", (128, 128), 3872), ("sliding_window_detector_voc", (384, 512), 4343)],
+)
+def test_the_shipped_configs_build(
+    name: str, size: tuple[int, int], windows: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    assert main(["fit", "--config", str(file), "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)  # complete, with all defaults
+    assert tuple(config["data"]["init_args"]["recipe"]["init_args"]["size"]) == size
+    arguments = config["model"]["init_args"]
+    for linked in ("optim", "class_names", "category_ids"):
+        arguments.pop(linked, None)
+    model = SlidingWindowDetector(["a", "b"], **arguments)
+    images = torch.zeros(1, 3, *size)
+    assert len(model.layout(images).boxes) == windows
+    model.mode = "dense"
+    with torch.inference_mode():
+        assert model.eval().look(images)[0].shape == (1, windows, 2)
 
 
 def test_one_checkpoint_is_tested_either_way(tmp_path: Path) -> None:
