@@ -148,13 +148,27 @@ class TwoStageDetector(Detector):
         """
         return self.propose_scored(images)[0]
 
-    def propose_scored(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """As `propose`, with the scores ``[P]`` of each image's boxes."""
+    def propose_scored(self, images: Tensor, count: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """As `propose`, with the scores ``[P]`` of each image's boxes.
+
+        Args:
+            images: See there.
+            count: How many boxes of an image to let remain, if that is more than the network itself does; suppression
+                begins with no fewer of each map.
+        """
         grid = on_grid(images, self.multiple)
         with record_function("segdet::network"):
             maps = self.features(grid.tensors)
-        with record_function("segdet::proposals"):
-            proposed = self._propose(grid, maps)
+        limits = self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n
+        if count is not None:
+            self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n = (
+                {when: max(limit, count) for when, limit in each.items()} for each in limits
+            )
+        try:
+            with record_function("segdet::proposals"):
+                proposed = self._propose(grid, maps)
+        finally:
+            self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n = limits
         return proposed.boxes, proposed.scores
 
     def stages(self, image: Tensor) -> Iterator[Stage]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,15 +32,17 @@ class RPN(Proposer):
         checkpoint: Of a Faster R-CNN that ``segdet fit`` trained: a file, or the run's folder, of which it is the best.
         size: What images are resized to: ``[height, width]``, or the shorter side. Null for the size that the network
             was trained with.
-        count: The most boxes of an image.
+        count: The most boxes of an image, also where that is more than the network was made to propose in prediction.
+            Null for as many as that.
     """
 
+    version: ClassVar[int] = 2
     checkpoint: str
     size: int | tuple[int, int] | None = None
-    count: int = 2000
+    count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count < 1:
+        if self.count is not None and self.count < 1:
             raise UserError(f"count {self.count}: must be at least 1")
         if not _file_of(self.checkpoint).is_file():
             raise UserError(
@@ -67,7 +69,7 @@ class RPN(Proposer):
         pixels = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             propose: Callable[..., Any] = model.propose_scored  # type: ignore[assignment]
-            boxes, scores = (each[0].numpy() for each in propose(model.normalize(pixels)))  # type: ignore[operator]
+            boxes, scores = (each[0].numpy() for each in propose(model.normalize(pixels), self.count))  # type: ignore[operator]
         height, width = image.shape[:2]
         scale = np.array([width / seen.shape[1], height / seen.shape[0]] * 2, np.float32)
         boxes = np.minimum(boxes * scale, np.array([width, height] * 2, np.float32))

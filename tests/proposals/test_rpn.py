@@ -62,6 +62,23 @@ def test_boxes_are_the_networks(tmp_path: Path, scene: np.ndarray) -> None:
     assert np.array_equal(few, boxes[:5])
 
 
+def test_more_boxes_than_the_network_itself_lets_remain(tmp_path: Path, scene: np.ndarray) -> None:
+    """Of the boxes that remain and those that suppression begins with in prediction, neither is a limit."""
+    tight = OPTIONS | {"before_nms": [200, 12], "proposals": [100, 10]}
+    path = _save(tmp_path / "model.ckpt", _model(), tight)
+    own, scores = RPN(str(path))(scene)
+    assert 5 < len(own) <= 10
+    many, more_scores = RPN(str(path), count=60)(scene)
+    assert len(many) > 30
+    assert (np.diff(more_scores) <= 0).all() and more_scores[0] == scores[0]
+    assert len(RPN(str(path), count=4)(scene)[0]) == 4
+    assert np.array_equal(RPN(str(path))(scene)[0], own)  # the network is as it was
+    roomy = _save(
+        tmp_path / "roomy.ckpt", _model(), OPTIONS | {"before_nms": [200, 60], "proposals": [100, 60]}
+    )
+    assert np.array_equal(RPN(str(roomy))(scene)[0], many)
+
+
 def _order_in(boxes: np.ndarray) -> np.ndarray:
     """The order of the unique rows by where each first occurs."""
     return np.argsort(np.unique(boxes, axis=0, return_index=True)[1])
