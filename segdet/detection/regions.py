@@ -117,12 +117,15 @@ class RegionDetector(Detector):
     def score(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
-        assert isinstance(scores, RegionScores)
-        for position in positions:
-            target = batch.targets[position]
-            # Resizing changes no IoU, so that the pixels of the network will do.
-            scores.cover(target["proposals"], target["boxes"][~(target["iscrowd"] | target["difficult"])])
-        super().score(scores, predictions, batch, positions)
+        assert batch.originals is not None
+        here = [batch.targets[position] for position in positions]
+        scores.update(
+            predictions,
+            [batch.originals[position] for position in positions],
+            [batch.sources[position].image_id for position in positions],
+            [target["proposals"] for target in here],
+            here,  # resizing changes no IoU, so that the pixels of the network will do
+        )
 
     def propose(self, images: Tensor, originals: list[np.ndarray] | None = None) -> list[Tensor]:
         """The proposals of uint8 images ``[B, 3, H, W]``: of each float32 ``[P, 4]``, xyxy in its pixels, best first.

@@ -67,6 +67,7 @@ def map_50(
     """The score on these images."""
     scores = model.build_scores()
     with torch.inference_mode():
-        found = model.predict_images(pictures, proposals=[propose(target) for target in targets])
-    scores.update(found, targets, list(range(len(targets))))
+        proposals = [propose(target) for target in targets]
+        found = model.predict_images(pictures, proposals=proposals)
+    scores.update(found, targets, list(range(len(targets))), proposals)
     return float(scores.compute()["map_50"])
