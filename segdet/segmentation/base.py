@@ -19,6 +19,7 @@ from segdet.metrics.base import Scores
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
 from segdet.nn.multi_scale import at_scale
+from segdet.processes import together
 from segdet.segmentation import losses
 from segdet.segmentation.losses import PixelLoss, Weighting
 from segdet.segmentation.tiling import classes_of_rows, stitched_rows
@@ -153,25 +154,14 @@ class Segmenter(Task):
         """Counts the training set's masks, once and for all processes, if no checkpoint brought the weights."""
         if self._weights_known:
             return
-        answer: list[float] | Exception | None = None
-        failure: Exception | None = None
-        if self.trainer.is_global_zero:
-            try:
-                answer = self._count_weights()
-            except Exception as error:  # whatever it is, the others wait for an answer
-                failure = error
-                # What is no mistake of the user's may not survive the journey: it goes there as its text.
-                answer = (
-                    error
-                    if isinstance(error, UserError)
-                    else RuntimeError(f"in the first process: {error!r}")
-                )
-        answer = self.trainer.strategy.broadcast(answer)
-        if failure is not None:
-            raise failure
-        if isinstance(answer, Exception):
-            raise answer
-        self._set_weights(answer)  # type: ignore[arg-type]
+        weights: list[float] = []
+
+        def count() -> None:
+            if self.trainer.is_global_zero:
+                weights.extend(self._count_weights())
+
+        together(count)
+        self._set_weights(self.trainer.strategy.broadcast(weights))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps counted weights, so that a run goes on without the training set's masks being counted again."""

@@ -1,6 +1,6 @@
 """What the base gives to every family: losses, class weights, test-time augmentation, tiles, scores."""
 
-import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,44 +197,24 @@ def test_a_torn_mask_is_one_line_before_training(shapes: Path, tmp_path: Path) -
         )
 
 
-class Full(Exception):
-    """No mistake of a user's, and nothing that a process could send another."""
+def test_a_failure_to_count_reaches_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in `segdet.processes.together`, which tells them, and none for an answer that does not come."""
+    waited: list[bool] = []
 
-    def __reduce__(self) -> Any:
-        raise TypeError
-
-
-@pytest.mark.parametrize(
-    ("failure", "raised", "elsewhere"),
-    [(UserError("x.png: torn"), UserError, "x.png: torn"), (Full(), Full, r"in the first process: Full\(\)")],
-)
-def test_a_failure_to_count_reaches_all_processes(
-    failure: Exception, raised: type[Exception], elsewhere: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that failed and told nobody would leave the others waiting for its answer."""
-    sent: list[Any] = []
+    def together(work: Callable[[], None]) -> None:
+        waited.append(True)
+        work()
 
     def fail(self: Segmenter) -> list[float]:
-        raise failure
+        raise UserError("x.png: torn")
 
-    def process(first: bool) -> Small:
-        def broadcast(answer: Any) -> Any:
-            if first:
-                sent.append(pickle.dumps(answer))
-            return pickle.loads(sent[0])
-
-        model = Small(class_weights="median_frequency")
-        model._trainer = SimpleNamespace(  # type: ignore[assignment]
-            is_global_zero=first, strategy=SimpleNamespace(broadcast=broadcast)
-        )
-        return model
-
+    monkeypatch.setattr("segdet.segmentation.base.together", together)
     monkeypatch.setattr(Segmenter, "_count_weights", fail)
-    with pytest.raises(raised) as told:
-        process(True).on_fit_start()
-    assert told.value is failure
-    with pytest.raises(UserError if raised is UserError else RuntimeError, match=elsewhere):
-        process(False).on_fit_start()
+    model = Small(class_weights="median_frequency")
+    model._trainer = SimpleNamespace(is_global_zero=True, strategy=None)  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"x\.png: torn"):
+        model.on_fit_start()
+    assert waited
 
 
 def test_uncounted_weights_are_no_weights() -> None:
