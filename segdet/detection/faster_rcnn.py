@@ -24,7 +24,7 @@ from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import select_detections
+from segdet.nn.boxes import select_from_images
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
 from segdet.nn.roi import RoIPooling, TwoLayers, rois_of
 from segdet.task import Stage
@@ -33,6 +33,9 @@ Pooling = Literal["align", "pool"]
 
 Maps = dict[str, Tensor]
 """Feature maps by their place, fine to coarse."""
+
+_LEAST_SIDE = 1e-2
+"""Of detections, in pixels, as torchvision has it."""
 
 
 class Proposed(NamedTuple):
@@ -214,32 +217,20 @@ class TwoStageDetector(Detector):
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
         with record_function("segdet::classifier"):
             logits, offsets = self._classify(images, maps, regions)
-        heads = self.roi_heads
+        heads, counts = self.roi_heads, [len(each) for each in regions]
         with record_function("segdet::nms"):
-            if self.class_agnostic_nms:
-                boxes = heads.box_coder.decode(offsets, regions)[:, 1:]
-                scores = logits.softmax(-1)[:, 1:]
-                counts = [len(each) for each in regions]
-                return [
-                    select_detections(
-                        b,
-                        s,
-                        size,
-                        heads.score_thresh,
-                        heads.nms_thresh,
-                        len(b),
-                        heads.detections_per_img,
-                        True,
-                    )
-                    for b, s, size in zip(
-                        boxes.split(counts), scores.split(counts), images.image_sizes, strict=True
-                    )
-                ]
-            found = heads.postprocess_detections(logits, offsets, regions, images.image_sizes)
-        return [
-            Prediction(boxes=boxes, scores=scores, labels=labels)
-            for boxes, scores, labels in zip(*found, strict=True)
-        ]
+            # As the second stage's own `postprocess_detections`, which knows no suppression across classes.
+            return select_from_images(
+                heads.box_coder.decode(offsets, regions)[:, 1:].split(counts),
+                logits.softmax(-1)[:, 1:].split(counts),
+                images.image_sizes[0],
+                heads.score_thresh,
+                heads.nms_thresh,
+                None,
+                heads.detections_per_img,
+                self.class_agnostic_nms,
+                _LEAST_SIDE,
+            )
 
     def _exact(self) -> None:
         """Boxes in float32, in whatever precision the network computes."""

@@ -21,7 +21,7 @@ from segdet.detection.torchvision_network import rows_of_classes
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import load_weights
-from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_detections
+from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_from_images
 from segdet.nn.kept import Kept
 from segdet.nn.upsampling import enlarged
 from segdet.task import Stage
@@ -137,21 +137,16 @@ class DefaultBoxDetector(Detector):
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            boxes = self.coder.decode(offsets, anchors)
-            scores = logits.softmax(-1)[..., 1:]
-            return [
-                select_detections(
-                    b,
-                    s,
-                    size,
-                    self.score_threshold,
-                    self.nms_threshold,
-                    self.detections_per_class,
-                    self.detections_per_image,
-                    self.class_agnostic_nms,
-                )
-                for b, s in zip(boxes, scores, strict=True)
-            ]
+            return select_from_images(
+                self.coder.decode(offsets, anchors),
+                logits.softmax(-1)[..., 1:],
+                size,
+                self.score_threshold,
+                self.nms_threshold,
+                self.detections_per_class,
+                self.detections_per_image,
+                self.class_agnostic_nms,
+            )
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)

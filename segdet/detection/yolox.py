@@ -16,7 +16,7 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou, select_detections
+from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou, select_from_images
 from segdet.task import Stage
 
 _PRIOR = 0.01
@@ -148,20 +148,16 @@ class YOLOX(Detector):
         self, logits: Tensor, objectness: Tensor, boxes: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            scores = logits.sigmoid() * objectness.sigmoid()[..., None]
-            return [
-                select_detections(
-                    b,
-                    s,
-                    size,
-                    self.score_threshold,
-                    self.nms_threshold,
-                    self.detections_per_class,
-                    self.detections_per_image,
-                    self.class_agnostic_nms,
-                )
-                for b, s in zip(boxes, scores, strict=True)
-            ]
+            return select_from_images(
+                boxes,
+                logits.sigmoid() * objectness.sigmoid()[..., None],
+                size,
+                self.score_threshold,
+                self.nms_threshold,
+                self.detections_per_class,
+                self.detections_per_image,
+                self.class_agnostic_nms,
+            )
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, objectness, boxes, cells = self(image)

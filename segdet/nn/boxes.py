@@ -7,12 +7,12 @@ the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remove_small_boxes
 
 from segdet.data.sample import Prediction, Target
 
@@ -213,9 +213,10 @@ def select_detections(
     size: tuple[int, int],
     score_threshold: float,
     nms_threshold: float,
-    per_class: int,
+    per_class: int | None,
     per_image: int,
     class_agnostic: bool = False,
+    min_side: float = 0.0,
 ) -> Prediction:
     """The detections of one image: the best of each class, without duplicates.
 
@@ -225,22 +226,57 @@ def select_detections(
         size: ``(height, width)`` that boxes are clipped to.
         score_threshold: Scores must exceed this.
         nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
-        per_class: How many of a class take part in the suppression.
+        per_class: How many of a class take part in the suppression; all when None.
         per_image: How many remain.
         class_agnostic: Whether a box is dropped for a better one of another class, too.
+        min_side: Boxes with a shorter side within the image are dropped before.
 
     Returns:
         Boxes, scores and labels, best first.
     """
-    classes = scores.shape[1]
-    best, rows = scores.topk(min(per_class, len(scores)), dim=0)
-    keep = best > score_threshold
-    labels = torch.arange(1, classes + 1, device=scores.device).expand_as(best)[keep]
-    rows, kept_scores = rows[keep], best[keep]
+    if per_class is None:
+        rows, columns = (scores > score_threshold).nonzero(as_tuple=True)
+        labels, kept_scores = columns + 1, scores[rows, columns]
+    else:
+        best, rows = scores.topk(min(per_class, len(scores)), dim=0)
+        keep = best > score_threshold
+        labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(best)[keep]
+        rows, kept_scores = rows[keep], best[keep]
     chosen = boxes[rows] if boxes.ndim == 2 else boxes[rows, labels - 1]
     chosen = clip_boxes_to_image(chosen, size)
+    if min_side:
+        large = remove_small_boxes(chosen, min_side)
+        chosen, kept_scores, labels = chosen[large], kept_scores[large], labels[large]
     final = suppress(chosen, kept_scores, labels, nms_threshold, class_agnostic)[:per_image]
     return Prediction(boxes=chosen[final], scores=kept_scores[final], labels=labels[final])
+
+
+def select_from_images(
+    boxes: Iterable[Tensor],
+    scores: Iterable[Tensor],
+    size: tuple[int, int],
+    score_threshold: float,
+    nms_threshold: float,
+    per_class: int | None,
+    per_image: int,
+    class_agnostic: bool = False,
+    min_side: float = 0.0,
+) -> list[Prediction]:
+    """`select_detections` for each image of a batch of one size, whose ``boxes`` and ``scores`` come one by one."""
+    return [
+        select_detections(
+            of_image,
+            said,
+            size,
+            score_threshold,
+            nms_threshold,
+            per_class,
+            per_image,
+            class_agnostic,
+            min_side,
+        )
+        for of_image, said in zip(boxes, scores, strict=True)
+    ]
 
 
 def select_from_levels(

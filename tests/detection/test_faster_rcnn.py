@@ -127,6 +127,25 @@ def test_detections_and_proposals_are_torchvisions(size: tuple[int, int]) -> Non
         assert (boxes >= 0).all() and (boxes[:, 2] <= size[1]).all() and (boxes[:, 3] <= size[0]).all()
 
 
+def test_what_is_chosen_is_what_torchvisions_second_stage_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, of equal scores too, of boxes out of the image, and where there is no region at all."""
+    model = _small()
+    generator = torch.Generator().manual_seed(0)
+    corners = 110 * torch.rand(2, 40, 2, generator=generator) - 10
+    regions = [torch.cat([each, each + 30], 1) for each in corners]
+    for counts in ((40, 40), (40, 0)):
+        some = [each[:count] for each, count in zip(regions, counts, strict=True)]
+        logits = torch.randn(sum(counts), 3, generator=generator).round()
+        offsets = 4 * torch.randn(sum(counts), 12, generator=generator)
+        monkeypatch.setattr(model, "_classify", lambda *_, answer=(logits, offsets): answer)
+        expected = model.roi_heads.postprocess_detections(logits, offsets, some, [SIZE] * 2)
+        found = model._detections(on_grid(torch.zeros(2, 3, *SIZE), 16), {}, some)
+        assert len(expected[0][0]) > 20
+        for each, *other in zip(found, *expected, strict=True):
+            for key, value in zip(("boxes", "scores", "labels"), other, strict=True):
+                assert torch.equal(each[key], value)  # type: ignore[literal-required]
+
+
 def test_images_without_objects_train_nothing_to_be_found() -> None:
     ours, _ = _twins()
     losses = ours.train().losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
