@@ -250,7 +250,7 @@ class YOLOv1(Detector):
                 size,
                 self.score_threshold,
                 self.nms_threshold,
-                None,
+                boxes.shape[1],
                 self.detections_per_image,
                 self.class_agnostic_nms,
             )
