@@ -114,7 +114,9 @@ def main(argv: Sequence[str]) -> int:
             raise SystemExit(TERMINATED) from leaving
         except Exception as error:
             _end_children(cli.trainer)
-            fault = None if find_user_error(error) else too_little_memory(error, cli.datamodule)
+            fault = None
+            if not find_user_error(error):
+                fault = too_little_memory(error, cli.datamodule) or _does_not_go_on(error, cli)
             if fault is None:
                 raise
             raise UserError(fault) from error
@@ -146,6 +148,19 @@ def too_little_memory(error: BaseException, data: Any) -> str | None:
                 f"of shared memory in /dev/shm ({said}); give fewer, or 0, or more memory (docker run --shm-size 8g)"
             )
     return None
+
+
+def _does_not_go_on(error: Exception, cli: "SegdetCLI") -> str | None:
+    """That a checkpoint does not fit the settings, where ``error`` came before the first step from it; else None."""
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    last = next((one for one in callbacks if isinstance(one, LastCheckpoint)), None)
+    restores = ValueError | KeyError | RuntimeError | MisconfigurationException
+    if cli.checkpoint is None or last is None or last.begun or not isinstance(error, restores):
+        return None
+    return (
+        f"{cli.checkpoint.path}: the training cannot go on from it with these settings ({_one_line(error)}); give "
+        "those that it was begun with, or begin a new run"
+    )
 
 
 def _end_children(trainer: pl.Trainer) -> None:

@@ -5,6 +5,7 @@ Dropout and augmentation are on, so that every random number has to be the same 
 
 import multiprocessing
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Sequence
@@ -195,3 +196,37 @@ def test_another_batch_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
         "segdet: the checkpoint was saved within an epoch of 8 images a step, now there are 2"
     )
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--trainer.max_epochs=1"], "max_epochs"),
+        (["--model.freeze=[backbone]"], "parameter group"),
+        (["--model.optim.name=sgd"], "dampening"),
+        (["--model.width=16"], "size mismatch"),
+    ],
+)
+def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
+    options: list[str], said: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start that failed has not taken up all of the checkpoint, and would replace it."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    last = run / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}", *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the training cannot go on from it with these settings" in error and said in error
+    assert last.read_bytes() == before
+    assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
+    assert final(run)["epoch"] == 4
+
+
+@pytest.fixture(scope="module")
+def stopped(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five epochs, killed in the last."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    arguments = [*ARGUMENTS, f"--data.root={shapes}", f"--run_dir={run}", "--data.num_workers=0"]
+    killed_at(22, [*arguments, "--model.optim.name=muon", "--trainer.max_epochs=5"])
+    return run

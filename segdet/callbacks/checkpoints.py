@@ -121,6 +121,9 @@ class LastCheckpoint(_Checkpoint):
     Args:
         folder: The run's ``checkpoints``.
         every_n_steps: Save after so many optimizer steps in place of an epoch; a second one of these does so.
+
+    Attributes:
+        begun: Whether a step has been trained.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
@@ -132,9 +135,11 @@ class LastCheckpoint(_Checkpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        self.begun = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Saves, if it is time; and has a training validated that ends here, within its epoch."""
+        self.begun = True
         super().on_train_batch_end(trainer, *args, **kwargs)
         # By max_time or max_steps: the timer has said so by now, since callbacks that save come last. Lightning
         # validates within an epoch where it is to stop, but counts steps only after that.
@@ -145,7 +150,13 @@ class LastCheckpoint(_Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Saves, unless the other processes would have to take part and know nothing of the exception."""
+        """Saves, unless the other processes would have to take part and know nothing of the exception.
+
+        What stopped before its first step has nothing to save; and one that was to go on may not have taken up all that
+        the checkpoint holds, which it would replace.
+        """
+        if not self.begun:
+            return
         # Saving waits for all processes. An interruption reaches all of them; a fault reaches one, while
         # the others wait in the next all-reduce for ever.
         if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
