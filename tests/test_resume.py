@@ -221,6 +221,11 @@ def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
     assert last.read_bytes() == before
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
     assert final(run)["epoch"] == 4
+    # As one that was stopped at its very end, with nothing left to train.
+    record = run / "result.json"
+    record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
+    assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
+    assert '"status": "finished"' in record.read_text()
 
 
 @pytest.fixture(scope="module")

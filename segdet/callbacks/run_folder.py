@@ -372,6 +372,9 @@ class RunFolder(pl.Callback):
         path = self.folder / RECORD_NAME
         if self.start is None and path.exists():
             sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
+            replace(Record.read(path), status="finished").write(
+                path
+            )  # it may have been stopped at its very end
             return
         record = self._record(trainer, pl_module, "finished")
         record.write(path)

@@ -33,7 +33,8 @@ class FolderReader(Reader):
 
     def __init__(self, root: Path, class_names: list[str]) -> None:
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder; give a folder of images as --data.root")
+            fault = "is a file" if root.exists() else "no such folder"
+            raise UserError(f"{root}: {fault}; give a folder of images as --data.root")
         self.paths = sorted(
             path
             for path in root.rglob("*")

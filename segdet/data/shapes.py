@@ -732,10 +732,12 @@ def _is_made(root: Path, settings: dict[str, object]) -> bool:
         ]
     except (OSError, ValueError, AttributeError):
         raise UserError(
-            f"{root}: exists and is no Shapes folder (no readable shapes.json); name another folder"
+            f"{root}: exists and is no Shapes folder (no readable shapes.json); name another folder, or say what it "
+            "is: --data VOCDataModule, COCODataModule, CityscapesDataModule or ImageFolder"
         ) from None
     if differences:
         raise UserError(
-            f"{root}: holds Shapes with {', '.join(differences)}; give its own settings, or another folder"
+            f"{root}: holds Shapes with {', '.join(differences)}; give its own settings (--data.num_train and the "
+            "like), or another folder"
         )
     return True

@@ -14,16 +14,19 @@ from segdet.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastVal
     [(1, RuntimeError(), True), (2, RuntimeError(), False), (2, KeyboardInterrupt(), True)],
 )
 @pytest.mark.parametrize("weight", [1.0, float("nan")])
+@pytest.mark.parametrize("begun", [True, False])
 def test_saves_sound_weights_on_an_exception_that_all_processes_know(
-    processes: int, exception: BaseException, saves: bool, weight: float, tmp_path: Path,
+    processes: int, exception: BaseException, saves: bool, weight: float, begun: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     saved: list[Any] = []
     monkeypatch.setattr(ModelCheckpoint, "on_exception", lambda *_: saved.append(1))
     trainer: Any = SimpleNamespace(world_size=processes)
     module: Any = SimpleNamespace(parameters=lambda: iter([torch.tensor([1.0, weight])]))
-    LastCheckpoint(tmp_path).on_exception(trainer, module, exception)
-    assert bool(saved) == (saves and weight == 1)
+    last = LastCheckpoint(tmp_path)
+    last.begun = begun
+    last.on_exception(trainer, module, exception)
+    assert bool(saved) == (saves and weight == 1 and begun)
 
 
 def test_the_keys_of_their_states_are_lightning_s_and_apart(tmp_path: Path) -> None:
