@@ -1,13 +1,11 @@
 """What the processes of a run do together takes as long as it takes, and fails in all of them or in none."""
 
-import multiprocessing
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from two_processes import process_of_two
+from two_processes import other_process, process_of_two
 
 from segdet.errors import UserError
 from segdet.processes import together
@@ -46,20 +44,12 @@ def _work(rank: int, folder: Path) -> list[str]:
 
 
 def _other(folder: Path) -> None:
-    torch.set_num_threads(1)  # a fork does not take the threads along that this one has worked with
     (folder / "other.txt").write_text("\n".join(_work(1, folder)))
 
 
 def test_the_slowest_is_waited_for_beyond_the_groups_timeout(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
-        other = multiprocessing.get_context("fork").Process(target=_other, args=(tmp_path,))
-        other.start()
-    try:
+    with other_process(_other, tmp_path, 60):
         first = _work(0, tmp_path)
-        other.join(60)
-    finally:
-        other.kill()
     told = "UserError another process failed, and says why; mend that and go on with the run"
     assert first == ["learned", "ValueError of 0", told, "went on", "2"]
     assert (tmp_path / "other.txt").read_text().splitlines() == [

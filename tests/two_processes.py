@@ -1,6 +1,8 @@
 """What tests of two processes on one machine share."""
 
-from collections.abc import Iterator
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,3 +24,22 @@ def process_of_two(rank: int, folder: Path, seconds: float) -> Iterator[None]:
         yield
     finally:  # or the tests that follow in this process would be one of two as well
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def other_process(work: Callable[[Path], None], folder: Path, seconds: float) -> Iterator[None]:
+    """Another process does ``work`` in ``folder`` meanwhile, and is waited for so long at the end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        other = multiprocessing.get_context("fork").Process(target=_alone, args=(work, folder))
+        other.start()
+    try:
+        yield
+        other.join(seconds)
+    finally:
+        other.kill()
+
+
+def _alone(work: Callable[[Path], None], folder: Path) -> None:
+    torch.set_num_threads(1)  # a fork does not take the threads along that this one has worked with
+    work(folder)

@@ -372,9 +372,8 @@ class RunFolder(pl.Callback):
         path = self.folder / RECORD_NAME
         if self.start is None and path.exists():
             sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
-            replace(Record.read(path), status="finished").write(
-                path
-            )  # it may have been stopped at its very end
+            # It may have been stopped at its very end.
+            replace(Record.read(path), status="finished").write(path)
             return
         record = self._record(trainer, pl_module, "finished")
         record.write(path)

@@ -81,7 +81,8 @@ class Pipeline:
         if seed is not None:
             compose.set_random_seed(seed)
         parts = _parts(mask)
-        compose.add_targets(dict.fromkeys(parts.keys() - {"mask"}, "mask"))
+        if len(parts) > 1:
+            compose.add_targets(dict.fromkeys(parts, "mask"))
         given: dict[str, Any] = {"image": image} | parts
         if not box_sets:
             out = compose(**given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from segdet.data.sample import Batch, Prediction
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.boxes import mirror, suppress, to_original
+from segdet.nn.boxes import mirror, select_from_images, suppress, to_original
 from segdet.nn.multi_scale import at_scale
 from segdet.task import Stage, Task
 
@@ -38,12 +38,16 @@ class Detector(Task):
         kwargs: As for `Task`.
 
     Attributes:
+        score_threshold: What scores must exceed, in families that suppress by `selected`.
+        detections_per_class: How many of a class take part in the suppression; all, unless a family says it.
         detections_per_image: How many detections remain; all, unless a family says it.
         nms_threshold: The greatest IoU of two boxes of a class in one view; 0.5 for a family that suppresses nothing.
     """
 
     task = "detection"
     monitor = "val/map"
+    score_threshold: float
+    detections_per_class: int = 1 << 30
     detections_per_image: int = 1 << 30
     nms_threshold: float = _MERGING
 
@@ -80,6 +84,21 @@ class Detector(Task):
     ) -> tuple[Any, ...]:
         """What `predict` is told beside images of ``size``, for a view of them of size ``new``."""
         return beside
+
+    def selected(
+        self, boxes: Iterable[Tensor], scores: Iterable[Tensor], size: tuple[int, int]
+    ) -> list[Prediction]:
+        """`select_from_images` by the family's own options."""
+        return select_from_images(
+            boxes,
+            scores,
+            size,
+            self.score_threshold,
+            self.nms_threshold,
+            self.detections_per_class,
+            self.detections_per_image,
+            self.class_agnostic_nms,
+        )
 
     def _augmented(self, images: Tensor, *beside: Any) -> list[Prediction]:
         """What is found in normalized images; with test-time augmentation in all views of each, without duplicates."""

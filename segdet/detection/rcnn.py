@@ -311,9 +311,8 @@ class RCNN(RegionDetector):
         regions = np.array(counts or [0])
         (classes, width), last = self.svms.weight.shape, self.regressors.weight.shape[2]
         described = regions * (self.classified_by == "svm")
-        pairs = (
-            np.minimum(regions, self.ridge_regions) * self.box_regression
-        )  # how many there will be is not known
+        # How many pairs there will be is not known; this is the most.
+        pairs = np.minimum(regions, self.ridge_regions) * self.box_regression
         return int(images * bytes_of(described, pairs, width, classes, last).mean())
 
     def describe(self, image: Tensor, target: Target) -> ImageFeatures:

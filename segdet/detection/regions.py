@@ -19,7 +19,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.regions import RegionScores
-from segdet.nn.boxes import mirror, select_from_images, to_original
+from segdet.nn.boxes import mirror, to_original
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
 
@@ -181,16 +181,8 @@ class RegionDetector(Detector):
     ) -> list[Prediction]:
         counts = [len(each) for each in proposals]
         with record_function("segdet::nms"):
-            return select_from_images(
-                (boxes[:, 0] if boxes.shape[1] == 1 else boxes).split(counts),
-                scores.split(counts),
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                self.detections_per_class,
-                self.detections_per_image,
-                self.class_agnostic_nms,
-            )
+            boxes = boxes[:, 0] if boxes.shape[1] == 1 else boxes
+            return self.selected(boxes.split(counts), scores.split(counts), size)
 
     def stages(self, image: Tensor, proposals: Tensor | None = None) -> Iterator[Stage]:
         """The proposals, what the network says of them, and what suppression leaves.

@@ -21,7 +21,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import Backbone
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import match_anchors, pad_targets, select_detections
+from segdet.nn.boxes import match_anchors, pad_targets
 from segdet.nn.kept import Kept
 from segdet.nn.windows import DenseWindows, Mode, grid, window_features
 from segdet.task import Stage
@@ -237,16 +237,7 @@ class SlidingWindowDetector(Detector):
 
     def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
         """The detections of one image from the boxes and scores of its windows."""
-        return select_detections(
-            boxes,
-            scores,
-            size,
-            self.score_threshold,
-            self.nms_threshold,
-            self.detections_per_class,
-            self.detections_per_image,
-            self.class_agnostic_nms,
-        )
+        return self.selected([boxes], [scores], size)[0]
 
     def predict(self, images: Tensor) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])

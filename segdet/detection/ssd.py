@@ -21,7 +21,7 @@ from segdet.detection.torchvision_network import rows_of_classes
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import load_weights
-from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets, select_from_images
+from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.kept import Kept
 from segdet.nn.upsampling import enlarged
 from segdet.task import Stage
@@ -137,16 +137,7 @@ class DefaultBoxDetector(Detector):
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            return select_from_images(
-                self.coder.decode(offsets, anchors),
-                logits.softmax(-1)[..., 1:],
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                self.detections_per_class,
-                self.detections_per_image,
-                self.class_agnostic_nms,
-            )
+            return self.selected(self.coder.decode(offsets, anchors), logits.softmax(-1)[..., 1:], size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)

@@ -17,7 +17,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights
-from segdet.nn.boxes import pad_targets, pairwise_iou, select_from_images
+from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.task import Stage
 
 _SLOPE = 0.1
@@ -244,16 +244,7 @@ class YOLOv1(Detector):
             boxes = (self._decode(found) * found.new_tensor([size[1], size[0]] * 2)).flatten(1, 2)
             # Linear outputs may leave 0..1; two that are below it must not make a sure detection (equation 1).
             scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)
-            return select_from_images(
-                boxes,
-                scores,
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                boxes.shape[1],
-                self.detections_per_image,
-                self.class_agnostic_nms,
-            )
+            return self.selected(boxes, scores, size)
 
     def _cells(self, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """The object of each cell: whether there is one ``[B, S * S]``, its box as a share of the image, its label.

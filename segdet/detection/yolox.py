@@ -16,7 +16,7 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou, select_from_images
+from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
 
 _PRIOR = 0.01
@@ -148,16 +148,7 @@ class YOLOX(Detector):
         self, logits: Tensor, objectness: Tensor, boxes: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            return select_from_images(
-                boxes,
-                logits.sigmoid() * objectness.sigmoid()[..., None],
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                self.detections_per_class,
-                self.detections_per_image,
-                self.class_agnostic_nms,
-            )
+            return self.selected(boxes, logits.sigmoid() * objectness.sigmoid()[..., None], size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, objectness, boxes, cells = self(image)

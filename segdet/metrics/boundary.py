@@ -125,9 +125,8 @@ def join(truth: np.ndarray, ignored: np.ndarray, classes: int) -> tuple[np.ndarr
         and which pixels are still to be ignored, bool ``[H, W]``.
     """
     limit = 2 * BF_TOLERANCE * math.hypot(*truth.shape)
-    reach = (
-        math.ceil(limit) - 2
-    )  # with one class at a distance of 1 or more, the other is nearer than limit - 1
+    # With one class at a distance of 1 or more, the other is nearer than limit - 1.
+    reach = math.ceil(limit) - 2
     if reach < 1 or not ignored.any():
         return truth, ignored
     smallest, largest = _extremes(truth, ignored, reach)

@@ -3,9 +3,7 @@
 import itertools
 import json
 import math
-import multiprocessing
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
-from two_processes import process_of_two
+from two_processes import other_process, process_of_two
 
 from segdet.data.sample import Batch, Source, Target
 from segdet.detection.detr import (
@@ -180,22 +178,14 @@ def _process(rank: int, folder: Path) -> dict[str, float]:
 
 
 def _other_process(folder: Path) -> None:
-    torch.set_num_threads(1)  # a fork does not take the threads along that this one has worked with
     (folder / "other.json").write_text(json.dumps(_process(1, folder)))
 
 
 def test_objects_weigh_the_same_however_processes_share_them(tmp_path: Path) -> None:
     """The mean of the processes' losses of boxes is the loss of all images in one process."""
     whole = _losses_of(slice(0, 3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
-        other = multiprocessing.get_context("fork").Process(target=_other_process, args=(tmp_path,))
-        other.start()
-    try:
+    with other_process(_other_process, tmp_path, 120):
         first = _process(0, tmp_path)
-        other.join(120)
-    finally:
-        other.kill()
     second = json.loads((tmp_path / "other.json").read_text())
     for name in ("box", "giou"):
         assert (first[name] + second[name]) / 2 == pytest.approx(whole[name], rel=1e-5), name
