@@ -52,7 +52,7 @@ from segdet.callbacks.run_folder import (
     fingerprint_of,
     folder_of_checkpoint,
     holds_run,
-    recorded_command,
+    recorded_commands,
     recorded_fingerprint,
     recorded_status,
     requeued_checkpoints,
@@ -727,14 +727,14 @@ class SegdetCLI(LightningCLI):
         return True
 
     def _keep_apart(self) -> None:
-        """Gives a folder of its own to a test that is none of the run's best checkpoint on the run's data."""
+        """Gives a folder of its own to a test that is none of the run's best checkpoint, data and configuration."""
         if self.chosen not in ("test", "validate") or self.checkpoint is None or self.follows:
             return
         tested = folder_of_checkpoint(self.checkpoint.path)
         if tested is None or not folder_equal(self.run_dir, tested):
             return
         self.fingerprint = fingerprint_of(self.datamodule)
-        if self.checkpoint.path.name == "best.ckpt" and self._has_data_of(tested):
+        if self.checkpoint.path.name == "best.ckpt" and self._has_data_of(tested) and self._is_as_trained():
             return
         name = f"{self.run_dir.name}-{self.chosen}-"
         if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
@@ -742,7 +742,7 @@ class SegdetCLI(LightningCLI):
             self.run_dir.mkdir(parents=True, exist_ok=True)
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError(
-                f"{tested}: its scores are those of best.ckpt on its own data; give another --run_dir"
+                f"{tested}: its scores are those of best.ckpt as trained, on its own data; give another --run_dir"
             )
         else:
             self.run_dir = _fresh(self.run_dir.parent, f"{name}{datetime.now():%Y%m%d-%H%M%S}")
@@ -755,6 +755,22 @@ class SegdetCLI(LightningCLI):
             return recorded == self.fingerprint
         assert self.checkpoint is not None
         return bool(yaml.safe_load(self._config_text())["data"] == self.checkpoint.config.get("data"))
+
+    def _is_as_trained(self) -> bool:
+        """Whether model and share of the data are configured as in the run: no other views, no limit of its own.
+
+        An option of the model that the checkpoint does not know yet changes nothing.
+        """
+        assert self.checkpoint is not None
+        config, trained = yaml.safe_load(self._config_text()), self.checkpoint.config
+        model, before = (each.get("model") or {} for each in (config, trained))
+        if model.get("class_path") != before.get("class_path"):
+            return False
+        options = model.get("init_args") or {}
+        if any(options.get(name) != value for name, value in (before.get("init_args") or {}).items()):
+            return False
+        limit = f"limit_{SUBSETS[self.chosen]}_batches"
+        return config["trainer"].get(limit) == (trained.get("trainer") or {}).get(limit)
 
     def _new_folder(self, config: Namespace) -> Path:
         """``runs/<model>-<data>-<time>``, a folder that nobody has yet; in a job of SLURM's, that of the job."""
@@ -786,7 +802,7 @@ class SegdetCLI(LightningCLI):
 
     def _may_use(self, folder: Path) -> bool:
         """Whether ``folder`` holds no run, or one that this very command began and is to go on with."""
-        mine = recorded_command(folder) == self.command_line
+        mine = self.command_line in recorded_commands(folder)[:1]
         return not holds_run(folder) or (mine and self._may_go_on(folder))
 
     # What is run.

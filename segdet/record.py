@@ -72,7 +72,7 @@ class Record:
         steps: Optimizer steps.
         hardware: What it ran on, by name (``cpu``, ``gpu``, ``cores`` ...).
         fingerprint: The dataset's; equal ones read the same files.
-        command: The command line that trained it.
+        command: The command line that trained it; of a run that went on, all of them, joined by ``&&``.
         started: When training started, ISO 8601.
         finished: When it ended, ISO 8601.
         backbone: The backbone's name, where the model has one.

@@ -256,8 +256,10 @@ class TestFit:
 
     def test_resume_goes_on_in_the_same_folder(self, run: Path) -> None:
         rows = (run / "metrics.csv").read_text().splitlines()
+        first = json.loads((run / "result.json").read_text())["command"]
         assert main(["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
         record = json.loads((run / "result.json").read_text())
+        assert record["command"].startswith(f"{first} && segdet fit --run_dir {run}")
         assert (record["epochs"], record["steps"], record["status"]) == (2, 4, "finished")
         new = (run / "metrics.csv").read_text().splitlines()
         assert new[: len(rows)] == rows
@@ -304,7 +306,9 @@ class TestFit:
         after = json.loads((run / "result.json").read_text())
         assert after["status"] == "failed"
         assert after["metrics"]["val/map"] == before["metrics"]["val/map"]
-        assert after["command"] == before["command"]
+        assert (
+            after["command"] == before["command"] + f" && segdet fit --ckpt_path={run} --trainer.max_epochs=2"
+        )
         assert after["cost"]["train_seconds"] > 3600
 
     def test_a_job_that_slurm_restarts_goes_on(
@@ -499,13 +503,17 @@ class TestEvaluate:
         assert arguments["backbone"] == "test_resnet"
         assert not json.loads((other / "result.json").read_text())["metrics"]["test/mar_100"]
 
-    @pytest.mark.parametrize("case", ["other data", "last"])
+    @pytest.mark.parametrize("case", ["other data", "last", "other model options", "part of the data"])
     def test_other_scores_stay_out_of_the_record(
         self, case: str, run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = (run / "result.json").read_text()
         name = "last" if case == "last" else "best"
-        given = ["--data.num_test=3", f"--data.root={run.parent}/more"] if case == "other data" else []
+        given = {
+            "other data": ["--data.num_test=3", f"--data.root={run.parent}/more"],
+            "other model options": ["--model.tta_flip=true"],
+            "part of the data": ["--trainer.limit_test_batches=1"],
+        }.get(case, [])
         assert main(["test", f"--ckpt_path={run}/checkpoints/{name}.ckpt", *given]) == 0
         said = capsys.readouterr().err
         assert (run / "result.json").read_text() == before

@@ -459,7 +459,7 @@ class RunFolder(pl.Callback):
             hardware=self.about.get("hardware", {})
             | {"processes": trainer.world_size, "precision": str(trainer.precision)},
             fingerprint=self.about.get("fingerprint", ""),
-            command=self.about.get("command", ""),
+            command=" && ".join(recorded_commands(self.folder)) or self.about.get("command", ""),
             started=self.started,
             finished=now(),
             backbone=backbone if isinstance(backbone, str) else None,
@@ -506,9 +506,11 @@ def recorded_fingerprint(folder: Path) -> str:
     return str(_first_provenance(folder).get("fingerprint", ""))
 
 
-def recorded_command(folder: Path) -> str:
-    """The command line that began the run in ``folder``; empty where it is unknown."""
-    return str(_first_provenance(folder).get("command", ""))
+def recorded_commands(folder: Path) -> list[str]:
+    """The command lines that trained the run in ``folder``, the one that began it first; none where it is unknown."""
+    first = _first_provenance(folder)
+    parts = [first, *first.get("resumed", [])]
+    return list(dict.fromkeys(str(part["command"]) for part in parts if part.get("command")))
 
 
 def recorded_status(folder: Path) -> Status | None:
@@ -532,6 +534,7 @@ def _continued(earlier: Record, record: Record, monitor: str) -> Record:
         epochs=max(earlier.epochs, record.epochs),
         steps=max(earlier.steps, record.steps),
         finished=record.finished,
+        command=record.command,
     )
 
 
