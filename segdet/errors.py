@@ -25,6 +25,11 @@ class BadSample(UserError):
         self.fault = fault
         self.remedy = remedy
 
+    def or_skip(self) -> "BadSample":
+        """The same error, which says too how a run does without such samples."""
+        remedy = f"{self.remedy}, or run without such samples: --data.on_bad_sample skip"
+        return BadSample(self.path, self.fault, remedy)
+
     def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
         # A worker process sends the error to its parent by pickling, which replays __init__.
         return type(self), (self.path, self.fault, self.remedy)

@@ -45,6 +45,7 @@ def test_a_bad_sample_stops_with_one_line_that_names_it(
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("segdet: error:")]
     assert len(lines) == 1
     assert victim.name in lines[0] and ";" in lines[0]
+    assert lines[0].endswith(", or run without such samples: --data.on_bad_sample skip")
 
 
 def test_skipped_samples_are_counted_and_listed(

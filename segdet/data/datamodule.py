@@ -224,7 +224,7 @@ class DataModule(L.LightningDataModule):
         dataset.proposals = self.proposals.open(dataset.reader, dataset.indices)
         dataset.max_proposals = self.max_proposals
         if dataset.proposals.bad and self.on_bad_sample == "raise":
-            raise dataset.proposals.bad[0]
+            raise dataset.proposals.bad[0].or_skip()
 
     def kept_files(self) -> set[Path]:
         """What the subsets that were opened keep on disk beside the data itself: their proposals."""

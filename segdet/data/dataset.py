@@ -96,7 +96,10 @@ class TaskDataset(Dataset[Sample]):
     def __getitem__(self, draw: int | Draw) -> Sample:
         draw = Draw(draw) if isinstance(draw, int) else draw
         if self.on_bad_sample == "raise":
-            return self._drawn(draw)
+            try:
+                return self._drawn(draw)
+            except BadSample as error:
+                raise error.or_skip() from error
         notes: list[str] = []
         for step in range(len(self)):
             substitute = Draw((draw.index + step) % len(self), draw.epoch, draw.duplicate)

@@ -42,9 +42,9 @@ def class_frequency(dataset: TaskDataset) -> ClassFrequency:
     def count(own: Reader, index: int) -> np.ndarray:
         try:
             return np.bincount(own.mask(index).ravel(), minlength=IGNORE + 1)
-        except BadSample:
+        except BadSample as error:
             if not skip:
-                raise
+                raise error.or_skip() from error
             return np.zeros(IGNORE + 1, np.int64)  # listed at the end, when its turn comes in training
 
     def compute() -> dict[str, np.ndarray]:
