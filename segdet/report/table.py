@@ -113,8 +113,9 @@ def table(records: Sequence[Record], sort: str | None = None) -> str:
     """The Markdown of ``records``: a table for each task, with what they ran on and how underneath.
 
     Runs that differ in their seed alone (``<run>`` and ``<run>-seed<S>``) are one line, mean ± standard
-    deviation of the sample. The scores are those of the test split where every run of the
-    task has been tested, else those of the validation split; the headings say which. Runs that did not
+    deviation of the sample. The scores are those of the test split; where no run of the task has been tested,
+    those of the validation split, and where some have not, the main score of the validation split stands
+    before the test's. The headings say which. Runs that did not
     finish are named, not tabulated. Where models tell their stages apart, a second table has the time of each.
 
     Args:
@@ -152,14 +153,15 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
     """One task's table."""
     main = SCORES[task][0]
     untested = [record.name for record in records if f"test/{main}" not in record.metrics]
-    split = "val" if untested else "test"
     rows = _rows(records)
 
-    def score(name: str) -> Column:
+    def score(split: str, name: str) -> Column:
         key = f"{split}/{name}"
         return Column(key, name, lambda record: record.metrics.get(key), "{:.3f}".format, score=True)
 
-    columns = [score(name) for name in SCORES[task]] + COSTS
+    columns = [score("val", main)] if 0 < len(untested) < len(records) else []
+    columns += [score("val" if len(untested) == len(records) else "test", name) for name in SCORES[task]]
+    columns += COSTS
     columns = [c for c in columns if c.key == main or any(row.values(c.of) for row in rows)]
     if sort == "name":
         rows.sort(key=lambda row: row.name)
@@ -176,7 +178,7 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
         texts["seeds"] = lambda row: row.seeds
     notes = []
     if untested and len(untested) < len(records):
-        notes.append(f"Scores of the validation split: not tested yet: {', '.join(untested)}.")
+        notes.append(f"Not tested yet: {', '.join(untested)}.")
     prints = {record.fingerprint for record in records if record.fingerprint}
     if len(prints) > 1:
         notes.append(

@@ -128,11 +128,18 @@ def test_detectors_whose_mistakes_were_analysed_have_a_table_of_them() -> None:
     assert cells["false negative"] == "0.070 ± 0.000"
 
 
-def test_the_split_is_the_one_that_all_have_and_is_said() -> None:
-    untested = replace(FCN, name="unet", metrics={"val/miou": 0.6})
+def test_a_run_that_is_not_tested_is_compared_by_validation_and_takes_no_test_scores_away() -> None:
+    untested = replace(FCN, name="unet", metrics={"val/miou": 0.6, "val/pixel_acc": 0.8})
     text = table([FCN, untested])
-    assert rows(text)[0][3] == "val/miou" and [row[3] for row in rows(text)[1:]] == ["0.700", "0.600"]
-    assert "not tested yet: unet" in text
+    assert [row[3:6] for row in rows(text)] == [
+        ["val/miou", "test/miou", "test/pixel_acc"],
+        ["0.700", "0.500", "0.900"],
+        ["0.600", "-", "-"],
+    ]
+    assert "Not tested yet: unet." in text
+    text = table([untested])
+    assert [row[3:5] for row in rows(text)] == [["val/miou", "val/pixel_acc"], ["0.600", "0.800"]]
+    assert "ot tested yet" not in text
 
 
 def test_what_was_not_measured_is_a_dash_and_unfinished_runs_are_named() -> None:
