@@ -70,6 +70,9 @@ from segdet.task import Task
 
 DEFAULT_EPOCHS = 12
 
+NO_SCORES = ("root", "batch_size", "eval_batch_size", "num_workers")
+"""Options of the data that no score depends on: where equal files lie, and how they are read."""
+
 SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
 """What each subcommand reads first, and whose classes are to be the checkpoint's."""
 
@@ -151,16 +154,28 @@ def too_little_memory(error: BaseException, data: Any) -> str | None:
 
 
 def _does_not_go_on(error: Exception, cli: "SegdetCLI") -> str | None:
-    """That a checkpoint does not fit the settings, where ``error`` came before the first step from it; else None."""
+    """That a checkpoint does not fit the settings, where ``error`` came of taking it up; else None.
+
+    What an optimizer was given of another one it finds out in its first step.
+    """
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     last = next((one for one in callbacks if isinstance(one, LastCheckpoint)), None)
     restores = ValueError | KeyError | RuntimeError | MisconfigurationException
-    if cli.checkpoint is None or last is None or last.begun or not isinstance(error, restores):
+    if cli.checkpoint is None or last is None or not isinstance(error, restores):
+        return None
+    if last.begun or (last.restored and not _is_an_optimizers(error)):
         return None
     return (
         f"{cli.checkpoint.path}: the training cannot go on from it with these settings ({_one_line(error)}); give "
         "those that it was begun with, or begin a new run"
     )
+
+
+def _is_an_optimizers(error: Exception) -> bool:
+    """Whether an optimizer raised the error, and nothing that it called to compute gradients."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = str(frames[-1].f_globals.get("__name__")) if frames else ""
+    return module.startswith(("torch.optim", "segdet.nn.optim", "segdet.nn.muon"))
 
 
 def _end_children(trainer: pl.Trainer) -> None:
@@ -757,18 +772,24 @@ class SegdetCLI(LightningCLI):
         return bool(yaml.safe_load(self._config_text())["data"] == self.checkpoint.config.get("data"))
 
     def _is_as_trained(self) -> bool:
-        """Whether model and share of the data are configured as in the run: no other views, no limit of its own.
+        """Whether model, data and share of the data are configured as in the run: no other views, no limit of its own.
 
-        An option of the model that the checkpoint does not know yet changes nothing.
+        An option that the checkpoint does not know yet changes nothing.
         """
         assert self.checkpoint is not None
         config, trained = yaml.safe_load(self._config_text()), self.checkpoint.config
-        model, before = (each.get("model") or {} for each in (config, trained))
-        if model.get("class_path") != before.get("class_path"):
-            return False
-        options = model.get("init_args") or {}
-        if any(options.get(name) != value for name, value in (before.get("init_args") or {}).items()):
-            return False
+        for section in ("model", "data"):
+            given, before = (each.get(section) or {} for each in (config, trained))
+            options = given.get("init_args") or {}
+            known = {
+                name: value
+                for name, value in (before.get("init_args") or {}).items()
+                if name not in NO_SCORES
+            }
+            if given.get("class_path") != before.get("class_path"):
+                return False
+            if any(options.get(name) != value for name, value in known.items()):
+                return False
         limit = f"limit_{SUBSETS[self.chosen]}_batches"
         return config["trainer"].get(limit) == (trained.get("trainer") or {}).get(limit)
 

@@ -503,7 +503,9 @@ class TestEvaluate:
         assert arguments["backbone"] == "test_resnet"
         assert not json.loads((other / "result.json").read_text())["metrics"]["test/mar_100"]
 
-    @pytest.mark.parametrize("case", ["other data", "last", "other model options", "part of the data"])
+    @pytest.mark.parametrize(
+        "case", ["other data", "other data options", "last", "other model options", "part of the data"]
+    )
     def test_other_scores_stay_out_of_the_record(
         self, case: str, run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -511,6 +513,7 @@ class TestEvaluate:
         name = "last" if case == "last" else "best"
         given = {
             "other data": ["--data.num_test=3", f"--data.root={run.parent}/more"],
+            "other data options": ["--data.max_proposals=5"],
             "other model options": ["--model.tta_flip=true"],
             "part of the data": ["--trainer.limit_test_batches=1"],
         }.get(case, [])

@@ -228,6 +228,22 @@ def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
     assert '"status": "finished"' in record.read_text()
 
 
+def test_a_fault_of_the_training_is_none_of_its_settings(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong once all is restored, be it before the first step ends, keeps its traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("of no settings")
+
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    for name in ("losses", "configure_gradient_clipping"):
+        with monkeypatch.context() as broken, pytest.raises(ValueError, match="of no settings"):
+            broken.setattr(FCN, name, fail)
+            main(["fit", f"--ckpt_path={run}"])
+
+
 @pytest.fixture(scope="module")
 def stopped(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of five epochs, killed in the last."""

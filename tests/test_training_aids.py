@@ -14,12 +14,15 @@ from segdet.callbacks.seeding import StepSeed
 from segdet.cli import main
 from segdet.cost import measure_cost
 from segdet.data.datamodule import ShapesDataModule
+from segdet.data.sample import Target
 from segdet.data.transforms import ScaleJitter
 from segdet.detection.detr import DETR
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.mask_rcnn import MaskRCNN
+from segdet.detection.overfeat import OverFeat
 from segdet.detection.retinanet import RetinaNet
+from segdet.detection.sliding_window import SlidingWindowDetector
 from segdet.detection.ssd import SSD
 from segdet.detection.yolox import YOLOX
 from segdet.errors import UserError
@@ -268,6 +271,25 @@ def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) ->
         with torch.no_grad():
             model.predict_images(image)
     assert compiled == len(called) > 10
+
+
+@pytest.mark.parametrize(("family", "twice"), [(SlidingWindowDetector, 0), (OverFeat, 1)])
+def test_windows_are_learned_by_compiled_layers(family: type[SlidingWindowDetector], twice: int) -> None:
+    """Training calls the network part by part; OverFeat one layer for the classes and for the boxes."""
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.extend(str(node.target) for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph
+
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = family(["a"], compile={"backend": backend}, hard_negatives=0.0, scales=[0.5], aspects=[1.0])
+    model.configure_model()
+    target = Target(boxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]), labels=torch.tensor([1]))
+    sum(model.train().losses(torch.rand(1, 3, 64, 64), [target]).values()).backward()  # type: ignore[union-attr]
+    layers = [layer for layer in model.modules() if isinstance(layer, LAYERS)]
+    assert sum("conv" in name or "linear" in name for name in graphs) == len(layers) + twice >= 5
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

@@ -123,6 +123,7 @@ class LastCheckpoint(_Checkpoint):
         every_n_steps: Save after so many optimizer steps in place of an epoch; a second one of these does so.
 
     Attributes:
+        restored: Whether all that a checkpoint holds has been taken up.
         begun: Whether a step has been trained.
     """
 
@@ -135,7 +136,13 @@ class LastCheckpoint(_Checkpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        self.restored = False
         self.begun = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes that nothing is left to be taken up."""
+        super().on_train_start(trainer, pl_module)
+        self.restored = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Saves, if it is time; and has a training validated that ends here, within its epoch."""

@@ -76,9 +76,12 @@ class PredictionWriter(BasePredictionWriter):
             if "mask" in said:
                 _save(self._index_image(said["mask"].numpy()), self.folder / "masks" / f"{name}.png")
             else:
+                # What is not finite is nowhere, and no JSON; the scores leave it out, too.
+                finite = said["boxes"].isfinite().all(1) & said["scores"].isfinite()
+                said = {key: value[finite] for key, value in said.items()}
                 lines += [json.dumps(entry) + "\n" for entry in self._entries(said, source, root, names)]
                 drawn = said["scores"] >= self.min_score
-                if len(drawn) > 1:
+                if pl_module.task == "detection":  # of localization the one box is the answer
                     said = {key: value[drawn] for key, value in said.items()}
             picture = overlay(read_image(source.path, source.original_size, source.upright), said, names)
             file = self.folder / "overlays" / f"{name}.png"

@@ -39,16 +39,16 @@ class Detector(Task):
 
     Attributes:
         score_threshold: What scores must exceed, in families that suppress by `selected`.
-        detections_per_class: How many of a class take part in the suppression; all, unless a family says it.
-        detections_per_image: How many detections remain; all, unless a family says it.
+        detections_per_class: How many of a class take part in the suppression; all when null.
+        detections_per_image: How many detections remain; all when null.
         nms_threshold: The greatest IoU of two boxes of a class in one view; 0.5 for a family that suppresses nothing.
     """
 
     task = "detection"
     monitor = "val/map"
     score_threshold: float
-    detections_per_class: int = 1 << 30
-    detections_per_image: int = 1 << 30
+    detections_per_class: int | None = None
+    detections_per_image: int | None = None
     nms_threshold: float = _MERGING
 
     def __init__(

@@ -100,9 +100,8 @@ class OverFeat(SlidingWindowDetector):
         if self.merging == "nms":
             return super().select(boxes, scores, size)
         # All that take part in the suppression: no IoU exceeds 1.
-        everything = scores.numel()
         found = select_detections(
-            boxes, scores, size, self.score_threshold, 1.0, self.detections_per_class, everything
+            boxes, scores, size, self.score_threshold, 1.0, self.detections_per_class, None
         )
         kept = suppress(
             found["boxes"], found["scores"], found["labels"], self.nms_threshold, self.class_agnostic_nms

@@ -163,6 +163,11 @@ class SlidingWindowDetector(Detector):
         self._layouts: Kept[Layout] = Kept()
 
     @property
+    def called(self) -> list[nn.Module]:
+        """The network is called by its two parts in training; the dense one runs their layers one by one."""
+        return [*self.network, *(part for part in super().called if part is not self.network)]
+
+    @property
     def counted(self) -> nn.Module:
         """The network, one window a pass; or the dense network, one level of the pyramid a pass."""
         if self.mode == "crops":
@@ -256,14 +261,20 @@ class SlidingWindowDetector(Detector):
             return self.classify(hidden, layout.boxes)
 
     def layout(self, images: Tensor) -> Layout:
-        """The windows of images of this size: the same for all, and laid out once."""
+        """The windows of images of this size: the same for all, and laid out once.
+
+        They are shares of the image as the data gave it: where it was enlarged since, windows remain as large as
+        they were.
+        """
         size = (images.shape[2], images.shape[3])
 
         def compute() -> Layout:
-            sizes = level_sizes(size, self.window, self.stride, self.scales, self.aspects)
+            smaller = 1 / math.sqrt(math.prod(self.enlarged))
+            scales = [scale * smaller for scale in self.scales]
+            sizes = level_sizes(size, self.window, self.stride, scales, self.aspects)
             return lay_out(size, sizes, self.window, self.stride, images.device)
 
-        return self._layouts.get((size, images.device), compute)
+        return self._layouts.get((size, self.enlarged, images.device), compute)
 
     def _of_levels(self, levels: list[Tensor]) -> Tensor:
         """The network's answers ``[B, A, units]`` for all windows, one pass a level."""

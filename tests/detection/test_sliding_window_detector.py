@@ -239,6 +239,17 @@ def test_windows_are_laid_out_once_a_size() -> None:
     assert len(model._layouts) <= 16
 
 
+def test_an_enlarged_image_is_seen_through_windows_of_the_same_pixels() -> None:
+    """Views of other scales show other windows: smaller shares of a larger image."""
+    model = _model()
+    one = model.layout(torch.zeros(1, 3, 80, 120))
+    model.enlarged = 1.5, 1.5
+    other = model.layout(torch.zeros(1, 3, 120, 180))
+    assert len(other.boxes) > 1.5 * len(one.boxes)
+    widest = [float((each.boxes[:, 2] - each.boxes[:, 0]).max()) for each in (one, other)]
+    assert widest[1] == pytest.approx(widest[0], rel=0.15)
+
+
 # What is trained on.
 
 

@@ -187,6 +187,28 @@ def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
     assert model._cells(boxes[:, 1], torch.tensor([[2]]), (1, 1))[0].flatten().nonzero().tolist() == [[1]]
 
 
+@pytest.mark.parametrize("factor", [(1.25, 1.5), (0.8, 0.75)])
+def test_a_cell_sees_the_same_pixels_at_any_scale(factor: tuple[float, float]) -> None:
+    """Where the map has not the grid's size: of images that go on, a cell averages what it did of the smaller ones."""
+    model = _small(grid=3).eval()
+
+    def seen(size: tuple[int, int]) -> Tensor:
+        """The middle, in pixels of the image, of what each cell averages: ``[rows, columns, 2]``."""
+        rows, columns = (16 * (torch.arange(math.ceil(side / 16)) + 0.5) for side in size)
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+        return model._averaged(places, *size)[0].permute(1, 2, 0)
+
+    whole = seen(SIZE)
+    assert whole.shape == (3, 3, 2)
+    torch.testing.assert_close(whole[0, :, 1].diff(), torch.full((2,), SIZE[1] / 3))
+    size = round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1])
+    model.enlarged = size[0] / SIZE[0], size[1] / SIZE[1]
+    rows, columns = (math.floor(3 * min(1, each) + 1e-6) for each in model.enlarged)
+    again = seen(size)
+    assert again.shape == (*model.cells, 2)
+    torch.testing.assert_close(again[:rows, :columns], whole[:rows, :columns])
+
+
 def test_views_of_many_scales_want_a_network_of_convolutions() -> None:
     assert _small(tta_scales=[0.8, 1.0]).tta_scales == [0.8, 1.0]
     with pytest.raises(UserError, match=r"--model.tta_scales \[0.8, 1.0\]: YOLO's fully connected layers"):

@@ -145,6 +145,17 @@ def test_images_are_known_by_their_content_alone(tmp_path: Path, calls: list) ->
     assert len(calls) == 2
 
 
+def test_images_that_are_known_are_not_read_again(
+    reader: Reader, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by a later command, nor by the other processes of this one."""
+    CachedProposals(Counting(), reader).compute(range(4), workers=1)
+    monkeypatch.setattr("segdet.proposals.cache._digest", None)
+    again = CachedProposals(Counting(), reader)
+    again.compute(range(4), workers=1)
+    assert again.computed == 0 and len(again.boxes(3))
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_a_torn_file_is_computed_again(reader: Reader, calls: list, cache: Path, keep: int) -> None:
     proposals = CachedProposals(Counting(), reader)
