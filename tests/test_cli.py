@@ -403,15 +403,16 @@ class TestFit:
         assert main(["fit", *MODELS["detection"], *arguments, f"--data.root={shapes}", *given]) == 0
         assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
 
-    @pytest.mark.parametrize("end", ["--trainer.max_epochs=1", "--trainer.max_steps=1"])
+    @pytest.mark.parametrize(
+        "end", [["--trainer.max_epochs=1"], ["--trainer.max_epochs=3", "--trainer.max_steps=1"]]
+    )
     def test_a_training_that_ends_before_its_first_validation_has_a_score_and_a_best_checkpoint(
-        self, end: str, shapes: Path, tmp_path: Path
+        self, end: list[str], shapes: Path, tmp_path: Path
     ) -> None:
         folder = tmp_path / "run"
-        arguments = [*MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
-        assert (
-            main(["fit", *arguments, "--trainer.check_val_every_n_epoch=5", end, f"--run_dir={folder}"]) == 0
-        )
+        arguments = [*MODELS["segmentation"], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]
+        assert main(["fit", *arguments, "--trainer.check_val_every_n_epoch=5", *end]) == 0
+        assert (folder / "predictions" / "val_0001.png").exists()
         assert "val/miou" in json.loads((folder / "result.json").read_text())["metrics"]
         assert (folder / "checkpoints" / "best.ckpt").exists()
         config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -69,7 +69,8 @@ class ImagePanels(pl.Callback):
         ):
             return False
         epoch = trainer.current_epoch + 1
-        return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        # The last validation of all may come within an epoch, by max_steps or max_time.
+        return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.should_stop
 
     def _fixed(self, trainer: pl.Trainer) -> list[Sample]:
         """The samples, read once."""
@@ -79,7 +80,8 @@ class ImagePanels(pl.Callback):
             chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
             self._samples = [dataset[int(index)] for index in chosen]
             self._pictures = [
-                read_image(sample.source.path, sample.source.original_size) for sample in self._samples
+                read_image(sample.source.path, sample.source.original_size, sample.source.upright)
+                for sample in self._samples
             ]
         return self._samples
 
@@ -95,13 +97,11 @@ class ImagePanels(pl.Callback):
                 batch: Batch = collate([sample]).to(pl_module.device)
                 prediction: Prediction = pl_module.infer(batch)[0]  # type: ignore[operator]
                 prediction = {key: value.cpu() for key, value in prediction.items()}  # type: ignore[assignment,attr-defined]
-                kept.append(self._visible(prediction))
+                kept.append(self._visible(prediction) if pl_module.task == "detection" else prediction)
         pl_module.train(training)
         return kept
 
     def _visible(self, prediction: Prediction) -> Prediction:
-        if "scores" not in prediction or len(prediction["scores"]) <= 1:  # the one box of a localizer stays
-            return prediction
         keep = (prediction["scores"] >= self.min_score).nonzero()[: self.most_boxes, 0]
         return {key: value[keep] for key, value in prediction.items()}  # type: ignore[return-value,index]
 
