@@ -65,13 +65,16 @@ from segdet.data.folder import ImageFolder
 from segdet.errors import UserError
 from segdet.nn.backbones import restoring
 from segdet.parser_errors import ParseFault, readable
-from segdet.precision import affordable
+from segdet.precision import REFUSED, affordable
 from segdet.task import Task
 
 DEFAULT_EPOCHS = 12
 
-NO_SCORES = ("root", "batch_size", "eval_batch_size", "num_workers")
-"""Options of the data that no score depends on: where equal files lie, and how they are read."""
+NO_SCORES = {
+    "model": ("boundary_scores", "compile", "channels_last", "crop_batch"),
+    "data": ("root", "batch_size", "eval_batch_size", "num_workers"),
+}
+"""Options that no score depends on, or that leave some out: how the model computes, where equal files lie."""
 
 SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
 """What each subcommand reads first, and whose classes are to be the checkpoint's."""
@@ -772,26 +775,24 @@ class SegdetCLI(LightningCLI):
         return bool(yaml.safe_load(self._config_text())["data"] == self.checkpoint.config.get("data"))
 
     def _is_as_trained(self) -> bool:
-        """Whether model, data and share of the data are configured as in the run: no other views, no limit of its own.
+        """Whether the run's record has scores of this kind: of its model, data and share of them, in its precision.
 
         An option that the checkpoint does not know yet changes nothing.
         """
         assert self.checkpoint is not None
         config, trained = yaml.safe_load(self._config_text()), self.checkpoint.config
-        for section in ("model", "data"):
+        for section, neutral in NO_SCORES.items():
             given, before = (each.get(section) or {} for each in (config, trained))
-            options = given.get("init_args") or {}
-            known = {
-                name: value
-                for name, value in (before.get("init_args") or {}).items()
-                if name not in NO_SCORES
-            }
+            options, known = (each.get("init_args") or {} for each in (given, before))
             if given.get("class_path") != before.get("class_path"):
                 return False
-            if any(options.get(name) != value for name, value in known.items()):
+            if any(options.get(name) != known[name] for name in known.keys() - neutral):
                 return False
+        trainer, before = (each.get("trainer") or {} for each in (config, trained))
         limit = f"limit_{SUBSETS[self.chosen]}_batches"
-        return config["trainer"].get(limit) == (trained.get("trainer") or {}).get(limit)
+        # A test is in float32 unless it is told otherwise, whatever was trained in.
+        precisions = (None, 32, "32", "32-true", before.get("precision"))
+        return trainer.get(limit) == before.get(limit) and trainer.get("precision") in precisions
 
     def _new_folder(self, config: Namespace) -> Path:
         """``runs/<model>-<data>-<time>``, a folder that nobody has yet; in a job of SLURM's, that of the job."""
@@ -849,8 +850,16 @@ def chosen_precision(trainer: Namespace) -> Any:
 
     Args:
         trainer: The trainer's part of the configuration.
+
+    Raises:
+        UserError: If not even boxes and losses are to be computed in float32.
     """
     asked = trainer.precision
+    if asked in REFUSED:
+        raise UserError(
+            f"--trainer.precision {asked}: boxes, losses and scores are computed in float32; give 32-true, or "
+            "bf16-mixed or 16-mixed for what loses little by it"
+        )
     if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
         return asked
     if _rank() == 0:

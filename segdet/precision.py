@@ -6,8 +6,11 @@ every operation: several times slower than float32 itself, and no more exact.
 
 from pathlib import Path
 
-BFLOAT16 = ("bf16-mixed", "bf16-true", "bf16")
-"""Lightning's names of the precisions that compute in bfloat16."""
+BFLOAT16 = ("bf16-mixed", "bf16")
+"""Lightning's names of the precision that computes in bfloat16 what loses little by it."""
+
+REFUSED = ("bf16-true", "16-true", "64-true", "64", 64, "transformer-engine", "transformer-engine-float16")
+"""Those that change every number: a box of 3,001 pixels would be one of 3,008 in bfloat16, in the annotations, too."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}  # Intel's and AMD's vectors, Intel's matrices, ARM's extension

@@ -226,9 +226,9 @@ class Task(L.LightningModule):
             if not str(error).startswith(_ONE_VALUE):
                 raise
             raise UserError(
-                f"--data.batch_size {len(batch)}: images of {images.shape[3]}x{images.shape[2]} shrink to one pixel "
-                "on the way, and a BatchNorm layer cannot learn from a single one; give a larger --data.batch_size or "
-                "larger images"
+                f"--data.batch_size {len(batch)}: a BatchNorm layer has a single value a channel, what an image of "
+                f"{images.shape[3]}x{images.shape[2]} shrinks to or its mean, and cannot learn from that; give a "
+                "larger --data.batch_size (or larger images, where they shrink to it)"
             ) from error
         finally:
             self.enlarged = 1.0, 1.0

@@ -505,7 +505,15 @@ class TestEvaluate:
         assert not json.loads((other / "result.json").read_text())["metrics"]["test/mar_100"]
 
     @pytest.mark.parametrize(
-        "case", ["other data", "other data options", "last", "other model options", "part of the data"]
+        "case",
+        [
+            "other data",
+            "other data options",
+            "last",
+            "other model options",
+            "part of the data",
+            "less precision",
+        ],
     )
     def test_other_scores_stay_out_of_the_record(
         self, case: str, run: Path, capsys: pytest.CaptureFixture[str]
@@ -516,6 +524,7 @@ class TestEvaluate:
             "other data": ["--data.num_test=3", f"--data.root={run.parent}/more"],
             "other data options": ["--data.max_proposals=5"],
             "other model options": ["--model.tta_flip=true"],
+            "less precision": ["--trainer.precision=bf16-mixed"],
             "part of the data": ["--trainer.limit_test_batches=1"],
         }.get(case, [])
         assert main(["test", f"--ckpt_path={run}/checkpoints/{name}.ckpt", *given]) == 0

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from segdet import lightning_cli
 from segdet.callbacks.run_folder import EMBEDDED
 from segdet.cli import main
+from segdet.errors import UserError
 from segdet.precision import affordable, has_bfloat16
 
 OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"
@@ -40,7 +41,6 @@ def test_flags(text: str, native: bool | None, tmp_path: Path) -> None:
     assert has_bfloat16(file) is native
     slow = native is False
     assert affordable("bf16-mixed", file) == ("32-true" if slow else "bf16-mixed")
-    assert affordable("bf16-true", file) == ("32-true" if slow else "bf16-true")
     assert [affordable(asked, file) for asked in ("32-true", "16-mixed", 64, None)] == [
         "32-true", "16-mixed", 64, None,
     ]  # fmt: skip
@@ -95,3 +95,9 @@ def test_a_gpu_keeps_it(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("cpu", [NEW], indirect=True)
 def test_a_cpu_that_has_it_keeps_it(cpu: Path) -> None:
     assert chosen("cpu", "bf16-mixed") == "bf16-mixed"
+
+
+@pytest.mark.parametrize("asked", ["bf16-true", "16-true", "64-true"])
+def test_what_would_round_boxes_is_refused(asked: str) -> None:
+    with pytest.raises(UserError, match=f"--trainer.precision {asked}: .*; give 32-true, or bf16-mixed"):
+        chosen("cpu", asked)

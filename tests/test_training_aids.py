@@ -27,6 +27,7 @@ from segdet.detection.ssd import SSD
 from segdet.detection.yolox import YOLOX
 from segdet.errors import UserError
 from segdet.nn.optim import Optimization
+from segdet.segmentation.sliding_window import SlidingWindow
 from segdet.segmentation.torchvision_models import LRASPP
 from segdet.task import Task
 
@@ -235,6 +236,10 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
         (YOLOX, {}),
         (DETR, {"heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8, "queries": 4}),
         (LRASPP, {"backbone": "mobilenet_v3_large"}),
+        (
+            SlidingWindow,
+            {"channels": [4] * 6, "kernels": [3] * 6, "pools": [1] * 6, "hidden": [8] * 4, "window": 16},
+        ),
     ],
 )
 def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) -> None:
@@ -253,8 +258,9 @@ def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) ->
         return run
 
     torch.compiler.reset()
-    options = {"backbone": "test_resnet"} | options
-    if family is not LRASPP:
+    if family is not SlidingWindow:
+        options = {"backbone": "test_resnet"} | options
+    if family not in (LRASPP, SlidingWindow):
         options["width"] = 8
     image = torch.randint(
         0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -271,6 +277,32 @@ def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) ->
         with torch.no_grad():
             model.predict_images(image)
     assert compiled == len(called) > 10
+
+
+def test_a_dense_window_is_compiled() -> None:
+    """The network that goes over the whole image calls none of the classifier's parts."""
+    runs = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        def run(*given: Tensor) -> Any:
+            nonlocal runs
+            runs += 1
+            return graph(*given)
+
+        return run
+
+    torch.compiler.reset()
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    families: list[type[Task]] = [SlidingWindow, SlidingWindowDetector]
+    for family in families:
+        runs = 0
+        model = family(["a", "b"], mode="dense", compile={"backend": backend}).eval()
+        model.configure_model()
+        with torch.no_grad():
+            model.predict_images(image)
+        assert runs >= 1
+        if isinstance(model, SlidingWindowDetector):
+            assert runs > len(model.layout(image).sizes)  # of each level, and the head
 
 
 @pytest.mark.parametrize(("family", "twice"), [(SlidingWindowDetector, 0), (OverFeat, 1)])

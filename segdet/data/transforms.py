@@ -275,7 +275,7 @@ class SSDAugmentation(Recipe):
         super().__init__(size, min_visibility, extra)
         if not isinstance(size, tuple | list):
             raise UserError(
-                f"data.recipe.size {size}: SSDAugmentation makes images of one size; give [height, width]"
+                f"--data.recipe.size {size}: SSDAugmentation makes images of one size; give [height, width]"
             )
         self.expand = expand
         self.crop_scale = crop_scale

@@ -104,12 +104,12 @@ class DETR(Detector):
             )
         if width % 4 or width % heads:
             raise UserError(
-                f"model.width {width}: cannot be shared by {heads} heads and by the sines and cosines of two "
+                f"--model.width {width}: cannot be shared by {heads} heads and by the sines and cosines of two "
                 "coordinates; give a multiple of 4 and of model.heads"
             )
         for name, value in (("queries", queries), ("decoder_layers", decoder_layers)):
             if value < 1:
-                raise UserError(f"model.{name} {value}: nothing could be found; give 1 or more")
+                raise UserError(f"--model.{name} {value}: nothing could be found; give 1 or more")
         self.auxiliary = auxiliary
         self.score_threshold = score_threshold
         first = None if weights else weights_backbone

@@ -68,7 +68,7 @@ class FastRCNN(RegionDetector):
         super().__init__(class_names, **kwargs)
         check_choice("--model.pooling", pooling, Pooling)
         if svd_ranks is not None and min(svd_ranks) < 1:
-            raise UserError(f"model.svd_ranks: {list(svd_ranks)}; give two ranks of at least 1, or null")
+            raise UserError(f"--model.svd_ranks: {list(svd_ranks)}; give two ranks of at least 1, or null")
         self.rois_per_image = rois_per_image
         self.positive_share = positive_share
         self.background = background

@@ -335,7 +335,7 @@ class FasterRCNN(TwoStageDetector):
             channels, levels = width, self.neck.strides
         if anchor_sizes is not None and len(anchor_sizes) != len(levels):
             raise UserError(
-                f"model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}; give one a map"
+                f"--model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}; give one a map"
             )
         if anchor_sizes is None and not pyramid:
             anchors: GridAnchors = NineAnchors(strides[0], aspect_ratios=aspect_ratios)
@@ -344,7 +344,7 @@ class FasterRCNN(TwoStageDetector):
             anchors = GridAnchors(sizes, [aspect_ratios] * len(levels))
         if len(set(anchors.num_anchors_per_location())) > 1:
             raise UserError(
-                "model.anchor_sizes: all maps share one head; give as many sizes for each of them"
+                "--model.anchor_sizes: all maps share one head; give as many sizes for each of them"
             )
         self.ignore_crossing = ignore_crossing
         self.nms_threshold = nms_threshold

@@ -120,15 +120,15 @@ class RCNN(RegionDetector):
         check_choice("--model.classifier", classifier, Classifier)
         if not 0 <= 2 * context < warp_size:
             raise UserError(
-                f"model.context {context}: leaves nothing of a crop of {warp_size} pixels; give less than half of "
-                "model.warp_size"
+                f"--model.context {context}: leaves nothing of a crop of {warp_size} pixels; give less than half of "
+                "--model.warp_size"
             )
         for name, value in (
             ("crop_batch", crop_batch), ("regions_per_batch", regions_per_batch), ("svm_images", svm_images),
             ("ridge_regions", ridge_regions),
         ):  # fmt: skip
             if value is not None and value < 1:
-                raise UserError(f"model.{name} {value}: must be at least 1")
+                raise UserError(f"--model.{name} {value}: must be at least 1")
         self.warp_size, self.context, self.crop_batch = warp_size, context, crop_batch
         self.regions_per_batch, self.positive_share = regions_per_batch, positive_share
         self.classified_by, self.box_regression = classifier, box_regression

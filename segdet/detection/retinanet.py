@@ -204,7 +204,7 @@ class RetinaNet(FocalLossDetector):
             anchor_sizes = [[float(int(4 * s * 2 ** (i / 3))) for i in range(3)] for s in levels]
         if len(anchor_sizes) != len(levels) or len({len(sizes) for sizes in anchor_sizes}) != 1:
             raise UserError(
-                f"model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}, which share one head; "
+                f"--model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}, which share one head; "
                 "give one a map, all of the same length"
             )
         self.anchors = GridAnchors(anchor_sizes, [aspect_ratios] * len(levels))

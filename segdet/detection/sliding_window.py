@@ -113,19 +113,19 @@ class SlidingWindowDetector(Detector):
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip
             if value < 1:
-                raise UserError(f"model.{name}: {value}; give at least 1")
+                raise UserError(f"--model.{name}: {value}; give at least 1")
         for name, values in (("scales", scales), ("aspects", aspects), ("hidden", hidden)):
             if not values or min(values) <= 0:
-                raise UserError(f"model.{name}: {values}; give one or more numbers greater than 0")
+                raise UserError(f"--model.{name}: {values}; give one or more numbers greater than 0")
         for name, share in (
             ("positives", positives), ("hard_negatives", hard_negatives),
             ("foreground", foreground), ("background", background),
         ):  # fmt: skip
             if not 0 <= share <= 1:
-                raise UserError(f"model.{name}: {share}; give a share, 0 to 1")
+                raise UserError(f"--model.{name}: {share}; give a share, 0 to 1")
         if background > foreground:
             raise UserError(
-                f"model.background: {background} is more than model.foreground, {foreground}; give at most that"
+                f"--model.background: {background} is more than --model.foreground, {foreground}; give at most that"
             )
         self.window, self.stride, self.scales, self.aspects = window, stride, list(scales), list(aspects)
         self.mode, self.crop_batch = mode, crop_batch
@@ -140,8 +140,8 @@ class SlidingWindowDetector(Detector):
             layers, features = window_features(window, channels, kernels, pools, conv_strides)
         elif mode == "dense":
             raise UserError(
-                f"model.mode dense: backbone {backbone} pads each window, where the image goes on in the whole; take "
-                "model.mode crops, or no backbone"
+                f"--model.mode dense: backbone {backbone} pads each window, where the image goes on in the whole; take "
+                "--model.mode crops, or no backbone"
             )
         else:
             body = build_backbone(backbone, weights, **(backbone_options or {}))
@@ -164,8 +164,9 @@ class SlidingWindowDetector(Detector):
 
     @property
     def called(self) -> list[nn.Module]:
-        """The network is called by its two parts in training; the dense one runs their layers one by one."""
-        return [*self.network, *(part for part in super().called if part is not self.network)]
+        """The network is called by its two parts in training; that of its layers over a whole level is one more."""
+        parts = [*self.network, *(part for part in super().called if part is not self.network)]
+        return parts if self.dense is None else [*parts, self.dense]
 
     @property
     def counted(self) -> nn.Module:

@@ -247,11 +247,11 @@ class SSD(DefaultBoxDetector):
             scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
         elif len(scales) != maps + 1:
             raise UserError(
-                f"model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one a map and one more"
+                f"--model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one a map and one more"
             )
         if aspect_ratios is not None and len(aspect_ratios) != maps:
             raise UserError(
-                f"model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
+                f"--model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
             )
         aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
         # Told, and not guessed from image and map: a map's last cell may lie beyond the image.

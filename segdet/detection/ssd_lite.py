@@ -104,7 +104,7 @@ class SSDLite(DefaultBoxDetector):
             return
         if reduced_tail:
             raise UserError(
-                f"model.weights {path}: of MobileNetV3's whole network; give --model.reduced_tail false with them"
+                f"--model.weights {path}: of MobileNetV3's whole network; give --model.reduced_tail false with them"
             )
         new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("extra.")}
         load_weights(self.backbone, new | self._of_imagenet(state), path, "SSDLite's MobileNetV3")

@@ -108,7 +108,7 @@ class VGG16SSD(DefaultBoxDetector):
         path, state = published_weights(name, weights, [*wholes, *VGG16_Weights])
         if path in [Path(whole.name) for whole in wholes] and sizes != "coco":
             raise UserError(
-                f"model.weights {path.name}: they were learned with COCO's default boxes; give "
+                f"--model.weights {path.name}: they were learned with COCO's default boxes; give "
                 "--model.sizes coco with them"
             )
         if "features.0.weight" in state:

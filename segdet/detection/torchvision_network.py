@@ -61,7 +61,7 @@ def torchvision_network(
     ]
     if network not in known:
         near = get_close_matches(network, known, 1, 0) or known
-        raise UserError(f"model.network {network}: torchvision has no {name}; did you mean {near[0]}?")
+        raise UserError(f"--model.network {network}: torchvision has no {name}; did you mean {near[0]}?")
     # Without weights in any case, so that a file is read in the same way as what torchvision fetches.
     model = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=len(class_names) + 1
@@ -102,7 +102,9 @@ def _state(name: str, option: str, owner: str, weights: str | bool) -> tuple[Pat
     wanted = "DEFAULT" if weights is True else str(weights)
     if wanted not in choices:
         there = ", ".join(key for key in choices if key != "DEFAULT")
-        raise UserError(f"model.{option}: torchvision has no weights {weights!r} of {owner}; it has {there}")
+        raise UserError(
+            f"--model.{option}: torchvision has no weights {weights!r} of {owner}; it has {there}"
+        )
     return Path(wanted), fetch_weights(choices[wanted], name)
 
 
@@ -125,7 +127,7 @@ def published_weights(
     wanted = next(iter(choices)) if weights is True else str(weights)
     if wanted not in choices:
         raise UserError(
-            f"model.weights: {owner} has no weights {weights!r}; there are {', '.join(choices)}, or give a local file"
+            f"--model.weights: {owner} has no weights {weights!r}; there are {', '.join(choices)}, or give a local file"
         )
     return Path(wanted), fetch_weights(choices[wanted], owner)
 

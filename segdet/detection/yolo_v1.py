@@ -314,11 +314,11 @@ def _paper_backbone(
     """The first twenty convolutions of figure 3, and their channels."""
     if options:
         raise UserError(
-            "model.backbone_options: YOLO's own backbone has no options; name a backbone, or give none"
+            "--model.backbone_options: YOLO's own backbone has no options; name a backbone, or give none"
         )
     if stride != 32:
         raise UserError(
-            f"model.stride {stride}: YOLO's own backbone has stride 32; name another backbone, or give 32"
+            f"--model.stride {stride}: YOLO's own backbone has stride 32; name another backbone, or give 32"
         )
 
     def conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -341,7 +341,7 @@ def _paper_backbone(
         load_weights(network, read_weights(Path(weights), "YOLOv1"), Path(weights), "YOLOv1's backbone")
     elif weights:
         raise UserError(
-            "model.weights: there are no published weights of YOLO's backbone; give a local file, or null"
+            "--model.weights: there are no published weights of YOLO's backbone; give a local file, or null"
         )
     return network, 1024
 

@@ -77,7 +77,7 @@ class YOLOX(Detector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         if most_cells < 1:
-            raise UserError(f"model.most_cells {most_cells}: no cell would learn an object; give 1 or more")
+            raise UserError(f"--model.most_cells {most_cells}: no cell would learn an object; give 1 or more")
         self.radius = radius
         self.most_cells = most_cells
         self.box_weight = box_weight

@@ -42,9 +42,9 @@ class MultiCrop:
     def __init__(self, views: Views = "one", share: float = 0.875, scales: Sequence[float] = (1.0,)) -> None:
         check_choice("--model.views", views, Views)
         if not 0 < share <= 1:
-            raise UserError(f"model.crop_share: {share}; give a share greater than 0, at most 1")
+            raise UserError(f"--model.crop_share: {share}; give a share greater than 0, at most 1")
         if not scales or min(scales) <= 0:
-            raise UserError(f"model.test_scales: {list(scales)}; give one or more numbers greater than 0")
+            raise UserError(f"--model.test_scales: {list(scales)}; give one or more numbers greater than 0")
         self.views, self.share, self.scales = views, share, tuple(scales)
 
     @property

@@ -50,7 +50,7 @@ class Backbone(nn.Module):
             height, width = images.shape[2:]
             raise UserError(
                 f"backbone: images of {width}x{height} do not suit it ({' '.join(str(error).split())[:160]}); resize "
-                "them (data.recipe), or build it for them: --model.backbone_options "
+                "them (--data.recipe), or build it for them: --model.backbone_options "
                 f"'{{img_size: [{height}, {width}]}}'"
             ) from error
 

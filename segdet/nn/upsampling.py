@@ -121,9 +121,6 @@ class TransposedConvolution(Upsampler):
         learned: Whether training changes the kernel.
         depthwise: Whether each channel has one kernel of its own and sees no other channel, in place of one
             for each pair of channels.
-        kernel_size: The kernel's side; null for ``2 * factor - factor % 2``, that of bilinear interpolation.
-        padding: The rows and columns taken off on every side; null for as many as leave ``factor`` times
-            the features' size, or one more where the kernel does not allow it.
     """
 
     def __init__(
@@ -132,12 +129,11 @@ class TransposedConvolution(Upsampler):
         factor: int = 2,
         learned: bool = True,
         depthwise: bool = False,
-        kernel_size: int | None = None,
-        padding: int | None = None,
     ) -> None:
         super().__init__(factor)
-        side = 2 * factor - factor % 2 if kernel_size is None else kernel_size
-        self.padding = max(0, side - factor) // 2 if padding is None else padding
+        side = 2 * factor - factor % 2
+        # As many rows and columns off on every side as leave ``factor`` times the features' size.
+        self.padding = (side - factor) // 2
         self.groups = channels if depthwise else 1
         weight = _own_kernels(channels, bilinear_kernel(side), depthwise)
         self.weight = nn.Parameter(weight, requires_grad=learned)

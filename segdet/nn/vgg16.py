@@ -29,7 +29,7 @@ def widths(width: float) -> list[int]:
     """
     if width <= 0:
         raise UserError(
-            f"model.width: {width} of VGG16's channels are none; give a share such as 0.125, or 1"
+            f"--model.width: {width} of VGG16's channels are none; give a share such as 0.125, or 1"
         )
     return [max(1, round(width * channels)) for channels in CHANNELS]
 
@@ -98,13 +98,13 @@ class VGG16(nn.Module):
         shapes = [m.weight.shape for _, m in own]
         if [part["weight"].shape for part in parts[True]] != shapes:
             raise UserError(
-                f"model.weights: not those of a VGG16 with {shapes[0][0]} to {shapes[-1][0]} channels; give "
-                "torchvision's for model.width 1, or null to start at random"
+                f"--model.weights: not those of a VGG16 with {shapes[0][0]} to {shapes[-1][0]} channels; give "
+                "torchvision's for --model.width 1, or null to start at random"
             )
         norms = [(n, m) for n, m in self.named_modules() if isinstance(m, nn.BatchNorm2d)]
         if parts[False] and not norms:
             raise UserError(
-                "model.weights: those of a VGG16 with batch normalization, which this one has not; give vgg16's"
+                "--model.weights: those of a VGG16 with batch normalization, which this one has not; give vgg16's"
             )
         pairs = [*zip(own, parts[True], strict=True), *zip(norms, parts[False], strict=False)]
         return {f"{n}.{key}": value for (n, _), part in pairs for key, value in part.items()}
@@ -170,10 +170,10 @@ def _fetched(weights: str | bool, batch_norm: bool) -> Mapping[str, Tensor]:
         member = choices["DEFAULT" if weights is True else str(weights)]
     except KeyError:
         raise UserError(
-            f"model.weights: torchvision's {name} has no weights {weights!r}; it has "
+            f"--model.weights: torchvision's {name} has no weights {weights!r}; it has "
             f"{', '.join(w.name for w in choices)}; or give a file or a run's folder"
         ) from None
-    return fetch_weights(member, f"model.weights: {name}")
+    return fetch_weights(member, f"--model.weights: {name}")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -123,13 +123,13 @@ def window_features(
     """
     if not len(channels) == len(kernels) == len(pools):
         raise UserError(
-            f"model.channels, model.kernels and model.pools: {len(channels)}, {len(kernels)} and {len(pools)} numbers; "
-            "give each one a stage"
+            f"--model.channels, --model.kernels and --model.pools: {len(channels)}, {len(kernels)} and {len(pools)} "
+            "numbers; give each one a stage"
         )
     strides = [1] * len(channels) if strides is None else strides
     if len(strides) != len(channels):
         raise UserError(
-            f"model.conv_strides: {len(strides)} numbers for {len(channels)} stages; give one a stage"
+            f"--model.conv_strides: {len(strides)} numbers for {len(channels)} stages; give one a stage"
         )
     layers: list[nn.Module] = []
     side, before = window, 3
@@ -138,7 +138,7 @@ def window_features(
     ):
         if min(width, kernel, pool, stride) < 1 or side < kernel or (side - kernel) // stride + 1 < pool:
             raise UserError(
-                f"model.window {window}: {side} pixels are left before stage {stage + 1}, too few for a kernel of "
+                f"--model.window {window}: {side} pixels are left before stage {stage + 1}, too few for a kernel of "
                 f"{kernel} and pooling by {pool}; take a larger window, or fewer or smaller stages"
             )
         layers += [

@@ -134,7 +134,7 @@ class Segmenter(Task):
                 "or give a number a class"
             )
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
-        # Precision bf16-true has made a bfloat16 buffer of them.
+        # A network that was made bfloat16 as a whole has a bfloat16 buffer of them.
         return None if weights is None else weights.float()
 
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
@@ -266,6 +266,11 @@ def masks_of(targets: Sequence[Target]) -> Tensor:
     return torch.stack([target["mask"] for target in targets])
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits that are about to be interpolated: in bfloat16 a pixel in a hundred would be a tie of two classes."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == size:
         return logits
@@ -275,12 +280,12 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def _checked_weights(weights: Sequence[float], class_names: list[str]) -> list[float]:
     if len(weights) != len(class_names):
         raise UserError(
-            f"model.class_weights: {len(weights)} numbers for {len(class_names)} classes "
+            f"--model.class_weights: {len(weights)} numbers for {len(class_names)} classes "
             f"({', '.join(class_names)}); give one a class"
         )
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
         raise UserError(
-            f"model.class_weights: {list(weights)}: give numbers of at least 0, of which one is above it"
+            f"--model.class_weights: {list(weights)}: give numbers of at least 0, of which one is above it"
         )
     return [float(weight) for weight in weights]
 

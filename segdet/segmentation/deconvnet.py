@@ -114,8 +114,8 @@ class DeconvNet(Segmenter):
         if min(features.shape[-2:]) < side:
             h, w = pooled[0].size
             raise UserError(
-                f"model.fc_kernel: images of {h}x{w} pixels are smaller than fc6, which sees {32 * side}x{32 * side}; "
-                f"give {min(features.shape[-2:])} or less, or larger images"
+                f"--model.fc_kernel: images of {h}x{w} pixels are smaller than fc6, which sees "
+                f"{32 * side}x{32 * side}; give {min(features.shape[-2:])} or less, or larger images"
             )
         features = F.relu(self.fc6_norm(self.fc6(features)))
         features = F.relu(self.fc7_norm(self.fc7(features)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.upsampling import enlarged
-from segdet.segmentation.base import Segmenter
+from segdet.segmentation.base import Segmenter, at_least_float32
 from segdet.task import Stage
 
 
@@ -63,7 +63,7 @@ class FCN(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``, interpolated between the cells of the finest stride."""
-        logits = self.classifier(self._summed(images)[-1])
+        logits = at_least_float32(self.classifier(self._summed(images)[-1]))
         return enlarged(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:

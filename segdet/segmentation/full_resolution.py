@@ -48,12 +48,12 @@ class FullResolutionFCN(Segmenter):
     ) -> None:
         super().__init__(class_names, **kwargs)
         if depth < 1 or width < 1:
-            raise UserError(f"model.depth and model.width: {depth} and {width}; give 1 or more")
+            raise UserError(f"--model.depth and --model.width: {depth} and {width}; give 1 or more")
         if dilations is None:
             dilations = [1] * depth
         if len(dilations) != depth or min(dilations) < 1:
             raise UserError(
-                f"model.dilations: {dilations} for a depth of {depth}; give {depth} numbers from 1 on"
+                f"--model.dilations: {dilations} for a depth of {depth}; give {depth} numbers from 1 on"
             )
         self.convolutions = nn.Sequential(
             *(

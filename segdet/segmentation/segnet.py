@@ -11,7 +11,7 @@ from segdet.errors import UserError, check_choice
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, he_initialized, start_from
-from segdet.segmentation.base import Segmenter
+from segdet.segmentation.base import Segmenter, at_least_float32
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
@@ -35,8 +35,8 @@ class SegNet(Segmenter):
             for its default ones, a file of them (of VGG16 without it, too), or the folder or a checkpoint of
             a former run; null starts at random.
         width: The share of VGG16's channels.
-        dropout: The rate in the three deeper stages of encoder and decoder. The paper's benchmark says .5 for
-            the deeper layers; that these are meant is Bayesian SegNet's choice (Kendall et al., BMVC 2017).
+        dropout: The rate behind each of the three deeper stages of encoder and decoder. The paper's benchmark says
+            .5 for the deeper layers; that these are meant is Bayesian SegNet's choice (Kendall et al., BMVC 2017).
         kwargs: As for `Segmenter`.
     """
 
@@ -55,13 +55,15 @@ class SegNet(Segmenter):
         self.decoders = nn.ModuleList()
         for stage in reversed(range(len(channels))):
             into = channels[stage - 1] if stage else len(class_names)
-            layers: list[nn.Module] = [nn.Dropout(dropout)] if stage >= 2 and dropout else []
+            layers: list[nn.Module] = []
             for _ in range(CONVOLUTIONS[stage] - 1):
                 layers += [*_convolution(channels[stage], channels[stage], 3), nn.ReLU(inplace=True)]
             if stage:
                 layers += [*_convolution(channels[stage], into, 3), nn.ReLU(inplace=True)]
             else:
                 layers.append(nn.Conv2d(channels[stage], into, 3, padding=1))
+            if stage >= 2 and dropout:
+                layers.append(nn.Dropout(dropout))
             self.decoders.append(nn.Sequential(*layers))
         he_initialized(self.decoders)
         if weights:
@@ -159,7 +161,7 @@ class SegNetBasic(Segmenter):
         super().__init__(class_names, **kwargs)
         check_choice("--model.variant", variant, Variant)
         if kernel_size % 2 == 0:
-            raise UserError(f"model.kernel_size: {kernel_size} has no middle; give an odd number")
+            raise UserError(f"--model.kernel_size: {kernel_size} has no middle; give an odd number")
         self.normalization = nn.LocalResponseNorm(5, 1e-4, 0.75) if lrn else nn.Identity()
         self.encoder = _BasicEncoder(channels, kernel_size)
         self.decoder = _decoder(variant, channels, len(class_names), kernel_size)
@@ -293,7 +295,7 @@ class _BilinearDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
         """The scores at each resolution, coarse to fine."""
-        decoded = [self.classifier(pooled[-1].features)]
+        decoded = [at_least_float32(self.classifier(pooled[-1].features))]
         for here in pooled[::-1]:
             decoded.append(self.upsampling(decoded[-1], here.size))
         return decoded[1:]

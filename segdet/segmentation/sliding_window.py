@@ -13,7 +13,7 @@ from tqdm import tqdm
 from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError, check_choice
 from segdet.nn.windows import DenseWindows, Mode, batches, crop, grid, window_features
-from segdet.segmentation.base import Segmenter, masks_of
+from segdet.segmentation.base import Segmenter, at_least_float32, masks_of
 from segdet.task import Stage
 
 Sampling = Literal["balanced", "uniform"]
@@ -75,7 +75,7 @@ class SlidingWindow(Segmenter):
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip
             if value < 1:
-                raise UserError(f"model.{name}: {value}; give at least 1")
+                raise UserError(f"--model.{name}: {value}; give at least 1")
         self.window, self.stride, self.crop_batch = window, stride, crop_batch
         self.windows_per_image, self.sampling, self.mode = windows_per_image, sampling, mode
         self.classifier = patch_classifier(
@@ -83,6 +83,11 @@ class SlidingWindow(Segmenter):
         )
         # Not registered as a part: its weights are the classifier's, which a checkpoint is to hold once.
         self.__dict__["dense"] = DenseWindows(self.classifier, window, stride)
+
+    @property
+    def called(self) -> list[nn.Module]:
+        """The classifier, and the network of its layers that goes over a whole image."""
+        return [*super().called, self.dense]
 
     @property
     def counted(self) -> nn.Module:
@@ -104,7 +109,8 @@ class SlidingWindow(Segmenter):
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]``: the classifier's at the centres, interpolated between them."""
         size = (images.shape[2], images.shape[3])
-        return _between_centres(self.at_centres(images), _first(size, self.stride), self.stride, size)
+        logits = at_least_float32(self.at_centres(images))
+        return _between_centres(logits, _first(size, self.stride), self.stride, size)
 
     def at_centres(self, images: Tensor) -> Tensor:
         """Logits ``[B, C, rows, columns]`` of the windows alone, whose centres begin at ``stride // 2``."""

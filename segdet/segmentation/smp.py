@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.segmentation.base import Segmenter
@@ -69,14 +68,16 @@ class SMP(Segmenter):
             ) from error
         known = {kind.__name__: kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
         if architecture not in known:
-            raise UserError(f"model.architecture {architecture}: {_no_such('decoder', architecture, known)}")
+            raise UserError(
+                f"--model.architecture {architecture}: {_no_such('decoder', architecture, known)}"
+            )
         kind = known[architecture]
         if not encoder.startswith("tu-") and encoder not in smp.encoders.get_encoder_names():
             encoders = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
-            raise UserError(f"model.encoder {encoder}: {_no_such('encoder', encoder, encoders)}")
+            raise UserError(f"--model.encoder {encoder}: {_no_such('encoder', encoder, encoders)}")
         if encoder.startswith("tu-") and not timm.is_model(encoder.removeprefix("tu-").split(".")[0]):
             models = [f"tu-{name}" for name in timm.list_models()]
-            raise UserError(f"model.encoder {encoder}: {_no_such('encoder', encoder, models)}")
+            raise UserError(f"--model.encoder {encoder}: {_no_such('encoder', encoder, models)}")
         options = dict(options or {})
         _check_options(kind, encoder, options)
         file: Path | None = None
@@ -121,18 +122,7 @@ class SMP(Segmenter):
         except AssertionError as error:  # how timm's transformers refuse a size
             raise UserError(
                 f"SMP on {self.network.encoder.name}: {_first_line(error)}; give images of that size "  # type: ignore[union-attr]
-                "(data.recipe.size), or --model.options='{dynamic_img_size: true}'"
-            ) from error
-
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        try:
-            return super().losses(images, targets)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"{type(self.network).__name__}: the mean of an image cannot be normalized over a batch of "
-                f"{len(images)}; give --data.batch_size 2 or more"
+                "(--data.recipe.size), or --model.options='{dynamic_img_size: true}'"
             ) from error
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
@@ -170,12 +160,12 @@ class SMP(Segmenter):
         own_mean = self._shift.flatten() * own_std  # type: ignore[operator]
         if not torch.allclose(torch.stack([own_mean, own_std]), torch.tensor([mean, std]), atol=1e-4):
             raise UserError(
-                f"model.encoder_weights: those of {encoder} were learned with another normalization; give "
+                f"--model.encoder_weights: those of {encoder} were learned with another normalization; give "
                 f"--model.mean='{mean}' --model.std='{std}'"
             )
         if wanted.get("input_space", "RGB") != "RGB":
             raise UserError(
-                f"model.encoder_weights: those of {encoder} want {wanted['input_space']}, images are RGB; "
+                f"--model.encoder_weights: those of {encoder} want {wanted['input_space']}, images are RGB; "
                 "choose other weights"
             )
 
@@ -188,12 +178,12 @@ def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
     ]
     for name in options:
         if name in _OURS:
-            raise UserError(f"model.options.{name}: is given by SMP itself; leave it out")
+            raise UserError(f"--model.options.{name}: is given by SMP itself; leave it out")
         # timm's encoders take what is left, and refuse what they do not know; the library's own ignore it.
         if name not in known and not encoder.startswith("tu-"):
             near = get_close_matches(name, known, 1)
             remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise UserError(f"model.options.{name}: {kind.__name__} has no such option; {remedy}")
+            raise UserError(f"--model.options.{name}: {kind.__name__} has no such option; {remedy}")
 
 
 def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool]:
@@ -205,7 +195,7 @@ def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool
     chosen = choices[0] if weights is True and choices else weights
     if chosen not in choices:
         raise UserError(
-            f"model.encoder_weights: there are no weights {weights!r} of {encoder}; there are {', '.join(choices)}"
+            f"--model.encoder_weights: there are no weights {weights!r} of {encoder}; there are {', '.join(choices)}"
         )
     return encoder, chosen
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segdet.data.sample import Target
 from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
-from segdet.segmentation.base import Segmenter, masks_of
+from segdet.segmentation.base import Segmenter, at_least_float32, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
@@ -71,15 +71,15 @@ class TorchvisionSegmenter(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
-        logits = self.classify(self.network.backbone(images))
+        logits = at_least_float32(self.classify(self.network.backbone(images)))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = masks_of(targets)
-        outputs = self.network(images)
-        losses = {"segmentation": self.pixel_loss(outputs["out"], masks)}
+        features = self.network.backbone(images)
+        losses = {"segmentation": self.pixel_loss(self.classify(features), masks)}
         if self.auxiliary_weight:
-            losses["auxiliary"] = self.auxiliary_loss([outputs["aux"]], masks)
+            losses["auxiliary"] = self.auxiliary_loss([self.network.aux_classifier(features["aux"])], masks)
         return losses
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
@@ -105,7 +105,7 @@ class TorchvisionSegmenter(Segmenter):
         if backbone not in backbones:
             near = get_close_matches(backbone, backbones, 1, 0) or backbones
             raise UserError(
-                f"model.backbone {backbone}: torchvision has no such {kind}; did you mean {near[0]}?"
+                f"--model.backbone {backbone}: torchvision has no such {kind}; did you mean {near[0]}?"
             )
         options: dict[str, Any] = {"weights": None, "weights_backbone": None}
         if self.family != "lraspp":  # which refuses even to hear of an auxiliary head
@@ -182,14 +182,6 @@ class DeepLabV3(TorchvisionSegmenter):
     family = "deeplabv3"
     heads = ("classifier.4", "aux_classifier.4")
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        if self.training and len(images) == 1:
-            raise UserError(
-                "DeepLabV3: the mean of an image cannot be normalized over a batch of one; give "
-                "--data.batch_size 2 or more"
-            )
-        return super().losses(images, targets)
-
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         yield Stage("features", map=strength(features["out"]), about="The backbone's last map.")
         for branch in self.network.classifier[0].convs[:-1]:
@@ -256,7 +248,7 @@ def _named(option: str, model: str, weights: str | bool) -> str:
         return "DEFAULT"
     if weights not in choices:
         raise UserError(
-            f"model.{option}: torchvision has no weights {weights!r} of {model}; it has {', '.join(choices)}"
+            f"--model.{option}: torchvision has no weights {weights!r} of {model}; it has {', '.join(choices)}"
         )
     return str(weights)
 

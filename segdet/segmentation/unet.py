@@ -14,7 +14,7 @@ from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.upsampling import enlarged
-from segdet.segmentation.base import Segmenter, masks_of
+from segdet.segmentation.base import Segmenter, at_least_float32, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
@@ -58,10 +58,10 @@ class UNet(Segmenter):
         super().__init__(class_names, **kwargs)
         strides = sorted(strides)
         if len(strides) < 2:
-            raise UserError(f"model.strides: {strides} leave nothing to expand; give two or more")
+            raise UserError(f"--model.strides: {strides} leave nothing to expand; give two or more")
         if len(widths) != len(strides) - 1:
             raise UserError(
-                f"model.widths: {len(widths)} numbers for {len(strides)} strides; give {len(strides) - 1}, one for "
+                f"--model.widths: {len(widths)} numbers for {len(strides)} strides; give {len(strides) - 1}, one for "
                 "each stride but the coarsest"
             )
         self.strides = strides
@@ -91,7 +91,7 @@ class UNet(Segmenter):
         logits = self.classifier(self._expand(self._contract(images))[-1])
         if logits.shape[-2:] == images.shape[-2:]:
             return logits
-        return enlarged(logits, (images.shape[2], images.shape[3]), self.strides[0])
+        return enlarged(at_least_float32(logits), (images.shape[2], images.shape[3]), self.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         contracted = self._contract(image)
@@ -192,11 +192,11 @@ class OriginalUNet(Segmenter):
         self.border_sigma = border_sigma
         if output_tile is not None and output_tile != (possible := self.output_side(max(output_tile, 5))):
             raise UserError(
-                f"model.output_tile: the network has no tiles of {output_tile} pixels; give {possible}"
+                f"--model.output_tile: the network has no tiles of {output_tile} pixels; give {possible}"
             )
         if border_weight and self.loss != "cross_entropy":
             raise UserError(
-                f"model.border_weight {border_weight}: weighs the pixels of cross_entropy, not of {self.loss}; "
+                f"--model.border_weight {border_weight}: weighs the pixels of cross_entropy, not of {self.loss}; "
                 "give --model.loss cross_entropy or a border_weight of 0"
             )
         self.output_tile = output_tile

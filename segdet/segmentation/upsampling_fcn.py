@@ -60,10 +60,10 @@ class UpsamplingFCN(Segmenter):
         super().__init__(class_names, **kwargs)
         if not channels or min(channels) < 1:
             raise UserError(
-                f"model.channels: {channels}; give a positive number for each stage, such as [32, 64]"
+                f"--model.channels: {channels}; give a positive number for each stage, such as [32, 64]"
             )
         if convolutions < 1:
-            raise UserError(f"model.convolutions: {convolutions}; give 1 or more")
+            raise UserError(f"--model.convolutions: {convolutions}; give 1 or more")
         self.upsampling = upsampling
         widths = [3, *channels]
         self.encoder = nn.ModuleList(

@@ -57,11 +57,12 @@ def test_max_unpooling_puts_values_where_the_maxima_stood() -> None:
 
 
 def test_a_transposed_convolution_lays_down_kernels_and_adds_overlaps() -> None:
-    layer = TransposedConvolution(1, kernel_size=3, padding=0)
+    layer = TransposedConvolution(1)
     with torch.no_grad():
-        layer.weight.zero_()[0, 0, 0] = torch.tensor([1.0, 2.0, 3.0])
-        line = layer(torch.tensor([[[[1.0, 10.0]]]]), (3, 5))[0, 0, 0]
-    assert line.tolist() == [1, 2, 13, 20, 30]
+        layer.weight.zero_()[0, 0, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        line = layer(torch.tensor([[[[1.0, 10.0]]]]), (2, 4))[0, 0, 0]
+    # 1 2 3 4 and, two places on, 10 20 30 40: without the first and the last of what they add up to.
+    assert line.tolist() == [2, 13, 24, 30]
 
 
 def test_bilinear_kernel() -> None:

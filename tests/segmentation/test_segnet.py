@@ -124,9 +124,11 @@ def test_lrn_is_the_released_one() -> None:
 
 def test_dropout_is_in_the_three_deeper_stages() -> None:
     model = _segnet(dropout=0.5)
-    assert [any(isinstance(m, nn.Dropout) for m in decoder) for decoder in model.decoders] == [True] * 3 + [
-        False
-    ] * 2
+    # What comes out of the three deeper decoders, and nothing before.
+    assert [
+        [index for index, layer in enumerate(reversed(decoder)) if isinstance(layer, nn.Dropout)]
+        for decoder in model.decoders
+    ] == [[0], [0], [0], [], []]
     # What goes into the encoder's fourth and fifth stage, and what comes out of it, has lost its half in training.
     seen: list[Tensor] = []
     for stage in list(model.encoder.stages)[1:]:

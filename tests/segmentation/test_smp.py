@@ -160,13 +160,6 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         SMP(CLASSES)
 
 
-def test_one_image_cannot_be_normalized() -> None:
-    model = _model("DeepLabV3Plus")
-    target = Target(mask=torch.zeros(32, 32, dtype=torch.int64))
-    with pytest.raises(UserError, match=r"DeepLabV3Plus: .*give --data.batch_size 2 or more"):
-        model.losses(torch.zeros(1, 3, 32, 32), [target])
-
-
 def test_a_transformer_of_one_size() -> None:
     encoder, options = KINDS["DPT"]
     model = SMP(

@@ -258,9 +258,3 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         LRASPP(CLASSES, weights="COCO_WITH_VOC_LABELS_V1")
     with pytest.raises(UserError, match="cannot be fetched"):
         LRASPP(CLASSES, weights_backbone=True)
-
-
-def test_deeplab_cannot_learn_from_one_image_at_a_time() -> None:
-    model = DeepLabV3(CLASSES, "mobilenet_v3_large")
-    with pytest.raises(UserError, match=r"give --data\.batch_size 2 or more"):
-        model.losses(torch.zeros(1, 3, 64, 64), [Target(mask=torch.zeros(64, 64, dtype=torch.int64))])
