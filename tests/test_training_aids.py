@@ -238,7 +238,7 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
         (LRASPP, {"backbone": "mobilenet_v3_large"}),
         (
             SlidingWindow,
-            {"channels": [4] * 6, "kernels": [3] * 6, "pools": [1] * 6, "hidden": [8] * 4, "window": 16},
+            {"channels": [4] * 9, "kernels": [3] * 9, "pools": [1] * 9, "hidden": 8, "window": 24},
         ),
     ],
 )
