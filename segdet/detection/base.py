@@ -12,7 +12,7 @@ from segdet.data.sample import Batch, Prediction
 from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.boxes import mirror, select_from_images, suppress, to_original
+from segdet.nn.boxes import mirror, select_from_images, select_from_levels, suppress, to_original
 from segdet.nn.multi_scale import at_scale
 from segdet.task import Stage, Task
 
@@ -38,7 +38,8 @@ class Detector(Task):
         kwargs: As for `Task`.
 
     Attributes:
-        score_threshold: What scores must exceed, in families that suppress by `selected`.
+        score_threshold: What scores must exceed, in families that suppress by `selected` or `selected_from_levels`.
+        candidates_per_level: How many of a map's boxes and classes take part in the latter.
         detections_per_class: How many of a class take part in the suppression; all when null.
         detections_per_image: How many detections remain; all when null.
         nms_threshold: The greatest IoU of two boxes of a class in one view; 0.5 for a family that suppresses nothing.
@@ -47,6 +48,7 @@ class Detector(Task):
     task = "detection"
     monitor = "val/map"
     score_threshold: float
+    candidates_per_level: int
     detections_per_class: int | None = None
     detections_per_image: int | None = None
     nms_threshold: float = _MERGING
@@ -96,6 +98,22 @@ class Detector(Task):
             self.score_threshold,
             self.nms_threshold,
             self.detections_per_class,
+            self.detections_per_image,
+            self.class_agnostic_nms,
+        )
+
+    def selected_from_levels(
+        self, boxes: Tensor, scores: Tensor, levels: Sequence[int], size: tuple[int, int]
+    ) -> list[Prediction]:
+        """`select_from_levels` by the family's own options."""
+        return select_from_levels(
+            boxes,
+            scores,
+            levels,
+            size,
+            self.score_threshold,
+            self.nms_threshold,
+            self.candidates_per_level,
             self.detections_per_image,
             self.class_agnostic_nms,
         )

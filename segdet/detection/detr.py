@@ -105,7 +105,7 @@ class DETR(Detector):
         if width % 4 or width % heads:
             raise UserError(
                 f"--model.width {width}: cannot be shared by {heads} heads and by the sines and cosines of two "
-                "coordinates; give a multiple of 4 and of model.heads"
+                "coordinates; give a multiple of 4 and of --model.heads"
             )
         for name, value in (("queries", queries), ("decoder_layers", decoder_layers)):
             if value < 1:

@@ -17,7 +17,7 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import pad_targets, select_from_levels
+from segdet.nn.boxes import pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
 from segdet.task import Stage
 
@@ -119,17 +119,9 @@ class PointDetector(Detector):
         size: tuple[int, int],
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            return select_from_levels(
-                self.head.box_coder.decode(distances, cells),
-                (logits.sigmoid() * centred.sigmoid()[..., None]).sqrt(),
-                levels,
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                self.candidates_per_level,
-                self.detections_per_image,
-                self.class_agnostic_nms,
-            )
+            boxes = self.head.box_coder.decode(distances, cells)
+            scores = (logits.sigmoid() * centred.sigmoid()[..., None]).sqrt()
+            return self.selected_from_levels(boxes, scores, levels, size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         grid = on_grid(image, self.multiple)

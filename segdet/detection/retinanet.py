@@ -18,7 +18,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets, select_from_levels
+from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
 from segdet.task import Stage
 
@@ -119,17 +119,8 @@ class FocalLossDetector(Detector):
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, levels: list[int], size: tuple[int, int]
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            return select_from_levels(
-                self.coder.decode(offsets, anchors),
-                logits.sigmoid(),
-                levels,
-                size,
-                self.score_threshold,
-                self.nms_threshold,
-                self.candidates_per_level,
-                self.detections_per_image,
-                self.class_agnostic_nms,
-            )
+            boxes = self.coder.decode(offsets, anchors)
+            return self.selected_from_levels(boxes, logits.sigmoid(), levels, size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, offsets, anchors, levels = self(image)
