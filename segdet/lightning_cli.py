@@ -3,6 +3,7 @@ configuration, and mistakes told in one line."""
 
 import contextlib
 import difflib
+import hashlib
 import importlib
 import logging
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -71,8 +72,8 @@ from segdet.task import Task
 DEFAULT_EPOCHS = 12
 
 NO_SCORES = {
-    "model": ("boundary_scores", "compile", "channels_last", "crop_batch"),
-    "data": ("root", "batch_size", "eval_batch_size", "num_workers"),
+    "model": {"boundary_scores", "compile", "channels_last", "crop_batch"},
+    "data": {"root", "batch_size", "eval_batch_size", "num_workers"},
 }
 """Options that no score depends on, or that leave some out: how the model computes, where equal files lie."""
 
@@ -532,7 +533,17 @@ class SegdetCLI(LightningCLI):
     # What is built.
 
     def before_instantiate_classes(self) -> None:
-        """Decides on the run's folder."""
+        """Decides on the run's folder.
+
+        Raises:
+            UserError: If not even boxes and losses are to be computed in float32.
+        """
+        asked = self.config[self.chosen].trainer.precision
+        if asked in REFUSED:
+            raise UserError(
+                f"--trainer.precision {asked}: boxes, losses and scores are computed in float32; give 32-true, or "
+                "bf16-mixed or 16-mixed for what loses little by it"
+            )
         self.run_dir, self.resumed = self._choose_folder()
 
     def instantiate_classes(self) -> None:
@@ -756,7 +767,9 @@ class SegdetCLI(LightningCLI):
             return
         name = f"{self.run_dir.name}-{self.chosen}-"
         if "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            self.run_dir = self.run_dir.parent / (name + os.environ["SLURM_JOB_ID"])
+            # Of one job there may be several tests, and all processes of one are to name the same folder.
+            told = hashlib.sha256(self.command_line.encode()).hexdigest()[:8]
+            self.run_dir = self.run_dir.parent / f"{name}{os.environ['SLURM_JOB_ID']}-{told}"
             self.run_dir.mkdir(parents=True, exist_ok=True)
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError(
@@ -777,7 +790,7 @@ class SegdetCLI(LightningCLI):
     def _is_as_trained(self) -> bool:
         """Whether the run's record has scores of this kind: of its model, data and share of them, in its precision.
 
-        An option that the checkpoint does not know yet changes nothing.
+        An option that the checkpoint does not know yet changes nothing, unless it is given.
         """
         assert self.checkpoint is not None
         config, trained = yaml.safe_load(self._config_text()), self.checkpoint.config
@@ -788,11 +801,26 @@ class SegdetCLI(LightningCLI):
                 return False
             if any(options.get(name) != known[name] for name in known.keys() - neutral):
                 return False
+            if any(self._gives(f"{section}.{name}") for name in options.keys() - known.keys() - neutral):
+                return False
         trainer, before = (each.get("trainer") or {} for each in (config, trained))
-        limit = f"limit_{SUBSETS[self.chosen]}_batches"
+        if self._share(trainer) != self._share(before):
+            return False
         # A test is in float32 unless it is told otherwise, whatever was trained in.
-        precisions = (None, 32, "32", "32-true", before.get("precision"))
-        return trainer.get(limit) == before.get(limit) and trainer.get("precision") in precisions
+        return trainer.get("precision") in (None, 32, "32", "32-true", before.get("precision"))
+
+    def _gives(self, option: str) -> bool:
+        """Whether the command line names the option, as ``model.tta_flip``."""
+        section, name = option.split(".", 1)
+        names = (f"--{option}", f"--{section}.init_args.{name}")
+        return any(word.split("=")[0].startswith(names) for word in self.argv)
+
+    def _share(self, trainer: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the trainer's options leave of the split that is scored."""
+        limit = trainer.get(f"limit_{SUBSETS[self.chosen]}_batches")
+        overfit = (trainer.get("overfit_batches") or 0) if self.chosen == "validate" else 0
+        every = limit is None or (isinstance(limit, float) and limit == 1)  # 1 is one batch, 1.0 are all
+        return None if every else limit, bool(trainer.get("fast_dev_run")), overfit
 
     def _new_folder(self, config: Namespace) -> Path:
         """``runs/<model>-<data>-<time>``, a folder that nobody has yet; in a job of SLURM's, that of the job."""
@@ -850,16 +878,8 @@ def chosen_precision(trainer: Namespace) -> Any:
 
     Args:
         trainer: The trainer's part of the configuration.
-
-    Raises:
-        UserError: If not even boxes and losses are to be computed in float32.
     """
     asked = trainer.precision
-    if asked in REFUSED:
-        raise UserError(
-            f"--trainer.precision {asked}: boxes, losses and scores are computed in float32; give 32-true, or "
-            "bf16-mixed or 16-mixed for what loses little by it"
-        )
     if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
         return asked
     if _rank() == 0:

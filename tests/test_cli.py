@@ -268,6 +268,14 @@ class TestFit:
         assert len(about["resumed"]) == 1
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
+    def test_a_torn_provenance_takes_no_command_out_of_the_record(self, run: Path) -> None:
+        first = json.loads((run / "result.json").read_text())["command"]
+        (run / "provenance.json").write_text('{"command": "seg')
+        resume = ["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2"]
+        assert main(resume) == 0
+        said = json.loads((run / "result.json").read_text())["command"]
+        assert said == f"{first} && segdet fit --ckpt_path={run} --trainer.max_epochs=2"
+
     def test_a_checkpoint_alone_is_enough_to_resume(self, run: Path) -> None:
         last = run / "checkpoints" / "last.ckpt"
         assert main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=2"]) == 0
@@ -512,6 +520,7 @@ class TestEvaluate:
             "last",
             "other model options",
             "part of the data",
+            "one batch",
             "less precision",
         ],
     )
@@ -524,6 +533,7 @@ class TestEvaluate:
             "other data": ["--data.num_test=3", f"--data.root={run.parent}/more"],
             "other data options": ["--data.max_proposals=5"],
             "other model options": ["--model.tta_flip=true"],
+            "one batch": ["--trainer.fast_dev_run=true"],
             "less precision": ["--trainer.precision=bf16-mixed"],
             "part of the data": ["--trainer.limit_test_batches=1"],
         }.get(case, [])
@@ -534,6 +544,30 @@ class TestEvaluate:
         record = json.loads((other / "result.json").read_text())
         assert "test/map" in record["metrics"]
         assert said.splitlines()[-1].endswith(f"see {other}/result.json")
+
+    def test_what_changes_no_score_goes_into_the_record(self, run: Path) -> None:
+        before = json.loads((run / "result.json").read_text())["metrics"]
+        given = ["--data.batch_size=2", "--model.channels_last=false", "--trainer.limit_test_batches=1.0"]
+        moved = shutil.copytree(
+            yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["root"],
+            run.parent / "moved",
+        )
+        assert main(["test", f"--ckpt_path={run}", f"--data.root={moved}", *given]) == 0
+        assert not list(run.parent.glob("run-test-*"))
+        metrics = json.loads((run / "result.json").read_text())["metrics"]
+        assert "test/map" in metrics and metrics.items() >= before.items()
+
+    def test_an_option_that_the_checkpoint_does_not_know_counts_if_it_is_given(self, run: Path) -> None:
+        best = run / "checkpoints" / "best.ckpt"
+        content = torch.load(best, weights_only=True)
+        config = yaml.safe_load(content[EMBEDDED]["config"])
+        del config["model"]["init_args"]["tta_flip"]
+        content[EMBEDDED]["config"] = yaml.safe_dump(config)
+        torch.save(content, best)
+        cases: list[tuple[list[str], int]] = [([], 0), (["--model.tta_flip=true"], 1)]
+        for given, apart in cases:
+            assert main(["test", f"--ckpt_path={run}", *given]) == 0
+            assert len(list(run.parent.glob("run-test-*"))) == apart
 
     def test_no_checkpoint(self, line: Line) -> None:
         for command in ("test", "validate", "predict"):
@@ -747,6 +781,7 @@ class TestPredict:
                 sizes[path.name] = overlay.size
         assert sizes == {"a.jpg.png": (40, 70), "a.png.png": (70, 40)}
 
+    @pytest.mark.usefixtures("fitted")  # which has made the data
     def test_classes_are_the_checkpoint_s(self, shapes: Path, tmp_path: Path) -> None:
         """A model of a file of class names, which a folder of images does not take."""
         folder, photos = tmp_path / "run", tmp_path / "photos"

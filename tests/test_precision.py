@@ -11,7 +11,6 @@ from jsonargparse import Namespace
 from segdet import lightning_cli
 from segdet.callbacks.run_folder import EMBEDDED
 from segdet.cli import main
-from segdet.errors import UserError
 from segdet.precision import affordable, has_bfloat16
 
 OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"
@@ -98,6 +97,15 @@ def test_a_cpu_that_has_it_keeps_it(cpu: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["bf16-true", "16-true", "64-true"])
-def test_what_would_round_boxes_is_refused(asked: str) -> None:
-    with pytest.raises(UserError, match=f"--trainer.precision {asked}: .*; give 32-true, or bf16-mixed"):
-        chosen("cpu", asked)
+def test_what_would_round_boxes_is_refused(
+    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any folder is made or cleared."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("epoch,step\n")
+    options = ["--model=FCN", "--data=ShapesDataModule", f"--run_dir={run}", "--overwrite=true"]
+    assert main(["fit", *options, f"--trainer.precision={asked}"]) == 2
+    said = capsys.readouterr().err
+    assert f"--trainer.precision {asked}: " in said and "; give 32-true, or bf16-mixed" in said
+    assert (run / "metrics.csv").exists()

@@ -303,7 +303,7 @@ class RunFolder(pl.Callback):
     def _describe(self, trainer: pl.Trainer) -> None:
         write_whole(self.folder / "config.yaml", _header(self.settings, self.about) + self.settings.config)
         file = self.folder / "provenance.json"
-        first = _first_provenance(self.folder) if self.settings.resumed else {}
+        first = _first_provenance(self.folder) or _recorded(self.folder) if self.settings.resumed else {}
         if first:
             self.started = first.get("started", self.started)
             about = first | {"resumed": [*first.get("resumed", []), self.about]}
@@ -482,6 +482,15 @@ def _first_provenance(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return first if isinstance(first, dict) else {}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What the record says of the run's beginning, where ``provenance.json`` is torn; nothing without a whole one."""
+    try:
+        record = Record.read(folder / RECORD_NAME)
+    except UserError:
+        return {}
+    return {name: getattr(record, name) for name in ("command", "started", "seed", "fingerprint", "hardware")}
 
 
 def _disk_mb(folder: Path, data: Any) -> float:

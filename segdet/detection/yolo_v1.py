@@ -166,20 +166,20 @@ class YOLOv1(Detector):
             class scores ``[B, S * S, K]``. All of them are linear, as in the paper.
         """
         features = self.neck(_last(self.backbone(images)))
-        if features.shape[-2:] != self.cells:
-            features = self._averaged(features, images.shape[2], images.shape[3])
+        size = (images.shape[2], images.shape[3])
+        pitches = [side / whole for side, whole in zip(size, self._sides, strict=True)]
+        if features.shape[-2:] != self.cells or any(abs(p - self.pitch) > _ROUNDING * p for p in pitches):
+            features = self._averaged(features, pitches)
         # [B, outputs, S, S] to [B, S * S, outputs]
         answer = self.head(features).float().flatten(2).transpose(1, 2)
         boxes = answer[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
         return boxes[..., :4], boxes[..., 4], answer[..., 5 * self.boxes :]
 
-    def _averaged(self, features: Tensor, height: int, width: int) -> Tensor:
-        """The map ``[B, C, h, w]`` of images of this size, averaged over each cell: ``[B, C, rows, columns]``."""
+    def _averaged(self, features: Tensor, pitches: list[float]) -> Tensor:
+        """The map ``[B, C, h, w]``, averaged over each cell of so many pixels' height and width."""
         rows, columns = (
-            _shares(cells, side / whole / self.pitch, there).to(features)
-            for cells, side, whole, there in zip(
-                self.cells, (height, width), self._sides, features.shape[-2:], strict=True
-            )
+            _shares(cells, pitch / self.pitch, there).to(features)
+            for cells, pitch, there in zip(self.cells, pitches, features.shape[-2:], strict=True)
         )
         return rows @ features @ columns.T
 

@@ -133,13 +133,13 @@ class Optimization:
         """The schedule as a function from the step to the factor on the rate."""
         if self.schedule in ("poly", "cosine") and math.isinf(total_steps):
             raise UserError(
-                f"optim.schedule: {self.schedule} ends with the training, which has no end; give trainer.max_epochs or "
-                "--trainer.max_steps, or another schedule"
+                f"--model.optim.schedule {self.schedule}: ends with the training, which has no end; give "
+                "--trainer.max_epochs or --trainer.max_steps, or another schedule"
             )
         if self.schedule == "step" and math.isinf(total_steps) and any(m < 1 for m in self.milestones):
             raise UserError(
-                "optim.milestones: a fraction below 1 is one of the whole training, which has no end; give epochs, or "
-                "--trainer.max_epochs or --trainer.max_steps"
+                f"--model.optim.milestones {list(self.milestones)}: a fraction below 1 is one of the whole training, "
+                "which has no end; give epochs, or --trainer.max_epochs or --trainer.max_steps"
             )
         drops = [m * total_steps if m < 1 else m * steps_per_epoch for m in self.milestones]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
-from segdet.segmentation.base import Segmenter
+from segdet.segmentation.base import Segmenter, at_least_float32
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 
@@ -102,6 +102,9 @@ class SMP(Segmenter):
             raise UserError(
                 f"SMP {architecture} on {encoder}: {_first_line(error)}; give another encoder or other options"
             ) from error
+        for layer in self.network.segmentation_head.modules():
+            if isinstance(layer, nn.Upsample):
+                layer.register_forward_pre_hook(_in_float32)
         if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):
             # What lies behind the last of the transformer's maps would be learned by nobody.
             last = options.get("encoder_output_indices") or 1
@@ -168,6 +171,11 @@ class SMP(Segmenter):
                 f"--model.encoder_weights: those of {encoder} want {wanted['input_space']}, images are RGB; "
                 "choose other weights"
             )
+
+
+def _in_float32(layer: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    """What goes into an interpolation of logits."""
+    return (at_least_float32(given[0]),)
 
 
 def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:

@@ -458,14 +458,14 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"window": 6}, "model.window 6: 2 pixels are left before stage 2, too few for a kernel of 3"),
+        ({"window": 6}, "--model.window 6: 2 pixels are left before stage 2, too few for a kernel of 3"),
         ({"pools": [2]}, "2, 2 and 1 numbers; give each one a stage"),
-        ({"conv_strides": [2]}, "model.conv_strides: 1 numbers for 2 stages"),
-        ({"stride": 0}, "model.stride: 0; give at least 1"),
-        ({"scales": []}, "model.scales: []; give one or more numbers greater than 0"),
-        ({"aspects": [1.0, 0.0]}, "model.aspects: [1.0, 0.0]; give one or more"),
-        ({"positives": 1.5}, "model.positives: 1.5; give a share, 0 to 1"),
-        ({"background": 0.6}, "model.background: 0.6 is more than model.foreground, 0.5"),
+        ({"conv_strides": [2]}, "--model.conv_strides: 1 numbers for 2 stages"),
+        ({"stride": 0}, "--model.stride: 0; give at least 1"),
+        ({"scales": []}, "--model.scales: []; give one or more numbers greater than 0"),
+        ({"aspects": [1.0, 0.0]}, "--model.aspects: [1.0, 0.0]; give one or more"),
+        ({"positives": 1.5}, "--model.positives: 1.5; give a share, 0 to 1"),
+        ({"background": 0.6}, "--model.background: 0.6 is more than --model.foreground, 0.5"),
     ],
 )
 def test_mistakes_are_one_line(options: dict[str, Any], says: str) -> None:

@@ -187,25 +187,41 @@ def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
     assert model._cells(boxes[:, 1], torch.tensor([[2]]), (1, 1))[0].flatten().nonzero().tolist() == [[1]]
 
 
-@pytest.mark.parametrize("factor", [(1.25, 1.5), (0.8, 0.75)])
-def test_a_cell_sees_the_same_pixels_at_any_scale(factor: tuple[float, float]) -> None:
-    """Where the map has not the grid's size: of images that go on, a cell averages what it did of the smaller ones."""
-    model = _small(grid=3).eval()
+class Places(nn.Module):
+    """In place of a network: a map of stride 16 that says where in the image its places are, ``[1, 2, h, w]``."""
 
-    def seen(size: tuple[int, int]) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = (16 * (torch.arange(math.ceil(side / 16)) + 0.5) for side in images.shape[2:])
+        return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
+class Noting(nn.Module):
+    """In place of a head: keeps what it is given, and answers with zeros."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.given = features
+        return features.new_zeros(1, 7, *features.shape[-2:])
+
+
+@pytest.mark.parametrize("size", [(48, 96), (48, 44), (64, 96)])
+@pytest.mark.parametrize("factor", [(1.25, 1.5), (0.75, 0.75)])
+def test_a_cell_sees_the_same_pixels_at_any_scale(size: tuple[int, int], factor: tuple[float, float]) -> None:
+    """Of images that go on it averages what it did of smaller ones, whether or not its cells are the map's places."""
+    model = _small(grid=3, boxes=1).eval()
+    model.backbone, model.neck, model.head = Places(), nn.Sequential(), Noting()
+
+    def seen(height: int, width: int) -> Tensor:
         """The middle, in pixels of the image, of what each cell averages: ``[rows, columns, 2]``."""
-        rows, columns = (16 * (torch.arange(math.ceil(side / 16)) + 0.5) for side in size)
-        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
-        return model._averaged(places, *size)[0].permute(1, 2, 0)
+        model(torch.zeros(1, 3, height, width))
+        given: Any = model.head.given
+        assert given.shape == (1, 2, *model.cells)
+        return given[0].permute(1, 2, 0)
 
-    whole = seen(SIZE)
-    assert whole.shape == (3, 3, 2)
-    torch.testing.assert_close(whole[0, :, 1].diff(), torch.full((2,), SIZE[1] / 3))
-    size = round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1])
-    model.enlarged = size[0] / SIZE[0], size[1] / SIZE[1]
+    whole = seen(*size)
+    enlarged = round(size[0] * factor[0]), round(size[1] * factor[1])
+    model.enlarged = enlarged[0] / size[0], enlarged[1] / size[1]
     rows, columns = (math.floor(3 * min(1, each) + 1e-6) for each in model.enlarged)
-    again = seen(size)
-    assert again.shape == (*model.cells, 2)
+    again = seen(*enlarged)
     torch.testing.assert_close(again[:rows, :columns], whole[:rows, :columns])
 
 

@@ -313,10 +313,13 @@ def test_passes_are_counted_for_every_view_and_tile() -> None:
         (LRASPP, {}),
         (SegNetBasic, {"variant": "bilinear_interpolation"}),
         (SlidingWindow, {"mode": "dense"}),
+        (SMP, {"architecture": "FPN", "encoder": "resnet18"}),
     ],
 )
 def test_logits_are_interpolated_in_float32(family: type[Segmenter], options: dict[str, Any]) -> None:
     """In bfloat16, of eight bits, two classes are often level where they cross."""
+    if family is SMP:
+        pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
     model = family(CLASSES, **options).eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
