@@ -228,6 +228,17 @@ def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
     assert '"status": "finished"' in record.read_text()
 
 
+def test_an_end_that_lies_behind_a_run_does_not_complete_it(stopped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    record = run / "result.json"
+    for _ in range(2):  # without a record, and with one
+        assert main(["fit", f"--ckpt_path={run}", "--trainer.max_epochs=-1", "--trainer.max_steps=3"]) == 0
+        assert '"status": "interrupted"' in record.read_text()
+    assert main(["fit", f"--ckpt_path={run}"]) == 0
+    assert '"status": "finished"' in record.read_text()
+
+
 def test_a_fault_of_the_training_is_none_of_its_settings(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,10 +370,12 @@ class RunFolder(pl.Callback):
         if not trainer.is_global_zero:
             return
         path = self.folder / RECORD_NAME
-        if self.start is None and path.exists():
+        if self.start is None and (self.settings.resumed or path.exists()):
             sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
-            # It may have been stopped at its very end.
-            replace(Record.read(path), status="finished").write(path)
+            # It may have been stopped at its very end, or be asked for an end that lies behind it.
+            complete = _is_complete(self.folder, trainer)
+            record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "interrupted")
+            (replace(record, status="finished") if complete else record).write(path)
             return
         record = self._record(trainer, pl_module, "finished")
         record.write(path)
@@ -491,6 +493,22 @@ def _recorded(folder: Path) -> dict[str, Any]:
     except UserError:
         return {}
     return {name: getattr(record, name) for name in ("command", "started", "seed", "fingerprint", "hardware")}
+
+
+def _is_complete(folder: Path, trainer: pl.Trainer) -> bool:
+    """Whether the run in ``folder`` has been trained for as long as its own configuration says.
+
+    One that is asked to go on to an end which lies behind it has nothing left to train, and is not complete for that.
+    """
+    try:
+        own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False
+    done = (
+        (own.get("max_epochs"), trainer.fit_loop.epoch_progress.current.processed),  # type: ignore[attr-defined]
+        (own.get("max_steps"), trainer.global_step),
+    )
+    return any(end not in (None, -1) and reached >= end for end, reached in done)
 
 
 def _disk_mb(folder: Path, data: Any) -> float:

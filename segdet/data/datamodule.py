@@ -437,6 +437,10 @@ class VOCDataModule(DataModule):
         self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
         self.test_is_val = not test
         self.given_class_names = class_names
+        if not 0 <= ignore_index <= 255:
+            raise UserError(
+                f"--data.ignore_index {ignore_index}: masks hold values of 0 to 255; give one of these"
+            )
         self.ignore_index = ignore_index
 
     def open_reader(self, subset: Subset) -> VOCReader:
