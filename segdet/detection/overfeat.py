@@ -13,6 +13,7 @@ from segdet.data.sample import Prediction
 from segdet.detection.sliding_window import SlidingWindowDetector, linear_layers
 from segdet.errors import check_choice
 from segdet.nn.boxes import select_detections, suppress
+from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import Mode
 
 Regression = Literal["single", "per_class"]
@@ -112,7 +113,7 @@ class OverFeat(SlidingWindowDetector):
         """How far the boxes' edges are from the window's, in its sides: ``[..., boxes, 4]``."""
         edges: Tensor = self.box_head(hidden[..., self.class_units :])
         edges = edges.unflatten(-1, (self.boxes_of_window, 4))
-        return edges.to(torch.promote_types(edges.dtype, torch.float32))
+        return at_least_float32(edges)
 
 
 def merge(found: Prediction, kept: Tensor, threshold: float) -> Prediction:

@@ -22,6 +22,7 @@ from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import Backbone
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
+from segdet.nn.float32 import at_least_float32
 from segdet.nn.kept import Kept
 from segdet.nn.windows import DenseWindows, Mode, grid, window_features
 from segdet.task import Stage
@@ -239,7 +240,7 @@ class SlidingWindowDetector(Detector):
     def probabilities(self, hidden: Tensor) -> Tensor:
         """The probabilities ``[..., K + 1]`` of background and classes from the network's answers."""
         logits: Tensor = self.class_head(hidden[..., : self.class_units])
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+        return at_least_float32(logits).softmax(-1)
 
     def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
         """The detections of one image from the boxes and scores of its windows."""

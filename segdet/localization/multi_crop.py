@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segdet.errors import UserError, check_choice
 from segdet.nn.boxes import paired_iou
+from segdet.nn.float32 import at_least_float32
 from segdet.nn.multi_scale import at_scale
 
 Views = Literal["one", "two", "five", "ten"]
@@ -106,7 +107,7 @@ def merge_views(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The logarithms of the probabilities ``[B, K]``, and boxes ``[B, K, 4]``.
     """
-    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    probabilities = at_least_float32(logits).softmax(-1)
     boxes = boxes.to(probabilities.dtype).expand(-1, -1, probabilities.shape[-1], -1)
     surest = probabilities.argmax(0, keepdim=True)
     anchors = boxes.gather(0, surest[..., None].expand(-1, -1, -1, 4))

@@ -266,11 +266,6 @@ def masks_of(targets: Sequence[Target]) -> Tensor:
     return torch.stack([target["mask"] for target in targets])
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits that are about to be interpolated: in bfloat16 a pixel in a hundred would be a tie of two classes."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == size:
         return logits

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import enlarged
-from segdet.segmentation.base import Segmenter, at_least_float32
+from segdet.segmentation.base import Segmenter
 from segdet.task import Stage
 
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from segdet.data.sample import IGNORE, Target
 from segdet.errors import UserError, check_choice
+from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import DenseWindows, Mode, batches, crop, grid, window_features
-from segdet.segmentation.base import Segmenter, at_least_float32, masks_of
+from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
 
 Sampling = Literal["balanced", "uniform"]
