@@ -2,7 +2,7 @@
 
 import sys
 
-from segdet.cli import main
+from segdet.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

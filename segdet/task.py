@@ -18,12 +18,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from segdet.data.sample import Batch, Prediction, Sample, Target
-from segdet.errors import UserError
 from segdet.metrics.base import Scores
-from segdet.nn.averaging import EMA
-from segdet.nn.freezing import freeze as freeze_parts
-from segdet.nn.multi_scale import rescale, scaled_size
-from segdet.nn.optim import Optimization
+from segdet.training.ema import EMA
+from segdet.training.freezing import freeze as freeze_parts
+from segdet.training.multi_scale import rescale, scaled_size
+from segdet.training.optim import Optimization
+from segdet.util.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,7 +66,7 @@ class Task(L.LightningModule):
         compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
             ``{mode: reduce-overhead}``.
         ema: The decay of a moving average of the weights, such as 0.999, which is validated, saved and tested in
-            place of those that are learned; see `segdet.nn.averaging.EMA`. None when null.
+            place of those that are learned; see `segdet.training.ema.EMA`. None when null.
         freeze: Names of modules that are not learned and stay in evaluation mode, such as ``[backbone]``.
         frozen_batch_norm: Whether all batch normalization is frozen likewise, for pretrained networks.
         multi_scale: Trains on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,

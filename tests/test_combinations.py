@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from segdet.cli import main
-from segdet.data.shapes import make_shapes
+from segdet.cli.main import main
+from segdet.data.shapes.generator import make_shapes
 
 MODELS = {
     "segmentation": ("FCN", ["--model.width=16"], "test/miou"),

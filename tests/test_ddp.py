@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segdet.cli import main
+from segdet.cli.main import main
 
 MODELS = {
     "segmentation": "--model FCN --model.backbone test_resnet --model.width 8",

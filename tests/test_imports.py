@@ -70,16 +70,16 @@ def test_imports_run_downward(part: str) -> None:
     [
         ("callbacks", "from segdet.benchmark.record import Record", ["segdet.benchmark.record"]),
         ("detection", "from segdet import segmentation", ["segdet.segmentation"]),
-        ("benchmark", "def f():\n    import segdet.lightning_cli", ["segdet.lightning_cli"]),
-        ("errors", "from segdet.data.reader import Reader", ["segdet.data.reader"]),
-        ("nn", "from segdet.data.reader import Reader", ["segdet.data.reader"]),
-        ("nn", "from segdet.data.sample import Target\nfrom segdet.errors import UserError", []),
+        ("benchmark", "def f():\n    import segdet.cli.train", ["segdet.cli.train"]),
+        ("errors", "from segdet.data.formats.reader import Reader", ["segdet.data.formats.reader"]),
+        ("nn", "from segdet.data.formats.reader import Reader", ["segdet.data.formats.reader"]),
+        ("nn", "from segdet.data.sample import Target\nfrom segdet.util.errors import UserError", []),
         (
             "detection",
             "from segdet.detection.base import Detector\nfrom segdet.proposals import Proposer",
             [],
         ),
-        ("lightning_cli", "from segdet.cli import main\nfrom segdet import detection", []),
+        ("lightning_cli", "from segdet.cli.main import main\nfrom segdet import detection", []),
     ],
 )
 def test_other_directions_are_found(part: str, line: str, found: list[str]) -> None:

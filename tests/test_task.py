@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdet.cost import measure_cost
 from segdet.data.sample import Batch, Sample, Source, Target, collate
 from segdet.detection.ssd import SSD
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.localization.box_head import BoxHead
+from segdet.runs.cost import measure_cost
 from segdet.segmentation.fcn import FCN
 from segdet.task import Task
 

@@ -16,18 +16,18 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from segdet.cores import usable_cores
-from segdet.data.cityscapes import CityscapesReader
-from segdet.data.coco import COCOReader
 from segdet.data.dataset import OnBadSample, TaskDataset
+from segdet.data.formats.cityscapes import CityscapesReader
+from segdet.data.formats.coco import COCOReader
+from segdet.data.formats.reader import Reader
+from segdet.data.formats.voc import VOCReader
 from segdet.data.proposer import ProposalSource
-from segdet.data.reader import Reader
 from segdet.data.sample import Batch, Task, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
-from segdet.data.shapes import make_shapes
+from segdet.data.shapes.generator import make_shapes
 from segdet.data.transforms import Plain, Recipe
-from segdet.data.voc import VOCReader
-from segdet.errors import UserError
+from segdet.util.cores import usable_cores
+from segdet.util.errors import UserError
 
 Subset = Literal["train", "val", "test"]
 
@@ -512,7 +512,7 @@ class CityscapesDataModule(DataModule):
 
 
 class ShapesDataModule(DataModule):
-    """The built-in scenes of `segdet.data.shapes`, made on first use and read as a VOC, COCO or Cityscapes folder.
+    """The built-in scenes of `segdet.data.shapes.generator`, made on first use and read as a VOC, COCO or Cityscapes folder.
 
     Args:
         root: The folder to make, or to find as made before.

@@ -10,14 +10,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from segdet.data.cleaning import clean_objects, clip_boxes, usable
+from segdet.data.formats.reader import Reader
 from segdet.data.images import read_image
 from segdet.data.mosaic import mosaic
 from segdet.data.proposer import ImageProposals
-from segdet.data.reader import Reader
 from segdet.data.sample import Objects, Sample, Source, Target, Task
 from segdet.data.sampler import Draw
 from segdet.data.transforms import Recipe
-from segdet.errors import BadSample, UserError
+from segdet.util.errors import BadSample, UserError
 
 OnBadSample = Literal["raise", "skip"]
 BoxSets = dict[str, np.ndarray]

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
@@ -393,7 +393,7 @@ def _size(count: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``segdet data download NAME ROOT``: returns the exit status."""
-    from segdet.data.formats import CommandParser, run
+    from segdet.data.formats.detect import CommandParser, run
 
     parser = CommandParser("segdet data download", "Fetch a public dataset from its owner's address.")
     parser.add_argument("name", choices=[*DATASETS, "cityscapes"], help="the dataset")

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdet.data.cache import cached, files_key
 from segdet.data.dataset import TaskDataset
-from segdet.data.reader import Reader, for_each_sample
+from segdet.data.formats.reader import Reader, for_each_sample
+from segdet.data.result_cache import cached, files_key
 from segdet.data.sample import IGNORE
-from segdet.errors import BadSample
+from segdet.util.errors import BadSample
 
 KIND = "class_frequency"
 

@@ -1,6 +1,6 @@
 """Region proposals as a dataset sees them: boxes for each image, wherever they come from.
 
-Like `segdet.data.reader.Reader` this is an interface only; `segdet.proposals` has what stands behind it.
+Like `segdet.data.formats.reader.Reader` this is an interface only; `segdet.proposals` has what stands behind it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from segdet.data.reader import Reader
-    from segdet.errors import BadSample
+    from segdet.data.formats.reader import Reader
+    from segdet.util.errors import BadSample
 
 
 class ImageProposals(ABC):

@@ -14,7 +14,7 @@ import numpy as np
 
 from segdet.data.sample import IGNORE
 from segdet.data.ssd_transforms import ExpandAndCrop, PhotometricDistort
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 Size = int | tuple[int, int] | None
 """An exact ``(height, width)``, or the length of the shorter side, or None for the image's own size."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from segdet.data.sample import Batch, Prediction
-from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.boxes import mirror, select_from_images, select_from_levels, suppress, to_original
-from segdet.nn.multi_scale import at_scale
 from segdet.task import Stage, Task
+from segdet.training.multi_scale import at_scale
+from segdet.util.errors import UserError
 
 _MERGING = 0.5
 

@@ -18,10 +18,10 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import load_weights, read_weights
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 _NO_OBJECT_WEIGHT = 0.1
 """What a query that finds nothing counts in the class loss (section 3.1)."""

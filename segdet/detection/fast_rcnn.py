@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from segdet.data.sample import Target
-from segdet.detection.regions import RegionDetector
-from segdet.errors import UserError, check_choice
+from segdet.detection.region_detector import RegionDetector
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, TwoLayers, rois_of, sample_rois
 from segdet.task import Stage
+from segdet.util.errors import UserError, check_choice
 
 
 class FastRCNN(RegionDetector):

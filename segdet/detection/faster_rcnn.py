@@ -22,12 +22,12 @@ from torchvision.ops.poolers import LevelMapper
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import select_from_images
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
 from segdet.nn.roi import RoIPooling, TwoLayers, rois_of
 from segdet.task import Stage
+from segdet.util.errors import UserError, check_choice
 
 Pooling = Literal["align", "pool"]
 

@@ -17,10 +17,10 @@ from torchvision.models.detection.roi_heads import (
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.faster_rcnn import FasterRCNN, Maps, RoIAlign, TorchvisionFasterRCNN, TwoStageDetector
-from segdet.errors import UserError
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.pyramid import in_float32
+from segdet.util.errors import UserError
 
 
 class MaskBranch(TwoStageDetector):

@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from segdet.data.sample import Prediction
-from segdet.detection.sliding_window import SlidingWindowDetector, linear_layers
-from segdet.errors import check_choice
+from segdet.detection.sliding_window_detector import SlidingWindowDetector, linear_layers
 from segdet.nn.boxes import select_detections, suppress
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import Mode
+from segdet.util.errors import check_choice
 
 Regression = Literal["single", "per_class"]
 BoxLoss = Literal["l2", "smooth_l1"]

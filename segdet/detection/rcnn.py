@@ -20,19 +20,19 @@ from tqdm import tqdm
 from segdet.data.datamodule import DataModule
 from segdet.data.dataset import TaskDataset
 from segdet.data.sample import Batch, Target
-from segdet.detection.features import FeatureFolder, ImageFeatures, bytes_of, key_of_network
-from segdet.detection.regions import RegionDetector
-from segdet.errors import BadSample, UserError, check_choice
-from segdet.nn.averaging import averaged
+from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, bytes_of, key_of_network
+from segdet.detection.region_detector import RegionDetector
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, paired_iou
-from segdet.nn.linear_svm import LinearSVMs, Mining, Round, mine
-from segdet.nn.ridge import BoxRidge, norm_scale
 from segdet.nn.roi import TwoLayers, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
-from segdet.processes import together
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
+from segdet.training.ema import averaged
+from segdet.training.linear_svm import LinearSVMs, Mining, Round, mine
+from segdet.training.ridge import BoxRidge, norm_scale
+from segdet.util.distributed import together
+from segdet.util.errors import BadSample, UserError, check_choice
 
 Classifier = Literal["svm", "softmax"]
 
@@ -63,7 +63,7 @@ class RCNN(RegionDetector):
     below -1, which negatives are to have, is a score below 0.27. The ``score_threshold`` of 0.05 is a margin of
     -2.94: what is found includes much that the machines take for background, which average precision is not harmed by,
     but eyes are. To look at predictions, give 0.27, or 0.5 for what they take for objects; on the 400 test images of
-    Shapes 0.27 cost 0.8 points of AP at IoU 0.5 and 0.4 of COCO's AP (``rcnn_shapes.yaml``, one epoch).
+    Shapes 0.27 cost 0.8 points of AP at IoU 0.5 and 0.4 of COCO's AP (``shapes/rcnn.yaml``, one epoch).
 
     Args:
         backbone: See `segdet.nn.backbones.backbone`.

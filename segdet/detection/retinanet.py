@@ -16,11 +16,11 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
 from segdet.task import Stage
+from segdet.util.errors import UserError, check_choice
 
 BoxLoss = Literal["l1", "giou"]
 

@@ -18,13 +18,13 @@ from torchvision.models.detection.ssd import SSDHead
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import rows_of_classes
-from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import load_weights
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.kept import Kept
 from segdet.nn.upsampling import enlarged
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 
 class DefaultBoxDetector(Detector):

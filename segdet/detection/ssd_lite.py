@@ -17,8 +17,8 @@ from torchvision.models.detection.ssdlite import (
 
 from segdet.detection.ssd import DefaultBoxDetector
 from segdet.detection.torchvision_network import published_weights
-from segdet.errors import UserError
 from segdet.nn.backbones import load_weights
+from segdet.util.errors import UserError
 
 _HALF = (0.5, 0.5, 0.5)
 

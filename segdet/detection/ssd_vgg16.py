@@ -13,9 +13,9 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from segdet.detection.ssd import DefaultBoxDetector
 from segdet.detection.torchvision_network import published_weights
-from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import load_weights
 from segdet.nn.vgg16 import he_initialized
+from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
 """Whose default boxes: the paper has smaller ones for COCO, whose objects are smaller (sections 3.1 and 3.4)."""

@@ -13,8 +13,8 @@ from torchvision.models import WeightsEnum
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from segdet.errors import UserError
 from segdet.nn.backbones import fetch_weights, is_weights_file, load_weights, read_weights, restored_names
+from segdet.util.errors import UserError
 
 COCO_NAMES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 """COCO's 91 numbers by name, 0 for the background, as torchvision's weights have them."""

@@ -14,11 +14,11 @@ from torch.profiler import record_function
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
-from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights
 from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 _SLOPE = 0.1
 """Of the leaky rectifier (section 2.1)."""

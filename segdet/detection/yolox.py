@@ -14,10 +14,10 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
-from segdet.errors import UserError
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 _PRIOR = 0.01
 """What every cell takes to be the chance of an object before it has learned anything (RetinaNet, section 4.1)."""

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from segdet.data.sample import Target
-from segdet.errors import check_choice
 from segdet.localization.base import Localizer
 from segdet.localization.multi_crop import MultiCrop, Views, merge_views
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.task import Stage
+from segdet.util.errors import check_choice
 
 Heads = Literal["flat", "voting"]
 BoxLoss = Literal["l2", "smooth_l1", "giou"]

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segdet.errors import UserError, check_choice
 from segdet.nn.boxes import paired_iou
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.multi_scale import at_scale
+from segdet.training.multi_scale import at_scale
+from segdet.util.errors import UserError, check_choice
 
 Views = Literal["one", "two", "five", "ten"]
 

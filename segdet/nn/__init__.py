@@ -1,1 +1,1 @@
-"""Layers that more than one family uses, and how weights are learned."""
+"""Network parts: layers, backbones, boxes, regions, pyramids, windows, upsampling."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 
 class Backbone(nn.Module):

@@ -13,8 +13,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 
-from segdet.errors import UserError
 from segdet.nn.kept import Kept
+from segdet.util.errors import UserError
 
 
 class FeaturePyramid(nn.Module):

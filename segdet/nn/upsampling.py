@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import check_choice
+from segdet.util.errors import check_choice
 
 Upsampling = Literal[
     "nearest", "bilinear", "bed_of_nails", "max_unpooling", "transposed", "transposed_frozen"

@@ -10,9 +10,9 @@ import torchvision
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn.backbones import fetch_weights, is_weights_file, read_weights, restored_names
 from segdet.nn.pooling import MaxPooling, Pooled
+from segdet.util.errors import UserError
 
 CHANNELS = (64, 128, 256, 512, 512)
 """Of the five stages."""

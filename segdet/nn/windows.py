@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice
 
 Pair = tuple[int, int]
 """Height or vertical first."""

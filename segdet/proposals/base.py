@@ -14,7 +14,7 @@ import numpy as np
 from segdet.data.proposer import ImageProposals, ProposalSource
 
 if TYPE_CHECKING:
-    from segdet.data.reader import Reader
+    from segdet.data.formats.reader import Reader
 
 
 class Proposer(ProposalSource):

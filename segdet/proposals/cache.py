@@ -32,15 +32,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from segdet.cores import usable_cores
-from segdet.data.cache import Arrays, cache_folder, cached, files_key
 from segdet.data.images import read_image
 from segdet.data.proposer import ImageProposals
-from segdet.errors import BadSample, UserError
+from segdet.data.result_cache import Arrays, cache_folder, cached, files_key
 from segdet.proposals.base import Proposer
+from segdet.util.cores import usable_cores
+from segdet.util.errors import BadSample, UserError
 
 if TYPE_CHECKING:
-    from segdet.data.reader import Reader
+    from segdet.data.formats.reader import Reader
 
 _COLUMNS = 5
 _STALE = 3600.0
@@ -75,7 +75,7 @@ class CachedProposals(ImageProposals):
     Args:
         proposer: What makes them.
         reader: The split.
-        folder: Where they are kept; a place in `segdet.data.cache.cache_folder` when null.
+        folder: Where they are kept; a place in `segdet.data.result_cache.cache_folder` when null.
 
     Attributes:
         computed: How many images `compute` had to do.

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segdet.data.proposer import ImageProposals, ProposalSource
-from segdet.errors import BadSample, UserError
+from segdet.util.errors import BadSample, UserError
 
 if TYPE_CHECKING:
-    from segdet.data.reader import Reader
+    from segdet.data.formats.reader import Reader
 
 
 class ProposalFile(ProposalSource):

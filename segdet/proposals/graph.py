@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from segdet.compiled import compiled
+from segdet.util.compiled import compiled
 
 _STEPS = 64
 """Differences of colours are rounded to 1/64 of a grey level, which makes sorting them a matter of counting."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segdet.errors import UserError
 from segdet.proposals.base import Proposer, check_image
+from segdet.util.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,8 +13,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segdet.errors import UserError
 from segdet.proposals.base import Proposer, check_image, distinct
+from segdet.util.errors import UserError
 
 Strategy = Literal["single", "fast", "quality"]
 

@@ -1,1 +1,1 @@
-"""What came out: result records as tables."""
+"""Records of runs, turned into tables."""

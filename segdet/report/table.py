@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segdet.errors import UserError
-from segdet.record import RECORD_NAME, Record
+from segdet.runs.record import RECORD_NAME, Record
+from segdet.util.errors import UserError
 
 SCORES = {
     "segmentation": ["miou", "pixel_acc", "class_acc", "bf", "boundary_iou"],

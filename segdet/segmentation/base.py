@@ -14,16 +14,16 @@ from torch import Tensor
 from segdet.data.datamodule import DataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Prediction, Target
-from segdet.errors import UserError, check_choice
 from segdet.metrics.base import Scores
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
-from segdet.nn.multi_scale import at_scale
-from segdet.processes import together
 from segdet.segmentation import losses
 from segdet.segmentation.losses import PixelLoss, Weighting
 from segdet.segmentation.tiling import classes_of_rows, stitched_rows
 from segdet.task import Task
+from segdet.training.multi_scale import at_scale
+from segdet.util.distributed import together
+from segdet.util.errors import UserError, check_choice
 
 BoundaryStages = Literal["never", "test", "validation"]
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn.pooling import Pooled
 from segdet.nn.upsampling import MaxUnpooling
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, start_from
@@ -17,6 +16,7 @@ from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.segmentation.segnet import encoder_stages
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 
 class DeconvNet(Segmenter):

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import check_choice
 from segdet.nn.upsampling import bilinear_convolution
 from segdet.nn.vgg16 import VGG16, he_initialized, start_from
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps
 from segdet.task import Stage
+from segdet.util.errors import check_choice
 
 Learned = Literal["none", "intermediate", "all"]
 Stride = Literal[32, 16, 8]

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, outputs, strength
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 
 class FullResolutionFCN(Segmenter):

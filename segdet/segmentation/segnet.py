@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from segdet.errors import UserError, check_choice
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
@@ -15,6 +14,7 @@ from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, he_initialized, start_from
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
+from segdet.util.errors import UserError, check_choice
 
 
 class SegNet(Segmenter):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segdet.data.sample import IGNORE, Target
-from segdet.errors import UserError, check_choice
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import DenseWindows, Mode, batches, crop, grid, window_features
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
+from segdet.util.errors import UserError, check_choice
 
 Sampling = Literal["balanced", "uniform"]
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.nn.float32 import at_least_float32
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 _OURS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 """Arguments of an architecture that this adapter gives itself."""

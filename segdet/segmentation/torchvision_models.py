@@ -12,12 +12,12 @@ import torchvision
 from torch import Tensor, nn
 
 from segdet.data.sample import Target
-from segdet.errors import UserError
 from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.nn.float32 import at_least_float32
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 
 class TorchvisionSegmenter(Segmenter):

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.data.sample import IGNORE, Target
-from segdet.errors import UserError, check_choice
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import enlarged
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
+from segdet.util.errors import UserError, check_choice
 
 Channels = Literal[1, 3]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Upsampling, upsampler
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, outputs, strength
 from segdet.task import Stage
+from segdet.util.errors import UserError
 
 
 class UpsamplingFCN(Segmenter):

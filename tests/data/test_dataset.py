@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from segdet.data.dataset import TaskDataset, dominant_object
-from segdet.data.reader import Reader
+from segdet.data.formats.reader import Reader
 from segdet.data.sample import Objects, Task, collate
 from segdet.data.sampler import Draw
 from segdet.data.transforms import Plain, ScaleJitter
-from segdet.errors import BadSample, UserError
+from segdet.util.errors import BadSample, UserError
 
 
 def _objects(*rows: tuple[float, float, float, float, int, bool, bool]) -> Objects:

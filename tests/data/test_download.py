@@ -12,7 +12,7 @@ import pytest
 
 from segdet.data import download as module
 from segdet.data.download import DATASETS, Part, download, fetch, main, unpack
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 
 class Server(ThreadingHTTPServer):

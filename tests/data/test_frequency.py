@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdet.data import cache
+from segdet.data import result_cache as cache
 from segdet.data.datamodule import VOCDataModule
 from segdet.data.frequency import class_frequency
-from segdet.errors import BadSample
+from segdet.util.errors import BadSample
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from segdet.data.images import image_info, image_size, read_image, read_mask, read_png16
-from segdet.errors import BadSample
+from segdet.util.errors import BadSample
 
 SIZE = (40, 56)
 

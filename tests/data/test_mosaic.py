@@ -13,7 +13,7 @@ from segdet.data.mosaic import mosaic
 from segdet.data.sample import Sample, Source, Target
 from segdet.data.sampler import Draw
 from segdet.data.transforms import ScaleJitter
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 SIDE = 64
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from segdet.data.cityscapes import CityscapesReader
-from segdet.data.coco import COCOReader
 from segdet.data.datamodule import ShapesDataModule, VOCDataModule
 from segdet.data.dataset import TaskDataset
-from segdet.data.reader import Reader
+from segdet.data.formats.cityscapes import CityscapesReader
+from segdet.data.formats.coco import COCOReader
+from segdet.data.formats.reader import Reader
 from segdet.data.sample import collate
-from segdet.data.shapes import draw_scene, make_shapes
+from segdet.data.shapes.generator import draw_scene, make_shapes
 from segdet.data.transforms import Plain, ScaleJitter
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 COUNT = 6
 

@@ -11,7 +11,7 @@ import pytest
 from segdet.data.sample import IGNORE
 from segdet.data.ssd_transforms import MIN_IOUS, ExpandAndCrop, PhotometricDistort, holds, iou
 from segdet.data.transforms import MEAN_COLOUR, Pipeline, SSDAugmentation
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 NEUTRAL: dict[str, Any] = {
     "added": 0.0,

@@ -28,8 +28,8 @@ from segdet.detection.detr import (
     sine_encoding,
 )
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.errors import UserError
 from segdet.nn.backbones import Backbone
+from segdet.util.errors import UserError
 
 SIZE = (64, 96)
 _WRAPPED = r"backbone\.(body\.|extractor\.)+"

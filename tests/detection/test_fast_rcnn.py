@@ -9,13 +9,13 @@ import torch
 from region_scenes import map_50, scenes, train
 from torchvision.ops import box_iou
 
-from segdet.cli import main
-from segdet.cost import measure_cost
+from segdet.cli.main import main
 from segdet.detection.fast_rcnn import FastRCNN
 from segdet.detection.rcnn import RCNN
-from segdet.errors import UserError
 from segdet.nn.roi import Sampled
 from segdet.proposals import UniformWindows
+from segdet.runs.cost import measure_cost
+from segdet.util.errors import UserError
 
 
 def small(**kwargs: Any) -> FastRCNN:

@@ -24,9 +24,9 @@ from segdet.detection.faster_rcnn import (
     TwoStageDetector,
 )
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.errors import UserError
 from segdet.nn.pyramid import on_grid
 from segdet.nn.roi import TwoLayers
+from segdet.util.errors import UserError
 
 SIZE = (96, 128)
 Overfit = Callable[..., float]

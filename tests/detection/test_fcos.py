@@ -17,8 +17,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from segdet.data.sample import Target
 from segdet.detection.fcos import FCOS, TorchvisionFCOS, match_cells
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.errors import UserError
 from segdet.nn.boxes import pad_targets
+from segdet.util.errors import UserError
 
 SIZE = (96, 128)
 Overfit = Callable[..., float]

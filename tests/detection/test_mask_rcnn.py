@@ -17,7 +17,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from segdet.data.sample import Target
 from segdet.detection.mask_rcnn import MaskRCNN, TorchvisionMaskRCNN
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 SIZE = (64, 96)
 

@@ -57,7 +57,7 @@ def test_the_papers_spatial_sizes() -> None:
 
 
 def test_the_shipped_paper_form_has_the_papers_layers() -> None:
-    arguments = yaml.safe_load((CONFIGS / "overfeat_voc.yaml").read_text())["model"]["init_args"]
+    arguments = yaml.safe_load((CONFIGS / "voc" / "overfeat.yaml").read_text())["model"]["init_args"]
     assert (arguments["window"], arguments["stride"]) == (245, 12)
     assert arguments["channels"] == [96, 256, 512, 512, 1024]
     assert arguments["hidden"] == [4096, 4096] and arguments["box_hidden"] == [4096, 1024]

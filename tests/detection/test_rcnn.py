@@ -19,20 +19,20 @@ import pytest
 import torch
 from region_scenes import map_50, scenes, train
 
-from segdet.callbacks.progress import StepLogger
-from segdet.cli import main
-from segdet.cost import measure_cost
-from segdet.data.cache import file_sizes
-from segdet.data.formats import open_readers
+from segdet.cli.main import main
+from segdet.data.formats.detect import open_readers
+from segdet.data.result_cache import file_sizes
 from segdet.detection import rcnn
-from segdet.detection.features import FeatureFolder, ImageFeatures, bytes_of
 from segdet.detection.rcnn import RCNN
-from segdet.errors import BadSample, UserError
-from segdet.nn import linear_svm
+from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, bytes_of
 from segdet.nn.boxes import paired_iou
 from segdet.nn.warp import warp
 from segdet.proposals import UniformWindows
 from segdet.proposals.cache import CachedProposals
+from segdet.runs.cost import measure_cost
+from segdet.training import linear_svm
+from segdet.training.progress import StepLogger
+from segdet.util.errors import BadSample, UserError
 
 
 def small(**kwargs: Any) -> RCNN:

@@ -12,14 +12,13 @@ import yaml
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from segdet.cli import main
-from segdet.cost import measure_cost
+from segdet.cli.main import main
 from segdet.data.sample import Target
-from segdet.data.shapes import make_shapes
-from segdet.detection import sliding_window
+from segdet.data.shapes.generator import make_shapes
+from segdet.detection import sliding_window_detector as sliding_window
 from segdet.detection.base import Detector
 from segdet.detection.overfeat import OverFeat
-from segdet.detection.sliding_window import (
+from segdet.detection.sliding_window_detector import (
     SlidingWindowDetector,
     cut,
     lay_out,
@@ -27,9 +26,10 @@ from segdet.detection.sliding_window import (
     pack,
     pyramid,
 )
-from segdet.errors import UserError
 from segdet.nn import windows as dense_windows
 from segdet.nn.boxes import match_anchors, pad_targets
+from segdet.runs.cost import measure_cost
+from segdet.util.errors import UserError
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -476,7 +476,7 @@ def test_mistakes_are_one_line(options: dict[str, Any], says: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "windows"),
-    [("sliding_window_detector_shapes", (128, 128), 3872), ("sliding_window_detector_voc", (384, 512), 4343)],
+    [("shapes/sliding_window_detector", (128, 128), 3872), ("voc/sliding_window_detector", (384, 512), 4343)],
 )
 def test_the_shipped_configs_build(
     name: str, size: tuple[int, int], windows: int, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from segdet.detection.ssd import SSD, DefaultBoxDetector
 from segdet.detection.ssd_lite import SSDLite
 from segdet.detection.ssd_vgg16 import SSD300, SSD512, VGG16SSD
-from segdet.errors import UserError
+from segdet.util.errors import UserError
 
 COCO = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categories"]
 

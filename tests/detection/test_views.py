@@ -15,13 +15,13 @@ from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.mask_rcnn import MaskRCNN
 from segdet.detection.overfeat import OverFeat
-from segdet.detection.regions import RegionDetector
+from segdet.detection.region_detector import RegionDetector
 from segdet.detection.retinanet import RetinaNet
 from segdet.detection.ssd import SSD
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.detection.yolox import YOLOX
-from segdet.errors import UserError
 from segdet.nn.boxes import select_detections, select_from_levels
+from segdet.util.errors import UserError
 
 SMALL_DETR = {"width": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8}
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from segdet.data.sample import Target
 from segdet.detection.yolo_v1 import YOLOv1
-from segdet.errors import UserError
 from segdet.nn.boxes import pairwise_iou
+from segdet.util.errors import UserError
 
 SIZE = (64, 96)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segdet.data.sample import Target
 from segdet.detection.yolox import YOLOX, Cells, simota
-from segdet.errors import UserError
 from segdet.nn.boxes import pad_targets, pairwise_iou
+from segdet.util.errors import UserError
 
 SIZE = (64, 96)
 

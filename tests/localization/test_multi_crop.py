@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from segdet.cost import measure_cost
-from segdet.errors import UserError
 from segdet.localization.box_head import BoxHead
 from segdet.localization.multi_crop import MultiCrop, merge_views
+from segdet.runs.cost import measure_cost
+from segdet.util.errors import UserError
 
 SIZE = (48, 80)
 BOX = torch.tensor([20.0, 15, 50, 40])

@@ -7,8 +7,8 @@ import timm
 import torch
 import torchvision
 
-from segdet.errors import UserError
 from segdet.nn.backbones import backbone
+from segdet.util.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdet.errors import UserError
 from segdet.nn.upsampling import (
     BedOfNails,
     Bilinear,
@@ -20,6 +19,7 @@ from segdet.nn.upsampling import (
     enlarged,
     upsampler,
 )
+from segdet.util.errors import UserError
 
 NAMES = get_args(Upsampling)
 SIZES = [(8, 8), (7, 9), (6, 5), (1, 1)]

@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.models._api import WeightsEnum
 from torchvision.models.vgg import VGG, make_layers
 
-from segdet.errors import UserError
 from segdet.nn.vgg16 import VGG16, start_from
+from segdet.util.errors import UserError
 
 _NARROW: list[str | int] = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn import windows
 from segdet.nn.windows import DenseWindows, all_windows, batches, crop, grid
+from segdet.util.errors import UserError
 
 METHODS = ("fragments", "dilation", "shift")
 

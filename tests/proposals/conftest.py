@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdet.data.make import main as make
+from segdet.cli.data.make import main as make
 
 
 @pytest.fixture(autouse=True)

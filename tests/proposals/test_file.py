@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdet.data.formats import open_readers
-from segdet.errors import UserError
+from segdet.data.formats.detect import open_readers
 from segdet.proposals import ProposalFile, save_proposals
 from segdet.proposals.file import load_proposals
+from segdet.util.errors import UserError
 
 BOXES = np.array([[0, 0, 10, 5], [2, 3, 4.5, 8]], np.float32)
 NONE = np.zeros((0, 4), np.float32)

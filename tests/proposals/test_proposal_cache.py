@@ -12,20 +12,20 @@ import cv2
 import numpy as np
 import pytest
 
-from segdet.data.formats import open_readers
+from segdet.data.formats.detect import open_readers
+from segdet.data.formats.reader import Reader
 from segdet.data.images import read_image
-from segdet.data.reader import Reader
-from segdet.errors import BadSample, UserError
 from segdet.proposals import UniformWindows
 from segdet.proposals.base import Proposer
 from segdet.proposals.cache import CachedProposals, cache_folder
+from segdet.util.errors import BadSample, UserError
 
 SCRIPT = """
 import itertools, os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from segdet.data.formats import open_readers
+from segdet.data.formats.detect import open_readers
 from segdet.proposals.base import Proposer
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from segdet.cli import main
+from segdet.cli.main import main
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
-from segdet.errors import UserError
 from segdet.proposals import RPN
 from segdet.task import Task
+from segdet.util.errors import UserError
 
 OPTIONS: dict[str, Any] = {
     "backbone": "small_vgg", "backbone_options": {"channels": [8, 8, 8, 8]}, "strides": [8, 16], "width": 8,

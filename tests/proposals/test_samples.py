@@ -8,13 +8,13 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from segdet.cli import main
+from segdet.cli.main import main
 from segdet.data.datamodule import VOCDataModule
-from segdet.data.folder import ImageFolder
+from segdet.data.formats.image_folder import ImageFolder
 from segdet.data.sample import collate
 from segdet.data.transforms import Plain, Recipe, ScaleJitter
-from segdet.errors import UserError
 from segdet.proposals import ProposalFile, UniformWindows, save_proposals
+from segdet.util.errors import UserError
 
 
 def module(shapes: Path, recipe: Recipe, **kwargs) -> VOCDataModule:

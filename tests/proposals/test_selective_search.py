@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from segdet.errors import UserError
 from segdet.metrics.proposals import best_overlaps
 from segdet.proposals import SelectiveSearch
 from segdet.proposals.selective_search import to_colour_space
+from segdet.util.errors import UserError
 
 TRUTH = np.array([[15, 10, 50, 40], [60, 50, 110, 85], [76, 11, 105, 40]])
 """The objects of the scene."""
@@ -93,7 +93,7 @@ def refuse(self):
 for locator in vars(caching).values():
     if isinstance(locator, type) and issubclass(locator, caching._CacheLocator):
         locator.ensure_cache_path = refuse
-from segdet.compiled import compiled
+from segdet.util.compiled import compiled
 import segdet.proposals.graph as graph, numpy as np
 print(graph._find(np.array([0, 0, 1], np.int32), 2))
 """

@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from segdet.errors import UserError
 from segdet.metrics.proposals import best_overlaps
 from segdet.proposals import UniformWindows
+from segdet.util.errors import UserError
 
 IMAGE = np.zeros((240, 320, 3), np.uint8)
 

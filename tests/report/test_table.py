@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from segdet.errors import UserError
 from segdet.metrics import DetectionScores
 from segdet.metrics.boundary import BoundaryScores
-from segdet.record import Cost, Record
 from segdet.report.table import MISTAKES, SCORES, main, table
+from segdet.runs.record import Cost, Record
+from segdet.util.errors import UserError
 
 FCN = Record(
     name="fcn",

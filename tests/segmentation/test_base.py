@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.cost import measure_cost
 from segdet.data.datamodule import VOCDataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Source, Target
-from segdet.data.shapes import make_shapes
-from segdet.errors import UserError
+from segdet.data.shapes.generator import make_shapes
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import classes_of
+from segdet.runs.cost import measure_cost
 from segdet.segmentation import losses
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.fcn import FCN
@@ -27,6 +26,7 @@ from segdet.segmentation.sliding_window import SlidingWindow
 from segdet.segmentation.smp import SMP
 from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3
 from segdet.segmentation.unet import UNet
+from segdet.util.errors import UserError
 
 CLASSES = ["a", "b", "c"]
 
@@ -203,7 +203,7 @@ def test_a_torn_mask_is_one_line_before_training(shapes: Path, tmp_path: Path) -
 
 
 def test_a_failure_to_count_reaches_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait in `segdet.processes.together`, which tells them, and none for an answer that does not come."""
+    """They wait in `segdet.util.distributed.together`, which tells them, and none for an answer that does not come."""
     waited: list[bool] = []
 
     def together(work: Callable[[], None]) -> None:

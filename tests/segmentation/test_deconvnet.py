@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn.upsampling import MaxUnpooling
 from segdet.segmentation.deconvnet import DeconvNet
+from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 WIDER = {"width": 0.25, "fc_channels": 128}

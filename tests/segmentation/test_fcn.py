@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from segdet.data.sample import Batch, Source, Target
-from segdet.nn.optim import Optimization
 from segdet.segmentation.fcn import FCN
+from segdet.training.optim import Optimization
 
 CLASSES = ["background", "bright", "striped"]
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vgg import VGG, make_layers
 
-from segdet.errors import UserError
 from segdet.segmentation.fcn_vgg16 import VGG16FCN, crop_offsets
+from segdet.util.errors import UserError
 
 VOC = [str(number) for number in range(21)]
 CLASSES = ["background", "bright", "striped"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from segdet.errors import UserError
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.full_resolution import FullResolutionFCN
 from segdet.segmentation.pictures import outputs
+from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 STEPS = 80

@@ -9,9 +9,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from segdet.errors import UserError
 from segdet.nn.upsampling import BedOfNails
 from segdet.segmentation.segnet import SegNet, SegNetBasic, Variant
+from segdet.util.errors import UserError
 
 CAMVID = [str(number) for number in range(11)]
 CLASSES = ["background", "bright", "striped"]
@@ -200,7 +200,7 @@ def test_mistakes() -> None:
 
 
 def test_each_row_of_the_table_has_its_configuration_and_all_have_one_recipe() -> None:
-    folder = Path(__file__).parents[2] / "configs" / "camvid_table1"
+    folder = Path(__file__).parents[2] / "configs" / "camvid" / "table1"
     rows = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
     assert set(rows) == set(get_args(Variant))
     for name, row in rows.items():

@@ -9,14 +9,14 @@ import torch
 import yaml
 from torch import nn
 
-from segdet.cli import main
-from segdet.cost import measure_cost
+from segdet.cli.main import main
 from segdet.data.sample import Target
-from segdet.data.shapes import make_shapes
-from segdet.errors import UserError
+from segdet.data.shapes.generator import make_shapes
 from segdet.nn import windows
+from segdet.runs.cost import measure_cost
 from segdet.segmentation import sliding_window
 from segdet.segmentation.sliding_window import SlidingWindow, sample_pixels
+from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 
@@ -310,8 +310,8 @@ def test_one_checkpoint_is_tested_either_way(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_shipped_configs_differ_in_the_mode_alone() -> None:
     configs = Path(__file__).parents[2] / "configs"
-    crops = yaml.safe_load((configs / "sliding_window_shapes.yaml").read_text())
-    dense = yaml.safe_load((configs / "dense_sliding_window_shapes.yaml").read_text())
+    crops = yaml.safe_load((configs / "shapes" / "sliding_window.yaml").read_text())
+    dense = yaml.safe_load((configs / "shapes" / "dense_sliding_window.yaml").read_text())
     assert crops["model"]["init_args"]["mode"] == "crops"
     crops["model"]["init_args"]["mode"] = "dense"
     assert crops == dense

@@ -10,9 +10,9 @@ import timm
 import torch
 
 from segdet.data.sample import Target
-from segdet.errors import UserError
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.smp import SMP
+from segdet.util.errors import UserError
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'segdet[smp]'")
 

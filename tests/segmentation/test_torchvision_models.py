@@ -15,9 +15,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from segdet.data.sample import Target
-from segdet.errors import UserError
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3, TorchvisionFCN, TorchvisionSegmenter
+from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 KINDS: dict[str, tuple[type[TorchvisionSegmenter], str]] = {

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from segdet.data.sample import Target
-from segdet.errors import UserError
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.unet import OriginalUNet, UNet, nearness_to_borders
+from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 Overfit = Callable[[Segmenter, int, float], float]

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdet.cli import main
-from segdet.errors import UserError
+from segdet.cli.main import main
 from segdet.nn.upsampling import MaxUnpooling, TransposedConvolution, Upsampling
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import outputs
 from segdet.segmentation.upsampling_fcn import UpsamplingFCN
+from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
-CONFIG = Path(__file__).parents[2] / "configs" / "upsampling_fcn_shapes.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "shapes" / "upsampling_fcn.yaml"
 NAMES = get_args(Upsampling)
 STEPS = 120
 Overfit = Callable[[Segmenter, int, float], float]

@@ -1,0 +1,592 @@
+"""Our parts against what a user would take instead, measured side by side on this machine.
+
+::
+
+    python -m experiments.speed                  # all of them, some minutes
+    python -m experiments.speed miou decode      # some of them
+    python -m experiments.speed --rounds 20
+    python -m experiments.speed decode --images photos/
+    python -m experiments.speed dense_windows_8 dense_windows_1 --images photos/
+
+The two sides take turns, and the ratio is the median of the ratios of neighbouring turns, so that what else
+the machine does meanwhile weighs on both alike. Ratios carry over to other machines, milliseconds do not.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from segdet.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that we do and somebody else does too.
+
+    Attributes:
+        what: What is measured, in a few words.
+        unit: What the times are of: an update, an image ...
+        ours: Does it our way and returns the seconds per unit.
+        peer: The name of the other way.
+        theirs: Does it the other way, likewise; None where there is none to compare with.
+        speedup: How many times faster than the peer ours is to be, if it is to be faster.
+        overhead_ms: How many milliseconds per unit ours may take more, if it does more than the peer.
+        compare: Says how far the answers of both sides are apart, where they are to be the same.
+    """
+
+    what: str
+    unit: str
+    ours: Callable[[], float]
+    peer: str = ""
+    theirs: Callable[[], float] | None = None
+    speedup: float | None = None
+    overhead_ms: float | None = None
+    compare: Callable[[], str] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The medians of a part's rounds.
+
+    Attributes:
+        ours_ms: Milliseconds per unit.
+        peer_ms: The same of the peer, or None.
+        ratio: The peer's time over ours, of neighbouring turns, or None.
+        overhead_ms: Our time less the peer's, of neighbouring turns, or None.
+    """
+
+    ours_ms: float
+    peer_ms: float | None = None
+    ratio: float | None = None
+    overhead_ms: float | None = None
+
+
+def measure(part: Part, rounds: int, name: str = "") -> Measured:
+    """Measures a part: one turn of each side to warm up, then ``rounds`` of ours, peer, ours, peer ..."""
+    sides = [part.ours] if part.theirs is None else [part.ours, part.theirs]
+    for side in sides:
+        side()
+    turns = [[1000 * side() for side in sides] for _ in tqdm(range(rounds), name, leave=False)]
+    ours = statistics.median(turn[0] for turn in turns)
+    if part.theirs is None:
+        return Measured(ours)
+    return Measured(
+        ours,
+        statistics.median(turn[1] for turn in turns),
+        statistics.median(turn[1] / turn[0] for turn in turns),
+        statistics.median(turn[0] - turn[1] for turn in turns),
+    )
+
+
+def _timed(work: Callable[[], object], units: float = 1) -> Callable[[], float]:
+    def turn() -> float:
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) / units
+
+    return turn
+
+
+# The parts. Each makes its data, yields itself and cleans up; ``small`` only shows that it runs.
+
+
+@contextmanager
+def coco_map(small: bool) -> Iterator[Part]:
+    """Detection's scores of a whole validation set, from tensors to numbers."""
+    from torchmetrics.detection import MeanAveragePrecision
+
+    from segdet.metrics import DetectionScores
+
+    images, boxes, classes = (8, 5, 4) if small else (1000, 100, 80)
+    generator = torch.Generator().manual_seed(0)
+    predictions: list[Any] = []
+    targets: list[Any] = []
+    for _ in range(images):
+        corner = torch.rand(boxes, 2, generator=generator) * 500
+        size = 4 + torch.rand(boxes, 2, generator=generator) * 100
+        truth = torch.cat([corner, corner + size], 1)
+        labels = torch.randint(1, classes + 1, (boxes,), generator=generator)
+        found = truth + torch.randn(boxes, 4, generator=generator) * 4
+        targets.append({"boxes": truth, "labels": labels})
+        scores = torch.rand(boxes, generator=generator)
+        predictions.append({"boxes": found, "scores": scores, "labels": labels})
+    batches = [slice(start, start + 8) for start in range(0, images, 8)]
+    names = [str(label) for label in range(classes)]
+
+    def ours() -> object:
+        metric = DetectionScores(names)
+        for batch in batches:
+            metric.update(predictions[batch], targets[batch], range(images)[batch])
+        return metric.compute()
+
+    def theirs() -> object:
+        metric = MeanAveragePrecision()
+        for batch in batches:
+            metric.update(predictions[batch], targets[batch])
+        return metric.compute()
+
+    yield Part(
+        f"COCO and VOC scores, {images:,} images x {boxes} boxes x {classes} classes",
+        "evaluation",
+        _timed(ours),
+        "torchmetrics MeanAveragePrecision (COCO's only)",
+        _timed(theirs),
+        speedup=5,
+    )
+
+
+@contextmanager
+def miou(small: bool) -> Iterator[Part]:
+    """One update of segmentation's scores, from logits."""
+    from torchmetrics import JaccardIndex
+
+    from segdet.metrics import SegmentationScores, classes_of
+
+    batch, classes, height, width = (2, 11, 24, 32) if small else (8, 11, 360, 480)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(batch, classes, height, width, generator=generator)
+    target = torch.randint(0, classes, (batch, height, width), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.05] = 255
+    metric = SegmentationScores([str(label) for label in range(classes)])
+    peer = JaccardIndex(task="multiclass", num_classes=classes, ignore_index=255)
+    yield Part(
+        f"mIoU update, logits {batch}x{classes}x{height}x{width}",
+        "update",
+        _timed(lambda: metric.update(classes_of(logits), target)),
+        "torchmetrics JaccardIndex",
+        _timed(lambda: peer.update(logits, target)),
+        speedup=8,
+    )
+
+
+def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` with detail of all sizes, as photographs have it and plain noise has not."""
+    import cv2
+
+    image = np.full((height, width, 3), 128, np.float32)
+    cell = 128
+    while cell:
+        noise = rng.normal(0, 1, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        # Mostly light and dark, and the weaker the finer.
+        noise = 0.3 * noise + 0.7 * noise.mean(2, keepdims=True)
+        image += 11 * cell**0.2 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        cell //= 2
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@contextmanager
+def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
+    """From JPEG files to RGB arrays: made ones, or those of a folder.
+
+    How much there is to gain depends on the files: entropy decoding, which takes the larger part of the
+    time where little was compressed away, is the same code on both sides.
+    """
+    from segdet.data.images import read_image
+
+    count, height, width = (2, 48, 64) if small else (64, 480, 640)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        if images is not None:
+            paths = jpegs_in(images)[:count]
+            what = f"of {images}"
+        else:
+            paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
+            for path in paths:
+                Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=95)
+            what = f"{width}x{height}"
+        kilobytes = round(sum(path.stat().st_size for path in paths) / len(paths) / 1000)
+
+        def ours() -> None:
+            for path in paths:
+                read_image(path)  # and let it go, as the other side does: fresh memory has its price
+
+        def theirs() -> None:
+            for path in paths:
+                with Image.open(path) as image:
+                    np.asarray(image.convert("RGB"))
+
+        yield Part(
+            f"decode {len(paths)} JPEGs {what}, {kilobytes} kB each",
+            "image",
+            _timed(ours, len(paths)),
+            "PIL",
+            _timed(theirs, len(paths)),
+            speedup=1.4,
+        )
+
+
+def jpegs_in(folder: Path) -> list[Path]:
+    """The JPEG files of a folder and those below it, in order.
+
+    Raises:
+        UserError: If there are none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise UserError(f"--images {folder}: no JPEG in this folder; give one that holds some")
+    return paths
+
+
+@contextmanager
+def ssd_augmentation(small: bool) -> Iterator[Part]:
+    """From JPEG files to training images of SSD, with eight objects each."""
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    from segdet.data.images import read_image
+    from segdet.data.transforms import MEAN_COLOUR, SSDAugmentation
+
+    count, height, width, side = (2, 48, 64, 32) if small else (32, 480, 640, 300)
+    rng = np.random.default_rng(0)
+    corners = rng.random((count, 8, 2)) * (0.8 * width, 0.8 * height)
+    extents = (0.03 + 0.17 * rng.random((count, 8, 2))) * (width, height)
+    boxes = np.concatenate([corners, corners + extents], 2).astype(np.float32)
+    pipeline = SSDAugmentation(size=(side, side)).train()
+    preset = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(),
+            v2.RandomZoomOut(fill=list(MEAN_COLOUR)),
+            v2.RandomIoUCrop(),
+            v2.Resize((side, side)),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
+    labels = torch.ones(8, dtype=torch.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.jpg" for number in range(count)]
+        for path in paths:
+            Image.fromarray(_like_a_photo(rng, height, width)).save(path, quality=95)
+
+        def ours() -> None:
+            for path, objects in zip(paths, boxes, strict=True):
+                pipeline(read_image(path), {"objects": objects})
+
+        def theirs() -> None:
+            for path, objects in zip(paths, boxes, strict=True):
+                given = tv_tensors.BoundingBoxes(
+                    torch.from_numpy(objects), format="XYXY", canvas_size=(height, width)
+                )
+                with Image.open(path) as image:
+                    preset(image.convert("RGB"), {"boxes": given, "labels": labels})
+
+        yield Part(
+            f"decode {count} JPEGs {width}x{height} and augment them as SSD does",
+            "image",
+            _timed(ours, count),
+            "PIL, torchvision v2's SSD preset",
+            _timed(theirs, count),
+            speedup=8,
+        )
+
+
+@contextmanager
+def shapes_make(small: bool) -> Iterator[Part]:
+    """The generator of the embedded dataset, files included, on one core."""
+    from segdet.data.shapes.generator import make_shapes
+
+    count = 2 if small else 200
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            make_shapes(Path(folder) / "shapes", train=count, val=0, test=0, workers=1, progress=False)
+
+    yield Part(f"make and write {count} Shapes images", "image", _timed(ours, count))
+
+
+@contextmanager
+def lightning_loop(small: bool) -> Iterator[Part]:
+    """A training step as ``segdet fit`` runs it, with all that watches it, against a bare loop."""
+    import lightning.pytorch as pl
+
+    from segdet.data.sample import Batch, Source, Target
+    from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint
+    from segdet.runs.folder import MetricsFile, RunFolder, RunSettings
+    from segdet.runs.left_out import LeftOut
+    from segdet.runs.panels import ImagePanels
+    from segdet.segmentation.base import Segmenter
+    from segdet.training.overhead import TRAINER_DEFAULTS, NoProfiler
+    from segdet.training.progress import Progress, StepLogger
+    from segdet.training.seeding import StepSeed
+
+    class Tiny(Segmenter):
+        """As little network as possible, so that the loop is what takes the time."""
+
+        def __init__(self) -> None:
+            super().__init__(["a", "b"])
+            self.network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+        def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+            masks = torch.stack([target["mask"] for target in targets])
+            return {"segmentation": self.pixel_loss(self.network(images), masks)}
+
+        def predict(self, images: Tensor) -> Tensor:
+            return self.network(images)
+
+    class Clock(pl.Callback):
+        """The seconds from the first to the last step, without what comes before and after."""
+
+        seconds = 0.0
+
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seconds -= time.perf_counter()
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seconds += time.perf_counter()
+
+    steps, side = (3, 16) if small else (400, 48)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, side, side), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 2, (4, side, side), generator=generator)
+    source = Source(Path("none.png"), 1, (side, side))
+    batch = Batch(images, [(side, side)] * 4, [Target(mask=mask) for mask in masks], [source] * 4)
+    batches: DataLoader = DataLoader([batch] * steps, batch_size=None)  # type: ignore[arg-type]
+
+    def ours() -> float:
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as root, _silence():
+            folder = Path(root)
+            watching: list[pl.Callback] = [
+                Progress(), ImagePanels(images=0), RunFolder(RunSettings(folder, "")), LeftOut(folder),
+                StepSeed(0), StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
+            ]  # fmt: skip
+            trainer = pl.Trainer(
+                **TRAINER_DEFAULTS,
+                accelerator="cpu",
+                devices=1,
+                max_epochs=1,
+                logger=MetricsFile(folder),
+                callbacks=[*watching, clock],
+                default_root_dir=folder,
+                profiler=NoProfiler(),
+            )
+            trainer.fit(Tiny(), batches)
+        return clock.seconds / steps
+
+    def theirs() -> float:
+        model = Tiny().to(memory_format=torch.channels_last)
+        optimizer, schedule = model.optim.build(model, steps, steps)
+        start = time.perf_counter()
+        for each in batches:
+            each = each.to("cpu")
+            optimizer.zero_grad()
+            losses = model.losses(model.normalize(each.images, each.sizes), each.targets)
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+        return (time.perf_counter() - start) / steps
+
+    yield Part(
+        f"training loop, {steps} steps with bar and logs",
+        "step",
+        ours,
+        "a plain PyTorch loop without either",
+        theirs,
+        overhead_ms=0.5,
+    )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What Lightning says, and the bar, which is drawn all the same, go nowhere."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def dense_windows(small: bool, stride: int, speedup: float, images: Path | None = None) -> Iterator[Part]:
+    """A classifier's answers for all windows of an image, in one pass against one crop after the other.
+
+    The image is noise, or the first one of a folder in its own size. The classifier's weights are random, and so are
+    its normalizations' statistics: what is compared does not depend on what it has learned.
+
+    Of the crops up to 2,048 are timed, spread over the image, and the time of all is taken from theirs: at stride 8
+    that is every one, while a round with all of them would take minutes at stride 1. It is their logits that are
+    compared with those of the one pass. Both sides have channels last in memory.
+    """
+    from segdet.data.images import read_image
+    from segdet.nn.windows import DenseWindows, crop, grid
+    from segdet.segmentation.sliding_window import patch_classifier
+
+    side = 24 if small else 64
+    channels, kernels = ([4, 4, 4], [3, 3, 2]) if small else ([16, 32, 64], [5, 5, 3])
+    torch.manual_seed(0)
+    classifier = patch_classifier(side, channels, kernels, [2, 2, 2], 64, 11).eval()
+    for norm in (module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+    classifier.to(memory_format=torch.channels_last)
+    dense = DenseWindows(classifier, side, stride)
+    path = None if images is None else jpegs_in(images)[0]
+    if path is None:
+        image = torch.randn(1, 3, *((32, 36) if small else (360, 480)))
+    else:
+        pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float()
+        image = (pixels - pixels.mean((2, 3), keepdim=True)) / pixels.std().clamp(min=1)
+    image = image.contiguous(memory_format=torch.channels_last)
+    height, width = image.shape[-2:]
+    rows, columns = grid((height, width), side, stride)
+    total = rows * columns
+    if not total:
+        raise UserError(
+            f"{path}: {width}x{height} (width x height) hold no window of {side} px; give larger images"
+        )
+    timed = min(total, 2048)
+    number = torch.arange(timed) * total // timed
+    places = [(n // columns * stride, n % columns * stride) for n in number.split(256)]
+
+    def ours() -> None:
+        with torch.inference_mode():
+            dense(image)
+
+    def crops() -> Iterator[Tensor]:
+        for tops, lefts in places:
+            yield classifier(crop(image, torch.zeros_like(tops), tops, lefts, side))
+
+    def theirs() -> None:
+        with torch.inference_mode():
+            for _ in crops():
+                pass
+
+    def compare() -> str:
+        with torch.inference_mode():
+            each = torch.cat(list(crops()))
+            at_once = dense(image)[0].flatten(1).T[number]
+        difference = (at_once - each).abs().max()
+        return f"logits of up to {each.abs().max():.3g} differ by {difference:.1e} at most"
+
+    of = "" if path is None else f" of {path}"
+    yield Part(
+        f"all {total:,} windows of {side} px on {width}x{height}{of}, stride {stride}",
+        "image",
+        _timed(ours),
+        f"each cropped, timed and compared on {timed:,} of them",
+        _timed(theirs, timed / total),
+        speedup=speedup,
+        compare=compare,
+    )
+
+
+PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
+    "coco_map": coco_map,
+    "miou": miou,
+    "decode": decode,
+    "ssd_augmentation": ssd_augmentation,
+    "lightning_loop": lightning_loop,
+    "shapes_make": shapes_make,
+    "dense_windows_8": partial(dense_windows, stride=8, speedup=60),
+    "dense_windows_4": partial(dense_windows, stride=4, speedup=200),
+    "dense_windows_2": partial(dense_windows, stride=2, speedup=300),
+    "dense_windows_1": partial(dense_windows, stride=1, speedup=300),
+}
+"""All parts by the names that the command takes."""
+
+OF_IMAGES: dict[str, Callable[..., AbstractContextManager[Part]]] = {
+    name: PARTS[name] for name in PARTS if name == "decode" or name.startswith("dense_windows")
+}
+"""Those of them that take a folder of images."""
+
+
+def row(part: Part, measured: Measured) -> str:
+    """One line of the table, in Markdown."""
+    ours = f"{measured.ours_ms:,.2f} ms an {part.unit}"
+    if part.unit[0] not in "aeiou":
+        ours = ours.replace(" an ", " a ")
+    peer, ratio, aim = "-", "-", "-"
+    if measured.peer_ms is None:
+        ratio = f"{1000 / measured.ours_ms:,.0f} {part.unit}s/s"
+    else:
+        peer = f"{measured.peer_ms:,.2f} ms"
+        ratio = f"x{measured.ratio:.1f}"
+    if part.speedup is not None and measured.ratio is not None:
+        aim = f">= x{part.speedup:g}, {'met' if measured.ratio >= part.speedup else 'MISSED'}"
+    if part.overhead_ms is not None and measured.overhead_ms is not None:
+        ratio = f"{measured.overhead_ms:+.2f} ms"
+        aim = (
+            f"<= {part.overhead_ms:+g} ms, {'met' if measured.overhead_ms <= part.overhead_ms else 'MISSED'}"
+        )
+    if part.compare is not None:
+        ratio = f"{ratio}; {part.compare()}"
+    return f"| {part.what} | {ours} | {part.peer or '-'} | {peer} | {ratio} | {aim} |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see the module. Returns the exit status 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.speed",
+        description="Measure our parts against their peers, side by side.",
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(PARTS)}; all if none")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: one per core)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="decode the JPEGs of this folder, and take all windows of its first one, in place of made images",
+    )
+    parser.add_argument("--small", action="store_true", help="tiny sizes, only to see that it runs")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in PARTS:
+            parser.error(f"no part is called {name}; there are {', '.join(PARTS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: give at least 1")
+    if arguments.images is not None:
+        try:
+            jpegs_in(arguments.images)
+        except UserError as error:
+            parser.error(str(error))
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            parser.error(f"--threads {arguments.threads}: give at least 1")
+        torch.set_num_threads(arguments.threads)
+    sys.stdout.write(
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}; "
+        f"medians of {arguments.rounds} rounds\n\n"
+        "| part | ours | peer | peer's time | ratio | aim |\n|---|---|---|---|---|---|\n"
+    )
+    parts = PARTS | {name: partial(part, images=arguments.images) for name, part in OF_IMAGES.items()}
+    for name in arguments.names or parts:
+        try:
+            with parts[name](arguments.small) as part:
+                line = row(part, measure(part, arguments.rounds, name))
+        except UserError as error:
+            parser.error(str(error))
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

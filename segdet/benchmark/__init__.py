@@ -1,1 +1,0 @@
-"""Experiment files, and how fast our parts are beside those that others use."""

@@ -1,1 +1,0 @@
-"""What watches a run: its folder and record, its progress, its pictures."""

@@ -1,0 +1,1 @@
+"""The ``segdet`` command: one module per subcommand, for parsing and messages."""

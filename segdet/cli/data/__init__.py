@@ -1,0 +1,1 @@
+"""``segdet data``: one module per subcommand."""

@@ -1,0 +1,1 @@
+"""Readers of VOC, COCO, Cityscapes and plain image folders, and format detection."""

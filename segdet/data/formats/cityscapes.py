@@ -1,0 +1,256 @@
+"""Cityscapes' folders: ``leftImg8bit/<split>/<city>/`` and ``gtFine/<split>/<city>/``.
+
+Format and labels: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", 2016, and
+the labels of the authors' cityscapesScripts.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from segdet.data.formats.reader import Reader
+from segdet.data.images import read_mask, read_png16
+from segdet.data.sample import IGNORE, Objects, Task
+from segdet.util.errors import BadSample, UserError
+
+
+class Label(NamedTuple):
+    """One of Cityscapes' labels.
+
+    Attributes:
+        name: Its name.
+        id: Its value in ``*_labelIds.png``; times 1000 plus a number in ``*_instanceIds.png``.
+        train_id: The class 0..18 that networks learn, 255 (or -1) for none.
+        has_instances: Whether its objects are told apart.
+        ignored: Whether no score counts it.
+    """
+
+    name: str
+    id: int
+    train_id: int
+    has_instances: bool
+    ignored: bool
+
+
+LABELS = [
+    Label("unlabeled", 0, 255, False, True),
+    Label("ego vehicle", 1, 255, False, True),
+    Label("rectification border", 2, 255, False, True),
+    Label("out of roi", 3, 255, False, True),
+    Label("static", 4, 255, False, True),
+    Label("dynamic", 5, 255, False, True),
+    Label("ground", 6, 255, False, True),
+    Label("road", 7, 0, False, False),
+    Label("sidewalk", 8, 1, False, False),
+    Label("parking", 9, 255, False, True),
+    Label("rail track", 10, 255, False, True),
+    Label("building", 11, 2, False, False),
+    Label("wall", 12, 3, False, False),
+    Label("fence", 13, 4, False, False),
+    Label("guard rail", 14, 255, False, True),
+    Label("bridge", 15, 255, False, True),
+    Label("tunnel", 16, 255, False, True),
+    Label("pole", 17, 5, False, False),
+    Label("polegroup", 18, 255, False, True),
+    Label("traffic light", 19, 6, False, False),
+    Label("traffic sign", 20, 7, False, False),
+    Label("vegetation", 21, 8, False, False),
+    Label("terrain", 22, 9, False, False),
+    Label("sky", 23, 10, False, False),
+    Label("person", 24, 11, True, False),
+    Label("rider", 25, 12, True, False),
+    Label("car", 26, 13, True, False),
+    Label("truck", 27, 14, True, False),
+    Label("bus", 28, 15, True, False),
+    Label("caravan", 29, 255, True, True),
+    Label("trailer", 30, 255, True, True),
+    Label("train", 31, 16, True, False),
+    Label("motorcycle", 32, 17, True, False),
+    Label("bicycle", 33, 18, True, False),
+    Label("license plate", -1, -1, False, True),
+]
+"""All labels; the polygons of ``license plate`` are not drawn into the masks."""
+
+_CLASSES = sorted((label for label in LABELS if not label.ignored), key=lambda label: label.train_id)
+_THINGS = [label for label in _CLASSES if label.has_instances]
+_TRAIN_ID = np.full(256, IGNORE, np.uint8)
+_TRAIN_ID[[label.id for label in _CLASSES]] = [label.train_id for label in _CLASSES]
+_KNOWN = np.zeros(256, bool)
+_KNOWN[[label.id for label in LABELS if label.id >= 0]] = True
+# 0 for every label that is no object class, over all that an instance value divided by 1000 may be.
+_OBJECT_LABEL = np.zeros(256, np.int64)
+_OBJECT_LABEL[[label.id for label in _THINGS]] = np.arange(1, len(_THINGS) + 1)
+
+_IMAGE_END = "_leftImg8bit"
+_FETCH = (
+    "register at https://www.cityscapes-dataset.com/, fetch leftImg8bit_trainvaltest.zip and "
+    "gtFine_trainvaltest.zip and unpack both"
+)
+
+
+class CityscapesReader(Reader):
+    """The images of one split of Cityscapes, sorted by city and name.
+
+    Masks hold the 19 train ids, everything else is 255. Objects are those of the 8 classes with instances
+    (`category_ids` are Cityscapes' own label ids): their boxes span their visible pixels, which are also
+    their area. Pixels of such a class that are not told apart, a group, are one crowd box for each class.
+
+    Args:
+        root: The folder that holds ``leftImg8bit/`` and ``gtFine/``.
+        split: ``train``, ``val`` or ``test`` (whose annotation is withheld).
+        task: Which of the annotations to expect.
+        masks: Whether objects come with their masks: their visible pixels.
+
+    Raises:
+        UserError: If a folder is missing, or the split's annotation consists of polygons only.
+    """
+
+    palette_masks = False
+
+    def __init__(self, root: Path | str, split: str, task: Task, masks: bool = False) -> None:
+        self.root = Path(root)
+        self.masks = masks
+        self.split = split
+        self.class_names = [label.name for label in _THINGS]
+        self.mask_names = [label.name for label in _CLASSES]
+        self.category_ids = [label.id for label in _THINGS]
+        missing = [name for name in ("leftImg8bit", "gtFine") if not (self.root / name).is_dir()]
+        if missing:
+            lacking = " and no ".join(f"{name}/" for name in missing)
+            raise UserError(f"{self.root}: has no {lacking}; {_FETCH} in {self.root}")
+        images = self.root / "leftImg8bit"
+        if not (images / split).is_dir():
+            splits = sorted(path.name for path in images.iterdir() if path.is_dir())
+            there = f"there are {', '.join(splits)}" if splits else f"it is empty: {_FETCH} in {self.root}"
+            raise UserError(f"{images / split}: no such split; {there}")
+        if not (self.root / "gtFine" / split).is_dir():
+            raise UserError(f"{self.root / 'gtFine' / split}: no such folder; {_FETCH} in {self.root}")
+        self._images = _images_in(images / split)
+        if not self._images:
+            raise UserError(
+                f"{images / split}: no <city>/*{_IMAGE_END}.png in it; "
+                f"{_FETCH} in {self.root}, keeping the cities' folders"
+            )
+        first = self._annotation(0, "instanceIds" if task != "segmentation" else "labelIds")
+        if not first.is_file() and self._polygons_of(first).is_file():
+            raise UserError(
+                f"{first}: missing where {self._polygons_of(first).name} exists; draw the polygons into "
+                "labelIds and instanceIds images with cityscapesScripts (json2labelImg, json2instanceImg)"
+            )
+
+    @property
+    def mask_values(self) -> list[int]:
+        """The label ids, which the evaluation server expects too."""
+        return [label.id for label in _CLASSES]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image_path(self, index: int) -> Path:
+        """The PNG, or the JPEG where there is no PNG."""
+        return self.root / "leftImg8bit" / self.split / str(self._images[index])
+
+    def declared_size(self, index: int) -> tuple[int, int] | None:
+        """None: the images are stored upright, and the masks have their size."""
+        return None
+
+    def objects(self, index: int) -> Objects:
+        """The objects and groups of ``*_instanceIds.png``, sorted by their value; none is difficult."""
+        values = self._instances(index)
+        count = np.bincount(values.ravel())
+        present = np.flatnonzero(count)
+        label_ids = np.where(present >= 1000, present // 1000, present)
+        labels = _OBJECT_LABEL[np.minimum(label_ids, 255)]
+        present, labels = present[labels > 0], labels[labels > 0]
+        place = np.full(len(count), -1, np.int16)
+        place[present] = np.arange(len(present))
+        return Objects(
+            boxes=_boxes(place[values], len(present)),
+            labels=labels,
+            iscrowd=present < 1000,
+            difficult=np.zeros(len(present), bool),
+            area=count[present].astype(np.float32),
+            masks=(values == present[:, None, None]).astype(np.uint8) if self.masks else None,
+        )
+
+    def mask(self, index: int) -> np.ndarray:
+        """The train ids of ``*_labelIds.png``."""
+        path = self._annotation(index, "labelIds")
+        try:
+            return cv2.LUT(read_mask(path), _TRAIN_ID)
+        except BadSample as error:
+            raise self._explained(path, error) from None
+
+    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+        """``*_labelIds.png`` for masks, ``*_instanceIds.png`` for boxes."""
+        return [self._annotation(index, "labelIds" if task == "segmentation" else "instanceIds")]
+
+    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
+        """Values that are none of Cityscapes' labels; training ignores them.
+
+        What `objects`, `mask` or reading the image raise is not repeated here.
+        """
+        path = self.annotation_paths(index, task)[0]
+        try:
+            values = read_mask(path) if task == "segmentation" else self._instances(index)
+        except BadSample:
+            return
+        present = np.flatnonzero(np.bincount(values.ravel()))
+        ids = np.where(present >= 1000, present // 1000, present) if task != "segmentation" else present
+        unknown = present[~_KNOWN[np.minimum(ids, 255)]]
+        if len(unknown):
+            shown = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
+            yield path, f"value {shown} is none of Cityscapes' labels and is ignored", False
+
+    def _annotation(self, index: int, kind: str) -> Path:
+        city, _, name = str(self._images[index]).rpartition("/")
+        stem = name.rpartition(_IMAGE_END)[0]
+        return self.root / "gtFine" / self.split / city / f"{stem}_gtFine_{kind}.png"
+
+    def _polygons_of(self, path: Path) -> Path:
+        return path.with_name(path.name.rpartition("_")[0] + "_polygons.json")
+
+    def _instances(self, index: int) -> np.ndarray:
+        path = self._annotation(index, "instanceIds")
+        try:
+            return read_png16(path)
+        except BadSample as error:
+            raise self._explained(path, error) from None
+
+    def _explained(self, path: Path, error: BadSample) -> BadSample:
+        if error.fault != "no such file":
+            return error
+        if self._polygons_of(path).is_file():
+            return BadSample(path, "no such file, only its polygons", "create it with cityscapesScripts")
+        return BadSample(path, "no such annotation", "put it there or remove its image")
+
+
+def _images_in(folder: Path) -> list[str]:
+    """The images of a split as ``city/name``; a JPEG counts where there is no PNG."""
+    found: dict[str, str] = {}
+    # In this order a PNG takes the place of the JPEG of its name.
+    for suffix in (".jpeg", ".jpg", ".png"):
+        for path in folder.glob(f"*/*{_IMAGE_END}{suffix}"):
+            if path.name.startswith("."):  # macOS's companions of files
+                continue
+            found[f"{path.parent.name}/{path.stem}"] = f"{path.parent.name}/{path.name}"
+    return [found[key] for key in sorted(found)]
+
+
+def _boxes(place: np.ndarray, count: int) -> np.ndarray:
+    """The boxes float32 ``[count, 4]`` around the pixels of each value 0..count-1; -1 is none."""
+    height, width = place.shape
+    boxes = np.zeros((count, 4), np.float32)
+    if not count:
+        return boxes
+    inside = place >= 0
+    y, x = np.nonzero(inside)
+    value = place[inside].astype(np.int64)
+    for axis, (position, length) in enumerate(((x, width), (y, height))):
+        seen = np.bincount(value * length + position, minlength=count * length).reshape(count, length) > 0
+        boxes[:, axis] = seen.argmax(axis=1)
+        boxes[:, axis + 2] = length - seen[:, ::-1].argmax(axis=1)
+    return boxes

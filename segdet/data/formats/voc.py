@@ -1,0 +1,462 @@
+"""Pascal VOC's folders, of any year, and every folder of that shape.
+
+Below a folder (``VOC2007`` or one's own) lie ``JPEGImages/``, ``ImageSets/Main/<split>.txt`` with
+``Annotations/<name>.xml`` for boxes, and ``ImageSets/Segmentation/<split>.txt`` with
+``SegmentationClass/<name>.png`` for masks. Format: Everingham et al., "The PASCAL Visual Object Classes
+Challenge 2012 Development Kit".
+"""
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from segdet.data.formats.reader import Reader, checked_names, names_from
+from segdet.data.images import read_mask
+from segdet.data.sample import IGNORE, Objects, Task
+from segdet.util.errors import BadSample, UserError
+
+VOC_CLASSES = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
+"""The 20 classes of VOC 2007 and later; the value of a class in a mask is its position, counted from 1."""
+
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+_MASKS_TO_LOOK_AT = 8
+
+
+class _Member(NamedTuple):
+    """One image of one split list: the VOC folder it is in, and its name without suffix."""
+
+    folder: Path
+    name: str
+
+
+class _Annotation(NamedTuple):
+    """An XML file's content. ``raw`` is float64 ``[N, 4]``: xmin, ymin, xmax, ymax, 1-based, as written."""
+
+    size: tuple[int, int] | None
+    names: list[str]
+    raw: np.ndarray
+    difficult: np.ndarray
+
+
+class VOCReader(Reader):
+    """The images of one or more VOC split lists, with their boxes or their masks.
+
+    Boxes, written 1-based with the last pixel included, become 0-based with the end excluded:
+    ``xmin - 1, ymin - 1, xmax, ymax``. A box written with ``xmax <= xmin`` or ``ymax <= ymin`` comes out
+    without extent in that direction. The parts of an object are not objects.
+
+    The classes are, in this order of precedence: ``class_names``; the lines of ``labels.txt`` in the root
+    or the VOC folder; ``known``; for boxes, the names found in all of the folder's XML files, sorted, or all 20 of VOC
+    where a year's folder is asked for and uses no other; for masks, VOC's 21. A leading ``background`` is no
+    object class. For masks the names stand for the values 0, 1, 2 ...; where there is a name for
+    ``ignore_index``, it is left out and the values behind it move up by one.
+
+    Args:
+        root: The folder that holds ``JPEGImages/``, or the one that holds ``VOC2007/`` or
+            ``VOCdevkit/VOC2007/``.
+        sets: Split lists: ``train`` of the root itself, ``2007/trainval`` of its year 2007. Several are
+            read one after another.
+        task: Which of the lists and annotations to use.
+        class_names: The names, or a text file with a name on each line (looked for in ``root`` first).
+        ignore_index: A mask value to ignore besides 255.
+        known: The names that a network has, to read a folder with which names none itself.
+
+    Raises:
+        UserError: If a folder, a list or the classes cannot be found.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        sets: Sequence[str],
+        task: Task,
+        class_names: Sequence[str] | Path | str | None = None,
+        ignore_index: int = IGNORE,
+        known: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.task = task
+        self.ignore_index = ignore_index
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: no such folder; give the one that holds JPEGImages/ or VOC2007/")
+        names = [sets] if isinstance(sets, str) else list(sets)
+        if not names:
+            raise UserError(f"{self.root}: no split is named; give for example [train]")
+        self._members = [member for name in names for member in self._list(name)]
+        self._folders = sorted({member.folder for member in self._members})
+        given = self._given_names(class_names)
+        if given is None and known is not None:
+            given = self._with_ignored(list(known)) if task == "segmentation" else list(known)
+        if task == "segmentation":
+            self._set_mask_names(given)
+        else:
+            self._set_object_names(given, by_year=all("/" in name for name in names))
+        self.category_ids = list(range(1, len(self.class_names) + 1))
+        self._label_of = {name: label for label, name in enumerate(self.class_names, start=1)}
+        self._images: dict[Path, dict[str, str]] = {}
+        self._last: tuple[Path, _Annotation] | None = None
+
+    @property
+    def mask_values(self) -> list[int]:
+        """The values of the classes, among which that of ``ignore_index`` is left out."""
+        return list(self._values)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def image_path(self, index: int) -> Path:
+        """The image's file; where there is none, the path at which a JPEG would be."""
+        folder, name = self._members[index]
+        if folder not in self._images:
+            self._images[folder] = _files_by_stem(folder / "JPEGImages")
+        return folder / "JPEGImages" / self._images[folder].get(name, f"{name}.jpg")
+
+    def upright(self, index: int) -> bool:
+        """Whether the image has no annotation, as one that is to be predicted on may have none."""
+        return not self.annotation_paths(index, self.task)[0].is_file()
+
+    def declared_size(self, index: int) -> tuple[int, int] | None:
+        """``(height, width)`` from the XML file; None where that is missing, broken or says 0."""
+        path = self._xml_path(index)
+        try:
+            return self._annotation(path).size
+        except BadSample:
+            return None
+
+    def objects(self, index: int) -> Objects:
+        """The objects of the XML file; none of them is a crowd."""
+        path = self._xml_path(index)
+        annotation = self._annotation(path)
+        unknown = sorted(set(annotation.names) - self._label_of.keys())
+        if unknown:
+            close = get_close_matches(unknown[0], self.class_names, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            listed = ", ".join(map(repr, unknown))
+            raise BadSample(
+                path,
+                f"unknown class {listed}{hint}",
+                f"mend the name or add it to class_names, which are {_abridged(self.class_names)}",
+            )
+        boxes, _ = _half_open(annotation.raw)
+        extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+        return Objects(
+            boxes=boxes.astype(np.float32),
+            labels=np.array([self._label_of[name] for name in annotation.names], np.int64),
+            iscrowd=np.zeros(len(boxes), bool),
+            difficult=annotation.difficult,
+            area=(extent[:, 0] * extent[:, 1]).astype(np.float32),
+        )
+
+    def mask(self, index: int) -> np.ndarray:
+        """The classes of ``SegmentationClass/<name>.png``, a palette or grayscale PNG."""
+        path = self._mask_path(index)
+        try:
+            values = read_mask(path)
+        except BadSample as error:
+            if error.fault == "no such file":
+                raise BadSample(
+                    path, "no such mask", "put it there or take its name out of the split list"
+                ) from None
+            raise
+        lookup, valid = self._lookup
+        if not cv2.LUT(values, valid).all():
+            wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
+            raise BadSample(
+                path,
+                f"value {_abridged(wrong.tolist())} is none of the {len(self.mask_names)} classes",
+                "give all names in class_names (one for each value, from 0) or another ignore_index",
+            )
+        return cv2.LUT(values, lookup)
+
+    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+        """The XML file for boxes, the PNG for masks."""
+        return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
+
+    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
+        """Degenerate boxes with their numbers as written, and images that the split lists twice.
+
+        What `objects`, `mask` or reading the image raise is not repeated here.
+        """
+        member = self._members[index]
+        if self._first_place[member] != index:
+            yield self.image_path(index), "is listed twice in the split", False
+        if task == "segmentation":
+            return
+        path = self._xml_path(index)
+        try:
+            annotation = self._annotation(path)
+        except BadSample:
+            return
+        _, degenerate = _half_open(annotation.raw)
+        for row in np.flatnonzero(degenerate):
+            xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
+            yield (
+                path,
+                f"degenerate box of class {annotation.names[row]}: "
+                f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written",
+                False,
+            )
+
+    @cached_property
+    def _first_place(self) -> dict[_Member, int]:
+        return {self._members[index]: index for index in reversed(range(len(self)))}
+
+    def _xml_path(self, index: int) -> Path:
+        folder, name = self._members[index]
+        return folder / "Annotations" / f"{name}.xml"
+
+    def _mask_path(self, index: int) -> Path:
+        folder, name = self._members[index]
+        return folder / "SegmentationClass" / f"{name}.png"
+
+    def _annotation(self, path: Path) -> _Annotation:
+        # The size and the objects of one image are asked for one after the other.
+        if self._last is None or self._last[0] != path:
+            self._last = path, _read_xml(path)
+        return self._last[1]
+
+    def _list(self, name: str) -> list[_Member]:
+        folder, split = self._folder_of(name)
+        kind = "Segmentation" if self.task == "segmentation" else "Main"
+        path = folder / "ImageSets" / kind / f"{split}.txt"
+        if not path.is_file():
+            raise UserError(f"{path}: no such split list for {self.task}; {_existing_lists(folder)}")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
+        lines = [line.strip() for line in lines if line.strip()]
+        if not lines:
+            raise UserError(f"{path}: the split list is empty; {_existing_lists(folder)}")
+        # Behind a name may stand a flag or the path of a mask; or it has spaces of its own.
+        spaced = _files_by_stem(folder / "JPEGImages") if any(len(line.split()) > 1 for line in lines) else {}
+        whole = [_without_image_suffix(line) for line in lines]
+        return [
+            _Member(folder, name if name in spaced else _without_image_suffix(line.split()[0]))
+            for name, line in zip(whole, lines, strict=True)
+        ]
+
+    def _folder_of(self, name: str) -> tuple[Path, str]:
+        year, _, split = name.rpartition("/")
+        if not year:
+            if not (self.root / "ImageSets").is_dir():
+                years = _years_in(self.root)
+                if years:
+                    advice = (
+                        f"name the year too, for example {years[0]}/{split} (there are {', '.join(years)})"
+                    )
+                else:
+                    advice = "give the folder that holds JPEGImages/, ImageSets/ and the annotations"
+                raise UserError(f"{self.root}: no ImageSets/ folder in it; {advice}")
+            return self.root, split
+        for folder in (self.root / f"VOC{year}", self.root / "VOCdevkit" / f"VOC{year}", self.root / year):
+            if folder.is_dir():
+                return folder, split
+        years = _years_in(self.root)
+        there = f"there are {', '.join(years)}" if years else "no VOC folder is there"
+        raise UserError(f"{self.root}: neither VOC{year}/ nor VOCdevkit/VOC{year}/ in it; {there}")
+
+    def _given_names(self, class_names: Sequence[str] | Path | str | None) -> list[str] | None:
+        if class_names is None:
+            places = [self.root, *self._folders]
+            place = next((place for place in places if (place / "labels.txt").is_file()), None)
+            return names_from("labels.txt", place) if place else None
+        if isinstance(class_names, str | Path):
+            return names_from(class_names, self.root)
+        return checked_names(list(class_names), "class_names")
+
+    def _with_ignored(self, mask_names: list[str]) -> list[str]:
+        """A name for each mask value: those of the classes, and one for the value between that is ignored."""
+        place = self.ignore_index
+        return (
+            mask_names if place >= len(mask_names) else [*mask_names[:place], "ignored", *mask_names[place:]]
+        )
+
+    def _set_mask_names(self, given: list[str] | None) -> None:
+        if given is None:
+            self._expect_voc_values()
+            given = ["background", *VOC_CLASSES]
+        if len(given) > IGNORE + 1:
+            raise UserError(
+                f"class_names: {len(given)} names, but a mask of 8 bits has 256 values; give fewer"
+            )
+        self._values = [value for value in range(len(given)) if value not in (self.ignore_index, IGNORE)]
+        self.mask_names = [given[value] for value in self._values]
+        self.class_names = [name for name in self.mask_names if not _is_background(name)]
+
+    def _expect_voc_values(self) -> None:
+        for index in range(min(len(self), _MASKS_TO_LOOK_AT)):
+            path = self._mask_path(index)
+            try:
+                values = read_mask(path)
+            except BadSample:
+                continue  # It speaks up when its turn comes.
+            counted = values[(values != IGNORE) & (values != self.ignore_index)]
+            if counted.size and counted.max() > len(VOC_CLASSES):
+                raise UserError(
+                    f"{path}: value {counted.max()} is none of VOC's 21 classes; give class_names, a list or "
+                    f"a file such as {self.root / 'labels.txt'}: one name for each mask value, from 0"
+                )
+
+    @cached_property
+    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """The class of each mask value, and 1 for each value that is allowed: uint8 ``[256]`` both."""
+        lookup = np.full(256, IGNORE, np.uint8)
+        lookup[self._values] = np.arange(len(self._values))
+        valid = (lookup != IGNORE).astype(np.uint8)
+        valid[IGNORE] = 1
+        if 0 <= self.ignore_index < 256:
+            valid[self.ignore_index] = 1
+        return lookup, valid
+
+    def _set_object_names(self, given: list[str] | None, by_year: bool) -> None:
+        if given is not None:
+            self.class_names = given[1:] if _is_background(given[0]) else given
+            if not self.class_names:
+                raise UserError("class_names: no class besides the background; name the object classes")
+        else:
+            found = set().union(*(_classes_in(folder / "Annotations") for folder in self._folders))
+            if not found:
+                places = ", ".join(str(folder / "Annotations") for folder in self._folders)
+                raise UserError(f"{places}: no object of any class in the XML files; give class_names")
+            self.class_names = list(VOC_CLASSES) if by_year and found <= set(VOC_CLASSES) else sorted(found)
+        self.mask_names = ["background", *self.class_names]
+        self._values = list(range(len(self.mask_names)))
+
+
+def _half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes 0-based with the end excluded, from boxes as written; and which are degenerate as written."""
+    start, end = raw[:, :2] - 1, raw[:, 2:]
+    empty = np.asarray(end <= raw[:, :2])
+    # The same first and last pixel would be a box one pixel wide, which is a slip and nobody's object.
+    end = np.where(empty, np.minimum(start, end), end)
+    return np.concatenate([start, end], axis=1), np.asarray(empty.any(axis=1))
+
+
+def _read_xml(path: Path) -> _Annotation:
+    try:
+        tree = ElementTree.fromstring(path.read_bytes())
+    except FileNotFoundError:
+        raise BadSample(
+            path, "no such annotation", "put it there or take its name out of the split list"
+        ) from None
+    except OSError as error:
+        raise BadSample(path, f"cannot be read ({error.strerror or error})") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise BadSample(path, f"not valid XML ({error})") from None
+    found = tree.findall("object")
+    names, raw, difficult = [], np.zeros((len(found), 4)), np.zeros(len(found), bool)
+    for row, element in enumerate(found):
+        name = (element.findtext("name") or "").strip()
+        if not name:
+            raise BadSample(path, f"object {row + 1} has no <name>")
+        names.append(name)
+        raw[row] = _corners(path, name, element.find("bndbox"))
+        difficult[row] = (element.findtext("difficult") or "0").strip().lower() in ("1", "true")
+    return _Annotation(_declared(tree.find("size")), names, raw, difficult)
+
+
+def _corners(path: Path, name: str, box: ElementTree.Element | None) -> list[float]:
+    if box is None:
+        raise BadSample(path, f"an object of class {name!r} has no <bndbox>")
+    corners = []
+    for key in ("xmin", "ymin", "xmax", "ymax"):
+        text = box.findtext(key)
+        if text is None:
+            raise BadSample(path, f"the <bndbox> of an object of class {name!r} has no <{key}>")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise BadSample(path, f"<{key}> of an object of class {name!r} is {text.strip()!r}, not a number")
+        corners.append(value)
+    return corners
+
+
+def _declared(size: ElementTree.Element | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    try:
+        height, width = (int(float(size.findtext(key) or 0)) for key in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _classes_in(annotations: Path) -> frozenset[str]:
+    """The class names that the XML files of a folder use; broken files are left to speak up when read."""
+    try:
+        changed = annotations.stat().st_mtime_ns
+    except OSError:
+        return frozenset()
+    return _classes_at(annotations, changed)
+
+
+@lru_cache(maxsize=16)
+def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
+    # All splits of a data set ask for the same folder; `changed` lets a written one be read again.
+    found: set[str] = set()
+    paths = sorted(path for path in annotations.iterdir() if path.suffix.lower() == ".xml")
+    for path in tqdm(paths, f"finding the classes in {annotations}", unit="file", delay=2.0, leave=False):
+        try:
+            tree = ElementTree.fromstring(path.read_bytes())
+        except (OSError, ElementTree.ParseError, ValueError, LookupError):
+            continue
+        found.update((element.findtext("name") or "").strip() for element in tree.findall("object"))
+    return frozenset(found - {""})
+
+
+def _files_by_stem(folder: Path) -> dict[str, str]:
+    """The image files of a folder by their name without suffix; of several, ``.jpg`` comes first."""
+    found: dict[str, tuple[int, str]] = {}
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return {}
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        if suffix.lower() in _IMAGE_SUFFIXES:
+            entry = (_IMAGE_SUFFIXES.index(suffix.lower()), name)
+            found[stem] = min(entry, found.get(stem, entry))
+    return {stem: name for stem, (_, name) in found.items()}
+
+
+def _without_image_suffix(word: str) -> str:
+    stem, _, suffix = word.rpartition(".")
+    return stem if suffix.lower() in _IMAGE_SUFFIXES else word
+
+
+def _is_background(name: str) -> bool:
+    return name.lower() in ("background", "__background__", "_background_")
+
+
+def _abridged(values: Sequence[object], most: int = 8) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return shown + (f" ... ({len(values)})" if len(values) > most else "")
+
+
+def _existing_lists(folder: Path) -> str:
+    found = sorted((folder / "ImageSets").glob("*/*.txt"))
+    if not found:
+        return f"no list at all lies below {folder / 'ImageSets'}"
+    by_kind: dict[str, list[str]] = {}
+    for path in found:
+        by_kind.setdefault(path.parent.name, []).append(path.stem)
+    return "there are " + "; ".join(f"{kind}: {_abridged(names)}" for kind, names in by_kind.items())
+
+
+def _years_in(root: Path) -> list[str]:
+    folders = [*root.glob("VOC*"), *root.glob("VOCdevkit/VOC*")]
+    return sorted({path.name[3:] for path in folders if (path / "ImageSets").is_dir()})

@@ -1,0 +1,1 @@
+"""The Shapes generator and the writers of VOC, COCO and Cityscapes folders."""

@@ -1,0 +1,451 @@
+"""Writes annotated scenes as the folders of Pascal VOC, COCO and Cityscapes.
+
+The three writers take the same scenes and differ only in the files. A folder appears whole or not at
+all: it is written beside its place as ``<root>.partial-<pid>`` and renamed at the end.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+from tqdm import tqdm
+
+from segdet.util.errors import UserError
+
+if TYPE_CHECKING:
+    from segdet.data.shapes.generator import Scene
+
+COCO_CATEGORY_IDS: list[int] = [1, 3, 4, 7, 9, 13, 14, 18]
+"""The category ids of classes 1, 2, ...: with gaps, as COCO's own have."""
+
+CITYSCAPES_THINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
+    "person": (24, (220, 20, 60)),
+    "rider": (25, (255, 0, 0)),
+    "car": (26, (0, 0, 142)),
+    "truck": (27, (0, 0, 70)),
+    "bus": (28, (0, 60, 100)),
+    "train": (31, (0, 80, 100)),
+    "motorcycle": (32, (0, 0, 230)),
+    "bicycle": (33, (119, 11, 32)),
+}
+"""Label id and colour of the Cityscapes labels that stand for classes 1, 2, ..., in this order."""
+
+CITYSCAPES_GROUND = ("road", 7, (128, 64, 128))
+"""Name, label id and colour of the Cityscapes label that stands for the background."""
+
+_CITIES = {"train": ["circleton", "ringburg"], "val": ["starfield"], "test": ["crossville"]}
+_POOL_FROM = 64  # below this many scenes a pool of processes costs more than it saves
+
+
+def write_voc(
+    root: Path | str,
+    splits: Mapping[str, Sequence["Scene"]],
+    class_names: Sequence[str],
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``splits`` as a Pascal VOC folder without a year level.
+
+    ``JPEGImages/*.jpg``, ``Annotations/*.xml`` (1-based inclusive boxes), ``SegmentationClass`` and
+    ``SegmentationObject`` (palette PNGs; 255 on the pixel either side of each object's outline),
+    ``ImageSets/{Main,Segmentation}/{train,val,trainval,test}.txt``, and ``labels.txt``: a name a line,
+    ``background`` first. A crowd region becomes one ``difficult`` object.
+
+    Args:
+        root: The folder to make; it must not exist or be empty.
+        splits: The scenes of each split. With several ``workers`` they are indexed in other processes.
+        class_names: The names of labels 1, 2, ...
+        workers: Number of processes.
+        progress: Show a bar.
+        files: Further small text files for the folder, by name.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        UserError: If ``root`` is taken or cannot be written.
+    """
+    root = Path(root)
+    with _appearing(root, files) as folder:
+        for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
+            (folder / name).mkdir()
+        write = partial(_write_voc_scene, folder, root.name, list(class_names))
+        stems = _write_scenes(splits, write, workers, progress, root)
+        if "train" in stems and "val" in stems:
+            stems["trainval"] = sorted(stems["train"] + stems["val"])
+        for task in ("Main", "Segmentation"):
+            sets = folder / "ImageSets" / task
+            sets.mkdir(parents=True)
+            for split, names in stems.items():
+                (sets / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in ["background", *class_names]))
+    return root
+
+
+def write_coco(
+    root: Path | str,
+    splits: Mapping[str, Sequence["Scene"]],
+    class_names: Sequence[str],
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``splits`` as a COCO folder: ``train2017/*.jpg``, ``annotations/instances_train2017.json``, ...
+
+    A segmentation is polygons along the pixels' edges, one per piece; an object with a hole has a
+    compressed RLE, and a crowd region an uncompressed one. ``area`` counts pixels, category ids are
+    sparse (`COCO_CATEGORY_IDS`), images without objects are listed. Arguments as of `write_voc`.
+    """
+    root = Path(root)
+    _check_classes(class_names, len(COCO_CATEGORY_IDS))
+    with _appearing(root, files) as folder:
+        (folder / "annotations").mkdir()
+        for split in splits:
+            (folder / f"{split}2017").mkdir()
+        records = _write_scenes(splits, partial(_write_coco_scene, folder), workers, progress, root)
+        categories = [
+            {"id": number, "name": name, "supercategory": "shape"}
+            for number, name in zip(COCO_CATEGORY_IDS, class_names, strict=False)
+        ]
+        identifier = 0
+        for split, scenes in records.items():
+            annotations = []
+            for _, objects in scenes:
+                for annotation in objects:
+                    identifier += 1
+                    annotations.append({**annotation, "id": identifier})
+            document = {
+                "info": {"description": f"{split} scenes drawn by segdet", "version": "1.0", "year": 2017},
+                "licenses": [{"id": 1, "name": "as segdet's", "url": ""}],
+                "images": [image for image, _ in scenes],
+                "annotations": annotations,
+                "categories": categories,
+            }
+            (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document))
+    return root
+
+
+def write_cityscapes(
+    root: Path | str,
+    splits: Mapping[str, Sequence["Scene"]],
+    class_names: Sequence[str],
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``splits`` as a Cityscapes folder.
+
+    ``leftImg8bit/<split>/<city>/*_leftImg8bit.png`` and, under ``gtFine``, ``*_gtFine_labelIds.png``,
+    ``*_gtFine_instanceIds.png`` (16 bits: label id * 1000 + n; a crowd region has the bare label id),
+    ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``. Cityscapes' labels are fixed, so class k is
+    written as the k-th of `CITYSCAPES_THINGS` and the background as road. Arguments as of `write_voc`.
+    """
+    root = Path(root)
+    _check_classes(class_names, len(CITYSCAPES_THINGS))
+    with _appearing(root, files) as folder:
+        for kind in ("leftImg8bit", "gtFine"):
+            for split in splits:
+                for city in _CITIES.get(split, [split]):
+                    (folder / kind / split / city).mkdir(parents=True)
+        _write_scenes(splits, partial(_write_cityscapes_scene, folder), workers, progress, root)
+    return root
+
+
+# ------------------------------------------------------------------------------------------ scaffolding
+
+
+def _check_classes(class_names: Sequence[str], most: int) -> None:
+    if len(class_names) > most:
+        raise UserError(f"class_names: {len(class_names)} classes, this format has room for {most}; use VOC")
+
+
+@contextmanager
+def _appearing(root: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
+    """A folder to write in, which becomes ``root`` when all went well and vanishes otherwise."""
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise UserError(f"{root}: exists already; name another folder or remove this one")
+    folder = root.with_name(f"{root.name}.partial-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text)
+        folder.replace(root)
+    except OSError as error:
+        raise UserError(
+            f"{root}: cannot be written ({error.strerror or error}); name another folder or free some space"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_Write = Callable[[str, int, int, "Scene"], Any]
+_Chunk = tuple[str, range, int]  # split, positions in it, running number of the first
+
+
+def _write_scenes(
+    splits: Mapping[str, Sequence["Scene"]], write: _Write, workers: int, progress: bool, root: Path
+) -> dict[str, list[Any]]:
+    """Call ``write(split, position in it, running number from 1, scene)`` for all; results by split."""
+    chunks: list[_Chunk] = []
+    number = 1
+    for split, scenes in splits.items():
+        for start in range(0, len(scenes), 16):
+            chunks.append((split, range(start, min(start + 16, len(scenes))), number + start))
+        number += len(scenes)
+    results: dict[str, list[Any]] = {split: [] for split in splits}
+    bar = tqdm(total=number - 1, desc=f"writing {root.name}", unit="image", disable=not progress)
+    with bar, _mapping(splits, write, workers if number > _POOL_FROM else 1) as mapping:
+        for (split, *_), done in zip(chunks, mapping(chunks), strict=True):
+            results[split] += done
+            bar.update(len(done))
+    return results
+
+
+@contextmanager
+def _mapping(
+    splits: Mapping[str, Sequence["Scene"]], write: _Write, workers: int
+) -> Iterator[Callable[[Sequence[_Chunk]], Iterator[list[Any]]]]:
+    """`_write_chunk` over chunks in their order, in a pool of processes if there are to be several."""
+    if workers <= 1:
+        yield partial(map, partial(_write_chunk, splits, write))
+        return
+    # A forked child has everything imported; a fresh one would first import the whole stack.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    with warnings.catch_warnings():
+        # The children call NumPy, Pillow and OpenCV on small arrays only, which starts no thread.
+        warnings.filterwarnings("ignore", message=r".*use of fork\(\).*", category=DeprecationWarning)
+        context = multiprocessing.get_context(method)
+        # What is to be written goes with the process, once, and not with each of its chunks.
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (splits, write))
+        try:
+            yield partial(pool.map, _write_chunk_here)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_chunk(splits: Mapping[str, Sequence["Scene"]], write: _Write, chunk: _Chunk) -> list[Any]:
+    split, positions, first = chunk
+    return [write(split, at, number, splits[split][at]) for number, at in enumerate(positions, first)]
+
+
+_here: list[Any] = []  # in a worker process: the splits and how to write them
+
+
+def _start_worker(splits: Mapping[str, Sequence["Scene"]], write: _Write) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt
+    cv2.setNumThreads(0)
+    _here[:] = [splits, write]
+
+
+def _write_chunk_here(chunk: _Chunk) -> list[Any]:
+    splits, write = _here
+    return _write_chunk(splits, write, chunk)
+
+
+def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The outlines and the holes of a bool mask as polygons along pixel edges, int ``[V, 2]`` xy each.
+
+    OpenCV follows pixel centres. In the mask at double size each side of a pixel has its own row or
+    column of centres, which halve to the pixel's edges: the polygons enclose exactly the mask.
+    """
+    doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
+    contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines: list[np.ndarray] = []
+    holes: list[np.ndarray] = []
+    for contour, (*_, parent) in zip(contours, tree[0] if tree is not None else [], strict=True):
+        points = (contour[:, 0] + 1) // 2
+        points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
+        (outlines if parent < 0 else holes).append(points)
+    return outlines, holes
+
+
+# ------------------------------------------------------------------------------------------- the formats
+
+
+def _voc_palette() -> list[int]:
+    """VOC's 256 colours, flat: the bits of the index dealt out to red, green and blue in turn."""
+    index = np.arange(256)
+    colour = np.zeros((256, 3), int)
+    for bit in range(8):
+        for channel in range(3):
+            colour[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colour.ravel().tolist()
+
+
+_VOC_PALETTE = _voc_palette()
+
+
+def _save_jpeg(path: Path, image: np.ndarray) -> None:
+    Image.fromarray(image).save(path, quality=95, subsampling=0)
+
+
+def _save_voc_png(path: Path, values: np.ndarray, border: np.ndarray) -> None:
+    picture = Image.fromarray(np.where(border, 255, values).astype(np.uint8))
+    picture.putpalette(_VOC_PALETTE)  # which turns mode L into P
+    picture.save(path)
+
+
+def _outline_band(instances: np.ndarray) -> np.ndarray:
+    """The pixels on both sides of every outline: bool ``[H, W]``."""
+    band = np.zeros(instances.shape, bool)
+    across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
+    band[:, 1:] |= across
+    band[:, :-1] |= across
+    band[1:] |= down
+    band[:-1] |= down
+    return band
+
+
+def _write_voc_scene(
+    folder: Path, name: str, class_names: list[str], split: str, position: int, number: int, scene: "Scene"
+) -> str:
+    stem = f"{number:06d}"
+    height, width = scene.instances.shape
+    _save_jpeg(folder / "JPEGImages" / f"{stem}.jpg", scene.image)
+    border = _outline_band(scene.instances)
+    _save_voc_png(folder / "SegmentationClass" / f"{stem}.png", scene.mask(), border)
+    _save_voc_png(folder / "SegmentationObject" / f"{stem}.png", scene.instances, border)
+
+    annotation = ET.Element("annotation")
+
+    def add(parent: ET.Element, **texts: object) -> None:
+        for tag, text in texts.items():
+            ET.SubElement(parent, tag).text = str(text)
+
+    add(annotation, folder=name, filename=f"{stem}.jpg")
+    add(ET.SubElement(annotation, "source"), database="Shapes", annotation="Shapes", image="drawn")
+    add(ET.SubElement(annotation, "size"), width=width, height=height, depth=3)
+    add(annotation, segmented=1)
+    for index, (x0, y0, x1, y1) in enumerate(scene.boxes.tolist()):
+        item = ET.SubElement(annotation, "object")
+        add(
+            item,
+            name=class_names[scene.labels[index] - 1],
+            pose="Unspecified",
+            truncated=int(scene.truncated[index]),
+            occluded=int(scene.occluded[index]),
+            difficult=int(scene.crowd[index]),
+        )
+        add(ET.SubElement(item, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
+    ET.indent(annotation, "\t")
+    (folder / "Annotations" / f"{stem}.xml").write_text(ET.tostring(annotation, encoding="unicode") + "\n")
+    return stem
+
+
+def _write_coco_scene(
+    folder: Path, split: str, position: int, number: int, scene: "Scene"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    height, width = scene.instances.shape
+    file_name = f"{number:012d}.jpg"
+    _save_jpeg(folder / f"{split}2017" / file_name, scene.image)
+    annotations = []
+    for index, (x0, y0, x1, y1) in enumerate(scene.boxes.tolist()):
+        mask = scene.instances == index + 1
+        annotations.append(
+            {
+                "image_id": number,
+                "category_id": COCO_CATEGORY_IDS[scene.labels[index] - 1],
+                "segmentation": _coco_segmentation(mask, bool(scene.crowd[index])),
+                "area": float(mask.sum()),
+                "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                "iscrowd": int(scene.crowd[index]),
+            }
+        )
+    image = {"id": number, "file_name": file_name, "width": width, "height": height, "license": 1}
+    return image, annotations
+
+
+def _coco_segmentation(mask: np.ndarray, crowd: bool) -> list[list[float]] | dict[str, Any]:
+    """A bool mask as COCO writes it: polygons where they say it all, else one of the two RLE forms."""
+    size = list(mask.shape)
+    if crowd:
+        flat = mask.ravel(order="F")
+        changes = np.flatnonzero(np.diff(flat, prepend=False))
+        return {"counts": np.diff(changes, prepend=0, append=len(flat)).tolist(), "size": size}
+    outlines, holes = _pieces(mask)
+    if not holes:
+        return [points.ravel().astype(float).tolist() for points in outlines]
+    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"counts": encoded["counts"].decode("ascii"), "size": size}
+
+
+def _write_cityscapes_scene(folder: Path, split: str, position: int, number: int, scene: "Scene") -> str:
+    cities = _CITIES.get(split, [split])
+    city = cities[position % len(cities)]
+    stem = f"{city}_{position // len(cities):06d}_{number:06d}"
+    ground_name, ground_id, ground_colour = CITYSCAPES_GROUND
+    things = list(CITYSCAPES_THINGS.items())
+
+    labels, ids, colours = [ground_id], [ground_id], [ground_colour]
+    seen: dict[int, int] = {}
+    for label, crowd in zip(scene.labels.tolist(), scene.crowd.tolist(), strict=True):
+        _, (identifier, colour) = things[label - 1]
+        labels.append(identifier)
+        colours.append(colour)
+        if crowd:
+            ids.append(identifier)
+        else:
+            ids.append(identifier * 1000 + seen.setdefault(identifier, 0))
+            seen[identifier] += 1
+
+    Image.fromarray(scene.image).save(
+        folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", compress_level=3
+    )
+    truth = folder / "gtFine" / split / city
+    for kind, values in (
+        ("labelIds", np.array(labels, np.uint8)),
+        ("instanceIds", np.array(ids, np.uint16)),
+        ("color", np.array([(*colour, 255) for colour in colours], np.uint8)),
+    ):
+        Image.fromarray(values[scene.instances]).save(truth / f"{stem}_gtFine_{kind}.png")
+    document = {
+        "imgHeight": scene.instances.shape[0],
+        "imgWidth": scene.instances.shape[1],
+        "objects": _cityscapes_polygons(scene, ground_name, [name for name, _ in things]),
+    }
+    (truth / f"{stem}_gtFine_polygons.json").write_text(json.dumps(document))
+    return stem
+
+
+def _cityscapes_polygons(scene: "Scene", ground: str, things: list[str]) -> list[dict[str, Any]]:
+    """The labelled polygons, each of which covers those before it, as Cityscapes has them.
+
+    The visible pieces lie apart or one within another's hole, so that painting from the widest to the
+    smallest, each followed by its holes as ground, gives the label image.
+    """
+    height, width = scene.instances.shape
+    frame = np.array([[0, 0], [width, 0], [width, height], [0, height]])
+    polygons = [(2 * height * width + 1, ground, frame)]
+    for index, (label, crowd) in enumerate(zip(scene.labels.tolist(), scene.crowd.tolist(), strict=True)):
+        outlines, holes = _pieces(scene.instances == index + 1)
+        name = things[label - 1] + ("group" if crowd else "")
+        polygons += [(_enclosed(points), name, points) for points in outlines]
+        polygons += [(_enclosed(points), ground, points) for points in holes]
+    # Sorting is stable, so that of two equal areas the object that fills a hole comes after the hole.
+    polygons.sort(key=lambda polygon: (-polygon[0], polygon[1] != ground))
+    return [{"label": name, "polygon": points.tolist()} for _, name, points in polygons]
+
+
+def _enclosed(points: np.ndarray) -> int:
+    """Twice the area inside a polygon (the shoelace formula)."""
+    x, y = points.T.astype(np.int64)
+    return abs(int((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()))

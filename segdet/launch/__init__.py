@@ -1,0 +1,1 @@
+"""A list of runs, turned into processes."""

@@ -1,0 +1,54 @@
+"""Windows laid over the image without looking at it: the floor that every proposer has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from segdet.proposals.base import Proposer, check_image
+from segdet.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class UniformWindows(Proposer):
+    """Windows of several scales and aspect ratios, evenly spaced, in random order.
+
+    Attributes:
+        scales: The square root of a window's area, as shares of that of the image.
+        aspects: Width over height.
+        overlap: The IoU of a window with its neighbour in a row, or in a column, of the same scale and aspect.
+        seed: Of the order, of which any first part is a fair sample.
+    """
+
+    scales: tuple[float, ...] = (0.08, 0.12, 0.18, 0.27, 0.4, 0.6, 0.85)
+    aspects: tuple[float, ...] = (0.5, 1.0, 2.0)
+    overlap: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, values in (("scales", self.scales), ("aspects", self.aspects)):
+            if not values or min(values) <= 0:
+                raise UserError(f"{name} {list(values)}: must be one or more numbers greater than 0")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap {self.overlap}: must be at least 0 and less than 1")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed}: must be at least 0")
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        check_image(image)
+        height, width = image.shape[:2]
+        # Two windows of width w that are a step s apart have IoU (w - s) / (w + s).
+        step = (1 - self.overlap) / (1 + self.overlap)
+        pieces = []
+        for scale in self.scales:
+            for aspect in self.aspects:
+                side = scale * (width * height) ** 0.5
+                w, h = min(width, side * aspect**0.5), min(height, side / aspect**0.5)
+                x = np.linspace(0, width - w, 1 + int(np.ceil((width - w) / (step * w))))
+                y = np.linspace(0, height - h, 1 + int(np.ceil((height - h) / (step * h))))
+                corner = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+                pieces.append(np.concatenate([corner, corner + np.array([w, h])], 1))
+        boxes = np.unique(np.concatenate(pieces).astype(np.float32), axis=0)
+        order = np.random.default_rng(self.seed).permutation(len(boxes))
+        return boxes[order], np.linspace(1, 0, len(boxes), endpoint=False, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""One run: its folder, record, provenance, checkpoints, loggers and cost."""

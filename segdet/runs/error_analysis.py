@@ -1,0 +1,234 @@
+"""What a test leaves beside the scores: where the AP went, what was taken for what, the worst images.
+
+::
+
+    errors.json       the numbers behind the pictures, for detectors
+    confusion.png     the confusion matrix, of objects or of pixels
+    worst.png         the images with the lowest F1, as annotated and as detected, for detectors
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from PIL import Image
+
+from segdet.data.datamodule import DataModule
+from segdet.data.images import read_image
+from segdet.data.inspect.show import Colour, draw_boxes, draw_matrix, sheet
+from segdet.metrics import DetectionScores, SegmentationScores
+from segdet.metrics.detection_errors import (
+    BACKGROUND,
+    FOREGROUND,
+    IGNORED,
+    KINDS,
+    RIGHT,
+    DetectionErrors,
+    ImageErrors,
+)
+from segdet.runs.folder import write_whole
+from segdet.training.overhead import without_idle_hooks
+from segdet.util.errors import UserError
+
+_COLOURS: dict[int, Colour] = {
+    RIGHT: (64, 210, 110),
+    IGNORED: (168, 172, 180),
+    **dict(
+        enumerate(
+            [(196, 92, 255), (48, 162, 255), (255, 110, 196), (255, 214, 32), (255, 132, 36), (255, 48, 64)]
+        )
+    ),
+}
+"""Of what is right, what does not count, and `KINDS`."""
+
+_CELL = 400
+
+
+@without_idle_hooks
+class ErrorAnalysis(pl.Callback):
+    """Explains the scores of ``segdet test``, in the run's folder and for detectors in ``test/dap_...``.
+
+    ``test/dap_<kind>`` is what ``test/map_50`` would gain were one kind of mistake put right: see
+    `segdet.metrics.detection_errors.DetectionErrors`.
+
+    Args:
+        enabled: Whether anything is analysed.
+        min_score: Boxes below it are neither in the confusion matrix nor in the pictures; by default the score at
+            which the test's F1 is best. The AP and what it would gain know no such threshold.
+        worst: How many images to draw.
+    """
+
+    def __init__(self, enabled: bool = True, min_score: float | None = None, worst: int = 12) -> None:
+        if worst < 0:
+            raise UserError(f"--error_analysis.worst {worst}: must be 0 or more")
+        self.enabled = enabled
+        self.min_score = min_score
+        self.worst = worst
+        self._errors: DetectionErrors | None = None
+        self._gains: dict[str, float] = {}
+        self._pixels: np.ndarray | None = None
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes what the scores are made of, of all processes, before the task has logged and forgotten them."""
+        scores: Any = pl_module.scores["test_"]  # type: ignore[index]
+        self._errors = self._pixels = None
+        if not self.enabled:
+            return
+        if isinstance(scores, SegmentationScores):
+            with scores.sync_context():
+                self._pixels = scores.confusion.cpu().numpy().copy()
+        elif isinstance(scores, DetectionScores):
+            self._errors = scores.errors()
+            self._gains = self._errors.gains()
+            present = {
+                f"test/dap_{name}": value for name, value in self._gains.items() if not math.isnan(value)
+            }
+            # All processes computed the same numbers from the gathered states.
+            pl_module.log_dict(present, sync_dist=True)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the files and says where the AP went."""
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        if self._pixels is not None:
+            names = [str(name) for name in pl_module.class_names]  # type: ignore[union-attr]
+            page = draw_matrix(self._pixels, names, names, heading="Pixels of the test set")
+            _save(page, folder / "confusion.png")
+        elif self._errors is not None:
+            self._write(self._errors, folder, getattr(trainer, "datamodule", None))
+        self._errors = self._pixels = None
+
+    def _write(self, errors: DetectionErrors, folder: Path, data: Any) -> None:
+        score = errors.best_score() if self.min_score is None else self.min_score
+        confusion, images = errors.confusion(score), errors.of_images(score)
+        names = [*errors.class_names, "background"]
+        page = draw_matrix(
+            confusion,
+            names,
+            [*errors.class_names, "nothing"],
+            heading=f"Objects of the test set, detections from score {score:.3g} on",
+        )
+        _save(page, folder / "confusion.png")
+        pictures = _Pictures(data) if isinstance(data, DataModule) else None
+        about = {
+            "iou": FOREGROUND,
+            "background_iou": BACKGROUND,
+            "map_50": errors.ap(),
+            "dap": self._gains,
+            "mistakes": errors.counts(),
+            "min_score": score,
+            "classes": names,
+            "confusion": confusion.tolist(),
+            "images": _rows(images, pictures),
+        }
+        write_whole(folder / "errors.json", _text(about))
+        worst = images.worst()[: self.worst]
+        if pictures is not None and len(worst):
+            _save(_sheet(errors, images, worst, score, pictures), folder / "worst.png")
+        else:
+            (folder / "worst.png").unlink(missing_ok=True)  # an earlier test's
+        sys.stderr.write(_said(errors.ap(), self._gains, folder))
+
+
+class _Pictures:
+    """The images of the test set by their ids."""
+
+    def __init__(self, data: DataModule) -> None:
+        self.root = Path(data.root)
+        self._reader = data.reader("test")
+        self._indices = {self._reader.image_id(index): index for index in range(len(self._reader))}
+
+    def path(self, image_id: int) -> Path:
+        return Path(self._reader.image_path(self._indices[image_id]))
+
+    def name(self, image_id: int) -> str:
+        path = self.path(image_id)
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+
+    def picture(self, image_id: int) -> np.ndarray:
+        return read_image(self.path(image_id), self._reader.declared_size(self._indices[image_id]))
+
+
+def _rows(images: ImageErrors, pictures: _Pictures | None) -> list[dict[str, Any]]:
+    """What each image with a mistake has of them, the worst first."""
+    rows = []
+    for row in images.worst().tolist():
+        image_id = int(images.images[row])
+        name = {} if pictures is None else {"file_name": pictures.name(image_id)}
+        counts = dict(zip(KINDS, images.counts[row].tolist(), strict=True))
+        f1 = round(float(images.f1[row]), 4)
+        rows.append({"image_id": image_id, **name, "f1": f1, "right": int(images.right[row]), **counts})
+    return rows
+
+
+def _text(about: dict[str, Any]) -> str:
+    """JSON with a line for each number, each row of the matrix and each image; null where there is no number."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    parts = []
+    for key, value in about.items():
+        text = json.dumps(plain(value), ensure_ascii=False)
+        if isinstance(value, list) and value and not isinstance(value[0], str):
+            lines = [json.dumps(plain(item), ensure_ascii=False) for item in value]
+            text = "[\n  " + ",\n  ".join(lines) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _sheet(
+    errors: DetectionErrors, images: ImageErrors, worst: np.ndarray, score: float, pictures: _Pictures
+) -> np.ndarray:
+    """The worst images, each as annotated and as detected, boxes coloured by what is wrong with them."""
+    states, shown = errors.states(score), errors.found.scores >= score
+    panels, titles, seen = [], [], set()
+    for row in worst.tolist():
+        image_id = int(images.images[row])
+        picture = pictures.picture(image_id)
+        of_truth = np.flatnonzero(errors.truth.images == image_id)
+        truth = errors.truth.at(of_truth)
+        of_found = np.flatnonzero((errors.found.images == image_id) & shown)
+        found = errors.found.at(of_found)
+        kinds = states[of_truth].tolist(), errors.kinds[of_found].tolist()
+        seen |= {*kinds[0], *kinds[1]}
+        said = [f"{count} {name}" for count, name in zip(images.counts[row], KINDS, strict=True) if count]
+        titles += [f"{pictures.path(image_id).name}: F1 {images.f1[row]:.2f}", ", ".join(said)]
+        colours = [[_COLOURS[kind] for kind in side] for side in kinds]
+        panels += [
+            draw_boxes(
+                picture, truth.boxes, truth.labels, errors.class_names, crowd=truth.iscrowd, longest=_CELL,
+                colours=colours[0],
+            ),
+            draw_boxes(
+                picture, found.boxes, found.labels, errors.class_names, found.scores, longest=_CELL,
+                colours=colours[1],
+            ),
+        ]  # fmt: skip
+    names = {RIGHT: "right", **dict(enumerate(KINDS)), IGNORED: "does not count"}
+    legend = [(name, _COLOURS[kind]) for kind, name in names.items() if kind in seen]
+    heading = f"The worst {len(worst)} images, as annotated and as detected from score {score:.3g} on"
+    return sheet(panels, titles, min(4, len(panels)), _CELL, heading=heading, legend=legend)
+
+
+def _said(ap: float, gains: dict[str, float], folder: Path) -> str:
+    """Where the AP went, in a line."""
+    if math.isnan(ap):
+        return "segdet: no object to be found, so no AP to be lost\n"
+    order = sorted(KINDS, key=lambda kind: -gains[kind])
+    parts = ", ".join(f"{kind} {gains[kind]:.3f}" for kind in order)
+    return f"segdet: map_50 {ap:.4f} would gain without mistakes of one kind: {parts}; see {folder / 'errors.json'}\n"
+
+
+def _save(page: np.ndarray, path: Path) -> None:
+    try:
+        Image.fromarray(page).save(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or mend rights") from error

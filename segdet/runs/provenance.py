@@ -1,0 +1,125 @@
+"""Where a run comes from: code, packages, hardware, data and command, as ``provenance.json``."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from segdet.util.cores import usable_cores
+
+PACKAGES = (
+    "segdet",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "albumentations",
+    "numpy",
+    "opencv-python-headless",
+    "pycocotools",
+    "faster-coco-eval",
+    "wandb",
+)
+
+
+def now() -> str:
+    """The present time, ISO 8601 with the offset, to the second."""
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+
+
+def provenance(command: str | None = None) -> dict[str, Any]:
+    """What can be known of a run before it starts.
+
+    Args:
+        command: The command line; by default that of this process.
+
+    Returns:
+        ``command``, ``folder`` (the current one), ``started``, ``git``, ``python``, ``packages`` and
+        ``hardware``, in plain types.
+    """
+    return {
+        "command": command_line() if command is None else command,
+        "folder": str(Path.cwd()),
+        "started": now(),
+        "git": git_state(Path.cwd()),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "hardware": hardware(),
+    }
+
+
+def command_line() -> str:
+    """This process's command line, quoted so that a shell reads it back."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that ``folder`` is at and whether it has changes beyond it; None outside a repository."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "branch": branch, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of what can change a result."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """What this process runs on: ``cpu``, ``cores`` (usable ones), ``ram_gb``, ``gpus`` and ``system``."""
+    import torch
+
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "ram_gb": _ram_gb(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "host": platform.node(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _ram_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def seconds_between(started: str, finished: str) -> float:
+    """The seconds from one ISO 8601 time to another."""
+    return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, averaging, freezing, seeding and progress of a training."""

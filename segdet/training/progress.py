@@ -1,0 +1,244 @@
+"""The progress bar and the step log, both of which leave the device alone between their few looks at it.
+
+Reading a loss waits for the device to finish the step. The bar reads when it redraws, four times a
+second at most, the log every ``log_every_n_steps`` steps, and no other step waits.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
+from tqdm import tqdm
+
+from segdet.runs.checkpoints import has_nan
+from segdet.training.overhead import without_idle_hooks
+from segdet.util.errors import UserError
+
+BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
+
+
+def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
+    """The losses of the last training step under their logged names, fetched from the device at once.
+
+    ``pl_module.step_losses`` holds them by part; ``loss`` is their sum, added up here if it is not there.
+    """
+    losses: Mapping[str, Tensor] = getattr(pl_module, "step_losses", None) or {}
+    if not losses:
+        return {}
+    values = torch.stack([torch.as_tensor(value).detach().float() for value in losses.values()]).tolist()
+    named = {loss_name(name): value for name, value in zip(losses, values, strict=True)}
+    return {"train/loss": named.get("train/loss", sum(named.values())), **named}
+
+
+def loss_name(part: str) -> str:
+    """``train/loss`` for the sum, ``train/loss_<part>`` for a part of it."""
+    if part.startswith("train/"):
+        return part
+    if part == "loss":
+        return "train/loss"
+    return f"train/loss_{part.removeprefix('loss_')}"
+
+
+@without_idle_hooks
+class StepLogger(pl.Callback):
+    """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps
+    and at the end of every epoch. A training whose weights are NaN is ended there.
+
+    The losses are those of one batch on rank 0. The rates are ``lr``, or ``lr/<n>`` where the
+    parameter groups have different ones.
+    """
+
+    def __init__(self) -> None:
+        self._logged = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs, if it is time."""
+        step = trainer.global_step
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = step % every == 0 or trainer.is_last_batch
+        if not due or step == self._logged:
+            return
+        self._logged = step  # with accumulated gradients several batches end in one step
+        losses = read_losses(pl_module)
+        # Every process has these weights, so all of them stop here. A single loss may be NaN and do no harm.
+        if math.isnan(losses.get("train/loss", 0.0)) and has_nan(pl_module):
+            raise UserError(
+                f"step {step}: the loss and the weights are not numbers any more (NaN); give a lower --model.optim.lr, "
+                "a longer --model.optim.warmup_steps or --trainer.gradient_clip_val 1"
+            )
+        if not trainer.is_global_zero:
+            return
+        values = {**losses, **_rates(trainer), "epoch": trainer.current_epoch}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step - 1)  # Lightning counts from 0
+
+
+def _rates(trainer: pl.Trainer) -> dict[str, float]:
+    rates = [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if len(set(rates)) <= 1:
+        return {"lr": rates[0]} if rates else {}
+    return {f"lr/{index}": rate for index, rate in enumerate(rates)}
+
+
+@without_idle_hooks
+class Progress(ProgressBar):
+    """One line on stderr: epoch, batch, loss and the last validation score.
+
+    Args:
+        interval: Seconds between two redraws, at least.
+    """
+
+    def __init__(self, interval: float = 0.25) -> None:
+        super().__init__()
+        self.interval = interval
+        self._enabled = True
+        self._bar: tqdm | None = None
+        self._next = 0.0
+        self._score = ""
+
+    def disable(self) -> None:
+        """Draws nothing any more."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Draws again."""
+        self._enabled = True
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """A line above the bar."""
+        tqdm.write(sep.join(map(str, args)), file=sys.stderr)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A new bar for the epoch."""
+        last = trainer.max_epochs
+        of = f"/{last}" if last is not None and last > 0 else ""
+        self._open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Redraws, if it is time."""
+        if self._bar is not None and time.monotonic() >= self._next:
+            losses = read_losses(pl_module)
+            loss = f"loss {losses['train/loss']:.4g}" if losses else ""
+            self._draw(batch_idx + 1, "  ".join(part for part in (loss, self._score) if part))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the epoch's last state and leaves it standing."""
+        if self._bar is not None:
+            losses = read_losses(pl_module)
+            loss = f"loss {losses['train/loss']:.4g}" if losses else ""
+            self._read_score(trainer, pl_module)
+            self._draw(int(self._bar.total or self._bar.n), "  ".join(p for p in (loss, self._score) if p))
+            self._close()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells that validation goes on; outside of training it has a bar of its own."""
+        if trainer.state.fn is not None and trainer.state.fn.value == "fit":
+            if self._bar is not None:
+                self._bar.set_postfix_str("validating", refresh=True)
+        else:
+            self._open("validate", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Redraws, if it is time."""
+        if self._bar is not None and time.monotonic() >= self._next:
+            fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
+            if fit:
+                self._draw(self._bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
+            else:
+                self._draw(batch_idx + 1, "")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes up the new score."""
+        self._read_score(trainer, pl_module)
+        if trainer.state.fn is not None and trainer.state.fn.value != "fit":
+            self._finish()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the bar."""
+        self._open("test", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Redraws, if it is time."""
+        if self._bar is not None and time.monotonic() >= self._next:
+            self._draw(batch_idx + 1, "")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the bar."""
+        self._finish()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the bar."""
+        self._open("predict", sum(trainer.num_predict_batches))
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Redraws, if it is time."""
+        if self._bar is not None and time.monotonic() >= self._next:
+            self._draw(batch_idx + 1, "")
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the bar."""
+        self._finish()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves the line, so that what is said next stands on its own."""
+        self._close()
+
+    def _open(self, title: str, total: float) -> None:
+        self._close()
+        finite = int(total) if total != float("inf") else None
+        self._bar = tqdm(
+            desc=title,
+            total=finite,
+            disable=not self._enabled,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            smoothing=0,
+            mininterval=0,
+            bar_format=BAR,
+        )
+        self._next = time.monotonic() + self.interval
+        if self._bar.disable:
+            self._bar = None
+
+    def _draw(self, done: int, text: str) -> None:
+        assert self._bar is not None
+        self._bar.n = done
+        self._bar.set_postfix_str(text, refresh=True)
+        self._next = time.monotonic() + self.interval
+
+    def _finish(self) -> None:
+        if self._bar is not None:
+            self._draw(int(self._bar.total or self._bar.n), "")
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _read_score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        monitor = getattr(pl_module, "monitor", None)
+        score = trainer.callback_metrics.get(monitor) if monitor else None
+        if score is not None:
+            self._score = f"{monitor} {float(score):.4f}"

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of models and data: errors, files, processes, cores."""

@@ -1,0 +1,342 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdet.data.formats.detect import list_splits
+from segdet.data.formats.voc import VOC_CLASSES, VOCReader
+from segdet.util.errors import BadSample, UserError
+
+
+def thing(name="cat", box=(10, 20, 30, 50), extra="") -> str:
+    corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
+
+
+def write_xml(folder: Path, name: str, *objects: str, size="<width>60</width><height>40</height>") -> Path:
+    path = folder / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<annotation><size>{size}</size>{''.join(objects)}</annotation>")
+    return path
+
+
+def write_list(folder: Path, split: str, text: str, kind="Main") -> Path:
+    path = folder / "ImageSets" / kind / f"{split}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def write_mask(folder: Path, name: str, values, mode="P") -> Path:
+    path = folder / "SegmentationClass" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.asarray(values, np.uint8)
+    image = Image.frombytes(mode, values.shape[::-1], values.tobytes())
+    if mode == "P":
+        image.putpalette([(7 * i) % 256 for i in range(768)])
+    image.save(path)
+    return path
+
+
+def one(folder: Path, *objects: str, **options) -> VOCReader:
+    """A reader of one annotated image."""
+    write_xml(folder, "a", *objects)
+    write_list(folder, "train", "a\n")
+    return VOCReader(folder, ["train"], "detection", **options)
+
+
+def test_boxes_become_0_based_and_half_open(tmp_path):
+    reader = one(tmp_path, thing("cat", (1, 1, 60, 40)), thing("dog", (10.5, 20.25, 30.5, 50)))
+    objects = reader.objects(0)
+    assert objects.boxes.dtype == np.float32 and objects.labels.dtype == np.int64
+    assert objects.boxes.tolist() == [[0, 0, 60, 40], [9.5, 19.25, 30.5, 50]]
+    assert objects.area.tolist() == [2400, 21 * 30.75]
+    assert not objects.iscrowd.any() and reader.declared_size(0) == (40, 60) and reader.image_id(0) == 1
+    assert reader.annotation_paths(0, "detection") == [tmp_path / "Annotations" / "a.xml"]
+
+
+def test_boxes_written_degenerate_come_out_degenerate(tmp_path):
+    boxes = [(5, 5, 5, 9), (5, 9, 9, 9), (9, 5, 5, 9), (5.5, 5, 5, 9), (5, 5, 6, 9)]
+    reader = one(tmp_path, *(thing(box=box) for box in boxes))
+    objects = reader.objects(0)
+    width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
+    assert ((width <= 0) | (height <= 0)).tolist() == [True, True, True, True, False]
+    assert objects.area.tolist() == [0, 0, 0, 0, 2 * 5]
+    faults = list(reader.faults(0, "detection"))
+    assert len(faults) == 4 and all(path == tmp_path / "Annotations/a.xml" for path, _, _ in faults)
+    assert faults[3][1:] == ("degenerate box of class cat: xmin=5.5 ymin=5 xmax=5 ymax=9 as written", False)
+    assert list(reader.faults(0, "segmentation")) == []
+
+
+def test_difficult_and_parts(tmp_path):
+    part = thing("head", (1, 1, 3, 3)).replace("object>", "part>")
+    reader = one(
+        tmp_path,
+        thing(extra="<difficult>1</difficult>"),
+        thing(extra="<difficult>0</difficult>"),
+        thing(extra=part),
+        "<owner><name>nobody</name></owner>",
+    )
+    assert reader.class_names == ["cat"]
+    assert reader.objects(0).difficult.tolist() == [True, False, False]
+    assert reader.objects(0).boxes[2].tolist() == [9, 19, 30, 50]
+
+
+def test_an_image_without_objects_has_empty_arrays(tmp_path):
+    write_xml(tmp_path, "b", thing())
+    objects = one(tmp_path).objects(0)
+    assert objects.boxes.shape == (0, 4) and objects.labels.shape == (0,) and len(objects) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (
+            thing("dragon"),
+            "unknown class 'dragon'; mend the name or add it to class_names, which are cat, dog",
+        ),
+        (thing("cta"), "unknown class 'cta' (did you mean 'cat'?)"),
+        ("<object><name>cat</name></object>", "an object of class 'cat' has no <bndbox>"),
+        (thing(box=("x", 1, 2, 3)), "<xmin> of an object of class 'cat' is 'x', not a number"),
+        (thing(box=(1, "nan", 2, 3)), "<ymin> of an object of class 'cat' is 'nan', not a number"),
+        (thing(box=(1, 1, 2, "inf")), "<ymax> of an object of class 'cat' is 'inf', not a number"),
+        ("<object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object>", "has no <ymin>"),
+        ("<object></object>", "object 1 has no <name>"),
+        ("<object>", "not valid XML"),
+    ],
+)
+def test_bad_annotations_speak_in_one_line(tmp_path, content, fault):
+    reader = one(tmp_path, content, class_names=["cat", "dog"])
+    with pytest.raises(BadSample) as caught:
+        reader.objects(0)
+    message = str(caught.value)
+    assert (
+        message.startswith(f"{tmp_path / 'Annotations/a.xml'}: ") and fault in message and "\n" not in message
+    )
+
+
+def test_missing_and_empty_annotations(tmp_path):
+    write_list(tmp_path, "train", "a\nb\n")
+    reader = VOCReader(tmp_path, ["train"], "detection", class_names=["cat"])
+    with pytest.raises(BadSample, match=r"a\.xml: no such annotation"):
+        reader.objects(0)
+    assert reader.declared_size(0) is None
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/b.xml").touch()
+    with pytest.raises(BadSample, match=r"b\.xml: not valid XML"):
+        reader.objects(1)
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<width>0</width><height>0</height>", "<width>x</width><height>1</height>"]
+)
+def test_declared_size_is_none_where_it_says_nothing(tmp_path, size):
+    reader = one(tmp_path, thing())
+    write_xml(tmp_path, "a", thing(), size=size)
+    assert reader.declared_size(0) is None
+
+
+def test_images_are_found_by_their_stem(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    names = ["a.PNG", "b.jpeg", "c.png", "c.jpg", "d.v2.JPG", "e.txt"]
+    for name in names:
+        (tmp_path / "JPEGImages" / name).touch()
+    write_list(tmp_path, "train", "a  1\n\nb.jpg\nc\nd.v2\ne\n")
+    reader = VOCReader(tmp_path, ["train"], "detection", class_names=["cat"])
+    found = [reader.image_path(i).name for i in range(len(reader))]
+    assert found == ["a.PNG", "b.jpeg", "c.jpg", "d.v2.JPG", "e.jpg"]  # The last does not exist.
+
+
+def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("red cell 1.jpg", "b.jpg", "c 0.jpg"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / name)
+    write_xml(tmp_path, "red cell 1", thing("cat"))
+    for name in ("b", "c", "c 0"):
+        write_xml(tmp_path, name, thing("dog"))
+    write_list(tmp_path, "train", "red cell 1.jpg\nb  1\nc\nc 0\nb.jpg masks/b.png\n")
+    reader = VOCReader(tmp_path, ["train"], "detection")
+    assert [reader.image_path(i).name for i in range(5)] == [
+        "red cell 1.jpg",
+        "b.jpg",
+        "c.jpg",
+        "c 0.jpg",
+        "b.jpg",
+    ]
+    assert reader.class_names[int(reader.objects(0).labels[0]) - 1] == "cat"
+
+
+def test_lists_of_names_with_spaces_are_splits_and_lists_of_flags_are_not(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    write_list(tmp_path, "train", "red cell 1\n")
+    write_list(tmp_path, "val", "red cell 2.jpg\n")
+    for split, flag in (("cat_train", "-1"), ("cat_val", " 1"), ("cat_test", "0")):
+        write_list(tmp_path, split, f"red {flag}\n")
+    assert list_splits(tmp_path, "voc", "detection") == ["train", "val"]
+
+
+def test_years_and_several_sets(tmp_path):
+    write_list(tmp_path / "VOC2007", "trainval", "a\n")
+    write_list(tmp_path / "VOCdevkit/VOC2012", "trainval", "a\nb\n")
+    for folder in ("VOC2007", "VOCdevkit/VOC2012"):
+        for name in "ab":
+            write_xml(tmp_path / folder, name, thing("dog" if folder == "VOC2007" else "cat"))
+    reader = VOCReader(tmp_path, ["2007/trainval", "2012/trainval"], "detection")
+    paths = [reader.image_path(i).relative_to(tmp_path).as_posix() for i in range(len(reader))]
+    assert paths == [
+        "VOC2007/JPEGImages/a.jpg",
+        "VOCdevkit/VOC2012/JPEGImages/a.jpg",
+        "VOCdevkit/VOC2012/JPEGImages/b.jpg",
+    ]
+    # A year's folder whose names are all VOC's has all of VOC's classes; one's own folder those it uses.
+    assert reader.class_names == VOC_CLASSES and reader.category_ids == list(range(1, 21))
+    assert reader.mask_names[:2] == ["background", "aeroplane"]
+    assert reader.objects(0).labels.tolist() == [12] and reader.objects(1).labels.tolist() == [8]
+    own = VOCReader(tmp_path / "VOC2007", ["trainval"], "detection")
+    assert own.class_names == ["dog"]
+    assert sorted(VOC_CLASSES) == VOC_CLASSES and len(VOC_CLASSES) == 20
+
+
+def test_discovered_classes_are_those_of_all_splits(tmp_path):
+    write_xml(tmp_path, "b", thing("zebra"))
+    write_xml(tmp_path, "c", thing("ant"))
+    (tmp_path / "Annotations/broken.xml").write_text("<annotation>")
+    assert one(tmp_path, thing("cat")).class_names == ["ant", "cat", "zebra"]
+
+
+def test_class_names_from_files(tmp_path):
+    write_xml(tmp_path, "a", thing("cat"))
+    (tmp_path / "labels.txt").write_text("background\ndog\n\n cat \n")
+    reader = one(tmp_path, thing("cat"))
+    assert reader.class_names == ["dog", "cat"] and reader.objects(0).labels.tolist() == [2]
+    elsewhere = tmp_path / "names.txt"
+    elsewhere.write_text("cat\n")
+    assert one(tmp_path, class_names=str(elsewhere)).class_names == ["cat"]
+    assert one(tmp_path, class_names="names.txt").class_names == ["cat"]
+    assert one(tmp_path, class_names=["cow"]).class_names == ["cow"]
+    with pytest.raises(UserError, match="no such file of class names"):
+        one(tmp_path, class_names="none.txt")
+    elsewhere.write_text("cat\ncat\n")
+    with pytest.raises(UserError, match="'cat' is named twice"):
+        one(tmp_path, class_names=elsewhere)
+    elsewhere.write_text("\n")
+    with pytest.raises(UserError, match="no class is named"):
+        one(tmp_path, class_names=elsewhere)
+
+
+def test_wrong_roots_and_splits_are_refused_at_once_with_what_exists(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        VOCReader(tmp_path / "none", ["train"], "detection")
+    with pytest.raises(UserError, match="no ImageSets/ folder"):
+        VOCReader(tmp_path, ["train"], "detection")
+    write_list(tmp_path / "VOC2007", "trainval", "a\n")
+    write_list(tmp_path / "VOC2007", "val", "a\n", kind="Segmentation")
+    with pytest.raises(UserError, match="name the year too, for example 2007/train "):
+        VOCReader(tmp_path, ["train"], "detection")
+    with pytest.raises(UserError, match=r"neither VOC2012/ nor .* there are 2007"):
+        VOCReader(tmp_path, ["2012/train"], "detection")
+    with pytest.raises(UserError, match="there are Main: trainval; Segmentation: val"):
+        VOCReader(tmp_path, ["2007/trainval"], "segmentation")
+    with pytest.raises(UserError, match="there are Main: trainval"):
+        VOCReader(tmp_path, ["2007/val"], "localization")
+    write_list(tmp_path / "VOC2007", "empty", "\n \n")
+    with pytest.raises(UserError, match="the split list is empty"):
+        VOCReader(tmp_path, ["2007/empty"], "detection")
+    with pytest.raises(UserError, match="no split is named"):
+        VOCReader(tmp_path, [], "detection")
+    with pytest.raises(UserError, match=r"no object of any class .* give class_names"):
+        VOCReader(tmp_path, ["2007/trainval"], "detection")
+
+
+def test_an_image_listed_twice_is_a_fault(tmp_path):
+    reader = one(tmp_path, thing())
+    write_list(tmp_path, "train", "a\na\n")
+    reader = VOCReader(tmp_path, ["train"], "detection")
+    assert list(reader.faults(0, "detection")) == []
+    assert [fault for _, fault, _ in reader.faults(1, "detection")] == ["is listed twice in the split"]
+
+
+def masked(folder: Path, values, mode="P", **options) -> VOCReader:
+    write_mask(folder, "a", values, mode)
+    write_list(folder, "train", "a\n", kind="Segmentation")
+    return VOCReader(folder, ["train"], "segmentation", **options)
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_masks_without_names_are_voc(tmp_path, mode):
+    values = [[0, 20, 255], [15, 1, 0]]
+    reader = masked(tmp_path, values, mode)
+    assert reader.mask_names == ["background", *VOC_CLASSES] and reader.class_names == VOC_CLASSES
+    mask = reader.mask(0)
+    assert mask.dtype == np.uint8 and mask.tolist() == values
+    assert reader.annotation_paths(0, "segmentation") == [tmp_path / "SegmentationClass/a.png"]
+    assert reader.declared_size(0) is None
+
+
+def test_masks_beyond_voc_ask_for_names(tmp_path):
+    with pytest.raises(UserError, match="value 21 is none of VOC's 21 classes; give class_names"):
+        masked(tmp_path, [[0, 21, 255]])
+
+
+@pytest.mark.parametrize("ignore_index", [2, 1, 0])
+def test_the_name_at_ignore_index_is_no_class(tmp_path, ignore_index):
+    (tmp_path / "labels.txt").write_text("sky\nroad\nvoid\n")
+    reader = masked(tmp_path, [[0, 1, 2, 255]], "L", ignore_index=ignore_index)
+    kept = [name for value, name in enumerate(["sky", "road", "void"]) if value != ignore_index]
+    assert reader.mask_names == kept == reader.class_names
+    expected = {2: [0, 1, 255, 255], 1: [0, 255, 1, 255], 0: [255, 0, 1, 255]}
+    assert reader.mask(0).tolist() == [expected[ignore_index]]
+
+
+@pytest.mark.parametrize("ignore_index", [2, 1, 0])
+def test_a_folder_without_names_is_read_with_those_that_are_known(tmp_path, ignore_index):
+    names = [name for value, name in enumerate(["sky", "road", "void"]) if value != ignore_index]
+    reader = masked(tmp_path, [[0, 1, 2, 255]], "L", ignore_index=ignore_index, known=names)
+    assert reader.mask_names == names
+    expected = {2: [0, 1, 255, 255], 1: [0, 255, 1, 255], 0: [255, 0, 1, 255]}
+    assert reader.mask(0).tolist() == [expected[ignore_index]]
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")  # which a folder's own names overrule
+    assert set(masked(tmp_path, [[0]], ignore_index=ignore_index, known=names).mask_names) < set("abc")
+    boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
+    assert boxes.class_names == ["a", "b", "c"]
+    (tmp_path / "labels.txt").unlink()
+    boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
+    assert boxes.class_names == ["dog", "cat"] and boxes.objects(0).labels.tolist() == [2]
+
+
+def test_ignore_index_beyond_the_names(tmp_path):
+    reader = masked(tmp_path, [[0, 1, 77, 255]], class_names=["background", "pear"], ignore_index=77)
+    assert reader.mask_names == ["background", "pear"] and reader.class_names == ["pear"]
+    assert reader.mask(0).tolist() == [[0, 1, 255, 255]]
+
+
+def test_mask_values_that_are_no_class(tmp_path):
+    reader = masked(tmp_path, [[0, 1, 2, 9, 255]], class_names=["background", "pear"])
+    with pytest.raises(BadSample, match=r"a\.png: value 2, 9 is none of the 2 classes; .*ignore_index"):
+        reader.mask(0)
+    (tmp_path / "SegmentationClass/a.png").unlink()
+    with pytest.raises(BadSample, match=r"a\.png: no such mask"):
+        reader.mask(0)
+    with pytest.raises(UserError, match="300 names"):
+        masked(tmp_path, [[0]], class_names=[str(i) for i in range(300)])
+
+
+def test_bccd(real_data):
+    reader = VOCReader(real_data / "bccd", ["trainval", "test"], "detection")
+    assert len(reader) == 364 and reader.class_names == ["Platelets", "RBC", "WBC"]
+    assert sum(len(reader.objects(index)) for index in range(len(reader))) == 4888
+    faults = [fault for index in range(len(reader)) for fault in reader.faults(index, "detection")]
+    assert sorted(path.stem for path, _, _ in faults) == ["BloodImage_00338", "BloodImage_00343"]
+    assert all(fault.startswith("degenerate box of class RBC") for _, fault, _ in faults)
+    assert reader.image_path(0).is_file() and reader.declared_size(0) == (480, 640)
+    localization = VOCReader(real_data / "bccd", ["train"], "localization")
+    assert len(localization) == 205 and localization.class_names == reader.class_names
+
+
+def test_camvid(real_data):
+    reader = VOCReader(real_data / "camvid", ["train"], "segmentation", ignore_index=11)
+    assert len(reader) == 367 and len(reader.mask_names) == 11 and reader.mask_names[0] == "Sky"
+    counts = sum(np.bincount(reader.mask(index).ravel(), minlength=256) for index in range(len(reader)))
+    assert counts[11:255].sum() == 0 and (counts[:11] > 0).all()
+    assert round(100 * counts[255] / counts.sum(), 2) == 3.95

@@ -1,0 +1,571 @@
+"""`segdet data check`: a flawless folder passes, and each way to break one gives its own line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdet.data.cleaning import clean_objects, clip_boxes, usable
+from segdet.data.formats.detect import find_dataset, guess_format, list_splits, open_readers
+from segdet.data.inspect.check import Fault, check, main
+from segdet.data.inspect.stats import main as stats_main
+from segdet.data.sample import Objects
+from segdet.util.errors import UserError
+
+# pycocotools' compiled part is older than NumPy 2's copy keyword.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def run(capsys, *arguments: object) -> tuple[int, list[str]]:
+    status = main([str(argument) for argument in arguments])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def only_line(capsys, *arguments: object) -> tuple[int, str]:
+    """The status, and the one line besides the summary."""
+    status, lines = run(capsys, *arguments)
+    assert len(lines) == 2, lines
+    return status, lines[0]
+
+
+def objects(*boxes: tuple[float, float, float, float]) -> Objects:
+    count = len(boxes)
+    return Objects(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.ones(count, np.int64),
+        np.zeros(count, bool),
+        np.zeros(count, bool),
+        np.arange(1, count + 1, dtype=np.float32),
+    )
+
+
+# The rule that training shares
+
+
+def test_boxes_are_clipped_and_their_areas_kept():
+    kept, dropped = clean_objects(objects((-5, 3, 10, 60), (1, 1, 2, 2)), (48, 64))
+    assert kept.boxes.tolist() == [[0, 3, 10, 48], [1, 1, 2, 2]]
+    assert kept.area.tolist() == [1, 2]
+    assert dropped == []
+
+
+def test_each_box_that_is_dropped_is_named():
+    nan = float("nan")
+    given = objects((5, 5, 5, 9), (7, 9, 8, 4), (70, 0, 80, 9), (nan, 0, 1, 1), (0, 0, 64, 48))
+    kept, dropped = clean_objects(given, (48, 64), ["RBC"])
+    assert kept.boxes.tolist() == [[0, 0, 64, 48]]
+    assert kept.area.tolist() == [5]
+    assert dropped == [
+        "box 5,5,5,9 of class RBC is degenerate",
+        "box 7,9,8,4 of class RBC is degenerate",
+        "box 70,0,80,9 of class RBC lies outside the image of 64x48",
+        "box nan,0,1,1 of class RBC is not finite",
+    ]
+    assert usable(given, (48, 64)).tolist() == [False, False, False, False, True]
+    assert clean_objects(given, (48, 64))[1][0] == "box 5,5,5,9 of class 1 is degenerate"
+
+
+def test_no_objects_stay_no_objects():
+    kept, dropped = clean_objects(objects(), (48, 64))
+    assert kept.boxes.shape == (0, 4)
+    assert dropped == []
+    assert clip_boxes(kept.boxes, (1, 1)).shape == (0, 4)
+
+
+# Flawless folders
+
+
+@pytest.mark.parametrize("task", ["detection", "localization", "segmentation"])
+@pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
+def test_a_flawless_folder_has_no_fault(folder, task, request, capsys):
+    status, lines = run(capsys, request.getfixturevalue(folder), "--task", task)
+    assert status == 0
+    assert len(lines) == 1
+    assert lines[0].endswith("0 fatal, 0 warnings")
+
+
+def test_the_summary_counts(coco_folder, capsys):
+    _, lines = run(capsys, coco_folder)
+    assert lines[-1] == (
+        f"{coco_folder} (coco, detection): 4 images (2 in train, 2 in val), 2 without objects: "
+        "0 fatal, 0 warnings"
+    )
+
+
+# Images
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_missing_image_that_a_split_names(voc_folder, capsys, task):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    status, line = only_line(capsys, voc_folder, "--task", task)
+    assert status == 1
+    assert line.startswith(
+        f"fatal    {voc_folder / 'JPEGImages/a.jpg'}: no such file; put it there or take it out of the split"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda data: b"", "the file is empty (0 bytes)"),
+        (lambda data: data[: len(data) // 2], "torn JPEG: the end of the image is missing"),
+        (lambda data: b"<html>not here</html>", "not an image"),
+    ],
+)
+def test_a_spoilt_image(voc_folder, capsys, spoil, fault):
+    path = voc_folder / "JPEGImages/b.jpg"
+    path.write_bytes(spoil(path.read_bytes()))
+    status, line = only_line(capsys, voc_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: {fault}")
+
+
+def test_a_torn_png(voc_folder, capsys, picture):
+    path = voc_folder / "JPEGImages/b.png"
+    (voc_folder / "JPEGImages/b.jpg").unlink()
+    Image.fromarray(picture(1)).save(path)
+    path.write_bytes(path.read_bytes()[:-600])
+    status, line = only_line(capsys, voc_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: torn PNG")
+
+
+@pytest.mark.parametrize(
+    ("mode", "fault"),
+    [
+        ("L", "is grayscale; its one channel is used as red, green and blue"),
+        ("CMYK", "is CMYK; it is converted to RGB"),
+    ],
+)
+def test_an_unusual_image_is_a_warning(voc_folder, capsys, mode, fault, picture):
+    path = voc_folder / "JPEGImages/a.jpg"
+    Image.fromarray(picture(0)).convert(mode).save(path)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line == f"warning  {path}: {fault}"
+
+
+def test_16_bits_are_a_warning(voc_folder, capsys, picture):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    path = voc_folder / "JPEGImages/a.png"
+    Image.fromarray(picture(0)[..., 0].astype(np.uint16) * 257).save(path)
+    status, lines = run(capsys, voc_folder)
+    assert status == 0
+    assert lines[0] == f"warning  {path}: has 16 bits per channel; the upper 8 are used"
+    assert lines[1].startswith(f"warning  {path}: is grayscale; ")
+
+
+def test_an_exif_rotation_is_a_warning(voc_folder, capsys, picture):
+    path = voc_folder / "JPEGImages/a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(0)).save(path, exif=exif)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert "EXIF orientation 6; its pixels are used as they are stored" in line
+
+    Image.fromarray(picture(0, (64, 48))).save(path, exif=exif)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line.endswith("EXIF orientation 6; it is turned upright, as its annotation's size says")
+
+
+def test_an_image_of_another_size_than_its_annotation_says(voc_folder, capsys, picture):
+    path = voc_folder / "JPEGImages/a.jpg"
+    Image.fromarray(picture(0, (60, 80))).save(path)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line.startswith(f"warning  {path}: is 80x60 but its annotation says 64x48; ")
+
+
+# Annotations
+
+
+def test_a_missing_annotation(voc_folder, capsys):
+    (voc_folder / "Annotations/a.xml").unlink()
+    status, line = only_line(capsys, voc_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {voc_folder / 'Annotations/a.xml'}: no such annotation; ")
+
+
+def test_bad_xml(voc_folder, capsys):
+    path = voc_folder / "Annotations/a.xml"
+    path.write_text(path.read_text()[:100])
+    status, line = only_line(capsys, voc_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: not valid XML (")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"images": []}'])
+def test_bad_json(coco_folder, capsys, content):
+    path = coco_folder / "annotations/instances_val.json"
+    path.write_text(content)
+    status, line = only_line(capsys, coco_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: ")
+
+
+@pytest.fixture
+def write_box(voc_folder, voc_xml):
+    """Gives the image a of the VOC folder a second box."""
+
+    def write(*corners: object) -> Path:
+        path = voc_folder / "Annotations/a.xml"
+        path.write_text(voc_xml("a", [("cat", 1, 1, 20, 20), ("dog", *corners)]))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("corners", [(9, 9, 9, 30), (20, 9, 9, 30)])
+def test_a_degenerate_box_is_dropped(voc_folder, capsys, corners, write_box):
+    path = write_box(*corners)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line.startswith(f"warning  {path}: degenerate box of class dog: xmin={corners[0]} ")
+    assert line.endswith("; it is dropped")
+
+
+def test_a_box_partly_outside_is_clipped(voc_folder, capsys, write_box):
+    path = write_box(50, 9, 80, 30)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line == (
+        f"warning  {path}: box 49,8,80,30 of class dog reaches beyond the image of 64x48; it is clipped"
+    )
+
+
+def test_a_box_wholly_outside_is_dropped(voc_folder, capsys, write_box):
+    path = write_box(70, 9, 80, 30)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert (
+        line == f"warning  {path}: box 69,8,80,30 of class dog lies outside the image of 64x48; it is dropped"
+    )
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "x"])
+def test_a_coordinate_that_is_no_number(voc_folder, capsys, value, write_box):
+    path = write_box(9, 9, value, 30)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: <xmax> of an object of class 'dog' is {value!r}, not a number")
+
+
+def test_an_unknown_class(voc_folder, capsys, voc_xml):
+    path = voc_folder / "Annotations/b.xml"
+    path.write_text(voc_xml("b", [("dgo", 1, 1, 20, 20)]))
+    status, line = only_line(capsys, voc_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: unknown class 'dgo' (did you mean 'dog'?)")
+
+
+def test_coco_faults_name_the_image(coco_folder, capsys, edit_json):
+    path = coco_folder / "annotations/instances_val.json"
+    edit_json(path, lambda document: document["annotations"][0].update(bbox=[50, 4, 40, 10]))
+    status, line = only_line(capsys, coco_folder)
+    assert status == 0
+    assert line.startswith(f"warning  {path}: image 0011.jpg: box 50,4,90,14 of class dog reaches beyond")
+
+    edit_json(path, lambda document: document["annotations"][0].update(bbox=[float("nan"), 4, 40, 10]))
+    status, line = only_line(capsys, coco_folder)
+    assert status == 1
+    assert "annotation 2 of 0011.jpg: bbox is not four finite numbers" in line
+
+    edit_json(path, lambda document: document["annotations"][0].update(bbox=[1, 4, 0, 10]))
+    status, line = only_line(capsys, coco_folder)
+    assert status == 0
+    assert "annotation 2 of 0011.jpg: degenerate box" in line
+
+    edit_json(path, lambda document: document["annotations"][0].update(bbox=[1, 4, 9, 10], category_id=8))
+    status, line = only_line(capsys, coco_folder)
+    assert status == 1
+    assert "annotation 2 of 0011.jpg: category_id 8 is not among the categories" in line
+
+
+# Masks
+
+
+def test_a_mask_of_another_size(voc_folder, capsys):
+    path = voc_folder / "SegmentationClass/a.png"
+    Image.fromarray(np.zeros((40, 64), np.uint8)).save(path)
+    status, line = only_line(capsys, voc_folder, "--task", "segmentation")
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: the mask is 64x40 but its image a.jpg 64x48; ")
+
+
+def test_a_mask_value_that_is_no_class(voc_folder, capsys):
+    path = voc_folder / "SegmentationClass/a.png"
+    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(path)
+    status, line = only_line(capsys, voc_folder, "--task", "segmentation")
+    assert status == 1
+    assert line.startswith(f"fatal    {path}: value 9 is none of the 3 classes; ")
+    status, _ = run(capsys, voc_folder, "--task", "segmentation", "--ignore_index", "9")
+    assert status == 0
+
+
+def test_a_missing_or_torn_mask(voc_folder, capsys):
+    (voc_folder / "SegmentationClass/a.png").unlink()
+    torn = voc_folder / "SegmentationClass/b.png"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    status, lines = run(capsys, voc_folder, "--task", "segmentation")
+    assert status == 1
+    assert lines[0].startswith(f"fatal    {voc_folder / 'SegmentationClass/a.png'}: no such mask; ")
+    assert lines[1].startswith(f"fatal    {torn}: torn PNG")
+
+
+def test_cityscapes_annotations(cityscapes_folder, capsys):
+    stem = cityscapes_folder / "gtFine/val/ulm/ulm_000000_000019_gtFine"
+    labels, instances = Path(f"{stem}_labelIds.png"), Path(f"{stem}_instanceIds.png")
+
+    Image.fromarray(np.full((40, 64), 7, np.uint8)).save(labels)
+    status, line = only_line(capsys, cityscapes_folder)
+    assert status == 1
+    assert line.startswith(f"fatal    {labels}: the mask is 64x40 but its image ulm_")
+
+    Image.fromarray(np.full((48, 64), 99, np.uint8)).save(labels)
+    status, line = only_line(capsys, cityscapes_folder)
+    assert status == 0
+    assert line.startswith(f"warning  {labels}: value 99 is none of Cityscapes' labels and is ignored; ")
+
+    Image.fromarray(np.full((40, 64), 26001, np.uint16)).save(instances)
+    status, line = only_line(capsys, cityscapes_folder, "--task", "detection")
+    assert status == 0
+    assert line.startswith(f"warning  {instances}: is 64x40 but its image ulm_")
+
+    labels.unlink()
+    instances.unlink()
+    for task, path in (("segmentation", labels), ("detection", instances)):
+        status, line = only_line(capsys, cityscapes_folder, "--task", task)
+        assert status == 1
+        assert line.startswith(f"fatal    {path}: no such annotation; ")
+
+
+# Splits
+
+
+def test_images_in_no_split_are_noted(voc_folder, capsys, picture):
+    Image.fromarray(picture(9)).save(voc_folder / "JPEGImages/extra.jpg")
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line == f"note     {voc_folder / 'JPEGImages'}: 1 image is in no split (extra.jpg); not read"
+    _, lines = run(capsys, voc_folder, "--split", "train")
+    assert len(lines) == 1
+
+
+def test_an_image_in_two_splits(voc_folder, capsys):
+    (voc_folder / "ImageSets/Main/val.txt").write_text("c\na\n")
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line.startswith(f"warning  {voc_folder / 'JPEGImages/a.jpg'}: is in the splits train and val; ")
+
+
+def test_the_same_file_under_two_names(voc_folder, capsys):
+    data = (voc_folder / "JPEGImages/a.jpg").read_bytes()
+    (voc_folder / "JPEGImages/c.jpg").write_bytes(data)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line.startswith(
+        f"warning  {voc_folder / 'JPEGImages/c.jpg'}: is in the splits train and val, there as a.jpg; "
+    )
+
+
+def test_an_image_listed_twice(voc_folder, capsys):
+    (voc_folder / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line.startswith(f"warning  {voc_folder / 'JPEGImages/a.jpg'}: is listed twice in the split")
+
+
+def test_namesakes_are_noted_once(coco_folder, capsys, edit_json):
+    (coco_folder / "val/0011.jpg").rename(coco_folder / "val/0001.jpg")
+    path = coco_folder / "annotations/instances_val.json"
+    edit_json(path, lambda document: document["images"][0].update(file_name="0001.jpg"))
+    status, line = only_line(capsys, coco_folder)
+    assert status == 0
+    assert line.startswith(
+        f"note     {coco_folder / 'val'}: 1 image has the name of another in train (0001.jpg)"
+    )
+
+
+# The command
+
+
+def test_every_fault_is_listed_at_once_and_as_json(voc_folder, tmp_path, capsys, write_box):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    (voc_folder / "JPEGImages/b.jpg").write_bytes(b"")
+    (voc_folder / "Annotations/b.xml").write_text("<")
+    write_box(50, 9, 80, 30)
+    status, lines = run(capsys, voc_folder, "--json", tmp_path / "out/faults.json", "--workers", "3")
+    assert status == 1
+    assert [line.split()[0] for line in lines[:-1]] == ["fatal", "warning", "fatal", "fatal"]
+    assert lines[-1].endswith("3 fatal, 1 warning")
+    record = json.loads((tmp_path / "out/faults.json").read_text())
+    assert record["fatal"] == 3
+    assert record["images"] == {"train": 2, "val": 1}
+    assert record["faults"][0]["path"] == str(voc_folder / "JPEGImages/a.jpg")
+    assert record["faults"][1]["severity"] == "warning"
+
+
+def test_check_gives_the_faults_of_one_reader(voc_folder):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    readers = open_readers(voc_folder)
+    assert check(readers["val"], "detection") == []
+    (fault,) = check(readers["train"], "detection")
+    assert isinstance(fault, Fault)
+    assert (fault.path, fault.fatal) == (voc_folder / "JPEGImages/a.jpg", True)
+
+
+def test_what_nobody_foresaw_is_a_line_too(voc_folder, monkeypatch):
+    reader = open_readers(voc_folder)["train"]
+    monkeypatch.setattr(type(reader), "objects", lambda *_: 1 / 0)
+    first, second = check(reader, "detection")
+    assert first.fatal
+    assert str(second).startswith(
+        f"fatal    {voc_folder / 'Annotations/b.xml'}: cannot be read (ZeroDivisionError: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["."], ".: holds neither annotations/instances_"),
+        (["voc", "--split", "tset"], "tset.txt: no such split list for detection"),
+        (["voc", "--workers", "0"], "--workers 0: must be 1 or more"),
+        (["voc", "--class_names", "names.txt"], "names.txt: no such file of class names"),
+        (["coco", "--ignore_index", "3"], "--ignore_index: only voc folders have one"),
+    ],
+)
+def test_mistakes_are_one_line(voc_folder, coco_folder, monkeypatch, capsys, arguments, line):
+    monkeypatch.chdir(voc_folder.parent)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["root", "--tsak", "detection"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "segdet data check: unrecognized arguments: --tsak detection; did you mean --task? see segdet data check --help"
+    ]
+    with pytest.raises(SystemExit):
+        main(["root", "--class", "cat"])
+    assert "did you mean --class_names?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["root", "-x"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_folder_near_by_is_named(voc_folder, monkeypatch, capsys):
+    for given in (voc_folder.parent, voc_folder / "JPEGImages"):
+        assert main([str(given)]) == 2
+        assert f"did you mean {voc_folder}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, stats_main])
+def test_an_output_that_cannot_be_written_is_told_first(voc_folder, tmp_path, capsys, command):
+    (tmp_path / "file").write_text("")
+    assert command([str(voc_folder), "--json", str(tmp_path / "file" / "a.json")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "a.json: cannot be written (" in said.err
+    assert len(said.err.splitlines()) == 1
+    assert command([str(voc_folder), "--json", str(tmp_path / "new" / "a.json")]) == 0
+    assert (tmp_path / "new" / "a.json").exists()
+
+
+def test_a_class_that_is_none_is_noted(voc_folder, capsys):
+    arguments = [voc_folder, "--task", "segmentation", "--class_names", "background,cat,dog,Void"]
+    status, note = only_line(capsys, *arguments)
+    assert status == 0
+    assert note == (
+        f"note     {voc_folder}: the mask value 3 is called 'Void' and counts as a class like any other; "
+        "give --ignore_index 3, and --data.ignore_index 3 to fit, if it is none"
+    )
+    assert len(run(capsys, *arguments, "--ignore_index", 3)[1]) == 1
+
+
+# Which dataset is meant
+
+
+def test_formats_and_splits_are_guessed(voc_folder, coco_folder, tmp_path):
+    assert guess_format(voc_folder) == "voc"
+    assert guess_format(coco_folder) == "coco"
+    (tmp_path / "city/leftImg8bit/val").mkdir(parents=True)
+    assert guess_format(tmp_path / "city") == "cityscapes"
+    assert find_dataset(tmp_path / "city").task == "segmentation"
+    assert list_splits(tmp_path / "city", "cityscapes", "segmentation") == ["val"]
+    (voc_folder / "ImageSets/Main/test.txt").write_text("c\n")
+    (voc_folder / "ImageSets/Main/trainval.txt").write_text("a\nb\nc\n")
+    (voc_folder / "ImageSets/Main/cat_train.txt").write_text("a  1\nb -1\n")
+    assert find_dataset(voc_folder).splits == ("train", "val", "test")
+    assert find_dataset(coco_folder).splits == ("train", "val")
+
+
+@pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
+def test_the_hidden_companions_of_files_from_a_mac_are_passed_over(folder, request, capsys):
+    root = request.getfixturevalue(folder)
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    before = find_dataset(root).splits
+    assert main([str(root)]) == 0
+    assert not [split for split in before if "._" in split]
+    assert "._" not in capsys.readouterr().out
+
+
+def test_years_and_the_devkit_are_found(voc_folder, tmp_path):
+    kit = tmp_path / "kit/VOCdevkit"
+    kit.mkdir(parents=True)
+    voc_folder.rename(kit / "VOC2007")
+    (kit / "VOC2007/ImageSets/Main/train.txt").rename(kit / "VOC2007/ImageSets/Main/trainval.txt")
+    dataset = find_dataset(tmp_path / "kit")
+    assert dataset.root == kit
+    assert dataset.splits == ("2007/val", "2007/trainval")
+    assert len(dataset.open("2007/trainval")) == 2
+
+
+def test_a_folder_of_masks_alone_is_for_segmentation(voc_folder):
+    assert find_dataset(voc_folder).task == "detection"
+    (voc_folder / "Annotations").rename(voc_folder / "Elsewhere")
+    assert find_dataset(voc_folder).task == "segmentation"
+
+
+def test_no_split_is_told(voc_folder):
+    for path in (voc_folder / "ImageSets/Main").iterdir():
+        path.unlink()
+    with pytest.raises(
+        UserError, match=r"Main: holds no split for detection; there are some for --task segm"
+    ):
+        find_dataset(voc_folder)
+    for path in (voc_folder / "ImageSets/Segmentation").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"ImageSets.Main: holds no split for detection; give --split"):
+        find_dataset(voc_folder)
+
+
+# Real data
+
+
+def test_bccd_has_two_degenerate_boxes(real_data, capsys):
+    status, lines = run(capsys, real_data / "bccd")
+    assert status == 0
+    assert sorted(Path(line.split(": ")[0].split()[1]).stem for line in lines[:-1]) == [
+        "BloodImage_00338",
+        "BloodImage_00343",
+    ]
+    assert all("degenerate" in line and line.endswith("it is dropped") for line in lines[:-1])
+    assert lines[-1].endswith("0 fatal, 2 warnings")
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_tiny_coco_is_sound(real_data, capsys, task):
+    status, lines = run(capsys, real_data / "tiny_coco", "--task", task)
+    assert status == 0
+    assert len(lines) == 1

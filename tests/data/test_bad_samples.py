@@ -1,0 +1,84 @@
+"""Bad samples through the command: one line that names the file, or skipped, counted and listed."""
+
+from pathlib import Path
+
+import pytest
+
+from segdet.cli.main import main
+from segdet.data.shapes.generator import make_shapes
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    return make_shapes(
+        tmp_path / "shapes", "voc", train=6, val=3, test=2, size=(64, 64), workers=1, progress=False
+    )
+
+
+def _fit(folder: Path, run: Path, *options: str) -> int:
+    return main(
+        [
+            "fit", "--model=SSD", "--model.backbone=small_vgg", "--model.backbone_options={channels: [4, 4, 8, 8, 8]}",
+            "--model.width=8", "--model.extra_maps=0", "--data=VOCDataModule", f"--data.root={folder}",
+            "--data.batch_size=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false", f"--run_dir={run}", *options,
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", ["torn", "empty", "missing", "xml"])
+def test_a_bad_sample_stops_with_one_line_that_names_it(
+    workers: int, fault: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    victim = sorted((folder / "JPEGImages").iterdir())[0]
+    if fault == "torn":
+        victim.write_bytes(victim.read_bytes()[:-700])
+    elif fault == "empty":
+        victim.write_bytes(b"")
+    elif fault == "missing":
+        victim.unlink()
+    else:
+        victim = folder / "Annotations" / f"{victim.stem}.xml"
+        victim.write_text("<annotation><object>")
+    assert _fit(folder, tmp_path / "run", f"--data.num_workers={workers}") == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("segdet: error:")]
+    assert len(lines) == 1
+    assert victim.name in lines[0] and ";" in lines[0]
+    assert lines[0].endswith(", or run without such samples: --data.on_bad_sample skip")
+
+
+def test_skipped_samples_are_counted_and_listed(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((folder / "JPEGImages").iterdir())[:2]
+    first.write_bytes(b"")
+    second.unlink()
+    assert _fit(folder, tmp_path / "run", "--data.num_workers=0", "--data.on_bad_sample=skip") == 0
+    listed = (tmp_path / "run" / "left_out.txt").read_text()
+    assert first.name in listed and second.name in listed
+    told = capfd.readouterr().err
+    assert f"left out of the data, {len(listed.splitlines())} in all" in told
+    assert first.name in told
+
+
+def test_validate_lists_what_it_skips_beside_what_training_left_out(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = (folder / "ImageSets" / "Main" / "train.txt").read_text().split()
+    trained = folder / "JPEGImages" / f"{names[0]}.jpg"
+    trained.write_bytes(b"")
+    run = tmp_path / "run"
+    assert _fit(folder, run, "--data.num_workers=0", "--data.on_bad_sample=skip") == 0
+    names = (folder / "ImageSets" / "Main" / "val.txt").read_text().split()
+    validated = folder / "JPEGImages" / f"{names[0]}.jpg"
+    validated.write_bytes(validated.read_bytes()[:-700])
+    capfd.readouterr()
+    assert main(["validate", f"--ckpt_path={run}", f"--run_dir={run}", "--data.num_workers=0"]) == 0
+    told = capfd.readouterr().err
+    assert "left out of the data, 1 in all" in told and validated.name in told
+    folders = [run, *tmp_path.glob("run-validate-*")]
+    listed = "".join(
+        (each / "left_out.txt").read_text() for each in folders if (each / "left_out.txt").exists()
+    )
+    assert trained.name in listed and validated.name in listed

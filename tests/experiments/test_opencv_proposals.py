@@ -1,0 +1,63 @@
+"""The peer's boxes come into a file that ``segdet proposals`` reads; OpenCV itself is played by a stub."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdet.proposals.file import load_proposals
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "opencv_proposals.py"
+
+STUB = """
+import numpy as np
+
+class _Search:
+    def setBaseImage(self, image):
+        self.image = image
+    def switchToSelectiveSearchFast(self):
+        self.strategy = "fast"
+    def process(self):
+        assert self.strategy == "fast"
+        return np.array([[1, 2, 3, 4]] * self.image, np.int32)
+
+class ximgproc:
+    class segmentation:
+        createSelectiveSearchSegmentation = _Search
+
+def setNumThreads(number):
+    assert number == 1
+
+def imread(path):
+    return {"a.jpg": 2, "b.jpg": 0}.get(path.rsplit("/", 1)[-1])
+"""
+
+
+def _run(tmp_path: Path, stub: str, *words: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "cv2.py").write_text(stub)
+    command = [sys.executable, str(SCRIPT), "fast", str(tmp_path), str(tmp_path / "out.npz"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "stub")}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_boxes_are_corners_by_file_name(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a\nb.jpg 1\n\n")
+    done = _run(tmp_path, STUB, "--images", str(tmp_path / "list.txt"))
+    assert done.returncode == 0, done.stderr
+    held = load_proposals(tmp_path / "out.npz")
+    assert np.array_equal(held["a.jpg"], np.array([[1, 2, 4, 6]] * 2, np.float32))
+    assert held["b.jpg"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "stub, said", [("", "opencv-contrib-python-headless"), (STUB, "c.jpg: no image that OpenCV reads")]
+)
+def test_what_it_needs_is_said_in_one_line(tmp_path: Path, stub: str, said: str) -> None:
+    (tmp_path / "list.txt").write_text("c\n")
+    done = _run(tmp_path, stub, "--images", str(tmp_path / "list.txt"))
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

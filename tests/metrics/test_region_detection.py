@@ -1,0 +1,61 @@
+"""How much of the objects the proposals cover, beside the scores of detection."""
+
+import math
+
+import pytest
+import torch
+
+from segdet.data.sample import Prediction, Target
+from segdet.metrics.detection import DetectionScores
+from segdet.metrics.region_detection import RegionScores
+
+
+def test_recall_of_proposals_beside_the_scores() -> None:
+    scores, plain = RegionScores(["a"]), DetectionScores(["a"])
+    objects = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]])
+    # IoU 1, 0.6 and 0.25 with one of them each.
+    proposals = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 32], [50, 50, 55, 55], [0, 0, 60, 60]])
+    found = Prediction(boxes=objects[:2], scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 1]))
+    target = Target(
+        boxes=objects, labels=torch.ones(3, dtype=torch.int64), iscrowd=torch.zeros(3, dtype=torch.bool)
+    )
+    other = Target(  # of the second image only the first object counts
+        boxes=objects,
+        labels=torch.ones(3, dtype=torch.int64),
+        iscrowd=torch.tensor([False, True, False]),
+        difficult=torch.tensor([False, False, True]),
+    )
+    nothing = Prediction(boxes=objects[:0], scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
+    given = [found, nothing], [target, other], [1, 2]
+    scores.update(*given, [proposals, proposals[:0]])
+    plain.update(*given)
+    # In other pixels than those of the original images, where objects and proposals are resized alike.
+    half = [Target(**{**each, "boxes": each["boxes"] / 2}) for each in (target, other)]
+    resized = RegionScores(["a"])
+    resized.update(*given, [proposals / 2, proposals[:0]], half)
+    assert {k: v.item() for k, v in resized.compute().items() if "proposal" in k} == {
+        k: v.item() for k, v in scores.compute().items() if "proposal" in k
+    }
+    values = scores.compute()
+    assert float(values["proposal_recall_50"]) == 2 / 4
+    assert float(values["proposal_recall_70"]) == 1 / 4
+    assert float(values["proposals"]) == 2
+    assert all(torch.equal(values[k], v) or math.isnan(v) for k, v in plain.compute().items())
+
+
+def test_without_an_image_they_are_undefined() -> None:
+    values = RegionScores(["a"]).compute()
+    assert math.isnan(values["proposal_recall_50"]) and math.isnan(values["proposals"])
+
+
+def test_proposals_and_detections_are_of_the_same_images() -> None:
+    nothing = Prediction(
+        boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64)
+    )
+    target = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    scores = RegionScores(["a"])
+    with pytest.raises(TypeError, match="proposals"):
+        scores.update([nothing], [target], [1])
+    with pytest.raises(ValueError, match="1 predictions, proposals of 2 images"):
+        scores.update([nothing], [target], [1], [torch.zeros(0, 4)] * 2)
+    assert math.isnan(scores.compute()["proposals"])  # nothing was counted

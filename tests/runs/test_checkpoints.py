@@ -1,0 +1,56 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
+
+
+@pytest.mark.parametrize(
+    ("processes", "exception", "saves"),
+    [(1, RuntimeError(), True), (2, RuntimeError(), False), (2, KeyboardInterrupt(), True)],
+)
+@pytest.mark.parametrize("weight", [1.0, float("nan")])
+@pytest.mark.parametrize("begun", [True, False])
+def test_saves_sound_weights_on_an_exception_that_all_processes_know(
+    processes: int, exception: BaseException, saves: bool, weight: float, begun: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    saved: list[Any] = []
+    monkeypatch.setattr(ModelCheckpoint, "on_exception", lambda *_: saved.append(1))
+    trainer: Any = SimpleNamespace(world_size=processes)
+    module: Any = SimpleNamespace(parameters=lambda: iter([torch.tensor([1.0, weight])]))
+    last = LastCheckpoint(tmp_path)
+    last.begun = begun
+    last.on_exception(trainer, module, exception)
+    assert bool(saved) == (saves and weight == 1 and begun)
+
+
+def test_the_keys_of_their_states_are_lightning_s_and_apart(tmp_path: Path) -> None:
+    ours = [LastCheckpoint(tmp_path), LastCheckpoint(tmp_path, 3), BestCheckpoint(tmp_path, "val/map")]
+    for callback in ours:
+        assert callback.state_key == ModelCheckpoint.state_key.fget(callback)  # type: ignore[attr-defined]
+    assert len({callback.state_key for callback in ours}) == 3
+
+
+@pytest.mark.parametrize(
+    ("epoch", "every", "expected"), [(3, 5, 1), (2, 5, 5), (3, 2, 1), (3, None, None), (2, 1, 1)]
+)
+def test_the_last_epoch_is_validated(epoch: int, every: int | None, expected: int | None) -> None:
+    for hook in (LastValidation.on_train_start, LastValidation.on_train_epoch_start):
+        trainer: Any = SimpleNamespace(current_epoch=epoch, max_epochs=4, check_val_every_n_epoch=every)
+        hook(LastValidation(), trainer, trainer)
+        assert trainer.check_val_every_n_epoch == expected
+
+
+@pytest.mark.parametrize(("stopped", "step", "ends"), [(False, 7, False), (False, 8, True), (True, 7, True)])
+def test_what_ends_within_an_epoch_is_validated(stopped: bool, step: int, ends: bool, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        should_stop=stopped, global_step=step, max_steps=8, check_val_every_n_epoch=5
+    )
+    LastCheckpoint(tmp_path).on_train_batch_end(trainer)
+    assert trainer.check_val_every_n_epoch == (1 if ends else 5)
+    assert trainer.should_stop == ends

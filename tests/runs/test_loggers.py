@@ -1,0 +1,117 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segdet.runs.loggers import has_account, wandb_logger, wandb_mode
+from segdet.util.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "WANDB_BASE_URL", "NETRC", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+class TestMode:
+    def test_what_is_set_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        for mode in ("disabled", "offline", "online"):
+            monkeypatch.setenv("WANDB_MODE", mode)
+            assert wandb_mode() == mode
+
+    def test_another_name_for_a_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_MODE", "DryRun")
+        assert wandb_mode() == "offline"
+
+    def test_a_mistyped_mode_is_one_line(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("WANDB_MODE", "onlin")
+        with pytest.raises(
+            UserError, match="WANDB_MODE onlin: no such mode; there are online, offline, disabled"
+        ):
+            wandb_logger(tmp_path, "p")
+
+    def test_offline_without_an_account(self) -> None:
+        assert not has_account()
+        assert wandb_mode() == "offline"
+
+    def test_an_account_in_netrc(self, tmp_path: Path) -> None:
+        file = tmp_path / ".netrc"
+        file.write_text("machine api.wandb.ai login user password " + "x" * 40 + "\n")
+        file.chmod(0o600)
+        assert has_account()
+
+    def test_online_where_the_server_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+            assert wandb_mode() == "online"
+
+    def test_offline_where_it_does_not(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        assert wandb_mode() == "offline"
+        assert "records offline" in capsys.readouterr().err
+
+
+class TestLogger:
+    def test_none_where_it_is_disabled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        assert wandb_logger(tmp_path, "p") == []
+        assert not (tmp_path / "wandb").exists()
+
+    def test_no_record_of_its_own_for_a_test_offline(self, tmp_path: Path) -> None:
+        assert wandb_logger(tmp_path, "p", continues=True) == []
+
+
+@pytest.mark.slow
+def test_a_real_offline_run(tmp_path: Path) -> None:
+    """A command in its own process: one record, in the run's folder, with scores, configuration, images."""
+    arguments = (
+        "fit --model SSD --model.backbone test_resnet --model.width 16 --data ShapesDataModule "
+        "--data.root shapes --data.num_train 8 --data.num_val 4 --data.num_test 4 --data.image_size [64,64] "
+        "--data.batch_size 4 --data.num_workers 0 --panels.images 2 --trainer.accelerator cpu "
+        "--trainer.max_epochs 1 --run_dir run"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    kept |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "home").mkdir()
+    (tmp_path / "tmp").mkdir()
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=kept,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    done = run([sys.executable, "-m", "segdet", *arguments.split()])
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    folder = tmp_path / "run" / "wandb"
+    (record,) = folder.glob("offline-run-*")
+    assert record.name.endswith((folder / "run_id.txt").read_text().strip())
+    (file,) = record.glob("*.wandb")
+    wandb = Path(sys.executable).with_name("wandb")
+    read = run([str(wandb), "leet", "inspect", "--summary", "--json", str(file)])
+    about = json.loads(read.stdout)
+    assert about["config"]["model"]["init_args"]["backbone"] == "test_resnet"
+    assert "val/map_50" in read.stdout
+    assert "train/loss_box" in read.stdout
+    assert len(list((record / "files" / "media" / "images" / "val").glob("*.png"))) == 2
+    # nothing outside of the run's folder and the data's
+    assert not [path for path in (tmp_path / "home").rglob("*") if "wandb" in path.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run", "shapes", "tmp"]

@@ -1,0 +1,100 @@
+"""Muon: its step's directions, AdamW's part against torch's, and what it can do that a broken one cannot."""
+
+import pytest
+import torch
+from torch import nn
+
+from segdet.training.muon import Muon, orthogonalize
+from segdet.training.optim import Optimization
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (1, 9)])
+def test_a_step_has_the_gradients_directions_and_about_equal_lengths(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape) * torch.logspace(0, -2, shape[1])
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.mT @ orthogonalize(matrix) @ vh.mT
+    # The polynomials keep the singular vectors, and leave values of 0.01 and more of the greatest at about one.
+    assert (inside - torch.diag(inside.diag())).abs().max() < 1e-4
+    assert ((inside.diag() > 0.6) & (inside.diag() < 1.3))[s / s.norm() > 0.005].all()
+
+
+def test_no_gradient_no_step() -> None:
+    assert orthogonalize(torch.zeros(3, 4)).abs().max() == 0
+
+
+def test_the_step_has_the_size_of_adamws_and_decays() -> None:
+    weight = nn.Parameter(torch.full((64, 16, 3, 3), 2.0))
+    optimizer = Muon([weight], lr=0.1, weight_decay=0.5)
+    torch.manual_seed(0)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    step = weight.detach() - 2.0 * (1 - 0.1 * 0.5)
+    assert step.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.2)
+
+
+def test_the_other_parameters_are_torchs_adamw() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(7)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    muon = Muon([{"params": [ours], "muon": False}], lr=0.02, betas=(0.9, 0.98), weight_decay=0.1)
+    adamw = torch.optim.AdamW([theirs], lr=0.02, betas=(0.9, 0.98), weight_decay=0.1)
+    for _ in range(20):
+        ours.grad = torch.randn(7)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        adamw.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_matrices_are_muons_and_tables_biases_and_norms_are_not() -> None:
+    net = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.Embedding(6, 5)])
+    optimizer, _ = Optimization(name="muon", schedule="constant").build(net, 10, 10)
+    rule = {id(p): g["muon"] for g in optimizer.param_groups for p in g["params"]}
+    shapes = {tuple(p.shape): rule[id(p)] for p in net.parameters()}
+    assert {shape for shape, muon in shapes.items() if muon} == {(4, 3, 3, 3), (2, 4)}
+    assert not shapes[(6, 5)]
+
+
+def test_a_saved_state_goes_on_exactly() -> None:
+    def train(steps: list[int], saved: dict | None = None) -> tuple[nn.Module, dict]:
+        torch.manual_seed(0)
+        net = nn.Linear(6, 4)
+        if saved:
+            net.load_state_dict(saved["net"])
+        optimizer, _ = Optimization(name="muon", schedule="constant", lr=0.02).build(net, 10, 10)
+        if saved:
+            optimizer.load_state_dict(saved["optimizer"])
+        for step in steps:
+            inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            (net(inputs) - inputs[:, :4]).square().mean().backward()
+            optimizer.step()
+        return net, {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+
+    whole, _ = train([0, 1, 2, 3])
+    _, half = train([0, 1])
+    resumed, _ = train([2, 3], half)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert torch.equal(whole.bias, resumed.bias)
+
+
+def test_it_learns_what_weak_directions_hold_where_plain_descent_does_not() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(256, 16) * torch.logspace(0, -3, 16)
+    wanted = inputs @ torch.randn(16, 16)
+
+    def error(optimizer: type[torch.optim.Optimizer], **options: float) -> float:
+        net = nn.Linear(16, 16, bias=False)
+        nn.init.zeros_(net.weight)
+        learner = optimizer(net.parameters(), **options)
+        for step in range(200):
+            for group in learner.param_groups:
+                group["lr"] = options["lr"] * (1 - step / 200)
+            learner.zero_grad()
+            (net(inputs) - wanted).square().mean().backward()
+            learner.step()
+        scaled = (net(inputs) - wanted).square().mean(0) / wanted.square().mean(0)
+        return float(scaled.detach().mean())
+
+    assert error(Muon, lr=0.1, weight_decay=0.0) < 0.1 * error(torch.optim.SGD, lr=0.1)

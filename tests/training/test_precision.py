@@ -1,0 +1,111 @@
+"""Bfloat16 is left to CPUs that have it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+
+from segdet.cli import train as lightning_cli
+from segdet.cli.main import main
+from segdet.runs.folder import EMBEDDED
+from segdet.training.precision import affordable, has_bfloat16
+
+OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"
+NEW = "processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 amx_tile\n"
+MATRICES = "flags\t\t: fpu avx2 amx_bf16\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
+OLD_ARM = "processor\t: 0\nFeatures\t: fp asimd\n"
+UNKNOWN = "processor\t: 0\nisa\t: rv64imafdc\n"
+
+
+@pytest.fixture
+def cpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose CPU says the parameter of itself."""
+    file = tmp_path / "cpuinfo"
+    file.write_text(request.param)
+    monkeypatch.setattr(lightning_cli, "affordable", lambda asked: affordable(asked, file))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "native"),
+    [(OLD, False), (NEW, True), (MATRICES, True), (ARM, True), (OLD_ARM, False), (UNKNOWN, None)],
+)
+def test_flags(text: str, native: bool | None, tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    assert has_bfloat16(file) is native
+    slow = native is False
+    assert affordable("bf16-mixed", file) == ("32-true" if slow else "bf16-mixed")
+    assert [affordable(asked, file) for asked in ("32-true", "16-mixed", 64, None)] == [
+        "32-true", "16-mixed", 64, None,
+    ]  # fmt: skip
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+    assert has_bfloat16(tmp_path / "none") is None
+    assert affordable("bf16-mixed", tmp_path / "none") == "bf16-mixed"
+
+
+@pytest.mark.parametrize("cpu", [OLD], indirect=True)
+def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
+    cpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = [
+        "fit", "--model=FCN", "--model.backbone=test_resnet", "--model.width=8", "--data=ShapesDataModule",
+        f"--data.root={tmp_path}/shapes", "--data.num_train=4", "--data.num_val=2", "--data.num_test=2",
+        "--data.image_size=[64, 64]", "--data.batch_size=2", "--data.num_workers=0", "--panels.images=0",
+        "--trainer.accelerator=cpu", "--trainer.max_epochs=1", f"--run_dir={run}",
+    ]  # fmt: skip
+    assert main([*arguments, "--trainer.precision=bf16-mixed"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
+    assert said == [
+        "segdet: this CPU has no bfloat16 and would be slow at it; precision bf16-mixed becomes 32-true"
+    ]
+    assert json.loads((run / "result.json").read_text())["hardware"]["precision"] == "32-true"
+    assert json.loads((run / "provenance.json").read_text())["precision"] == "32-true"
+    # On a machine that has it, the same configuration is to run in what was asked for.
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert yaml.safe_load(checkpoint[EMBEDDED]["config"])["trainer"]["precision"] == "bf16-mixed"
+
+
+def chosen(accelerator: str, asked: str) -> str:
+    """The precision that the command takes when ``asked`` is given."""
+    trainer = Namespace(accelerator=accelerator, precision=asked)
+    return str(lightning_cli.chosen_precision(trainer))
+
+
+@pytest.mark.parametrize("cpu", [OLD], indirect=True)
+def test_a_gpu_keeps_it(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(lightning_cli.CUDAAccelerator, "is_available", lambda there=there: there)
+        monkeypatch.setattr(lightning_cli.MPSAccelerator, "is_available", lambda: False)
+        expected = "bf16-mixed" if there else "32-true"
+        assert chosen("auto", "bf16-mixed") == expected
+        assert chosen("gpu", "bf16-mixed") == "bf16-mixed"
+        assert chosen("cpu", "bf16-mixed") == "32-true"
+
+
+@pytest.mark.parametrize("cpu", [NEW], indirect=True)
+def test_a_cpu_that_has_it_keeps_it(cpu: Path) -> None:
+    assert chosen("cpu", "bf16-mixed") == "bf16-mixed"
+
+
+@pytest.mark.parametrize("asked", ["bf16-true", "16-true", "64-true"])
+def test_what_would_round_boxes_is_refused(
+    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any folder is made or cleared."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("epoch,step\n")
+    options = ["--model=FCN", "--data=ShapesDataModule", f"--run_dir={run}", "--overwrite=true"]
+    assert main(["fit", *options, f"--trainer.precision={asked}"]) == 2
+    said = capsys.readouterr().err
+    assert f"--trainer.precision {asked}: " in said and "; give 32-true, or bf16-mixed" in said
+    assert (run / "metrics.csv").exists()

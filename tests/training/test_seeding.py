@@ -1,0 +1,32 @@
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from segdet.training.seeding import StepSeed, step_seed
+
+
+def drawn(epoch: int = 0, batch: int = 0, rank: int = 0, seed: int = 0) -> float:
+    trainer: Any = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    StepSeed(seed).on_train_batch_start(trainer, module, None, batch)
+    return float(torch.rand(()))
+
+
+def test_numbers_follow_from_the_place_alone() -> None:
+    first = drawn(epoch=3, batch=7)
+    torch.rand(5)
+    assert drawn(epoch=3, batch=7) == first
+    others = [drawn(epoch=7, batch=3), drawn(3, 8), drawn(4, 7), drawn(3, 7, rank=1), drawn(3, 7, seed=1)]
+    assert len({first, *others}) == 6
+
+
+def test_seeds_are_small_and_apart() -> None:
+    seeds = [
+        step_seed(seed, epoch, batch, rank)
+        for seed in range(3) for epoch in range(10) for batch in range(200) for rank in range(4)
+    ]  # fmt: skip
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert len(set(seeds)) > len(seeds) - 10  # 24,000 of 2^32: a tenth of one twin is to be expected
+    ones = sum(f"{seed:032b}".count("1") for seed in seeds) / len(seeds)
+    assert 15.9 < ones < 16.1

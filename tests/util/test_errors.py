@@ -1,0 +1,102 @@
+"""Choices that a call in Python gets wrong are refused in one line, as the command line refuses them."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+
+import segdet.detection
+import segdet.localization
+import segdet.segmentation
+from segdet.task import Task
+from segdet.training.optim import Optimization
+from segdet.util.errors import UserError, check_choice
+
+
+def _families() -> list[type[Task]]:
+    for package in (segdet.segmentation, segdet.detection, segdet.localization):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+    def below(base: type[Task]) -> Iterator[type[Task]]:
+        for child in base.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return sorted({f for f in below(Task) if f.__module__.startswith("segdet.")}, key=lambda f: f.__name__)
+
+
+def _chosen(hint: Any) -> tuple[Any, ...]:
+    """The choices that a type leaves, none where it is no ``Literal``."""
+    parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    return tuple(choice for part in parts for choice in get_args(part))
+
+
+def _options() -> Iterator[Any]:
+    """Each option with choices, of the class that takes it itself, and of concrete ones what they inherit."""
+    for family in _families():
+        if inspect.isabstract(family):
+            continue
+        seen: set[str] = set()
+        for base in family.__mro__:
+            if "__init__" not in vars(base) or not issubclass(base, Task):
+                continue
+            for name, hint in get_type_hints(base.__init__).items():
+                choices = _chosen(hint)
+                # What all segmenters take is tried with one of them.
+                if (
+                    choices
+                    and name not in seen
+                    and (base.__name__ != "Segmenter" or family.__name__ == "FCN")
+                ):
+                    seen.add(name)
+                    yield pytest.param(family, name, choices, id=f"{family.__name__}-{name}")
+
+
+OPTIONS = list(_options())
+
+
+@pytest.mark.parametrize(("family", "name", "choices"), OPTIONS)
+def test_what_is_no_choice_of_a_family_is_one_line(
+    family: type[Task], name: str, choices: tuple[Any, ...]
+) -> None:
+    wrong = choices[0].capitalize() if isinstance(choices[0], str) else 7
+    with torch.device("meta"), pytest.raises(UserError) as error:
+        family(["a", "b"], **{name: wrong})
+    listed = ", ".join(map(str, choices))
+    said = str(error.value)
+    assert said.startswith(f"--model.{name} {wrong}: is none of {listed}") and "\n" not in said
+    assert not isinstance(choices[0], str) or said.endswith(f"; did you mean {choices[0]}?")
+
+
+def test_there_are_such_options_in_all_tasks() -> None:
+    found = {(parameter.values[0].__name__, parameter.values[1]) for parameter in OPTIONS}
+    assert {
+        ("SlidingWindow", "mode"), ("SlidingWindow", "sampling"), ("VGG16FCN", "upsampling"), ("FCN", "loss"),
+        ("FCN", "class_weights"), ("OriginalUNet", "channels"), ("BoxHead", "views"), ("BoxHead", "heads"),
+        ("OverFeat", "merging"), ("OverFeat", "mode"), ("MaskRCNN", "pooling"), ("SSD300", "sizes"),
+    } <= found  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "meant"), [("name", "adam", "adamw"), ("schedule", "cosin", "cosine")]
+)
+def test_what_is_no_choice_of_the_optimizer_is_one_line(name: str, wrong: str, meant: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^--model\.optim\.{name} {wrong}: is none of .*; did you mean {meant}\?$"
+    ):
+        Optimization(**{name: wrong})  # type: ignore[arg-type]
+
+
+def test_choices_are_a_literal_or_listed_and_nothing_is_guessed_from_afar() -> None:
+    for choices in (Literal["red", "green"], ["red", "green"], {"red": 1, "green": 2}):
+        check_choice("--paint", "red", choices)
+        with pytest.raises(UserError, match=r"^--paint mauve: is none of red, green$"):
+            check_choice("--paint", "mauve", choices)
+    check_choice("--side", 3, Literal[1, 3])
+    with pytest.raises(UserError, match=r"^--side 2: is none of 1, 3$"):
+        check_choice("--side", 2, Literal[1, 3])
