@@ -13,7 +13,7 @@ _HOMES = {
     "DataModule": "datamodule",
     "ShapesDataModule": "datamodule",
     "VOCDataModule": "datamodule",
-    "ImageFolder": "folder",
+    "ImageFolder": "formats.image_folder",
     "Plain": "transforms",
     "SSDAugmentation": "transforms",
     "ScaleJitter": "transforms",
