@@ -5,7 +5,6 @@ subcommand imports what it needs when it is called.
 """
 
 import contextlib
-import difflib
 import importlib
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from segdet import __version__
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 Handler = Callable[[Sequence[str]], int | None]
 
@@ -154,9 +154,7 @@ def _help() -> str:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    remedy = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-    return f"no command '{name}'; {remedy}"
+    return f"no command '{name}'; {did_you_mean(name, known, cutoff=0.5)}"
 
 
 def find_user_error(error: BaseException) -> str | None:

@@ -1,7 +1,6 @@
 """What the parser finds wrong with the command line or a configuration file, in one readable line."""
 
 import dataclasses
-import difflib
 import inspect
 import re
 import typing
@@ -11,6 +10,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
 from segdet.training.optim import Optimization
+from segdet.util.suggest import closest, did_you_mean
 
 
 class ParseFault(Exception):
@@ -83,10 +83,10 @@ def _keys(parser: ArgumentParser) -> list[str]:
 
 
 def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = closest(name, known)
     if not near and "." not in name:  # the last part may be right and its section missing
-        near = [key for key in known if key.rsplit(".", 1)[-1] == name][:1]
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+        near = next((key for key in known if key.rsplit(".", 1)[-1] == name), None)
+    return f"; did you mean {prefix}{near}?" if near else ""
 
 
 def _path(message: str) -> list[str]:
@@ -148,11 +148,8 @@ def _unknown_class(name: str, key: str, parser: ArgumentParser) -> str:
 
     bases: dict[str, type] = {"model": Task, "data": DataModule}
     known = sorted(_subclass_names(bases[key])) if key in bases else []
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     kind = {"model": "model", "data": "data module"}.get(key, "class")
-    remedy = (
-        f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "mend the name"
-    )
+    remedy = did_you_mean(name, known, cutoff=0.5) if known else "fix the name"
     return f"--{key} {name}: no such {kind}; {remedy}"
 
 

@@ -2,7 +2,6 @@
 configuration, and mistakes told in one line."""
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import logging
@@ -68,6 +67,7 @@ from segdet.training.precision import REFUSED, affordable
 from segdet.training.progress import Progress, StepLogger
 from segdet.training.seeding import StepSeed
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 DEFAULT_EPOCHS = 12
 
@@ -966,9 +966,8 @@ def _refuse_abbreviations(argv: Sequence[str], config: Namespace) -> None:
             if not isinstance(node, Namespace) or part == "help" or part.endswith("+"):
                 break  # a free dictionary, or nothing more to look into
             if part not in node:
-                near = difflib.get_close_matches(part, list(vars(node)), 1)
-                remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(vars(node))}"
-                raise UserError(f"--{match[1]}: no such key {part!r}; {remedy}")
+                hint = did_you_mean(part, vars(node))
+                raise UserError(f"--{match[1]}: no such key {part!r}; {hint}")
             node = node[part]
 
 

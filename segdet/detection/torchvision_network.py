@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from segdet.nn.backbones import fetch_weights, is_weights_file, load_weights, read_weights, restored_names
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 COCO_NAMES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 """COCO's 91 numbers by name, 0 for the background, as torchvision's weights have them."""
@@ -60,8 +60,8 @@ def torchvision_network(
         if each.startswith(family + "_")
     ]
     if network not in known:
-        near = get_close_matches(network, known, 1, 0) or known
-        raise UserError(f"--model.network {network}: torchvision has no {name}; did you mean {near[0]}?")
+        hint = did_you_mean(network, known, cutoff=0)
+        raise UserError(f"--model.network {network}: torchvision has no {name}; {hint}")
     # Without weights in any case, so that a file is read in the same way as what torchvision fetches.
     model = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=len(class_names) + 1

@@ -27,7 +27,6 @@ where something else is at work, too. All runs then train with the same share, a
 import argparse
 import codecs
 import contextlib
-import difflib
 import functools
 import hashlib
 import json
@@ -51,6 +50,7 @@ import yaml
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.cores import SHARE, usable_cores
 from segdet.util.errors import UserError
+from segdet.util.suggest import closest, did_you_mean
 
 GRACE_SECONDS = 60
 """How long a stopped run may take to save itself."""
@@ -146,9 +146,9 @@ def read_experiment(path: Path | str) -> Experiment:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        near = closest(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise UserError(
-            f"{path}: no such file" + (f"; did you mean {path.parent / close[0]}?" if close else "")
+            f"{path}: no such file" + (f"; did you mean {path.parent / near}?" if near else "")
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
@@ -197,9 +197,7 @@ class _Checker:
     def keys(self, key: str, value: Any, known: list[str], required: list[str]) -> None:
         for name in self.mapping(key, value):
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}"
-                self.fault(key, f"has the unknown key '{name}'", hint)
+                self.fault(key, f"has the unknown key '{name}'", did_you_mean(name, known))
         for name in required:
             if name not in value:
                 self.fault(key, f"has no key '{name}'", "add it")
@@ -241,8 +239,8 @@ class _Checker:
         for path in paths:
             if not Path(path).is_file():
                 near = [p.as_posix() for p in Path(path).parent.glob("*.yaml")]
-                close = difflib.get_close_matches(path, near, 1)
-                hint = f"did you mean {close[0]}?" if close else "paths are relative to the current directory"
+                close = closest(path, near)
+                hint = f"did you mean {close}?" if close else "paths are relative to the current directory"
                 self.fault(key, f"names {path}, which is not in {Path.cwd()}", hint)
         return tuple(paths)
 
@@ -352,9 +350,7 @@ def plan(
     names = [run.name for run in experiment.runs]
     for name in only:
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
-            raise UserError(f"--only: {experiment.path} has no run '{name}'; {hint}")
+            raise UserError(f"--only: {experiment.path} has no run '{name}'; {did_you_mean(name, names)}")
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.-]*=", override):
             raise UserError(f"--overrides: '{override}' is no KEY=VALUE, such as trainer.max_epochs=1")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -21,6 +20,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from segdet.util.errors import UserError
+from segdet.util.suggest import closest
 
 
 class Backbone(nn.Module):
@@ -217,8 +217,8 @@ def _from_timm(
     name: str, weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
 ) -> Backbone:
     if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name, timm.list_models(), 1) or ["resnet18"]
-        raise UserError(f"backbone {name}: timm has no such model; did you mean {near[0]}?")
+        near = closest(name, timm.list_models()) or "resnet18"
+        raise UserError(f"backbone {name}: timm has no such model; did you mean {near}?")
     named = isinstance(weights, str) and not is_weights_file(weights)
     model = f"{name.split('.')[0]}.{weights}" if named else name
     try:
@@ -264,10 +264,8 @@ def _from_torchvision(
     name: str, weights: str | bool | None, options: dict[str, Any], wanted_strides: Sequence[int] | None
 ) -> Backbone:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        near = get_close_matches(name, torchvision.models.list_models(module=torchvision.models), 1) or [
-            "resnet18"
-        ]
-        raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near[0]}?")
+        near = closest(name, torchvision.models.list_models(module=torchvision.models)) or "resnet18"
+        raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near}?")
     named = weights is True or (isinstance(weights, str) and not is_weights_file(weights))
     wanted = ("DEFAULT" if weights is True else weights) if named else None
     if wanted is not None and restored_names() is not None:

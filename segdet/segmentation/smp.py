@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 _OURS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 """Arguments of an architecture that this adapter gives itself."""
@@ -190,9 +190,9 @@ def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
             raise UserError(f"--model.options.{name}: is given by SMP itself; leave it out")
         # timm's encoders take what is left, and refuse what they do not know; the library's own ignore it.
         if name not in known and not encoder.startswith("tu-"):
-            near = get_close_matches(name, known, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise UserError(f"--model.options.{name}: {kind.__name__} has no such option; {remedy}")
+            raise UserError(
+                f"--model.options.{name}: {kind.__name__} has no such option; {did_you_mean(name, known)}"
+            )
 
 
 def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool]:
@@ -210,10 +210,7 @@ def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool
 
 
 def _no_such(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    by_lower = {k.lower(): k for k in known}
-    near = get_close_matches(name.lower(), by_lower, 1, 0.5)
-    remedy = f"did you mean {by_lower[near[0]]}?" if near else f"there are {', '.join(list(known)[:12])} ..."
-    return f"segmentation_models_pytorch has no such {what}; {remedy}"
+    return f"segmentation_models_pytorch has no such {what}; {did_you_mean(name, known, cutoff=0.5)}"
 
 
 def _first_line(error: Exception) -> str:

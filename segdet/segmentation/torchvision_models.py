@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 
 class TorchvisionSegmenter(Segmenter):
@@ -104,10 +104,8 @@ class TorchvisionSegmenter(Segmenter):
         known = torchvision.models.list_models(module=torchvision.models.segmentation)
         backbones = [k.removeprefix(self.family + "_") for k in known if k.startswith(self.family + "_")]
         if backbone not in backbones:
-            near = get_close_matches(backbone, backbones, 1, 0) or backbones
-            raise UserError(
-                f"--model.backbone {backbone}: torchvision has no such {kind}; did you mean {near[0]}?"
-            )
+            hint = did_you_mean(backbone, backbones, cutoff=0)
+            raise UserError(f"--model.backbone {backbone}: torchvision has no such {kind}; {hint}")
         options: dict[str, Any] = {"weights": None, "weights_backbone": None}
         if self.family != "lraspp":  # which refuses even to hear of an auxiliary head
             options["aux_loss"] = self.auxiliary_weight > 0

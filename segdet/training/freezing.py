@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from torch import nn
 
 from segdet.util.errors import UserError
+from segdet.util.suggest import closest
 
 
 def freeze(network: nn.Module, prefixes: Sequence[str], batch_norm: bool) -> list[str]:
@@ -29,9 +29,9 @@ def freeze(network: nn.Module, prefixes: Sequence[str], batch_norm: bool) -> lis
     frozen: list[str] = []
     for prefix in prefixes:
         if not prefix or prefix not in modules:
-            near = get_close_matches(prefix, [name for name in modules if name], 1)
+            near = closest(prefix, [name for name in modules if name])
             there = ", ".join(name for name, child in network.named_children() if list(child.parameters()))
-            remedy = f"did you mean {near[0]}?" if near else f"there are {there}"
+            remedy = f"did you mean {near}?" if near else f"there are {there}"
             raise UserError(f"--model.freeze {prefix!r}: the network has no such part; {remedy}")
         frozen.append(prefix)
     if batch_norm:

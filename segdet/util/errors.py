@@ -1,9 +1,10 @@
 """The errors that a user can mend: each is one line that names the thing, the fault and the remedy."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
+
+from segdet.util.suggest import closest
 
 
 class UserError(Exception):
@@ -50,6 +51,6 @@ def check_choice(option: str, value: object, choices: Any) -> None:
     if value in known:
         return
     named = [str(choice) for choice in known]
-    near = get_close_matches(str(value).casefold(), named, 1) if isinstance(value, str) else []
-    remedy = f"; did you mean {near[0]}?" if near else ""
+    near = closest(value, named) if isinstance(value, str) else None
+    remedy = f"; did you mean {near}?" if near else ""
     raise UserError(f"{option} {value}: is none of {', '.join(named)}{remedy}")

@@ -269,8 +269,8 @@ def test_two_at_once_are_kept_apart(folder: Path, command: Command, monkeypatch:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("budget:", "budgett:", "has the unknown key 'budgett'; did you mean 'budget'?"),
-        ("overrides:", "override:", "runs.fcn has the unknown key 'override'; did you mean 'overrides'?"),
+        ("budget:", "budgett:", "has the unknown key 'budgett'; did you mean budget?"),
+        ("overrides:", "override:", "runs.fcn has the unknown key 'override'; did you mean overrides?"),
         ("test: false", "test: 0", "runs.ssd.test is 0; it has to be true or false"),
         ("[0, 1]", "[0, 0]", "seeds is [0, 0]; it has to be a list of different whole numbers"),
         ("[0, 1]", "3", "seeds is 3; it has to be a list"),

@@ -6,7 +6,6 @@ Format: https://cocodataset.org/#format-data (Lin et al., "Microsoft COCO: Commo
 import json
 import marshal
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from segdet.data.formats.reader import Reader, names_from
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, Task
 from segdet.util.errors import BadSample, UserError
+from segdet.util.suggest import did_you_mean
 
 _LARGE_FILE = 30_000_000
 _MOST_FAULTS = 100
@@ -242,8 +242,7 @@ class COCOReader(Reader):
             id_of = {name: number for number, name in name_of.items()}
             for name in wanted:
                 if name not in id_of:
-                    close = get_close_matches(name, id_of, 1)
-                    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(id_of)}"
+                    hint = did_you_mean(name, id_of)
                     raise UserError(f"class_names: {path} has no category {name!r}; {hint}")
             if not wanted or len(set(wanted)) < len(wanted):
                 raise UserError("class_names: name at least one category, and each once")

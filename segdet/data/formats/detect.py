@@ -1,7 +1,6 @@
 """Which dataset a command means: a folder's format, task and splits, guessed where they are not given."""
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from segdet.util.errors import UserError
+from segdet.util.suggest import closest
 
 if TYPE_CHECKING:
     from segdet.data.formats.reader import Reader
@@ -222,10 +222,10 @@ class CommandParser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--?\w[^\s=]*)", message)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            near = [option for option in options if option.startswith(unknown[1]) and len(unknown[1]) > 2]
-            near = near or difflib.get_close_matches(unknown[1], options, 1)
+            longer = (o for o in options if o.startswith(unknown[1]) and len(unknown[1]) > 2)
+            near = next(longer, None) or closest(unknown[1], options)
             if near:
-                self.exit(2, f"{self.prog}: {message}; did you mean {near[0]}? see {self.prog} --help\n")
+                self.exit(2, f"{self.prog}: {message}; did you mean {near}? see {self.prog} --help\n")
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def add_dataset_arguments(self) -> None:

@@ -9,7 +9,6 @@ Challenge 2012 Development Kit".
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from segdet.data.formats.reader import Reader, checked_names, names_from
 from segdet.data.images import read_mask
 from segdet.data.sample import IGNORE, Objects, Task
 from segdet.util.errors import BadSample, UserError
+from segdet.util.suggest import closest
 
 VOC_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -140,8 +140,8 @@ class VOCReader(Reader):
         annotation = self._annotation(path)
         unknown = sorted(set(annotation.names) - self._label_of.keys())
         if unknown:
-            close = get_close_matches(unknown[0], self.class_names, 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            close = closest(unknown[0], self.class_names)
+            hint = f" (did you mean {close}?)" if close else ""
             listed = ", ".join(map(repr, unknown))
             raise BadSample(
                 path,

@@ -81,7 +81,7 @@ def test_a_subset_of_classes_in_a_given_order(tmp_path):
     reader = read(tmp_path, *entries, class_names=["zebra", "ant"])
     assert reader.class_names == ["zebra", "ant"] and reader.category_ids == [90, 5]
     assert reader.objects(0).labels.tolist() == [1, 2]
-    with pytest.raises(UserError, match="no category 'zebr'; did you mean 'zebra'"):
+    with pytest.raises(UserError, match="no category 'zebr'; did you mean zebra"):
         read(tmp_path, class_names=["zebr"])
     with pytest.raises(UserError, match="each once"):
         read(tmp_path, class_names=["ant", "ant"])

@@ -96,7 +96,7 @@ def test_an_image_without_objects_has_empty_arrays(tmp_path):
             thing("dragon"),
             "unknown class 'dragon'; mend the name or add it to class_names, which are cat, dog",
         ),
-        (thing("cta"), "unknown class 'cta' (did you mean 'cat'?)"),
+        (thing("cta"), "unknown class 'cta' (did you mean cat?)"),
         ("<object><name>cat</name></object>", "an object of class 'cat' has no <bndbox>"),
         (thing(box=("x", 1, 2, 3)), "<xmin> of an object of class 'cat' is 'x', not a number"),
         (thing(box=(1, "nan", 2, 3)), "<ymin> of an object of class 'cat' is 'nan', not a number"),

@@ -260,7 +260,7 @@ def test_an_unknown_class(voc_folder, capsys, voc_xml):
     path.write_text(voc_xml("b", [("dgo", 1, 1, 20, 20)]))
     status, line = only_line(capsys, voc_folder)
     assert status == 1
-    assert line.startswith(f"fatal    {path}: unknown class 'dgo' (did you mean 'dog'?)")
+    assert line.startswith(f"fatal    {path}: unknown class 'dgo' (did you mean dog?)")
 
 
 def test_coco_faults_name_the_image(coco_folder, capsys, edit_json):
