@@ -512,7 +512,7 @@ class CityscapesDataModule(DataModule):
 
 
 class ShapesDataModule(DataModule):
-    """The built-in scenes of `segdet.data.shapes.generator`, made on first use and read as a VOC, COCO or Cityscapes folder.
+    """The scenes of `segdet.data.shapes.generator`, made on first use and read as a VOC, COCO or Cityscapes folder.
 
     Args:
         root: The folder to make, or to find as made before.
