@@ -115,7 +115,7 @@ def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:
         ({"architecture": "Zzz"}, "no such decoder; choose from Unet, UnetPlusPlus"),
         ({"encoder": "resnet81"}, "no such encoder; did you mean resnet18?"),
         ({"encoder": "tu-resnet10x"}, "no such encoder; did you mean tu-resnet1"),
-        ({"encoder_weights": "imagenat"}, "no weights 'imagenat' of resnet18; choose from imagenet"),
+        ({"encoder_weights": "imagenat"}, "no weights 'imagenat' of resnet18; there are imagenet"),
         (
             {"options": {"decoder_chanels": 8}},
             "options.decoder_chanels: DeepLabV3Plus has no such option; did",
