@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from segdet import __version__
+from segdet.util.distributed import is_launched, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -99,7 +100,7 @@ def _answer(argv: list[str]) -> int:
             raise
         if _first_to_say(mistake):
             # The first process, not this one, may have left its progress bar on the present line.
-            _say(("\n" if _is_secondary() else "") + f"segdet: error: {mistake}")
+            _say(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
         return USER_ERROR
 
 
@@ -202,8 +203,7 @@ def _first_to_say(message: str) -> bool:
     Rank 0 is not always the one that meets the fault, so they agree through a file in the run folder.
     """
     folder = os.environ.get(RUN_DIR_VARIABLE)
-    alone = "LOCAL_RANK" not in os.environ and "RANK" not in os.environ
-    if alone or folder is None or not Path(folder).is_dir():
+    if not is_launched() or folder is None or not Path(folder).is_dir():
         return True
     try:
         with (Path(folder) / "error.txt").open("x", encoding="utf-8") as stream:
@@ -229,23 +229,14 @@ PATIENCE = 5.0
 def _told_by_another(error: BaseException) -> bool:
     """Whether ``error`` is but the echo of a mistake that another process of the run has told the user."""
     folder = os.environ.get(RUN_DIR_VARIABLE)
-    if folder is None or not _ranks():
+    if folder is None or not is_launched():
         return False
     told = Path(folder) / "error.txt"
     lost = _lost_peer(error)
     end = time.monotonic() + PATIENCE
     while lost and not told.exists() and time.monotonic() < end:
         time.sleep(0.1)
-    return told.exists() and (lost or _is_secondary())
-
-
-def _ranks() -> list[str]:
-    return [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-
-
-def _is_secondary() -> bool:
-    """Whether this process is one of several and not the first."""
-    return any(rank != "0" for rank in _ranks())
+    return told.exists() and (lost or rank() > 0)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -66,6 +66,7 @@ from segdet.training.overhead import TRAINER_DEFAULTS, NoProfiler
 from segdet.training.precision import REFUSED, affordable
 from segdet.training.progress import Progress, StepLogger
 from segdet.training.seeding import StepSeed
+from segdet.util.distributed import rank, under_torchrun
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -315,7 +316,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             checkpoint = Checkpoint(file)
         except UserError as error:  # the machine went away while it was written
-            if _rank() == 0:
+            if rank() == 0:
                 sys.stderr.write(f"segdet: {error}\n")
             continue
         whole.append((time, checkpoint.steps, file.name, checkpoint))
@@ -590,7 +591,7 @@ class SegdetCLI(LightningCLI):
                 f"{self.checkpoint.path}: was trained on {len(trained)} classes ({_listed(trained)}), the "
                 f"data has {len(here)} ({_listed(here)}); give data with the same classes in the same order"
             )
-        if _rank() > 0:
+        if rank() > 0:
             return  # the first process says it for all
         if trained != here:
             sys.stderr.write(
@@ -709,7 +710,7 @@ class SegdetCLI(LightningCLI):
         of_checkpoint = folder_of_checkpoint(self.checkpoint.path) if self.checkpoint else None
         folder = given or of_checkpoint
         resumed = self.chosen == "fit" and folder is not None and folder_equal(folder, of_checkpoint)
-        self.follows = _rank() > 0 and RUN_DIR_VARIABLE in os.environ
+        self.follows = rank() > 0 and RUN_DIR_VARIABLE in os.environ
         if self.follows:
             folder = Path(os.environ[RUN_DIR_VARIABLE])
             return folder, resumed or self._goes_on(folder)
@@ -718,7 +719,7 @@ class SegdetCLI(LightningCLI):
             resumed = self._goes_on(folder)
         elif not resumed and self._goes_on(folder):
             resumed = True
-        elif _rank() == 0 and self.chosen == "fit" and not resumed and holds_run(folder):
+        elif rank() == 0 and self.chosen == "fit" and not resumed and holds_run(folder):
             if not config.overwrite:
                 raise UserError(
                     f"{folder}: holds a run; go on with it by --ckpt_path last, replace it by --overwrite "
@@ -727,7 +728,7 @@ class SegdetCLI(LightningCLI):
             clear_run(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if _rank() == 0:
+            if rank() == 0:
                 (folder / "error.txt").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --run_dir") from error
@@ -771,7 +772,7 @@ class SegdetCLI(LightningCLI):
             told = hashlib.sha256(self.command_line.encode()).hexdigest()[:8]
             self.run_dir = self.run_dir.parent / f"{name}{os.environ['SLURM_JOB_ID']}-{told}"
             self.run_dir.mkdir(parents=True, exist_ok=True)
-        elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        elif under_torchrun():
             raise UserError(
                 f"{tested}: its scores are those of best.ckpt as trained, on its own data; give another --run_dir"
             )
@@ -828,7 +829,7 @@ class SegdetCLI(LightningCLI):
         data = _class_of(config.data).__name__.lower().removesuffix("datamodule")
         if (job := _job(alone=self.chosen != "fit")) is not None:
             return self._folder_of_job(f"{model}-{data}-{job}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        if under_torchrun():
             raise UserError("under torchrun the processes need a common folder; give --run_dir")
         return _fresh(Path("runs"), f"{model}-{data}-{datetime.now():%Y%m%d-%H%M%S}")
 
@@ -841,7 +842,7 @@ class SegdetCLI(LightningCLI):
         """
         parent = Path("runs")
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            if _rank() == 0 and not self._may_use(parent / name):
+            if rank() == 0 and not self._may_use(parent / name):
                 raise UserError(f"{parent / name}: holds another run of this job; give --run_dir")
             return parent / name
         for number in range(1, 1000):
@@ -862,7 +863,7 @@ class SegdetCLI(LightningCLI):
 
     def run(self) -> None:
         """Fits, validates, tests or predicts."""
-        if _rank() == 0:
+        if rank() == 0:
             sys.stderr.write(f"segdet: {self.chosen} in {_shown(self.run_dir)}\n")
         arguments = self._prepare_subcommand_kwargs(self.chosen)
         if self.checkpoint is not None:
@@ -882,7 +883,7 @@ def chosen_precision(trainer: Namespace) -> Any:
     asked = trainer.precision
     if not _runs_on_cpu(trainer.accelerator) or affordable(asked) == asked:
         return asked
-    if _rank() == 0:
+    if rank() == 0:
         sys.stderr.write(
             f"segdet: this CPU has no bfloat16 and would be slow at it; precision {asked} becomes "
             f"{affordable(asked)}\n"
@@ -934,13 +935,6 @@ def _raised_in(error: BaseException, package: str) -> bool:
 def _one_line(error: BaseException, most: int = 240) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= most else line[: most - 3] + "..."
-
-
-def _rank() -> int:
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
 
 
 def _job(alone: bool) -> str | None:

@@ -10,13 +10,15 @@ import hashlib
 import os
 import stat
 import sys
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+
+from segdet.util.errors import UserError
+from segdet.util.files import write_atomically
 
 VARIABLE = "SEGDET_CACHE"
 """The environment variable that names another folder."""
@@ -88,24 +90,15 @@ def save(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
     Returns:
         False where the folder cannot be written, which is told on stderr: a cache saves time, no more.
     """
-    path = path_of(kind, key)
-    temporary: Path | None = None
+    fix = f"{kind} will be computed again next time; name another folder in {VARIABLE}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, since only there a rename is one step; under a name of its own, since several processes,
-        # also of several machines, may write the same entry. Made as any file is and not as tempfile makes its own,
-        # which are their owner's alone: others may share the folder.
-        temporary = path.with_name(f"{key}.{uuid.uuid4().hex}.tmp")
-        with temporary.open("xb") as file:
+        with (
+            write_atomically(path_of(kind, key), fix, parents=True, sync=False) as temporary,
+            temporary.open("xb") as file,
+        ):
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        sys.stderr.write(
-            f"segdet: {cache_folder()}: cannot be written ({error.strerror or error}), so {kind} will be "
-            f"computed again next time; name another folder in {VARIABLE}\n"
-        )
+    except UserError as error:
+        sys.stderr.write(f"segdet: {error}\n")
         return False
     return True
 

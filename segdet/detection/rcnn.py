@@ -31,7 +31,7 @@ from segdet.task import Stage
 from segdet.training.ema import averaged
 from segdet.training.linear_svm import LinearSVMs, Mining, Round, mine
 from segdet.training.ridge import BoxRidge, norm_scale
-from segdet.util.distributed import together
+from segdet.util.distributed import run_on_all_ranks
 from segdet.util.errors import BadSample, UserError, check_choice
 
 Classifier = Literal["svm", "softmax"]
@@ -268,9 +268,9 @@ class RCNN(RegionDetector):
                     self._describe_all(folder, data, dataset, folder.missing())
                 self.learn(folder)
 
-        together(folder.prepare)
-        together(describe)
-        together(learn)
+        run_on_all_ranks(folder.prepare)
+        run_on_all_ranks(describe)
+        run_on_all_ranks(learn)
         for module in (self.svms, self.regressors):
             state = {name: value.cpu() for name, value in module.state_dict().items()}
             module.load_state_dict(trainer.strategy.broadcast(state))

@@ -6,7 +6,6 @@ the run that goes on. All files of a folder are of one network; those of another
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import sys
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from segdet.util.errors import UserError
+from segdet.util.files import unwritable, write_atomically
 
 _HEADERS = 2500
 """About how many bytes of a file are names and shapes."""
@@ -69,6 +69,9 @@ def bytes_of(
     return _HEADERS + regions * (2 * features + 2 * classes + 8) + pairs * (2 * pair_features + 32)
 
 
+_FIX = "free disk space, then resume the run"
+
+
 class FeatureFolder:
     """The files of the images at some positions of a dataset.
 
@@ -90,7 +93,7 @@ class FeatureFolder:
                 if other != self.folder and other.is_dir():
                     shutil.rmtree(other, ignore_errors=True)  # another process may be at it, too
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error, _FIX) from error
 
     def missing(self, process: int = 0, processes: int = 1) -> list[int]:
         """The positions whose files are not there, of those that are this process' to write.
@@ -102,16 +105,11 @@ class FeatureFolder:
     def write(self, position: int, image: ImageFeatures) -> None:
         """Writes an image's file, whole or not at all."""
         file = self._file(position)
-        partial = file.with_name(f".{file.name}")
-        try:
-            file.parent.mkdir(exist_ok=True)
-            with partial.open("wb") as stream:
-                np.savez(stream, **{each.name: getattr(image, each.name) for each in fields(image)})
-            partial.replace(file)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise self._unwritable(error) from error
+        with (
+            write_atomically(file, _FIX, parents=True, sync=False) as temporary,
+            temporary.open("wb") as stream,
+        ):
+            np.savez(stream, **{each.name: getattr(image, each.name) for each in fields(image)})
 
     def read(self, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
         """The arrays of these names of all images, in the order of their positions.
@@ -166,11 +164,6 @@ class FeatureFolder:
 
     def _file(self, position: int) -> Path:
         return self.folder / f"{position // 1000:04d}" / f"{position:07d}.npz"
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self.folder}: cannot be written ({error.strerror or error}); make room, then go on with the run"
-        )
 
 
 def key_of_network(modules: Sequence[nn.Module], settings: str) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -38,11 +37,13 @@ from segdet.data.result_cache import Arrays, cache_folder, cached, files_key
 from segdet.proposals.base import Proposer
 from segdet.util.cores import usable_cores
 from segdet.util.errors import BadSample, UserError
+from segdet.util.files import unwritable, write_atomically, write_text
 
 if TYPE_CHECKING:
     from segdet.data.formats.reader import Reader
 
 _COLUMNS = 5
+_FIX = "free disk space, or name another folder in SEGDET_CACHE"
 _STALE = 3600.0
 """Seconds after which a temporary file belongs to nobody."""
 
@@ -169,13 +170,13 @@ class CachedProposals(ImageProposals):
             told = self.folder / "settings.json"
             if not told.exists():
                 settings = {"proposer": type(self.proposer).__name__, **self.proposer.settings}
-                _write_atomic(told, (json.dumps(settings, indent=1, default=str) + "\n").encode())
+                write_text(told, json.dumps(settings, indent=1, default=str) + "\n", _FIX)
             for left in self.folder.glob("*/.*.tmp"):
                 with contextlib.suppress(OSError):
                     if time.time() - left.stat().st_mtime > _STALE:
                         left.unlink()
         except OSError as error:
-            raise _not_writable(self.folder, error) from error
+            raise unwritable(self.folder, error, _FIX) from error
 
     def _read_all(self, indices: Sequence[int] | np.ndarray, workers: int | None) -> None:
         """Looks into all files at once, or remembers what was in the same files at the same places.
@@ -274,31 +275,12 @@ def _do(job: _Job, proposer: Proposer) -> np.ndarray:
     image = read_image(job.image, job.declared_size, job.upright)
     boxes, scores = proposer(image)
     rows = np.concatenate([boxes, scores[:, None]], axis=1).astype(np.float32)
-    try:
-        job.file.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        np.save(content, rows, allow_pickle=False)
-        _write_atomic(job.file, content.getvalue())
-    except OSError as error:
-        raise _not_writable(job.file, error) from error
+    with (
+        write_atomically(job.file, _FIX, parents=True, sync=False) as temporary,
+        temporary.open("wb") as stream,
+    ):
+        np.save(stream, rows, allow_pickle=False)
     return rows
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _not_writable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path}: cannot be written ({error.strerror or error}); make room, or name another folder in SEGDET_CACHE"
-    )
 
 
 def _read(file: Path) -> np.ndarray | None:

@@ -17,9 +17,7 @@ Images are known by their file name, ``000012.jpg``. Boxes are xyxy in pixels, `
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ import numpy as np
 
 from segdet.data.proposer import ImageProposals, ProposalSource
 from segdet.util.errors import BadSample, UserError
+from segdet.util.files import write_atomically
 
 if TYPE_CHECKING:
     from segdet.data.formats.reader import Reader
@@ -82,9 +81,7 @@ def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndar
     """
     _kind(path)
     scored = all(scores is not None for _, scores in proposals.values())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path, parents=True) as temporary:
         if path.suffix == ".json":
             document: dict[str, dict[str, Any]] = {}
             for name, (boxes, scores) in proposals.items():
@@ -105,11 +102,6 @@ def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndar
                 arrays["scores"] = np.concatenate([np.zeros(0), *each]).astype(np.float32)
             with temporary.open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def load_proposals(path: Path) -> dict[str, np.ndarray]:

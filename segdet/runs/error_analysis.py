@@ -30,9 +30,9 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
-from segdet.runs.folder import write_whole
 from segdet.training.overhead import without_idle_hooks
 from segdet.util.errors import UserError
+from segdet.util.files import unwritable, write_text
 
 _COLOURS: dict[int, Colour] = {
     RIGHT: (64, 210, 110),
@@ -126,7 +126,7 @@ class ErrorAnalysis(pl.Callback):
             "confusion": confusion.tolist(),
             "images": _rows(images, pictures),
         }
-        write_whole(folder / "errors.json", _text(about))
+        write_text(folder / "errors.json", _text(about))
         worst = images.worst()[: self.worst]
         if pictures is not None and len(worst):
             _save(_sheet(errors, images, worst, score, pictures), folder / "worst.png")
@@ -231,4 +231,4 @@ def _save(page: np.ndarray, path: Path) -> None:
     try:
         Image.fromarray(page).save(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or mend rights") from error
+        raise unwritable(path, error) from error

@@ -46,6 +46,7 @@ from segdet.task import Task
 from segdet.training.overhead import without_idle_hooks
 from segdet.training.progress import read_losses
 from segdet.util.errors import UserError
+from segdet.util.files import write_atomically, write_text
 
 EMBEDDED = "segdet"
 """The key of a checkpoint under which its own configuration and classes stand."""
@@ -100,18 +101,6 @@ def folder_of_checkpoint(checkpoint: Path) -> Path | None:
     if checkpoint.resolve().parent.name == "checkpoints" and (folder / "config.yaml").exists():
         return folder
     return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or mend rights") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class MetricsFile(Logger):
@@ -181,12 +170,13 @@ class MetricsFile(Logger):
                 rows = list(csv.DictReader(stream))
         assert self._columns is not None
         self._columns = _ordered({*self._columns, *new})
-        partial = self._path.with_name(f".metrics.csv.{os.getpid()}")
-        with partial.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            write_atomically(self._path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.DictWriter(stream, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(self._path)
 
 
 def _ordered(names: set[str]) -> list[str]:
@@ -301,7 +291,7 @@ class RunFolder(pl.Callback):
         return self.settings.fingerprint
 
     def _describe(self, trainer: pl.Trainer) -> None:
-        write_whole(self.folder / "config.yaml", _header(self.settings, self.about) + self.settings.config)
+        write_text(self.folder / "config.yaml", _header(self.settings, self.about) + self.settings.config)
         file = self.folder / "provenance.json"
         first = _first_provenance(self.folder) or _recorded(self.folder) if self.settings.resumed else {}
         if first:
@@ -309,7 +299,7 @@ class RunFolder(pl.Callback):
             about = first | {"resumed": [*first.get("resumed", []), self.about]}
         else:
             about = self.about
-        write_whole(file, json.dumps(about, indent=1) + "\n")
+        write_text(file, json.dumps(about, indent=1) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.settings.sections | {"provenance": self.about})

@@ -21,6 +21,7 @@ from segdet.data.inspect.show import palette
 from segdet.data.sample import Batch, Prediction, Source
 from segdet.metrics.detection import run_lengths
 from segdet.runs.panels import overlay
+from segdet.util.files import write_atomically
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -146,8 +147,10 @@ class PredictionWriter(BasePredictionWriter):
         sys.stderr.write(f"segdet: stopped; the predictions until then are in {self.folder}\n")
 
     def _join(self, world_size: int) -> None:
-        partial = self.folder / ".predictions.json"
-        with partial.open("w", encoding="utf-8") as out:
+        with (
+            write_atomically(self.folder / "predictions.json") as temporary,
+            temporary.open("w", encoding="utf-8") as out,
+        ):
             out.write("[")
             separator = "\n"
             for rank in range(world_size):
@@ -158,7 +161,6 @@ class PredictionWriter(BasePredictionWriter):
                         separator = ",\n"
                 part.unlink()
             out.write("\n]\n")
-        partial.replace(self.folder / "predictions.json")
 
     def _part(self, rank: int) -> Path:
         return self.folder / f".predictions.{rank}.jsonl"

@@ -6,7 +6,6 @@ plain JSON, and reading it imports no torch.
 
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdet.util.errors import UserError
+from segdet.util.files import write_text
 
 SCHEMA = 1
 """The version of the record's form. A new optional key keeps it; a key that changes its meaning raises it."""
@@ -132,19 +132,7 @@ class Record:
         """
         path = Path(path)
         text = json.dumps(_plain({"schema": SCHEMA, **asdict(self)}), indent=1, allow_nan=False)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("w", encoding="utf-8") as stream:
-                stream.write(text + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); free space or mend rights"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(path, text + "\n")
 
     @classmethod
     def read(cls, path: Path | str) -> "Record":

@@ -22,7 +22,7 @@ from segdet.segmentation.losses import PixelLoss, Weighting
 from segdet.segmentation.tiling import classes_of_rows, stitched_rows
 from segdet.task import Task
 from segdet.training.multi_scale import at_scale
-from segdet.util.distributed import together
+from segdet.util.distributed import run_on_all_ranks
 from segdet.util.errors import UserError, check_choice
 
 BoundaryStages = Literal["never", "test", "validation"]
@@ -160,7 +160,7 @@ class Segmenter(Task):
             if self.trainer.is_global_zero:
                 weights.extend(self._count_weights())
 
-        together(count)
+        run_on_all_ranks(count)
         self._set_weights(self.trainer.strategy.broadcast(weights))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,38 +1,85 @@
-"""Work that the processes of one run do together."""
+"""The processes of one run: this one's rank, their number, and work that they do together.
 
+Importing this module does not import torch, so that the command can report a mistake at once.
+"""
+
+import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from segdet.util.errors import UserError
 
-PATIENCE = timedelta(days=7)
-"""How long processes wait for each other's work."""
+if TYPE_CHECKING:
+    pass
+
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""The variables in which launchers (torchrun, SLURM, Lightning) pass a process its rank."""
+
+TIMEOUT = timedelta(days=7)
+"""The time that processes wait for each other's work."""
 
 
-def together(work: Callable[[], None]) -> None:
-    """Does ``work`` in every process of the run, and waits for all; where one fails, all do.
+def rank() -> int:
+    """Return the rank of this process among those of its run, 0 if it is the only one.
 
-    Whoever is done waits in a group of its own, for as long as it takes: what waits in the run's own group, which is
-    meant for the gradients of a step, ends with an error after that group's timeout, half an hour as a rule.
+    The rank comes from torch.distributed once that is initialized, and from the launcher's variables before.
+    """
+    if _is_initialized():
+        return int(sys.modules["torch"].distributed.get_rank())
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+
+
+def world_size() -> int:
+    """Return the number of processes of this run, as far as it is known: see `rank`."""
+    if _is_initialized():
+        return int(sys.modules["torch"].distributed.get_world_size())
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process as one of a group, which may be a group of one."""
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        return True
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1
+
+
+def under_torchrun() -> bool:
+    """Return whether torchrun started this process together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+def _is_initialized() -> bool:
+    # Only a process that has imported torch can have initialized a group, and importing it takes seconds.
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def run_on_all_ranks(work: Callable[[], None]) -> None:
+    """Run ``work`` in every process of the run and wait for all of them; if it fails in one, raise in all.
+
+    The processes wait in a process group of their own, whose timeout is `TIMEOUT`. The run's own group is for the
+    gradients of a step; waiting in it fails after that group's timeout, usually half an hour.
 
     Raises:
-        Exception: What ``work`` raises here.
-        UserError: If it failed in another process only.
+        Exception: What ``work`` raises in this process.
+        UserError: If ``work`` failed only in another process.
     """
+    import torch
+    import torch.distributed as dist
+
     failure: Exception | None = None
     group: dist.ProcessGroup | None = None
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]  # all are in it
+    if world_size() > 1 and _is_initialized():
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)  # type: ignore[assignment]  # every rank is a member
     try:
         work()
     except Exception as error:
         failure = error
-    done = torch.tensor(int(failure is None))
+    succeeded = torch.tensor(int(failure is None))
     if group is not None:
-        dist.all_reduce(done, dist.ReduceOp.MIN, group=group)
+        dist.all_reduce(succeeded, dist.ReduceOp.MIN, group=group)
         dist.destroy_process_group(group)
-    if not done:
-        raise failure or UserError("another process failed, and says why; mend that and go on with the run")
+    if not succeeded:
+        raise failure or UserError("another process failed and reports the reason; fix it and resume the run")

@@ -203,17 +203,17 @@ def test_a_torn_mask_is_one_line_before_training(shapes: Path, tmp_path: Path) -
 
 
 def test_a_failure_to_count_reaches_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait in `segdet.util.distributed.together`, which tells them, and none for an answer that does not come."""
+    """They wait in `segdet.util.distributed.run_on_all_ranks`, which passes the failure on; none waits for ever."""
     waited: list[bool] = []
 
-    def together(work: Callable[[], None]) -> None:
+    def run_on_all_ranks(work: Callable[[], None]) -> None:
         waited.append(True)
         work()
 
     def fail(self: Segmenter) -> list[float]:
         raise UserError("x.png: torn")
 
-    monkeypatch.setattr("segdet.segmentation.base.together", together)
+    monkeypatch.setattr("segdet.segmentation.base.run_on_all_ranks", run_on_all_ranks)
     monkeypatch.setattr(Segmenter, "_count_weights", fail)
     model = Small(class_weights="median_frequency")
     model._trainer = SimpleNamespace(is_global_zero=True, strategy=None)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What the processes of a run do together takes as long as it takes, and fails in all of them or in none."""
+"""The rank of a process, and work that all processes of a run do together."""
 
 import time
 from pathlib import Path
@@ -7,21 +7,21 @@ import pytest
 import torch
 from two_processes import other_process, process_of_two
 
-from segdet.util.distributed import together
+from segdet.util.distributed import is_launched, rank, run_on_all_ranks, under_torchrun, world_size
 from segdet.util.errors import UserError
 
 TIMEOUT = 3.0
-"""Seconds that the process group allows."""
+"""The timeout of the process group in seconds."""
 
 
 def _work(rank: int, folder: Path) -> list[str]:
-    """What process ``rank`` of two sees: the first is slow, then each of them fails once."""
+    """Return the events in process ``rank`` of two: rank 0 is slow at first, then each of them fails once."""
     seen: list[str] = []
 
-    def learn() -> None:
+    def wait() -> None:
         if rank == 0:
             time.sleep(2.5 * TIMEOUT)
-        seen.append("learned")
+        seen.append("done")
 
     def fail(failing: int) -> None:
         if rank == failing:
@@ -29,16 +29,16 @@ def _work(rank: int, folder: Path) -> list[str]:
 
     with process_of_two(rank, folder, seconds=TIMEOUT):
         start = time.monotonic()
-        together(learn)
+        run_on_all_ranks(wait)
         assert time.monotonic() - start > 2 * TIMEOUT
         for failing in (0, 1):
             try:
-                together(lambda failing=failing: fail(failing))  # type: ignore[misc]
+                run_on_all_ranks(lambda failing=failing: fail(failing))  # type: ignore[misc]
             except (ValueError, UserError) as error:
                 seen.append(f"{type(error).__name__} {error}")
-        together(lambda: seen.append("went on"))
+        run_on_all_ranks(lambda: seen.append("continued"))
         sum_ = torch.ones(1)
-        torch.distributed.all_reduce(sum_)  # the run's own group is as it was
+        torch.distributed.all_reduce(sum_)  # the run's own group still works
         seen.append(f"{sum_.item():.0f}")
     return seen
 
@@ -47,19 +47,63 @@ def _other(folder: Path) -> None:
     (folder / "other.txt").write_text("\n".join(_work(1, folder)))
 
 
-def test_the_slowest_is_waited_for_beyond_the_groups_timeout(tmp_path: Path) -> None:
+def test_the_slowest_rank_may_take_longer_than_the_groups_timeout(tmp_path: Path) -> None:
     with other_process(_other, tmp_path, 60):
         first = _work(0, tmp_path)
-    told = "UserError another process failed, and says why; mend that and go on with the run"
-    assert first == ["learned", "ValueError of 0", told, "went on", "2"]
+    message = "UserError another process failed and reports the reason; fix it and resume the run"
+    assert first == ["done", "ValueError of 0", message, "continued", "2"]
     assert (tmp_path / "other.txt").read_text().splitlines() == [
-        "learned", told, "ValueError of 1", "went on", "2",
+        "done", message, "ValueError of 1", "continued", "2",
     ]  # fmt: skip
 
 
-def test_one_process_waits_for_nobody() -> None:
-    done: list[int] = []
-    together(lambda: done.append(1))
-    assert done == [1]
+def test_a_single_process_needs_no_group() -> None:
+    finished: list[int] = []
+    run_on_all_ranks(lambda: finished.append(1))
+    assert finished == [1]
     with pytest.raises(ZeroDivisionError):
-        together(lambda: done.append(1 // 0))
+        run_on_all_ranks(lambda: finished.append(1 // 0))
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of a process that no launcher started."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_process_without_launcher_is_rank_0_of_1(launcher: pytest.MonkeyPatch) -> None:
+    assert (rank(), world_size(), is_launched(), under_torchrun()) == (0, 1, False, False)
+
+
+def test_rank_comes_from_the_launchers_variables(launcher: pytest.MonkeyPatch) -> None:
+    launcher.setenv("LOCAL_RANK", "1")
+    assert rank() == 1
+    assert is_launched()
+    launcher.setenv("SLURM_PROCID", "5")
+    assert rank() == 5
+    launcher.setenv("RANK", "3")
+    launcher.setenv("WORLD_SIZE", "8")
+    launcher.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert (rank(), world_size(), under_torchrun()) == (3, 8, True)
+
+
+def test_a_slurm_job_of_one_task_is_no_group(launcher: pytest.MonkeyPatch) -> None:
+    launcher.setenv("SLURM_PROCID", "0")
+    launcher.setenv("SLURM_NTASKS", "1")
+    assert not is_launched()
+    launcher.setenv("SLURM_NTASKS", "2")
+    assert is_launched()
+    assert world_size() == 2
+
+
+def test_the_process_group_decides_once_it_is_initialized(
+    tmp_path: Path, launcher: pytest.MonkeyPatch
+) -> None:
+    launcher.setenv("RANK", "7")
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", world_size=1, rank=0)
+    try:
+        assert (rank(), world_size()) == (0, 1)
+    finally:
+        torch.distributed.destroy_process_group()

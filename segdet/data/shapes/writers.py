@@ -6,8 +6,6 @@ all: it is written beside its place as ``<root>.partial-<pid>`` and renamed at t
 
 import json
 import multiprocessing
-import os
-import shutil
 import signal
 import warnings
 import xml.etree.ElementTree as ET
@@ -25,6 +23,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from segdet.util.errors import UserError
+from segdet.util.files import create_folder_atomically
 
 if TYPE_CHECKING:
     from segdet.data.shapes.generator import Scene
@@ -182,19 +181,10 @@ def _appearing(root: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
     """A folder to write in, which becomes ``root`` when all went well and vanishes otherwise."""
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise UserError(f"{root}: exists already; name another folder or remove this one")
-    folder = root.with_name(f"{root.name}.partial-{os.getpid()}")
-    try:
-        folder.mkdir(parents=True)
+    with create_folder_atomically(root, "name another folder or free some space") as folder:
         yield folder
         for name, text in (files or {}).items():
             (folder / name).write_text(text)
-        folder.replace(root)
-    except OSError as error:
-        raise UserError(
-            f"{root}: cannot be written ({error.strerror or error}); name another folder or free some space"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 _Write = Callable[[str, int, int, "Scene"], Any]
