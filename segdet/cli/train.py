@@ -40,7 +40,7 @@ from segdet.cli.main import INTERRUPTED, RUN_DIR_VARIABLE, causes, find_user_err
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.datamodule import Classes, DataModule, Subset
 from segdet.data.formats.image_folder import ImageFolder
-from segdet.nn.backbones import restoring
+from segdet.nn.weights import restoring
 from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder import (

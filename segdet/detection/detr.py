@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.backbones import load_weights, read_weights
+from segdet.nn.weights import StateDict, load_weights
 from segdet.task import Stage
 from segdet.util.errors import UserError
 
@@ -125,7 +124,7 @@ class DETR(Detector):
         weight[-1] = _NO_OBJECT_WEIGHT
         self.register_buffer("class_weight", weight, persistent=False)
         if weights:
-            self._load_published(Path(weights))
+            load_weights(self, weights, "DETR", convert=lambda state: self._renamed(state, weights))
 
     def forward(
         self, images: Tensor, sizes: list[tuple[int, int]] | None = None, look: bool = False
@@ -259,8 +258,8 @@ class DETR(Detector):
         about = "Each query's likeliest class, unsuppressed: that none is found twice is learned."
         yield Stage("detections", boxes=final["boxes"], scores=final["scores"], about=about)
 
-    def _load_published(self, path: Path) -> None:
-        state = read_weights(path, "DETR")
+    def _renamed(self, state: StateDict, path: str) -> StateDict:
+        """The authors' weights by the names here, with the outputs of the classes that both have."""
         own = self.state_dict()
         theirs = {name: _published_name(name) for name in own}
         over = [
@@ -279,7 +278,7 @@ class DETR(Detector):
                     fitted[name] = fitted[name][rows]
                 else:
                     fitted[name] = own[name]
-        load_weights(self, fitted, path, "DETR")
+        return fitted
 
 
 class Answer(NamedTuple):

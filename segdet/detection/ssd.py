@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import rows_of_classes
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.backbones import load_weights
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.kept import Kept
 from segdet.nn.upsampling import enlarged
+from segdet.nn.weights import load_state
 from segdet.task import Stage
 from segdet.util.errors import UserError
 
@@ -74,7 +73,7 @@ class DefaultBoxDetector(Detector):
     def _maps(self, images: Tensor) -> list[Tensor]:
         """The maps that carry default boxes, fine to coarse."""
 
-    def load_torchvision(self, state: dict[str, Tensor], path: Path) -> None:
+    def load_torchvision(self, state: dict[str, Tensor], source: str) -> None:
         """Gives backbone and head the weights of torchvision's SSD of the same form.
 
         Where they were learned on COCO's 91 numbers and all classes here are among COCO's names, their rows are
@@ -82,7 +81,7 @@ class DefaultBoxDetector(Detector):
 
         Args:
             state: By torchvision's names.
-            path: Where they come from, for the error's line.
+            source: Where they come from, for the error's line.
 
         Raises:
             UserError: If they do not fit.
@@ -97,7 +96,7 @@ class DefaultBoxDetector(Detector):
                 continue  # another network: told below
             rows = rows_of_classes(value, own[key], self.class_names)
             fitted[key] = own[key] if rows is None else rows
-        load_weights(network, fitted, path, type(self).__name__)
+        load_state(network, fitted, source, type(self).__name__)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``."""

@@ -16,8 +16,7 @@ from torchvision.models.detection.ssdlite import (
 )
 
 from segdet.detection.ssd import DefaultBoxDetector
-from segdet.detection.torchvision_network import published_weights
-from segdet.nn.backbones import load_weights
+from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError
 
 _HALF = (0.5, 0.5, 0.5)
@@ -97,17 +96,17 @@ class SSDLite(DefaultBoxDetector):
         return channels
 
     def _start_from(self, weights: str | bool, reduced_tail: bool) -> None:
-        members = [*SSDLite320_MobileNet_V3_Large_Weights, *MobileNet_V3_Large_Weights]
-        path, state = published_weights("SSDLite", weights, members)
+        published = [SSDLite320_MobileNet_V3_Large_Weights, MobileNet_V3_Large_Weights]
+        source, state = read_weights(weights, "SSDLite", published)
         if "features.0.0.weight" not in state:
-            self.load_torchvision(state, path)
+            self.load_torchvision(state, source)
             return
         if reduced_tail:
             raise UserError(
-                f"--model.weights {path}: of MobileNetV3's whole network; give --model.reduced_tail false with them"
+                f"--model.weights {source}: of MobileNetV3's whole network; give --model.reduced_tail false with them"
             )
         new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("extra.")}
-        load_weights(self.backbone, new | self._of_imagenet(state), path, "SSDLite's MobileNetV3")
+        load_state(self.backbone, new | self._of_imagenet(state), source, "SSDLite's MobileNetV3")
 
     def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchvision's MobileNetV3 by the names of the backbone, which is cut within a block."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -12,9 +11,8 @@ from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDFeatureExt
 from torchvision.models.vgg import cfgs, make_layers
 
 from segdet.detection.ssd import DefaultBoxDetector
-from segdet.detection.torchvision_network import published_weights
-from segdet.nn.backbones import load_weights
 from segdet.nn.vgg16 import he_initialized
+from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
@@ -104,19 +102,19 @@ class VGG16SSD(DefaultBoxDetector):
 
     def _start_from(self, weights: str | bool, sizes: Sizes) -> None:
         name = type(self).__name__
-        wholes = list(SSD300_VGG16_Weights) if isinstance(self, SSD300) else []
-        path, state = published_weights(name, weights, [*wholes, *VGG16_Weights])
-        if path in [Path(whole.name) for whole in wholes] and sizes != "coco":
+        published = [SSD300_VGG16_Weights] if isinstance(self, SSD300) else []
+        source, state = read_weights(weights, name, [*published, VGG16_Weights])
+        if source in SSD300_VGG16_Weights.__members__ and sizes != "coco":
             raise UserError(
-                f"--model.weights {path.name}: they were learned with COCO's default boxes; give "
+                f"--model.weights {source}: they were learned with COCO's default boxes; give "
                 "--model.sizes coco with them"
             )
         if "features.0.weight" in state:
             added = ("scale_weight", "extra.0.7.", *(f"extra.{i}." for i in range(1, len(self.steps) - 1)))
             new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith(added)}
-            load_weights(self.backbone, new | self._of_imagenet(state), path, f"{name}'s VGG16")
+            load_state(self.backbone, new | self._of_imagenet(state), source, f"{name}'s VGG16")
         else:
-            self.load_torchvision(state, path)
+            self.load_torchvision(state, source)
 
     def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchvision's VGG16 by the names of the backbone."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from segdet.nn.backbones import fetch_weights, is_weights_file, load_weights, read_weights, restored_names
+from segdet.nn.weights import check_complete, is_restoring, load_state, read_weights, restored_names
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -68,21 +66,22 @@ def torchvision_network(
     )
     frozen, epsilon = False, None
     if weights:
-        path, state = _state(name, "weights", name, weights)
+        source, state = read_weights(weights, name, [torchvision.models.get_model_weights(name)])
         frozen, epsilon = _is_frozen(state), 0.0 if name in _WITHOUT_EPSILON else None
     elif weights_backbone:
         backbone = "mobilenet_v3_large" if network.startswith("mobilenet") else "resnet50"
-        path, state = _state(name, "weights_backbone", backbone, weights_backbone)
+        published = [torchvision.models.get_model_weights(backbone)]
+        source, state = read_weights(weights_backbone, backbone, published, "--model.weights_backbone")
         frozen = not network.endswith("_v2")
     restored = restored_names()
     if _is_frozen(restored) if restored is not None else frozen:
         _freeze_normalization(model.backbone, epsilon)
     if weights:
-        _load(model, name, path, state, class_names, heads)
+        _load(model, name, source, state, class_names, heads)
     elif weights_backbone:
         # torchvision's MobileNets have their layers under this name, its detectors have not.
         state = {key.removeprefix("features."): value for key, value in state.items()}
-        load_weights(model.backbone.body, state, path, f"backbone {backbone}")
+        load_state(model.backbone.body, state, source, f"backbone {backbone}")
     return model
 
 
@@ -91,45 +90,6 @@ def _is_frozen(names: Iterable[str]) -> bool:
     return not any(
         name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names
     )
-
-
-def _state(name: str, option: str, owner: str, weights: str | bool) -> tuple[Path, dict[str, Tensor]]:
-    """Where weights come from, for the error's line, and the weights."""
-    if isinstance(weights, str) and is_weights_file(weights):
-        return Path(weights), read_weights(Path(weights), name)
-    choices = {member.name: member for member in torchvision.models.get_model_weights(owner)}
-    choices["DEFAULT"] = torchvision.models.get_model_weights(owner)["DEFAULT"]
-    wanted = "DEFAULT" if weights is True else str(weights)
-    if wanted not in choices:
-        there = ", ".join(key for key in choices if key != "DEFAULT")
-        raise UserError(
-            f"--model.{option}: torchvision has no weights {weights!r} of {owner}; it has {there}"
-        )
-    return Path(wanted), fetch_weights(choices[wanted], name)
-
-
-def published_weights(
-    owner: str, weights: str | bool, members: Sequence[WeightsEnum]
-) -> tuple[Path, dict[str, Tensor]]:
-    """Weights by torchvision's name or from a file: where they come from, for errors' lines, and the weights.
-
-    Args:
-        owner: Whose they are to be.
-        weights: A local file, the name of one of ``members``, or true for the first of these.
-        members: What torchvision has.
-
-    Raises:
-        UserError: If there are no such weights, or they cannot be had.
-    """
-    if isinstance(weights, str) and is_weights_file(weights):
-        return Path(weights), read_weights(Path(weights), owner)
-    choices = {member.name: member for member in members}
-    wanted = next(iter(choices)) if weights is True else str(weights)
-    if wanted not in choices:
-        raise UserError(
-            f"--model.weights: {owner} has no weights {weights!r}; there are {', '.join(choices)}, or give a local file"
-        )
-    return Path(wanted), fetch_weights(choices[wanted], owner)
 
 
 def rows_of_classes(
@@ -156,12 +116,12 @@ def rows_of_classes(
 def _load(
     model: nn.Module,
     name: str,
-    path: Path,
+    source: str,
     state: dict[str, Tensor],
     class_names: list[str],
     heads: Mapping[str, int],
 ) -> None:
-    if restored_names() is not None:
+    if is_restoring():
         return
     own = model.state_dict()
     fitted = dict(state)
@@ -182,13 +142,10 @@ def _load(
         missing = model.load_state_dict(fitted, strict=False).missing_keys
     except RuntimeError as error:
         wrong = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path}: not the weights of {name} ({wrong}); choose the file that fits") from error
-    missing = [key for key in missing if key not in new and not key.endswith("num_batches_tracked")]
-    if missing:
         raise UserError(
-            f"{path}: not the weights of {name}: {len(missing)} of {len(own)} are missing, such as {missing[0]}; "
-            "choose the file that belongs to it"
-        )
+            f"{source}: not the weights of {name} ({wrong}); choose weights of this network"
+        ) from error
+    check_complete(own, [key for key in missing if key not in new], source, name)
 
 
 def _freeze_normalization(module: nn.Module, epsilon: float | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from torch.profiler import record_function
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights
 from segdet.nn.boxes import pad_targets, pairwise_iou
+from segdet.nn.weights import load_weights
 from segdet.task import Stage
 from segdet.util.errors import UserError
 
@@ -337,12 +336,8 @@ def _paper_backbone(
             nn.init.kaiming_normal_(layer.weight, _SLOPE, nonlinearity="leaky_relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    if isinstance(weights, str) and is_weights_file(weights):
-        load_weights(network, read_weights(Path(weights), "YOLOv1"), Path(weights), "YOLOv1's backbone")
-    elif weights:
-        raise UserError(
-            "--model.weights: there are no published weights of YOLO's backbone; give a local file, or null"
-        )
+    if weights:
+        load_weights(network, weights, "YOLOv1's backbone")
     return network, 1024
 
 

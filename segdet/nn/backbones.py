@@ -6,19 +6,16 @@ knows their channels and strides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights, published_name
 from segdet.util.errors import UserError
 from segdet.util.suggest import closest
 
@@ -204,12 +201,8 @@ def _small_vgg(
     if strides is not None and set(strides) <= set(all_strides):
         # Dropped and not left unbuilt: what is built after the backbone keeps its seeded weights.
         body.keep(all_strides.index(max(strides)) + 1)
-    if isinstance(weights, str) and is_weights_file(weights):
-        _load(body, "small_vgg", Path(weights))
-    elif weights:
-        raise UserError(
-            "backbone small_vgg: there are no pretrained weights of it; give a local file, or null"
-        )
+    if weights:
+        load_weights(body, weights, "small_vgg", option="backbone small_vgg")
     return Backbone(body, body.channels, all_strides[: len(body.channels)])
 
 
@@ -227,14 +220,14 @@ def _from_timm(
             if set(strides) <= last.keys() and max(strides) < max(last):
                 # With the wanted maps alone: layers behind the last would be learned by nobody.
                 options = options | {"out_indices": [last[stride] for stride in sorted(strides)]}
-        fetched = (named or weights is True) and restored_names() is None
-        body = timm.create_model(model, features_only=True, pretrained=fetched, **options)
+        pretrained = (named or weights is True) and not is_restoring()
+        body = timm.create_model(model, features_only=True, pretrained=pretrained, **options)
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
     except (OSError, RuntimeError) as error:
-        raise unfetched(f"backbone {name}", error) from error
+        raise download_error(f"backbone {name}", error) from error
     if isinstance(weights, str) and not named:
-        _load(body, name, Path(weights))
+        load_weights(body, weights, f"backbone {name}")
     info = cast(_Info, body.feature_info)
     stages = getattr(body, "_stage_out_idx", None)
     if isinstance(stages, dict) and isinstance(body.blocks, nn.Sequential):
@@ -266,21 +259,20 @@ def _from_torchvision(
     if name not in torchvision.models.list_models(module=torchvision.models):
         near = closest(name, torchvision.models.list_models(module=torchvision.models)) or "resnet18"
         raise UserError(f"backbone torchvision:{name}: no such model; did you mean torchvision:{near}?")
-    named = weights is True or (isinstance(weights, str) and not is_weights_file(weights))
-    wanted = ("DEFAULT" if weights is True else weights) if named else None
-    if wanted is not None and restored_names() is not None:
-        if name in _WEIGHTS_OF_OTHER_NORMALIZATION:
-            options = {"transform_input": True, "init_weights": False} | options
-        wanted = None
+    published: str | None = None
+    if weights and not is_weights_file(weights):
+        kinds = [torchvision.models.get_model_weights(name)]
+        published = published_name(weights, name, kinds, f"backbone torchvision:{name}")
+        if is_restoring():
+            published = None
+            if name in _WEIGHTS_OF_OTHER_NORMALIZATION:
+                options = {"transform_input": True, "init_weights": False} | options
     try:
-        model = torchvision.models.get_model(name, weights=wanted, **options)
-    except (KeyError, ValueError, AttributeError) as error:
-        choices = [w.name for w in torchvision.models.get_model_weights(name)]
-        raise UserError(f"backbone torchvision:{name}: no weights {weights!r}; it has {choices}") from error
+        model = torchvision.models.get_model(name, weights=published, **options)
     except OSError as error:
-        raise unfetched(f"backbone torchvision:{name}", error) from error
-    if isinstance(weights, str) and not named:
-        _load(model, f"torchvision:{name}", Path(weights))
+        raise download_error(f"backbone torchvision:{name}", error) from error
+    if isinstance(weights, str) and is_weights_file(weights):
+        load_weights(model, weights, f"backbone torchvision:{name}")
     nodes, channels, strides = _last_of_each_stride(model)
     if wanted_strides is not None and set(wanted_strides) <= set(strides):
         # The extractor drops what no wanted map needs.
@@ -308,117 +300,3 @@ def _last_of_each_stride(model: nn.Module) -> tuple[list[str], list[int], list[i
     model.train()
     ordered = sorted(last)
     return [last[s][0] for s in ordered], [last[s][1] for s in ordered], ordered
-
-
-_restored: ContextVar[frozenset[str] | None] = ContextVar("restored", default=None)
-
-
-@contextmanager
-def restoring(names: Iterable[str]) -> Iterator[None]:
-    """Within it, networks are built for a checkpoint that brings all their weights: none are read or fetched.
-
-    A configuration goes on to say what weights a training started from, for it may be them that decide how the network
-    is built: torchvision freezes the batch normalization of some, a tag of timm's is of one variant of a network. But
-    their file, or the connection to fetch them by, need not be there any more. So `read_weights` and `fetch_weights`
-    give no weights, `load_weights` leaves all as it is, and `backbone` has its libraries fetch nothing.
-
-    Args:
-        names: Of the weights in the checkpoint, which show what the absent ones would have decided.
-    """
-    token = _restored.set(frozenset(names))
-    try:
-        yield
-    finally:
-        _restored.reset(token)
-
-
-def restored_names() -> frozenset[str] | None:
-    """The names of the weights that a checkpoint brings, within `restoring`; None where networks begin anew."""
-    return _restored.get()
-
-
-def is_weights_file(weights: str) -> bool:
-    """Whether ``weights`` is the path of a file rather than the name of a library's weights."""
-    return "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin", ".ckpt"))
-
-
-def unfetched(owner: str, error: Exception) -> UserError:
-    """The line for weights that a library tried to fetch and could not."""
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"{owner}: its weights cannot be fetched ({reason}); give a local file, or null to start at random"
-    )
-
-
-def fetch_weights(member: WeightsEnum, owner: str) -> dict[str, Tensor]:
-    """The weights that torchvision publishes, by their names; none within `restoring`.
-
-    Args:
-        member: Which ones.
-        owner: Whose weights they are to be, for the error's line.
-
-    Raises:
-        UserError: If they cannot be fetched.
-    """
-    if restored_names() is not None:
-        return {}
-    try:
-        return dict(member.get_state_dict(progress=False))
-    except (OSError, RuntimeError) as error:
-        raise unfetched(owner, error) from error
-
-
-def read_weights(path: Path, owner: str) -> dict[str, Tensor]:
-    """The weights in a file, by their names; none within `restoring`.
-
-    Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote.
-        owner: Whose weights they are to be, for the error's line.
-
-    Raises:
-        UserError: If there is no such file, or it cannot be read.
-    """
-    if restored_names() is not None:
-        return {}
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of weights for {owner}; give an existing one, or null")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: dict[str, Any] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
-        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # whatever a torn file makes the reader raise
-        raise UserError(f"{path}: not a file of weights that can be read; fetch it anew") from error
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path, owner: str) -> None:
-    """Gives ``model`` the weights of ``state``, which was read from ``path``; what it has no place for is left out.
-
-    Nothing is done within `restoring`.
-
-    Raises:
-        UserError: If a weight of the model is missing, or has another shape.
-    """
-    if restored_names() is not None:
-        return
-    wanted = model.state_dict()
-    # timm's feature extractors flatten "layer1.0" and the like in some families, never the names' order.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(
-            f"{path}: not the weights of {owner}: {len(missing)} of {len(wanted)} are missing, such as "
-            f"{missing[0]}; choose the file that belongs to it"
-        )
-    wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    if wrong:
-        raise UserError(f"{path}: {wrong[0]} has another shape than in {owner}; choose the file that fits")
-    model.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
-
-
-def _load(model: nn.Module, name: str, path: Path) -> None:
-    owner = f"backbone {name}"
-    load_weights(model, read_weights(path, owner), path, owner)

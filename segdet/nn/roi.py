@@ -4,7 +4,6 @@ two layers that look at those."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 from segdet.data.sample import Target
-from segdet.nn.backbones import fetch_weights, is_weights_file, read_weights
 from segdet.nn.boxes import pad_targets, pairwise_iou
+from segdet.nn.weights import read_weights
 
 Pooling = Literal["max", "align"]
 
@@ -174,12 +173,8 @@ class TwoLayers(nn.Module):
         """
         if not weights or not backbone.startswith("torchvision:"):
             return False
-        owner = f"backbone {backbone}"
-        if isinstance(weights, str) and is_weights_file(weights):
-            state = read_weights(Path(weights), owner)
-        else:
-            choices = torchvision.models.get_model_weights(backbone.removeprefix("torchvision:"))
-            state = fetch_weights(choices["DEFAULT" if weights is True else weights], owner)
+        published = torchvision.models.get_model_weights(backbone.removeprefix("torchvision:"))
+        _, state = read_weights(weights, f"backbone {backbone}", [published])
         own = self.state_dict()
         named = {f"fc{number}.{part}": f"classifier.{layer}.{part}"
                  for number, layer in ((6, 0), (7, 3)) for part in ("weight", "bias")}  # fmt: skip

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-import torchvision
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 
-from segdet.nn.backbones import fetch_weights, is_weights_file, read_weights, restored_names
 from segdet.nn.pooling import MaxPooling, Pooled
+from segdet.nn.weights import is_restoring, read_weights
 from segdet.util.errors import UserError
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -135,10 +134,10 @@ def start_from(model: nn.Module, encoder: VGG16, weights: str | bool) -> None:
     Raises:
         UserError: If the weights cannot be had or do not fit.
     """
-    if restored_names() is not None:
+    if is_restoring():
         return
-    named = not isinstance(weights, str) or not (is_weights_file(weights) or Path(weights).is_dir())
-    state = _fetched(weights, encoder.batch_norm) if named else _read(Path(str(weights)))
+    published = VGG16_BN_Weights if encoder.batch_norm else VGG16_Weights
+    _, state = read_weights(weights, "VGG16", [published])
     if "features.0.weight" in state:
         state = _of_imagenet(encoder, state)
     own = model.state_dict()
@@ -161,23 +160,6 @@ def _of_imagenet(encoder: VGG16, state: Mapping[str, Tensor]) -> dict[str, Tenso
         if weight is not None and bias is not None and bool(weight.isfinite().all()):
             ours |= {f"{name}.weight": weight.unflatten(1, (-1, side, side)), f"{name}.bias": bias}
     return ours
-
-
-def _fetched(weights: str | bool, batch_norm: bool) -> Mapping[str, Tensor]:
-    name = "vgg16_bn" if batch_norm else "vgg16"
-    choices = torchvision.models.get_model_weights(name)
-    try:
-        member = choices["DEFAULT" if weights is True else str(weights)]
-    except KeyError:
-        raise UserError(
-            f"--model.weights: torchvision's {name} has no weights {weights!r}; it has "
-            f"{', '.join(w.name for w in choices)}; or give a file or a run's folder"
-        ) from None
-    return fetch_weights(member, f"--model.weights: {name}")
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    return read_weights(path / "checkpoints" / "best.ckpt" if path.is_dir() else path, "VGG16")
 
 
 def _listed(names: list[str]) -> str:

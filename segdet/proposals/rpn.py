@@ -97,7 +97,7 @@ def _model(path: Path, changed: int) -> tuple[nn.Module, Any]:
     import torch
     import yaml
 
-    from segdet.nn.backbones import restoring
+    from segdet.nn.weights import restoring
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

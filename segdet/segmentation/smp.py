@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.nn.float32 import at_least_float32
+from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -81,16 +80,14 @@ class SMP(Segmenter):
             raise UserError(f"--model.encoder {encoder}: {_no_such('encoder', encoder, models)}")
         options = dict(options or {})
         _check_options(kind, encoder, options)
-        file: Path | None = None
-        named: str | bool | None = encoder_weights or None
-        if isinstance(encoder_weights, str) and is_weights_file(encoder_weights):
-            file, named = Path(encoder_weights), None
-        if named is not None:
-            encoder, named = _named(smp, encoder, named)
-            if restored_names() is None:
-                self._check_normalization(smp, encoder, named)
-            else:
+        from_file = is_weights_file(encoder_weights)
+        named: str | bool | None = None
+        if encoder_weights and not from_file:
+            encoder, named = _named(smp, encoder, encoder_weights)
+            if is_restoring():
                 named = None
+            else:
+                self._check_normalization(smp, encoder, named)
         try:
             self.network: nn.Module = kind(
                 encoder_name=encoder, encoder_weights=named, classes=len(class_names), **options
@@ -98,7 +95,7 @@ class SMP(Segmenter):
         except (OSError, RuntimeError) as error:
             if named is None:
                 raise UserError(f"SMP {architecture} on {encoder}: {_first_line(error)}") from error
-            raise unfetched(f"encoder {encoder}", error) from error
+            raise download_error(f"encoder {encoder}", error) from error
         except (TypeError, ValueError, KeyError, NotImplementedError) as error:
             raise UserError(
                 f"SMP {architecture} on {encoder}: {_first_line(error)}; give another encoder or other options"
@@ -110,9 +107,8 @@ class SMP(Segmenter):
             # What lies behind the last of the transformer's maps would be learned by nobody.
             last = options.get("encoder_output_indices") or 1
             self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
-        if file is not None:
-            owner = f"encoder {encoder}"
-            load_weights(self.network.encoder, read_weights(file, owner), file, owner)
+        if encoder_weights and from_file:
+            load_weights(self.network.encoder, encoder_weights, f"encoder {encoder}")
 
     @property
     def counted(self) -> nn.Module:
@@ -157,7 +153,7 @@ class SMP(Segmenter):
         try:
             wanted = smp.encoders.get_preprocessing_params(encoder, named)
         except OSError as error:
-            raise unfetched(f"encoder {encoder}", error) from error
+            raise download_error(f"encoder {encoder}", error) from error
         full = wanted["input_range"][-1] if wanted.get("input_range") else 1
         mean, std = ([round(value / full, 6) for value in wanted[key]] for key in ("mean", "std"))
         own_std = 1 / (255 * self._scale.flatten())  # type: ignore[operator]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -11,8 +10,17 @@ import torchvision
 from torch import Tensor, nn
 
 from segdet.data.sample import Target
-from segdet.nn.backbones import is_weights_file, load_weights, read_weights, restored_names, unfetched
 from segdet.nn.float32 import at_least_float32
+from segdet.nn.weights import (
+    StateDict,
+    download_error,
+    is_restoring,
+    is_weights_file,
+    load_state,
+    load_weights,
+    published_name,
+    read_weights,
+)
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -109,37 +117,29 @@ class TorchvisionSegmenter(Segmenter):
         options: dict[str, Any] = {"weights": None, "weights_backbone": None}
         if self.family != "lraspp":  # which refuses even to hear of an auxiliary head
             options["aux_loss"] = self.auxiliary_weight > 0
-        file = Path(weights) if isinstance(weights, str) and is_weights_file(weights) else None
-        state = None if file is None else read_weights(file, kind)
         options["num_classes"] = len(self.class_names)
-        if state is not None:
+        source, state = "", None
+        if weights and is_weights_file(weights):
+            source, state = read_weights(weights, kind)
             options["num_classes"] = len(state.get(f"{self.heads[0]}.weight", self.class_names))
-        elif weights and restored_names() is None:
-            options = {"weights": _named("weights", name, weights)}
-        backbone_file: Path | None = None
-        if weights_backbone and not weights:
-            if isinstance(weights_backbone, str) and is_weights_file(weights_backbone):
-                backbone_file = Path(weights_backbone)
-            elif restored_names() is None:
-                options["weights_backbone"] = _named("weights_backbone", backbone, weights_backbone)
+        elif weights and not is_restoring():
+            options = {"weights": _published("weights", name, weights)}
+        elif weights_backbone and not is_weights_file(weights_backbone) and not is_restoring():
+            options["weights_backbone"] = _published("weights_backbone", backbone, weights_backbone)
         try:
             network = torchvision.models.get_model(name, **options)
         except (OSError, RuntimeError) as error:
-            raise unfetched(f"{kind} {backbone}", error) from error
+            raise download_error(f"{kind} {backbone}", error) from error
         if not self.auxiliary_weight and self.family != "lraspp":
             network.aux_classifier = None  # torchvision's weights bring one
-        if file is not None and state is not None:
+        if state is not None:
             if not any(key.startswith("aux_classifier.") for key in state):
                 # A file without the auxiliary head, which only training needs, leaves it new.
                 own = network.state_dict()
                 state |= {key: own[key] for key in own if key.startswith("aux_classifier.")}
-            load_weights(network, state, file, f"{kind} {backbone}")
-        if backbone_file is not None:
-            # torchvision cuts its MobileNets' features out of the network that the file is of.
-            owner = f"backbone {backbone}"
-            state = read_weights(backbone_file, owner)
-            state = {key.removeprefix("features."): value for key, value in state.items()}
-            load_weights(network.backbone, state, backbone_file, owner)
+            load_state(network, state, source, f"{kind} {backbone}")
+        elif weights_backbone and not weights and is_weights_file(weights_backbone):
+            load_weights(network.backbone, weights_backbone, f"backbone {backbone}", convert=_of_features)
         for head in self.heads:
             _give_outputs(network, head, len(self.class_names))
         return network
@@ -240,16 +240,14 @@ class LRASPP(TorchvisionSegmenter):
         )
 
 
-def _named(option: str, model: str, weights: str | bool) -> str:
+def _published(option: str, model: str, weights: str | bool) -> str:
     """The name of weights that torchvision has for ``model``."""
-    choices = [member.name for member in torchvision.models.get_model_weights(model)]
-    if weights is True or weights == "DEFAULT":
-        return "DEFAULT"
-    if weights not in choices:
-        raise UserError(
-            f"--model.{option}: torchvision has no weights {weights!r} of {model}; it has {', '.join(choices)}"
-        )
-    return str(weights)
+    return published_name(weights, model, [torchvision.models.get_model_weights(model)], f"--model.{option}")
+
+
+def _of_features(state: StateDict) -> StateDict:
+    """The weights by the names of torchvision's segmentation networks, which take a MobileNet's ``features`` alone."""
+    return {key.removeprefix("features."): value for key, value in state.items()}
 
 
 def _give_outputs(network: nn.Module, name: str, classes: int) -> None:

@@ -224,9 +224,9 @@ def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Pa
         UserError, match=r"SSD300 looks at images of 300x300, and these are 128x96; give --data.recipe SSDAug"
     ):
         SSD300(["a"]).predict(torch.zeros(1, 3, 96, 128))
-    with pytest.raises(UserError, match="SSD512 has no weights 'COCO_V1'; there are IMAGENET1K_V1"):
+    with pytest.raises(UserError, match="no weights 'COCO_V1' of SSD512; it has IMAGENET1K_V1"):
         SSD512(["a"], weights="COCO_V1")
-    with pytest.raises(UserError, match="SSDLite has no weights 'V2'; there are COCO_V1"):
+    with pytest.raises(UserError, match="no weights 'V2' of SSDLite; it has COCO_V1"):
         SSDLite(["a"], weights="V2")
     with pytest.raises(UserError, match="not the weights of SSD300"):
         SSD300(["a"], weights=str(ssdlite[1]))

@@ -146,9 +146,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         backbone("torchvision:vgg61")
     with pytest.raises(UserError, match="no such file of weights"):
         backbone("resnet10t", weights=str(tmp_path / "absent.pth"))
-    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(UserError, match="not a file of weights that can be read"):
-        backbone("resnet10t", weights=str(tmp_path / "torn.pth"))
+    (tmp_path / "corrupt.pth").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(UserError, match="the file is corrupt or holds no weights"):
+        backbone("resnet10t", weights=str(tmp_path / "corrupt.pth"))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of backbone resnet10t"):
         backbone("resnet10t", weights=str(tmp_path / "other.pth"))

@@ -136,13 +136,15 @@ class TestMistakes:
         (tmp_path / "run").mkdir()
         with pytest.raises(UserError, match=r"run/checkpoints/best\.ckpt: no such file of weights"):
             start_from(model, model.encoder, str(tmp_path / "run"))
-        (tmp_path / "torn.pth").write_bytes(b"PK torn")
-        with pytest.raises(UserError, match=r"torn\.pth: not a file of weights that can be read"):
-            start_from(model, model.encoder, str(tmp_path / "torn.pth"))
+        (tmp_path / "corrupt.pth").write_bytes(b"PK torn")
+        with pytest.raises(UserError, match=r"corrupt\.pth: the file is corrupt or holds no weights"):
+            start_from(model, model.encoder, str(tmp_path / "corrupt.pth"))
 
     def test_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = Model()
-        with pytest.raises(UserError, match="vgg16 has no weights 'IMAGENET'; it has IMAGENET1K_V1"):
+        with pytest.raises(
+            UserError, match="torchvision has no weights 'IMAGENET' of VGG16; it has IMAGENET1K_V1"
+        ):
             start_from(model, model.encoder, "IMAGENET")
 
         def unreachable(self: WeightsEnum, **_: object) -> None:
@@ -150,7 +152,7 @@ class TestMistakes:
 
         monkeypatch.setattr(WeightsEnum, "get_state_dict", unreachable)
         with pytest.raises(
-            UserError, match=r"cannot be fetched .*no route to host.*; give a local file, or null"
+            UserError, match=r"cannot be downloaded .*no route to host.*; give a local file, or null"
         ):
             start_from(model, model.encoder, "IMAGENET1K_V1")
 

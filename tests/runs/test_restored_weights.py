@@ -27,7 +27,8 @@ from segdet.detection.faster_rcnn import FasterRCNN, TorchvisionFasterRCNN
 from segdet.detection.retinanet import TorchvisionRetinaNet
 from segdet.detection.ssd_vgg16 import SSD300
 from segdet.detection.yolo_v1 import YOLOv1
-from segdet.nn.backbones import backbone, restoring
+from segdet.nn.backbones import backbone
+from segdet.nn.weights import restoring
 from segdet.proposals import RPN
 from segdet.runs.folder import EMBEDDED
 from segdet.segmentation.fcn_vgg16 import VGG16FCN

@@ -100,9 +100,9 @@ def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:
     ours = model.network.encoder.state_dict()  # type: ignore[union-attr]
     for key, value in theirs.state_dict().items():
         torch.testing.assert_close(ours[key], value)
-    (tmp_path / "torn.pth").write_bytes(b"torn")
-    with pytest.raises(UserError, match="not a file of weights that can be read"):
-        SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "torn.pth"))
+    (tmp_path / "corrupt.pth").write_bytes(b"torn")
+    with pytest.raises(UserError, match="the file is corrupt or holds no weights"):
+        SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "corrupt.pth"))
     torch.save({}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of encoder resnet18"):
         SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "other.pth"))
@@ -146,11 +146,11 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(smp.encoders, "hf_hub_download", offline)
     with pytest.raises(
-        UserError, match=r"encoder resnet18: its weights cannot be fetched \(no connection to"
+        UserError, match=r"encoder resnet18: its weights cannot be downloaded \(no connection to"
     ):
         SMP(CLASSES, encoder="resnet18", encoder_weights="imagenet")
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"encoder tu-resnet18\.a1_in1k: its weights cannot be fetched"):
+    with pytest.raises(UserError, match=r"encoder tu-resnet18\.a1_in1k: its weights cannot be downloaded"):
         SMP(CLASSES, encoder="tu-resnet18", encoder_weights="a1_in1k")
 
 

@@ -242,10 +242,10 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         LRASPP(CLASSES, weights_backbone="IMAGENET9")
     with pytest.raises(UserError, match=r"absent\.pth: no such file of weights for LRASPP"):
         LRASPP(CLASSES, weights=str(tmp_path / "absent.pth"))
-    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
+    (tmp_path / "corrupt.pth").write_bytes(b"PK\x03\x04 cut")
     for option in ("weights", "weights_backbone"):
-        with pytest.raises(UserError, match="not a file of weights that can be read"):
-            LRASPP(CLASSES, **{option: str(tmp_path / "torn.pth")})
+        with pytest.raises(UserError, match="the file is corrupt or holds no weights"):
+            LRASPP(CLASSES, **{option: str(tmp_path / "corrupt.pth")})
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of LRASPP mobilenet_v3_large"):
         LRASPP(CLASSES, weights=str(tmp_path / "other.pth"))
@@ -254,7 +254,9 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"cannot be fetched \(<urlopen error Name or service not known>\)"):
+    with pytest.raises(
+        UserError, match=r"cannot be downloaded \(<urlopen error Name or service not known>\)"
+    ):
         LRASPP(CLASSES, weights="COCO_WITH_VOC_LABELS_V1")
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         LRASPP(CLASSES, weights_backbone=True)
