@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segdet.util.errors import UserError
+from segdet.util.tables import markdown_row
 
 
 @dataclass(frozen=True)
@@ -516,6 +517,9 @@ OF_IMAGES: dict[str, Callable[..., AbstractContextManager[Part]]] = {
 """Those of them that take a folder of images."""
 
 
+COLUMNS = ["part", "ours", "peer", "peer's time", "ratio", "aim"]
+
+
 def row(part: Part, measured: Measured) -> str:
     """One line of the table, in Markdown."""
     ours = f"{measured.ours_ms:,.2f} ms an {part.unit}"
@@ -536,7 +540,7 @@ def row(part: Part, measured: Measured) -> str:
         )
     if part.compare is not None:
         ratio = f"{ratio}; {part.compare()}"
-    return f"| {part.what} | {ours} | {part.peer or '-'} | {peer} | {ratio} | {aim} |"
+    return markdown_row([part.what, ours, part.peer or "-", peer, ratio, aim])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -574,7 +578,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}; "
         f"medians of {arguments.rounds} rounds\n\n"
-        "| part | ours | peer | peer's time | ratio | aim |\n|---|---|---|---|---|---|\n"
+        f"{markdown_row(COLUMNS)}\n|{'---|' * len(COLUMNS)}\n"
     )
     parts = PARTS | {name: partial(part, images=arguments.images) for name, part in OF_IMAGES.items()}
     for name in arguments.names or parts:

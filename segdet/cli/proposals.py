@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdet.util.errors import UserError
+from segdet.util.tables import markdown_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,17 +200,7 @@ def table(results: Mapping[str, ProposalScores], counts: Sequence[int]) -> str:
             at = scores.counts.tolist().index(count)
             number = f"all ({scores.boxes_per_image:,.0f})" if count == scores.counts[-1] else f"{count:,}"
             rows.append([name, number, *(f"{value[at]:.3f}" for value in (half, strict, mabo))])
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "| "
-        + " | ".join(
-            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown_table(rows)
 
 
 def plot(results: Mapping[str, ProposalScores], path: Path, title: str = "") -> None:

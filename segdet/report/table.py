@@ -14,6 +14,7 @@ from typing import Any
 
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.errors import UserError
+from segdet.util.tables import markdown_table
 
 SCORES = {
     "segmentation": ["miou", "pixel_acc", "class_acc", "bf", "boundary_iou"],
@@ -216,24 +217,8 @@ def _stages(rows: list[Row]) -> list[str]:
 def _markdown(texts: dict[str, Callable[[Row], str]], columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A table of ``rows``: the texts on the left, then the numbers."""
     heading = [*texts, *(c.title for c in columns)]
-    lines = [
-        [*(text(row).replace("|", "\\|") for text in texts.values()), *(c.cell(row) for c in columns)]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
-    left = len(texts)
-
-    def drawn(cells: list[str]) -> str:
-        padded = [
-            f"{c:<{w}}" if i < left else f"{c:>{w}}"
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = (
-        "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    )
-    return "\n".join([drawn(heading), rule, *map(drawn, lines)])
+    lines = [[*(text(row) for text in texts.values()), *(c.cell(row) for c in columns)] for row in rows]
+    return markdown_table([heading, *lines], text_columns=len(texts))
 
 
 _MISTAKES_TITLE = "Detection: what test/map_50 would gain without one kind of mistake"

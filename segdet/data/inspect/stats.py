@@ -12,6 +12,7 @@ import numpy as np
 
 from segdet.data.cleaning import usable
 from segdet.util.errors import BadSample, UserError
+from segdet.util.tables import plain_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,16 +183,6 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {key: round(float(value), 3) for key, value in figures.items()}
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned text, the first column to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def describe(stats: Mapping[str, SplitStats], task: "Task") -> str:
     """The tables of ``segdet data stats``: the figures of each split, then its classes."""
     records = {split: item.record(task) for split, item in stats.items()}
@@ -211,7 +202,7 @@ def describe(stats: Mapping[str, SplitStats], task: "Task") -> str:
     spread("height", "height")
     if task == "segmentation":
         row("pixels ignored", lambda r: _share(r["ignored_pixels"], r["ignored_pixels"] + _sum(r["pixels"])))
-        return table(rows) + "\n\n" + _class_table(stats, records, "pixels")
+        return plain_table(rows) + "\n\n" + _class_table(stats, records, "pixels")
     spread("per_image", "objects per image")
     row("objects", lambda r: f"{r['objects']:,}")
     row("  small   (area < 32²)", lambda r: _share(r["small"], r["objects"]))
@@ -221,7 +212,7 @@ def describe(stats: Mapping[str, SplitStats], task: "Task") -> str:
     row("  difficult", lambda r: f"{r['difficult']:,}")
     row("  unusable boxes, not counted", lambda r: f"{r['unusable']:,}")
     spread("aspect_ratio", "box aspect ratio", ".2f")
-    return table(rows) + "\n\n" + _class_table(stats, records, "per_class")
+    return plain_table(rows) + "\n\n" + _class_table(stats, records, "per_class")
 
 
 def _class_table(stats: Mapping[str, SplitStats], records: Mapping[str, Mapping[str, Any]], key: str) -> str:
@@ -241,7 +232,7 @@ def _class_table(stats: Mapping[str, SplitStats], records: Mapping[str, Mapping[
             share = f"{100 * count / max(1, totals[split]):.1f}%"
             cells += [f"{count:,}", share, f"{record['images_with'].get(name, 0):,}"]
         rows.append([*cells, _bar(shares[name] / longest).ljust(20)])
-    return table(rows)
+    return plain_table(rows)
 
 
 def _bar(fraction: float, width: int = 20) -> str:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segdet.data.formats.detect import open_readers
-from segdet.data.inspect.stats import describe, main, measure, table
+from segdet.data.inspect.stats import describe, main, measure
 
 # pycocotools' compiled part is older than NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -67,10 +67,6 @@ def test_a_split_that_cannot_be_read_still_has_a_table(voc_folder):
     assert stats["val"].bad[0].startswith(f"{voc_folder / 'Annotations/c.xml'}: not valid XML")
     lines = describe(stats, "detection").splitlines()
     assert next(line for line in lines if "cannot be read" in line).split()[-2:] == ["0", "1"]
-
-
-def test_tables_are_aligned():
-    assert table([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc   d"
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
