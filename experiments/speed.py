@@ -435,7 +435,8 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
     compared with those of the one pass. Both sides have channels last in memory.
     """
     from segdet.data.images import read_image
-    from segdet.nn.windows import DenseWindows, crop, grid
+    from segdet.nn.dense_windows import DenseWindows
+    from segdet.nn.windows import crop_windows, window_grid
     from segdet.segmentation.sliding_window import patch_classifier
 
     side = 24 if small else 64
@@ -455,7 +456,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
         image = (pixels - pixels.mean((2, 3), keepdim=True)) / pixels.std().clamp(min=1)
     image = image.contiguous(memory_format=torch.channels_last)
     height, width = image.shape[-2:]
-    rows, columns = grid((height, width), side, stride)
+    rows, columns = window_grid((height, width), side, stride)
     total = rows * columns
     if not total:
         raise UserError(
@@ -471,7 +472,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
 
     def crops() -> Iterator[Tensor]:
         for tops, lefts in places:
-            yield classifier(crop(image, torch.zeros_like(tops), tops, lefts, side))
+            yield classifier(crop_windows(image, torch.zeros_like(tops), tops, lefts, side))
 
     def theirs() -> None:
         with torch.inference_mode():

@@ -11,7 +11,14 @@ from torch import Tensor
 from segdet.data.sample import Batch, Prediction
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.boxes import mirror, select_from_images, select_from_levels, suppress, to_original
+from segdet.nn.boxes import (
+    Selection,
+    mirror,
+    select_detections,
+    select_from_levels,
+    suppress,
+    to_original,
+)
 from segdet.task import Stage, Task
 from segdet.training.multi_scale import at_scale
 from segdet.util.errors import UserError
@@ -87,14 +94,10 @@ class Detector(Task):
         """What `predict` is told beside images of ``size``, for a view of them of size ``new``."""
         return beside
 
-    def selected(
-        self, boxes: Iterable[Tensor], scores: Iterable[Tensor], size: tuple[int, int]
-    ) -> list[Prediction]:
-        """`select_from_images` by the family's own options."""
-        return select_from_images(
-            boxes,
-            scores,
-            size,
+    @property
+    def selection(self) -> Selection:
+        """The family's own thresholds and limits of suppression."""
+        return Selection(
             self.score_threshold,
             self.nms_threshold,
             self.detections_per_class,
@@ -102,21 +105,18 @@ class Detector(Task):
             self.class_agnostic_nms,
         )
 
+    def selected(
+        self, boxes: Iterable[Tensor], scores: Iterable[Tensor], size: tuple[int, int]
+    ) -> list[Prediction]:
+        """Select the detections of each image of a batch with the family's own thresholds and limits."""
+        selection = self.selection
+        return [select_detections(b, s, size, selection) for b, s in zip(boxes, scores, strict=True)]
+
     def selected_from_levels(
         self, boxes: Tensor, scores: Tensor, levels: Sequence[int], size: tuple[int, int]
     ) -> list[Prediction]:
-        """`select_from_levels` by the family's own options."""
-        return select_from_levels(
-            boxes,
-            scores,
-            levels,
-            size,
-            self.score_threshold,
-            self.nms_threshold,
-            self.candidates_per_level,
-            self.detections_per_image,
-            self.class_agnostic_nms,
-        )
+        """Select the detections of a batch from pyramid levels, with the family's own thresholds and limits."""
+        return select_from_levels(boxes, scores, levels, size, self.selection, self.candidates_per_level)
 
     def _augmented(self, images: Tensor, *beside: Any) -> list[Prediction]:
         """What is found in normalized images; with test-time augmentation in all views of each, without duplicates."""

@@ -14,7 +14,7 @@ from segdet.data.sample import Target
 from segdet.detection.region_detector import RegionDetector
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder
-from segdet.nn.roi import Pooling, RoIPooling, TwoLayers, rois_of, sample_rois
+from segdet.nn.roi import Pooling, RoIPooling, TwoLayerHead, rois_of, sample_rois
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
@@ -75,7 +75,7 @@ class FastRCNN(RegionDetector):
         self.svd_ranks = svd_ranks
         self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.pooling = RoIPooling(pool, stride, pooling)
-        self.layers = TwoLayers(self.backbone.channels[0] * pool * pool, width, dropout)
+        self.layers = TwoLayerHead(self.backbone.channels[0] * pool * pool, width, dropout)
         self.layers.start_from(backbone, weights)
         self.classifier = nn.Linear(width, len(class_names) + 1)
         # Four numbers for background, too, which nobody reads: so it is in the paper.

@@ -23,9 +23,10 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.nn.backbones import backbone as build_backbone
-from segdet.nn.boxes import select_from_images
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
-from segdet.nn.roi import RoIPooling, TwoLayers, rois_of
+from segdet.nn.boxes import Selection, select_detections
+from segdet.nn.float32 import output_float32
+from segdet.nn.pyramid import FeaturePyramid, GridAnchors, RoundedAnchors, pad_to_stride
+from segdet.nn.roi import RoIPooling, TwoLayerHead, rois_of
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
@@ -34,7 +35,7 @@ Pooling = Literal["align", "pool"]
 Maps = dict[str, Tensor]
 """Feature maps by their place, fine to coarse."""
 
-_LEAST_SIDE = 1e-2
+_MIN_SIDE = 1e-2
 """Of detections, in pixels, as torchvision has it."""
 
 
@@ -105,7 +106,7 @@ class TwoStageDetector(Detector):
         return self.rpn.assign_targets_to_anchors(anchors, targets)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        grid = on_grid(images, self.multiple)
+        grid = pad_to_stride(images, self.multiple)
         maps = self.features(grid.tensors)
         proposed = self._propose(grid, maps)
         told = [self._told(target) for target in targets]
@@ -136,7 +137,7 @@ class TwoStageDetector(Detector):
         return {}
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        grid = on_grid(images, self.multiple)
+        grid = pad_to_stride(images, self.multiple)
         with record_function("segdet::network"):
             maps = self.features(grid.tensors)
         with record_function("segdet::proposals"):
@@ -159,7 +160,7 @@ class TwoStageDetector(Detector):
             count: How many boxes of an image to let remain, if that is more than the network itself does; suppression
                 begins with no fewer of each map.
         """
-        grid = on_grid(images, self.multiple)
+        grid = pad_to_stride(images, self.multiple)
         with record_function("segdet::network"):
             maps = self.features(grid.tensors)
         limits = self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n
@@ -175,7 +176,7 @@ class TwoStageDetector(Detector):
         return proposed.boxes, proposed.scores
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        grid = on_grid(image, self.multiple)
+        grid = pad_to_stride(image, self.multiple)
         maps = self.features(grid.tensors)
         proposed = self._propose(grid, maps)
         sure = proposed.objectness.flatten().sigmoid()
@@ -219,23 +220,23 @@ class TwoStageDetector(Detector):
             logits, offsets = self._classify(images, maps, regions)
         heads, counts = self.roi_heads, [len(each) for each in regions]
         with record_function("segdet::nms"):
-            # As the second stage's own `postprocess_detections`, which knows no suppression across classes.
-            return select_from_images(
-                heads.box_coder.decode(offsets, regions)[:, 1:].split(counts),
-                logits.softmax(-1)[:, 1:].split(counts),
-                images.image_sizes[0],
+            # As `postprocess_detections` of torchvision's second stage, which has no class-agnostic suppression.
+            boxes = heads.box_coder.decode(offsets, regions)[:, 1:].split(counts)
+            scores = logits.softmax(-1)[:, 1:].split(counts)
+            selection = Selection(
                 heads.score_thresh,
                 heads.nms_thresh,
-                None,
-                heads.detections_per_img,
-                self.class_agnostic_nms,
-                _LEAST_SIDE,
+                per_image=heads.detections_per_img,
+                class_agnostic=self.class_agnostic_nms,
+                min_side=_MIN_SIDE,
             )
+            size = images.image_sizes[0]
+            return [select_detections(b, s, size, selection) for b, s in zip(boxes, scores, strict=True)]
 
     def _exact(self) -> None:
         """Boxes in float32, in whatever precision the network computes."""
-        in_float32(self.rpn.head)
-        in_float32(self.roi_heads.box_predictor)
+        output_float32(self.rpn.head)
+        output_float32(self.roi_heads.box_predictor)
 
 
 class FasterRCNN(TwoStageDetector):
@@ -338,7 +339,7 @@ class FasterRCNN(TwoStageDetector):
                 f"--model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}; give one a map"
             )
         if anchor_sizes is None and not pyramid:
-            anchors: GridAnchors = NineAnchors(strides[0], aspect_ratios=aspect_ratios)
+            anchors: GridAnchors = RoundedAnchors(strides[0], aspect_ratios=aspect_ratios)
         else:
             sizes = anchor_sizes or [[8 * stride] for stride in levels]
             anchors = GridAnchors(sizes, [aspect_ratios] * len(levels))
@@ -487,8 +488,8 @@ class RoIAlign(MultiScaleRoIAlign):
         return super().forward(maps, boxes, image_shapes).to(dtype)
 
 
-class RegionHead(TwoLayers):
-    """`TwoLayers`, as torchvision's second stage calls them."""
+class RegionHead(TwoLayerHead):
+    """`TwoLayerHead`, as torchvision's second stage calls them."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled regions ``[R, C, side, side]`` to ``[R, width]``."""

@@ -18,7 +18,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import pad_targets
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
+from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
 
 
@@ -75,7 +75,7 @@ class PointDetector(Detector):
             Logits ``[B, A, K]``, logits of centre-ness ``[B, A]``, distances to the four sides in strides
             ``[B, A, 4]``, the cells' squares ``[A, 4]``, and how many cells each map has.
         """
-        grid = on_grid(images, self.multiple)
+        grid = pad_to_stride(images, self.multiple)
         maps = self.features(grid.tensors)
         out = self.head(maps)
         levels = [each.shape[-2] * each.shape[-1] for each in maps]
@@ -124,7 +124,7 @@ class PointDetector(Detector):
             return self.selected_from_levels(boxes, scores, levels, size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        grid = on_grid(image, self.multiple)
+        grid = pad_to_stride(image, self.multiple)
         logits, centred, distances, cells, levels = self(image)
         scores = (logits[0].sigmoid().amax(-1) * centred[0].sigmoid()).sqrt()
         strides = [int(sizes[0]) for sizes in self.cells.sizes]
@@ -178,7 +178,7 @@ class FCOS(PointDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        norm_layer = grouped(width)
+        norm_layer = group_norm(width)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.multiple = self.backbone.strides[-1]
         self.neck = FeaturePyramid(

@@ -19,7 +19,7 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.faster_rcnn import FasterRCNN, Maps, RoIAlign, TorchvisionFasterRCNN, TwoStageDetector
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.pyramid import in_float32
+from segdet.nn.float32 import output_float32
 from segdet.util.errors import UserError
 
 
@@ -109,7 +109,7 @@ class MaskRCNN(MaskBranch, FasterRCNN):
         self.roi_heads.mask_roi_pool = RoIAlign(14, self.strides, canonical_size)
         self.roi_heads.mask_head = MaskRCNNHeads(self.channels, (mask_width,) * mask_convolutions, 1)
         self.roi_heads.mask_predictor = MaskRCNNPredictor(mask_width, mask_width, len(self.class_names) + 1)
-        in_float32(self.roi_heads.mask_predictor)
+        output_float32(self.roi_heads.mask_predictor)
 
 
 class TorchvisionMaskRCNN(MaskBranch, TorchvisionFasterRCNN):
@@ -127,4 +127,4 @@ class TorchvisionMaskRCNN(MaskBranch, TorchvisionFasterRCNN):
     def __init__(self, class_names: list[str], network: str = "resnet50_fpn", **kwargs: Any) -> None:
         super().__init__(class_names, network, **kwargs)
         self.roi_heads.mask_roi_pool = RoIAlign(14, [4, 8, 16, 32])
-        in_float32(self.roi_heads.mask_predictor)
+        output_float32(self.roi_heads.mask_predictor)

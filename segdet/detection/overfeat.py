@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from segdet.data.sample import Prediction
 from segdet.detection.sliding_window_detector import SlidingWindowDetector, linear_layers
-from segdet.nn.boxes import select_detections, suppress
+from segdet.nn.boxes import Selection, select_detections, suppress
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import Mode
 from segdet.util.errors import check_choice
@@ -100,10 +100,9 @@ class OverFeat(SlidingWindowDetector):
     def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
         if self.merging == "nms":
             return super().select(boxes, scores, size)
-        # All that take part in the suppression: no IoU exceeds 1.
-        found = select_detections(
-            boxes, scores, size, self.score_threshold, 1.0, self.detections_per_class, None
-        )
+        # No IoU exceeds 1: nothing is suppressed yet.
+        candidates = Selection(self.score_threshold, 1.0, self.detections_per_class)
+        found = select_detections(boxes, scores, size, candidates)
         kept = suppress(
             found["boxes"], found["scores"], found["labels"], self.nms_threshold, self.class_agnostic_nms
         )

@@ -24,7 +24,7 @@ from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, bytes_o
 from segdet.detection.region_detector import RegionDetector
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, paired_iou
-from segdet.nn.roi import TwoLayers, rois_of, sample_rois
+from segdet.nn.roi import TwoLayerHead, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
 from segdet.proposals.base import Proposer
 from segdet.task import Stage
@@ -137,7 +137,7 @@ class RCNN(RegionDetector):
         self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.pool = nn.AdaptiveMaxPool2d(pool)
         features = self.backbone.channels[0] * pool * pool
-        self.layers = TwoLayers(features, width, dropout)
+        self.layers = TwoLayerHead(features, width, dropout)
         self.layers.start_from(backbone, weights)
         self.classifier = nn.Linear(width, len(class_names) + 1)
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -18,7 +18,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, grouped, on_grid
+from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
@@ -81,7 +81,7 @@ class FocalLossDetector(Detector):
         Returns:
             Logits ``[B, A, K]``, offsets ``[B, A, 4]``, anchors ``[A, 4]``, and how many anchors each map has.
         """
-        grid = on_grid(images, self.multiple)
+        grid = pad_to_stride(images, self.multiple)
         maps = self.features(grid.tensors)
         out = self.head(maps)
         anchors = self.anchors(grid, maps)[0]
@@ -203,7 +203,7 @@ class RetinaNet(FocalLossDetector):
             width,
             self.anchors.num_anchors_per_location()[0],
             len(class_names),
-            norm_layer=grouped(width) if norm else None,
+            norm_layer=group_norm(width) if norm else None,
         )
         for branch in (head.classification_head, head.regression_head):
             branch.conv = branch.conv[:head_convolutions]

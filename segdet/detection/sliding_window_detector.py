@@ -21,9 +21,10 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.nn.backbones import Backbone
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
+from segdet.nn.dense_windows import DenseWindows
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.kept import Kept
-from segdet.nn.windows import DenseWindows, Mode, grid, window_features
+from segdet.nn.size_cache import SizeCache
+from segdet.nn.windows import Mode, window_features, window_grid
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
@@ -161,7 +162,7 @@ class SlidingWindowDetector(Detector):
         self.class_head = linear_layers([*hidden, len(class_names) + 1])
         # Not registered as a part: its weights are the network's, which a checkpoint is to hold once.
         self.__dict__["dense"] = DenseWindows(self.network, window, stride) if backbone is None else None
-        self._layouts: Kept[Layout] = Kept()
+        self._layouts: SizeCache[Layout] = SizeCache()
 
     @property
     def called(self) -> list[nn.Module]:
@@ -431,7 +432,7 @@ def lay_out(
     """The windows of an image of ``size`` (height, width) on levels of ``sizes``."""
     boxes, starts, pitches, pixels = [], [], [], 0
     for high, wide in sizes:
-        rows, columns = grid((high, wide), window, stride)
+        rows, columns = window_grid((high, wide), window, stride)
         tops, lefts = torch.meshgrid(
             torch.arange(rows, device=device) * stride,
             torch.arange(columns, device=device) * stride,

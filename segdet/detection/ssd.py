@@ -19,7 +19,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import rows_of_classes
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
-from segdet.nn.kept import Kept
+from segdet.nn.size_cache import SizeCache
 from segdet.nn.upsampling import enlarged
 from segdet.nn.weights import load_state
 from segdet.task import Stage
@@ -67,7 +67,7 @@ class DefaultBoxDetector(Detector):
         self.detections_per_image = detections_per_image
         self.negatives_per_positive = negatives_per_positive
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
-        self._computed: Kept[Tensor] = Kept()
+        self._computed: SizeCache[Tensor] = SizeCache()
 
     @abstractmethod
     def _maps(self, images: Tensor) -> list[Tensor]:

@@ -1,13 +1,13 @@
-"""Box coding, matching of anchors with objects, and the choice of detections: shared by all detectors.
+"""Box coding, matching of anchors with objects, and the selection of detections, shared by all detectors.
 
-Everything is batched over images and free of Python loops over boxes; training needs no transfer from
-the device.
+All functions are batched over images and have no Python loops over boxes. Training needs no transfer from the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,25 +17,25 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remo
 from segdet.data.sample import Prediction, Target
 
 _MAX_LOG_RATIO = math.log(1000 / 16)
-"""Bounds a decoded side to 62.5 anchors, as torchvision and Detectron do."""
+"""Limits a decoded side to 62.5 times that of its anchor, as torchvision and Detectron do."""
 
 
 class BoxCoder:
     """Boxes as offsets from anchors (R-CNN, CVPR 2014, appendix C), divided by standard deviations.
 
     Args:
-        std: Of the offsets of centre x, centre y, log width and log height; SSD's "variances" are
-            ``(0.1, 0.1, 0.2, 0.2)``.
+        std: The standard deviations of the offsets of centre x, centre y, log width and log height; SSD's
+            "variances" are ``(0.1, 0.1, 0.2, 0.2)``.
     """
 
     def __init__(self, std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)) -> None:
         self.std = tuple(std)
-        self._on: dict[torch.device, Tensor] = {}
+        self._by_device: dict[torch.device, Tensor] = {}
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes ``[..., A, 4]`` xyxy as offsets ``[..., A, 4]`` from anchors ``[A, 4]`` xyxy.
+        """Encode boxes ``[..., A, 4]`` xyxy as offsets ``[..., A, 4]`` from anchors ``[A, 4]`` xyxy.
 
-        A box without area, which only stands in for a missing one, gives finite numbers.
+        Boxes without area, which fill the places of missing objects, give finite offsets.
         """
         size = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1e-6)
         shift = ((boxes[..., :2] + boxes[..., 2:]) - (anchors[..., :2] + anchors[..., 2:])) / (2 * size)
@@ -43,7 +43,7 @@ class BoxCoder:
         return torch.cat([shift, scale], -1) / self._std(shift.device)
 
     def decode(self, offsets: Tensor, anchors: Tensor) -> Tensor:
-        """Offsets ``[..., A, 4]`` as boxes ``[..., A, 4]`` xyxy."""
+        """Decode offsets ``[..., A, 4]`` to boxes ``[..., A, 4]`` xyxy."""
         offsets = offsets * self._std(offsets.device)
         size = anchors[..., 2:] - anchors[..., :2]
         centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + offsets[..., :2] * size
@@ -51,42 +51,42 @@ class BoxCoder:
         return torch.cat([centre - half, centre + half], -1)
 
     def _std(self, device: torch.device) -> Tensor:
-        # Kept where it is used: copying four numbers to a GPU in every step would wait for it.
-        if device not in self._on:
-            # Training cannot learn through what was made in inference mode, which may be the first to ask.
+        # Copying four numbers to a GPU in every step would synchronize with it.
+        if device not in self._by_device:
+            # The first call may be in inference mode, whose tensors cannot be used in training.
             with torch.inference_mode(False):
-                self._on[device] = torch.tensor(self.std, device=device)
-        return self._on[device]
+                self._by_device[device] = torch.tensor(self.std, device=device)
+        return self._by_device[device]
 
 
 def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """Boxes ``[N, 4]`` xyxy in an image of ``size`` (height, width), in the one of size ``original``, clipped to it."""
+    """Map boxes ``[N, 4]`` xyxy from an image of ``size`` (height, width) to one of ``original``, clipped to it."""
     scale = boxes.new_tensor([original[1], original[0]] * 2) / boxes.new_tensor([size[1], size[0]] * 2)
     return clip_boxes_to_image(boxes * scale, original)
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Boxes ``[N, 4]`` xyxy of an image of ``width`` in its mirror image."""
+    """Flip boxes ``[N, 4]`` xyxy of an image of ``width`` horizontally."""
     x0, y0, x1, y1 = boxes.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], 1)
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """The IoU of each of ``[..., N, 4]`` with each of ``[..., M, 4]``, xyxy: ``[..., N, M]``.
+    """Return the IoU of each of ``[..., N, 4]`` with each of ``[..., M, 4]``, xyxy: ``[..., N, M]``.
 
-    A box without area, which only stands in for a missing one, overlaps nothing. Unlike torchvision's
-    ``box_iou`` of older releases it takes a whole batch.
+    Boxes without area, which fill the places of missing objects, have an IoU of 0. Unlike torchvision's ``box_iou``
+    of older releases this takes batches.
     """
     one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
-    shared = (
-        torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])
-    ).clamp(min=0)
-    common = shared[..., 0] * shared[..., 1]
-    return common / (_area(one) + _area(other) - common).clamp(min=1e-9)
+    sides = (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])).clamp(
+        min=0
+    )
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection / (_area(one) + _area(other) - intersection).clamp(min=1e-9)
 
 
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """The IoU of each of ``[..., 4]`` with the one at its place, xyxy: ``[...]``."""
+    """Return the IoU of each of ``[..., 4]`` with the box at the same position, xyxy: ``[...]``."""
     return pairwise_iou(boxes.unsqueeze(-2), others.unsqueeze(-2)).flatten(-3)
 
 
@@ -95,12 +95,12 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The objects of a batch as one array: boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is none.
+    """Pad the objects of a batch to boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is no object.
 
-    G is the greatest number of objects in an image, and at least 1. However many images there are, it is two
-    concatenations, one table of row numbers that is made on the host, and two gathers.
+    G is the maximum number of objects per image, and at least 1. For any batch size this takes two concatenations,
+    one index table that is made on the host, and two gathers.
     """
-    # Row 0 stands for "no object"; behind it lie the objects of the whole batch.
+    # Row 0 stands for "no object"; the objects of the whole batch follow.
     boxes = torch.cat([torch.zeros(1, 4, device=device), *(target["boxes"] for target in targets)])
     labels = torch.cat(
         [torch.zeros(1, dtype=torch.int64, device=device), *(target["labels"] for target in targets)]
@@ -124,11 +124,11 @@ def match_anchors(
     background: float,
     best_of_each: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Which object each anchor is to find.
+    """Match each anchor with an object.
 
-    An anchor takes the object it overlaps most when their IoU is at least ``foreground``. Below ``background``
-    it is background, between the two it is neither. With ``best_of_each`` every object also takes the
-    anchor that overlaps it most, whatever their IoU (of several objects that want one anchor, the last).
+    An anchor is matched with the object of highest IoU if that is at least ``foreground``. Below ``background`` it is
+    background; between the two it is ignored. With ``best_of_each`` every object is also matched with its anchor of
+    highest IoU, whatever the IoU (if several objects share that anchor, the last object gets it).
 
     Args:
         anchors: ``[A, 4]`` xyxy.
@@ -139,8 +139,8 @@ def match_anchors(
         best_of_each: See above.
 
     Returns:
-        The index of each anchor's object, int64 ``[B, A]`` (of use only where it has one), and the
-        anchors' labels, int64 ``[B, A]``: the object's, 0 for background, -1 for neither.
+        The index of each anchor's object, int64 ``[B, A]`` (meaningful only for matched anchors), and the anchors'
+        labels, int64 ``[B, A]``: the object's label, 0 for background, -1 for ignored.
     """
     batch, most = labels.shape
     iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, (batch, most))
@@ -148,36 +148,36 @@ def match_anchors(
     iou = iou.masked_fill(~present[..., None], -1.0)
     overlap, matched = iou.max(1)
     positive = overlap >= foreground
-    neither = ~positive & (overlap >= background)
+    ignored = ~positive & (overlap >= background)
     if best_of_each:
         best = iou.max(2).indices
         order = torch.arange(1, most + 1, device=labels.device).expand(batch, most)
-        # One object more than there are anchors' slots: what is absent goes to slot A, which is cut off.
+        # Missing objects are written to an extra slot A, which is cut off.
         slots = torch.where(present, best, len(anchors))
         forced = torch.zeros(batch, len(anchors) + 1, dtype=torch.int64, device=labels.device)
         forced = forced.scatter_reduce(1, slots, order, "amax")[:, :-1]
         matched = torch.where(forced > 0, forced - 1, matched)
         positive = positive | (forced > 0)
-        neither = neither & ~positive
-    found = torch.where(positive, labels.gather(1, matched), 0)
-    return matched, found.masked_fill(neither, -1)
+        ignored = ignored & ~positive
+    anchor_labels = torch.where(positive, labels.gather(1, matched), 0)
+    return matched, anchor_labels.masked_fill(ignored, -1)
 
 
 def match_all_best(
     anchors: Tensor, boxes: Tensor, labels: Tensor, foreground: float, background: float
 ) -> tuple[Tensor, Tensor]:
-    """Which object each anchor is to find, by the rule of Faster R-CNN (section 3.1.2) and RetinaNet.
+    """Match each anchor with an object by the rule of Faster R-CNN (section 3.1.2) and RetinaNet.
 
-    As `match_anchors`, but for the objects' best anchors: every anchor that no other overlaps the same object more
-    than, ties included, takes an object, and that is the one that it overlaps most itself. An object that no anchor
-    overlaps takes none.
+    As `match_anchors`, except for the best anchors of the objects: every anchor that attains the highest IoU of some
+    object, ties included, is positive, and is matched with the object that it overlaps most itself. An object that
+    overlaps no anchor is not matched.
 
     Args:
         anchors: See `match_anchors`.
-        boxes: See there.
-        labels: See there.
-        foreground: See there.
-        background: See there.
+        boxes: See `match_anchors`.
+        labels: See `match_anchors`.
+        foreground: See `match_anchors`.
+        background: See `match_anchors`.
 
     Returns:
         See `match_anchors`.
@@ -188,95 +188,74 @@ def match_all_best(
     overlap, matched = iou.max(1)
     best = iou.amax(2, keepdim=True)
     positive = (overlap >= foreground) | ((iou == best) & (best > 0)).any(1)
-    found = torch.where(positive, labels.gather(1, matched), 0)
-    return matched, found.masked_fill(~positive & (overlap >= background), -1)
+    anchor_labels = torch.where(positive, labels.gather(1, matched), 0)
+    return matched, anchor_labels.masked_fill(~positive & (overlap >= background), -1)
 
 
 def suppress(
     boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, class_agnostic: bool = False
 ) -> Tensor:
-    """Non-maximum suppression: the indices int64 ``[M]`` of the boxes that remain, best first.
+    """Return the indices, int64 ``[M]``, of the boxes that remain after non-maximum suppression, best first.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
         scores: ``[N]``.
         labels: ``[N]``.
-        threshold: Of two boxes whose IoU exceeds this, the worse is dropped,
-        class_agnostic: whatever their classes, or where they are of one class.
+        threshold: Of two boxes whose IoU exceeds this, the one of lower score is removed.
+        class_agnostic: Whether boxes of different classes suppress each other.
     """
     return nms(boxes, scores, threshold) if class_agnostic else batched_nms(boxes, scores, labels, threshold)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """How detections are selected from scored boxes.
+
+    Attributes:
+        score_threshold: Scores must exceed this.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        per_class: The maximum number of boxes per class before suppression; all when None.
+        per_image: The maximum number of detections per image; all when None.
+        class_agnostic: Whether boxes of different classes suppress each other.
+        min_side: Boxes with a shorter side, after clipping to the image, are removed before suppression.
+    """
+
+    score_threshold: float
+    nms_threshold: float
+    per_class: int | None = None
+    per_image: int | None = None
+    class_agnostic: bool = False
+    min_side: float = 0.0
+
+
 def select_detections(
-    boxes: Tensor,
-    scores: Tensor,
-    size: tuple[int, int],
-    score_threshold: float,
-    nms_threshold: float,
-    per_class: int | None,
-    per_image: int | None,
-    class_agnostic: bool = False,
-    min_side: float = 0.0,
+    boxes: Tensor, scores: Tensor, size: tuple[int, int], selection: Selection
 ) -> Prediction:
-    """The detections of one image: the best of each class, without duplicates.
+    """Select the detections of one image.
 
     Args:
-        boxes: ``[A, 4]`` xyxy, or ``[A, K, 4]`` where each class has its own.
-        scores: ``[A, K]``; column k is of label k + 1.
+        boxes: ``[A, 4]`` xyxy, or ``[A, K, 4]`` with a box per class.
+        scores: ``[A, K]``; column k is for label k + 1.
         size: ``(height, width)`` that boxes are clipped to.
-        score_threshold: Scores must exceed this.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
-        per_class: How many of a class take part in the suppression; all when None.
-        per_image: How many remain; all when None.
-        class_agnostic: Whether a box is dropped for a better one of another class, too.
-        min_side: Boxes with a shorter side within the image are dropped before.
+        selection: Thresholds and limits.
 
     Returns:
         Boxes, scores and labels, best first.
     """
-    if per_class is None:
-        rows, columns = (scores > score_threshold).nonzero(as_tuple=True)
+    if selection.per_class is None:
+        rows, columns = (scores > selection.score_threshold).nonzero(as_tuple=True)
         labels, kept_scores = columns + 1, scores[rows, columns]
     else:
-        best, rows = scores.topk(min(per_class, len(scores)), dim=0)
-        keep = best > score_threshold
+        best, rows = scores.topk(min(selection.per_class, len(scores)), dim=0)
+        keep = best > selection.score_threshold
         labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).expand_as(best)[keep]
         rows, kept_scores = rows[keep], best[keep]
     chosen = boxes[rows] if boxes.ndim == 2 else boxes[rows, labels - 1]
     chosen = clip_boxes_to_image(chosen, size)
-    if min_side:
-        large = remove_small_boxes(chosen, min_side)
+    if selection.min_side:
+        large = remove_small_boxes(chosen, selection.min_side)
         chosen, kept_scores, labels = chosen[large], kept_scores[large], labels[large]
-    final = suppress(chosen, kept_scores, labels, nms_threshold, class_agnostic)[:per_image]
-    return Prediction(boxes=chosen[final], scores=kept_scores[final], labels=labels[final])
-
-
-def select_from_images(
-    boxes: Iterable[Tensor],
-    scores: Iterable[Tensor],
-    size: tuple[int, int],
-    score_threshold: float,
-    nms_threshold: float,
-    per_class: int | None,
-    per_image: int | None,
-    class_agnostic: bool = False,
-    min_side: float = 0.0,
-) -> list[Prediction]:
-    """`select_detections` for each image of a batch of one size, whose ``boxes`` and ``scores`` come one by one."""
-    return [
-        select_detections(
-            of_image,
-            said,
-            size,
-            score_threshold,
-            nms_threshold,
-            per_class,
-            per_image,
-            class_agnostic,
-            min_side,
-        )
-        for of_image, said in zip(boxes, scores, strict=True)
-    ]
+    return _suppressed(chosen, kept_scores, labels, selection)
 
 
 def select_from_levels(
@@ -284,24 +263,18 @@ def select_from_levels(
     scores: Tensor,
     levels: Sequence[int],
     size: tuple[int, int],
-    score_threshold: float,
-    nms_threshold: float,
+    selection: Selection,
     per_level: int,
-    per_image: int | None,
-    class_agnostic: bool = False,
 ) -> list[Prediction]:
-    """The detections of a batch, from the best candidates of each map of a pyramid (RetinaNet, section 4.1).
+    """Select the detections of a batch from the best candidates of each pyramid level (RetinaNet, section 4.1).
 
     Args:
         boxes: ``[B, A, 4]`` xyxy.
-        scores: ``[B, A, K]``; column k is of label k + 1.
-        levels: How many of the A belong to each map, in their order.
+        scores: ``[B, A, K]``; column k is for label k + 1.
+        levels: The number of boxes of each level, in the order of A.
         size: ``(height, width)`` that boxes are clipped to.
-        score_threshold: Scores must exceed this.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the worse is dropped.
-        per_level: How many candidates, each a box and a class, a map gives.
-        per_image: How many detections remain; all when None.
-        class_agnostic: Whether a box is dropped for a better one of another class, too.
+        selection: Thresholds and limits; without ``per_class`` and ``min_side``.
+        per_level: The number of candidates, each a box and a class, per level.
 
     Returns:
         For each image boxes, scores and labels, best first.
@@ -318,10 +291,14 @@ def select_from_levels(
     values, indices = torch.cat(best, 1), torch.cat(places, 1)
     rows, labels = indices // classes, indices % classes + 1
     chosen = clip_boxes_to_image(boxes.gather(1, rows[..., None].expand(-1, -1, 4)), size)
-    found = []
+    predictions = []
     for b, s, k in zip(chosen, values, labels, strict=True):
-        keep = s > score_threshold
-        b, s, k = b[keep], s[keep], k[keep]
-        final = suppress(b, s, k, nms_threshold, class_agnostic)[:per_image]
-        found.append(Prediction(boxes=b[final], scores=s[final], labels=k[final]))
-    return found
+        keep = s > selection.score_threshold
+        predictions.append(_suppressed(b[keep], s[keep], k[keep], selection))
+    return predictions
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> Prediction:
+    kept = suppress(boxes, scores, labels, selection.nms_threshold, selection.class_agnostic)
+    kept = kept[: selection.per_image]
+    return Prediction(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])

@@ -1,4 +1,4 @@
-"""Max pooling that remembers: the switches by which max unpooling puts values back where they came from."""
+"""Max pooling that returns its switches, the positions of the maxima, for max unpooling."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class Pooled(NamedTuple):
-    """A map after max pooling, and what is needed to undo it.
+    """A feature map after max pooling, with all that unpooling needs.
 
     Attributes:
         features: ``[B, C, ceil(h / 2), ceil(w / 2)]``.
-        switches: int64, of the same shape: where each maximum stood in its channel, row by row.
-        size: ``(h, w)`` of the map before.
+        switches: int64, of the same shape: the position of each maximum in its channel, in row-major order.
+        size: ``(h, w)`` of the map before pooling.
     """
 
     features: Tensor
@@ -23,22 +23,25 @@ class Pooled(NamedTuple):
 
 
 class MaxPooling(nn.Module):
-    """Max pooling of 2x2 that keeps its switches; an odd row or column is a window of its own, as in Caffe."""
+    """2x2 max pooling that returns its switches. An odd last row or column is pooled alone, as in Caffe."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=True)
 
     def forward(self, features: Tensor) -> Pooled:
-        """Features ``[B, C, h, w]``, pooled."""
+        """Pool features ``[B, C, h, w]``."""
         pooled, switches = self.pool(features)
         return Pooled(pooled, switches, (features.shape[-2], features.shape[-1]))
 
 
 def switch_map(pooled: Pooled) -> Tensor:
-    """For each pixel before the pooling, the share of channels whose maximum stood there: float32 ``[h, w]``.
+    """Return, for each pixel before pooling, the share of channels with their maximum there.
 
-    Of the first image. Edges light up, for there the channels agree on a pixel.
+    Edges are bright, because many channels have their maximum at the same pixel.
+
+    Returns:
+        float32 ``[h, w]``, for the first image of the batch.
     """
     h, w = pooled.size
     switches = pooled.switches[0].flatten()

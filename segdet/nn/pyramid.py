@@ -1,10 +1,9 @@
-"""Feature pyramids and the anchors on them: what torchvision's detection parts stand on, with any backbone."""
+"""Feature pyramids on any backbone, and their anchors, as inputs of torchvision's detection modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +12,24 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 
-from segdet.nn.kept import Kept
+from segdet.nn.size_cache import SizeCache
 from segdet.util.errors import UserError
 
 
 class FeaturePyramid(nn.Module):
-    """A feature pyramid (Lin et al., CVPR 2017): each map receives what coarser ones know, and all have one width.
+    """A feature pyramid network (Lin et al., CVPR 2017): a top-down pathway with lateral connections.
 
     Args:
-        channels: Of the backbone's maps, fine to coarse.
-        strides: Theirs.
-        width: The channels of all maps after it.
-        extra_levels: Further maps, each half the size of the one before, by convolutions of 3x3 (RetinaNet's P6 and
-            P7).
-        subsampled: Whether the last map is followed by every second cell of itself (Faster R-CNN's P6).
+        channels: The channels of the backbone's maps, fine to coarse.
+        strides: The strides of the backbone's maps.
+        width: The channels of all output maps.
+        extra_levels: The number of additional maps, each half the size of the one before, by 3x3 convolutions
+            (RetinaNet's P6 and P7).
+        subsampled: Whether the last map is followed by a copy with every second cell (Faster R-CNN's P6).
         norm: Whether batch normalization follows the pyramid's convolutions.
 
     Attributes:
-        strides: Of all maps after it.
+        strides: The strides of all output maps.
     """
 
     def __init__(
@@ -52,17 +51,17 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Maps ``[B, channels[i], h_i, w_i]``, fine to coarse, to maps ``[B, width, h_i, w_i]`` by their place."""
+        """Maps ``[B, channels[i], h_i, w_i]``, fine to coarse, to maps ``[B, width, h_i, w_i]`` by level."""
         features = self.pyramid({str(place): each for place, each in enumerate(maps)})
         return {str(place): each for place, each in enumerate(features.values())}
 
 
 class ExtraLevels(ExtraFPNBlock):
-    """Maps beyond the pyramid's last: convolutions of 3x3 and stride 2, with ReLUs between (RetinaNet, section 4).
+    """Maps above the pyramid: 3x3 convolutions of stride 2, with ReLUs between them (RetinaNet, section 4).
 
     Args:
         width: The channels.
-        count: How many maps.
+        count: The number of maps.
     """
 
     def __init__(self, width: int, count: int) -> None:
@@ -74,19 +73,20 @@ class ExtraLevels(ExtraFPNBlock):
             nn.init.zeros_(convolution.bias)
 
     def forward(self, x: list[Tensor], y: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """The pyramid's maps ``x`` and their names, with the further ones; ``y``, the backbone's, are not looked at."""
+        """Append the extra maps to the pyramid's maps ``x`` and their names; the backbone's maps ``y`` are not used."""
         for place, convolution in enumerate(self.convolutions):
             x.append(convolution(F.relu(x[-1]) if place else x[-1]))
             names.append(f"extra{place}")
         return x, names
 
 
-def grouped(width: int) -> Callable[[int], nn.GroupNorm]:
-    """What makes the group normalization of a head that several maps share: 32 groups as usual, fewer where one would
-    have less than 8 of the ``width`` channels.
+def group_norm(width: int) -> Callable[[int], nn.GroupNorm]:
+    """Return the factory of group normalization for a head that is shared by all levels.
+
+    There are 32 groups, or fewer where a group would have less than 8 of the ``width`` channels.
 
     Raises:
-        UserError: If the channels cannot be divided so.
+        UserError: If the channels cannot be divided into the groups.
     """
     groups = max(1, min(32, width // 8))
     if width % groups:
@@ -97,21 +97,21 @@ def grouped(width: int) -> Callable[[int], nn.GroupNorm]:
 
 
 class GridAnchors(AnchorGenerator):
-    """torchvision's anchors, computed once for a size of images and exact in any precision.
+    """torchvision's anchors, computed once per image size and in float32.
 
-    torchvision gives anchors the maps' own type; in bfloat16 that would move them by most of a pixel.
+    torchvision gives anchors the type of the maps; bfloat16 would move them by almost a pixel.
 
     Args:
-        sizes: The sides of the square anchors, of each map.
-        aspect_ratios: Height over width, of each map.
+        sizes: The sides of the square anchors, per map.
+        aspect_ratios: Height over width, per map.
     """
 
     def __init__(self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]) -> None:
         super().__init__(tuple(map(tuple, sizes)), tuple(map(tuple, aspect_ratios)))
-        self._computed: Kept[Tensor] = Kept()
+        self._computed: SizeCache[Tensor] = SizeCache()
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors of each image, float32 ``[A, 4]`` xyxy: the same for all images of a batch."""
+        """Return the anchors of each image, float32 ``[A, 4]`` xyxy; the same for all images of a batch."""
         size = tuple(image_list.tensors.shape[-2:])
         device = image_list.tensors.device
         grids = tuple((each.shape[-2], each.shape[-1]) for each in feature_maps)
@@ -124,14 +124,14 @@ class GridAnchors(AnchorGenerator):
         return [self._computed.get((size, grids, device), compute)] * len(image_list.image_sizes)
 
 
-class NineAnchors(GridAnchors):
-    """Faster R-CNN's anchors, rounded as its released code rounds them (py-faster-rcnn, generate_anchors).
+class RoundedAnchors(GridAnchors):
+    """The anchors of Faster R-CNN, rounded as in the released code (py-faster-rcnn, generate_anchors).
 
-    Around the cell of ``stride`` pixels; areas of 128, 256 and 512 pixels squared at stride 16, in three shapes each.
-    As everywhere here the last pixel is exclusive, so that x1 and y1 are greater by one than in that code.
+    They are centred on the cell of ``stride`` pixels. At stride 16 the areas are 128, 256 and 512 pixels squared, with
+    three aspect ratios each. The last pixel is exclusive, so that x1 and y1 are greater by one than in that code.
 
     Args:
-        stride: The map's.
+        stride: The stride of the map.
         scales: The sides of the square anchors in strides.
         aspect_ratios: Height over width.
     """
@@ -152,16 +152,16 @@ class NineAnchors(GridAnchors):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """The anchors ``[N, 4]`` of the cell at the image's corner, ratio by ratio.
+        """Return the anchors ``[N, 4]`` of the cell at the image's corner, by aspect ratio.
 
         Args:
-            scales: The sides of the square ones in pixels.
+            scales: The sides of the square anchors in pixels.
             aspect_ratios: Height over width.
-            dtype: Of the anchors.
-            device: Where they are wanted.
+            dtype: The type of the anchors.
+            device: The device of the anchors.
         """
         ratios = torch.tensor(list(aspect_ratios), dtype=torch.float64)
-        width = (self.stride**2 / ratios).sqrt().round()  # of a single cell; only then enlarged
+        width = (self.stride**2 / ratios).sqrt().round()  # of a single cell, before it is scaled
         height = (width * ratios).round()
         sides = torch.stack([width, height], 1)[:, None] * (torch.tensor(list(scales)) / self.stride)[:, None]
         centre = (self.stride - 1) / 2
@@ -169,31 +169,13 @@ class NineAnchors(GridAnchors):
         return torch.cat([low, low + sides], -1).flatten(0, 1).to(dtype=dtype, device=device)
 
 
-def on_grid(images: Tensor, multiple: int) -> ImageList:
-    """Images ``[B, 3, H, W]``, padded with zeros on the right and at the bottom to multiples of a stride.
+def pad_to_stride(images: Tensor, stride: int) -> ImageList:
+    """Pad images ``[B, 3, H, W]`` with zeros on the right and at the bottom to multiples of a stride.
 
-    Only so does each cell of a map stand for the same number of pixels. The sizes that torchvision's parts are told
-    are those before the padding.
+    Each cell of a map then covers the same number of pixels. The ``image_sizes`` are those before padding.
     """
     height, width = images.shape[-2:]
     padded = images
-    if height % multiple or width % multiple:
-        padded = F.pad(images, (0, -width % multiple, 0, -height % multiple))
+    if height % stride or width % stride:
+        padded = F.pad(images, (0, -width % stride, 0, -height % stride))
     return ImageList(padded, [(height, width)] * len(images))
-
-
-def in_float32(module: nn.Module) -> None:
-    """Lets a head give its numbers in float32, in whatever precision it computes: boxes are made of them."""
-
-    def convert(_: nn.Module, __: Any, output: Any) -> Any:
-        return _float32(output)
-
-    module.register_forward_hook(convert)
-
-
-def _float32(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, dict):
-        return {key: _float32(value) for key, value in output.items()}
-    return type(output)(_float32(value) for value in output)

@@ -1,5 +1,5 @@
-"""Regions of interest: which of them to learn from, their features from the map of the whole image, and the
-two layers that look at those."""
+"""Regions of interest (RoIs): sampling for training, pooling from the feature map of the whole image, and the
+two fully connected layers on the pooled features."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Pooling = Literal["max", "align"]
 
 
 def rois_of(boxes: list[Tensor]) -> Tensor:
-    """The boxes ``[N, 4]`` of each image of a batch as regions ``[R, 5]``: the image's position, then xyxy."""
+    """Return the boxes ``[N, 4]`` of a batch's images as RoIs ``[R, 5]``: the image's position, then xyxy."""
     counts = torch.tensor([len(each) for each in boxes])
     images = torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0].device, non_blocking=True)
-    together = torch.cat(boxes).float()
-    return torch.cat([images[:, None].to(together.dtype), together], 1)
+    joined = torch.cat(boxes).float()
+    return torch.cat([images[:, None].to(joined.dtype), joined], 1)
 
 
 @dataclass
-class Sampled:
-    """Regions to learn from.
+class SampledRoIs:
+    """RoIs for training.
 
     Attributes:
         rois: ``[R, 5]``: the image's position in the batch, then xyxy.
-        labels: int64 ``[R]``: the class, 0 for background, -1 for a place that nothing could be found for.
-        boxes: ``[R, 4]``: of the object that the region overlaps most.
+        labels: int64 ``[R]``: the class, 0 for background, -1 for places that could not be filled.
+        boxes: ``[R, 4]``: the object of highest IoU.
     """
 
     rois: Tensor
@@ -50,20 +50,20 @@ def sample_rois(
     background: tuple[float, float] = (0.1, 0.5),
     pooled: bool = False,
     fill: bool = True,
-) -> Sampled:
-    """Draws regions from the proposals of a batch, and from its objects, by torch's random numbers.
+) -> SampledRoIs:
+    """Sample RoIs from the proposals and objects of a batch, with torch's random numbers.
 
-    All has fixed sizes, so that a GPU is never waited for: where there are not enough regions of a kind, some of
-    ``labels`` are -1.
+    All sizes are fixed, so that nothing waits for the GPU: where there are too few RoIs of a kind, some of ``labels``
+    are -1.
 
     Args:
         targets: One per image, with ``boxes``, ``labels`` and ``proposals``.
-        number: How many regions of an image; with ``pooled`` of the whole batch.
-        share: The share of them that is foreground, at most.
-        foreground: Regions of at least this IoU with an object are of its class.
-        background: Regions of at least the first and less than the second are background.
-        pooled: Whether the images' regions are drawn from together.
-        fill: Whether background takes the places that foreground leaves.
+        number: The number of RoIs per image; with ``pooled`` per batch.
+        share: The maximum share of foreground.
+        foreground: RoIs of at least this IoU with an object are foreground, of its class.
+        background: RoIs with an IoU of at least the first and less than the second number are background.
+        pooled: Whether RoIs are sampled from all images of the batch together.
+        fill: Whether background fills the places that foreground leaves empty.
     """
     device = targets[0]["boxes"].device
     candidates = [torch.cat([target["boxes"], target["proposals"]]) for target in targets]
@@ -71,17 +71,17 @@ def sample_rois(
         Target(boxes=each, labels=torch.ones(len(each), dtype=torch.int64, device=device))
         for each in candidates
     ]
-    regions, there = pad_targets(present, device)
+    regions, valid_labels = pad_targets(present, device)
     objects, classes = pad_targets(targets, device)
     overlap, matched = pairwise_iou(regions, objects).masked_fill(classes[:, None] == 0, 0.0).max(2)
     labels = classes.gather(1, matched)
-    goals = objects.gather(1, matched[..., None].expand(-1, -1, 4))
+    target_boxes = objects.gather(1, matched[..., None].expand(-1, -1, 4))
     images = torch.arange(len(targets), device=device, dtype=regions.dtype)[:, None, None]
     rois = torch.cat([images.expand(-1, regions.shape[1], 1), regions], 2)
-    valid = there > 0
+    valid = valid_labels > 0
     if pooled:
-        overlap, labels, goals, rois, valid = (
-            value.flatten(0, 1)[None] for value in (overlap, labels, goals, rois, valid)
+        overlap, labels, target_boxes, rois, valid = (
+            value.flatten(0, 1)[None] for value in (overlap, labels, target_boxes, rois, valid)
         )
     positive = valid & (overlap >= foreground)
     negative = valid & ~positive & (overlap >= background[0]) & (overlap < background[1])
@@ -90,44 +90,44 @@ def sample_rois(
     positive &= _rank(key, positive) < most
     room = number - positive.sum(1, keepdim=True) if fill else number - most
     negative &= _rank(key, negative) < room
-    # What is drawn comes first, and what is no region at all last.
+    # SampledRoIs RoIs come first, padding last.
     order = (
         (2 * (positive | negative).float() + valid.float()).topk(min(number, overlap.shape[1]), dim=1).indices
     )
     labels = torch.where(positive, labels, torch.where(negative, 0, -1)).gather(1, order)
     rois = rois.gather(1, order[..., None].expand(-1, -1, 5))
-    goals = goals.gather(1, order[..., None].expand(-1, -1, 4))
-    return Sampled(rois.flatten(0, 1), labels.flatten(), goals.flatten(0, 1))
+    target_boxes = target_boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return SampledRoIs(rois.flatten(0, 1), labels.flatten(), target_boxes.flatten(0, 1))
 
 
 def _rank(key: Tensor, among: Tensor) -> Tensor:
-    """The place of each of ``among`` in the order of ``key``, row by row; of the others a later one."""
+    """Return the rank of each of ``among`` in the order of ``key``, per row; all others rank behind."""
     return key.masked_fill(~among, torch.inf).argsort(1).argsort(1)
 
 
 class RoIPooling(nn.Module):
-    """The features of regions, from the feature map of the whole image, as maps of one size.
+    """Pool the features of RoIs from the feature map of the whole image to a fixed size.
 
-    ``max`` is Fast R-CNN's RoI max pooling (Girshick, ICCV 2015, section 2.1) with its released code's rounding: a
-    region's corners are rounded to cells, its last pixel belongs to it, and bins overlap where they do not
-    divide it. ``align`` samples the map at four points a bin without any rounding (He et al., ICCV 2017).
+    ``max`` is Fast R-CNN's RoI max pooling (Girshick, ICCV 2015, section 2.1) with the rounding of the released code:
+    corners are rounded to cells, the last pixel is inclusive, and bins overlap where they do not divide the RoI.
+    ``align`` samples the map at four points per bin without any rounding (RoI Align; He et al., ICCV 2017).
 
     Args:
-        size: The side of a region's map.
-        stride: Of the feature map, in pixels.
+        size: The side of the pooled map.
+        stride: The stride of the feature map in pixels.
         kind: ``max`` or ``align``.
     """
 
     def __init__(self, size: int = 7, stride: int = 16, kind: Pooling = "max") -> None:
         super().__init__()
         self.size, self.stride, self.kind = size, stride, kind
-        # Our boxes end behind their last pixel, the released code's with it.
+        # The last pixel of our boxes is exclusive, that of the released code inclusive.
         self.register_buffer("_last", torch.tensor([0.0, 0, 0, 1, 1]), persistent=False)
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
-        """A map ``[B, C, h, w]`` and regions ``[R, 5]`` in pixels of the image to ``[R, C, size, size]``.
+        """A map ``[B, C, h, w]`` and RoIs ``[R, 5]`` in pixels of the image to ``[R, C, size, size]``.
 
-        Regions are pooled in float32 or better, and come in the map's own type: bfloat16 would move them by pixels.
+        Pooling runs in float32 or better, because bfloat16 moves RoIs by pixels. The result has the map's type.
         """
         dtype = torch.promote_types(features.dtype, torch.float32)
         maps, rois = features.to(dtype), rois.to(dtype)
@@ -138,13 +138,13 @@ class RoIPooling(nn.Module):
         return pooled.to(features.dtype)
 
 
-class TwoLayers(nn.Module):
-    """``fc6`` and ``fc7`` on a region's flattened map, as in AlexNet and VGG16.
+class TwoLayerHead(nn.Module):
+    """The fully connected layers ``fc6`` and ``fc7`` on flattened RoI features, as in AlexNet and VGG16.
 
     Args:
-        features: The numbers of a map.
+        features: The number of flattened features.
         width: The units of both layers; 4096 in the papers.
-        dropout: The rate behind either.
+        dropout: The dropout rate after each layer.
     """
 
     fc6: nn.Module
@@ -157,19 +157,19 @@ class TwoLayers(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Flattened maps ``[R, features]`` to ``[R, width]``."""
+        """Flattened features ``[R, features]`` to ``[R, width]``."""
         hidden = self.dropout(F.relu(self.fc6(features)))
         return self.dropout(F.relu(self.fc7(hidden)))
 
     def start_from(self, backbone: str, weights: str | bool | None) -> bool:
-        """Takes over the two layers of a pretrained network of torchvision's whose shapes they have.
+        """Copy both layers from a pretrained torchvision network if the shapes match.
 
         Args:
-            backbone: Its name, such as ``torchvision:vgg16``; of others there is nothing to take.
-            weights: As for `segdet.nn.backbones.backbone`, which has told of weights that cannot be had.
+            backbone: The network, such as ``torchvision:vgg16``; other backbones have no such layers.
+            weights: As for `segdet.nn.backbones.backbone`, which has already reported weights that are missing.
 
         Returns:
-            Whether there was something to take.
+            Whether the layers were copied.
         """
         if not weights or not backbone.startswith("torchvision:"):
             return False
@@ -179,7 +179,7 @@ class TwoLayers(nn.Module):
         named = {f"fc{number}.{part}": f"classifier.{layer}.{part}"
                  for number, layer in ((6, 0), (7, 3)) for part in ("weight", "bias")}  # fmt: skip
         fits = all(
-            # IMAGENET1K_FEATURES has NaN there, for those layers were never published.
+            # IMAGENET1K_FEATURES has NaN there: these layers were never published.
             theirs in state
             and state[theirs].shape == own[ours].shape
             and bool(state[theirs].isfinite().all())
@@ -190,17 +190,17 @@ class TwoLayers(nn.Module):
         return fits
 
     def compress(self, ranks: tuple[int, int]) -> None:
-        """Replaces both layers by truncated singular value decompositions of these ranks.
+        """Replace both layers by truncated singular value decompositions of these ranks.
 
-        (Girshick, ICCV 2015, section 3.1.) What the layers were is lost.
+        See Girshick, ICCV 2015, section 3.1. The original weights are lost.
         """
         self.fc6, self.fc7 = (
-            truncated(layer, rank) for layer, rank in zip((self.fc6, self.fc7), ranks, strict=True)
+            truncated_svd(layer, rank) for layer, rank in zip((self.fc6, self.fc7), ranks, strict=True)
         )
 
 
-def truncated(layer: nn.Module, rank: int) -> nn.Module:
-    """A linear layer as two thinner ones: ``W = U S V'`` with the ``rank`` largest singular values."""
+def truncated_svd(layer: nn.Module, rank: int) -> nn.Module:
+    """Factorize a linear layer into two thinner ones: ``W = U S V'`` with the ``rank`` largest singular values."""
     assert isinstance(layer, nn.Linear)
     weight = layer.weight.detach()
     if rank >= min(weight.shape):
@@ -214,5 +214,5 @@ def truncated(layer: nn.Module, rank: int) -> nn.Module:
 
 
 def factorized(features: int, out: int, rank: int) -> nn.Sequential:
-    """The layers of `truncated`: the first without a bias, which the second has."""
+    """Return the two layers of `truncated_svd`: the first without a bias, the second with one."""
     return nn.Sequential(nn.Linear(features, rank, bias=False), nn.Linear(rank, out))

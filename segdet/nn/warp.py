@@ -1,4 +1,4 @@
-"""R-CNN's crops: every region of an image, with some of its surroundings, warped to one size."""
+"""R-CNN's crops: each region of an image, with some context, warped to a fixed size."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from torchvision.ops import roi_align
 
 
 def with_context(rois: Tensor, size: int, context: int) -> Tensor:
-    """Regions ``[R, 5]`` grown about their centres so that ``context`` pixels of a crop of ``size`` surround them.
+    """Enlarge regions ``[R, 5]`` about their centres so that a crop has a margin of ``context`` pixels.
 
-    R-CNN (CVPR 2014, appendix A) warps to 227 pixels with 16 of context: regions grow by 227 / 195.
+    R-CNN (CVPR 2014, appendix A) warps to 227 pixels with 16 pixels of context: regions grow by 227 / 195.
+
+    Args:
+        rois: ``[R, 5]``: the image's position in the batch, then xyxy.
+        size: The side of a crop in pixels.
+        context: The width of the margin in pixels of the crop.
     """
     half = (rois[:, 3:] - rois[:, 1:3]) / 2 * (size / (size - 2 * context))
     centre = (rois[:, 1:3] + rois[:, 3:]) / 2
@@ -19,23 +24,23 @@ def with_context(rois: Tensor, size: int, context: int) -> Tensor:
 
 
 def warp(images: Tensor, rois: Tensor, size: int = 227, context: int = 16) -> Tensor:
-    """The crops of regions of normalized images, each warped to a square whatever its shape.
+    """Crop regions of normalized images and warp each to a square, whatever its aspect ratio.
 
-    Outside of an image there is its mean, which normalization has made zero. A crop that is smaller than its
-    region averages over the pixels (by as many samples as it needs), one that is larger interpolates.
+    Pixels outside the image are zero, the mean of normalized images. A region larger than the crop is averaged with
+    as many samples as needed; a smaller one is interpolated.
 
     Args:
         images: Float ``[B, 3, H, W]``, normalized.
         rois: ``[R, 5]``: the image's position in the batch, then xyxy in its pixels.
-        size: The side of a crop.
-        context: How many pixels of a crop's rim lie around the region.
+        size: The side of a crop in pixels.
+        context: The width of the margin around the region, in pixels of the crop.
 
     Returns:
         ``[R, 3, size, size]``.
     """
-    # Within a pixel beyond its border the pooling repeats the border; a rim of zeros makes that zeros, too.
+    # RoI Align repeats the border for samples up to one pixel outside the image; a border of zeros makes them zero.
     padded = F.pad(images, (1, 1, 1, 1)).float()
-    grown = with_context(rois.float(), size, context)
-    grown = torch.cat([grown[:, :1], grown[:, 1:] + 1], 1)
-    crops = roi_align(padded, grown, size, sampling_ratio=-1, aligned=True)
+    enlarged = with_context(rois.float(), size, context)
+    enlarged = torch.cat([enlarged[:, :1], enlarged[:, 1:] + 1], 1)
+    crops = roi_align(padded, enlarged, size, sampling_ratio=-1, aligned=True)
     return crops.to(memory_format=torch.channels_last)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segdet.data.sample import IGNORE, Target
+from segdet.nn.dense_windows import DenseWindows
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.windows import DenseWindows, Mode, batches, crop, grid, window_features
+from segdet.nn.windows import Mode, crop_windows, window_batches, window_features, window_grid
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
@@ -102,7 +103,7 @@ class SlidingWindow(Segmenter):
         # A centre's window begins, in the padded image, where the centre is in the image.
         before, after = self.window // 2, self.window - 1 - self.window // 2
         padded = F.pad(images, (before, after, before, after))
-        logits = self.classifier(crop(padded, index, rows, columns, self.window))
+        logits = self.classifier(crop_windows(padded, index, rows, columns, self.window))
         labels = masks[index, rows, columns]
         # As one image of one column, since the loss is one of images.
         return {"segmentation": self.pixel_loss(logits.t()[None, :, :, None], labels[None, :, None])}
@@ -123,11 +124,11 @@ class SlidingWindow(Segmenter):
         padded = F.pad(images, sides)  # at a great stride it cuts off what no window needs
         if self.mode == "dense":
             return self.dense(padded)
-        rows, columns = grid(padded.shape[-2:], self.window, self.stride)
+        rows, columns = window_grid(padded.shape[-2:], self.window, self.stride)
         total = len(images) * rows * columns
         logits: list[Tensor] = []
         with tqdm(total=total, desc="windows", unit="", leave=False, delay=2) as bar:
-            for windows in batches(padded, self.window, self.stride, self.crop_batch):
+            for windows in window_batches(padded, self.window, self.stride, self.crop_batch):
                 logits.append(self.classifier(windows))
                 bar.update(len(windows))
         return torch.cat(logits).view(len(images), rows, columns, -1).permute(0, 3, 1, 2)

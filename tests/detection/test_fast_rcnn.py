@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from segdet.cli.main import main
 from segdet.detection.fast_rcnn import FastRCNN
 from segdet.detection.rcnn import RCNN
-from segdet.nn.roi import Sampled
+from segdet.nn.roi import SampledRoIs
 from segdet.proposals import UniformWindows
 from segdet.runs.cost import measure_cost
 from segdet.util.errors import UserError
@@ -40,7 +40,7 @@ def test_the_network_of_the_paper_has_its_parameters() -> None:
 def test_the_loss_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cross entropy of all regions; smooth L1 of the class's own four numbers, of those with an object; both means."""
     rois = torch.tensor([[0.0, 4, 6, 30, 40], [1, 50, 10, 80, 50], [1, 2, 2, 20, 20], [0, 0, 0, 9, 9]])
-    drawn = Sampled(rois, torch.tensor([2, 1, 0, -1]), rois[:, 1:] + torch.tensor([2.0, -3, 5, 40]))
+    drawn = SampledRoIs(rois, torch.tensor([2, 1, 0, -1]), rois[:, 1:] + torch.tensor([2.0, -3, 5, 40]))
     monkeypatch.setattr("segdet.detection.fast_rcnn.sample_rois", lambda *_, **__: drawn)
     model = small().eval()
     pictures, targets = scenes(images=2)

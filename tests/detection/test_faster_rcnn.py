@@ -24,8 +24,8 @@ from segdet.detection.faster_rcnn import (
     TwoStageDetector,
 )
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.nn.pyramid import on_grid
-from segdet.nn.roi import TwoLayers
+from segdet.nn.pyramid import pad_to_stride
+from segdet.nn.roi import TwoLayerHead
 from segdet.util.errors import UserError
 
 SIZE = (96, 128)
@@ -139,7 +139,7 @@ def test_what_is_chosen_is_what_torchvisions_second_stage_chooses(monkeypatch: p
         offsets = 4 * torch.randn(sum(counts), 12, generator=generator)
         monkeypatch.setattr(model, "_classify", lambda *_, answer=(logits, offsets): answer)
         expected = model.roi_heads.postprocess_detections(logits, offsets, some, [SIZE] * 2)
-        found = model._detections(on_grid(torch.zeros(2, 3, *SIZE), 16), {}, some)
+        found = model._detections(pad_to_stride(torch.zeros(2, 3, *SIZE), 16), {}, some)
         assert len(expected[0][0]) > 20
         for each, *other in zip(found, *expected, strict=True):
             for key, value in zip(("boxes", "scores", "labels"), other, strict=True):
@@ -289,7 +289,7 @@ def test_anchors_that_cross_the_border_teach_nothing() -> None:
     model = _c4(ignore_crossing=True, anchor_sizes=[[16.0, 48.0]])
     images = torch.zeros(2, 3, *SIZE)
     maps = [torch.zeros(2, 16, 6, 8)]
-    anchors = model.rpn.anchor_generator(on_grid(images, 16), maps)
+    anchors = model.rpn.anchor_generator(pad_to_stride(images, 16), maps)
     told = [dict(target) for target in _targets()]
     labels, boxes = model.anchor_targets(anchors, told, SIZE)  # type: ignore[arg-type]
     every = anchors[0]
@@ -327,7 +327,7 @@ def test_pooling() -> None:
 def test_the_head_starts_from_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        TwoLayers, "start_from", lambda self, *given: asked.append((len(self.fc6.weight), *given))
+        TwoLayerHead, "start_from", lambda self, *given: asked.append((len(self.fc6.weight), *given))
     )
     FasterRCNN(["a"], "torchvision:resnet18", strides=[16], pyramid=False, head_width=24)
     assert asked == [(24, "torchvision:resnet18", None)]

@@ -11,7 +11,8 @@ from torchvision.ops import box_iou
 
 from segdet.data.sample import Prediction
 from segdet.detection.overfeat import OverFeat, merge
-from segdet.nn.windows import DenseWindows, window_features
+from segdet.nn.dense_windows import DenseWindows
+from segdet.nn.windows import window_features
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -26,7 +26,7 @@ from segdet.detection.sliding_window_detector import (
     pack,
     pyramid,
 )
-from segdet.nn import windows as dense_windows
+from segdet.nn import dense_windows
 from segdet.nn.boxes import match_anchors, pad_targets
 from segdet.runs.cost import measure_cost
 from segdet.util.errors import UserError
@@ -120,7 +120,7 @@ def test_the_sliding_window_overfits_a_few_images_and_not_with_a_broken_part(
     assert _map_50(model) < 0.95
     monkeypatch.undo()
     # Without the dilation of what stands behind a pooling, the windows are not those that were learned.
-    monkeypatch.setattr(dense_windows._Turn, "dilation_of", lambda turn, step: step.dilation)
+    monkeypatch.setattr(dense_windows._StepPlan, "dilation_of", lambda plan, step: step.dilation)
     assert _map_50(model) < 0.95
 
 
@@ -458,8 +458,8 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"window": 6}, "--model.window 6: 2 pixels are left before stage 2, too few for a kernel of 3"),
-        ({"pools": [2]}, "2, 2 and 1 numbers; give each one a stage"),
+        ({"window": 6}, "--model.window 6: stage 2 receives 2 pixels, too few for a kernel of 3"),
+        ({"pools": [2]}, "2, 2 and 1 numbers; give one number per stage"),
         ({"conv_strides": [2]}, "--model.conv_strides: 1 numbers for 2 stages"),
         ({"stride": 0}, "--model.stride: 0; give at least 1"),
         ({"scales": []}, "--model.scales: []; give one or more numbers greater than 0"),

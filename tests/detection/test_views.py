@@ -20,7 +20,7 @@ from segdet.detection.retinanet import RetinaNet
 from segdet.detection.ssd import SSD
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.detection.yolox import YOLOX
-from segdet.nn.boxes import select_detections, select_from_levels
+from segdet.nn.boxes import Selection, select_detections, select_from_levels
 from segdet.util.errors import UserError
 
 SMALL_DETR = {"width": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 8}
@@ -193,15 +193,13 @@ def test_suppression_across_classes_is_that_of_one_class() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
     scores = torch.tensor([[0.9, 0.0], [0.0, 0.8], [0.0, 0.7]])
     assert float(box_iou(boxes[:1], boxes[1:2])) > 0.4
-    options = {"size": (20, 20), "score_threshold": 0.1, "nms_threshold": 0.4}
-    per_class = select_detections(boxes, scores, per_class=9, per_image=9, **options)  # type: ignore[arg-type]
+    per_class = select_detections(boxes, scores, (20, 20), Selection(0.1, 0.4, 9, 9))
     assert per_class["scores"].tolist() == pytest.approx([0.9, 0.8])
-    across = select_detections(boxes, scores, per_class=9, per_image=9, class_agnostic=True, **options)  # type: ignore[arg-type]
+    selection = Selection(0.1, 0.4, 9, 9, class_agnostic=True)
+    across = select_detections(boxes, scores, (20, 20), selection)
     assert across["scores"].tolist() == pytest.approx([0.9, 0.7])
     assert across["labels"].tolist() == [1, 2]
-    (levels,) = select_from_levels(
-        boxes[None], scores[None], [2, 1], per_level=9, per_image=9, class_agnostic=True, **options
-    )  # type: ignore[arg-type]
+    (levels,) = select_from_levels(boxes[None], scores[None], [2, 1], (20, 20), selection, 9)
     assert levels["scores"].tolist() == pytest.approx([0.9, 0.7])
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from experiments import speed
 from experiments.speed import PARTS, Measured, Part, measure, row
-from segdet.nn.windows import DenseWindows
+from segdet.nn.dense_windows import DenseWindows
 
 
 def test_every_part_runs(capsys):

@@ -1,4 +1,4 @@
-"""Pooling with switches: the worked example, odd sizes, and the picture of the switches."""
+"""Tests of max pooling with switches: a worked example, odd sizes, and the map of the switches."""
 
 import torch
 
@@ -6,7 +6,7 @@ from segdet.nn.pooling import MaxPooling, switch_map
 from segdet.nn.upsampling import MaxUnpooling
 
 
-def test_the_worked_example_there_and_back() -> None:
+def test_pooling_and_unpooling_of_a_worked_example() -> None:
     image = torch.tensor([[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]])[None, None]
     pooled = MaxPooling()(image)
     assert pooled.features.flatten().tolist() == [5, 6, 7, 8]
@@ -17,7 +17,7 @@ def test_the_worked_example_there_and_back() -> None:
     assert switch_map(pooled).tolist() == (back[0, 0] > 0).float().tolist()
 
 
-def test_an_odd_side_is_rounded_up_and_comes_back() -> None:
+def test_odd_sides_are_rounded_up_and_restored() -> None:
     image = torch.randn(2, 3, 7, 5)
     pooled = MaxPooling()(image)
     assert pooled.features.shape == (2, 3, 4, 3)
@@ -26,7 +26,7 @@ def test_an_odd_side_is_rounded_up_and_comes_back() -> None:
     torch.testing.assert_close(back[back != 0], image[back != 0])
 
 
-def test_the_switches_picture_is_the_share_of_channels() -> None:
+def test_the_switch_map_is_the_share_of_channels() -> None:
     image = torch.zeros(1, 4, 2, 2)
     image[0, :3, 0, 1] = 1
     image[0, 3, 1, 0] = 1

@@ -1,4 +1,4 @@
-"""Pyramids against torchvision's, the paper's anchors to the pixel, and what bfloat16 must not do to them."""
+"""Tests of pyramids and anchors against torchvision and the released code of Faster R-CNN, also in bfloat16."""
 
 import torch
 from torch import nn
@@ -6,23 +6,24 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from segdet.nn.pyramid import ExtraLevels, FeaturePyramid, GridAnchors, NineAnchors, in_float32, on_grid
+from segdet.nn.float32 import output_float32
+from segdet.nn.pyramid import ExtraLevels, FeaturePyramid, GridAnchors, RoundedAnchors, pad_to_stride
 
 
 def test_the_nine_anchors_of_faster_rcnn() -> None:
-    """What py-faster-rcnn's generate_anchors prints, whose last pixel is inclusive."""
+    """The output of py-faster-rcnn's generate_anchors, with inclusive last pixels."""
     expected = [
         [-84, -40, 99, 55], [-176, -88, 191, 103], [-360, -184, 375, 199],
         [-56, -56, 71, 71], [-120, -120, 135, 135], [-248, -248, 263, 263],
         [-36, -80, 51, 95], [-80, -168, 95, 183], [-168, -344, 183, 359],
     ]  # fmt: skip
-    anchors = NineAnchors()
+    anchors = RoundedAnchors()
     assert (anchors.cell_anchors[0] - torch.tensor([0, 0, 1, 1])).tolist() == expected
     images = ImageList(torch.zeros(2, 3, 48, 64), [(48, 64)] * 2)
     one, other = anchors(images, [torch.zeros(2, 8, 3, 4)])
     assert torch.equal(one, other)
     assert one.shape == (3 * 4 * 9, 4)
-    # Row by row, the anchors of a cell together: of the second cell in the third row.
+    # By row, column and anchor: here the second cell of the third row.
     shift = torch.tensor([16, 32, 16, 32])
     assert torch.equal(one[(2 * 4 + 1) * 9 :][:9], anchors.cell_anchors[0] + shift)
 
@@ -54,7 +55,7 @@ def test_extra_levels_are_torchvisions() -> None:
         assert torch.equal(mine, other)
 
 
-def test_maps_have_the_strides_that_are_told() -> None:
+def test_maps_have_the_declared_strides() -> None:
     maps = [
         torch.randn(1, channels, 64 // stride, 96 // stride) for channels, stride in ((4, 4), (6, 8), (8, 16))
     ]
@@ -69,21 +70,21 @@ def test_maps_have_the_strides_that_are_told() -> None:
 
 def test_images_are_padded_to_whole_cells() -> None:
     images = torch.randn(2, 3, 30, 50)
-    grid = on_grid(images, 16)
+    grid = pad_to_stride(images, 16)
     assert grid.tensors.shape == (2, 3, 32, 64)
     assert grid.image_sizes == [(30, 50)] * 2
     assert torch.equal(grid.tensors[:, :, :30, :50], images)
     assert not grid.tensors[:, :, 30:].any() and not grid.tensors[..., 50:].any()
     whole = torch.randn(1, 3, 32, 64)
-    assert on_grid(whole, 16).tensors is whole
+    assert pad_to_stride(whole, 16).tensors is whole
 
 
-def test_heads_answer_in_float32() -> None:
+def test_outputs_are_converted_to_float32() -> None:
     class Head(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
             return [x, x], {"a": x}
 
     head = Head()
-    in_float32(head)
+    output_float32(head)
     listed, named = head(torch.zeros(1, dtype=torch.bfloat16))
     assert {each.dtype for each in (*listed, *named.values())} == {torch.float32}

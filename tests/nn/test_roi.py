@@ -1,4 +1,4 @@
-"""Regions of interest: pooling against the published reference values, sampling against its definition."""
+"""Tests of RoI pooling against published reference values, and of RoI sampling against its definition."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from segdet.data.sample import Target
-from segdet.nn.roi import RoIPooling, TwoLayers, factorized, rois_of, sample_rois
+from segdet.nn.roi import RoIPooling, TwoLayerHead, factorized, rois_of, sample_rois
 
 
 def roi(*box: float) -> Tensor:
@@ -20,12 +20,12 @@ def roi(*box: float) -> Tensor:
     [((0.0, 0, 4, 4), [9.0, 11, 25, 27]), ((0.0, 0, 5, 5), [18.0, 20, 34, 36])],
 )
 def test_max_pooling_rounds_as_the_released_code(box: tuple[float, ...], expected: list[float]) -> None:
-    """An 8x8 ramp and 2x2 bins; Caffe's boxes [0, 0, 3, 3] and [0, 0, 4, 4], which include their last pixel."""
+    """An 8x8 ramp and 2x2 bins, for Caffe's boxes [0, 0, 3, 3] and [0, 0, 4, 4] with inclusive last pixels."""
     ramp = torch.arange(64.0).view(1, 1, 8, 8)
     assert RoIPooling(2, 1)(ramp, roi(*box)).flatten().tolist() == expected
 
 
-def test_aligned_pooling_has_the_reference_values() -> None:
+def test_roi_align_has_the_reference_values() -> None:
     ramp = torch.arange(25.0).view(1, 1, 5, 5)
     pooled = RoIPooling(4, 1, "align")(ramp, roi(1, 1, 3, 3))[0, 0]
     torch.testing.assert_close(pooled[:, 0], torch.tensor([4.5, 7, 9.5, 12]))
@@ -44,8 +44,8 @@ def test_a_region_of_the_second_image_is_pooled_from_its_map(kind: str) -> None:
         assert pooled[1].any()
 
 
-def crowd(number: int = 60) -> list[Target]:
-    """Two images with proposals of all overlaps, and one without any object."""
+def random_targets(number: int = 60) -> list[Target]:
+    """Return two images with proposals of all overlaps, and one without objects."""
     torch.manual_seed(1)
     targets = []
     for objects in (2, 1, 0):
@@ -59,7 +59,7 @@ def crowd(number: int = 60) -> list[Target]:
 
 @pytest.mark.parametrize("kind", ["max", "align"])
 def test_regions_stay_where_they_are_in_bfloat16(kind: Any) -> None:
-    """Where 600 and 602 pixels are the same number: the map's values are whole numbers, which are not rounded."""
+    """In bfloat16, 601 is rounded to 600; the values of the map are small integers and exact."""
     features = torch.arange(128.0).repeat(16, 1)[None, None]
     rois = torch.tensor([[0.0, 301, 9, 405, 59], [0, 602, 9, 806, 59]])
     expected = RoIPooling(4, 8, kind)(features, rois)
@@ -70,10 +70,10 @@ def test_regions_stay_where_they_are_in_bfloat16(kind: Any) -> None:
 
 @pytest.mark.parametrize(("pooled", "fill"), [(False, True), (True, False)])
 def test_sampling_follows_its_definition(pooled: bool, fill: bool) -> None:
-    targets = crowd()
+    targets = random_targets()
     drawn = sample_rois(targets, 32, 0.25, background=(0.1, 0.5), pooled=pooled, fill=fill)
     assert len(drawn.rois) == (32 if pooled else 3 * 32)
-    for region, label, goal in zip(drawn.rois, drawn.labels.tolist(), drawn.boxes, strict=True):
+    for region, label, target_box in zip(drawn.rois, drawn.labels.tolist(), drawn.boxes, strict=True):
         if label < 0:
             continue
         target = targets[int(region[0])]
@@ -81,7 +81,7 @@ def test_sampling_follows_its_definition(pooled: bool, fill: bool) -> None:
         if label > 0:
             assert iou.max() >= 0.5
             assert label == target["labels"][iou.argmax()]
-            assert torch.equal(goal, target["boxes"][iou.argmax()])
+            assert torch.equal(target_box, target["boxes"][iou.argmax()])
         else:
             assert 0.1 <= iou.max() < 0.5
     groups = drawn.labels.view(-1, 32)
@@ -90,13 +90,13 @@ def test_sampling_follows_its_definition(pooled: bool, fill: bool) -> None:
         assert (groups > 0).sum() == 8 and (groups == 0).sum() == 24
     else:
         assert (groups[:2] >= 0).all() and (groups[:2] > 0).sum(1).tolist() == [8, 8]
-        assert (groups[2] == -1).all()  # nothing overlaps an object where there is none
+        assert (groups[2] == -1).all()  # an image without objects has no overlaps
     kept = drawn.rois[drawn.labels >= 0]
     assert len(kept.unique(dim=0)) == len(kept)
 
 
-def test_background_fills_the_places_that_foreground_leaves() -> None:
-    (target,) = crowd()[:1]
+def test_background_fills_the_places_that_foreground_leaves_empty() -> None:
+    (target,) = random_targets()[:1]
     few = Target(**{**target, "proposals": target["proposals"][-60:]})
     filled = sample_rois([few], 32, 0.25, background=(0.0, 0.5))
     assert int((filled.labels > 0).sum()) < 8 and int((filled.labels >= 0).sum()) == 32
@@ -105,7 +105,7 @@ def test_background_fills_the_places_that_foreground_leaves() -> None:
 
 
 def test_objects_themselves_are_among_the_regions() -> None:
-    target = Target(**{**crowd()[0], "proposals": torch.zeros(0, 4)})
+    target = Target(**{**random_targets()[0], "proposals": torch.zeros(0, 4)})
     drawn = sample_rois([target], 32, 0.5)
     assert sorted(drawn.labels.tolist()) == [2, 3]
     assert torch.equal(drawn.rois[drawn.labels == 3][:, 1:], target["boxes"][1:])
@@ -113,7 +113,7 @@ def test_objects_themselves_are_among_the_regions() -> None:
 
 def test_truncation_keeps_the_largest_singular_values() -> None:
     torch.manual_seed(0)
-    layers = TwoLayers(40, 30, 0.0)
+    layers = TwoLayerHead(40, 30, 0.0)
     features = torch.rand(5, 40)
     whole = layers(features)
     weight = layers.fc6.weight.detach()  # type: ignore[union-attr]
@@ -134,5 +134,5 @@ def test_truncation_of_the_paper() -> None:
         return round(sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2) / 1e6, 1)
 
     with torch.device("meta"):
-        assert millions(TwoLayers(25088, 4096, 0.5)) == 119.5
+        assert millions(TwoLayerHead(25088, 4096, 0.5)) == 119.5
         assert millions(factorized(25088, 4096, 1024), factorized(4096, 4096, 256)) == 32.0

@@ -1,4 +1,4 @@
-"""Crops of regions: the paper's context, exact pixels where nothing is scaled, the mean outside of the image."""
+"""Tests of R-CNN's crops: the context of the paper, exact pixels without scaling, zeros outside the image."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from segdet.nn.warp import warp, with_context
 
 
 def test_the_context_is_the_papers() -> None:
-    """16 of 227 pixels on each side: regions grow by 227 / 195 about their centres."""
+    """With 16 of 227 pixels on each side, regions grow by 227 / 195 about their centres."""
     roi = torch.tensor([[3.0, 100, 50, 295, 440]])
     grown = with_context(roi, 227, 16)
     torch.testing.assert_close(grown, torch.tensor([[3.0, 84, 18, 311, 472]]), atol=0.1, rtol=0)
@@ -23,7 +23,7 @@ def test_a_region_that_is_not_scaled_keeps_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("left", [-8.0, -8.25])
-def test_outside_of_the_image_there_is_the_mean(left: float) -> None:
+def test_pixels_outside_the_image_are_zero(left: float) -> None:
     images = torch.ones(1, 3, 40, 40)
     (crop,) = warp(images, torch.tensor([[0.0, left, -8, left + 32, 24]]), size=32, context=0)
     assert not crop[:, :7].any() and not crop[:, :, :7].any()
@@ -42,11 +42,11 @@ def test_a_large_region_is_averaged_and_a_small_one_interpolated() -> None:
     torch.testing.assert_close(crop[0, 5], 20 - 0.25 + torch.arange(16.0) / 2)
 
 
-def test_all_regions_of_a_batch_at_once_are_what_each_is_alone() -> None:
+def test_crops_do_not_depend_on_the_other_regions_of_the_batch() -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 50, 40)
     rois = torch.tensor([[0.0, 3, 4, 20, 44], [1, -5, 0, 39, 20], [0, 10, 10, 11, 12]])
-    together = warp(images, rois, 24, 3)
-    for roi, crop in zip(rois, together, strict=True):
+    crops = warp(images, rois, 24, 3)
+    for roi, crop in zip(rois, crops, strict=True):
         torch.testing.assert_close(warp(images, roi[None], 24, 3)[0], crop)
     assert warp(images, rois[:0], 24, 3).shape == (0, 3, 24, 24)

@@ -1,4 +1,4 @@
-"""Windows: cut out as they should be, and all at once what each of them is alone."""
+"""Tests of window crops, and of the dense evaluation of window classifiers against the evaluation of crops."""
 
 import random
 from typing import Any
@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdet.nn import windows
-from segdet.nn.windows import DenseWindows, all_windows, batches, crop, grid
+from segdet.nn import dense_windows
+from segdet.nn.dense_windows import DenseWindows
+from segdet.nn.windows import all_windows, crop_windows, pair, window_batches, window_grid
 from segdet.util.errors import UserError
 
 METHODS = ("fragments", "dilation", "shift")
 
 
 def random_classifier(seed: int) -> tuple[nn.Sequential, tuple[int, int]]:
-    """Any chain that can be converted, in double precision, and the size of its windows."""
+    """Return a random convertible classifier in double precision, and the size of its windows."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     window = rng.randint(12, 20), rng.randint(12, 20)
@@ -32,11 +33,11 @@ def random_classifier(seed: int) -> tuple[nn.Sequential, tuple[int, int]]:
         size[:] = after
         return True
 
-    def some(low: int, high: int) -> list[int]:
+    def one_or_two(low: int, high: int) -> list[int]:
         return [rng.randint(low, high)] * 2 if rng.random() < 0.6 else [rng.randint(low, high) for _ in "hw"]
 
     for _ in range(rng.randint(1, 5)):
-        kernel, stride = some(1, 4), rng.choice([[1, 1]] * 4 + [[2, 2], [1, 2]])
+        kernel, stride = one_or_two(1, 4), rng.choice([[1, 1]] * 4 + [[2, 2], [1, 2]])
         dilation = rng.choice([[1, 1]] * 3 + [[2, 2]])
         if fits(kernel, stride, dilation):
             groups = channels if rng.random() < 0.2 else 1
@@ -50,8 +51,8 @@ def random_classifier(seed: int) -> tuple[nn.Sequential, tuple[int, int]]:
         if rng.random() < 0.3:
             pointwise = [nn.LeakyReLU(0.1), nn.GELU(), nn.Tanh(), nn.Dropout2d(), nn.ELU(inplace=True)]
             layers.append(rng.choice([*pointwise, nn.PReLU(channels), nn.LocalResponseNorm(3)]))
-        kernel = some(1, 3)
-        stride = kernel if rng.random() < 0.6 else some(1, 3)
+        kernel = one_or_two(1, 3)
+        stride = kernel if rng.random() < 0.6 else one_or_two(1, 3)
         if rng.random() < 0.7:
             dilation = rng.choice([[1, 1]] * 3 + [[2, 1]])
             if rng.random() < 0.7:
@@ -77,9 +78,9 @@ def random_classifier(seed: int) -> tuple[nn.Sequential, tuple[int, int]]:
 
 
 def by_crops(network: nn.Module, images: Tensor, window: tuple[int, int], stride: Any) -> Tensor:
-    rows, columns = grid(images.shape[-2:], window, stride)
-    answers = torch.cat([network(part) for part in batches(images, window, stride, 61)])
-    return answers.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
+    rows, columns = window_grid(images.shape[-2:], window, stride)
+    outputs = torch.cat([network(part) for part in window_batches(images, window, stride, 61)])
+    return outputs.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -91,7 +92,7 @@ def test_equal_to_every_crop(seed: int) -> None:
     with torch.inference_mode():
         each = by_crops(network, images, window, 1)
         for stride in (1, own, *others):
-            down, right = windows.pair(stride)
+            down, right = pair(stride)
             expected = each[:, :, ::down, ::right]
             for method in METHODS:
                 found = DenseWindows(network, window, stride, method)(images)  # type: ignore[arg-type]
@@ -104,7 +105,7 @@ def test_equal_to_every_crop(seed: int) -> None:
 
 
 def test_random_classifiers_are_various() -> None:
-    """Else the test before this one says little."""
+    """The test above is only meaningful if the random classifiers cover all layers."""
     chains = [DenseWindows(*random_classifier(seed)) for seed in range(30)]
     kinds = {type(layer).__name__ for chain in chains for layer in chain.classifier.modules()}
     assert {"Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d", "Linear"} <= kinds
@@ -131,30 +132,30 @@ def _difference(method: str, stride: int = 1) -> float:
         return float((found - by_crops(network, images, (14, 14), stride)).abs().max())
 
 
-def test_it_fails_where_a_part_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_dilations_and_offsets_change_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _difference("dilation") < 1e-10 and _difference("fragments") < 1e-10
     with monkeypatch.context() as broken:
-        broken.setattr(windows._Turn, "dilation_of", lambda turn, step: step.dilation)
+        broken.setattr(dense_windows._StepPlan, "dilation_of", lambda plan, step: step.dilation)
         assert _difference("dilation") > 1e-3
-        assert _difference("fragments") < 1e-10  # which dilate nothing
+        assert _difference("fragments") < 1e-10  # no dilation in this method
     with monkeypatch.context() as broken:
-        straight = windows._Turn.offsets
+        original = dense_windows._StepPlan.offsets
         broken.setattr(
-            windows._Turn,
+            dense_windows._StepPlan,
             "offsets",
-            lambda turn: ((first, (slice(0, None, 2),) * 2) for first, _ in straight(turn)),
+            lambda plan: ((first, (slice(0, None, 2),) * 2) for first, _ in original(plan)),
         )
         assert _difference("fragments") > 1e-3
 
 
-def test_weights_are_shared_and_learn_the_same() -> None:
+def test_weights_are_shared_and_gradients_are_equal() -> None:
     network, images = _plain(), torch.randn(2, 3, 18, 18, dtype=torch.float64)
     dense = DenseWindows(network, 14, 2)
     assert {id(p) for p in dense.parameters()} == {id(p) for p in network.parameters()}
     gradients: list[list[Tensor]] = []
-    for answers in (dense(images), by_crops(network, images, (14, 14), 2)):
+    for outputs in (dense(images), by_crops(network, images, (14, 14), 2)):
         network.zero_grad()
-        answers.square().sum().backward()
+        outputs.square().sum().backward()
         gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(network.parameters()))
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
@@ -166,8 +167,8 @@ def test_weights_are_shared_and_learn_the_same() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("before", [True, False])
-def test_layers_that_take_others_places_are_followed(seed: int, before: bool) -> None:
-    """As those of synchronized batch normalization do, before a training on several devices."""
+def test_replaced_layers_of_the_classifier_are_used(seed: int, before: bool) -> None:
+    """Synchronized batch normalization replaces layers before training on several devices."""
     network, window = random_classifier(seed)
     dense = None if before else DenseWindows(network, window, 2)
     replaced = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -186,7 +187,7 @@ def test_layers_that_take_others_places_are_followed(seed: int, before: bool) ->
 
 
 @pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.MaxPool2d(1), nn.AdaptiveMaxPool2d(4)])
-def test_images_are_left_as_they_are(first: nn.Module) -> None:
+def test_images_are_not_modified(first: nn.Module) -> None:
     network = nn.Sequential(first, nn.ELU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))
     images = torch.randn(1, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     before = images.clone()
@@ -198,10 +199,10 @@ def test_images_are_left_as_they_are(first: nn.Module) -> None:
             torch.testing.assert_close(found, expected)
 
 
-def test_own_stride_is_what_the_windows_own_places_have() -> None:
+def test_own_stride_is_the_product_of_the_strides() -> None:
     assert DenseWindows(_plain(), 14).own_stride == (4, 4)
     assert DenseWindows(_plain(), 14)(torch.randn(1, 3, 22, 26).double()).shape == (1, 3, 3, 4)
-    # The last pooling gives one place a window, so its stride is never taken.
+    # The last pooling has one output per window, so that its stride has no effect.
     assert DenseWindows([*_plain()[:-2], nn.MaxPool2d(2), nn.Flatten()], 14).own_stride == (4, 4)
 
 
@@ -219,11 +220,11 @@ def test_the_method_follows_the_stride() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "says"),
+    ("layers", "message"),
     [
-        ([nn.Conv2d(3, 4, 3, padding=1)], r"layer 0 \(Conv2d\).*padding=\(1, 1\) puts zeros.*take padding=0"),
-        ([nn.Conv2d(3, 4, 3, padding="same")], "padding='same' puts zeros"),
-        ([nn.MaxPool2d(2, padding=1)], "padding=1 puts zeros"),
+        ([nn.Conv2d(3, 4, 3, padding=1)], r"layer 0 \(Conv2d\).*padding=\(1, 1\) adds zeros.*use padding=0"),
+        ([nn.Conv2d(3, 4, 3, padding="same")], "padding='same' adds zeros"),
+        ([nn.MaxPool2d(2, padding=1)], "padding=1 adds zeros"),
         ([nn.MaxPool2d(3, ceil_mode=True)], "ceil_mode pools beyond the edge of 8x8"),
         ([nn.AvgPool2d(3, ceil_mode=True)], "ceil_mode pools beyond"),
         ([nn.MaxPool2d(2, return_indices=True)], "leave return_indices out"),
@@ -237,16 +238,16 @@ def test_the_method_follows_the_stride() -> None:
         ([nn.Flatten(), nn.Softmax(1)], "cannot be converted"),
         ([nn.Flatten(2)], "only flattening all but the first dimension"),
         ([nn.Linear(8, 2)], r"no nn\.Flatten before it"),
-        ([nn.Flatten(), nn.Linear(192, 2), nn.Conv2d(2, 2, 1)], "stands behind a flatten"),
-        ([nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(100, 2)], "takes 100 numbers.*gives 4x6x6"),
-        ([nn.Conv2d(3, 4, 9)], "looks at 9x9, but of a window of 8x8 only 8x8 are left"),
+        ([nn.Flatten(), nn.Linear(192, 2), nn.Conv2d(2, 2, 1)], "follows a flatten"),
+        ([nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(100, 2)], "takes 100 features.*gives 4x6x6"),
+        ([nn.Conv2d(3, 4, 9)], "extent is 9x9, but of a window of 8x8 only 8x8 are left"),
         ([nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1))], r"layer 0\.1 \(Conv2d\)"),
-        ([nn.Conv2d(3, 4, 3)], "ends with 6x6 places instead of one answer"),
+        ([nn.Conv2d(3, 4, 3)], "ends with 6x6 places instead of one output"),
         ([nn.Flatten(), nn.ReLU()], "ends with 8x8 places"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_equal_is_refused(layers: list[nn.Module], says: str) -> None:
-    with pytest.raises(UserError, match=says) as refused:
+def test_unsupported_layers_are_refused(layers: list[nn.Module], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
         DenseWindows(layers, 8)
     assert "\n" not in str(refused.value)
 
@@ -262,7 +263,7 @@ def test_other_mistakes() -> None:
         DenseWindows(_plain(), 14)(torch.zeros(1, 3, 13, 20).double())
 
 
-def test_what_makes_no_difference_is_taken() -> None:
+def test_options_without_effect_are_accepted() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding="valid"), nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )  # fmt: skip
@@ -281,24 +282,24 @@ def test_windows_of_one_pixel() -> None:
         torch.testing.assert_close(found, by_crops(network, images, (1, 1), (2, 3)))
 
 
-# Cutting out.
+# Crops.
 
 
-def test_windows_are_a_view_and_crops_are_copies() -> None:
+def test_windows_are_views_and_crops_are_copies() -> None:
     images = torch.randn(2, 3, 9, 11)
     view = all_windows(images, (4, 5), (2, 3))
-    assert view.shape == (2, *grid((9, 11), (4, 5), (2, 3)), 3, 4, 5) == (2, 3, 3, 3, 4, 5)
+    assert view.shape == (2, *window_grid((9, 11), (4, 5), (2, 3)), 3, 4, 5) == (2, 3, 3, 3, 4, 5)
     assert view.data_ptr() == images.data_ptr()
     torch.testing.assert_close(view[1, 2, 1], images[1, :, 4:8, 3:8])
-    parts = list(batches(images, (4, 5), (2, 3), 4))
+    parts = list(window_batches(images, (4, 5), (2, 3), 4))
     assert [len(part) for part in parts] == [4, 4, 4, 4, 2]
     torch.testing.assert_close(torch.cat(parts), view.flatten(0, 2))
-    some = crop(images, torch.tensor([1, 0]), torch.tensor([5, 0]), torch.tensor([6, 3]), (4, 5))
+    some = crop_windows(images, torch.tensor([1, 0]), torch.tensor([5, 0]), torch.tensor([6, 3]), (4, 5))
     torch.testing.assert_close(some, torch.stack([images[1, :, 5:9, 6:11], images[0, :, 0:4, 3:8]]))
     assert some.is_contiguous(memory_format=torch.channels_last)
     assert some.data_ptr() != images.data_ptr()
 
 
 def test_an_image_that_is_too_small_has_no_windows() -> None:
-    assert grid((3, 20), 4, 2) == (0, 9)
-    assert list(batches(torch.zeros(1, 3, 3, 20), 4, 2, 8)) == []
+    assert window_grid((3, 20), 4, 2) == (0, 9)
+    assert list(window_batches(torch.zeros(1, 3, 3, 20), 4, 2, 8)) == []

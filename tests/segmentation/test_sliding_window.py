@@ -12,7 +12,7 @@ from torch import nn
 from segdet.cli.main import main
 from segdet.data.sample import Target
 from segdet.data.shapes.generator import make_shapes
-from segdet.nn import windows
+from segdet.nn import dense_windows
 from segdet.runs.cost import measure_cost
 from segdet.segmentation import sliding_window
 from segdet.segmentation.sliding_window import SlidingWindow, sample_pixels
@@ -75,9 +75,9 @@ def test_overfits_four_images_and_not_with_a_broken_part(monkeypatch: pytest.Mon
     model = _trained(_model(mode="dense", stride=1, windows_per_image=64))
     assert _accuracy(model) >= 0.98
     # Without the dilation of what stands behind a pooling, the windows are not those that were learned.
-    model.__dict__["dense"] = windows.DenseWindows(model.classifier, model.window, 1, "dilation")
+    model.__dict__["dense"] = dense_windows.DenseWindows(model.classifier, model.window, 1, "dilation")
     assert _accuracy(model) >= 0.98
-    monkeypatch.setattr(windows._Turn, "dilation_of", lambda turn, step: step.dilation)
+    monkeypatch.setattr(dense_windows._StepPlan, "dilation_of", lambda plan, step: step.dilation)
     assert _accuracy(model) < 0.98
 
 
@@ -278,8 +278,8 @@ def test_narrow_images_show_windows_too(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"window": 8}, "model.window 8: 2 pixels are left before stage 2, too few for a kernel of 3"),
-        ({"pools": [2]}, "2, 2 and 1 numbers; give each one a stage"),
+        ({"window": 8}, "model.window 8: stage 2 receives 2 pixels, too few for a kernel of 3"),
+        ({"pools": [2]}, "2, 2 and 1 numbers; give one number per stage"),
         ({"stride": 0}, "model.stride: 0; give at least 1"),
         ({"crop_batch": 0}, "model.crop_batch: 0"),
         ({"windows_per_image": -1}, "model.windows_per_image: -1"),
