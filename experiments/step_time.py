@@ -103,7 +103,8 @@ def fit(checkout: Path, config: Path, root: Path, steps: int, plain: bool) -> di
         out = Path(folder) / "times.json"
         timer = {"class_path": "step_time.StepTimes", "init_args": {"path": str(out), "plain": plain}}
         command = [
-            sys.executable, "-m", "segdet", "fit", "--config", str(config.resolve()), "--data.root", str(root.resolve()),
+            sys.executable, "-m", "segdet", "fit", "--config", str(config.resolve()),
+            "--data.root", str(root.resolve()),
             "--data.num_workers", "0", "--run_dir", f"{folder}/run", "--wandb", "false",
             "--trainer.callbacks", json.dumps([timer]), "--trainer.max_steps", str(steps),
             "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0",
@@ -135,7 +136,9 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the comparison that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", type=Path, help="a configuration of segdet fit")
     parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
     parser.add_argument("--against", type=Path, help="another checkout; a plain PyTorch loop when left out")
