@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from abc import abstractmethod
@@ -34,14 +33,14 @@ _ONE_VALUE = "Expected more than 1 value per channel when training"
 
 @dataclass
 class Stage:
-    """Something that a model looks at on its way from the image to its answer, to be drawn.
+    """An intermediate result of a forward pass, to be drawn over the image.
 
     Attributes:
-        name: What it is: windows, proposals, anchors, grid cells, a heat map ...
+        name: Its name: windows, proposals, anchors, grid cells, a heat map ...
         boxes: float32 ``[N, 4]`` xyxy in pixels of the image, or None.
-        scores: float32 ``[N]``, one a box, or None.
-        map: float32 ``[h, w]``, a picture to lay over the image, or None.
-        about: One sentence for the person who looks at it.
+        scores: float32 ``[N]``, one per box, or None.
+        map: float32 ``[h, w]``, to be drawn as a heat map over the image, or None.
+        about: A caption of one sentence.
     """
 
     name: str
@@ -49,6 +48,20 @@ class Stage:
     scores: Tensor | None = None
     map: Tensor | None = None
     about: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """How the images that enter the network relate to the images that the data module loaded.
+
+    Attributes:
+        sizes: ``(height, width)`` of each image without padding.
+        scale: Height and width of the images divided by those of the loaded images: other than ``(1, 1)`` in
+            multi-scale training and in test-time augmentation at other scales.
+    """
+
+    sizes: list[tuple[int, int]]
+    scale: tuple[float, float] = (1.0, 1.0)
 
 
 class Task(L.LightningModule):
@@ -77,16 +90,12 @@ class Task(L.LightningModule):
         task: The task's name, as data modules know it.
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
-        step_losses: The losses of the last training step, on the device, for those who log them.
-        counted: The module of which one forward of one sample is a network pass; for the cost of an image.
-        enlarged: By what height and width of the images at hand were multiplied since the data gave them, in training
-            at several scales or in a view of test-time augmentation.
+        step_losses: The losses of the last training step, on the device.
     """
 
     task: ClassVar[str]
     monitor: ClassVar[str]
     monitor_mode: ClassVar[str] = "max"
-    enlarged: tuple[float, float] = (1.0, 1.0)
 
     def __init__(
         self,
@@ -125,85 +134,79 @@ class Task(L.LightningModule):
         self.step_losses: dict[str, Tensor] = {}
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute, plain texts in a short way."""
-        # Lightning notes the present hook's name here fifty times in every step, and modules look each time
-        # whether it is a parameter or a buffer or a module.
-        if (value is None or type(value) is str) and name in self.__dict__:
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
-    # What a family says.
+    # Implemented by a family.
 
     @abstractmethod
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """The parts of the loss of a batch, to be summed.
+        """Return the parts of the loss of a batch; the base class sums them.
 
         Args:
             images: Normalized, float ``[B, 3, H, W]``; padding is zero.
-            targets: One per image, in its pixels.
+            targets: One per image, in pixels of ``images``.
         """
-
-    def padded_losses(
-        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
-    ) -> dict[str, Tensor]:
-        """`losses`, for a family that heeds where images end: ``sizes`` is each one's, without padding."""
-        return self.losses(images, targets)
 
     @abstractmethod
     def predict(self, images: Tensor) -> Any:
-        """What the network says of normalized images of one size, in their pixels (see the task's base)."""
+        """Return the network's output for normalized images ``[B, 3, H, W]`` without padding, in their pixels.
 
-    def beside(self, targets: list[Target]) -> tuple[Any, ...]:
-        """What `predict` is told of its images beside the images, an argument each: nothing, for most families.
-
-        Args:
-            targets: One per image, in its pixels; in prediction they hold no objects.
+        The base class of each task documents the type.
         """
-        return ()
-
-    def given(self, sample: Sample) -> dict[str, Any]:
-        """What `predict_images` is told of a sample beside its image when its cost is measured; nothing for most."""
-        return {}
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        """What the model looks at, step by step, on one normalized image ``[1, 3, H, W]``."""
+        """Yield intermediate results for one normalized image ``[1, 3, H, W]``."""
         return iter(())
 
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        """Return additional keyword arguments for `losses`; none for most families."""
+        return {}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        """Return additional keyword arguments for `predict`; none for most families.
+
+        Args:
+            targets: One per image, in pixels of the images that enter the network. They hold region proposals if the
+                data has them.
+            view: How these images relate to the loaded ones.
+        """
+        return {}
+
+    def benchmark_inputs(self, sample: Sample) -> dict[str, Any]:
+        """Return additional keyword arguments for `predict_tensors` when the cost of ``sample`` is measured."""
+        return {}
+
     @property
-    def counted(self) -> nn.Module:
-        """The module of which one forward of one sample is a network pass."""
+    def pass_module(self) -> nn.Module:
+        """The module whose forward on one sample is one network pass; the cost of an image counts these."""
         return self.backbone  # type: ignore[return-value]
 
     @property
-    def called(self) -> list[nn.Module]:
-        """The parts that the network calls as wholes, which is what can be compiled: unless a family says it, its own.
+    def compiled_modules(self) -> list[nn.Module]:
+        """The modules that ``torch.compile`` compiles: those that the family calls as a whole.
 
-        A list of modules is called one by one.
+        By default these are the children; of a ``ModuleList``, its members.
         """
         children = [child if isinstance(child, nn.ModuleList) else [child] for child in self.children()]
         return [part for parts in children for part in parts]
 
-    # What the task's base says.
+    # Implemented by the base class of each task.
 
     @abstractmethod
     def build_scores(self) -> Scores:
-        """The task's metrics, new."""
+        """Return new metrics of the task."""
 
     @abstractmethod
-    def map_back(
-        self, answer: Any, originals: list[tuple[int, int]], size: tuple[int, int]
+    def postprocess(
+        self, output: Any, original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        """What `predict` said of images of ``size``, as predictions in pixels of the original images."""
+        """Convert the output of `predict` for images of ``size`` to predictions in pixels of the original images."""
 
     @abstractmethod
     def score(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
-        """Counts the predictions for the images at ``positions`` of the batch."""
+        """Update ``scores`` with the predictions for the images at ``positions`` of the batch."""
 
-    # What follows for all.
+    # Prediction.
 
     def normalize(self, images: Tensor, sizes: list[tuple[int, int]] | None = None) -> Tensor:
         """uint8 ``[B, 3, H, W]`` to float, normalized; beyond the valid ``sizes`` zero."""
@@ -219,9 +222,9 @@ class Task(L.LightningModule):
         images, targets, sizes = self._scaled(
             self.normalize(batch.images, batch.sizes), batch.targets, batch.sizes
         )
-        self.enlarged = images.shape[2] / batch.images.shape[2], images.shape[3] / batch.images.shape[3]
+        scale = images.shape[2] / batch.images.shape[2], images.shape[3] / batch.images.shape[3]
         try:
-            losses = self.padded_losses(images, targets, sizes)
+            losses = self.losses(images, targets, **self.loss_inputs(View(sizes, scale)))
         except ValueError as error:
             if not str(error).startswith(_ONE_VALUE):
                 raise
@@ -230,8 +233,6 @@ class Task(L.LightningModule):
                 f"{images.shape[3]}x{images.shape[2]} shrinks to or its mean, and cannot learn from that; give a "
                 "larger --data.batch_size (or larger images, where they shrink to it)"
             ) from error
-        finally:
-            self.enlarged = 1.0, 1.0
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         return total
@@ -255,11 +256,11 @@ class Task(L.LightningModule):
             [(math.ceil(h * new[0] / height), math.ceil(w * new[1] / width)) for h, w in sizes],
         )
 
-    def infer(self, batch: Batch) -> list[Prediction]:
-        """Predictions in pixels of the original images, one per image of the batch.
+    def predict_batch(self, batch: Batch) -> list[Prediction]:
+        """Return one prediction per image of the batch, in pixels of the original images.
 
-        Images of one size go through the network together and none is padded, so that no prediction
-        depends on what else is in its batch.
+        Images of the same size go through the network together, without padding. A prediction therefore does not
+        depend on the other images of its batch.
         """
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         for position, size in enumerate(batch.sizes):
@@ -267,27 +268,38 @@ class Task(L.LightningModule):
         predictions: list[Prediction | None] = [None] * len(batch)
         for (h, w), positions in by_size.items():
             images = batch.images if len(positions) == len(batch) else batch.images[positions]
-            originals = [batch.sources[position].original_size for position in positions]
-            beside = self.beside([batch.targets[position] for position in positions])
-            found = self.answer(images[:, :, :h, :w], originals, *beside)
+            found = self.predict_tensors(
+                images[:, :, :h, :w],
+                [batch.sources[position].original_size for position in positions],
+                [batch.targets[position] for position in positions],
+            )
             for position, prediction in zip(positions, found, strict=True):
                 predictions[position] = prediction
         return predictions  # type: ignore[return-value]
 
-    def predict_images(self, images: Tensor) -> list[Prediction]:
-        """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in their own pixels."""
-        return self.answer(images, [(images.shape[2], images.shape[3])] * len(images))
-
-    def answer(self, images: Tensor, originals: list[tuple[int, int]], *beside: Any) -> list[Prediction]:
-        """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in pixels of the original images.
+    def predict_tensors(
+        self,
+        images: Tensor,
+        original_sizes: list[tuple[int, int]] | None = None,
+        targets: list[Target] | None = None,
+    ) -> list[Prediction]:
+        """Return predictions for uint8 images ``[B, 3, H, W]`` of one size, as the evaluation transforms yield them.
 
         Args:
-            images: The images as the network is to see them.
-            originals: ``(height, width)`` of each original image.
-            beside: What else `predict` is told (see `beside`).
+            images: On the model's device.
+            original_sizes: ``(height, width)`` of each original image, in whose pixels predictions are returned; the
+                images' own when None.
+            targets: One per image, in pixels of ``images``; of use are the region proposals that they hold.
         """
         size = (images.shape[2], images.shape[3])
-        return self.map_back(self.predict(self.normalize(images), *beside), originals, size)
+        targets = [Target()] * len(images) if targets is None else targets
+        output = self.predict_views(self.normalize(images), targets)
+        return self.postprocess(output, original_sizes or [size] * len(images), size)
+
+    def predict_views(self, images: Tensor, targets: list[Target]) -> Any:
+        """Return the output for normalized images; test-time augmentation overrides this to combine several views."""
+        view = View([(images.shape[2], images.shape[3])] * len(images))
+        return self.predict(images, **self.predict_inputs(targets, view))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val_")
@@ -296,7 +308,7 @@ class Task(L.LightningModule):
         self._evaluate(batch, "test_")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        return self.infer(batch)
+        return self.predict_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``."""
@@ -327,7 +339,7 @@ class Task(L.LightningModule):
 
     def _compile(self, options: dict[str, Any]) -> None:
         try:
-            for part in self.called:
+            for part in self.compiled_modules:
                 if next(part.parameters(), None) is not None:
                     part.compile(**options)  # in place: names of weights stay
         except (TypeError, RuntimeError) as error:
@@ -349,7 +361,7 @@ class Task(L.LightningModule):
         return self
 
     def _evaluate(self, batch: Batch, key: str) -> None:
-        predictions = self.infer(batch)
+        predictions = self.predict_batch(batch)
         positions = [i for i, source in enumerate(batch.sources) if not source.duplicate]
         if positions:
             self.score(self.scores[key], [predictions[i] for i in positions], batch, positions)  # type: ignore[arg-type]
@@ -368,8 +380,3 @@ class Task(L.LightningModule):
         # All processes computed the same numbers from the gathered states; nothing is left to reduce.
         self.log_dict(headline, prog_bar=True, sync_dist=True)
         self.log_dict(rest, sync_dist=True)
-
-
-# Lightning looks before every step whether this takes the batch's number; with its signature at hand it finds
-# out in a quarter of the time.
-Task.training_step.__signature__ = inspect.signature(Task.training_step)  # type: ignore[attr-defined]

@@ -98,7 +98,9 @@ def test_channels_are_last_unless_that_is_turned_off(family: type[Task], options
             handle.remove()
         cost = measure_cost(model, batch().images[1:2], repeats=1)
         with torch.inference_mode():
-            answers.append((loss.detach(), model.eval().infer(batch()), cost.flops, cost.passes_per_image))
+            answers.append(
+                (loss.detach(), model.eval().predict_batch(batch()), cost.flops, cost.passes_per_image)
+            )
     (loss, found, *cost), (other_loss, other_found, *other_cost) = answers
     torch.testing.assert_close(loss, other_loss, rtol=1e-4, atol=1e-5)
     assert cost == other_cost

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segdet.data.sample import Batch, Prediction
+from segdet.data.sample import Batch, Prediction, Target
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.boxes import (
@@ -19,7 +19,7 @@ from segdet.nn.boxes import (
     suppress,
     to_original,
 )
-from segdet.task import Stage, Task
+from segdet.task import Stage, Task, View
 from segdet.training.multi_scale import at_scale
 from segdet.util.errors import UserError
 
@@ -84,16 +84,6 @@ class Detector(Task):
         """Whether each image is looked at more than once."""
         return self.tta_flip or len(self.tta_scales) > 1
 
-    def answer(self, images: Tensor, originals: list[tuple[int, int]], *beside: Any) -> list[Prediction]:
-        size = (images.shape[2], images.shape[3])
-        return self.map_back(self._augmented(self.normalize(images), *beside), originals, size)
-
-    def seen_beside(
-        self, beside: tuple[Any, ...], size: tuple[int, int], new: tuple[int, int], mirrored: bool
-    ) -> tuple[Any, ...]:
-        """What `predict` is told beside images of ``size``, for a view of them of size ``new``."""
-        return beside
-
     @property
     def selection(self) -> Selection:
         """The family's own thresholds and limits of suppression."""
@@ -118,30 +108,28 @@ class Detector(Task):
         """Select the detections of a batch from pyramid levels, with the family's own thresholds and limits."""
         return select_from_levels(boxes, scores, levels, size, self.selection, self.candidates_per_level)
 
-    def _augmented(self, images: Tensor, *beside: Any) -> list[Prediction]:
-        """What is found in normalized images; with test-time augmentation in all views of each, without duplicates."""
+    def predict_views(self, images: Tensor, targets: list[Target]) -> list[Prediction]:
+        """Return the detections in normalized images; with test-time augmentation, merged over all views of each."""
         if not self.several_views and self.tta_scales == [1.0]:
-            found: list[Prediction] = self.predict(images, *beside)
+            found: list[Prediction] = super().predict_views(images, targets)
             return found
-        try:
-            views = [view for scale in self.tta_scales for view in self._views(images, scale, *beside)]
-        finally:
-            self.enlarged = 1.0, 1.0
+        views = [view for scale in self.tta_scales for view in self._views(images, targets, scale)]
         if not self.several_views:
             return views[0]
         return [self._merged(of_image) for of_image in zip(*views, strict=True)]
 
-    def _views(self, images: Tensor, scale: float, *beside: Any) -> Iterator[list[Prediction]]:
-        """What is found in images at a scale, and in their mirror images: in pixels of the images given."""
+    def _views(self, images: Tensor, targets: list[Target], scale: float) -> Iterator[list[Prediction]]:
+        """Yield the detections in the rescaled images and in their mirror images, in pixels of ``images``."""
         size = (images.shape[2], images.shape[3])
         images = at_scale(images, scale)
-        there = (images.shape[2], images.shape[3])
-        self.enlarged = there[0] / size[0], there[1] / size[1]
-        plain = self.predict(images, *self.seen_beside(beside, size, there, False))
-        yield [_resized(each, there, size) for each in plain]
-        if self.tta_flip:
-            mirrored = self.predict(images.flip(3), *self.seen_beside(beside, size, there, True))
-            yield [_mirrored(_resized(each, there, size), size[1]) for each in mirrored]
+        scaled = (images.shape[2], images.shape[3])
+        view = View([scaled] * len(images), (scaled[0] / size[0], scaled[1] / size[1]))
+        for mirrored in (False, True) if self.tta_flip else (False,):
+            seen = [_target_of_view(target, size, scaled, mirrored) for target in targets]
+            inputs = self.predict_inputs(seen, view)
+            found = self.predict(images.flip(3) if mirrored else images, **inputs)
+            resized = [_resized(each, scaled, size) for each in found]
+            yield [_mirrored(each, size[1]) for each in resized] if mirrored else resized
 
     def _merged(self, views: Sequence[Prediction]) -> Prediction:
         """What several views of one image found, as one."""
@@ -164,8 +152,8 @@ class Detector(Task):
     def build_scores(self) -> Scores:
         return DetectionScores(self.class_names, self.category_ids)
 
-    def map_back(
-        self, answer: list[Prediction], originals: list[tuple[int, int]], size: tuple[int, int]
+    def postprocess(
+        self, output: list[Prediction], original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
         return [
             Prediction(
@@ -173,7 +161,7 @@ class Detector(Task):
                 scores=prediction["scores"].float(),
                 labels=prediction["labels"],
             )
-            for prediction, original in zip(answer, originals, strict=True)
+            for prediction, original in zip(output, original_sizes, strict=True)
         ]
 
     def score(
@@ -185,6 +173,21 @@ class Detector(Task):
             [batch.originals[position] for position in positions],
             [batch.sources[position].image_id for position in positions],
         )
+
+
+def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, int], mirrored: bool) -> Target:
+    """Return the region proposals of a target, if there are any, for a view of its image.
+
+    Args:
+        target: In pixels of the image.
+        size: ``(height, width)`` of the image.
+        scaled: ``(height, width)`` of the view.
+        mirrored: Whether the view is mirrored.
+    """
+    if "proposals" not in target:
+        return Target()
+    boxes = to_original(target["proposals"], size, scaled)
+    return Target(proposals=mirror(boxes, scaled[1]) if mirrored else boxes)
 
 
 def _resized(found: Prediction, size: tuple[int, int], new: tuple[int, int]) -> Prediction:

@@ -19,7 +19,7 @@ from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.weights import StateDict, load_weights
-from segdet.task import Stage
+from segdet.task import Stage, View
 from segdet.util.errors import UserError
 
 _NO_OBJECT_WEIGHT = 0.1
@@ -168,10 +168,8 @@ class DETR(Detector):
             attention = attention.unflatten(-1, (rows, columns))
         return Answer(self.class_embed(answers).float(), boxes.sigmoid(), attention)
 
-    def padded_losses(
-        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
-    ) -> dict[str, Tensor]:
-        return self.losses(images, targets, sizes)
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"sizes": view.sizes}
 
     def losses(
         self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]] | None = None

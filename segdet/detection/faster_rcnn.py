@@ -79,10 +79,10 @@ class TwoStageDetector(Detector):
     multiple: int
 
     @property
-    def called(self) -> list[nn.Module]:
+    def compiled_modules(self) -> list[nn.Module]:
         """The proposal network and the second stage are called by their parts."""
         stages = (self.rpn, self.roi_heads)
-        others = [part for part in super().called if part not in stages]
+        others = [part for part in super().compiled_modules if part not in stages]
         return [*others, *(part for stage in stages for part in stage.children())]
 
     @abstractmethod

@@ -69,11 +69,11 @@ class MaskBranch(TwoStageDetector):
         logits: Tensor = heads.mask_predictor(heads.mask_head(pooled))
         return logits
 
-    def map_back(
-        self, answer: list[Prediction], originals: list[tuple[int, int]], size: tuple[int, int]
+    def postprocess(
+        self, output: list[Prediction], original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        found = super().map_back(answer, originals, size)
-        for prediction, small, original in zip(found, answer, originals, strict=True):
+        found = super().postprocess(output, original_sizes, size)
+        for prediction, small, original in zip(found, output, original_sizes, strict=True):
             masks = paste_masks_in_image(small["masks"][:, None].float(), prediction["boxes"], original)
             prediction["masks"] = (masks[:, 0] > 0.5).to(torch.uint8)
         return found

@@ -18,9 +18,8 @@ from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.metrics.base import Scores
 from segdet.metrics.region_detection import RegionScores
-from segdet.nn.boxes import mirror, to_original
 from segdet.proposals.base import Proposer
-from segdet.task import Stage
+from segdet.task import Stage, View
 from segdet.util.errors import UserError
 
 
@@ -91,21 +90,15 @@ class RegionDetector(Detector):
         self.proposer = data.proposals if isinstance(data.proposals, Proposer) else None
         self.max_proposals = data.max_proposals
 
-    def beside(self, targets: list[Target]) -> tuple[Any, ...]:
-        return ([target["proposals"] for target in targets],)
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"proposals": [target["proposals"] for target in targets]}
 
-    def seen_beside(
-        self, beside: tuple[Any, ...], size: tuple[int, int], new: tuple[int, int], mirrored: bool
-    ) -> tuple[Any, ...]:
-        boxes = [to_original(proposals, size, new) for proposals in beside[0]]
-        return ([mirror(each, new[1]) for each in boxes] if mirrored else boxes,)
-
-    def given(self, sample: Sample) -> dict[str, Any]:
+    def benchmark_inputs(self, sample: Sample) -> dict[str, Any]:
         if self.proposer is None:
             sys.stderr.write(
                 "segdet: the cost is without that of the proposals, which are read from a file\n"
             )
-            return {"proposals": [sample.target["proposals"].to(self.device)]}
+            return {"targets": [Target(proposals=sample.target["proposals"].to(self.device))]}
         source = sample.source
         original = read_image(source.path, source.original_size, source.upright)
         self.proposer(original)  # the first call loads what is compiled, which no image is to be charged with
@@ -159,22 +152,24 @@ class RegionDetector(Detector):
         scores, boxes = self.classify(images, proposals)
         return self._detections(scores, boxes, proposals, (images.shape[2], images.shape[3]))
 
-    def predict_images(
+    def predict_tensors(
         self,
         images: Tensor,
+        original_sizes: list[tuple[int, int]] | None = None,
+        targets: list[Target] | None = None,
         originals: list[np.ndarray] | None = None,
-        proposals: list[Tensor] | None = None,
     ) -> list[Prediction]:
-        """Predictions for uint8 images ``[B, 3, H, W]`` of one size, in their own pixels.
+        """Return predictions for uint8 images of one size; regions are proposed here if ``targets`` is None.
 
         Args:
-            images: The images as the network is to see them.
-            originals: See `propose`.
-            proposals: In the pixels of ``images``; found on the spot when null.
+            images: As for `Task.predict_tensors`.
+            original_sizes: As there.
+            targets: One per image, with ``proposals`` in the pixels of ``images``.
+            originals: The images to propose regions in; see `propose`.
         """
-        if proposals is None:
-            proposals = self.propose(images, originals)
-        return self.answer(images, [(images.shape[2], images.shape[3])] * len(images), proposals)
+        if targets is None:
+            targets = [Target(proposals=boxes) for boxes in self.propose(images, originals)]
+        return super().predict_tensors(images, original_sizes, targets)
 
     def _detections(
         self, scores: Tensor, boxes: Tensor, proposals: list[Tensor], size: tuple[int, int]

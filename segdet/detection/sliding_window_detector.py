@@ -25,7 +25,7 @@ from segdet.nn.dense_windows import DenseWindows
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.size_cache import SizeCache
 from segdet.nn.windows import Mode, window_features, window_grid
-from segdet.task import Stage
+from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_choice
 
 
@@ -165,21 +165,29 @@ class SlidingWindowDetector(Detector):
         self._layouts: SizeCache[Layout] = SizeCache()
 
     @property
-    def called(self) -> list[nn.Module]:
+    def compiled_modules(self) -> list[nn.Module]:
         """The network is called by its two parts in training; that of its layers over a whole level is one more."""
-        parts = [*self.network, *(part for part in super().called if part is not self.network)]
+        parts = [*self.network, *(part for part in super().compiled_modules if part is not self.network)]
         return parts if self.dense is None else [*parts, self.dense]
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         """The network, one window a pass; or the dense network, one level of the pyramid a pass."""
         if self.mode == "crops":
             return self.network
         assert self.dense is not None
         return self.dense
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        layout = self.layout(images)
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def losses(
+        self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
+    ) -> dict[str, Tensor]:
+        layout = self.layout(images, scale)
         boxes, labels = pad_targets(targets, images.device)
         matched, wanted = match_anchors(layout.boxes, boxes, labels, self.foreground, self.background)
         levels = pyramid(images, layout)
@@ -247,15 +255,15 @@ class SlidingWindowDetector(Detector):
         """The detections of one image from the boxes and scores of its windows."""
         return self.selected([boxes], [scores], size)[0]
 
-    def predict(self, images: Tensor) -> list[Prediction]:
+    def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])
-        scores, boxes = self.look(images)
+        scores, boxes = self.look(images, scale)
         with record_function("segdet::nms"):
             return [self.select(b, s, size) for b, s in zip(boxes, scores, strict=True)]
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
         """Scores and boxes of all windows, as in `classify`; level by level, each row by row."""
-        layout = self.layout(images)
+        layout = self.layout(images, scale)
         with record_function("segdet::crops"):
             levels = pyramid(images, layout)
             packed = pack(levels) if self.mode == "crops" else None
@@ -263,21 +271,24 @@ class SlidingWindowDetector(Detector):
         with record_function("segdet::classifier"):
             return self.classify(hidden, layout.boxes)
 
-    def layout(self, images: Tensor) -> Layout:
-        """The windows of images of this size: the same for all, and laid out once.
+    def layout(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> Layout:
+        """Return the windows of images of this size, computed once per size.
 
-        They are shares of the image as the data gave it: where it was enlarged since, windows remain as large as
-        they were.
+        Window sides are fractions of the loaded image; in resized images windows keep their size in pixels.
+
+        Args:
+            images: ``[B, 3, H, W]``; only the size is used.
+            scale: Their height and width divided by those of the loaded images.
         """
         size = (images.shape[2], images.shape[3])
 
         def compute() -> Layout:
-            smaller = 1 / math.sqrt(math.prod(self.enlarged))
-            scales = [scale * smaller for scale in self.scales]
+            smaller = 1 / math.sqrt(math.prod(scale))
+            scales = [each * smaller for each in self.scales]
             sizes = level_sizes(size, self.window, self.stride, scales, self.aspects)
             return lay_out(size, sizes, self.window, self.stride, images.device)
 
-        return self._layouts.get((size, self.enlarged, images.device), compute)
+        return self._layouts.get((size, scale, images.device), compute)
 
     def _of_levels(self, levels: list[Tensor]) -> Tensor:
         """The network's answers ``[B, A, units]`` for all windows, one pass a level."""

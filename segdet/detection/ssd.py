@@ -22,7 +22,7 @@ from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.size_cache import SizeCache
 from segdet.nn.upsampling import enlarged
 from segdet.nn.weights import load_state
-from segdet.task import Stage
+from segdet.task import Stage, View
 from segdet.util.errors import UserError
 
 
@@ -98,16 +98,33 @@ class DefaultBoxDetector(Detector):
             fitted[key] = own[key] if rows is None else rows
         load_state(network, fitted, source, type(self).__name__)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``."""
-        return self._answer(images, self._maps(images))
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
 
-    def _answer(self, images: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def forward(
+        self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``.
+
+        Args:
+            images: Normalized.
+            scale: Their height and width divided by those of the loaded images.
+        """
+        return self._heads(images, self._maps(images), scale)
+
+    def _heads(
+        self, images: Tensor, maps: list[Tensor], scale: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[Tensor, Tensor, Tensor]:
         out = self.head(maps)
-        return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps)
+        return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps, scale)
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        logits, offsets, anchors = self(images)
+    def losses(
+        self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
+    ) -> dict[str, Tensor]:
+        logits, offsets, anchors = self(images, scale)
         boxes, labels = pad_targets(targets, images.device)
         matched, wanted = match_anchors(anchors, boxes, labels, foreground=0.5, background=0.5)
         positive = wanted > 0
@@ -127,9 +144,9 @@ class DefaultBoxDetector(Detector):
             "box": torch.where(positive, box, 0.0).sum() / count,
         }
 
-    def predict(self, images: Tensor) -> list[Prediction]:
+    def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
         with record_function("segdet::network"):
-            logits, offsets, anchors = self(images)
+            logits, offsets, anchors = self(images, scale)
         return self._detections(logits, offsets, anchors, (images.shape[2], images.shape[3]))
 
     def _detections(
@@ -140,7 +157,7 @@ class DefaultBoxDetector(Detector):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)
-        logits, offsets, anchors = self._answer(image, maps)
+        logits, offsets, anchors = self._heads(image, maps)
         scores = logits[0].softmax(-1)[:, 1:].amax(-1)
         per_map = [
             features.shape[-2] * features.shape[-1] * boxes
@@ -164,11 +181,11 @@ class DefaultBoxDetector(Detector):
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 
-    def _anchors(self, images: Tensor, maps: list[Tensor]) -> Tensor:
-        """The default boxes of the batch's size, ``[A, 4]``: the same for all its images, and computed once.
+    def _anchors(self, images: Tensor, maps: list[Tensor], scale: tuple[float, float]) -> Tensor:
+        """Return the default boxes ``[A, 4]`` of images of this size, computed once per size.
 
-        They are shares of the images as the data gave them. Where these were enlarged since, boxes stay as large as
-        they were: what a box of a map sees is a number of pixels, too.
+        Their sides are fractions of the loaded images. In resized images they keep their size in pixels, because the
+        receptive field of a map's cell is a number of pixels too.
         """
         size = (images.shape[2], images.shape[3])
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
@@ -177,13 +194,13 @@ class DefaultBoxDetector(Detector):
             # In float32 whatever the maps are in: bfloat16 would move the boxes by most of a pixel.
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
             boxes: Tensor = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
-            if self.enlarged == (1.0, 1.0):
+            if scale == (1.0, 1.0):
                 return boxes
             centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-            half = sides / sides.new_tensor([2 * self.enlarged[1], 2 * self.enlarged[0]])
+            half = sides / sides.new_tensor([2 * scale[1], 2 * scale[0]])
             return torch.cat([centres - half, centres + half], 1)
 
-        return self._computed.get((size, grids, images.device, self.enlarged), compute)
+        return self._computed.get((size, grids, images.device, scale), compute)
 
 
 class SSD(DefaultBoxDetector):

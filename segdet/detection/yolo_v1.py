@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
-from segdet.task import Stage
+from segdet.task import Stage, View
 from segdet.util.errors import UserError
 
 _SLOPE = 0.1
@@ -24,6 +25,35 @@ _SLOPE = 0.1
 
 _ROUNDING = 1e-6
 """The share of a cell that is no cell."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of an image.
+
+    Attributes:
+        height: The image's height in cells; with a fraction where the last row reaches beyond the image.
+        width: Its width in cells, likewise.
+    """
+
+    height: float
+    width: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        # A rounding error beyond a whole number of cells does not add a cell.
+        return math.ceil(self.height - _ROUNDING), math.ceil(self.width - _ROUNDING)
+
+    def sides(self, like: Tensor) -> Tensor:
+        """Return width and height in cells, ``[2]``, with the type and device of ``like``."""
+        return like.new_tensor([self.width, self.height])
+
+    def corners(self, like: Tensor) -> Tensor:
+        """Return the column and row of each cell, ``[S * S, 2]``, with the type and device of ``like``."""
+        rows, columns = self.shape
+        cell = torch.arange(rows * columns, device=like.device)
+        return torch.stack([cell % columns, cell // columns], -1).to(like.dtype)
 
 
 class YOLOv1(Detector):
@@ -143,21 +173,26 @@ class YOLOv1(Detector):
         nn.init.normal_(last.weight, std=0.01)
         last.bias.data.copy_(begin.repeat_interleave(len(last.bias) // outputs))
 
-    @property
-    def cells(self) -> tuple[int, int]:
-        """The rows and columns of cells in the images at hand: S of each, unless they were resized (see above)."""
-        height, width = self._sides
-        # What rounding makes of a whole number of cells is no cell more.
-        return math.ceil(height - _ROUNDING), math.ceil(width - _ROUNDING)
+    def cells(self, scale: tuple[float, float] = (1.0, 1.0)) -> Grid:
+        """Return the grid of images that were resized by ``scale``: S x S cells if they were not, or if there are
+        fully connected layers."""
+        height, width = (1.0, 1.0) if self.fully_connected else scale
+        return Grid(self.grid * height, self.grid * width)
 
-    @property
-    def _sides(self) -> tuple[float, float]:
-        """Height and width of the images at hand in cells. The last ones may reach beyond the image."""
-        height, width = (1.0, 1.0) if self.fully_connected else self.enlarged
-        return self.grid * height, self.grid * width
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to what S * S cells say, row by row.
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def forward(
+        self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images ``[B, 3, H, W]`` to the outputs of S * S cells, row by row.
+
+        Args:
+            images: Normalized.
+            scale: Their height and width divided by those of the loaded images.
 
         Returns:
             Boxes ``[B, S * S, boxes, 4]``: the centre's place in its cell, 0..1 from its left and upper edge, and the
@@ -166,31 +201,35 @@ class YOLOv1(Detector):
         """
         features = self.neck(_last(self.backbone(images)))
         size = (images.shape[2], images.shape[3])
-        pitches = [side / whole for side, whole in zip(size, self._sides, strict=True)]
-        if features.shape[-2:] != self.cells or any(abs(p - self.pitch) > _ROUNDING * p for p in pitches):
-            features = self._averaged(features, pitches)
+        cells = self.cells(scale)
+        pitches = [size[0] / cells.height, size[1] / cells.width]
+        if features.shape[-2:] != cells.shape or any(abs(p - self.pitch) > _ROUNDING * p for p in pitches):
+            features = self._averaged(features, cells, pitches)
         # [B, outputs, S, S] to [B, S * S, outputs]
         answer = self.head(features).float().flatten(2).transpose(1, 2)
         boxes = answer[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
         return boxes[..., :4], boxes[..., 4], answer[..., 5 * self.boxes :]
 
-    def _averaged(self, features: Tensor, pitches: list[float]) -> Tensor:
+    def _averaged(self, features: Tensor, cells: Grid, pitches: list[float]) -> Tensor:
         """The map ``[B, C, h, w]``, averaged over each cell of so many pixels' height and width."""
         rows, columns = (
-            _shares(cells, pitch / self.pitch, there).to(features)
-            for cells, pitch, there in zip(self.cells, pitches, features.shape[-2:], strict=True)
+            _shares(number, pitch / self.pitch, there).to(features)
+            for number, pitch, there in zip(cells.shape, pitches, features.shape[-2:], strict=True)
         )
         return rows @ features @ columns.T
 
-    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """The five sums of equation 3, each divided by the number of images."""
-        found, confidence, classes = self(images)
+    def losses(
+        self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
+    ) -> dict[str, Tensor]:
+        """Return the five sums of equation 3, each divided by the number of images."""
+        found, confidence, classes = self(images, scale)
+        cells = self.cells(scale)
         size = (images.shape[2], images.shape[3])
         boxes, labels = pad_targets(targets, images.device)
-        has_object, wanted, wanted_labels = self._cells(boxes, labels, size)
+        has_object, wanted, wanted_labels = self._assign(boxes, labels, size, cells)
         with torch.no_grad():
-            goal = self._encode(wanted)[:, :, None]
-            decoded = self._decode(found)
+            goal = self._encode(wanted, cells)[:, :, None]
+            decoded = self._decode(found, cells)
             iou = pairwise_iou(decoded, wanted[:, :, None]).squeeze(-1)
             distance = (found - goal).square().sum(-1)
             nearness = torch.where(iou.amax(-1, keepdim=True) > 0, iou, -distance)
@@ -211,18 +250,20 @@ class YOLOv1(Detector):
             "class": torch.where(has_object, misnamed, 0.0).sum() / images_count,
         }
 
-    def predict(self, images: Tensor) -> list[Prediction]:
+    def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
         with record_function("segdet::network"):
-            found, confidence, classes = self(images)
-        return self._detections(found, confidence, classes, (images.shape[2], images.shape[3]))
+            found, confidence, classes = self(images, scale)
+        size = (images.shape[2], images.shape[3])
+        return self._detections(found, confidence, classes, size, self.cells(scale))
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         size = (image.shape[2], image.shape[3])
         found, confidence, classes = self(image)
         sure = confidence[0].clamp(0, 1)
-        rows, columns = self.cells
-        grid = self._grid(image.float())
-        corner = self._corners(grid) / grid
+        cells = self.cells()
+        rows, columns = cells.shape
+        grid = cells.sides(image.float())
+        corner = cells.corners(grid) / grid
         pixels = image.new_tensor([size[1], size[0]] * 2, dtype=torch.float32)
         yield Stage(
             f"grid cells {columns}x{rows}",
@@ -241,35 +282,38 @@ class YOLOv1(Detector):
         )
         yield Stage(
             "boxes",
-            boxes=(self._decode(found)[0] * pixels).flatten(0, 1),
+            boxes=(self._decode(found, cells)[0] * pixels).flatten(0, 1),
             scores=sure.flatten(),
             about=f"All {rows * columns * self.boxes} boxes with their confidence, unsuppressed.",
         )
-        final = self._detections(found, confidence, classes, size)[0]
+        final = self._detections(found, confidence, classes, size, cells)[0]
         yield detections_stage(final)
 
     def _detections(
-        self, found: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int]
+        self, found: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int], cells: Grid
     ) -> list[Prediction]:
         with record_function("segdet::nms"):
-            boxes = (self._decode(found) * found.new_tensor([size[1], size[0]] * 2)).flatten(1, 2)
+            boxes = (self._decode(found, cells) * found.new_tensor([size[1], size[0]] * 2)).flatten(1, 2)
             # Linear outputs may leave 0..1; two that are below it must not make a sure detection (equation 1).
             scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)
             return self.selected(boxes, scores, size)
 
-    def _cells(self, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _assign(
+        self, boxes: Tensor, labels: Tensor, size: tuple[int, int], grid: Grid
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The object of each cell: whether there is one ``[B, S * S]``, its box as a share of the image, its label.
 
         Args:
             boxes: ``[B, G, 4]`` in pixels, from `pad_targets`.
             labels: ``[B, G]``.
-            size: Of the images.
+            size: ``(height, width)`` of the images.
+            grid: Their cells.
         """
         batch, most = labels.shape
-        rows, columns = self.cells
+        rows, columns = grid.shape
         cells = rows * columns
         boxes = boxes / boxes.new_tensor([size[1], size[0]] * 2)
-        column, row = ((boxes[..., :2] + boxes[..., 2:]) / 2 * self._grid(boxes)).long().unbind(-1)
+        column, row = ((boxes[..., :2] + boxes[..., 2:]) / 2 * grid.sides(boxes)).long().unbind(-1)
         column, row = column.clamp(0, columns - 1), row.clamp(0, rows - 1)
         # What is absent goes to one cell too many, which is cut off.
         cell = torch.where(labels > 0, row * columns + column, cells)
@@ -280,31 +324,20 @@ class YOLOv1(Detector):
         first = first.clamp(max=most - 1)
         return has_object, boxes.gather(1, first[..., None].expand(-1, -1, 4)), labels.gather(1, first)
 
-    def _encode(self, boxes: Tensor) -> Tensor:
+    def _encode(self, boxes: Tensor, cells: Grid) -> Tensor:
         """Boxes ``[B, S * S, 4]`` xyxy, shares of the image, one a cell, as that cell is to say them."""
-        grid = self._grid(boxes)
-        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid - self._corners(boxes)
+        grid = cells.sides(boxes)
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid - cells.corners(boxes)
         sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0) * (grid / self.grid)
         return torch.cat([centre, sides.sqrt()], -1)
 
-    def _decode(self, found: Tensor) -> Tensor:
+    def _decode(self, found: Tensor, cells: Grid) -> Tensor:
         """What cells say of boxes, ``[B, S * S, boxes, 4]``, as boxes xyxy, shares of the image."""
-        grid = self._grid(found)
-        centre = (found[..., :2] + self._corners(found)[:, None]) / grid
+        grid = cells.sides(found)
+        centre = (found[..., :2] + cells.corners(found)[:, None]) / grid
         # A root below zero stands for no size at all.
         half = found[..., 2:].clamp(min=0).square() / (2 * grid / self.grid)
         return torch.cat([centre - half, centre + half], -1)
-
-    def _grid(self, like: Tensor) -> Tensor:
-        """Width and height of the images at hand in cells, ``[2]``."""
-        height, width = self._sides
-        return like.new_tensor([width, height])
-
-    def _corners(self, like: Tensor) -> Tensor:
-        """The column and row of each cell, ``[S * S, 2]``."""
-        rows, columns = self.cells
-        cell = torch.arange(rows * columns, device=like.device)
-        return torch.stack([cell % columns, cell // columns], -1).to(like.dtype)
 
 
 def _paper_backbone(

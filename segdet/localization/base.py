@@ -29,10 +29,10 @@ class Localizer(Task):
     def build_scores(self) -> Scores:
         return LocalizationScores(self.class_names)
 
-    def map_back(
-        self, answer: tuple[Tensor, Tensor], originals: list[tuple[int, int]], size: tuple[int, int]
+    def postprocess(
+        self, output: tuple[Tensor, Tensor], original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        logits, boxes = answer
+        logits, boxes = output
         scores, best = logits.float().softmax(1).topk(min(self.guesses, logits.shape[1]), dim=1)
         if boxes.ndim == 2:
             boxes = boxes[:, None].expand(-1, best.shape[1], -1)
@@ -40,7 +40,7 @@ class Localizer(Task):
             boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
         return [
             Prediction(boxes=to_original(own.float(), size, original), scores=s, labels=k)
-            for own, s, k, original in zip(boxes, scores, best + 1, originals, strict=True)
+            for own, s, k, original in zip(boxes, scores, best + 1, original_sizes, strict=True)
         ]
 
     def score(

@@ -1,6 +1,6 @@
 """What one image costs a model: parameters, FLOPs, milliseconds, network passes and memory.
 
-All of it is measured on ``predict_images``, the way from the decoded image to the finished prediction
+All of it is measured on ``predict_tensors``, the way from the decoded image to the finished prediction
 (normalization, network, decoding of boxes, NMS or upsampling), because that is what a user waits for;
 reading and decoding the file is the same for every model and left out.
 """
@@ -31,10 +31,10 @@ class Predictor(Protocol):
     """What `measure_cost` needs of a model, beside its being a ``torch.nn.Module``."""
 
     @property
-    def counted(self) -> "nn.Module":
+    def pass_module(self) -> "nn.Module":
         """The module of which one forward of one sample is one network pass."""
 
-    def predict_images(self, images: "Tensor") -> Any:
+    def predict_tensors(self, images: "Tensor") -> Any:
         """The predictions of uint8 images ``[B, 3, H, W]``."""
 
 
@@ -43,7 +43,7 @@ def measure_cost(
     images: "Tensor",
     repeats: int = 30,
     seconds: float = 3.0,
-    given: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Cost:
     """Measures what predicting one image costs ``model``, on the device and in the precision it is in.
 
@@ -54,7 +54,7 @@ def measure_cost(
       them: a multiply-add is two. Elementwise work, pooling, NMS and upsampling count nothing.
     - ``ms_per_image``: the median of up to ``repeats`` predictions after one that warms up, each awaited
       to its end on a GPU. A prediction slower than ``seconds`` is timed once.
-    - ``passes_per_image``: how many samples entered ``model.counted`` for this one image: the sum of the
+    - ``passes_per_image``: how many samples entered ``model.pass_module`` for this one image: the sum of the
       batch sizes of its forwards.
     - ``peak_memory_mb``: in MiB, the most that the process has held so far: on a GPU what torch has
       allocated there since the last reset, else the process's resident memory. Called after training,
@@ -64,12 +64,12 @@ def measure_cost(
       predictions of its own, for on a GPU each range is awaited to its end, which costs the whole some of its time.
 
     Args:
-        model: A module with ``predict_images`` and ``counted``.
+        model: A module with ``predict_tensors`` and ``counted``.
         images: uint8 ``[1, 3, H, W]``, on the model's device; a real image, since the number of boxes
             that reach NMS depends on it.
         repeats: Most predictions to time.
         seconds: Most time to spend on timing.
-        given: Further arguments of ``predict_images``: what the model looks at beside the image.
+        inputs: Additional keyword arguments of ``predict_tensors``.
 
     Raises:
         ValueError: If ``images`` is not one uint8 RGB image.
@@ -80,7 +80,7 @@ def measure_cost(
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
     assert isinstance(model, torch.nn.Module)
-    predict: Callable[[Tensor], Any] = functools.partial(model.predict_images, **(given or {}))
+    predict: Callable[[Tensor], Any] = functools.partial(model.predict_tensors, **(inputs or {}))
     with _evaluating(model):
         with torch.inference_mode():
             with _timing_stages(images) as marked:
@@ -95,7 +95,7 @@ def measure_cost(
         # What torch.compile has made of the model hides its operations and its modules.
         compiled = any(module._compiled_call_impl is not None for module in model.modules())
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with eager, torch.no_grad(), _counting(model.counted) as entered, counter:
+        with eager, torch.no_grad(), _counting(model.pass_module) as entered, counter:
             predict(images)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -582,8 +582,8 @@ def _cost(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Cost | None:
         # Counting operations looks at single ones, which inference mode hides.
         with torch.inference_mode(False), trainer.precision_plugin.forward_context():
             sample = data.dataset("test")[0]
-            given = pl_module.given(sample) if isinstance(pl_module, Task) else {}
-            return measure_cost(pl_module, sample.image[None].to(pl_module.device), given=given)  # type: ignore[arg-type]
+            inputs = pl_module.benchmark_inputs(sample) if isinstance(pl_module, Task) else {}
+            return measure_cost(pl_module, sample.image[None].to(pl_module.device), inputs=inputs)  # type: ignore[arg-type]
     except UserError:
         raise
     except Exception as error:

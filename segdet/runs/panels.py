@@ -95,7 +95,7 @@ class ImagePanels(pl.Callback):
         with trainer.precision_plugin.forward_context():
             for sample in samples:
                 batch: Batch = collate([sample]).to(pl_module.device)
-                prediction: Prediction = pl_module.infer(batch)[0]  # type: ignore[operator]
+                prediction: Prediction = pl_module.predict_batch(batch)[0]  # type: ignore[operator]
                 prediction = {key: value.cpu() for key, value in prediction.items()}  # type: ignore[assignment,attr-defined]
                 kept.append(self._visible(prediction) if pl_module.task == "detection" else prediction)
         pl_module.train(training)

@@ -203,27 +203,33 @@ class Segmenter(Task):
 
     # From images to masks.
 
-    def answer(self, images: Tensor, originals: list[tuple[int, int]], *beside: Any) -> list[Prediction]:
+    def predict_tensors(
+        self,
+        images: Tensor,
+        original_sizes: list[tuple[int, int]] | None = None,
+        targets: list[Target] | None = None,
+    ) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])
         if self.tile is None or (size[0] <= self.tile[0] and size[1] <= self.tile[1]):
-            return self.map_back(self._augmented(self.normalize(images)), originals, size)
+            return super().predict_tensors(images, original_sizes, targets)
         masks = [
             classes_of_rows(
-                stitched_rows(self._of_tile, image[None], self.tile, self.tile_overlap), size, original
+                stitched_rows(self._predict_tile, image[None], self.tile, self.tile_overlap), size, original
             )
-            for image, original in zip(images, originals, strict=True)
+            for image, original in zip(images, original_sizes or [size] * len(images), strict=True)
         ]
         return [Prediction(mask=mask.to(images.device)) for mask in masks]
 
-    def _of_tile(self, images: Tensor) -> Tensor:
-        """Logits or probabilities ``[1, C, H, W]`` of a uint8 tile."""
-        scores = self._augmented(self.normalize(images)).float()
+    def _predict_tile(self, images: Tensor) -> Tensor:
+        """Return logits or probabilities ``[1, C, H, W]`` of a uint8 tile."""
+        scores = self.predict_views(self.normalize(images), [Target()]).float()
         return _resized(scores, (images.shape[2], images.shape[3]))
 
-    def _augmented(self, images: Tensor) -> Tensor:
-        """The logits of normalized images; with test-time augmentation the mean softmax probabilities of all views."""
+    def predict_views(self, images: Tensor, targets: list[Target]) -> Tensor:
+        """Return logits of normalized images, or with test-time augmentation the mean softmax probabilities."""
         if not self.tta_flip and self.tta_scales == [1.0]:
-            return self.predict(images)
+            logits: Tensor = super().predict_views(images, targets)
+            return logits
         size = (images.shape[2], images.shape[3])
         total: Tensor | None = None
         for scale in self.tta_scales:
@@ -237,15 +243,15 @@ class Segmenter(Task):
         assert total is not None
         return total / (len(self.tta_scales) * (1 + self.tta_flip))
 
-    def map_back(
-        self, answer: Tensor, originals: list[tuple[int, int]], size: tuple[int, int]
+    def postprocess(
+        self, output: Tensor, original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        logits = answer.float()
-        if len(set(originals)) == 1:
-            return [Prediction(mask=mask) for mask in classes_of(_resized(logits, originals[0]))]
+        logits = output.float()
+        if len(set(original_sizes)) == 1:
+            return [Prediction(mask=mask) for mask in classes_of(_resized(logits, original_sizes[0]))]
         return [
             Prediction(mask=classes_of(_resized(one[None], original))[0])
-            for one, original in zip(logits, originals, strict=True)
+            for one, original in zip(logits, original_sizes, strict=True)
         ]
 
     # How masks are scored.

@@ -91,7 +91,7 @@ class DeconvNet(Segmenter):
             start_from(self, self.encoder, weights)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class VGG16FCN(Segmenter):
             start_from(self, self.encoder, weights)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:

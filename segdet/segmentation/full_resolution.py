@@ -70,7 +70,7 @@ class FullResolutionFCN(Segmenter):
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, len(class_names), 1))
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.convolutions
 
     def forward(self, images: Tensor) -> Tensor:

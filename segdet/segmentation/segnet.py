@@ -71,7 +71,7 @@ class SegNet(Segmenter):
             start_from(self, self.encoder, weights)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class SegNetBasic(Segmenter):
         he_initialized(self)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:

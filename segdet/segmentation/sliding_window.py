@@ -87,12 +87,12 @@ class SlidingWindow(Segmenter):
         self.__dict__["dense"] = DenseWindows(self.classifier, window, stride)
 
     @property
-    def called(self) -> list[nn.Module]:
+    def compiled_modules(self) -> list[nn.Module]:
         """The classifier, and the network of its layers that goes over a whole image."""
-        return [*super().called, self.dense]
+        return [*super().compiled_modules, self.dense]
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         """The classifier, one window a pass; or the dense network, one image a pass."""
         return self.classifier if self.mode == "crops" else self.dense
 

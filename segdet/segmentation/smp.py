@@ -111,7 +111,7 @@ class SMP(Segmenter):
             load_weights(self.network.encoder, encoder_weights, f"encoder {encoder}")
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         """The encoder."""
         return self.network.encoder  # type: ignore[return-value]
 

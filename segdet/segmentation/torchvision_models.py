@@ -65,12 +65,12 @@ class TorchvisionSegmenter(Segmenter):
         self.network = self._network(backbone, weights, weights_backbone)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         """The backbone."""
         return self.network.backbone
 
     @property
-    def called(self) -> list[nn.Module]:
+    def compiled_modules(self) -> list[nn.Module]:
         """The network's parts: in prediction the auxiliary one is left out."""
         return list(self.network.children())
 

@@ -213,7 +213,7 @@ class OriginalUNet(Segmenter):
         self.apply(_he)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         """One forward of one tile is a network pass."""
         return self
 

@@ -80,7 +80,7 @@ class UpsamplingFCN(Segmenter):
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels[0], len(class_names), 1))
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.between
 
     def forward(self, images: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def map_50() -> Score:
     def score(model: Detector, images: Tensor, targets: list[Target]) -> float:
         model.eval()
         with torch.inference_mode():
-            found = model.predict_images(images)
+            found = model.predict_tensors(images)
         scores = model.build_scores()
         scores.update(found, targets, list(range(len(images))))  # type: ignore[operator]
         return float(scores.compute()["map_50"])

@@ -10,6 +10,7 @@ from region_scenes import map_50, scenes, train
 from torchvision.ops import box_iou
 
 from segdet.cli.main import main
+from segdet.data.sample import Target
 from segdet.detection.fast_rcnn import FastRCNN
 from segdet.detection.rcnn import RCNN
 from segdet.nn.roi import SampledRoIs
@@ -147,7 +148,10 @@ def test_an_image_without_proposals_has_no_detections() -> None:
         none, some = (
             small(score_threshold=0.0)
             .eval()
-            .predict_images(pictures, proposals=[torch.zeros(0, 4), targets[1]["proposals"]])
+            .predict_tensors(
+                pictures,
+                targets=[Target(proposals=torch.zeros(0, 4)), Target(proposals=targets[1]["proposals"])],
+            )
         )
     assert none["boxes"].shape == (0, 4) and len(some["boxes"]) > 0
 

@@ -99,7 +99,7 @@ def test_masks_are_torchvisions() -> None:
     images = torch.randn(2, 3, *SIZE)
     with torch.inference_mode():
         expected = theirs.eval()(list(images))
-        found = ours.eval().map_back(ours.predict(images), [SIZE] * 2, SIZE)
+        found = ours.eval().postprocess(ours.predict(images), [SIZE] * 2, SIZE)
     for mine, other in zip(found, expected, strict=True):
         assert len(other["labels"]) > 5
         assert torch.equal(mine["labels"], other["labels"])
@@ -112,7 +112,7 @@ def test_masks_are_found_in_the_original_image() -> None:
     ours, _ = _twins()
     with torch.inference_mode():
         answer = ours.eval().predict(torch.randn(1, 3, *SIZE))
-        (found,) = ours.map_back(answer, [(100, 80)], SIZE)
+        (found,) = ours.postprocess(answer, [(100, 80)], SIZE)
     assert found["masks"].shape == (len(found["labels"]), 100, 80)
     for mask, (x0, y0, x1, y1) in zip(found["masks"], found["boxes"].tolist(), strict=True):
         y, x = mask.nonzero(as_tuple=True)
@@ -145,7 +145,7 @@ def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(
     with torch.inference_mode():
         (expected,) = theirs([image])
         grid, _ = theirs.transform([image])
-        (found,) = ours.map_back(ours.predict(grid.tensors[:, :, :64, :72]), [(64, 72)], (64, 72))
+        (found,) = ours.postprocess(ours.predict(grid.tensors[:, :, :64, :72]), [(64, 72)], (64, 72))
     assert len(expected["labels"]) == 30
     assert torch.equal(found["labels"], expected["labels"])
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
@@ -198,7 +198,7 @@ def _overfit(steps: int, change: Callable[[MaskRCNN], None] = lambda model: None
         schedule.step()
     model.eval()
     with torch.inference_mode():
-        found = model.predict_images(images)
+        found = model.predict_tensors(images)
     scores = model.build_scores()
     scores.update(found, targets, list(range(len(images))))  # type: ignore[operator]
     return {name: float(value) for name, value in scores.compute().items()}

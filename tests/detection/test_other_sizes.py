@@ -17,6 +17,7 @@ from segdet.detection.retinanet import RetinaNet
 from segdet.detection.ssd import SSD
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.detection.yolox import YOLOX
+from segdet.task import View
 
 VGG: dict[str, Any] = {
     "backbone": "small_vgg", "backbone_options": {"channels": [16, 24, 32, 48]}, "strides": [8, 16], "width": 32,
@@ -79,12 +80,11 @@ def test_finds_as_well_at_other_sizes(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     for step in range(steps):
         seen, wanted = given[step % len(SIZES)]
-        model.enlarged = seen.shape[2] / 64, seen.shape[3] / 96  # as training at several scales has it
+        view = View([(64, 96)] * len(seen), (seen.shape[2] / 64, seen.shape[3] / 96))
         optimizer.zero_grad()
-        sum(model.losses(model.normalize(seen), wanted).values()).backward()  # type: ignore[union-attr]
+        sum(model.losses(model.normalize(seen), wanted, **model.loss_inputs(view)).values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         schedule.step()
-    model.enlarged = 1.0, 1.0
     found: dict[Any, float] = {}
     if family is not YOLOv1:  # its cells are shares of the images as the data gives them, all of one size
         found[67, 102] = map_50(model, *resized(images, targets, (67, 102)))

@@ -22,6 +22,7 @@ from region_scenes import map_50, scenes, train
 from segdet.cli.main import main
 from segdet.data.formats.detect import open_readers
 from segdet.data.result_cache import file_sizes
+from segdet.data.sample import Target
 from segdet.detection import rcnn
 from segdet.detection.rcnn import RCNN
 from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, bytes_of
@@ -142,7 +143,7 @@ def test_softmax_without_regression_needs_no_further_stage() -> None:
 def test_an_unfinished_network_says_so(options: dict[str, str], said: str) -> None:
     pictures, targets = scenes(images=1)
     with pytest.raises(UserError, match=said):
-        small(**options).eval().predict_images(pictures, proposals=[targets[0]["proposals"]])
+        small(**options).eval().predict_tensors(pictures, targets=[Target(proposals=targets[0]["proposals"])])
 
 
 def test_fine_tuning_draws_32_and_96_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +211,8 @@ def test_an_image_costs_a_pass_a_proposal(model: RCNN) -> None:
     pictures, targets = scenes(images=1)
     model.proposer, model.max_proposals = UniformWindows(), 40
     assert measure_cost(model, pictures, repeats=1).passes_per_image == 40
-    known = {"proposals": [targets[0]["proposals"][:7]]}
-    assert measure_cost(model, pictures, repeats=1, given=known).passes_per_image == 7
+    known = {"targets": [Target(proposals=targets[0]["proposals"][:7])]}
+    assert measure_cost(model, pictures, repeats=1, inputs=known).passes_per_image == 7
 
 
 def test_too_much_context_is_one_line() -> None:

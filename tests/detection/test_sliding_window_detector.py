@@ -101,7 +101,7 @@ def _map_50(model: Detector) -> float:
     images, targets = _scenes()
     scores = model.build_scores()
     with torch.inference_mode():
-        found = model.predict_images(images)
+        found = model.predict_tensors(images)
     scores.update(found, targets, list(range(len(targets))))  # type: ignore[operator]
     return float(scores.compute()["map_50"])  # type: ignore[operator]
 
@@ -115,7 +115,7 @@ def test_the_sliding_window_overfits_a_few_images_and_not_with_a_broken_part(
     assert _map_50(model) >= 0.95
     # Windows of two levels mixed up.
     monkeypatch.setattr(
-        model, "layout", lambda images: _shuffled(SlidingWindowDetector.layout(model, images))
+        model, "layout", lambda *given: _shuffled(SlidingWindowDetector.layout(model, *given))
     )
     assert _map_50(model) < 0.95
     monkeypatch.undo()
@@ -243,8 +243,7 @@ def test_an_enlarged_image_is_seen_through_windows_of_the_same_pixels() -> None:
     """Views of other scales show other windows: smaller shares of a larger image."""
     model = _model()
     one = model.layout(torch.zeros(1, 3, 80, 120))
-    model.enlarged = 1.5, 1.5
-    other = model.layout(torch.zeros(1, 3, 120, 180))
+    other = model.layout(torch.zeros(1, 3, 120, 180), (1.5, 1.5))
     assert len(other.boxes) > 1.5 * len(one.boxes)
     widest = [float((each.boxes[:, 2] - each.boxes[:, 0]).max()) for each in (one, other)]
     assert widest[1] == pytest.approx(widest[0], rel=0.15)
@@ -370,7 +369,7 @@ def test_any_backbone_classifies_crops() -> None:
     loss.backward()
     assert model.network[0][0].body.body.conv1[0].weight.grad.abs().sum() > 0
     with torch.inference_mode():
-        model.eval().predict_images(images)
+        model.eval().predict_tensors(images)
     with pytest.raises(UserError, match=r"model\.mode dense: backbone test_resnet pads each window"):
         _model(**options, mode="dense")
 
@@ -393,7 +392,7 @@ def test_passes_are_windows_in_crops_and_levels_in_dense() -> None:
 def test_the_steps_of_a_prediction_are_marked(mode: Any) -> None:
     model = _lively(_model(mode=mode))
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiled:
-        model.predict_images(_scenes(1)[0])
+        model.predict_tensors(_scenes(1)[0])
     marked = {event.name for event in profiled.events() if event.name.startswith("segdet::")}  # type: ignore[union-attr]
     assert marked == {"segdet::crops", "segdet::network", "segdet::classifier", "segdet::nms"}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
-from segdet.data.sample import Prediction
+from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.detr import DETR, Answer
 from segdet.detection.faster_rcnn import FasterRCNN
@@ -70,8 +70,8 @@ def scene() -> Tensor:
 @pytest.mark.parametrize("options", [{"tta_flip": True}, {"tta_flip": True, "tta_scales": [1.0, 2.0, 0.5]}])
 def test_views_of_what_is_equivariant_change_nothing(options: dict[str, Any]) -> None:
     model = Bright(**options)
-    plain = Bright().predict_images(scene())
-    for found, expected in zip(model.predict_images(scene()), plain, strict=True):
+    plain = Bright().predict_tensors(scene())
+    for found, expected in zip(model.predict_tensors(scene()), plain, strict=True):
         for key in ("boxes", "scores", "labels"):
             assert torch.equal(found[key], expected[key])  # type: ignore[literal-required]
     scales = options.get("tta_scales", [1.0])
@@ -94,7 +94,7 @@ class Twice(Bright):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_a_single_view_is_not_suppressed_once_more(scale: float) -> None:
-    first, second = Twice(tta_scales=[scale]).predict_images(scene())
+    first, second = Twice(tta_scales=[scale]).predict_tensors(scene())
     assert len(first["boxes"]) == 4 and len(second["boxes"]) == 2
 
 
@@ -106,7 +106,7 @@ def test_views_are_put_together_by_the_familys_own_threshold(
 ) -> None:
     model = Twice(tta_scales=[1.0, 2.0], tta_nms_threshold=given)
     model.nms_threshold = own
-    assert len(model.predict_images(scene())[0]["boxes"]) == left
+    assert len(model.predict_tensors(scene())[0]["boxes"]) == left
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_proposals_are_seen_in_every_view() -> None:
 
     def found(**options: Any) -> list[Prediction]:
         model = RedProposals(["red", "green"], mean=(0, 0, 0), std=(1, 1, 1), **options)
-        return model.predict_images(scene(), proposals=proposals)
+        return model.predict_tensors(scene(), targets=[Target(proposals=each) for each in proposals])
 
     plain = found()
     assert [len(each["boxes"]) for each in plain] == [2, 1]
@@ -164,21 +164,21 @@ def test_each_view_adds_what_it_alone_finds(monkeypatch: pytest.MonkeyPatch) -> 
         return predict(seen)
 
     monkeypatch.setattr(model, "predict", left)
-    first, second = model.predict_images(scene())
+    first, second = model.predict_tensors(scene())
     assert first["labels"].tolist() == [1, 2] and second["labels"].tolist() == [1]
     assert first["boxes"][0].tolist() == [4, 8, 24, 20]
     assert second["boxes"].tolist() == [[40, 0, 60, 12]]
     model.detections_per_image = 1
-    assert len(model.predict_images(scene())[0]["boxes"]) == 1
+    assert len(model.predict_tensors(scene())[0]["boxes"]) == 1
 
 
 def test_masks_of_boxes_are_mirrored_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scene()
     images[:, 2] = 255
     model = Bright(tta_flip=True)
-    model.map_back = lambda answer, *_: answer  # type: ignore[method-assign,assignment]
+    model.postprocess = lambda answer, *_: answer  # type: ignore[method-assign,assignment]
     monkeypatch.setattr(model, "_merged", lambda views: views[1])
-    assert model.predict_images(images)[0]["masks"][0].tolist() == [[0, 1], [0, 1]]
+    assert model.predict_tensors(images)[0]["masks"][0].tolist() == [[0, 1], [0, 1]]
 
 
 def test_scales_are_numbers_above_zero() -> None:
@@ -234,7 +234,7 @@ def test_every_family_suppresses_across_classes(family: type[Detector], options:
             said = Answer(torch.randn(1, 1, 50, 4), torch.rand(1, 1, 50, 4), None)
             model.forward = lambda *_, said=said: said  # type: ignore[method-assign,misc]
         with torch.inference_mode():
-            found.append(model.predict_images(images)[0])
+            found.append(model.predict_tensors(images)[0])
     plain, across_classes = found
     left = across_classes["boxes"], across_classes["scores"]
     assert 0 < len(nms(*left, 0.3)) == len(left[0])

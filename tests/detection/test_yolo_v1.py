@@ -170,21 +170,24 @@ def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
     model = _small(hidden=hidden).eval()
     answer = torch.tensor([0.5, 0.25, 0.5, 0.5])  # half of a cell in, a quarter of the sides
     size = (round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1]))
-    model.enlarged = size[0] / SIZE[0], size[1] / SIZE[1]
+    scale = size[0] / SIZE[0], size[1] / SIZE[1]
+    cells = model.cells(scale)
     pixels = torch.tensor([size[1], size[0]] * 2)
-    rows, columns = model.cells
+    rows, columns = cells.shape
     assert (rows, columns) == ((4, 4) if hidden else (math.ceil(size[0] / 16), math.ceil(size[1] / 24)))
-    assert model(torch.zeros(1, 3, *size))[1].shape == (1, rows * columns, 2)
-    boxes = model._decode(answer.expand(1, rows * columns, 1, 4))
-    torch.testing.assert_close(model._encode(boxes[:, :, 0])[0, -1], answer)
+    assert model(torch.zeros(1, 3, *size), scale)[1].shape == (1, rows * columns, 2)
+    boxes = model._decode(answer.expand(1, rows * columns, 1, 4), cells)
+    torch.testing.assert_close(model._encode(boxes[:, :, 0], cells)[0, -1], answer)
     left, top, right, bottom = (boxes[0, -1, 0] * pixels).tolist()
-    cell = (size[0] / 4, size[1] / 4) if hidden else (16, 24)
-    centre = ((columns - 1 + 0.5) * cell[1], (rows - 1 + 0.25) * cell[0])
+    pitch = (size[0] / 4, size[1] / 4) if hidden else (16, 24)
+    centre = ((columns - 1 + 0.5) * pitch[1], (rows - 1 + 0.25) * pitch[0])
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx(centre, abs=1e-4)
-    assert (right - left, bottom - top) == pytest.approx((cell[1], cell[0]), abs=1e-4)
+    assert (right - left, bottom - top) == pytest.approx((pitch[1], pitch[0]), abs=1e-4)
     target = Target(boxes=boxes[0, 1] * pixels, labels=torch.tensor([2]))
-    assert set(model.losses(torch.zeros(1, 3, *size), [target])) >= {"coord_xy", "class"}
-    assert model._cells(boxes[:, 1], torch.tensor([[2]]), (1, 1))[0].flatten().nonzero().tolist() == [[1]]
+    assert set(model.losses(torch.zeros(1, 3, *size), [target], scale)) >= {"coord_xy", "class"}
+    assert model._assign(boxes[:, 1], torch.tensor([[2]]), (1, 1), cells)[0].flatten().nonzero().tolist() == [
+        [1]
+    ]
 
 
 class Places(nn.Module):
@@ -210,18 +213,18 @@ def test_a_cell_sees_the_same_pixels_at_any_scale(size: tuple[int, int], factor:
     model = _small(grid=3, boxes=1).eval()
     model.backbone, model.neck, model.head = Places(), nn.Sequential(), Noting()
 
-    def seen(height: int, width: int) -> Tensor:
+    def seen(height: int, width: int, scale: tuple[float, float] = (1.0, 1.0)) -> Tensor:
         """The middle, in pixels of the image, of what each cell averages: ``[rows, columns, 2]``."""
-        model(torch.zeros(1, 3, height, width))
+        model(torch.zeros(1, 3, height, width), scale)
         given: Any = model.head.given
-        assert given.shape == (1, 2, *model.cells)
+        assert given.shape == (1, 2, *model.cells(scale).shape)
         return given[0].permute(1, 2, 0)
 
     whole = seen(*size)
     enlarged = round(size[0] * factor[0]), round(size[1] * factor[1])
-    model.enlarged = enlarged[0] / size[0], enlarged[1] / size[1]
-    rows, columns = (math.floor(3 * min(1, each) + 1e-6) for each in model.enlarged)
-    again = seen(*enlarged)
+    scale = enlarged[0] / size[0], enlarged[1] / size[1]
+    rows, columns = (math.floor(3 * min(1, each) + 1e-6) for each in scale)
+    again = seen(*enlarged, scale)
     torch.testing.assert_close(again[:rows, :columns], whole[:rows, :columns])
 
 

@@ -68,6 +68,6 @@ def map_50(
     scores = model.build_scores()
     with torch.inference_mode():
         proposals = [propose(target) for target in targets]
-        found = model.predict_images(pictures, proposals=proposals)
+        found = model.predict_tensors(pictures, targets=[Target(proposals=each) for each in proposals])
     scores.update(found, targets, list(range(len(targets))), proposals)
     return float(scores.compute()["map_50"])

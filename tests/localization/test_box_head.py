@@ -46,7 +46,7 @@ def _overfit(model: BoxHead) -> float:
         optimizer.step()
     model.eval()
     with torch.inference_mode():
-        found = model.predict_images(images)
+        found = model.predict_tensors(images)
     right = [
         bool(p["labels"][0] == t["labels"][0] and box_iou(p["boxes"][:1], t["boxes"]) >= 0.5)
         for p, t in zip(found, targets, strict=True)
@@ -89,7 +89,9 @@ def test_boxes_are_scaled_to_the_original_image_and_stay_inside() -> None:
     images, targets = _scenes(2)
     sources = [Source(Path("a.png"), 1, (64, 96)), Source(Path("b.png"), 2, (128, 288))]
     with torch.inference_mode():
-        same, scaled = model.infer(Batch(images[:1].repeat(2, 1, 1, 1), [(64, 96)] * 2, targets, sources))
+        same, scaled = model.predict_batch(
+            Batch(images[:1].repeat(2, 1, 1, 1), [(64, 96)] * 2, targets, sources)
+        )
     torch.testing.assert_close(scaled["boxes"], same["boxes"] * torch.tensor([3.0, 2, 3, 2]))
     assert (same["boxes"] >= 0).all() and (same["boxes"] <= torch.tensor([96.0, 64, 96, 64])).all()
     assert same["labels"].tolist() == scaled["labels"].tolist()

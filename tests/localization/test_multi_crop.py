@@ -139,7 +139,7 @@ def test_the_box_head_answers_with_all_its_views(per_class: bool) -> None:
     model = _head(**options)
     images = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
     with torch.inference_mode():
-        found = model.predict_images(images)
+        found = model.predict_tensors(images)
         normal = model.normalize(images)
         logits, boxes = merge_views(*MultiCrop("ten", 0.875, [1.0, 1.5]).ask(model.answer_of_view, normal))
         best = logits.softmax(1).argmax(1)

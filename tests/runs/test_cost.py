@@ -19,10 +19,10 @@ class Windows(nn.Module):
         self.network[0].weight.requires_grad_(False)
 
     @property
-    def counted(self) -> nn.Module:
+    def pass_module(self) -> nn.Module:
         return self.network
 
-    def predict_images(self, images: Tensor) -> Tensor:
+    def predict_tensors(self, images: Tensor) -> Tensor:
         assert not self.training and not torch.is_grad_enabled()
         windows = images.float().unfold(2, self.side, self.side).unfold(3, self.side, self.side)
         windows = windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
@@ -61,10 +61,10 @@ class Clocked(Windows):
         super().__init__()
         self.durations, self.now, self.calls = durations, 0.0, 0
 
-    def predict_images(self, images: Tensor) -> Tensor:
+    def predict_tensors(self, images: Tensor) -> Tensor:
         self.now += self.durations[min(self.calls, len(self.durations) - 1)]
         self.calls += 1
-        return super().predict_images(images)
+        return super().predict_tensors(images)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_anything_but_one_uint8_image_is_refused(images: Tensor) -> None:
 class Staged(Clocked):
     """Two stages of 1 and 3 tenths of a prediction's duration, the first in two parts, and a mark that is none."""
 
-    def predict_images(self, images: Tensor) -> Tensor:
+    def predict_tensors(self, images: Tensor) -> Tensor:
         before = self.now
-        found = super().predict_images(images)
+        found = super().predict_tensors(images)
         duration, self.now = self.now - before, before
         for name, share in (
             ("segdet::proposals", 0.05),

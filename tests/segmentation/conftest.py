@@ -57,7 +57,7 @@ def overfit() -> Overfit:
             schedule.step()
         model.eval()
         with torch.inference_mode():
-            found = torch.stack([prediction["mask"] for prediction in model.predict_images(images)])
+            found = torch.stack([prediction["mask"] for prediction in model.predict_tensors(images)])
         return float((found == torch.stack([target["mask"] for target in targets])).float().mean())
 
     return learned

@@ -248,11 +248,11 @@ def test_augmented_probabilities_are_the_mean_of_all_views() -> None:
                 view = scaled.flip(3) if flip else scaled
                 logits = plain(view).flip(3) if flip else plain(view)
                 total += F.interpolate(logits, (20, 30), mode="bilinear").softmax(1)
-        found = model._augmented(images)
+        found = model.predict_views(images, [])
         torch.testing.assert_close(found, total / 6)
         expected = classes_of(total)
         assert torch.equal(
-            torch.stack([p["mask"] for p in model.predict_images(pictures(2, 20, 30))]), expected
+            torch.stack([p["mask"] for p in model.predict_tensors(pictures(2, 20, 30))]), expected
         )
 
 
@@ -261,7 +261,7 @@ def test_with_flips_the_mirror_image_has_the_mirrored_answer() -> None:
     for flip in (True, False):
         model = Small(tta_flip=flip).eval()
         with torch.inference_mode():
-            one, mirrored = (model._augmented(model.normalize(x)) for x in (images, images.flip(3)))
+            one, mirrored = (model.predict_views(model.normalize(x), []) for x in (images, images.flip(3)))
         difference = (one - mirrored.flip(3)).abs().max()
         assert (difference < 1e-6) == flip
 
@@ -270,7 +270,9 @@ def test_one_view_alone_is_the_plain_prediction() -> None:
     images = pictures(1, 16, 24)
     with torch.inference_mode():
         model = Small().eval()
-        assert torch.equal(model._augmented(model.normalize(images)), model.predict(model.normalize(images)))
+        assert torch.equal(
+            model.predict_views(model.normalize(images), []), model.predict(model.normalize(images))
+        )
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -283,12 +285,12 @@ def test_tiles_give_the_answer_of_the_whole_image(augmented: bool) -> None:
     for originals in ([(96, 160)] * 2, [(50, 200), (96, 160)])[: 1 + augmented]:
         batch = batch_of(images, originals)
         with torch.inference_mode():
-            for one, other in zip(whole.infer(batch), tiled.infer(batch), strict=True):
+            for one, other in zip(whole.predict_batch(batch), tiled.predict_batch(batch), strict=True):
                 assert one["mask"].shape == other["mask"].shape and other["mask"].dtype == torch.int64
                 # Rounding may turn a pixel of all but equal logits.
                 assert (one["mask"] == other["mask"]).float().mean() > 0.9998
     with torch.inference_mode():
-        found = [prediction["mask"] for prediction in tiled.predict_images(images)]
+        found = [prediction["mask"] for prediction in tiled.predict_tensors(images)]
     assert len({int(v) for v in torch.stack(found).unique()}) > 1
 
 

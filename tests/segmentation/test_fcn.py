@@ -64,9 +64,11 @@ def test_predictions_have_the_original_size_and_do_not_depend_on_the_batch() -> 
         image[:, :h, :w] = torch.randint(0, 255, (3, h, w), generator=generator, dtype=torch.uint8)
     sources = [Source(Path(f"{i}.png"), i, (2 * h, 2 * w - 1)) for i, (h, w) in enumerate(sizes)]
     with torch.inference_mode():
-        together = model.infer(Batch(images, sizes, [Target()] * 3, sources))
+        together = model.predict_batch(Batch(images, sizes, [Target()] * 3, sources))
         for i, (h, w) in enumerate(sizes):
-            alone = model.infer(Batch(images[i : i + 1, :, :h, :w], [(h, w)], [Target()], [sources[i]]))[0]
+            alone = model.predict_batch(
+                Batch(images[i : i + 1, :, :h, :w], [(h, w)], [Target()], [sources[i]])
+            )[0]
             assert together[i]["mask"].shape == sources[i].original_size
             assert (together[i]["mask"] == alone["mask"]).float().mean() > 0.9999
 

@@ -94,9 +94,9 @@ def test_stages_are_a_map_a_convolution_and_heat_maps() -> None:
 
 def test_an_image_is_one_pass() -> None:
     model = _fcn().eval()
-    with outputs([model.counted]) as seen, torch.inference_mode():
-        model.predict_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    assert len(seen[model.counted]) == 1
+    with outputs([model.pass_module]) as seen, torch.inference_mode():
+        model.predict_tensors(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert len(seen[model.pass_module]) == 1
 
 
 def test_mistakes_are_one_line() -> None:

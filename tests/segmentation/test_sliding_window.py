@@ -67,7 +67,7 @@ def _trained(model: SlidingWindow, steps: int = 100) -> SlidingWindow:
 def _accuracy(model: SlidingWindow) -> float:
     images, targets = _scenes()
     with torch.inference_mode():
-        found = torch.stack([p["mask"] for p in model.predict_images(images)])
+        found = torch.stack([p["mask"] for p in model.predict_tensors(images)])
     return float((found == torch.stack([t["mask"] for t in targets])).float().mean())
 
 

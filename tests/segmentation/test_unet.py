@@ -149,7 +149,7 @@ class TestOriginalUNet:
         tiled = _original(depth=3, output_tile=28).eval().double()
         image = torch.randn(1, 3, 71, 50, dtype=torch.float64)
         passes = []
-        tiled.counted.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[-2:]))
+        tiled.pass_module.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[-2:]))
         with torch.inference_mode():
             torch.testing.assert_close(tiled.predict(image), whole.predict(image))
         assert set(passes) == {(28 + 2 * whole.margin,) * 2} and len(passes) == 3 * 2

@@ -194,16 +194,16 @@ def test_batches_come_in_several_sizes(shapes: Path, tmp_path: Path, monkeypatch
     sizes: list[int] = []
     losses = model.losses
 
-    def noting(images: Tensor, targets: Any) -> dict[str, Tensor]:
+    def noting(images: Tensor, targets: Any, scale: tuple[float, float]) -> dict[str, Tensor]:
         sizes.append(images.shape[3])
-        assert model.enlarged == (images.shape[2] / 64, images.shape[3] / 64)
+        assert scale == (images.shape[2] / 64, images.shape[3] / 64)
         assert max(float(t["boxes"].amax()) for t in targets if len(t["boxes"])) > 0.5 * images.shape[3]
-        return losses(images, targets)
+        return losses(images, targets, scale)
 
     monkeypatch.setattr(model, "losses", noting)
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     trainer(tmp_path, max_epochs=4).fit(model, data(shapes))
-    assert set(sizes) == {32, 96} and model.enlarged == (1.0, 1.0)
+    assert set(sizes) == {32, 96}
     assert sizes[::2] == sizes[1::2]
 
 
@@ -215,7 +215,7 @@ def test_compiled_parts_keep_their_names_and_their_cost() -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     plain.configure_model()
     with torch.inference_mode():
-        one, other = (model.eval().predict_images(image)[0] for model in (plain, compiled))
+        one, other = (model.eval().predict_tensors(image)[0] for model in (plain, compiled))
     torch.testing.assert_close(one["boxes"], other["boxes"])
     costs = [measure_cost(model, image, repeats=1) for model in (plain, compiled)]
     assert costs[0].flops == costs[1].flops > 0
@@ -275,7 +275,7 @@ def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) ->
                 if isinstance(module, LAYERS):
                     module.register_forward_hook(lambda *_, name=name: called.append(name))  # type: ignore[misc]
         with torch.no_grad():
-            model.predict_images(image)
+            model.predict_tensors(image)
     assert compiled == len(called) > 10
 
 
@@ -299,7 +299,7 @@ def test_a_dense_window_is_compiled() -> None:
         model = family(["a", "b"], mode="dense", compile={"backend": backend}).eval()
         model.configure_model()
         with torch.no_grad():
-            model.predict_images(image)
+            model.predict_tensors(image)
         assert runs >= 1
         if isinstance(model, SlidingWindowDetector):
             assert runs > len(model.layout(image).sizes)  # of each level, and the head
