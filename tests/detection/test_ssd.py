@@ -269,7 +269,7 @@ def test_default_boxes_lie_on_their_cells_whatever_the_size() -> None:
     ours = SSD(["a"], backbone="resnet10t", width=32, extra_maps=1, top_down=True).eval()
     images = torch.zeros(1, 3, 72, 104)
     maps = ours._maps(images)
-    anchors = ours._anchors(images, maps)
+    anchors = ours._anchors(images, maps, (1.0, 1.0))
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     counts = ours.default_boxes.num_anchors_per_location()
     sizes = [each.shape[2] * each.shape[3] * count for each, count in zip(maps, counts, strict=True)]

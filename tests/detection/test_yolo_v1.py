@@ -118,7 +118,7 @@ def test_the_loss_is_equation_3(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
         torch.rand(3, 16, 3, generator=generator),
         torch.rand(3, 16, 2, generator=generator),
     )
-    monkeypatch.setattr(model, "forward", lambda images: answer)
+    monkeypatch.setattr(model, "forward", lambda images, scale: answer)
     losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
     expected = _loss_in_loops(model, answer, _targets())
     assert list(losses) == list(expected)
@@ -132,7 +132,7 @@ def test_where_no_box_overlaps_the_nearest_is_responsible(monkeypatch: pytest.Mo
     found = torch.zeros(1, 16, 2, 4)
     found[..., 1, 2:] = -0.1  # both without any size, the second farther off
     confidence = torch.tensor([0.4, 0.8]).expand(1, 16, 2)
-    monkeypatch.setattr(model, "forward", lambda images: (found, confidence, torch.zeros(1, 16, 2)))
+    monkeypatch.setattr(model, "forward", lambda images, scale: (found, confidence, torch.zeros(1, 16, 2)))
     losses = model.losses(torch.zeros(1, 3, *SIZE), _targets()[2:])
     assert float(losses["obj"]) == pytest.approx(0.4**2)
 
@@ -149,7 +149,7 @@ def test_losses_teach_what_predict_decodes(monkeypatch: pytest.MonkeyPatch) -> N
     classes[0, cell, 0] = 1.0
     # Two numbers below zero are no detection.
     confidence[0, 3], classes[0, 3] = -0.9, -0.9
-    monkeypatch.setattr(model, "forward", lambda images: (found, confidence, classes))
+    monkeypatch.setattr(model, "forward", lambda images, scale: (found, confidence, classes))
     losses = model.losses(torch.zeros(1, 3, *SIZE), targets)
     assert all(float(losses[name]) < 1e-9 for name in ("coord_xy", "coord_wh", "obj", "class"))
     (prediction,) = model.predict(torch.zeros(1, 3, *SIZE))
@@ -279,6 +279,6 @@ def test_with_sizes_for_their_roots_it_does_not(overfit: Any, monkeypatch: pytes
     monkeypatch.setattr(
         model,
         "_decode",
-        lambda found: decode(torch.cat([found[..., :2], found[..., 2:].clamp(0).sqrt()], -1)),
+        lambda found, cells: decode(torch.cat([found[..., :2], found[..., 2:].clamp(0).sqrt()], -1), cells),
     )
     assert overfit(model) < 0.95
