@@ -20,7 +20,7 @@ from segdet.detection.torchvision_network import rows_of_classes
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.size_cache import SizeCache
-from segdet.nn.upsampling import enlarged
+from segdet.nn.upsampling import upsample_to
 from segdet.nn.weights import load_state
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
@@ -280,7 +280,7 @@ class SSD(DefaultBoxDetector):
             maps = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
             for i in range(len(maps) - 2, -1, -1):
                 size, factor = (maps[i].shape[2], maps[i].shape[3]), self.strides[i + 1] // self.strides[i]
-                maps[i] = maps[i] + enlarged(maps[i + 1], size, factor, "nearest")
+                maps[i] = maps[i] + upsample_to(maps[i + 1], size, factor, "nearest")
             maps = [smooth(features) for smooth, features in zip(self.smooth, maps, strict=True)]
         for extra in self.extras:
             maps.append(extra(maps[-1]))

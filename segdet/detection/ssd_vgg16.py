@@ -11,7 +11,7 @@ from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDFeatureExt
 from torchvision.models.vgg import cfgs, make_layers
 
 from segdet.detection.ssd import DefaultBoxDetector
-from segdet.nn.vgg16 import he_initialized
+from segdet.nn.vgg16 import init_he
 from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
@@ -87,7 +87,7 @@ class VGG16SSD(DefaultBoxDetector):
 
     def _network(self) -> nn.Module:
         features = make_layers(cfgs["D"])
-        he_initialized(features)
+        init_he(features)
         return SSDFeatureExtractorVGG(features, highres=False)
 
     def _maps(self, images: Tensor) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""Upsampling: five ways from a coarse map back to a fine one, behind one interface.
+"""Upsampling layers with one interface: interpolation, unpooling and transposed convolution.
 
-Every `Upsampler` takes features, the size of the map wanted and, where it needs them, the switches of the
-pooling that it undoes. It gives a map of exactly that size, odd sizes included: a map of 7 pixels pools to 4
-with ``ceil_mode=True``, 4 become 8, and the last one is cut off. Stretching 4 to 7 instead would move every
-pixel away from where it came from.
+Every `Upsampler` takes features and the size of the output. `MaxUnpooling` also takes the switches of the pooling
+that it inverts. The output has exactly the requested size, odd sizes included: a map of 7 pixels pools to 4 with
+``ceil_mode=True``; 4 pixels are upsampled to 8, and the last one is cropped. Resizing 4 pixels to 7 instead would
+shift every pixel from its position in the image.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from segdet.util.errors import check_choice
 Upsampling = Literal[
     "nearest", "bilinear", "bed_of_nails", "max_unpooling", "transposed", "transposed_frozen"
 ]
-"""The names by which configurations know the upsamplers."""
+"""Names of the upsamplers in configurations."""
 
 
 class Upsampler(nn.Module):
-    """Makes maps larger by a whole factor.
+    """Base class of layers that upsample maps by an integer factor.
 
     Args:
-        factor: Rows and columns of the result for each of the features, at least 1.
+        factor: The factor in both directions, at least 1.
     """
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
         if factor < 1:
-            raise ValueError(f"an upsampler's factor is 1 or more, not {factor}")
+            raise ValueError(f"factor: must be at least 1, not {factor}")
         self.factor = factor
 
     @abstractmethod
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
-        """Features ``[B, C, h, w]`` to ``[B, C, *size]``.
+        """Upsample features ``[B, C, h, w]`` to ``[B, C, *size]``.
 
         Args:
-            features: What to make larger.
-            size: ``(height, width)`` of the map that was made smaller, such as the input of a pooling.
-            indices: int64 ``[B, C, h, w]``, where each of that pooling's maxima stood in its channel, row
-                by row, as ``max_pool2d(..., return_indices=True)`` gives them; only `MaxUnpooling` reads them.
+            features: The features.
+            size: ``(height, width)`` of the output, for example of the input of the pooling to invert.
+            indices: int64 ``[B, C, h, w]``, the flat index of each maximum of that pooling within its channel, as
+                ``max_pool2d(..., return_indices=True)`` returns them. Only `MaxUnpooling` uses them.
 
         Raises:
-            ValueError: If no map of this size has such features, or the indices are needed and missing.
+            ValueError: If pooling a map of ``size`` does not give maps of ``h`` x ``w``, or indices are missing.
         """
 
     def extra_repr(self) -> str:
@@ -55,23 +55,23 @@ class Upsampler(nn.Module):
 
 
 class Nearest(Upsampler):
-    """Repeats every pixel ``factor`` times in both directions (replication)."""
+    """Nearest-neighbour upsampling: every pixel is repeated ``factor`` times in both directions."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
         large = _interpolated(features, self.factor, "nearest")
-        return _cut(large, size, self.factor)
+        return _crop(large, size, self.factor)
 
 
 class Bilinear(Upsampler):
-    """Interpolates between pixels' centres; beyond the outermost ones their values go on."""
+    """Bilinear interpolation between pixel centres, with replication beyond the outermost centres."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
         large = _interpolated(features, self.factor, "bilinear")
-        return _cut(large, size, self.factor)
+        return _crop(large, size, self.factor)
 
 
 class BedOfNails(Upsampler):
-    """Puts every value at the top left of its ``factor`` x ``factor`` pixels, and zeros around it."""
+    """Each value at the top left of its ``factor`` x ``factor`` window, zeros elsewhere."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
         h, w = features.shape[-2:]
@@ -88,20 +88,20 @@ class BedOfNails(Upsampler):
 
 
 class MaxUnpooling(Upsampler):
-    """Puts every value where the maximum of its window stood, and zeros around it.
+    """Max unpooling: each value at the position of its window's maximum, zeros elsewhere.
 
-    Undoes a max pooling of windows of ``factor`` x ``factor`` with the switches which that kept (Zeiler and Fergus,
-    ECCV 2014; SegNet, PAMI 2017, section 3; DeconvNet, ICCV 2015, section 3.2). A channel of the features is
-    placed by the same channel of the pooling, so both have the same number of channels.
+    Inverts a max pooling with windows of ``factor`` x ``factor`` by means of its switches (Zeiler and Fergus,
+    ECCV 2014; SegNet, PAMI 2017, section 3; DeconvNet, ICCV 2015, section 3.2). Each channel is placed by the
+    switches of the same channel, so the features have as many channels as the pooled map.
     """
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
         if indices is None:
-            raise ValueError("max unpooling needs the indices of the pooling that it undoes")
+            raise ValueError("max unpooling needs the indices of the pooling that it inverts")
         if indices.shape != features.shape:
             raise ValueError(
-                f"max unpooling places features of shape {list(features.shape)} by as many indices, "
-                f"not by {list(indices.shape)}"
+                f"max unpooling: features of shape {list(features.shape)} need indices of the same shape, "
+                f"not {list(indices.shape)}"
             )
         h, w = features.shape[-2:]
         _check_size((h * self.factor, w * self.factor), size, self.factor)
@@ -109,18 +109,17 @@ class MaxUnpooling(Upsampler):
 
 
 class TransposedConvolution(Upsampler):
-    """The transpose of a convolution of stride ``factor``: every value lays down a weighted kernel, overlaps add.
+    """Transposed convolution of stride ``factor``: the sum of one copy of the kernel per value, scaled by the value.
 
-    It begins as bilinear interpolation, each channel for itself, as the upsampling layers of FCN do (Long,
-    Shelhamer, Darrell, CVPR 2015, section 3.3 and its released code: no bias). Learned, it may become any
-    other; frozen, it differs from `Bilinear` only at the border, where it takes zeros to stand beyond the map.
+    It is initialized to bilinear interpolation of each channel and has no bias, as in FCN (Long, Shelhamer,
+    Darrell, CVPR 2015, section 3.3 and the released code). The frozen layer differs from `Bilinear` only at the
+    border, where it pads with zeros.
 
     Args:
-        channels: Of the features, and of the result.
+        channels: The number of input and output channels.
         factor: See `Upsampler`.
-        learned: Whether training changes the kernel.
-        depthwise: Whether each channel has one kernel of its own and sees no other channel, in place of one
-            for each pair of channels.
+        learned: Whether the kernel is trained.
+        depthwise: Whether each channel has one kernel of its own instead of one per pair of channels.
     """
 
     def __init__(
@@ -132,32 +131,32 @@ class TransposedConvolution(Upsampler):
     ) -> None:
         super().__init__(factor)
         side = 2 * factor - factor % 2
-        # As many rows and columns off on every side as leave ``factor`` times the features' size.
+        # Crops the output to ``factor`` times the input size.
         self.padding = (side - factor) // 2
         self.groups = channels if depthwise else 1
-        weight = _own_kernels(channels, bilinear_kernel(side), depthwise)
+        weight = _channelwise_weight(channels, bilinear_kernel(side), depthwise)
         self.weight = nn.Parameter(weight, requires_grad=learned)
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
         large = F.conv_transpose2d(
             features, self.weight, stride=self.factor, padding=self.padding, groups=self.groups
         )
-        return _cut(large, size, self.factor)
+        return _crop(large, size, self.factor)
 
     def extra_repr(self) -> str:
-        into, out, *sides = self.weight.shape
+        channels, out, *sides = self.weight.shape
         return (
-            f"{into}, {out * self.groups}, kernel_size={tuple(sides)}, factor={self.factor}, padding={self.padding}, "
-            f"groups={self.groups}, learned={self.weight.requires_grad}"
+            f"{channels}, {out * self.groups}, kernel_size={tuple(sides)}, factor={self.factor}, "
+            f"padding={self.padding}, groups={self.groups}, learned={self.weight.requires_grad}"
         )
 
 
 def bilinear_kernel(side: int) -> Tensor:
-    """The kernel, float32 ``[side, side]``, with which a transposed convolution interpolates bilinearly.
+    """Return the kernel, float32 ``[side, side]``, of a transposed convolution that interpolates bilinearly.
 
-    A tent around its centre, which falls to zero just outside of it: ``[.25, .75, .75, .25]`` in both
-    directions for side 4, which goes with a stride of 2. At side ``2 * factor - factor % 2`` and stride
-    ``factor`` what reaches a pixel inside of the map sums to one (FCN's released code, surgery.py).
+    The kernel is a tent that falls to zero just outside: ``[.25, .75, .75, .25]`` in both directions for side 4 and
+    stride 2. With side ``2 * factor - factor % 2`` and stride ``factor``, the weights at each inner pixel of the
+    output sum to one (FCN's released code, surgery.py).
     """
     reach = (side + 1) // 2
     tent = 1 - (torch.arange(side) - (side - 1) / 2).abs() / reach
@@ -167,65 +166,63 @@ def bilinear_kernel(side: int) -> Tensor:
 def bilinear_convolution(
     channels: int, factor: int, side: int, padding: int = 0, depthwise: bool = False
 ) -> nn.ConvTranspose2d:
-    """A transposed convolution that begins as bilinear interpolation of each channel, as published networks have it.
+    """Return a transposed convolution initialized to bilinear interpolation, with a free choice of kernel and padding.
 
-    It gives all that its kernels reach; `TransposedConvolution` is for a map of a certain size.
+    The output is not cropped to a given size, as in published networks; `TransposedConvolution` crops it.
 
     Args:
-        channels: Of the features, and of the result.
+        channels: The number of input and output channels.
         factor: The stride.
-        side: The kernel's, at least ``2 * factor - factor % 2`` and even or odd as that is: what lies around the
-            kernel of bilinear interpolation begins at zero.
-        padding: The rows and columns taken off on every side.
-        depthwise: As for `TransposedConvolution`.
+        side: The side of the kernel: at least ``2 * factor - factor % 2``, and of the same parity. The
+            border around the bilinear kernel is initialized to zero.
+        padding: The number of rows and columns cropped from each side of the output.
+        depthwise: See `TransposedConvolution`.
     """
     layer = nn.ConvTranspose2d(
         channels, channels, side, factor, padding, groups=channels if depthwise else 1, bias=False
     )
     kernel = bilinear_kernel(2 * factor - factor % 2)
-    around = (side - len(kernel)) // 2
+    border = (side - len(kernel)) // 2
     with torch.no_grad():
-        layer.weight.copy_(_own_kernels(channels, F.pad(kernel, (around,) * 4), depthwise))
+        layer.weight.copy_(_channelwise_weight(channels, F.pad(kernel, (border,) * 4), depthwise))
     return layer
 
 
-def _own_kernels(channels: int, kernel: Tensor, depthwise: bool) -> Tensor:
-    """The weights by which each channel lays down ``kernel`` for itself: ``[channels, channels or 1, side, side]``."""
+def _channelwise_weight(channels: int, kernel: Tensor, depthwise: bool) -> Tensor:
+    """Return weights ``[channels, 1 if depthwise else channels, side, side]`` that apply ``kernel`` to each channel."""
     weight = torch.zeros(channels, 1 if depthwise else channels, *kernel.shape)
-    own = torch.arange(channels)
-    weight[own, torch.zeros_like(own) if depthwise else own] = kernel
+    index = torch.arange(channels)
+    weight[index, torch.zeros_like(index) if depthwise else index] = kernel
     return weight
 
 
-def enlarged(
+def upsample_to(
     features: Tensor, size: tuple[int, int], factor: int, mode: Literal["nearest", "bilinear"] = "bilinear"
 ) -> Tensor:
-    """A coarse map ``[B, C, h, w]`` in the place of the finer one of ``size`` that it lies beside: ``[B, C, *size]``.
+    """Upsample a coarse map ``[B, C, h, w]`` by its stride and return ``[B, C, *size]``, aligned with a finer map.
 
-    Each pixel becomes ``factor`` of them in both directions, as the coarse map's stride has it, and what then lies
-    beyond is cut off. Where the coarse side was rounded down, the last row and column go on.
+    The output is cropped at the bottom and right, or extended by replication where the coarse size was rounded down.
 
     Args:
         features: The coarse map.
-        size: ``(height, width)`` of the fine one.
-        factor: The coarse map's stride in pixels of the fine one.
-        mode: Between the pixels' centres, or not.
+        size: ``(height, width)`` of the finer map.
+        factor: The stride of the coarse map in pixels of the finer one.
+        mode: The interpolation.
     """
     large = _interpolated(features, factor, mode)[..., : size[0], : size[1]]
     down, right = size[0] - large.shape[2], size[1] - large.shape[3]
     return F.pad(large, (0, right, 0, down), mode="replicate") if down or right else large
 
 
-def upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
-    """An upsampler by its name.
+def build_upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampler:
+    """Return the upsampler called ``name``.
 
-    None of them draws random numbers, so that what is built around them starts from the same weights with
-    every one. ``transposed`` learns a kernel for each pair of channels; ``transposed_frozen`` keeps bilinear ones,
-    each channel's own.
+    ``transposed`` learns a kernel per pair of channels; ``transposed_frozen`` keeps one bilinear kernel per channel.
+    No upsampler draws random numbers, so the other layers of a network start from the same weights with each of them.
 
     Args:
         name: See `Upsampling`.
-        channels: Of the features.
+        channels: The number of channels.
         factor: See `Upsampler`.
 
     Raises:
@@ -252,16 +249,16 @@ def _interpolated(features: Tensor, factor: int, mode: Literal["nearest", "bilin
     return F.interpolate(features, scale_factor=float(factor), mode=mode, align_corners=align)
 
 
-def _cut(large: Tensor, size: tuple[int, int], factor: int) -> Tensor:
-    """``large`` without the rows and columns at the bottom and on the right that the map never had."""
+def _crop(large: Tensor, size: tuple[int, int], factor: int) -> Tensor:
+    """Crop ``large`` at the bottom and right to ``size``."""
     _check_size((large.shape[-2], large.shape[-1]), size, factor)
     return large[..., : size[0], : size[1]]
 
 
 def _check_size(large: tuple[int, int], size: tuple[int, int], factor: int) -> None:
-    """Refuses a size for which more than a part of the last row or column would be cut off, or too little is there."""
-    if not all(there - factor < wanted <= there for there, wanted in zip(large, size, strict=True)):
+    """Raise ``ValueError`` unless ``size`` is smaller than ``large`` by less than ``factor`` pixels per side."""
+    if not all(side - factor < target <= side for side, target in zip(large, size, strict=True)):
         raise ValueError(
-            f"upsampling by {factor} gives {large[0]}x{large[1]} pixels here, of which no map of {size[0]}x{size[1]} "
-            "is made; pool with ceil_mode=True, and give the size of the map before the pooling"
+            f"upsampling by {factor} gives {large[0]}x{large[1]} pixels, which cannot be cropped to "
+            f"{size[0]}x{size[1]}; pool with ceil_mode=True, and give the size of the map before the pooling"
         )

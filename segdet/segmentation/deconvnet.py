@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segdet.nn.pooling import Pooled
 from segdet.nn.upsampling import MaxUnpooling
-from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, start_from
+from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.segmentation.segnet import encoder_stages
@@ -88,7 +88,7 @@ class DeconvNet(Segmenter):
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         if weights:
-            start_from(self, self.encoder, weights)
+            load_vgg16_weights(self, weights)
 
     @property
     def pass_module(self) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.upsampling import enlarged
+from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter
 from segdet.task import Stage
 
@@ -65,7 +65,7 @@ class FCN(Segmenter):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``, interpolated between the cells of the finest stride."""
         logits = at_least_float32(self.classifier(self._summed(images)[-1]))
-        return enlarged(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
+        return upsample_to(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._summed(image)
@@ -84,6 +84,8 @@ class FCN(Segmenter):
         sums = [self.laterals[-1](maps[-1])]
         for level in range(len(maps) - 2, -1, -1):
             here = self.laterals[level](maps[level])
-            above = enlarged(sums[-1], (here.shape[2], here.shape[3]), strides[level + 1] // strides[level])
+            above = upsample_to(
+                sums[-1], (here.shape[2], here.shape[3]), strides[level + 1] // strides[level]
+            )
             sums.append(here + above)
         return sums

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.nn.upsampling import bilinear_convolution
-from segdet.nn.vgg16 import VGG16, he_initialized, start_from
+from segdet.nn.vgg16 import VGG16, init_he, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps
 from segdet.task import Stage
@@ -84,8 +84,8 @@ class VGG16FCN(Segmenter):
         self.fc6 = nn.Conv2d(pool5, fc_channels, 7, padding=fc6_padding)
         self.fc7 = nn.Conv2d(fc_channels, fc_channels, 1)
         self.dropout = nn.Dropout(dropout)
-        he_initialized(self.fc6)
-        he_initialized(self.fc7)
+        init_he(self.fc6)
+        init_he(self.fc7)
         self.score_fr = _zeroed(nn.Conv2d(fc_channels, classes, 1))
         intermediate, last = upsampling != "none", upsampling == "all"
         if stride <= 16:
@@ -97,7 +97,7 @@ class VGG16FCN(Segmenter):
         self.upscore = _upsampling(classes, stride, last)
         self.offsets = crop_offsets(stride, pad, fc6_padding)
         if weights:
-            start_from(self, self.encoder, weights)
+            load_vgg16_weights(self, weights)
 
     @property
     def pass_module(self) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
-from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, he_initialized, start_from
+from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, init_he, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -66,9 +66,9 @@ class SegNet(Segmenter):
             if stage >= 2 and dropout:
                 layers.append(nn.Dropout(dropout))
             self.decoders.append(nn.Sequential(*layers))
-        he_initialized(self.decoders)
+        init_he(self.decoders)
         if weights:
-            start_from(self, self.encoder, weights)
+            load_vgg16_weights(self, weights)
 
     @property
     def pass_module(self) -> nn.Module:
@@ -166,7 +166,7 @@ class SegNetBasic(Segmenter):
         self.normalization = nn.LocalResponseNorm(5, 1e-4, 0.75) if lrn else nn.Identity()
         self.encoder = _BasicEncoder(channels, kernel_size)
         self.decoder = _decoder(variant, channels, len(class_names), kernel_size)
-        he_initialized(self)
+        init_he(self)
 
     @property
     def pass_module(self) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segdet.data.sample import IGNORE, Target
 from segdet.nn.backbones import backbone as build_backbone
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.upsampling import enlarged
+from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.pictures import heat_maps, strength
 from segdet.task import Stage
@@ -92,7 +92,7 @@ class UNet(Segmenter):
         logits = self.classifier(self._expand(self._contract(images))[-1])
         if logits.shape[-2:] == images.shape[-2:]:
             return logits
-        return enlarged(at_least_float32(logits), (images.shape[2], images.shape[3]), self.strides[0])
+        return upsample_to(at_least_float32(logits), (images.shape[2], images.shape[3]), self.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         contracted = self._contract(image)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
-from segdet.nn.upsampling import Upsampling, upsampler
+from segdet.nn.upsampling import Upsampling, build_upsampler
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.pictures import heat_maps, outputs, strength
 from segdet.task import Stage
@@ -72,7 +72,7 @@ class UpsamplingFCN(Segmenter):
         )
         self.pools = nn.ModuleList(MaxPooling() for _ in channels)
         self.between = _convolutions([channels[-1]] * (convolutions + 1))
-        self.upsamplers = nn.ModuleList(upsampler(upsampling, width) for width in reversed(channels))
+        self.upsamplers = nn.ModuleList(build_upsampler(upsampling, width) for width in reversed(channels))
         self.decoder = nn.ModuleList(
             _convolutions([width] * convolutions + [after])
             for width, after in zip(reversed(channels), [*reversed(channels[:-1]), channels[0]], strict=True)

@@ -1,4 +1,4 @@
-"""Upsampling: the papers' examples, exact at odd sizes, and each the adjoint of the sampling that it undoes."""
+"""Test upsampling layers: examples from the papers, odd sizes, and adjointness to the downsampling they invert."""
 
 from typing import get_args
 
@@ -16,8 +16,8 @@ from segdet.nn.upsampling import (
     Upsampling,
     bilinear_convolution,
     bilinear_kernel,
-    enlarged,
-    upsampler,
+    build_upsampler,
+    upsample_to,
 )
 from segdet.util.errors import UserError
 
@@ -27,7 +27,7 @@ SMALL = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
 
 
 def _pooled(size: tuple[int, int], factor: int = 2) -> tuple[Tensor, Tensor]:
-    """Random maxima ``[2, 3, h, w]`` of a map of ``size``, in double precision, and where they stood."""
+    """Random maxima ``[2, 3, h, w]`` of a map of ``size``, in double precision, and their indices."""
     torch.manual_seed(0)
     large = torch.randn(2, 3, *size, dtype=torch.float64)
     return F.max_pool2d(large, factor, ceil_mode=True, return_indices=True)
@@ -37,7 +37,7 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).detach().sum())
 
 
-# The examples.
+# Examples from the papers.
 
 
 def test_nearest_repeats_and_nails_stand_at_the_top_left() -> None:
@@ -61,7 +61,7 @@ def test_a_transposed_convolution_lays_down_kernels_and_adds_overlaps() -> None:
     with torch.no_grad():
         layer.weight.zero_()[0, 0, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
         line = layer(torch.tensor([[[[1.0, 10.0]]]]), (2, 4))[0, 0, 0]
-    # 1 2 3 4 and, two places on, 10 20 30 40: without the first and the last of what they add up to.
+    # The kernels 1 2 3 4 and, two pixels further, 10 20 30 40 sum to 1 2 13 24 30 40; the ends are cropped.
     assert line.tolist() == [2, 13, 24, 30]
 
 
@@ -78,7 +78,7 @@ def test_bilinear_kernel() -> None:
 
 
 def _equal_inside(kernel: Tensor, factor: int) -> bool:
-    """Whether a transposed convolution with this kernel interpolates, but for what its kernel's reach cuts off."""
+    """Return whether a transposed convolution with this kernel interpolates bilinearly, apart from the border."""
     torch.manual_seed(0)
     features = torch.randn(2, 3, 6, 5)
     layer = TransposedConvolution(3, factor)
@@ -94,11 +94,11 @@ def _equal_inside(kernel: Tensor, factor: int) -> bool:
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
-def test_the_bilinear_kernel_interpolates_inside_of_the_border(factor: int) -> None:
+def test_the_bilinear_kernel_interpolates_inside_the_border(factor: int) -> None:
     assert _equal_inside(bilinear_kernel(2 * factor - factor % 2), factor)
 
 
-def test_another_kernel_does_not() -> None:
+def test_other_kernels_do_not_interpolate() -> None:
     kernel = bilinear_kernel(4)
     assert not _equal_inside(kernel.roll(1, 0), 2)
     assert not _equal_inside(F.pad(bilinear_kernel(3), (0, 1, 0, 1)), 2)  # centred on a pixel
@@ -107,19 +107,17 @@ def test_another_kernel_does_not() -> None:
 
 @pytest.mark.parametrize(("factor", "side"), [(2, 4), (2, 8), (3, 5), (8, 16), (32, 64)])
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_a_published_layer_begins_as_the_upsampler_and_gives_all_that_it_reaches(
-    factor: int, side: int, depthwise: bool
-) -> None:
+def test_an_uncropped_layer_equals_the_upsampler_inside(factor: int, side: int, depthwise: bool) -> None:
     features = torch.randn(2, 3, 4, 5)
     layer = bilinear_convolution(3, factor, side, depthwise=depthwise)
     assert layer.weight.shape == (3, 1 if depthwise else 3, side, side) and layer.bias is None
     ours = layer(features)
     assert ours.shape == (2, 3, 3 * factor + side, 4 * factor + side)
-    off = (side - factor) // 2
+    crop = (side - factor) // 2
     expected = TransposedConvolution(3, factor, depthwise=depthwise)(features, (4 * factor, 5 * factor))
-    torch.testing.assert_close(ours[..., off : off + 4 * factor, off : off + 5 * factor], expected)
-    taken_off = bilinear_convolution(3, factor, side, padding=1, depthwise=depthwise)(features)
-    torch.testing.assert_close(taken_off, ours[..., 1:-1, 1:-1])
+    torch.testing.assert_close(ours[..., crop : crop + 4 * factor, crop : crop + 5 * factor], expected)
+    cropped = bilinear_convolution(3, factor, side, padding=1, depthwise=depthwise)(features)
+    torch.testing.assert_close(cropped, ours[..., 1:-1, 1:-1])
 
 
 def test_only_the_border_of_one_pixel_differs() -> None:
@@ -129,20 +127,20 @@ def test_only_the_border_of_one_pixel_differs() -> None:
     assert (difference[0, 0, 0] < 0).all() and (difference[0, 0, :, -1] < 0).all()
 
 
-def test_learned_and_frozen_begin_as_the_same_function() -> None:
+def test_learned_and_frozen_start_as_the_same_function() -> None:
     features = torch.randn(2, 3, 4, 5)
-    learned, frozen = upsampler("transposed", 3), upsampler("transposed_frozen", 3)
+    learned, frozen = build_upsampler("transposed", 3), build_upsampler("transposed_frozen", 3)
     torch.testing.assert_close(learned(features, (8, 9)), frozen(features, (8, 9)))
     assert [p.requires_grad for p in learned.parameters()] == [True]
     assert [p.requires_grad for p in frozen.parameters()] == [False]
     assert sum(p.numel() for p in learned.parameters()) == 3 * 3 * 16
 
 
-# <Ax, g> = <x, A'g>: what each undoes, written in another way than it is.
+# Adjoints: <Ax, g> = <x, A'g>, with A' implemented independently.
 
 
 def _bilinear_matrix(size: int, factor: int = 2) -> Tensor:
-    """The interpolation of a line as a matrix ``[size, ceil(size / factor)]``."""
+    """Return the interpolation of a line as a matrix ``[size, ceil(size / factor)]``."""
     count = -(-size // factor)
     matrix = torch.zeros(size, count, dtype=torch.float64)
     for pixel in range(size):
@@ -161,7 +159,7 @@ def _adjoint(name: str, g: Tensor, indices: Tensor, weight: Tensor | None) -> Te
     if name == "bilinear":
         rows, columns = _bilinear_matrix(g.shape[2]), _bilinear_matrix(g.shape[3])
         return rows.T @ g @ columns
-    g = F.pad(g, (0, g.shape[3] % 2, 0, g.shape[2] % 2))  # what was cut off counts nothing
+    g = F.pad(g, (0, g.shape[3] % 2, 0, g.shape[2] % 2))  # cropped pixels have no gradient
     if name == "nearest":
         return 4 * F.avg_pool2d(g, 2)
     assert weight is not None
@@ -170,9 +168,11 @@ def _adjoint(name: str, g: Tensor, indices: Tensor, weight: Tensor | None) -> Te
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_the_adjoint_of_the_sampling_that_it_undoes(name: Upsampling, size: tuple[int, int]) -> None:
+def test_each_is_the_adjoint_of_the_downsampling_that_it_inverts(
+    name: Upsampling, size: tuple[int, int]
+) -> None:
     x, indices = _pooled(size)
-    layer = upsampler(name, 3).double()
+    layer = build_upsampler(name, 3).double()
     weight = next(layer.parameters(), None)
     if name == "transposed":
         torch.nn.init.normal_(weight)  # type: ignore[arg-type]
@@ -183,13 +183,13 @@ def test_each_is_the_adjoint_of_the_sampling_that_it_undoes(name: Upsampling, si
         down = _adjoint(name, g, indices, weight)
     assert down.shape == x.shape
     assert _inner(up, g) == pytest.approx(_inner(x, down), rel=1e-12, abs=1e-12)
-    # And autograd's backward pass is that adjoint.
+    # The backward pass of autograd is the same adjoint.
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(layer(x, size, indices), x, g)
     torch.testing.assert_close(gradient, down)
 
 
-def test_a_wrong_adjoint_is_noticed() -> None:
+def test_a_wrong_adjoint_is_detected() -> None:
     x, indices = _pooled((7, 9))
     up = MaxUnpooling()(x, (7, 9), indices)
     g = torch.randn_like(up)
@@ -214,26 +214,24 @@ def test_a_transposed_convolution_is_the_gradient_of_a_convolution_by_its_input(
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_size_comes_out_as_wanted(name: Upsampling, factor: int) -> None:
-    layer = upsampler(name, 3, factor).double()
+def test_the_output_has_the_requested_size(name: Upsampling, factor: int) -> None:
+    layer = build_upsampler(name, 3, factor).double()
     for size in [(12, 13), (11, 10)]:
         x, indices = _pooled(size, factor)
         assert layer(x, size, indices).shape == (2, 3, *size)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_odd_size_is_the_even_one_cut(name: Upsampling) -> None:
-    """Nothing is stretched: what is there stands where it stands in the even map."""
+def test_an_odd_map_is_the_even_one_cropped(name: Upsampling) -> None:
     x, _ = _pooled((8, 10))
     _, odd = _pooled((7, 9))
     rows, columns = odd // 9, odd % 9
-    layer = upsampler(name, 3).double()
+    layer = build_upsampler(name, 3).double()
     whole = layer(x, (8, 10), rows * 10 + columns)
     assert torch.equal(layer(x, (7, 9), odd), whole[..., :7, :9])
 
 
-def test_unpooling_its_own_maxima_gives_back_an_odd_map() -> None:
-    """What max pooling keeps comes back to its very pixel, and all else is zero."""
+def test_unpooling_restores_the_maxima_of_an_odd_map() -> None:
     torch.manual_seed(0)
     image = torch.rand(1, 2, 7, 5)
     maxima, indices = F.max_pool2d(image, 2, ceil_mode=True, return_indices=True)
@@ -243,11 +241,11 @@ def test_unpooling_its_own_maxima_gives_back_an_odd_map() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_size_that_does_not_belong_to_the_features_is_refused(name: Upsampling) -> None:
+def test_a_size_that_does_not_fit_the_features_is_an_error(name: Upsampling) -> None:
     x, indices = _pooled((8, 8))
-    layer = upsampler(name, 3).double()
+    layer = build_upsampler(name, 3).double()
     for size in [(9, 8), (8, 6), (4, 4)]:
-        with pytest.raises(ValueError, match=f"no map of {size[0]}x{size[1]}"):
+        with pytest.raises(ValueError, match=f"cannot be cropped to {size[0]}x{size[1]}"):
             layer(x, size, indices)
 
 
@@ -255,58 +253,58 @@ def test_max_unpooling_needs_indices_of_the_same_shape() -> None:
     x, indices = _pooled((8, 8))
     with pytest.raises(ValueError, match="needs the indices"):
         MaxUnpooling()(x, (8, 8))
-    with pytest.raises(ValueError, match=r"by as many indices, not by \[2, 1, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"need indices of the same shape, not \[2, 1, 4, 4\]"):
         MaxUnpooling()(x, (8, 8), indices[:, :1])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_memory_format_and_precision_are_kept(name: Upsampling) -> None:
+def test_memory_format_and_precision_are_preserved(name: Upsampling) -> None:
     x, indices = _pooled((8, 10))
     last = torch.channels_last
-    layer = upsampler(name, 3).to(torch.bfloat16, memory_format=last)  # type: ignore[call-overload]
+    layer = build_upsampler(name, 3).to(torch.bfloat16, memory_format=last)  # type: ignore[call-overload]
     features = x.bfloat16().contiguous(memory_format=last)
     up = layer(features, (8, 10), indices.contiguous(memory_format=last))
     assert up.dtype == torch.bfloat16
     assert up.is_contiguous(memory_format=last)
 
 
-def test_none_draws_random_numbers() -> None:
+def test_no_upsampler_draws_random_numbers() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for name in NAMES:
-        upsampler(name, 4)
+        build_upsampler(name, 4)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_mistakes() -> None:
     with pytest.raises(UserError, match=r"bilinaer: is none of nearest, bilinear, .*; did you mean bilinear"):
-        upsampler("bilinaer", 3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="1 or more, not 0"):
+        build_upsampler("bilinaer", 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1, not 0"):
         Nearest(0)
 
 
-# A coarse map beside a fine one.
+# Alignment of a coarse map with a finer one.
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 47), (35, 50), (61, 31)])
 @pytest.mark.parametrize("factor", [2, 4])
-def test_a_coarse_map_comes_to_lie_where_it_was_looked_at(size: tuple[int, int], factor: int) -> None:
-    """Of a map that says where its pixels are, in pixels of the fine one, the enlarged one says the same."""
+def test_a_coarse_map_is_aligned_with_the_fine_one(size: tuple[int, int], factor: int) -> None:
+    """Upsampling a map of pixel positions, in pixels of the fine map, gives the positions of the fine pixels."""
     rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
     coarse = [(torch.arange(-(-side // factor), dtype=torch.float64) + 0.5) * factor - 0.5 for side in size]
-    places = torch.stack(torch.meshgrid(*coarse, indexing="ij"))[None]
-    large = enlarged(places, size, factor)
+    positions = torch.stack(torch.meshgrid(*coarse, indexing="ij"))[None]
+    large = upsample_to(positions, size, factor)
     assert large.shape == (1, 2, *size)
     inner = slice(factor, -factor)
     expected = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
     torch.testing.assert_close(large[..., inner, inner], expected[..., inner, inner], atol=1e-9, rtol=0)
-    repeated = enlarged(places, size, factor, "nearest")
+    repeated = upsample_to(positions, size, factor, "nearest")
     assert (repeated - expected).abs().max() <= factor / 2
-    stretched = F.interpolate(places, size, mode="bilinear", align_corners=False)
+    stretched = F.interpolate(positions, size, mode="bilinear", align_corners=False)
     off = (stretched - expected)[..., inner, inner].abs().max()
     assert (off > 0.3) == any(side % factor for side in size)
 
 
-def test_where_a_side_was_rounded_down_its_end_goes_on() -> None:
-    large = enlarged(SMALL, (5, 4), 2, "nearest")
+def test_a_side_that_was_rounded_down_is_extended_by_replication() -> None:
+    large = upsample_to(SMALL, (5, 4), 2, "nearest")
     assert torch.equal(large[0, 0, :, 0], torch.tensor([1.0, 1, 3, 3, 3]))

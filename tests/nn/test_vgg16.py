@@ -1,4 +1,4 @@
-"""VGG16 as an encoder: torchvision's network and weights, wherever they come from, or one line that says why not."""
+"""Test the VGG16 encoder against torchvision's network, and the weights that it is initialized with."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from torch import nn
 from torchvision.models._api import WeightsEnum
 from torchvision.models.vgg import VGG, make_layers
 
-from segdet.nn.vgg16 import VGG16, start_from
+from segdet.nn.vgg16 import VGG16, load_vgg16_weights
 from segdet.util.errors import UserError
 
 _NARROW: list[str | int] = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
 
 
 def narrow_vgg16(batch_norm: bool = False, hidden: int = 32) -> VGG:
-    """torchvision's VGG16 with an eighth of the channels and ``hidden`` in fc6 and fc7."""
+    """Return torchvision's VGG16 with an eighth of the channels and ``hidden`` channels in fc6 and fc7."""
     torch.manual_seed(0)
-    with torch.device("meta"):  # its classifier would draw 120 million numbers
+    with torch.device("meta"):  # skips drawing the 120 million weights of the classifier
         network = VGG(nn.Identity(), num_classes=10, init_weights=False)
     network.features = make_layers(_NARROW, batch_norm)
     network.classifier = nn.Sequential(
@@ -34,7 +34,7 @@ def narrow_vgg16(batch_norm: bool = False, hidden: int = 32) -> VGG:
 
 
 class Model(nn.Module):
-    """What a family is to `start_from`."""
+    """The parts of a family that `load_vgg16_weights` uses."""
 
     def __init__(self, width: float = 0.125, batch_norm: bool = False, hidden: int = 32) -> None:
         super().__init__()
@@ -45,19 +45,19 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_file_of_torchvisions_gives_its_features(
+def test_weights_of_torchvision_give_its_features(
     tmp_path: Path, batch_norm: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = narrow_vgg16(batch_norm)
     torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
     model = Model(batch_norm=batch_norm).eval()
-    start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+    load_vgg16_weights(model, str(tmp_path / "vgg16.pth"))
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         torch.testing.assert_close(model.encoder(images)[-1].features, theirs.features(images))
     torch.testing.assert_close(model.fc6.weight.flatten(1), theirs.classifier[0].weight)
     torch.testing.assert_close(model.fc7.weight.flatten(1), theirs.classifier[3].weight)
-    assert capsys.readouterr().err == f"segdet: starts from {tmp_path / 'vgg16.pth'}; new: score\n"
+    assert capsys.readouterr().err == f"segdet: starts from {tmp_path / 'vgg16.pth'}; random weights: score\n"
 
 
 def test_maps_have_the_strides_and_round_up() -> None:
@@ -68,30 +68,28 @@ def test_maps_have_the_strides_and_round_up() -> None:
     assert [here.size for here in pooled] == [(65, 31), (33, 16), (17, 8), (9, 4), (5, 2)]
 
 
-def test_batch_normalization_is_new_where_the_file_has_none(
+def test_batch_normalization_stays_random_where_the_file_has_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = narrow_vgg16()
     torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
     model = Model(batch_norm=True)
-    start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+    load_vgg16_weights(model, str(tmp_path / "vgg16.pth"))
     assert torch.equal(model.encoder.stages[4][6].weight, theirs.features[28].weight)
-    assert "new: encoder.stages.0.1, " in capsys.readouterr().err
+    assert "random weights: encoder.stages.0.1, " in capsys.readouterr().err
 
 
-def test_a_classifier_that_was_never_published_stays_new(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unpublished_classifier_stays_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = narrow_vgg16().state_dict()
     state["classifier.0.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "features.pth")
     model = Model()
-    start_from(model, model.encoder, str(tmp_path / "features.pth"))
+    load_vgg16_weights(model, str(tmp_path / "features.pth"))
     assert model.fc6.weight.isfinite().all()
-    assert capsys.readouterr().err.endswith("new: fc6, score\n")
+    assert capsys.readouterr().err.endswith("random weights: fc6, score\n")
 
 
-def test_a_former_run_gives_what_has_the_same_name_and_shape(
+def test_an_earlier_run_gives_parameters_of_the_same_name_and_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     former = Model(hidden=16)
@@ -99,13 +97,16 @@ def test_a_former_run_gives_what_has_the_same_name_and_shape(
     file = tmp_path / "run" / "checkpoints" / "best.ckpt"
     torch.save({"state_dict": former.state_dict(), "epoch": 3}, file)
     model = Model(hidden=24)
-    start_from(model, model.encoder, str(tmp_path / "run"))
+    load_vgg16_weights(model, str(tmp_path / "run"))
     assert torch.equal(model.encoder.stages[2][0].weight, former.encoder.stages[2][0].weight)
-    # score's bias has the same shape in both, its weight has not.
-    assert capsys.readouterr().err == f"segdet: starts from {tmp_path / 'run'}; new: fc6, fc7, score\n"
-    start_from(model := Model(hidden=16), model.encoder, str(file))
+    # The bias of score has the same shape in both models, its weight has not.
+    assert (
+        capsys.readouterr().err
+        == f"segdet: starts from {tmp_path / 'run'}; random weights: fc6, fc7, score\n"
+    )
+    load_vgg16_weights(model := Model(hidden=16), str(file))
     assert torch.equal(model.score.weight, former.score.weight)
-    assert capsys.readouterr().err.endswith("new: nothing\n")
+    assert capsys.readouterr().err.endswith("random weights: none\n")
 
 
 class TestMistakes:
@@ -115,37 +116,37 @@ class TestMistakes:
         with pytest.raises(
             UserError, match="not those of a VGG16 with 16 to 128 channels; give torchvision's"
         ):
-            start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+            load_vgg16_weights(model, str(tmp_path / "vgg16.pth"))
 
-    def test_batch_normalization_that_the_model_lacks(self, tmp_path: Path) -> None:
+    def test_batch_normalization_missing_in_the_model(self, tmp_path: Path) -> None:
         torch.save(narrow_vgg16(batch_norm=True).state_dict(), tmp_path / "vgg16.pth")
         model = Model()
-        with pytest.raises(UserError, match="with batch normalization, which this one has not"):
-            start_from(model, model.encoder, str(tmp_path / "vgg16.pth"))
+        with pytest.raises(UserError, match="with batch normalization, but the model has none"):
+            load_vgg16_weights(model, str(tmp_path / "vgg16.pth"))
 
     def test_nothing_fits(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
         model = Model()
         with pytest.raises(
-            UserError, match=r"last\.ckpt: nothing in it fits Model; give torchvision's VGG16 or"
+            UserError, match=r"last\.ckpt: no weight in it fits Model; give torchvision's VGG16 or"
         ):
-            start_from(model, model.encoder, str(tmp_path / "last.ckpt"))
+            load_vgg16_weights(model, str(tmp_path / "last.ckpt"))
 
-    def test_no_file_and_a_torn_one(self, tmp_path: Path) -> None:
+    def test_a_missing_and_a_corrupt_file(self, tmp_path: Path) -> None:
         model = Model()
         (tmp_path / "run").mkdir()
         with pytest.raises(UserError, match=r"run/checkpoints/best\.ckpt: no such file of weights"):
-            start_from(model, model.encoder, str(tmp_path / "run"))
+            load_vgg16_weights(model, str(tmp_path / "run"))
         (tmp_path / "corrupt.pth").write_bytes(b"PK torn")
         with pytest.raises(UserError, match=r"corrupt\.pth: the file is corrupt or holds no weights"):
-            start_from(model, model.encoder, str(tmp_path / "corrupt.pth"))
+            load_vgg16_weights(model, str(tmp_path / "corrupt.pth"))
 
     def test_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = Model()
         with pytest.raises(
             UserError, match="torchvision has no weights 'IMAGENET' of VGG16; it has IMAGENET1K_V1"
         ):
-            start_from(model, model.encoder, "IMAGENET")
+            load_vgg16_weights(model, "IMAGENET")
 
         def unreachable(self: WeightsEnum, **_: object) -> None:
             raise OSError("<urlopen error no route to host>")
@@ -154,8 +155,8 @@ class TestMistakes:
         with pytest.raises(
             UserError, match=r"cannot be downloaded .*no route to host.*; give a local file, or null"
         ):
-            start_from(model, model.encoder, "IMAGENET1K_V1")
+            load_vgg16_weights(model, "IMAGENET1K_V1")
 
     def test_no_channels(self) -> None:
-        with pytest.raises(UserError, match=r"model\.width: 0 of VGG16's channels are none"):
+        with pytest.raises(UserError, match=r"model\.width 0: must be above 0"):
             VGG16(0)
