@@ -17,7 +17,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import COCO_NAMES
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import StateDict, load_weights
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
@@ -54,7 +54,7 @@ class DETR(Detector):
     it takes few layers, a finer map and the spatial prior.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: A local file of the whole network's weights, as the authors publish them (``detr-r50-e632da11.pth``,
             for ``resnet50``), or null. If all classes here have names of COCO's, their outputs are taken; if not, the
             layer of the classes, and only it, stays new.

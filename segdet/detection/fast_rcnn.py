@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from segdet.data.sample import Target
 from segdet.detection.region_detector import RegionDetector
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, TwoLayerHead, rois_of, sample_rois
 from segdet.task import Stage
@@ -31,7 +31,7 @@ class FastRCNN(RegionDetector):
     others with one of 0.1 to 0.5 (section 2.3). The paper's images are two a batch.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there. Of torchvision's VGG16, ``fc6`` and ``fc7`` start from its classifier when ``width`` is 4096
             and ``pool`` 7.
         backbone_options: See there.

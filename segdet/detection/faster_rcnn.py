@@ -22,7 +22,7 @@ from torchvision.ops.poolers import LevelMapper
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import Selection, select_detections
 from segdet.nn.float32 import output_float32
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, RoundedAnchors, pad_to_stride
@@ -253,7 +253,7 @@ class FasterRCNN(TwoStageDetector):
     holds something by one logistic output where the paper has two of a softmax.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there. Of torchvision's VGG16, the two layers on a pooled region start from its classifier when
             there is no pyramid, ``head_width`` is 4096 and ``pool_size`` 7.
         backbone_options: See there.

@@ -16,7 +16,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
@@ -151,7 +151,7 @@ class FCOS(PointDetector):
     centre-ness beside the box).
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there.
         backbone_options: See there.
         strides: The backbone's maps.

@@ -22,7 +22,7 @@ from segdet.data.dataset import TaskDataset
 from segdet.data.sample import Batch, Target
 from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, bytes_of, key_of_network
 from segdet.detection.region_detector import RegionDetector
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder, paired_iou
 from segdet.nn.roi import TwoLayerHead, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
@@ -66,7 +66,7 @@ class RCNN(RegionDetector):
     Shapes 0.27 cost 0.8 points of AP at IoU 0.5 and 0.4 of COCO's AP (``shapes/rcnn.yaml``, one epoch).
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there. Of torchvision's VGG16, ``fc6`` and ``fc7`` start from its classifier when ``width`` is 4096
             and ``pool`` 7.
         backbone_options: See there.

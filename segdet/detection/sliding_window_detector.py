@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
-from segdet.nn.backbones import Backbone
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import Backbone, build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
 from segdet.nn.dense_windows import DenseWindows
 from segdet.nn.float32 import at_least_float32
@@ -58,7 +57,7 @@ class SlidingWindowDetector(Detector):
         conv_strides: Of each stage's convolution; 1 when null.
         hidden: The widths of the linear layers between the features and the classes.
         dropout: The rate before and behind the first of them.
-        backbone: In place of the stages a network by its name, see `segdet.nn.backbones.backbone`; its
+        backbone: In place of the stages a network by its name, see `segdet.nn.backbones.build_backbone`; its
             coarsest map is averaged. It pads each window, and so cannot be run densely.
         weights: See there.
         backbone_options: See there.

@@ -17,7 +17,7 @@ from torchvision.models.detection.ssd import SSDHead
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import rows_of_classes
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.size_cache import SizeCache
 from segdet.nn.upsampling import upsample_to
@@ -214,7 +214,7 @@ class SSD(DefaultBoxDetector):
     `SSD300` and `SSD512` are the paper's networks on VGG16, `SSDLite` is MobileNet's.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there.
         backbone_options: See there.
         strides: The backbone's maps that carry default boxes.

@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage, View
@@ -77,7 +77,7 @@ class YOLOv1(Detector):
     make no sense to them: ``tta_scales`` is refused.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`; null for the paper's twenty convolutions.
+        backbone: See `segdet.nn.backbones.build_backbone`; null for the paper's twenty convolutions.
         weights: See there; for the paper's, a local file of them.
         backbone_options: See there.
         stride: The backbone's map that the four convolutions stand on; 32 in the paper.

@@ -14,7 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
 from segdet.util.errors import UserError
@@ -38,7 +38,7 @@ class YOLOX(Detector):
     backbone is the one given and the data's recipe augments.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there.
         backbone_options: See there.
         strides: The backbone's maps that are looked at.

@@ -13,7 +13,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 from segdet.data.sample import Target
 from segdet.localization.base import Localizer
 from segdet.localization.multi_crop import MultiCrop, Views, merge_views
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.task import Stage
 from segdet.util.errors import check_choice
 
@@ -34,7 +34,7 @@ class BoxHead(Localizer):
       and the classes are learned from several times fewer images.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there.
         backbone_options: See there.
         strides: The strides of the features that the heads stand on.

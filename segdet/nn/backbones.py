@@ -1,8 +1,4 @@
-"""Backbones: any classification network of timm or torchvision as a pyramid of features.
-
-One function, `backbone`, returns a `Backbone`: a module that yields feature maps from fine to coarse and
-knows their channels and strides.
-"""
+"""Backbones: classification networks of timm and torchvision as extractors of multi-scale feature maps."""
 
 from __future__ import annotations
 
@@ -24,8 +20,8 @@ class Backbone(nn.Module):
     """A feature extractor.
 
     Args:
-        body: Maps images ``[B, 3, H, W]`` to feature maps, fine to coarse.
-        channels: The channels of each map.
+        body: A module that maps images ``[B, 3, H, W]`` to feature maps, fine to coarse.
+        channels: The number of channels of each map.
         strides: The stride of each map in pixels of the image, ascending.
     """
 
@@ -36,89 +32,91 @@ class Backbone(nn.Module):
         self.strides = list(strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps ``[B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]``, fine to coarse.
+        """Return feature maps ``[B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])]``, fine to coarse.
 
         Raises:
-            UserError: If the network takes images of one size alone, and these are of another.
+            UserError: If the network accepts a single image size and the images have another.
         """
         try:
             return list(self.body(images))
-        except AssertionError as error:  # how timm's transformers refuse a size
+        except AssertionError as error:  # timm's transformers check the size with assertions
             height, width = images.shape[2:]
             raise UserError(
-                f"backbone: images of {width}x{height} do not suit it ({' '.join(str(error).split())[:160]}); resize "
-                "them (--data.recipe), or build it for them: --model.backbone_options "
+                f"backbone: does not accept images of {width}x{height} ({' '.join(str(error).split())[:160]}); "
+                "resize them (--data.recipe), or build the backbone for this size: --model.backbone_options "
                 f"'{{img_size: [{height}, {width}]}}'"
             ) from error
 
 
 class SmallVGG(nn.Module):
-    """A small network in the manner of VGG (Simonyan and Zisserman, ICLR 2015), for small images and CPUs.
+    """A small network in the style of VGG (Simonyan and Zisserman, ICLR 2015), for small images and CPUs.
 
-    Each stage has convolutions of 3x3 with batch normalization, and max pooling before it; only the very first
-    convolution has a stride. Where a ResNet has gone to stride 4 after one convolution, this network has
-    looked at edges and corners at stride 2, which small objects are made of.
+    Each stage has 3x3 convolutions with batch normalization. Max pooling precedes all stages but the first, whose
+    first convolution has stride 2. A ResNet reaches stride 4 after one convolution; this network has a whole stage
+    at stride 2, which preserves the edges and corners of small objects.
 
     Args:
-        channels: Of each stage; stage i has stride ``2 ** (i + 1)``.
-        convolutions: In each stage.
+        channels: The channels of each stage. Stage i has stride ``2 ** (i + 1)``.
+        convolutions: The number of convolutions per stage.
     """
 
     def __init__(self, channels: Sequence[int] = (32, 64, 96, 128, 128), convolutions: int = 2) -> None:
         super().__init__()
         self.channels = list(channels)
         self.stages = nn.ModuleList()
-        before = 3
+        in_channels = 3
         for index, width in enumerate(channels):
             layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if index else []
             for position in range(convolutions):
                 stride = 2 if index == position == 0 else 1
                 layers += [
-                    nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-                ]  # fmt: skip
-                before = width
+                    nn.Conv2d(in_channels, width, 3, stride, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
+                in_channels = width
             self.stages.append(nn.Sequential(*layers))
 
-    def keep(self, count: int) -> None:
-        """Drops all stages but the first ``count``."""
+    def truncate(self, count: int) -> None:
+        """Remove all stages after the first ``count``."""
         self.channels = self.channels[:count]
         self.stages = self.stages[:count]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of strides 2, 4, 8 ..., fine to coarse."""
+        """Return feature maps of strides 2, 4, 8 ..., fine to coarse."""
         maps: list[Tensor] = []
         for stage in self.stages:
             maps.append(stage(maps[-1] if maps else images))
         return maps
 
 
-def backbone(
+def build_backbone(
     name: str = "resnet18",
     weights: str | bool | None = None,
     strides: Sequence[int] | None = None,
     output_stride: int | None = None,
     **options: Any,
 ) -> Backbone:
-    """A backbone by its name.
+    """Return the backbone called ``name``.
 
-    What lies behind the last of the wanted strides is left out where the library allows it.
+    Layers after the last of ``strides`` are removed where the library allows it.
 
     Args:
-        name: A timm model (``resnet18``, ``convnext_tiny`` ...), ``torchvision:`` and one of torchvision's
+        name: A timm model (``resnet18``, ``convnext_tiny`` ...), ``torchvision:`` followed by a torchvision model
             (``torchvision:vgg16``), or ``small_vgg`` for `SmallVGG`.
-        weights: A local file of weights (``.pth``, ``.pt``, ``.safetensors``), or the name of pretrained weights
-            (timm's tag, torchvision's enum member such as ``IMAGENET1K_V1``), or true for the library's
-            default ones; null or false for random ones.
-        strides: The strides wanted, of each the last map; all there are when null.
-        output_stride: The greatest stride, kept by dilated convolutions (timm networks that can).
+        weights: A local file (``.pth``, ``.pt``, ``.safetensors``); the name of pretrained weights, which is a tag of
+            timm or a member of torchvision's enum such as ``IMAGENET1K_V1``; true for the library's default
+            weights; null or false for random ones.
+        strides: The strides of the maps to return. Of several maps of one stride, the last is returned. Null for all.
+        output_stride: The largest stride, enforced by dilated convolutions; for timm networks that support it.
         options: Further arguments of the library's constructor, such as ``channels=[32, 64, 128, 256]`` for a
-            narrow ResNet of timm's.
+            narrow ResNet of timm.
 
     Raises:
-        UserError: If there is no such network, it has no such stride, or the weights cannot be had.
+        UserError: If there is no such network or stride, or the weights cannot be loaded.
     """
     if strides is not None and not strides:
-        raise UserError(f"backbone {name}: no stride is wanted; name at least one, such as [32]")
+        raise UserError(f"backbone {name}: strides is empty; give at least one, such as [32]")
     if output_stride is not None:
         options["output_stride"] = output_stride
     if name == "small_vgg":
@@ -134,22 +132,22 @@ def backbone(
         raise UserError(f"backbone {name}: no feature map of stride {missing[0]}; it has {network.strides}")
     if sorted(strides) == network.strides:
         return network
-    # Dilation keeps the stride over several stages: the last map of a stride is the one that saw them all.
+    # With dilation several stages have the same stride; the last one is the deepest.
     last = {stride: index for index, stride in enumerate(network.strides)}
-    wanted = [last[stride] for stride in sorted(strides)]
+    indices = [last[stride] for stride in sorted(strides)]
     return Backbone(
-        _Pick(network.body, wanted),
-        [network.channels[i] for i in wanted],
-        [network.strides[i] for i in wanted],
+        _Select(network.body, indices),
+        [network.channels[i] for i in indices],
+        [network.strides[i] for i in indices],
     )
 
 
-_WEIGHTS_OF_OTHER_NORMALIZATION = ("googlenet", "inception_v3")
-"""torchvision's networks that normalize images anew, within themselves, where its weights are asked for."""
+_WITH_INPUT_TRANSFORM = ("googlenet", "inception_v3")
+"""torchvision's networks that change the normalization of their input when built with pretrained weights."""
 
 
-class _Info(Protocol):
-    """What timm says of a feature extractor's maps."""
+class _FeatureInfo(Protocol):
+    """The type of ``feature_info`` of timm's feature extractors."""
 
     out_indices: Sequence[int]
 
@@ -157,7 +155,9 @@ class _Info(Protocol):
     def reduction(self) -> list[int]: ...
 
 
-class _Pick(nn.Module):
+class _Select(nn.Module):
+    """A body that returns only the maps at ``indices``."""
+
     def __init__(self, body: nn.Module, indices: list[int]) -> None:
         super().__init__()
         self.body = body
@@ -169,7 +169,7 @@ class _Pick(nn.Module):
 
 
 class _ChannelsFirst(nn.Module):
-    """Maps ``[B, h, w, C]``, as some of timm's transformers have them, as ``[B, C, h, w]``."""
+    """A body of timm whose maps ``[B, h, w, C]`` are returned as ``[B, C, h, w]``."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _ChannelsFirst(nn.Module):
 
 
 class _Values(nn.Module):
-    """torchvision's extractor returns a dict; a backbone a list."""
+    """torchvision's feature extractor with a list of maps as output instead of a dict."""
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
@@ -199,8 +199,8 @@ def _small_vgg(
         raise UserError(f"backbone small_vgg: {error}; its options are channels and convolutions") from error
     all_strides = [2 ** (i + 1) for i in range(len(body.channels))]
     if strides is not None and set(strides) <= set(all_strides):
-        # Dropped and not left unbuilt: what is built after the backbone keeps its seeded weights.
-        body.keep(all_strides.index(max(strides)) + 1)
+        # Stages are built and then removed, so that later modules draw the same random weights in any case.
+        body.truncate(all_strides.index(max(strides)) + 1)
     if weights:
         load_weights(body, weights, "small_vgg", option="backbone small_vgg")
     return Backbone(body, body.channels, all_strides[: len(body.channels)])
@@ -218,7 +218,7 @@ def _from_timm(
         if strides is not None:
             last = _last_of_each_reduction(model, options)
             if set(strides) <= last.keys() and max(strides) < max(last):
-                # With the wanted maps alone: layers behind the last would be learned by nobody.
+                # Layers after the last map would receive no gradient, which DDP refuses.
                 options = options | {"out_indices": [last[stride] for stride in sorted(strides)]}
         pretrained = (named or weights is True) and not is_restoring()
         body = timm.create_model(model, features_only=True, pretrained=pretrained, **options)
@@ -228,10 +228,10 @@ def _from_timm(
         raise download_error(f"backbone {name}", error) from error
     if isinstance(weights, str) and not named:
         load_weights(body, weights, f"backbone {name}")
-    info = cast(_Info, body.feature_info)
+    info = cast(_FeatureInfo, body.feature_info)
     stages = getattr(body, "_stage_out_idx", None)
     if isinstance(stages, dict) and isinstance(body.blocks, nn.Sequential):
-        # Networks in the manner of MobileNet keep the blocks behind the last map, and run them.
+        # timm's MobileNet-like networks keep and run the blocks after the last map.
         del body.blocks[max(stages) :]
     if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
         body = _ChannelsFirst(body)
@@ -239,22 +239,22 @@ def _from_timm(
 
 
 def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, int]:
-    """The strides of the maps of a timm network, and by what number it knows the last map of each.
+    """Return timm's index of the last map of each stride of a network, by stride.
 
-    It has to be built to tell them, but without its weights.
+    The network must be built to read them, if possible on the meta device.
     """
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 body = timm.create_model(model, features_only=True, pretrained=False, **options)
-        except (NotImplementedError, RuntimeError):  # a constructor that computes with what it makes
+        except (NotImplementedError, RuntimeError):  # the constructor reads values of its tensors
             body = timm.create_model(model, features_only=True, pretrained=False, **options)
-    info = cast(_Info, body.feature_info)
+    info = cast(_FeatureInfo, body.feature_info)
     return dict(zip(info.reduction(), info.out_indices, strict=True))
 
 
 def _from_torchvision(
-    name: str, weights: str | bool | None, options: dict[str, Any], wanted_strides: Sequence[int] | None
+    name: str, weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
 ) -> Backbone:
     if name not in torchvision.models.list_models(module=torchvision.models):
         near = closest(name, torchvision.models.list_models(module=torchvision.models)) or "resnet18"
@@ -265,7 +265,7 @@ def _from_torchvision(
         published = published_name(weights, name, kinds, f"backbone torchvision:{name}")
         if is_restoring():
             published = None
-            if name in _WEIGHTS_OF_OTHER_NORMALIZATION:
+            if name in _WITH_INPUT_TRANSFORM:
                 options = {"transform_input": True, "init_weights": False} | options
     try:
         model = torchvision.models.get_model(name, weights=published, **options)
@@ -273,21 +273,20 @@ def _from_torchvision(
         raise download_error(f"backbone torchvision:{name}", error) from error
     if isinstance(weights, str) and is_weights_file(weights):
         load_weights(model, weights, f"backbone torchvision:{name}")
-    nodes, channels, strides = _last_of_each_stride(model)
-    if wanted_strides is not None and set(wanted_strides) <= set(strides):
-        # The extractor drops what no wanted map needs.
-        keep = [strides.index(stride) for stride in sorted(wanted_strides)]
-        nodes = [nodes[i] for i in keep]
-        channels, strides = [channels[i] for i in keep], [strides[i] for i in keep]
-    return Backbone(_Values(create_feature_extractor(model, nodes)), channels, strides)
+    last = _last_of_each_stride(model)
+    if strides is not None and set(strides) <= last.keys():
+        # The extractor removes the layers that none of these maps needs.
+        last = {stride: last[stride] for stride in sorted(strides)}
+    extractor = create_feature_extractor(model, [node for node, _ in last.values()])
+    return Backbone(_Values(extractor), [channels for _, channels in last.values()], list(last))
 
 
-def _last_of_each_stride(model: nn.Module) -> tuple[list[str], list[int], list[int]]:
-    """The last four-dimensional output of every stride from 2 on: ``(node names, channels, strides)``."""
+def _last_of_each_stride(model: nn.Module) -> dict[int, tuple[str, int]]:
+    """Return the node name and the channels of the last map of each stride from 2 on, by ascending stride."""
     side = 224
     _, names = get_graph_node_names(model)
     model.eval()
-    last: dict[int, tuple[str, int]] = {}
+    last = {}
     with torch.no_grad():
         outputs = create_feature_extractor(model, {name: name for name in names if name != "x"})(
             torch.zeros(1, 3, side, side)
@@ -298,5 +297,4 @@ def _last_of_each_stride(model: nn.Module) -> tuple[list[str], list[int], list[i
             if stride >= 2 and stride & (stride - 1) == 0 and not name.startswith(("avgpool", "adaptive")):
                 last[stride] = name, value.shape[1]
     model.train()
-    ordered = sorted(last)
-    return [last[s][0] for s in ordered], [last[s][1] for s in ordered], ordered
+    return dict(sorted(last.items()))

@@ -166,7 +166,7 @@ class TwoLayerHead(nn.Module):
 
         Args:
             backbone: The network, such as ``torchvision:vgg16``; other backbones have no such layers.
-            weights: As for `segdet.nn.backbones.backbone`, which has already reported weights that are missing.
+            weights: As for `segdet.nn.backbones.build_backbone`, which has already reported weights that are missing.
 
         Returns:
             Whether the layers were copied.

@@ -186,7 +186,7 @@ def restoring(names: Iterable[str]) -> Iterator[None]:
     A configuration still names the weights that a training started from, because they can decide how the network is
     built: torchvision freezes the batch normalization of some weights, and a tag of timm selects a variant of a
     network. The file or the network connection need not exist any more. Within this context `read_weights` returns
-    empty weights, `load_weights` and `load_state` do nothing, and `segdet.nn.backbones.backbone` downloads nothing.
+    empty weights, `load_weights` and `load_state` do nothing, and `build_backbone` downloads nothing.
 
     Args:
         names: The parameter names in the checkpoint. They show what the pretrained weights would have decided.

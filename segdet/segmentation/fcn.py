@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter
@@ -27,7 +27,7 @@ class FCN(Segmenter):
     of the backbone and little more.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there.
         backbone_options: See there.
         strides: The strides of the maps that are added.

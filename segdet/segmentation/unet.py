@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.data.sample import IGNORE, Target
-from segdet.nn.backbones import backbone as build_backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter, masks_of
@@ -35,7 +35,7 @@ class UNet(Segmenter):
     followed by batch normalization.
 
     Args:
-        backbone: See `segdet.nn.backbones.backbone`.
+        backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See there.
         backbone_options: See there.
         strides: Those of the levels. Stride 1, which no backbone has, is two convolutions on the image itself,

@@ -1,4 +1,4 @@
-"""Backbones: channels and strides are what comes out, weights come from files, mistakes are one line."""
+"""Test backbones: declared channels and strides, weights from files, and error messages."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from segdet.nn.backbones import backbone
+from segdet.nn.backbones import build_backbone
 from segdet.util.errors import UserError
 
 
@@ -24,8 +24,8 @@ from segdet.util.errors import UserError
         "torchvision:mobilenet_v3_small",
     ],
 )
-def test_channels_and_strides_are_what_comes_out(name: str) -> None:
-    network = backbone(name).eval()
+def test_maps_have_the_declared_channels_and_strides(name: str) -> None:
+    network = build_backbone(name).eval()
     assert network.strides == sorted(network.strides)
     with torch.inference_mode():
         maps = network(torch.randn(1, 3, 96, 160))
@@ -34,12 +34,12 @@ def test_channels_and_strides_are_what_comes_out(name: str) -> None:
         assert features.shape[2:] == (96 // stride, 160 // stride)
 
 
-def test_a_choice_of_strides() -> None:
-    network = backbone("resnet10t", strides=[8, 32])
+def test_selected_strides() -> None:
+    network = build_backbone("resnet10t", strides=[8, 32])
     assert network.strides == [8, 32]
     assert len(network(torch.randn(1, 3, 64, 64))) == 2
     with pytest.raises(UserError, match="no feature map of stride 64"):
-        backbone("resnet10t", strides=[64])
+        build_backbone("resnet10t", strides=[64])
 
 
 @pytest.mark.parametrize(
@@ -53,24 +53,24 @@ def test_a_choice_of_strides() -> None:
         "torchvision:resnet18",
     ],
 )
-def test_nothing_is_kept_behind_the_last_wanted_stride(name: str) -> None:
-    network = backbone(name, strides=[4, 8])
+def test_layers_after_the_last_stride_are_removed(name: str) -> None:
+    network = build_backbone(name, strides=[4, 8])
     sum(features.sum() for features in network(torch.randn(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_a_network_for_images_of_one_size_says_so() -> None:
-    network = backbone("swin_tiny_patch4_window7_224", strides=[4])
+def test_a_network_for_a_single_image_size_raises() -> None:
+    network = build_backbone("swin_tiny_patch4_window7_224", strides=[4])
     assert network(torch.zeros(1, 3, 224, 224))[0].shape == (1, 96, 56, 56)
-    with pytest.raises(UserError, match=r"images of 96x64 do not suit it .*; .*'\{img_size: \[64, 96\]\}'"):
+    with pytest.raises(UserError, match=r"does not accept images of 96x64 .*; .*'\{img_size: \[64, 96\]\}'"):
         network(torch.zeros(1, 3, 64, 96))
 
 
-def test_a_truncated_small_vgg_keeps_its_seeded_weights() -> None:
+def test_a_truncated_small_vgg_has_the_same_random_weights() -> None:
     torch.manual_seed(0)
-    whole, after = backbone("small_vgg"), torch.rand(1)
+    whole, after = build_backbone("small_vgg"), torch.rand(1)
     torch.manual_seed(0)
-    cut = backbone("small_vgg", strides=[4, 8])
+    cut = build_backbone("small_vgg", strides=[4, 8])
     assert torch.rand(1) == after
     assert (cut.strides, cut.channels) == ([4, 8], [64, 96])
     kept = {name.removeprefix("body."): value for name, value in cut.state_dict().items()}
@@ -83,56 +83,56 @@ def test_a_truncated_small_vgg_keeps_its_seeded_weights() -> None:
 
 
 def test_pretrained_weights_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    build, asked = timm.create_model, []
+    build, calls = timm.create_model, []
 
     def create_model(*args: object, pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
         network = build(*args, **kwargs)
-        asked.append((pretrained, next(network.parameters()).device.type))
+        calls.append((pretrained, next(network.parameters()).device.type))
         return network
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    backbone("resnet18", weights=True, strides=[4, 8])
-    assert asked == [(False, "meta"), (True, "cpu")]
+    build_backbone("resnet18", weights=True, strides=[4, 8])
+    assert calls == [(False, "meta"), (True, "cpu")]
 
 
-def test_a_network_that_cannot_be_built_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_built_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
     build = timm.create_model
 
     def create_model(*args: object, **kwargs: object) -> torch.nn.Module:
-        torch.zeros(1).item()  # as constructors do that spread a rate over their layers
+        torch.zeros(1).item()  # as constructors do that compute drop rates per layer
         return build(*args, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", create_model)
     torch.manual_seed(0)
-    network = backbone("resnet10t", strides=[4, 8])
+    network = build_backbone("resnet10t", strides=[4, 8])
     monkeypatch.undo()
     torch.manual_seed(0)
-    same = backbone("resnet10t", strides=[4, 8])
+    same = build_backbone("resnet10t", strides=[4, 8])
     for one, other in zip(network.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_dilation_keeps_the_stride() -> None:
-    assert max(backbone("resnet18", output_stride=8).strides) == 8
+def test_dilation_limits_the_stride() -> None:
+    assert max(build_backbone("resnet18", output_stride=8).strides) == 8
 
 
-def test_the_last_map_of_a_stride_that_several_have() -> None:
-    network = backbone("resnet18", strides=[4, 8], output_stride=8)
+def test_the_last_of_several_maps_of_one_stride() -> None:
+    network = build_backbone("resnet18", strides=[4, 8], output_stride=8)
     assert (network.strides, network.channels) == ([4, 8], [64, 512])
     network(torch.zeros(2, 3, 64, 64))[-1].sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())  # else DDP stops
+    assert all(parameter.grad is not None for parameter in network.parameters())  # DDP requires it
 
 
 def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
     model = timm.create_model("resnet18")
     torch.save(model.state_dict(), tmp_path / "timm.pth")
-    network = backbone("resnet18", weights=str(tmp_path / "timm.pth"))
+    network = build_backbone("resnet18", weights=str(tmp_path / "timm.pth"))
     torch.testing.assert_close(
         network.state_dict()["body.layer4.1.conv2.weight"], model.layer4[1].conv2.weight
     )
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), tmp_path / "tv.pth")
-    ours = backbone("torchvision:resnet18", weights=str(tmp_path / "tv.pth")).eval()
+    ours = build_backbone("torchvision:resnet18", weights=str(tmp_path / "tv.pth")).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         features = torch.nn.Sequential(*list(theirs.eval().children())[:-2])(images)
@@ -141,16 +141,16 @@ def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="timm has no such model; did you mean resnet18"):
-        backbone("resnet81")
+        build_backbone("resnet81")
     with pytest.raises(UserError, match="did you mean torchvision:vgg1"):
-        backbone("torchvision:vgg61")
+        build_backbone("torchvision:vgg61")
     with pytest.raises(UserError, match="no such file of weights"):
-        backbone("resnet10t", weights=str(tmp_path / "absent.pth"))
+        build_backbone("resnet10t", weights=str(tmp_path / "absent.pth"))
     (tmp_path / "corrupt.pth").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(UserError, match="the file is corrupt or holds no weights"):
-        backbone("resnet10t", weights=str(tmp_path / "corrupt.pth"))
+        build_backbone("resnet10t", weights=str(tmp_path / "corrupt.pth"))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not the weights of backbone resnet10t"):
-        backbone("resnet10t", weights=str(tmp_path / "other.pth"))
+        build_backbone("resnet10t", weights=str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match="no weights 'IMAGENET9'"):
-        backbone("torchvision:resnet18", weights="IMAGENET9")
+        build_backbone("torchvision:resnet18", weights="IMAGENET9")

@@ -27,7 +27,7 @@ from segdet.detection.faster_rcnn import FasterRCNN, TorchvisionFasterRCNN
 from segdet.detection.retinanet import TorchvisionRetinaNet
 from segdet.detection.ssd_vgg16 import SSD300
 from segdet.detection.yolo_v1 import YOLOv1
-from segdet.nn.backbones import backbone
+from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import restoring
 from segdet.proposals import RPN
 from segdet.runs.folder import EMBEDDED
@@ -170,9 +170,9 @@ DETR_SMALL = {
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: backbone("resnet10t", weights="c3_in1k"),
-        lambda: backbone("torchvision:resnet18", weights=True),
-        lambda: backbone("small_vgg", weights="gone.pth"),
+        lambda: build_backbone("resnet10t", weights="c3_in1k"),
+        lambda: build_backbone("torchvision:resnet18", weights=True),
+        lambda: build_backbone("small_vgg", weights="gone.pth"),
         lambda: FasterRCNN(["a"], "torchvision:vgg16", "IMAGENET1K_V1", strides=[16], pyramid=False),
         lambda: DETR(["a"], weights="gone.pth", **DETR_SMALL),
         lambda: DETR(["a"], weights_backbone="gone.pth", **DETR_SMALL),
@@ -204,9 +204,9 @@ def test_a_network_that_normalizes_anew_does_so_when_it_is_restored(name: str, o
     torch.manual_seed(0)
     images = torch.rand(1, 3, 80, 80)
     with restoring([]):
-        restored = backbone(f"torchvision:{name}", True, [2]).eval()
-    plain = backbone(f"torchvision:{name}", None, [2], init_weights=False).eval()
-    asked = backbone(f"torchvision:{name}", None, [2], init_weights=False, transform_input=True).eval()
+        restored = build_backbone(f"torchvision:{name}", True, [2]).eval()
+    plain = build_backbone(f"torchvision:{name}", None, [2], init_weights=False).eval()
+    asked = build_backbone(f"torchvision:{name}", None, [2], init_weights=False, transform_input=True).eval()
     for other in (plain, asked):
         other.load_state_dict(restored.state_dict())
     with torch.inference_mode():
@@ -261,4 +261,4 @@ def test_where_nothing_is_restored_all_is_as_before(offline: None) -> None:
     with pytest.raises(ZeroDivisionError), restoring([]):
         raise ZeroDivisionError
     with pytest.raises(AssertionError, match="something is fetched"):
-        backbone("torchvision:resnet18", weights=True)
+        build_backbone("torchvision:resnet18", weights=True)
