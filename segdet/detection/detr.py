@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou, generalized_box_iou_loss
 
 from segdet.data.sample import Prediction, Target
@@ -21,6 +20,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import StateDict, load_weights
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
+from segdet.util.stages import stage
 
 _NO_OBJECT_WEIGHT = 0.1
 """What a query that finds nothing counts in the class loss (section 3.1)."""
@@ -212,9 +212,9 @@ class DETR(Detector):
         return losses
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        with record_function("segdet::network"):
+        with stage("network"):
             answer = self(images)
-        with record_function("segdet::decode"):
+        with stage("decode"):
             return self._detections(answer, (images.shape[2], images.shape[3]))
 
     def _detections(self, answer: Answer, size: tuple[int, int]) -> list[Prediction]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from segdet.data.sample import Target
 from segdet.detection.region_detector import RegionDetector
@@ -17,6 +16,7 @@ from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, TwoLayerHead, rois_of, sample_rois
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
+from segdet.util.stages import stage
 
 
 class FastRCNN(RegionDetector):
@@ -87,11 +87,11 @@ class FastRCNN(RegionDetector):
 
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Images and regions ``[R, 5]`` in them to logits ``[R, K + 1]`` and offsets ``[R, K + 1, 4]``."""
-        with record_function("segdet::network"):
+        with stage("network"):
             features = self.backbone(images)[0]
-        with record_function("segdet::crops"):
+        with stage("crops"):
             pooled = self.pooling(features, rois).flatten(1)
-        with record_function("segdet::classifier"):
+        with stage("classifier"):
             seen = self.layers(pooled)
             return self.classifier(seen).float(), self.regressor(seen).float().unflatten(1, (-1, 4))
 
@@ -112,7 +112,7 @@ class FastRCNN(RegionDetector):
     def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         rois = rois_of(proposals)
         logits, offsets = self(images, rois)
-        with record_function("segdet::classifier"):
+        with stage("classifier"):
             boxes = self.coder.decode(offsets[:, 1:], rois[:, None, 1:])
             return logits.softmax(1)[:, 1:], boxes
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
@@ -29,6 +28,7 @@ from segdet.nn.pyramid import FeaturePyramid, GridAnchors, RoundedAnchors, pad_t
 from segdet.nn.roi import RoIPooling, TwoLayerHead, rois_of
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
+from segdet.util.stages import stage
 
 Pooling = Literal["align", "pool"]
 
@@ -138,9 +138,9 @@ class TwoStageDetector(Detector):
 
     def predict(self, images: Tensor) -> list[Prediction]:
         grid = pad_to_stride(images, self.multiple)
-        with record_function("segdet::network"):
+        with stage("network"):
             maps = self.features(grid.tensors)
-        with record_function("segdet::proposals"):
+        with stage("proposals"):
             regions = self._propose(grid, maps).boxes
         return self._detections(grid, maps, regions)
 
@@ -161,7 +161,7 @@ class TwoStageDetector(Detector):
                 begins with no fewer of each map.
         """
         grid = pad_to_stride(images, self.multiple)
-        with record_function("segdet::network"):
+        with stage("network"):
             maps = self.features(grid.tensors)
         limits = self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n
         if count is not None:
@@ -169,7 +169,7 @@ class TwoStageDetector(Detector):
                 {when: max(limit, count) for when, limit in each.items()} for each in limits
             )
         try:
-            with record_function("segdet::proposals"):
+            with stage("proposals"):
                 proposed = self._propose(grid, maps)
         finally:
             self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n = limits
@@ -216,10 +216,10 @@ class TwoStageDetector(Detector):
         return logits, offsets
 
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
-        with record_function("segdet::classifier"):
+        with stage("classifier"):
             logits, offsets = self._classify(images, maps, regions)
         heads, counts = self.roi_heads, [len(each) for each in regions]
-        with record_function("segdet::nms"):
+        with stage("nms"):
             # As `postprocess_detections` of torchvision's second stage, which has no class-agnostic suppression.
             boxes = heads.box_coder.decode(offsets, regions)[:, 1:].split(counts)
             scores = logits.softmax(-1)[:, 1:].split(counts)

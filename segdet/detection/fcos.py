@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -20,6 +19,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
+from segdet.util.stages import stage
 
 
 class PointDetector(Detector):
@@ -104,7 +104,7 @@ class PointDetector(Detector):
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        with record_function("segdet::network"):
+        with stage("network"):
             logits, centred, distances, cells, levels = self(images)
         size = (images.shape[2], images.shape[3])
         return self._detections(logits, centred, distances, cells, levels, size)
@@ -118,7 +118,7 @@ class PointDetector(Detector):
         levels: list[int],
         size: tuple[int, int],
     ) -> list[Prediction]:
-        with record_function("segdet::nms"):
+        with stage("nms"):
             boxes = self.head.box_coder.decode(distances, cells)
             scores = (logits.sigmoid() * centred.sigmoid()[..., None]).sqrt()
             return self.selected_from_levels(boxes, scores, levels, size)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import (
@@ -21,6 +20,7 @@ from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.float32 import output_float32
 from segdet.util.errors import UserError
+from segdet.util.stages import stage
 
 
 class MaskBranch(TwoStageDetector):
@@ -57,7 +57,7 @@ class MaskBranch(TwoStageDetector):
 
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
         found = super()._detections(images, maps, regions)
-        with record_function("segdet::classifier"):
+        with stage("classifier"):
             logits = self._mask_logits(images, maps, [each["boxes"] for each in found])
             masks = maskrcnn_inference(logits, [each["labels"] for each in found])
         return [Prediction(**{**each, "masks": mask[:, 0]}) for each, mask in zip(found, masks, strict=True)]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
@@ -33,6 +32,7 @@ from segdet.training.linear_svm import LinearSVMs, Mining, Round, mine
 from segdet.training.ridge import BoxRidge, norm_scale
 from segdet.util.distributed import run_on_all_ranks
 from segdet.util.errors import BadSample, UserError, check_choice
+from segdet.util.stages import stage
 
 Classifier = Literal["svm", "softmax"]
 
@@ -176,7 +176,7 @@ class RCNN(RegionDetector):
         scores, offsets = [], []
         for part in rois.split(self.crop_batch):
             last, seen = self._described(images, part)
-            with record_function("segdet::classifier"):
+            with stage("classifier"):
                 if self.classified_by == "svm":
                     scores.append(self.svms(seen).sigmoid())
                 else:
@@ -187,9 +187,9 @@ class RCNN(RegionDetector):
         return torch.cat(scores), self.coder.decode(torch.cat(offsets), boxes) if offsets else boxes
 
     def _described(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        with record_function("segdet::warps"):
+        with stage("warps"):
             crops = warp(images, rois, self.warp_size, self.context)
-        with record_function("segdet::network"):
+        with stage("network"):
             last, seen = self(crops)
             return last, seen
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
@@ -21,6 +20,7 @@ from segdet.metrics.region_detection import RegionScores
 from segdet.proposals.base import Proposer
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
+from segdet.util.stages import stage
 
 
 class RegionDetector(Detector):
@@ -136,7 +136,7 @@ class RegionDetector(Detector):
                 "alone; give --data.proposals SelectiveSearch"
             )
         found = []
-        with record_function("segdet::proposals"):
+        with stage("proposals"):
             height, width = images.shape[-2:]
             if originals is None:
                 originals = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
@@ -175,7 +175,7 @@ class RegionDetector(Detector):
         self, scores: Tensor, boxes: Tensor, proposals: list[Tensor], size: tuple[int, int]
     ) -> list[Prediction]:
         counts = [len(each) for each in proposals]
-        with record_function("segdet::nms"):
+        with stage("nms"):
             boxes = boxes[:, 0] if boxes.shape[1] == 1 else boxes
             return self.selected(boxes.split(counts), scores.split(counts), size)
 

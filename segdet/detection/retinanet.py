@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -21,6 +20,7 @@ from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
+from segdet.util.stages import stage
 
 BoxLoss = Literal["l1", "giou"]
 
@@ -110,7 +110,7 @@ class FocalLossDetector(Detector):
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        with record_function("segdet::network"):
+        with stage("network"):
             logits, offsets, anchors, levels = self(images)
         size = (images.shape[2], images.shape[3])
         return self._detections(logits, offsets, anchors, levels, size)
@@ -118,7 +118,7 @@ class FocalLossDetector(Detector):
     def _detections(
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, levels: list[int], size: tuple[int, int]
     ) -> list[Prediction]:
-        with record_function("segdet::nms"):
+        with stage("nms"):
             boxes = self.coder.decode(offsets, anchors)
             return self.selected_from_levels(boxes, logits.sigmoid(), levels, size)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 from tqdm import tqdm
 
 from segdet.data.sample import Prediction, Target
@@ -22,10 +20,12 @@ from segdet.nn.backbones import Backbone, build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
 from segdet.nn.dense_windows import DenseWindows
 from segdet.nn.float32 import at_least_float32
+from segdet.nn.modes import evaluating
 from segdet.nn.size_cache import SizeCache
 from segdet.nn.windows import Mode, window_features, window_grid
 from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_choice
+from segdet.util.stages import stage
 
 
 class SlidingWindowDetector(Detector):
@@ -257,17 +257,17 @@ class SlidingWindowDetector(Detector):
     def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])
         scores, boxes = self.look(images, scale)
-        with record_function("segdet::nms"):
+        with stage("nms"):
             return [self.select(b, s, size) for b, s in zip(boxes, scores, strict=True)]
 
     def look(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
         """Scores and boxes of all windows, as in `classify`; level by level, each row by row."""
         layout = self.layout(images, scale)
-        with record_function("segdet::crops"):
+        with stage("crops"):
             levels = pyramid(images, layout)
             packed = pack(levels) if self.mode == "crops" else None
         hidden = self._of_levels(levels) if packed is None else self._of_crops(packed, layout)
-        with record_function("segdet::classifier"):
+        with stage("classifier"):
             return self.classify(hidden, layout.boxes)
 
     def layout(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> Layout:
@@ -292,7 +292,7 @@ class SlidingWindowDetector(Detector):
     def _of_levels(self, levels: list[Tensor]) -> Tensor:
         """The network's answers ``[B, A, units]`` for all windows, one pass a level."""
         assert self.dense is not None
-        with record_function("segdet::network"):
+        with stage("network"):
             return torch.cat([self.dense(level).flatten(2).transpose(1, 2) for level in levels], 1)
 
     def _of_crops(self, packed: Tensor, layout: Layout) -> Tensor:
@@ -301,7 +301,7 @@ class SlidingWindowDetector(Detector):
         answers: list[Tensor] = []
         with tqdm(total=total, desc="windows", unit="", leave=False, delay=2) as bar:
             for start in range(0, total, self.crop_batch):
-                with record_function("segdet::crops"):
+                with stage("crops"):
                     number = torch.arange(start, min(start + self.crop_batch, total), device=packed.device)
                     windows = cut(
                         packed,
@@ -310,7 +310,7 @@ class SlidingWindowDetector(Detector):
                         number % len(layout.boxes),
                         self.window,
                     )
-                with record_function("segdet::network"):
+                with stage("network"):
                     answers.append(self.network(windows))
                 bar.update(len(number))
         return torch.cat(answers).unflatten(0, (len(packed), len(layout.boxes)))
@@ -347,7 +347,7 @@ class SlidingWindowDetector(Detector):
     @torch.no_grad()
     def hardness(self, levels: list[Tensor], packed: Tensor, layout: Layout) -> Tensor:
         """How sure the classifier, as it is, takes each window for an object: ``[B, A]``."""
-        with _evaluating(self.network, self.class_head):
+        with evaluating(self.network, self.class_head):
             hidden = self._of_levels(levels) if self.dense is not None else self._of_crops(packed, layout)
             hardness = 1 - self.probabilities(hidden)[..., 0]
         # Weights that autocast has converted here have no gradient, and would be taken for those of the loss.
@@ -517,16 +517,3 @@ def linear_layers(widths: list[int]) -> nn.Sequential:
 def _top(values: Tensor, count: int) -> Tensor:
     """The places of the greatest values ``[B, A]``: int64 ``[B, count]``, or fewer where there are fewer."""
     return values.topk(min(count, values.shape[1]), dim=1).indices
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, then each part's own mode again."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

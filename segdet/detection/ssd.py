@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSDHead
@@ -24,6 +23,7 @@ from segdet.nn.upsampling import upsample_to
 from segdet.nn.weights import load_state
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
+from segdet.util.stages import stage
 
 
 class DefaultBoxDetector(Detector):
@@ -145,14 +145,14 @@ class DefaultBoxDetector(Detector):
         }
 
     def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
-        with record_function("segdet::network"):
+        with stage("network"):
             logits, offsets, anchors = self(images, scale)
         return self._detections(logits, offsets, anchors, (images.shape[2], images.shape[3]))
 
     def _detections(
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
-        with record_function("segdet::nms"):
+        with stage("nms"):
             return self.selected(self.coder.decode(offsets, anchors), logits.softmax(-1)[..., 1:], size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
@@ -19,6 +18,7 @@ from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
+from segdet.util.stages import stage
 
 _SLOPE = 0.1
 """Of the leaky rectifier (section 2.1)."""
@@ -251,7 +251,7 @@ class YOLOv1(Detector):
         }
 
     def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
-        with record_function("segdet::network"):
+        with stage("network"):
             found, confidence, classes = self(images, scale)
         size = (images.shape[2], images.shape[3])
         return self._detections(found, confidence, classes, size, self.cells(scale))
@@ -292,7 +292,7 @@ class YOLOv1(Detector):
     def _detections(
         self, found: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int], cells: Grid
     ) -> list[Prediction]:
-        with record_function("segdet::nms"):
+        with stage("nms"):
             boxes = (self._decode(found, cells) * found.new_tensor([size[1], size[0]] * 2)).flatten(1, 2)
             # Linear outputs may leave 0..1; two that are below it must not make a sure detection (equation 1).
             scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)

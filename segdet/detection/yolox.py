@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import record_function
 from torchvision.ops import FeaturePyramidNetwork
 
 from segdet.data.sample import Prediction, Target
@@ -18,6 +17,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
 from segdet.util.errors import UserError
+from segdet.util.stages import stage
 
 _PRIOR = 0.01
 """What every cell takes to be the chance of an object before it has learned anything (RetinaNet, section 4.1)."""
@@ -140,14 +140,14 @@ class YOLOX(Detector):
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        with record_function("segdet::network"):
+        with stage("network"):
             logits, objectness, boxes, _ = self(images)
         return self._detections(logits, objectness, boxes, (images.shape[2], images.shape[3]))
 
     def _detections(
         self, logits: Tensor, objectness: Tensor, boxes: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
-        with record_function("segdet::nms"):
+        with stage("nms"):
             return self.selected(boxes, logits.sigmoid() * objectness.sigmoid()[..., None], size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:

@@ -1,8 +1,8 @@
-"""What one image costs a model: parameters, FLOPs, milliseconds, network passes and memory.
+"""The cost of one image: parameters, FLOPs, milliseconds, network passes and memory.
 
-All of it is measured on ``predict_tensors``, the way from the decoded image to the finished prediction
-(normalization, network, decoding of boxes, NMS or upsampling), because that is what a user waits for;
-reading and decoding the file is the same for every model and left out.
+All of it is measured on ``predict_tensors``, from the decoded and transformed image to the final prediction
+(normalization, network, decoding of boxes, NMS or upsampling). Reading and decoding the file costs the same for every
+model and is left out.
 """
 
 import functools
@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from segdet.runs.record import Cost
@@ -20,22 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-STAGE = "segdet::"
-"""What the names begin with that models mark the stages of their predictions by."""
-
 STAGE_REPEATS = 5
-"""How many predictions the times of their stages are the median of, at most."""
+"""The most predictions over which the median time of a stage is taken."""
 
 
 class Predictor(Protocol):
-    """What `measure_cost` needs of a model, beside its being a ``torch.nn.Module``."""
+    """The interface of a ``torch.nn.Module`` whose cost can be measured."""
 
     @property
     def pass_module(self) -> "nn.Module":
-        """The module of which one forward of one sample is one network pass."""
+        """The module whose forward on one sample is one network pass."""
 
     def predict_tensors(self, images: "Tensor") -> Any:
-        """The predictions of uint8 images ``[B, 3, H, W]``."""
+        """Return the predictions for uint8 images ``[B, 3, H, W]``."""
 
 
 def measure_cost(
@@ -45,30 +42,29 @@ def measure_cost(
     seconds: float = 3.0,
     inputs: Mapping[str, Any] | None = None,
 ) -> Cost:
-    """Measures what predicting one image costs ``model``, on the device and in the precision it is in.
+    """Measure the cost of predicting one image with ``model``, on the model's device and in its precision.
 
-    The model is left in the mode (training or evaluation) that it was in, and its random state untouched.
+    The modes of all modules (training or evaluation) and the random state stay as they are.
 
-    - ``parameters``: all of the model's, frozen ones included, shared ones once.
-    - ``flops``: of matrix products, convolutions and attention, as ``torch.utils.flop_counter`` counts
-      them: a multiply-add is two. Elementwise work, pooling, NMS and upsampling count nothing.
-    - ``ms_per_image``: the median of up to ``repeats`` predictions after one that warms up, each awaited
-      to its end on a GPU. A prediction slower than ``seconds`` is timed once.
-    - ``passes_per_image``: how many samples entered ``model.pass_module`` for this one image: the sum of the
+    - ``parameters``: all parameters, including frozen ones; shared parameters count once.
+    - ``flops``: matrix products, convolutions and attention, as ``torch.utils.flop_counter`` counts them: a
+      multiply-add is two operations. Elementwise operations, pooling, NMS and upsampling count zero.
+    - ``ms_per_image``: the median of up to ``repeats`` predictions after one warm-up. On a GPU each measurement ends
+      with a synchronization. A prediction slower than ``seconds`` is timed once.
+    - ``passes_per_image``: the number of samples that enter ``model.pass_module`` for this image: the sum of the
       batch sizes of its forwards.
-    - ``peak_memory_mb``: in MiB, the most that the process has held so far: on a GPU what torch has
-      allocated there since the last reset, else the process's resident memory. Called after training,
-      it is training's peak. None on systems that do not tell.
-    - ``stages_ms``: the median time within each range that the model marks by
-      ``torch.profiler.record_function("segdet::<stage>")``, in the order in which they begin. It is taken in
-      predictions of its own, for on a GPU each range is awaited to its end, which costs the whole some of its time.
+    - ``peak_memory_mb``: the peak memory of the process so far, in MiB: on a GPU the memory allocated by torch since
+      the last reset, else the resident memory. After training it is the peak of the training. None if unavailable.
+    - ``stages_ms``: the median time in each stage that the model marks with `segdet.util.stages.stage`, in the order
+      in which the stages begin. It is measured in separate predictions, because on a GPU each stage ends with a
+      synchronization, which slows down the whole.
 
     Args:
-        model: A module with ``predict_tensors`` and ``counted``.
-        images: uint8 ``[1, 3, H, W]``, on the model's device; a real image, since the number of boxes
-            that reach NMS depends on it.
-        repeats: Most predictions to time.
-        seconds: Most time to spend on timing.
+        model: A module with ``predict_tensors`` and ``pass_module``.
+        images: uint8 ``[1, 3, H, W]``, on the model's device; a real image, because the number of boxes that reach
+            NMS depends on it.
+        repeats: The most predictions to time.
+        seconds: The most time to spend on timing.
         inputs: Additional keyword arguments of ``predict_tensors``.
 
     Raises:
@@ -77,41 +73,46 @@ def measure_cost(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from segdet.nn.modes import evaluating
+
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
     assert isinstance(model, torch.nn.Module)
     predict: Callable[[Tensor], Any] = functools.partial(model.predict_tensors, **(inputs or {}))
-    with _evaluating(model):
+    with evaluating(model), _same_random_state():
         with torch.inference_mode():
-            with _timing_stages(images) as marked:
+            with _timing_stages(images) as stage_seconds:
                 warm_up = _seconds(predict, images)
             times = [warm_up] if warm_up > seconds else []
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
                 times.append(_seconds(predict, images))
-            fast = marked and warm_up <= seconds
-            rounds = _stage_rounds(predict, images, seconds / 3) if fast else [marked]
+            repeat_stages = stage_seconds and warm_up <= seconds
+            rounds = _stage_rounds(predict, images, seconds / 3) if repeat_stages else [stage_seconds]
         counter = FlopCounterMode(display=False)
-        # What torch.compile has made of the model hides its operations and its modules.
+        # torch.compile hides the operations and the modules of compiled parts.
         compiled = any(module._compiled_call_impl is not None for module in model.modules())
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with eager, torch.no_grad(), _counting(model.pass_module) as entered, counter:
+        with eager, torch.no_grad(), _batch_sizes(model.pass_module) as batch_sizes, counter:
             predict(images)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=int(counter.get_total_flops()),
         ms_per_image=1000 * statistics.median(times),
-        passes_per_image=float(sum(entered)),
+        passes_per_image=float(sum(batch_sizes)),
         peak_memory_mb=peak_memory_mb(images.device),
         stages_ms={
             name: round(1000 * statistics.median(each.get(name, 0.0) for each in rounds), 3)
-            for name in marked
+            for name in stage_seconds
         },
     )
 
 
 def peak_memory_mb(device: "torch.device") -> float | None:
-    """Peak MiB: of the GPU ``device`` as torch allocated it, else of this process (None: unknown)."""
+    """Return the peak memory in MiB: allocated by torch on the GPU ``device``, else resident in this process.
+
+    None where the system does not report it.
+    """
     if device.type == "cuda":
         import torch
 
@@ -121,26 +122,29 @@ def peak_memory_mb(device: "torch.device") -> float | None:
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS reports bytes, Linux KiB
 
 
-def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
-    """The duration of one prediction, awaited to its end."""
+def _synchronize(images: "Tensor") -> None:
     import torch
 
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
+
+
+def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
+    """Return the duration of one prediction, including the device's work."""
+    _synchronize(images)
     start = time.perf_counter()
     predict(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+    _synchronize(images)
     return time.perf_counter() - start
 
 
 def _stage_rounds(
     predict: Callable[["Tensor"], Any], images: "Tensor", seconds: float
 ) -> list[dict[str, float]]:
-    """The seconds of each stage of a few predictions, at least one, and no more begun once ``seconds`` are over."""
+    """Return the seconds of each stage of several predictions; at least one, and none begins after ``seconds``."""
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
     while not rounds or (len(rounds) < STAGE_REPEATS and time.perf_counter() < end):
@@ -150,72 +154,31 @@ def _stage_rounds(
     return rounds
 
 
-@contextmanager
-def _timing_stages(images: "Tensor") -> Iterator[dict[str, float]]:
-    """The seconds within each stage that is marked meanwhile, added up, in the order in which they first begin.
+def _timing_stages(images: "Tensor") -> AbstractContextManager[dict[str, float]]:
+    from segdet.util.stages import time_stages
 
-    It is the marks themselves that are timed. Torch's profiler would tell the same, but writes to stderr whenever it
-    starts, a line that begins with ERROR where there is no GPU among them, and of a GPU's work it only knows when that
-    was asked for.
-
-    Args:
-        images: On the device whose work a stage is awaited to the end of.
-    """
-    import torch
-    from torch.profiler import record_function
-
-    seconds: dict[str, float] = {}
-    enter, leave = record_function.__enter__, record_function.__exit__
-    began: list[float] = []
-
-    def clock() -> float:
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
-        return time.perf_counter()
-
-    def timed_enter(mark: record_function) -> record_function:
-        if mark.name.startswith(STAGE):
-            seconds.setdefault(mark.name.removeprefix(STAGE), 0.0)
-            began.append(clock())
-        return enter(mark)
-
-    def timed_leave(mark: record_function, *error: Any) -> None:
-        leave(mark, *error)
-        if mark.name.startswith(STAGE):
-            seconds[mark.name.removeprefix(STAGE)] += clock() - began.pop()
-
-    record_function.__enter__, record_function.__exit__ = timed_enter, timed_leave  # type: ignore[method-assign]
-    try:
-        yield seconds
-    finally:
-        record_function.__enter__, record_function.__exit__ = enter, leave  # type: ignore[method-assign]
+    return time_stages(functools.partial(_synchronize, images))
 
 
 @contextmanager
-def _evaluating(model: "nn.Module") -> Iterator[None]:
-    """Evaluation mode for a while, then every module's own mode again, and the same random numbers after."""
+def _same_random_state() -> Iterator[None]:
+    """Restore torch's random state at the end."""
     import torch
 
-    modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.random.fork_rng(devices):
+        yield
 
 
 @contextmanager
-def _counting(module: "nn.Module") -> Iterator[list[int]]:
-    """The batch sizes that enter ``module`` meanwhile."""
+def _batch_sizes(module: "nn.Module") -> Iterator[list[int]]:
+    """Collect the batch size of every forward of ``module``."""
     sizes: list[int] = []
 
-    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def append_size(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sizes.append(len(next(iter((*args, *kwargs.values())))))
 
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    handle = module.register_forward_pre_hook(append_size, with_kwargs=True)
     try:
         yield sizes
     finally:
