@@ -183,10 +183,11 @@ class Task(L.LightningModule):
     def compiled_modules(self) -> list[nn.Module]:
         """The modules that ``torch.compile`` compiles: those that the family calls as a whole.
 
-        By default these are the children; of a ``ModuleList``, its members.
+        By default these are the children that have parameters; of a ``ModuleList``, its members.
         """
         children = [child if isinstance(child, nn.ModuleList) else [child] for child in self.children()]
-        return [part for parts in children for part in parts]
+        modules = [module for group in children for module in group]
+        return [module for module in modules if next(module.parameters(), None) is not None]
 
     # Implemented by the base class of each task.
 
@@ -340,8 +341,7 @@ class Task(L.LightningModule):
     def _compile(self, options: dict[str, Any]) -> None:
         try:
             for part in self.compiled_modules:
-                if next(part.parameters(), None) is not None:
-                    part.compile(**options)  # in place: names of weights stay
+                part.compile(**options)  # in place, so that the names of the weights stay
         except (TypeError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

@@ -83,7 +83,8 @@ class TwoStageDetector(Detector):
         """The proposal network and the second stage are called by their parts."""
         stages = (self.rpn, self.roi_heads)
         others = [part for part in super().compiled_modules if part not in stages]
-        return [*others, *(part for stage in stages for part in stage.children())]
+        parts = [part for stage in stages for part in stage.children()]
+        return [*others, *(part for part in parts if next(part.parameters(), None) is not None)]
 
     @abstractmethod
     def features(self, images: Tensor) -> Maps:

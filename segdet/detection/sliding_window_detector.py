@@ -18,7 +18,7 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.nn.backbones import Backbone, build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
-from segdet.nn.dense_windows import DenseWindows
+from segdet.nn.dense_windows import DensePass
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.modes import evaluating
 from segdet.nn.size_cache import SizeCache
@@ -42,7 +42,7 @@ class SlidingWindowDetector(Detector):
     for objects most firmly (bootstrapping, Sung and Poggio, PAMI 1998; during training as in OverFeat, section 5).
 
     What it costs is the windows, which each compute their features anew (``mode: crops``). ``mode: dense`` runs
-    the same weights over whole levels (see `DenseWindows`): the same detections in one pass a level; a checkpoint
+    the same weights over whole levels (see `DensePass`): the same detections in one pass a level; a checkpoint
     can be tested either way. A pass of the cost tables is one window there, and one level here.
 
     Args:
@@ -75,7 +75,6 @@ class SlidingWindowDetector(Detector):
         kwargs: As for `Detector`.
     """
 
-    dense: DenseWindows | None
     extra_units = 0
     """Units of the first linear layer that are not the class head's, for those who derive."""
 
@@ -159,8 +158,7 @@ class SlidingWindowDetector(Detector):
             )
         )
         self.class_head = linear_layers([*hidden, len(class_names) + 1])
-        # Not registered as a part: its weights are the network's, which a checkpoint is to hold once.
-        self.__dict__["dense"] = DenseWindows(self.network, window, stride) if backbone is None else None
+        self.dense = DensePass(self.network, window, stride) if backbone is None else None
         self._layouts: SizeCache[Layout] = SizeCache()
 
     @property
@@ -293,7 +291,9 @@ class SlidingWindowDetector(Detector):
         """The network's answers ``[B, A, units]`` for all windows, one pass a level."""
         assert self.dense is not None
         with stage("network"):
-            return torch.cat([self.dense(level).flatten(2).transpose(1, 2) for level in levels], 1)
+            return torch.cat(
+                [self.dense(level, self.network).flatten(2).transpose(1, 2) for level in levels], 1
+            )
 
     def _of_crops(self, packed: Tensor, layout: Layout) -> Tensor:
         """The network's answers ``[B, A, units]`` for all windows, each cut out."""

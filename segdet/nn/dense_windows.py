@@ -23,8 +23,11 @@ from segdet.util.errors import UserError, check_choice
 Method = Literal["auto", "fragments", "dilation", "shift"]
 
 
-class DenseWindows(nn.Module):
+class DensePass(nn.Module):
     """A window classifier as a fully convolutional network: the outputs of all windows in one pass.
+
+    The module has no weights of its own: ``forward`` receives the classifier. A network that registers both therefore
+    has each weight once in its state.
 
     The classifier is a chain of unpadded convolutions, pooling, pointwise layers, flatten and linear layers. A
     linear layer behind ``C x h x w`` features is a convolution of ``h x w`` (Long, Shelhamer, Darrell, CVPR
@@ -59,9 +62,8 @@ class DenseWindows(nn.Module):
     Dilated convolutions are not slow there while the dilation is small; many small fragments cost more calls and
     copies. At stride 1 the two are equally fast, and fragments hold only a part of the wide maps in memory at a time.
 
-    The weights are shared with the classifier, not copied: training or loading one changes the other, and layers
-    that are replaced in the classifier, as by synchronized batch normalization, are replaced here. The weights of a
-    linear layer are viewed as those of a convolution, and batch normalization with fixed statistics is folded into
+    Layers that are replaced in the classifier, as by synchronized batch normalization, are replaced here. The weights
+    of a linear layer are viewed as those of a convolution, and batch normalization with fixed statistics is folded into
     the convolution before it in each pass. The two are equal only in evaluation mode.
 
     Args:
@@ -88,16 +90,8 @@ class DenseWindows(nn.Module):
         method: Method = "auto",
     ) -> None:
         super().__init__()
-        if not isinstance(classifier, nn.Sequential):
-            if isinstance(classifier, nn.Module):
-                raise UserError(
-                    f"{type(classifier).__name__}: cannot be converted to evaluate all windows at once; "
-                    "give an nn.Sequential of its layers"
-                )
-            classifier = nn.Sequential(*classifier)
-        self.classifier = classifier
         self.window = pair(window)
-        self._read_classifier()
+        self._read(_as_sequential(classifier))
         self.stride = self.own_stride if stride is None else pair(stride)
         if min(self.stride) < 1:
             raise UserError(f"stride of windows {self.stride}: must be at least 1")
@@ -108,9 +102,9 @@ class DenseWindows(nn.Module):
         self.method = method
         self._plan_steps()
 
-    def _read_classifier(self) -> None:
-        self._layers = [layer for _, layer in leaves(self.classifier)]
-        self._steps = max_before_activation(read_layers(self.classifier, self.window))
+    def _read(self, classifier: nn.Sequential) -> None:
+        self._layers = [layer for _, layer in leaves(classifier)]
+        self._steps = max_before_activation(read_layers(classifier, self.window))
         vertical, horizontal = ([step.stride[axis] for step in self._steps] for axis in (0, 1))
         self.own_stride = math.prod(vertical), math.prod(horizontal)
 
@@ -118,20 +112,24 @@ class DenseWindows(nn.Module):
         plans = [_plan_axis(self._steps, axis, self.stride[axis], self.method) for axis in (0, 1)]
         self._plans = [_StepPlan(vertical, horizontal) for vertical, horizontal in zip(*plans, strict=True)]
 
-    def _update(self) -> None:
+    def _update(self, classifier: nn.Sequential) -> None:
         """Read the classifier again if some of its layers were replaced."""
-        layers = [layer for _, layer in leaves(self.classifier)]
+        layers = [layer for _, layer in leaves(classifier)]
         if list(map(id, layers)) != list(map(id, self._layers)):
-            self._read_classifier()
+            self._read(classifier)
             self._plan_steps()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, classifier: nn.Sequential) -> Tensor:
         """Images ``[B, C, H, W]`` to the outputs ``[B, K, rows, columns]`` of all windows, see `window_grid`.
+
+        Args:
+            images: Normalized images.
+            classifier: The one given to ``__init__``, with its current weights.
 
         Raises:
             UserError: If the images are smaller than a window.
         """
-        self._update()
+        self._update(classifier)
         counts = window_grid(images.shape[-2:], self.window, self.stride)
         if 0 in counts:
             raise UserError(
@@ -180,6 +178,43 @@ class DenseWindows(nn.Module):
             assert outputs is not None
             return outputs
         return features[:, :, : counts[0], : counts[1]]
+
+
+class DenseWindows(DensePass):
+    """`DensePass` of one classifier. The weights are shared, not copied: training or loading one changes the other.
+
+    Args:
+        classifier: See `DensePass`.
+        window: See there.
+        stride: See there.
+        method: See there.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Sequential | Sequence[nn.Module],
+        window: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        method: Method = "auto",
+    ) -> None:
+        classifier = _as_sequential(classifier)
+        super().__init__(classifier, window, stride, method)
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Images ``[B, C, H, W]`` to the outputs ``[B, K, rows, columns]`` of all windows."""
+        return super().forward(images, self.classifier)
+
+
+def _as_sequential(classifier: nn.Sequential | Sequence[nn.Module]) -> nn.Sequential:
+    if isinstance(classifier, nn.Sequential):
+        return classifier
+    if isinstance(classifier, nn.Module):
+        raise UserError(
+            f"{type(classifier).__name__}: cannot be converted to evaluate all windows at once; "
+            "give an nn.Sequential of its layers"
+        )
+    return nn.Sequential(*classifier)
 
 
 @dataclass(frozen=True)

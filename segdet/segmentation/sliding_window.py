@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segdet.data.sample import IGNORE, Target
-from segdet.nn.dense_windows import DenseWindows
+from segdet.nn.dense_windows import DensePass
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import Mode, crop_windows, window_batches, window_features, window_grid
 from segdet.segmentation.base import Segmenter, masks_of
@@ -30,7 +30,7 @@ class SlidingWindow(Segmenter):
 
     What it costs is the windows: a pixel is looked at by every window that holds it, and each of them computes its
     features anew (``mode: crops``). ``mode: dense`` runs the same weights on the whole image at once (see
-    `DenseWindows`), which gives the same logits in one pass; a checkpoint can be tested either way. A pass of the
+    `DensePass`), which gives the same logits in one pass; a checkpoint can be tested either way. A pass of the
     cost tables is one window there, and one image here, in fragments or not: none of its computation is done twice.
 
     The logits between the centres, which lie ``stride`` pixels apart, are interpolated. The centre of a window
@@ -51,8 +51,6 @@ class SlidingWindow(Segmenter):
             likely as the others, ``uniform`` draws pixels.
         kwargs: As for `Segmenter`.
     """
-
-    dense: DenseWindows
 
     def __init__(
         self,
@@ -83,8 +81,7 @@ class SlidingWindow(Segmenter):
         self.classifier = patch_classifier(
             window, channels, kernels, pools, hidden, len(class_names), dropout
         )
-        # Not registered as a part: its weights are the classifier's, which a checkpoint is to hold once.
-        self.__dict__["dense"] = DenseWindows(self.classifier, window, stride)
+        self.dense = DensePass(self.classifier, window, stride)
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
@@ -123,7 +120,7 @@ class SlidingWindow(Segmenter):
             sides += [self.window // 2 - first, last - self.window // 2 + self.window - whole]
         padded = F.pad(images, sides)  # at a great stride it cuts off what no window needs
         if self.mode == "dense":
-            return self.dense(padded)
+            return self.dense(padded, self.classifier)
         rows, columns = window_grid(padded.shape[-2:], self.window, self.stride)
         total = len(images) * rows * columns
         logits: list[Tensor] = []

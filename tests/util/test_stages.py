@@ -1,0 +1,41 @@
+"""Stages: their names in a profile, and the time spent in each."""
+
+import pytest
+import torch
+
+from segdet.util.stages import stage, time_stages
+
+
+def test_times_add_up_per_stage_in_the_order_of_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("segdet.util.stages.time.perf_counter", lambda: now)
+    waits: list[float] = []
+    with time_stages(lambda: waits.append(now)) as seconds:
+        for name, duration in (("network", 3.0), ("nms", 1.0), ("network", 0.5)):
+            with stage(name):
+                now += duration
+        with stage("outer"), stage("nms"):
+            now += 2.0
+    with stage("network"):
+        now += 9.0
+    assert list(seconds) == ["network", "nms", "outer"]
+    assert seconds == {"network": 3.5, "nms": 3.0, "outer": 2.0}
+    assert len(waits) == 10  # before each reading of the clock
+
+
+def test_an_error_ends_its_stage() -> None:
+    with time_stages() as seconds, pytest.raises(ZeroDivisionError), stage("network"):
+        _ = 1 / 0
+    assert seconds["network"] >= 0
+    with stage("nms"):
+        pass
+    assert list(seconds) == ["network"]
+
+
+def test_stages_are_ranges_of_the_profiler() -> None:
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+        stage("network"),
+    ):
+        torch.zeros(3).add_(1)
+    assert "segdet::network" in {event.key for event in profile.key_averages()}
