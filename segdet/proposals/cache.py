@@ -1,13 +1,13 @@
 """The proposals of a whole dataset, computed once, in parallel, and kept on disk.
 
-Each image has a file of its own, which appears only when it is complete. Whatever stops the computing, what
-is there stays, and the next call computes the rest. A file that is torn all the same is computed anew.
+Each image has its own file, which is written atomically. After an interruption the next call computes only the rest.
+A corrupt file is computed again.
 
     <cache folder>/proposals/<class>-<key of the settings>/settings.json
     <cache folder>/proposals/<class>-<key of the settings>/3f/3f09...c2.npy   float32 [N, 5]: box and score
 
-An image is known by its file's content, so that a dataset that is moved or copied need not be computed again, while
-a changed image is. To look into a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
+Images are identified by the content of their files: a dataset that is moved or copied is not computed again, a changed
+image is. Hashing a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -34,7 +34,6 @@ from tqdm import tqdm
 from segdet.data.images import read_image
 from segdet.data.proposer import ImageProposals
 from segdet.data.result_cache import Arrays, cache_folder, cached, files_key
-from segdet.proposals.base import Proposer
 from segdet.util.cores import usable_cores
 from segdet.util.errors import BadSample, UserError
 from segdet.util.files import unwritable, write_atomically, write_text
@@ -45,12 +44,27 @@ if TYPE_CHECKING:
 _COLUMNS = 5
 _FIX = "free disk space, or name another folder in SEGDET_CACHE"
 _STALE = 3600.0
-"""Seconds after which a temporary file belongs to nobody."""
+"""Seconds after which temporary files are removed."""
+
+
+class ImageProposer(Protocol):
+    """An algorithm whose boxes depend only on an image and on its settings (see `segdet.proposals.base.Proposer`)."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+
+    @property
+    def key(self) -> str:
+        """A digest of the algorithm and its settings."""
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes float32 ``[N, 4]`` and scores float32 ``[N]`` of an image uint8 ``[H, W, 3]``."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One image to be done: what to read, how, and where its proposals belong."""
+    """An image to compute, and the file of its proposals."""
 
     image: Path
     declared_size: tuple[int, int] | None
@@ -60,7 +74,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Digest:
-    """What is in an image's file, as long as its size and its time of change are these."""
+    """A digest of an image file, valid while its size and its modification time stay the same."""
 
     size: int
     changed: int
@@ -71,18 +85,18 @@ _DIGEST = tuple(each.name for each in fields(_Digest))
 
 
 class CachedProposals(ImageProposals):
-    """The proposals of the images of a reader, on disk.
+    """The proposals of a reader's images, on disk.
 
     Args:
-        proposer: What makes them.
+        proposer: The algorithm.
         reader: The split.
-        folder: Where they are kept; a place in `segdet.data.result_cache.cache_folder` when null.
+        folder: The folder of the files; within `segdet.data.result_cache.cache_folder` when null.
 
     Attributes:
-        computed: How many images `compute` had to do.
+        computed: The number of images that `compute` did not find in the cache.
     """
 
-    def __init__(self, proposer: Proposer, reader: Reader, folder: Path | None = None) -> None:
+    def __init__(self, proposer: ImageProposer, reader: Reader, folder: Path | None = None) -> None:
         self.proposer = proposer
         self.reader = reader
         self.folder = folder or cache_folder() / "proposals" / f"{type(proposer).__name__}-{proposer.key}"
@@ -95,7 +109,7 @@ class CachedProposals(ImageProposals):
         return self.scored(index)[0]
 
     def scored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float32 ``[N, 4]`` and scores float32 ``[N]`` of an image, computed now if they are not there.
+        """Return boxes float32 ``[N, 4]`` and scores float32 ``[N]`` of an image; compute them if necessary.
 
         Raises:
             BadSample: If the image cannot be read.
@@ -103,23 +117,23 @@ class CachedProposals(ImageProposals):
         job = self._job(index)
         rows = _read(job.file)
         if rows is None:
-            rows = _do(job, self.proposer)
+            rows = _compute(job, self.proposer)
         return rows[:, :4], rows[:, 4]
 
     def files(self) -> Collection[Path]:
         return self._files
 
     def compute(self, indices: Sequence[int] | np.ndarray, workers: int | None = None) -> None:
-        """Computes what is not there yet, and lists in ``bad`` the images that cannot be read.
+        """Compute the proposals that are not in the cache, and list images that cannot be read in ``bad``.
 
         Args:
-            indices: The images that are wanted.
-            workers: Processes; one a core when null.
+            indices: The images.
+            workers: The number of processes; one per core when null.
 
         Raises:
             UserError: If the cache cannot be written, or a process was killed.
         """
-        self._read_all(indices, workers)
+        self._digest_all(indices, workers)
         jobs = []
         for index in indices:
             try:
@@ -128,7 +142,7 @@ class CachedProposals(ImageProposals):
                 self.bad.append(error)
                 continue
             self._files.add(job.file)
-            if not _whole(job.file):
+            if not _is_complete(job.file):
                 jobs.append(job)
         if not jobs:
             return
@@ -139,59 +153,60 @@ class CachedProposals(ImageProposals):
             total=len(indices), initial=present, desc=f"proposals of {type(self.proposer).__name__}",
             unit=" images", delay=0.5,
         ) as progress:  # fmt: skip
-            for fault in self._done(jobs, workers):
+            for fault in self._run(jobs, workers):
                 if fault is not None:
                     self.bad.append(fault)
                 else:
                     self.computed += 1
                 progress.update()
 
-    def _done(self, jobs: list[_Job], workers: int) -> Iterator[BadSample | None]:
-        # The first here: what has to be compiled is then on disk before several processes ask for it.
-        yield _attempt(jobs[0], self.proposer)
+    def _run(self, jobs: list[_Job], workers: int) -> Iterator[BadSample | None]:
+        # The first job runs here, so that compiled code is on disk before several processes need it.
+        yield _try(jobs[0], self.proposer)
         if workers == 1 or len(jobs) == 2:
-            yield from (_attempt(job, self.proposer) for job in jobs[1:])
+            yield from (_try(job, self.proposer) for job in jobs[1:])
             return
-        # Not forked: this process may hold threads and a GPU.
+        # Not forked, because this process may hold threads and a GPU.
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (self.proposer,))
         try:
             yield from pool.map(_work, jobs[1:])
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that computed proposals was killed, perhaps for want of memory; call again with fewer "
-                "workers, what is done is kept"
+                "a process that computed proposals was killed, perhaps because memory ran out; run again with fewer "
+                "workers, finished images are kept"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self) -> None:
+        """Create the folder, describe the settings in it, and remove stale temporary files."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            told = self.folder / "settings.json"
-            if not told.exists():
+            description = self.folder / "settings.json"
+            if not description.exists():
                 settings = {"proposer": type(self.proposer).__name__, **self.proposer.settings}
-                write_text(told, json.dumps(settings, indent=1, default=str) + "\n", _FIX)
-            for left in self.folder.glob("*/.*.tmp"):
+                write_text(description, json.dumps(settings, indent=1, default=str) + "\n", _FIX)
+            for temporary in self.folder.glob("*/.*.tmp"):
                 with contextlib.suppress(OSError):
-                    if time.time() - left.stat().st_mtime > _STALE:
-                        left.unlink()
+                    if time.time() - temporary.stat().st_mtime > _STALE:
+                        temporary.unlink()
         except OSError as error:
             raise unwritable(self.folder, error, _FIX) from error
 
-    def _read_all(self, indices: Sequence[int] | np.ndarray, workers: int | None) -> None:
-        """Looks into all files at once, or remembers what was in the same files at the same places.
+    def _digest_all(self, indices: Sequence[int] | np.ndarray, workers: int | None) -> None:
+        """Hash all image files in parallel, or read the digests of the same files from the cache.
 
-        Those that cannot be read speak up when their turn comes.
+        Files that cannot be read are reported by `_job`.
         """
         paths = [self.reader.image_path(int(index)) for index in indices]
-        # The places too: splits or cameras may name and date their images alike.
+        # Paths are part of the key: images of different splits or cameras may have equal names and times.
         key = files_key(paths, [str(path.absolute()) for path in paths])
 
         def compute() -> Arrays:
             with ThreadPoolExecutor(workers or usable_cores()) as pool:
-                done = pool.map(_read_digest, paths)
-                found = list(tqdm(done, "reading images", len(paths), unit=" images", delay=2.0))
-            return {name: np.array([getattr(each, name) for each in found]) for name in _DIGEST}
+                done = pool.map(_digest_or_none, paths)
+                digests = list(tqdm(done, "reading images", len(paths), unit=" images", delay=2.0))
+            return {name: np.array([getattr(each, name) for each in digests]) for name in _DIGEST}
 
         known = cached("image_contents", key, compute)
         for index, digest in zip(
@@ -201,15 +216,15 @@ class CachedProposals(ImageProposals):
 
     def _job(self, index: int) -> _Job:
         path = self.reader.image_path(index)
-        content = self._digest(index, path)
+        content = self._content(index, path)
         declared = self.reader.declared_size(index)
         upright = self.reader.upright(index)
-        told = json.dumps([content, declared, upright])
-        name = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        identity = json.dumps([content, declared, upright])
+        name = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
         return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
 
-    def _digest(self, index: int, path: Path) -> str:
-        """Of the file's content, read again only when its size or time changed."""
+    def _content(self, index: int, path: Path) -> str:
+        """Return the digest of the file's content, computed again only if its size or time changed."""
         try:
             status = path.stat()
             known = self._digests.get(index)
@@ -217,7 +232,7 @@ class CachedProposals(ImageProposals):
                 known = self._digests[index] = _digest(path)
         except OSError as error:
             raise BadSample(
-                path, f"cannot be read ({error.strerror})", "put it there or take it out"
+                path, f"cannot be read ({error.strerror})", "restore the file or remove its entry"
             ) from error
         return known.content
 
@@ -228,50 +243,50 @@ def _digest(path: Path) -> _Digest:
     return _Digest(status.st_size, status.st_mtime_ns, content)
 
 
-def _read_digest(path: Path) -> _Digest:
-    """That of a file that may not be readable: of no size, then."""
+def _digest_or_none(path: Path) -> _Digest:
+    """Return the digest of a file, or one of size -1 if it cannot be read."""
     try:
         return _digest(path)
     except OSError:
         return _Digest(-1, -1, "")
 
 
-_proposer: Proposer | None = None
+_proposer: ImageProposer | None = None
 
 
-def _start(proposer: Proposer) -> None:
-    """Readies a process of the pool."""
+def _start(proposer: ImageProposer) -> None:
+    """Initialize a process of the pool."""
     global _proposer
     _proposer = proposer
     cv2.setNumThreads(0)
-    # Of torch, which a proposer may load from now on: there is a process a core.
+    # For torch, which a proposer may import later: there is one process per core.
     os.environ["OMP_NUM_THREADS"] = "1"
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    """Ends this process with the one that started it, which may have been killed without a word to its pool."""
+def _exit_after(sentinel: int) -> None:
+    """End this process when its parent ends, which may be killed without closing the pool."""
     wait([sentinel])
     os._exit(1)
 
 
 def _work(job: _Job) -> BadSample | None:
     assert _proposer is not None
-    return _attempt(job, _proposer)
+    return _try(job, _proposer)
 
 
-def _attempt(job: _Job, proposer: Proposer) -> BadSample | None:
+def _try(job: _Job, proposer: ImageProposer) -> BadSample | None:
     try:
-        _do(job, proposer)
+        _compute(job, proposer)
     except BadSample as error:
         return error
     return None
 
 
-def _do(job: _Job, proposer: Proposer) -> np.ndarray:
-    """Computes and keeps the proposals of an image: float32 ``[N, 5]``."""
+def _compute(job: _Job, proposer: ImageProposer) -> np.ndarray:
+    """Compute the proposals of an image, float32 ``[N, 5]``, and write them to its file."""
     image = read_image(job.image, job.declared_size, job.upright)
     boxes, scores = proposer(image)
     rows = np.concatenate([boxes, scores[:, None]], axis=1).astype(np.float32)
@@ -284,7 +299,7 @@ def _do(job: _Job, proposer: Proposer) -> np.ndarray:
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """The rows of a file, or None where it is missing or torn."""
+    """Return the rows of a file, or None if it is missing or corrupt."""
     try:
         with file.open("rb") as stream:
             rows = np.load(stream, allow_pickle=False)
@@ -293,8 +308,8 @@ def _read(file: Path) -> np.ndarray | None:
     return rows if rows.ndim == 2 and rows.shape[1] == _COLUMNS and rows.dtype == np.float32 else None
 
 
-def _whole(file: Path) -> bool:
-    """Whether a file is there in full, by its header and its size."""
+def _is_complete(file: Path) -> bool:
+    """Whether a file is complete, judged by its header and its size."""
     try:
         with file.open("rb") as stream:
             if np.lib.format.read_magic(stream) != (1, 0):

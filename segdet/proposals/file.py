@@ -1,18 +1,18 @@
-"""Proposals in a file of their own: to bring those of another program, or to hand ours on.
+"""Files of proposals, for proposals of other programs and for export.
 
-Images are known by their file name, ``000012.jpg``. Boxes are xyxy in pixels, ``x1`` and ``y1`` exclusive
-(a box's width is ``x1 - x0``). Scores may be missing; then the first box is the best.
+Images are identified by file name, ``000012.jpg``. Boxes are xyxy in pixels, ``x1`` and ``y1`` exclusive (a box's
+width is ``x1 - x0``). Without scores, boxes are listed best first.
 
-``.json``: an object with an entry an image::
+``.json``: an object with one entry per image::
 
     {"000012.jpg": {"boxes": [[156, 97, 351, 270], ...], "scores": [0.9, ...]}, ...}
 
-``.npz``, which is smaller and faster to read: arrays, the boxes of all images one after the other:
+``.npz``, which is smaller and faster to read: arrays with the boxes of all images concatenated:
 
 - ``names``, strings ``[M]``: the images' file names;
-- ``counts``, integers ``[M]``: how many boxes each has;
+- ``counts``, integers ``[M]``: the number of boxes of each image;
 - ``boxes``, float32 ``[N, 4]``, N the sum of ``counts``;
-- ``scores``, float32 ``[N]`` (may be missing).
+- ``scores``, float32 ``[N]`` (optional).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 class ProposalFile(ProposalSource):
-    """Proposals that were computed elsewhere.
+    """Proposals of another program, from a file.
 
     Args:
-        path: A ``.json`` or ``.npz`` file (see the module).
+        path: A ``.json`` or ``.npz`` file (see this module).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,32 +49,34 @@ class ProposalFile(ProposalSource):
     def open(
         self, reader: Reader, indices: Sequence[int] | np.ndarray, workers: int | None = None
     ) -> ImageProposals:
-        held = load_proposals(self.path)
+        proposals = load_proposals(self.path)
         names = [reader.image_path(int(index)).name for index in indices]
-        missing = [name for name in names if name not in held]
+        missing = [name for name in names if name not in proposals]
         if missing:
             others = f" and {len(missing) - 1:,} more images" if len(missing) > 1 else ""
             raise UserError(
-                f"{self.path}: has no proposals for {missing[0]}{others}; compute them for the whole split"
+                f"{self.path}: no proposals for {missing[0]}{others}; compute them for the whole split"
             )
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{self.path}: the dataset has several images named {twice}; rename them")
-        return _Held(reader, held)
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{self.path}: several images of the dataset are named {duplicate}; rename them")
+        return _FileProposals(reader, proposals)
 
 
-class _Held(ImageProposals):
-    def __init__(self, reader: Reader, held: Mapping[str, np.ndarray]) -> None:
+class _FileProposals(ImageProposals):
+    def __init__(self, reader: Reader, proposals: Mapping[str, np.ndarray]) -> None:
         self.reader = reader
-        self.held = held
+        self.proposals = proposals
         self.bad: list[BadSample] = []
 
     def boxes(self, index: int) -> np.ndarray:
-        return self.held[self.reader.image_path(index).name]
+        return self.proposals[self.reader.image_path(index).name]
 
 
 def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> None:
-    """Writes boxes float32 ``[N, 4]`` with their scores float32 ``[N]`` (or None) by image file name.
+    """Write boxes float32 ``[N, 4]`` with their scores float32 ``[N]`` (or None) by image file name.
+
+    Scores are written only if all images have them.
 
     Raises:
         UserError: If ``path`` is neither ``.json`` nor ``.npz``, or cannot be written.
@@ -105,10 +107,10 @@ def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndar
 
 
 def load_proposals(path: Path) -> dict[str, np.ndarray]:
-    """The boxes of each image by its file name, float32 ``[N, 4]``, best first.
+    """Return the boxes of each image by file name, float32 ``[N, 4]``, best first.
 
     Raises:
-        UserError: If the file is missing, torn or not as described.
+        UserError: If the file is missing, corrupt or not in the format of this module.
     """
     try:
         return _load_json(path) if _kind(path) == ".json" else _load_npz(path)
@@ -120,9 +122,22 @@ def load_proposals(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+def check_names(path: Path, readers: Sequence[Reader]) -> None:
+    """Raise `UserError` if two images of ``readers`` have the same file name, which identifies them in ``path``."""
+    images: dict[str, Path] = {}
+    for reader in readers:
+        for index in range(len(reader)):
+            image = reader.image_path(index)
+            if images.setdefault(image.name, image) != image:
+                raise UserError(
+                    f"--save {path}: {images[image.name]} and {image} have the same name, which identifies images in "
+                    "the file; rename one, or save each --split to its own file"
+                )
+
+
 def _kind(path: Path) -> str:
     if path.suffix not in (".json", ".npz"):
-        raise UserError(f"{path}: proposals are kept in .json or .npz files; give it one of these endings")
+        raise UserError(f"{path}: proposals need a .json or .npz file; change the ending")
     return path.suffix
 
 
@@ -135,7 +150,7 @@ def _load_json(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    # Opened here, since NumPy leaves a torn archive open.
+    # Opened here, because NumPy does not close a corrupt archive that it opened.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         names, counts, boxes = file["names"], file["counts"], file["boxes"].astype(np.float32, copy=False)
         scores = file["scores"] if "scores" in file.files else None
@@ -159,5 +174,5 @@ def _best_first(boxes: np.ndarray, scores: Any, name: str) -> np.ndarray:
         return boxes
     scores = np.asarray(scores, np.float32)
     if scores.shape != (len(boxes),) or not np.isfinite(scores).all():
-        raise ValueError(f"{name} has {len(boxes)} boxes but not as many numbers for scores")
+        raise ValueError(f"{name} has {len(boxes)} boxes but not as many finite scores")
     return boxes[np.argsort(-scores, kind="stable")]

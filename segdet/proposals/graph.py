@@ -1,10 +1,10 @@
 """Efficient graph-based image segmentation (Felzenszwalb and Huttenlocher, IJCV 2004).
 
-Pixels are the nodes, the differences of neighbours' colours the edges. Edges are taken from the lightest to
-the heaviest; one joins two components if it is no heavier than the greatest difference inside of either
-plus ``k / size`` (equations 4 and 5), so that a larger ``k`` gives larger regions.
+Pixels are the nodes; the weight of an edge is the colour difference of two neighbours. Edges are processed in
+ascending order of weight. An edge merges two components if its weight is at most the largest weight inside each of
+them plus ``k / size`` (equations 4 and 5), so that a larger ``k`` gives larger regions.
 
-The edges and their order depend on the colours alone: they are computed once and used for every ``k``.
+The edges and their order depend only on the colours: they are computed once for all values of ``k``.
 """
 
 from typing import NamedTuple
@@ -15,18 +15,18 @@ import numpy as np
 from segdet.util.compiled import compiled
 
 _STEPS = 64
-"""Differences of colours are rounded to 1/64 of a grey level, which makes sorting them a matter of counting."""
+"""Colour differences are rounded to 1/64 of a grey level, so that a counting sort can order them."""
 
 _DIRECTIONS = 4
-"""Right, down, down right, down left: each pair of the eight neighbours once."""
+"""Right, down, down right and down left: every pair of 8-connected pixels once."""
 
 
 class Edges(NamedTuple):
-    """The edges of an image's graph, lightest first; those of equal weight by pixel, then by direction.
+    """The edges of an image's graph, by weight; edges of equal weight by pixel, then by direction.
 
     Attributes:
-        codes: int32 ``[E]``: four times the pixel's index, plus the direction of its neighbour.
-        weights: int32 ``[E]``: the distance of the two colours in 1/64 of a grey level.
+        codes: int32 ``[E]``: four times the pixel's index plus the direction of the neighbour.
+        weights: int32 ``[E]``: the Euclidean distance of the two colours in 1/64 of a grey level.
         size: ``(height, width)``.
     """
 
@@ -36,11 +36,11 @@ class Edges(NamedTuple):
 
 
 def edges_of(image: np.ndarray, sigma: float = 0.8) -> Edges:
-    """The graph of an image whose pixels are joined with their eight neighbours.
+    """Return the graph of an image with 8-connected pixels.
 
     Args:
         image: uint8 ``[H, W, C]``; at most 2 ** 29 pixels.
-        sigma: The standard deviation of the Gaussian, in pixels, that smooths it first; 0 for none.
+        sigma: The standard deviation, in pixels, of the Gaussian that smooths the image first; 0 for none.
     """
     smooth: np.ndarray = image.astype(np.float32)
     if sigma > 0:
@@ -52,15 +52,15 @@ def edges_of(image: np.ndarray, sigma: float = 0.8) -> Edges:
 
 
 def segment(edges: Edges, k: float, min_size: int) -> tuple[np.ndarray, int]:
-    """The regions of a graph.
+    """Segment an image into regions.
 
     Args:
         edges: The graph.
-        k: The scale of observation: regions smaller than about ``k`` need a clear border to stay apart.
-        min_size: Regions of fewer pixels are joined with the neighbour that differs least.
+        k: The scale of observation: regions smaller than about ``k`` stay separate only with a strong boundary.
+        min_size: Regions of fewer pixels are merged with the most similar neighbour.
 
     Returns:
-        int32 ``[H, W]``, numbered 0..N-1 in the order of their first pixels, and N.
+        Labels int32 ``[H, W]``, 0..N-1 in the order of the regions' first pixels, and N.
     """
     height, width = edges.size
     labels, count = _segment(edges.codes, edges.weights, height, width, k * _STEPS, min_size)
@@ -81,7 +81,7 @@ def _sorted_edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for y in range(height):
         below = y + 1 < height
         for direction in range(4):
-            # Whole rows at a time, which the compiler turns into vector instructions.
+            # Row by row, so that the compiler can vectorize the loops.
             dy = 1 if direction > 0 else 0
             if dy == 1 and not below:
                 continue
@@ -123,7 +123,7 @@ def _sorted_edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                     at += 1
     for i in range(at):
         heaviest = max(heaviest, weights[i])
-    # Counting sort, which keeps the order of equals.
+    # Counting sort is stable: edges of equal weight keep their order.
     starts = np.zeros(heaviest + 2, np.int32)
     for i in range(at):
         starts[weights[i] + 1] += 1
@@ -159,7 +159,7 @@ def _segment(
     limits = np.full(pixels, np.float32(k), np.float32)
     offsets = np.array([1, width, width + 1, width - 1], np.int32)
     left = np.empty(len(codes), np.int32)
-    apart = 0
+    remaining = 0
     for i in range(len(codes)):
         pixel = codes[i] >> 2
         one = _find(parents, pixel)
@@ -172,12 +172,12 @@ def _segment(
                 one, other = other, one
             parents[other] = one
             sizes[one] += sizes[other]
-            # Edges come by weight: this one is the heaviest inside of the component.
+            # Edges are sorted by weight, so that this one is the largest inside the component.
             limits[one] = weight + np.float32(k / sizes[one])
         else:
-            left[apart] = codes[i]
-            apart += 1
-    for i in range(apart):
+            left[remaining] = codes[i]
+            remaining += 1
+    for i in range(remaining):
         pixel = left[i] >> 2
         one = _find(parents, pixel)
         other = _find(parents, pixel + offsets[left[i] & 3])

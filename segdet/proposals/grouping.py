@@ -1,7 +1,7 @@
-"""Hierarchical grouping of regions (Uijlings et al., Selective Search, IJCV 2013, section 3.1 and 3.2).
+"""Hierarchical grouping of regions (Uijlings et al., Selective Search, IJCV 2013, sections 3.1 and 3.2).
 
-The two most similar neighbours are joined, again and again, until one region is left. Every region that
-there ever was is a node of the hierarchy, and its bounding box a proposal.
+The two most similar neighbouring regions are merged repeatedly until one region is left. Every region, initial or
+merged, is a node of the hierarchy, and its bounding box is a proposal.
 """
 
 from typing import NamedTuple
@@ -14,23 +14,23 @@ from segdet.util.compiled import compiled
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
 DIRECTIONS = 8
-"""Of the Gaussian derivatives: four and their opposites."""
+"""The directions of the Gaussian derivatives: four and their opposites."""
 
 _SIGNED = 2 * TEXTURE_BINS - 1
-"""A derivative's bins from the most negative to the most positive one; the middle one is bin 0 of both signs."""
+"""The bins of a derivative from negative to positive values; the middle one is bin 0 of both signs."""
 
 
 class Regions(NamedTuple):
-    """The regions of a segmentation, with all that similarities are computed from.
+    """The regions of a segmentation, with the features of the similarities.
 
     Attributes:
-        sizes: int64 ``[R]``, in pixels.
+        sizes: int64 ``[R]``, sizes in pixels.
         boxes: int32 ``[R, 4]``, xyxy, exclusive.
-        colours: float32 ``[R, 25 C]``, the histogram of each channel, together of sum 1.
-        textures: float32 ``[R, 80 C]``, of each channel and direction the histogram of the derivative,
-            together of sum 1.
-        pairs: int32 ``[P, 2]``, the neighbours, each pair once, the lower number first.
-        pixels: The pixels of the image.
+        colours: float32 ``[R, 25 C]``, the histograms of all channels, with a sum of 1.
+        textures: float32 ``[R, 80 C]``, the histograms of the derivatives of all channels and directions, with a sum
+            of 1.
+        pairs: int32 ``[P, 2]``, neighbouring regions; each pair once, the lower number first.
+        pixels: The number of pixels of the image.
     """
 
     sizes: np.ndarray
@@ -42,7 +42,7 @@ class Regions(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """Which similarities are added up: equations 2, 4, 5 and 6 of the paper."""
+    """The similarities that are summed: equations 2, 4, 5 and 6 of the paper."""
 
     colour: bool
     texture: bool
@@ -51,16 +51,16 @@ class Measures(NamedTuple):
 
 
 def bins_of(image: np.ndarray) -> np.ndarray:
-    """The histogram bins that each pixel falls into.
+    """Return the histogram bins of each pixel.
 
-    Texture is the derivative of a Gaussian (sigma 1) in eight directions. Two opposite ones differ but in
-    sign, so four are computed; their bins share the range up to the channel's greatest response.
+    Texture is the derivative of a Gaussian (sigma 1) in eight directions. Opposite directions differ only in sign, so
+    that four are computed. The bins cover the range up to the maximum response of the channel.
 
     Args:
         image: uint8 ``[H, W, C]``, contiguous.
 
     Returns:
-        uint8 ``[H * W, 5 C]``: C bins of colour, then four of texture a channel.
+        uint8 ``[H * W, 5 C]``: C bins of colour, then four bins of texture per channel.
     """
     channels = image.shape[2]
     reach = np.arange(-3, 4, dtype=np.float64)
@@ -75,17 +75,17 @@ def bins_of(image: np.ndarray) -> np.ndarray:
 
 
 def regions_of(labels: np.ndarray, count: int, bins: np.ndarray) -> Regions:
-    """The regions of a label map int32 ``[H, W]`` with values 0..count-1, given `bins_of` its image."""
+    """Return the regions of a label map int32 ``[H, W]`` with values 0..count-1, and the `bins_of` its image."""
     channels = bins.shape[1] // 5
     sizes, boxes, colours, textures = _describe(labels, count, bins, channels)
     return Regions(sizes, boxes, colours, textures, _neighbours(labels, count), labels.size)
 
 
 def group(regions: Regions, measures: Measures) -> np.ndarray:
-    """The bounding boxes of a hierarchy, from the first region to the whole image.
+    """Return the bounding boxes of the hierarchy, from the first region to the whole image.
 
     Returns:
-        int32 ``[2 R - 1, 4]``, xyxy: those of the given regions, then one for each joining, in order.
+        int32 ``[2 R - 1, 4]``, xyxy: those of the given regions, then one per merge, in order.
     """
     used = [regions.colours] * measures.colour + [regions.textures] * measures.texture
     histograms = np.concatenate(used, axis=1) if used else np.zeros((len(regions.sizes), 0), np.float32)
@@ -107,7 +107,7 @@ def _bins(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
             a = abs(dx[pixel, channel])
             b = abs(dy[pixel, channel])
             top = max(top, max(max(a, b), half * (a + b)))
-        # A little less than the bins, so that the greatest response is within the last one.
+        # Slightly below the number of bins, so that the maximum response falls into the last bin.
         scale = np.float32((TEXTURE_BINS - 1e-3) / top) if top > 0 else np.float32(0.0)
         turn = half * scale
         at = channels + 4 * channel
@@ -115,7 +115,7 @@ def _bins(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
             codes[pixel, channel] = (image[pixel, channel] * COLOUR_BINS) >> 8
             a = dx[pixel, channel]
             b = dy[pixel, channel]
-            # int() cuts towards zero: bins 0 of both signs are one.
+            # int() truncates towards zero, so that bin 0 is shared by both signs.
             codes[pixel, at] = int(a * scale) + (TEXTURE_BINS - 1)
             codes[pixel, at + 1] = int(b * scale) + (TEXTURE_BINS - 1)
             codes[pixel, at + 2] = int((a + b) * turn) + (TEXTURE_BINS - 1)
@@ -175,7 +175,7 @@ def _describe(
 
 @compiled
 def _neighbours(labels: np.ndarray, count: int) -> np.ndarray:
-    """Which regions touch (side by side, not at corners): int32 ``[P, 2]``, ascending by the first."""
+    """Return the 4-connected neighbours: int32 ``[P, 2]``, ascending by the first region."""
     height, width = labels.shape
     starts = np.zeros(count + 2, np.int64)
     for y in range(height):
@@ -234,16 +234,16 @@ def _similarity(
         a = histograms[first, column]
         b = histograms[second, column]
         common += a if a < b else b
-    together = sizes[one] + sizes[other]
+    joint = sizes[one] + sizes[other]
     width = max(boxes[one, 2], boxes[other, 2]) - min(boxes[one, 0], boxes[other, 0])
     height = max(boxes[one, 3], boxes[other, 3]) - min(boxes[one, 1], boxes[other, 1])
-    gap = float(width) * float(height) - together
-    return common + size * (1.0 - together / pixels) + fill * (1.0 - gap / pixels)
+    gap = float(width) * float(height) - joint
+    return common + size * (1.0 - joint / pixels) + fill * (1.0 - gap / pixels)
 
 
 @compiled
 def _push(heap: np.ndarray, keys: np.ndarray, length: int, region: int) -> None:
-    """Adds ``region`` to the heap of ``length`` entries: the greatest key on top, of equals the lower number."""
+    """Push ``region`` onto the heap of ``length`` entries: largest key on top, ties by the lower number."""
     at = length
     while at > 0:
         above = (at - 1) >> 1
@@ -257,7 +257,7 @@ def _push(heap: np.ndarray, keys: np.ndarray, length: int, region: int) -> None:
 
 @compiled
 def _pop(heap: np.ndarray, keys: np.ndarray, length: int) -> int:
-    """Takes the top of the heap of ``length`` entries away."""
+    """Pop the top of the heap of ``length`` entries."""
     top = heap[0]
     region = heap[length - 1]
     length -= 1
@@ -289,13 +289,13 @@ def _group(
     fill: float,
     pixels: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The hierarchy's boxes ``[2 R - 1, 4]`` and which two regions each joining joined: ``[R - 1, 2]``.
+    """Return the hierarchy's boxes ``[2 R - 1, 4]`` and the two regions of each merge: ``[R - 1, 2]``.
 
-    An edge belongs to the later of its two regions. Each region stands in a heap with the best of its own
-    edges; one whose best edge has died is looked at again only when it comes to the top. So every edge is
-    compared once, and entered into the heap not at all.
+    An edge belongs to the later of its two regions. A heap holds each region with the best of its own edges. If that
+    edge leads to a region that was merged, the region is updated only when it reaches the top. So every similarity is
+    computed once, and the heap holds regions rather than edges.
 
-    ``histograms`` is overwritten: a joined region takes the row of one of its parts.
+    ``histograms`` is overwritten: a merged region uses the row of one of its parts.
     """
     count = len(first_sizes)
     total = 2 * count - 1
@@ -307,11 +307,11 @@ def _group(
     joined = np.empty((count - 1, 2), np.int32)
     alive = np.zeros(total, np.bool_)
     alive[:count] = True
-    # Edges: who owns them, where they lead, how similar the two are, the next that leads to the same region.
+    # Edges: owner, end, similarity, and the next edge with the same end (linked lists that start at `arriving`).
     capacity = 8 * len(pairs) + 1024
     owners = np.empty(capacity, np.int32)
     ends = np.empty(capacity, np.int32)
-    likeness = np.empty(capacity, np.float64)
+    similarities = np.empty(capacity, np.float64)
     following = np.empty(capacity, np.int64)
     arriving = np.full(total, -1, np.int64)
     starts = np.zeros(total + 1, np.int64)
@@ -326,7 +326,9 @@ def _group(
         place[region] += 1
         owners[edge] = region
         ends[edge] = pairs[i, 0]
-        likeness[edge] = _similarity(region, pairs[i, 0], sizes, boxes, histograms, rows, size, fill, pixels)
+        similarities[edge] = _similarity(
+            region, pairs[i, 0], sizes, boxes, histograms, rows, size, fill, pixels
+        )
         following[edge] = arriving[pairs[i, 0]]
         arriving[pairs[i, 0]] = edge
     edges = len(pairs)
@@ -337,8 +339,8 @@ def _group(
     waiting = 0
     for region in range(count):
         for edge in range(starts[region], starts[region + 1]):
-            if likeness[edge] > keys[region]:
-                keys[region] = likeness[edge]
+            if similarities[edge] > keys[region]:
+                keys[region] = similarities[edge]
                 best[region] = edge
         if best[region] >= 0:
             _push(heap, keys, waiting, region)
@@ -356,8 +358,8 @@ def _group(
             best[one] = -1
             keys[one] = -np.inf
             for edge in range(starts[one], starts[one + 1]):
-                if alive[ends[edge]] and likeness[edge] > keys[one]:
-                    keys[one] = likeness[edge]
+                if alive[ends[edge]] and similarities[edge] > keys[one]:
+                    keys[one] = similarities[edge]
                     best[one] = edge
             if best[one] >= 0:
                 _push(heap, keys, waiting, one)
@@ -386,7 +388,7 @@ def _group(
         starts[new] = edges
         for turn in range(2):
             part = one if turn == 0 else other
-            # First the part's own edges, then those of later regions that lead to it.
+            # First the edges of the part, then the edges of later regions that end at it.
             edge = starts[part]
             own = True
             while True:
@@ -409,15 +411,17 @@ def _group(
                     capacity *= 2
                     owners = _longer(owners, capacity)
                     ends = _longer(ends, capacity)
-                    likeness = _longer(likeness, capacity)
+                    similarities = _longer(similarities, capacity)
                     following = _longer(following, capacity)
                 owners[edges] = new
                 ends[edges] = near
-                likeness[edges] = _similarity(new, near, sizes, boxes, histograms, rows, size, fill, pixels)
+                similarities[edges] = _similarity(
+                    new, near, sizes, boxes, histograms, rows, size, fill, pixels
+                )
                 following[edges] = arriving[near]
                 arriving[near] = edges
-                if likeness[edges] > keys[new]:
-                    keys[new] = likeness[edges]
+                if similarities[edges] > keys[new]:
+                    keys[new] = similarities[edges]
                     best[new] = edges
                 edges += 1
         starts[new + 1] = edges

@@ -1,8 +1,8 @@
 """Selective Search (Uijlings, van de Sande, Gevers, Smeulders, IJCV 2013).
 
-An image is segmented and its regions grouped in several ways, each of which may succeed where another
-fails: colour spaces, similarities, and scales of the segmentation (section 3.2). The boxes of all
-hierarchies are ranked by their place in the hierarchy times a random number (section 4) and joined.
+An image is segmented and its regions are grouped with several colour spaces, similarities and segmentation scales,
+which complement each other (section 3.2). The boxes of all hierarchies are merged and ranked by their position in the
+hierarchy times a random number (section 4).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segdet.proposals.base import Proposer, check_image, distinct
+from segdet.proposals.base import Proposer, check_image, first_occurrences
 from segdet.util.errors import UserError
 
 Strategy = Literal["single", "fast", "quality"]
@@ -23,18 +23,18 @@ STRATEGIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] 
     "fast": (("HSV", "Lab"), ("CTSF", "TSF"), (50, 100)),
     "quality": (("HSV", "Lab", "rgI", "H", "I"), ("CTSF", "TSF", "F", "S"), (50, 100, 150, 300)),
 }
-"""Colour spaces, similarities and values of k of the paper's table 5, of which all combinations are run."""
+"""Colour spaces, similarities and values of k (table 5 of the paper). All combinations are run."""
 
 
 @dataclass(frozen=True)
 class SelectiveSearch(Proposer):
-    """Regions that grow together, from superpixels to the whole image.
+    """Boxes of regions that are merged hierarchically, from superpixels to the whole image.
 
     Attributes:
-        strategy: ``single`` runs once, ``fast`` 8 times, ``quality`` 80 times.
-        sigma: The Gaussian that smooths the image before it is segmented, in pixels.
-        min_width: Boxes that are narrower or lower, in pixels, are left out.
-        seed: Of the random numbers in the ranking.
+        strategy: ``single`` is one run, ``fast`` 8 runs, ``quality`` 80 runs.
+        sigma: The standard deviation, in pixels, of the Gaussian that smooths the image before segmentation.
+        min_width: The minimum width and height of a box, in pixels.
+        seed: The seed of the random numbers in the ranking.
     """
 
     strategy: Strategy = "fast"
@@ -44,7 +44,7 @@ class SelectiveSearch(Proposer):
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise UserError(f"strategy {self.strategy}: there is no such one; choose {', '.join(STRATEGIES)}")
+            raise UserError(f"strategy {self.strategy}: unknown; choose {', '.join(STRATEGIES)}")
         for name, value in (("sigma", self.sigma), ("min_width", self.min_width), ("seed", self.seed)):
             if value < 0:
                 raise UserError(f"{name} {value}: must be at least 0")
@@ -52,25 +52,27 @@ class SelectiveSearch(Proposer):
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check_image(image)
         if max(image.shape) > 65535:
-            raise ValueError(f"an image of {image.shape[1]}x{image.shape[0]} is too large; 65535 is the most")
+            raise ValueError(
+                f"an image of {image.shape[1]}x{image.shape[0]} is too large; the maximum side is 65535"
+            )
         hierarchies = self.hierarchies(image)
         boxes = np.concatenate(hierarchies)
-        # 1 for the whole image, which was joined last.
+        # 1 for the whole image, the last region of the hierarchy.
         places = np.concatenate([np.arange(len(h), 0, -1) for h in hierarchies])
         rank = np.random.default_rng(self.seed).random(len(boxes)) * places
         large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= self.min_width).all(1))
         order = large[np.argsort(rank[large], kind="stable")]
-        order = order[distinct(boxes[order])]
+        order = order[first_occurrences(boxes[order])]
         return boxes[order].astype(np.float32), (1 / (1 + rank[order])).astype(np.float32)
 
     def hierarchies(self, image: np.ndarray) -> list[np.ndarray]:
-        """The boxes of each run, int32 ``[2 R - 1, 4]``, from the smallest regions to the whole image."""
-        # Numba takes a third of a second to load, which `segdet fit --help` need not wait for.
+        """Return the boxes of each run, int32 ``[2 R - 1, 4]``, from the smallest regions to the whole image."""
+        # Importing Numba takes a third of a second, too long for `segdet fit --help`.
         from segdet.proposals.graph import edges_of, segment
         from segdet.proposals.grouping import Measures, bins_of, group, regions_of
 
         spaces, similarities, scales = STRATEGIES[self.strategy]
-        found = []
+        hierarchies = []
         for space in spaces:
             pixels = to_colour_space(image, space)
             edges = edges_of(pixels, self.sigma)
@@ -78,14 +80,15 @@ class SelectiveSearch(Proposer):
             for k in scales:
                 regions = regions_of(*segment(edges, k, k), bins)
                 for letters in similarities:
-                    found.append(group(regions, Measures(*(letter in letters for letter in "CTSF"))))
-        return found
+                    hierarchies.append(group(regions, Measures(*(letter in letters for letter in "CTSF"))))
+        return hierarchies
 
 
 def to_colour_space(image: np.ndarray, space: str) -> np.ndarray:
-    """An RGB image uint8 ``[H, W, 3]`` in one of the paper's colour spaces, uint8 ``[H, W, C]`` over 0..255.
+    """Convert an RGB image uint8 ``[H, W, 3]`` to a colour space of the paper, uint8 ``[H, W, C]`` over 0..255.
 
-    ``HSV``; ``Lab``; ``rgI``, the normalized red and green with the intensity; ``H``, the hue of HSV; ``I``.
+    The colour spaces are ``HSV``; ``Lab``; ``rgI``, normalized red and green with the intensity; ``H``, the hue of
+    HSV; and ``I``, the intensity.
     """
     if space == "HSV":
         return cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
@@ -96,7 +99,7 @@ def to_colour_space(image: np.ndarray, space: str) -> np.ndarray:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if space == "I":
         return grey[..., None]
-    # Where the sum is 0 there is no colour: the shares of grey.
+    # Black pixels have no colour and get the values of grey.
     total = image.astype(np.float32) @ np.ones(3, np.float32)
     shares = np.full((*grey.shape, 2), 255 / 3, np.float32)
     np.divide(image[..., :2] * np.float32(255), total[..., None], out=shares, where=total[..., None] > 0)

@@ -12,13 +12,13 @@ from segdet.util.errors import UserError
 
 @dataclass(frozen=True)
 class UniformWindows(Proposer):
-    """Windows of several scales and aspect ratios, evenly spaced, in random order.
+    """Evenly spaced windows of several scales and aspect ratios, in random order.
 
     Attributes:
-        scales: The square root of a window's area, as shares of that of the image.
+        scales: The square root of the window's area relative to that of the image.
         aspects: Width over height.
-        overlap: The IoU of a window with its neighbour in a row, or in a column, of the same scale and aspect.
-        seed: Of the order, of which any first part is a fair sample.
+        overlap: The IoU of a window with the next one of its row or column, of the same scale and aspect ratio.
+        seed: The seed of the random order. The first N windows are a uniform sample of all.
     """
 
     scales: tuple[float, ...] = (0.08, 0.12, 0.18, 0.27, 0.4, 0.6, 0.85)
@@ -38,7 +38,7 @@ class UniformWindows(Proposer):
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check_image(image)
         height, width = image.shape[:2]
-        # Two windows of width w that are a step s apart have IoU (w - s) / (w + s).
+        # The IoU of two windows of width w at distance s is (w - s) / (w + s).
         step = (1 - self.overlap) / (1 + self.overlap)
         pieces = []
         for scale in self.scales:

@@ -1,4 +1,4 @@
-"""`segdet proposals`: computes, keeps, scores, draws."""
+"""Tests of `segdet proposals`: its table, its plot, its file, and its errors."""
 
 import shutil
 from pathlib import Path
@@ -6,12 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from proposal_images import make_voc
 
 from segdet.cli.main import main
-from segdet.cli.proposals import table
 from segdet.metrics.proposals import ProposalScores
 from segdet.proposals import UniformWindows
+from segdet.proposals.evaluate import scores_table
 from segdet.proposals.file import load_proposals
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGDET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_voc(tmp_path_factory.mktemp("shapes") / "voc")
 
 
 def cells(line: str) -> list[str]:
@@ -32,7 +43,7 @@ def test_scores_draws_and_saves(shapes: Path, tmp_path: Path, capsys: pytest.Cap
     assert any("single" in line and "MB in" in line and "2 images computed" in line for line in lines)
     with Image.open(picture) as image:
         assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 20
-    # From the cache this time, and the same scores from the file that it is saved in.
+    # The second run uses the cache, and the saved file gives the same scores.
     assert main([*arguments, "--proposer", "single", "--save", str(file)]) == 0
     text = capsys.readouterr().out
     assert "computed" not in text
@@ -43,18 +54,18 @@ def test_scores_draws_and_saves(shapes: Path, tmp_path: Path, capsys: pytest.Cap
     assert again == [row[1:] for row in rows if row[0] != "windows"]
 
 
-def test_the_table_counts_up_to_all() -> None:
+def test_the_last_row_of_the_table_is_of_all_boxes() -> None:
     scores = ProposalScores([1, 5, 100_000])
     box = np.array([[0, 0, 10, 10]])
     scores.add(np.concatenate([box + 100, box]), box, np.array([1]))
-    lines = table({"mine": scores}, [5, 1]).splitlines()
+    lines = scores_table({"mine": scores}, [5, 1]).splitlines()
     assert [cells(line) for line in lines[2:]] == [
         ["mine", "1", "0.000", "0.000", "0.000"],
         ["mine", "all (2)", "1.000", "1.000", "1.000"],
     ]
 
 
-def test_bad_images_are_told(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_listed(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "copy"
     shutil.copytree(shapes, root)
     name = (root / "ImageSets/Main/val.txt").read_text().split()[0]
@@ -68,13 +79,13 @@ def test_bad_images_are_told(shapes: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--proposer", "slow"], "--proposer slow: there is no such one"),
+        (["--proposer", "slow"], "--proposer slow: unknown; choose single"),
         (["--proposer", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--counts", "0"], "--counts 0: must be 1 or more"),
         (["--limit", "0"], "--limit 0: must be 1 or more"),
         (["--task", "segmentation"], "--task segmentation"),
-        (["--save", "boxes.txt"], "--save boxes.txt: proposals are kept in"),
-        (["--proposer", "fast", "single", "--save", "a.npz"], "holds the boxes of one proposer"),
+        (["--save", "boxes.txt"], "--save boxes.txt: proposals need a .json or .npz file"),
+        (["--proposer", "fast", "single", "--save", "a.npz"], "holds the boxes of one proposer; give one"),
         (["--plot", "curves.txt"], "--plot curves.txt: must end in .png"),
         (["--min_width", "-1"], "min_width -1: must be at least 0"),
     ],
@@ -88,7 +99,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize(("option", "name"), [("--plot", "curves.png"), ("--save", "boxes.npz")])
-def test_what_cannot_be_written_is_told_before_anything_is_computed(
+def test_unwritable_outputs_are_reported_before_computing(
     shapes: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -111,5 +122,5 @@ def test_refuses_to_save_two_images_of_one_name(
     arguments = ["proposals", str(tmp_path / "voc"), "--proposer", "windows", "--workers=1"]
     arguments += ["--save", str(tmp_path / "boxes.npz"), "--split"]
     assert main([*arguments, "2007/val", "2008/val"]) == 2
-    assert "have one name" in capsys.readouterr().err
+    assert "have the same name" in capsys.readouterr().err
     assert main([*arguments, "2007/val", "2007/val"]) == 0  # the same images twice

@@ -1,4 +1,4 @@
-"""Proposals in files: what is written is read, and what cannot be used is named."""
+"""Tests of files of proposals: round trips, and messages for files that cannot be used."""
 
 import json
 from pathlib import Path
@@ -16,27 +16,27 @@ NONE = np.zeros((0, 4), np.float32)
 
 
 @pytest.mark.parametrize("ending", [".json", ".npz"])
-def test_what_is_written_is_read_best_first(tmp_path: Path, ending: str) -> None:
+def test_written_boxes_are_read_best_first(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"sub/boxes{ending}"
     scores = np.array([0.2, 0.9], np.float32)
     save_proposals(path, {"a.jpg": (BOXES, scores), "b.jpg": (NONE, np.zeros(0, np.float32))})
-    held = load_proposals(path)
-    assert held["a.jpg"].dtype == np.float32
-    assert held["a.jpg"].tolist() == BOXES[::-1].tolist()
-    assert held["b.jpg"].shape == (0, 4)
+    loaded = load_proposals(path)
+    assert loaded["a.jpg"].dtype == np.float32
+    assert loaded["a.jpg"].tolist() == BOXES[::-1].tolist()
+    assert loaded["b.jpg"].shape == (0, 4)
     save_proposals(path, {"a.jpg": (BOXES, None), "b.jpg": (BOXES[:1], scores[:1])})
     assert load_proposals(path)["a.jpg"].tolist() == BOXES.tolist()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_dataset_takes_them_by_file_name(tmp_path: Path, shapes: Path) -> None:
+def test_images_are_identified_by_file_name(tmp_path: Path, shapes: Path) -> None:
     reader = open_readers(shapes)["train"]
     path = tmp_path / "boxes.json"
     names = [reader.image_path(index).name for index in range(4)]
     save_proposals(path, {name: (BOXES + place, None) for place, name in enumerate(names[:3])})
     proposals = ProposalFile(path).open(reader, [0, 2])
     assert proposals.boxes(2).tolist() == (BOXES + 2).tolist()
-    with pytest.raises(UserError, match=f"has no proposals for {names[3]}; compute them"):
+    with pytest.raises(UserError, match=f"no proposals for {names[3]}; compute them"):
         ProposalFile(path).open(reader, range(4))
 
 
@@ -47,12 +47,12 @@ def test_a_dataset_takes_them_by_file_name(tmp_path: Path, shapes: Path) -> None
         ('{"a.jpg": {"boxes": [[0, 0, 1]]}}', "not a file of proposals"),
         ('{"a.jpg": {"boxes": [[5, 0, 5, 1]]}}', "a.jpg has a box that is not"),
         ('{"a.jpg": {"boxes": [[0, 0, NaN, 1]]}}', "a.jpg has a box that is not"),
-        ('{"a.jpg": {"boxes": [[0, 0, 1, 1]], "scores": [1, 2]}}', "not as many numbers for scores"),
+        ('{"a.jpg": {"boxes": [[0, 0, 1, 1]], "scores": [1, 2]}}', "not as many finite scores"),
         ('{"a.jpg": {}}', "not a file of proposals"),
         ("[]", "not a file of proposals"),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path: Path, content: str, fault: str) -> None:
+def test_faults_are_one_line(tmp_path: Path, content: str, fault: str) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(content)
     with pytest.raises(UserError, match=fault) as caught:
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, content: str, fault: str) -> 
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_torn_missing_and_unknown_files(tmp_path: Path) -> None:
+def test_corrupt_missing_and_unknown_files(tmp_path: Path) -> None:
     path = tmp_path / "boxes.npz"
     save_proposals(path, {"a.jpg": (BOXES, None)})
     path.write_bytes(path.read_bytes()[:-30])

@@ -1,4 +1,4 @@
-"""Graph-based segmentation against one that follows the paper word by word."""
+"""Tests of graph-based segmentation against a direct implementation of the paper."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from segdet.proposals.graph import edges_of, segment
 
 
 def brute_force(image: np.ndarray, k: float, min_size: int) -> np.ndarray:
-    """Labels by sets of pixels, differences in 1/64 of a grey level; no smoothing."""
+    """Segment with sets of pixels, with differences in 1/64 of a grey level and without smoothing."""
     height, width = image.shape[:2]
     edges = []
     for y in range(height):
@@ -47,12 +47,12 @@ def test_equals_the_paper_step_by_step(channels: int, k: int, min_size: int) -> 
         image = np.clip(coarse + random.integers(-12, 13, coarse.shape), 0, 255).astype(np.uint8)
         labels, count = segment(edges_of(image, sigma=0), k, min_size)
         expected = brute_force(image, k, min_size)
-        # The brute force calls a region by its first pixel, we count them in that order.
+        # The direct implementation labels a region by its first pixel; ours numbers regions in that order.
         assert (np.unique(expected, return_inverse=True)[1].reshape(labels.shape) == labels).all()
         assert count == labels.max() + 1
 
 
-def test_every_region_has_the_least_size_and_a_larger_k_fewer_regions(scene: np.ndarray) -> None:
+def test_regions_have_the_minimum_size_and_a_larger_k_gives_fewer(scene: np.ndarray) -> None:
     edges = edges_of(scene)
     counts = []
     for k in (20, 100, 400):

@@ -1,4 +1,4 @@
-"""Regions and their grouping against loops over all pixels and all pairs."""
+"""Tests of regions and their grouping against loops over all pixels and all pairs."""
 
 import numpy as np
 import pytest
@@ -18,31 +18,31 @@ def regions(image: np.ndarray, k: int = 30, min_size: int = 8) -> tuple[np.ndarr
 def similarity(one: dict, other: dict, measures: Measures, pixels: int) -> float:
     low = np.minimum(one["box"][:2], other["box"][:2])
     high = np.maximum(one["box"][2:], other["box"][2:])
-    together = one["size"] + other["size"]
+    joint = one["size"] + other["size"]
     total = 0.0
     if measures.colour:
         total += np.minimum(one["colour"], other["colour"]).sum()
     if measures.texture:
         total += np.minimum(one["texture"], other["texture"]).sum()
     if measures.size:
-        total += 1 - together / pixels
+        total += 1 - joint / pixels
     if measures.fill:
-        total += 1 - ((high - low).prod() - together) / pixels
+        total += 1 - ((high - low).prod() - joint) / pixels
     return float(total)
 
 
 def brute_force(given: Regions, measures: Measures) -> tuple[np.ndarray, list[float]]:
-    """The hierarchy's boxes, and how similar the two were that were joined."""
+    """Return the boxes of the hierarchy, and the similarity of each merge."""
     nodes = [
         {"size": s, "box": b.astype(int), "colour": c.astype(float), "texture": t.astype(float)}
         for s, b, c, t in zip(given.sizes, given.boxes, given.colours, given.textures, strict=True)
     ]
     near = {frozenset(pair) for pair in given.pairs.tolist()}
-    likeness = []
+    similarities = []
     while near:
         best = max(near, key=lambda pair: similarity(*(nodes[i] for i in pair), measures, given.pixels))
         one, other = (nodes[i] for i in best)
-        likeness.append(similarity(one, other, measures, given.pixels))
+        similarities.append(similarity(one, other, measures, given.pixels))
         size = one["size"] + other["size"]
         node = {"size": size}
         low, high = np.minimum(one["box"], other["box"]), np.maximum(one["box"], other["box"])
@@ -53,22 +53,22 @@ def brute_force(given: Regions, measures: Measures) -> tuple[np.ndarray, list[fl
         nodes.append(node)
         renamed = (frozenset(new if i in best else i for i in pair) for pair in near)
         near = {pair for pair in renamed if len(pair) == 2}
-    return np.array([node["box"] for node in nodes]), likeness
+    return np.array([node["box"] for node in nodes]), similarities
 
 
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "CT", "C"])
-def test_joins_the_two_most_similar_neighbours_every_time(scene: np.ndarray, letters: str) -> None:
+def test_the_most_similar_neighbours_are_merged(scene: np.ndarray, letters: str) -> None:
     _, given = regions(scene)
     assert len(given.sizes) > 20
     measures = Measures(*(letter in letters for letter in "CTSF"))
-    boxes, likeness = brute_force(given, measures)
-    # Without near ties the order cannot depend on how sums are rounded.
-    assert len(likeness) == len(given.sizes) - 1
+    boxes, similarities = brute_force(given, measures)
+    # There are no near ties, so that the order does not depend on rounding.
+    assert len(similarities) == len(given.sizes) - 1
     assert (group(given, measures) == boxes).all()
 
 
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "F", "S"])
-def test_a_hierarchy_of_r_regions_has_r_minus_one_joinings(scene: np.ndarray, letters: str) -> None:
+def test_a_hierarchy_of_r_regions_has_r_minus_one_merges(scene: np.ndarray, letters: str) -> None:
     _, given = regions(scene)
     count = len(given.sizes)
     measures = Measures(*(letter in letters for letter in "CTSF"))
@@ -78,7 +78,7 @@ def test_a_hierarchy_of_r_regions_has_r_minus_one_joinings(scene: np.ndarray, le
     assert boxes[-1].tolist() == [0, 0, 120, 90]
     histograms = np.concatenate([given.colours, given.textures], 1)
     again, joined = grouping._group(given.sizes, given.boxes, histograms, given.pairs, 1.0, 1.0, given.pixels)
-    # Every region but the last is joined once, into one whose box is the union of the two.
+    # Every region except the last is merged once; the merged box is the union of the two.
     assert sorted(joined.ravel().tolist()) == list(range(2 * count - 2))
     assert (again[count:, :2] == again[joined, :2].min(1)).all()
     assert (again[count:, 2:] == again[joined, 2:].max(1)).all()
@@ -96,7 +96,7 @@ def test_similarity_is_symmetric(scene: np.ndarray) -> None:
         assert 0 <= both[0] <= 4
 
 
-def test_regions_are_described_as_pixel_by_pixel(scene: np.ndarray) -> None:
+def test_region_features_equal_those_of_their_pixels(scene: np.ndarray) -> None:
     labels, given = regions(scene)
     bins = bins_of(scene).reshape(90, 120, 15).astype(int)
     touching = set()
@@ -121,7 +121,7 @@ def test_regions_are_described_as_pixel_by_pixel(scene: np.ndarray) -> None:
     np.testing.assert_allclose(given.textures.sum(1), 1, atol=1e-4)
 
 
-def test_texture_knows_the_direction_of_an_edge() -> None:
+def test_texture_depends_on_the_direction_of_an_edge() -> None:
     image = np.zeros((21, 21, 1), np.uint8)
     image[:, 11:] = 200
     signed = bins_of(image).reshape(21, 21, 5)[10, 10, 1:].astype(int) - 9
@@ -131,6 +131,6 @@ def test_texture_knows_the_direction_of_an_edge() -> None:
     assert (turned == -signed)[0]
 
 
-def test_one_region_is_its_own_hierarchy() -> None:
+def test_a_single_region_is_the_whole_hierarchy() -> None:
     _, given = regions(np.full((8, 9, 3), 7, np.uint8))
     assert group(given, ALL).tolist() == [[0, 0, 9, 8]]

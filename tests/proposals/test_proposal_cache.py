@@ -1,4 +1,4 @@
-"""The cache of proposals: what it is known by, torn files, bad images, and processes that are killed."""
+"""Tests of the cache of proposals: its keys, corrupt files, bad images, and killed processes."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ from segdet.proposals.base import Proposer
 @dataclass(frozen=True)
 class Corner(Proposer):
     def __call__(self, image):
-        # Each call leaves a file that is named by its number and holds the process's id.
+        # Each call writes a file with the process id, named by the number of the call.
         for number in itertools.count():
             try:
                 with (Path(os.environ["CALLS"]) / str(number)).open("x") as file:
@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Counting(Proposer):
-    """Says how often it was called, in a list that all of its kind share."""
+    """Record the calls in a list shared by all instances."""
 
     calls = []
 
@@ -88,7 +88,7 @@ def test_an_image_is_computed_once(reader: Reader, calls: list, cache: Path) -> 
     assert again.files() == set(files)
 
 
-def test_what_was_not_computed_beforehand_is_when_asked_for(reader: Reader, calls: list) -> None:
+def test_missing_proposals_are_computed_on_access(reader: Reader, calls: list) -> None:
     proposals = CachedProposals(Counting(), reader)
     assert proposals.boxes(1).shape == (1, 4)
     assert proposals.boxes(1).shape == (1, 4)
@@ -114,7 +114,7 @@ def test_other_settings_and_other_pixels_have_other_files(shapes: Path, reader: 
 
 
 class _OneImage:
-    """As much of a reader as the cache asks for."""
+    """The methods of a reader that the cache uses."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,8 +129,8 @@ class _OneImage:
         return False
 
 
-def test_images_are_known_by_their_content_alone(tmp_path: Path, calls: list) -> None:
-    """Uncompressed images are of one size, and splits or cameras may name and date them alike."""
+def test_images_are_identified_by_content(tmp_path: Path, calls: list) -> None:
+    """Images of different splits or cameras may have equal names, sizes and times."""
     boxes = []
     for grey, place in ((50, "train/1.bmp"), (90, "val/1.bmp"), (50, "moved/2.bmp")):
         path = tmp_path / place
@@ -145,10 +145,10 @@ def test_images_are_known_by_their_content_alone(tmp_path: Path, calls: list) ->
     assert len(calls) == 2
 
 
-def test_images_that_are_known_are_not_read_again(
+def test_known_images_are_not_read_again(
     reader: Reader, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not by a later command, nor by the other processes of this one."""
+    """Neither a later command nor other processes of the same command read them."""
     CachedProposals(Counting(), reader).compute(range(4), workers=1)
     monkeypatch.setattr("segdet.proposals.cache._digest", None)
     again = CachedProposals(Counting(), reader)
@@ -157,7 +157,7 @@ def test_images_that_are_known_are_not_read_again(
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_a_torn_file_is_computed_again(reader: Reader, calls: list, cache: Path, keep: int) -> None:
+def test_a_corrupt_file_is_computed_again(reader: Reader, calls: list, cache: Path, keep: int) -> None:
     proposals = CachedProposals(Counting(), reader)
     expected = proposals.boxes(0)
     (file,) = cache.rglob("*.npy")
@@ -171,7 +171,7 @@ def test_a_torn_file_is_computed_again(reader: Reader, calls: list, cache: Path,
     assert (proposals.boxes(0) == expected).all()
 
 
-def test_bad_images_are_listed_and_the_rest_is_done(reader: Reader, calls: list) -> None:
+def test_bad_images_are_listed_and_the_others_computed(reader: Reader, calls: list) -> None:
     path = reader.image_path(1)
     content, status = path.read_bytes(), path.stat()
     try:
@@ -195,9 +195,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         Counting().open(reader, range(4), workers=1)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(
-    shapes: Path, reader: Reader, tmp_path: Path, cache: Path
-) -> None:
+def test_a_killed_run_is_resumed(shapes: Path, reader: Reader, tmp_path: Path, cache: Path) -> None:
     (tmp_path / "corner.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "corner.py"), str(shapes)]
 
@@ -208,7 +206,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
         added["SEGDET_CACHE"] = str(folder)
         return {**os.environ, **added}
 
-    # Two images are done; both processes of the pool then hang over the other two.
+    # Two images are computed; then both processes of the pool hang.
     killed = subprocess.Popen(command, env=environment("first", 2), stderr=subprocess.DEVNULL)
     assert _wait_for(
         lambda: len([*cache.rglob("*.npy")]) == 2 and len([*(tmp_path / "first").iterdir()]) == 4
@@ -217,13 +215,13 @@ def test_a_killed_run_goes_on_where_it_stopped(
     killed.wait()
     pids = {int(file.read_text()) for file in (tmp_path / "first").iterdir()} - {killed.pid}
     assert len(pids) == 2
-    assert _wait_for(lambda: not any(_runs(pid) for pid in pids)), "the pool outlives who started it"
+    assert _wait_for(lambda: not any(_runs(pid) for pid in pids)), "the pool outlives its parent"
 
     done = subprocess.run(command, env=environment("second", 99), capture_output=True, text=True)
     corners = [(read_image(reader.image_path(i))[3, 5, :2].astype(float) + 1).tolist() for i in range(4)]
     assert done.stdout == f"{corners}\n", done.stderr
     assert len([*(tmp_path / "second").iterdir()]) == 2
-    # The files are those of a run that nobody killed.
+    # The files equal those of a run without interruption.
     subprocess.run(command, env=environment("third", 99, tmp_path / "other"), capture_output=True, check=True)
     assert len([*(tmp_path / "third").iterdir()]) == 4
     resumed, whole = (
@@ -247,5 +245,5 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # What has ended but was not fetched by its parent still has its number.
+    # A zombie still has its process id.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

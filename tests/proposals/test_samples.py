@@ -1,4 +1,4 @@
-"""Proposals travel with a sample: transformed as objects are, cut to the best, in training and evaluation."""
+"""Tests of proposals in samples: transformed like objects, limited in number, in training and evaluation."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def module(shapes: Path, recipe: Recipe, **kwargs) -> VOCDataModule:
 
 @pytest.fixture
 def objects_file(shapes: Path, tmp_path: Path) -> Path:
-    """The objects of every image as its proposals, behind one that covers the whole and one that leaves it."""
+    """Write the objects of each image as proposals, behind one of the whole image and two that exceed it."""
     data = module(shapes, Plain())
     boxes = {}
     for subset in ("train", "val"):
@@ -35,7 +35,7 @@ def objects_file(shapes: Path, tmp_path: Path) -> Path:
     return tmp_path / "objects.npz"
 
 
-def test_proposals_go_where_their_objects_go(shapes: Path, objects_file: Path) -> None:
+def test_proposals_are_transformed_like_objects(shapes: Path, objects_file: Path) -> None:
     recipe = ScaleJitter(size=(96, 128), scale=(0.8, 1.2), min_visibility=0.0)
     dataset = module(shapes, recipe, proposals=ProposalFile(objects_file)).dataset("train")
     for index in range(4):
@@ -50,7 +50,7 @@ def test_evaluation_has_them_in_network_pixels_clipped_and_the_best_first(
 ) -> None:
     data = module(shapes, Plain(size=(48, 64)), proposals=ProposalFile(objects_file))
     batch = next(iter(data.val_dataloader()))
-    # The one outside of the image is left out.
+    # The proposal outside the image is removed.
     expected = torch.tensor([[0.0, 0, 64, 48], [0, 5, 15, 48]])
     for target in batch.targets:
         torch.testing.assert_close(target["proposals"][:2], expected)
@@ -58,7 +58,7 @@ def test_evaluation_has_them_in_network_pixels_clipped_and_the_best_first(
     assert "proposals" not in batch.originals[0]
 
 
-def test_so_many_of_the_best_are_taken(shapes: Path) -> None:
+def test_max_proposals_keeps_the_best(shapes: Path) -> None:
     data = module(shapes, Plain(), proposals=UniformWindows(), max_proposals=7)
     sample = data.dataset("val")[0]
     best = data.dataset("val").proposals.boxes(0)[:7]
@@ -67,7 +67,7 @@ def test_so_many_of_the_best_are_taken(shapes: Path) -> None:
     assert [len(target["proposals"]) for target in batch.targets] == [7, 7]
 
 
-def test_without_them_nothing_changes(shapes: Path) -> None:
+def test_targets_have_no_proposals_by_default(shapes: Path) -> None:
     assert "proposals" not in module(shapes, Plain()).dataset("train")[0].target
 
 
@@ -94,7 +94,7 @@ def test_one_process_prepares_what_the_stage_reads(
     assert len(list(cache.rglob("*.npy"))) == count
 
 
-def test_plain_images_have_them_too(shapes: Path) -> None:
+def test_images_without_annotations_have_proposals(shapes: Path) -> None:
     data = ImageFolder(
         shapes / "JPEGImages", class_names=["a"], recipe=Plain(size=(48, 64)), proposals=UniformWindows(),
         num_workers=0,

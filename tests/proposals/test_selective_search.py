@@ -1,4 +1,4 @@
-"""Selective Search as a whole: the paper's settings, ranking, and what images may look like."""
+"""Tests of Selective Search as a whole: the settings of the paper, the ranking, and unusual images."""
 
 import subprocess
 import sys
@@ -18,13 +18,13 @@ TRUTH = np.array([[15, 10, 50, 40], [60, 50, 110, 85], [76, 11, 105, 40]])
 
 
 @pytest.mark.parametrize(("strategy", "runs"), [("single", 1), ("fast", 8), ("quality", 80)])
-def test_runs_as_often_as_the_paper(scene: np.ndarray, strategy: str, runs: int) -> None:
+def test_number_of_runs_equals_the_papers(scene: np.ndarray, strategy: str, runs: int) -> None:
     hierarchies = SelectiveSearch(strategy).hierarchies(scene)
     assert len(hierarchies) == runs
     assert all(h[-1].tolist() == [0, 0, 120, 90] for h in hierarchies)
 
 
-def test_finds_what_stands_out(scene: np.ndarray) -> None:
+def test_finds_salient_objects(scene: np.ndarray) -> None:
     boxes, _ = SelectiveSearch()(scene)
     assert best_overlaps(boxes, TRUTH, [len(boxes)]).min() > 0.8
 
@@ -41,7 +41,7 @@ def test_boxes_are_ranked_distinct_inside_and_not_small(scene: np.ndarray) -> No
     assert {*map(tuple, boxes)} < {*map(tuple, everything)}
 
 
-def test_the_seed_decides_the_order_and_nothing_else(scene: np.ndarray) -> None:
+def test_the_seed_changes_only_the_order(scene: np.ndarray) -> None:
     one, again, other = (SelectiveSearch(seed=seed)(scene) for seed in (3, 3, 4))
     assert all((a == b).all() for a, b in zip(one, again, strict=True))
     assert (one[0] != other[0]).any()
@@ -85,7 +85,7 @@ def test_neither_torch_nor_numba_is_loaded_before_it_is_needed() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_compiles_where_nothing_can_be_written() -> None:
+def test_compiles_on_a_read_only_file_system() -> None:
     code = """
 from numba.core import caching
 def refuse(self):

@@ -1,4 +1,4 @@
-"""Uniform windows: inside, evenly spaced, and what may be asked of them."""
+"""Tests of uniform windows: within the image, evenly spaced, and valid settings."""
 
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ def test_windows_are_inside_distinct_and_repeatable() -> None:
     assert (UniformWindows(seed=1)(IMAGE)[0] != boxes).any()
 
 
-def test_neighbours_overlap_as_asked() -> None:
+def test_neighbours_have_the_given_overlap() -> None:
     boxes, _ = UniformWindows(scales=(0.25,), aspects=(1.0,), overlap=0.6)(IMAGE)
     row = boxes[boxes[:, 1] == 0]
     row = row[np.argsort(row[:, 0])]
@@ -31,7 +31,7 @@ def test_neighbours_overlap_as_asked() -> None:
         assert 0.6 <= best_overlaps(one[None], other[None], [1]).item() < 0.65
 
 
-def test_every_object_of_a_windows_size_is_covered() -> None:
+def test_objects_of_the_window_size_are_covered() -> None:
     boxes, _ = UniformWindows(scales=(0.25,), aspects=(1.0,), overlap=0.5)(IMAGE)
     side = 0.25 * (320 * 240) ** 0.5
     corner = np.random.default_rng(0).uniform(0, (320 - side, 240 - side), (50, 2))

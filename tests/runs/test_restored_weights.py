@@ -25,11 +25,11 @@ from segdet.detection.base import Detector
 from segdet.detection.detr import DETR
 from segdet.detection.faster_rcnn import FasterRCNN, TorchvisionFasterRCNN
 from segdet.detection.retinanet import TorchvisionRetinaNet
+from segdet.detection.rpn_proposer import RPN
 from segdet.detection.ssd_vgg16 import SSD300
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import restoring
-from segdet.proposals import RPN
 from segdet.runs.folder import EMBEDDED
 from segdet.segmentation.fcn_vgg16 import VGG16FCN
 from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3

@@ -1,4 +1,4 @@
-"""The proposals of a checkpoint's network: in the image's pixels, and known by the checkpoint's content."""
+"""Tests of the proposals of a trained Faster R-CNN: boxes in image pixels, and the key of the cache."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from proposal_images import make_voc, noisy_scene
 
 from segdet.cli.main import main
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
-from segdet.proposals import RPN
+from segdet.detection.rpn_proposer import RPN
 from segdet.task import Task
 from segdet.util.errors import UserError
 
@@ -20,6 +21,21 @@ OPTIONS: dict[str, Any] = {
     "backbone": "small_vgg", "backbone_options": {"channels": [8, 8, 8, 8]}, "strides": [8, 16], "width": 8,
     "head_width": 8, "before_nms": [200, 100], "proposals": [100, 60], "weights": None,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGDET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_voc(tmp_path_factory.mktemp("shapes") / "voc")
+
+
+@pytest.fixture
+def scene() -> np.ndarray:
+    return noisy_scene()
 
 
 def _save(path: Path, model: Task, options: dict[str, Any], size: Any = None) -> Path:
@@ -47,7 +63,7 @@ def _model(seed: int = 0) -> FasterRCNN:
     return model
 
 
-def test_boxes_are_the_networks(tmp_path: Path, scene: np.ndarray) -> None:
+def test_boxes_equal_those_of_the_network(tmp_path: Path, scene: np.ndarray) -> None:
     model = _model()
     path = _save(tmp_path / "run" / "checkpoints" / "best.ckpt", model, OPTIONS)
     pixels = torch.from_numpy(scene.copy()).permute(2, 0, 1)[None]
@@ -62,8 +78,8 @@ def test_boxes_are_the_networks(tmp_path: Path, scene: np.ndarray) -> None:
     assert np.array_equal(few, boxes[:5])
 
 
-def test_more_boxes_than_the_network_itself_lets_remain(tmp_path: Path, scene: np.ndarray) -> None:
-    """Of the boxes that remain and those that suppression begins with in prediction, neither is a limit."""
+def test_count_may_exceed_the_limits_of_the_network(tmp_path: Path, scene: np.ndarray) -> None:
+    """``count`` overrides the numbers of boxes before and after suppression."""
     tight = OPTIONS | {"before_nms": [200, 12], "proposals": [100, 10]}
     path = _save(tmp_path / "model.ckpt", _model(), tight)
     own, scores = RPN(str(path))(scene)
@@ -72,7 +88,7 @@ def test_more_boxes_than_the_network_itself_lets_remain(tmp_path: Path, scene: n
     assert len(many) > 30
     assert (np.diff(more_scores) <= 0).all() and more_scores[0] == scores[0]
     assert len(RPN(str(path), count=4)(scene)[0]) == 4
-    assert np.array_equal(RPN(str(path))(scene)[0], own)  # the network is as it was
+    assert np.array_equal(RPN(str(path))(scene)[0], own)  # the limits of the network are restored
     roomy = _save(
         tmp_path / "roomy.ckpt", _model(), OPTIONS | {"before_nms": [200, 60], "proposals": [100, 60]}
     )
@@ -80,12 +96,12 @@ def test_more_boxes_than_the_network_itself_lets_remain(tmp_path: Path, scene: n
 
 
 def _order_in(boxes: np.ndarray) -> np.ndarray:
-    """The order of the unique rows by where each first occurs."""
+    """Return the order of the unique rows by first occurrence."""
     return np.argsort(np.unique(boxes, axis=0, return_index=True)[1])
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_images_are_resized_as_in_training_and_boxes_back(
+def test_images_are_resized_as_in_training_and_boxes_mapped_back(
     given: bool, tmp_path: Path, scene: np.ndarray
 ) -> None:
     path = _save(tmp_path / "model.ckpt", _model(), OPTIONS, None if given else [48, 64])
@@ -99,7 +115,7 @@ def test_images_are_resized_as_in_training_and_boxes_back(
     assert boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 90
 
 
-def test_the_key_is_of_the_checkpoints_content(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_content_of_the_checkpoint(tmp_path: Path) -> None:
     path = _save(tmp_path / "model.ckpt", _model(), OPTIONS)
     key = RPN(str(path)).key
     copy = tmp_path / "copy.ckpt"
@@ -116,9 +132,9 @@ def test_mistakes_are_one_line(tmp_path: Path, scene: np.ndarray) -> None:
         RPN(str(tmp_path / "absent.ckpt"))
     with pytest.raises(UserError, match=r"best\.ckpt: no such checkpoint; give the folder of a run"):
         RPN(str(tmp_path))
-    (tmp_path / "torn.ckpt").write_bytes(b"PK")
-    with pytest.raises(UserError, match="no checkpoint of a training"):
-        RPN(str(tmp_path / "torn.ckpt"))(scene)
+    (tmp_path / "corrupt.ckpt").write_bytes(b"PK")
+    with pytest.raises(UserError, match="not a checkpoint of a training"):
+        RPN(str(tmp_path / "corrupt.ckpt"))(scene)
     options = {"backbone": "small_vgg", "strides": [8], "width": 8}
     other = _save(tmp_path / "fcos.ckpt", FCOS(["a", "b"], **options), options)
     with pytest.raises(UserError, match="holds a FCOS, which has no proposal network"):
@@ -128,7 +144,7 @@ def test_mistakes_are_one_line(tmp_path: Path, scene: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("named", ["run", "run/checkpoints/best.ckpt"])
-def test_the_command_scores_it_beside_others(
+def test_the_command_compares_it_with_other_proposers(
     named: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _save(tmp_path / "run" / "checkpoints" / "best.ckpt", _model(), OPTIONS)
