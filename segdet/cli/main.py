@@ -28,9 +28,9 @@ TRAINING = {
 }
 
 OTHERS = {
-    "bench": ("segdet.launch.bench:main", "run an experiment file: several models, one budget"),
+    "bench": ("segdet.cli.bench:main", "run an experiment file: several models, one budget"),
     "proposals": ("segdet.cli.proposals:main", "compute region proposals of a dataset and score them"),
-    "report": ("segdet.report.table:main", "turn run folders into one Markdown table"),
+    "report": ("segdet.cli.report:main", "turn run folders into one Markdown table"),
 }
 
 DATA = {

@@ -1,24 +1,24 @@
-"""The result record: what one run was, what it scored and what it cost, as ``result.json`` in its folder.
+"""The result record of a run: its configuration, scores and costs, as ``result.json`` in the run folder.
 
-Whatever compares runs (tables, plots, later bootstraps) reads this file and nothing else. It is small,
-plain JSON, and reading it imports no torch.
+Reports and comparisons read this file only. It is small JSON, and reading it does not import torch.
 """
 
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 SCHEMA = 1
-"""The version of the record's form. A new optional key keeps it; a key that changes its meaning raises it."""
+"""The version of the format. It stays when an optional key is added, and rises when a key changes its meaning."""
 
 RECORD_NAME = "result.json"
 """The record's file name in a run folder."""
@@ -28,20 +28,19 @@ Status = Literal["finished", "interrupted", "failed"]
 
 @dataclass
 class Cost:
-    """What a run and its network cost; None is "not measured".
+    """The costs of a run and its network. None means "not measured".
 
     Attributes:
         parameters: Number of parameters of the network, frozen ones included.
-        flops: Floating-point operations of one image's prediction, a multiply-add counted as two.
-        ms_per_image: Milliseconds of one image's prediction at batch size one, decoding left out.
+        flops: Floating-point operations to predict one image. A multiply-add counts as two.
+        ms_per_image: Milliseconds to predict one image at batch size one, without decoding the file.
         passes_per_image: How often the network runs for one image: 1 for a single shot, thousands for a
             sliding window.
         train_seconds: Seconds of training, validation included, over all resumed parts of the run.
-        peak_memory_mb: Peak memory in MiB, of the device where it is a GPU, else of the process.
-        disk_mb: Megabytes (10**6 bytes) that the training left on disk: its folder without Weights & Biases' files,
-            and the region proposals of its images.
-        stages_ms: Milliseconds of each named stage of one image's prediction, in their order; empty where the model
-            names none.
+        peak_memory_mb: Peak memory in MiB, of the GPU if there is one, else of the process.
+        disk_mb: Megabytes (10**6 bytes) that the training left on disk: the run folder without the files of Weights &
+            Biases, and the region proposals of its images.
+        stages_ms: Milliseconds of each stage of predicting one image, in order. Empty if the model names no stages.
     """
 
     parameters: int | None = None
@@ -59,25 +58,25 @@ class Record:
     """The result of one run (one configuration, one seed).
 
     Attributes:
-        name: The run's name, which is its folder's.
+        name: The name of the run and of its folder.
         task: ``segmentation``, ``localization`` or ``detection``.
         model: The model's class.
         data: The data module's class.
         seed: The run's seed.
         status: How training ended.
-        metrics: Final scores by their logged names (``val/miou``, ``test/map_50``); None is "undefined"
-            (NaN when it was measured).
-        cost: What it cost.
-        epochs: Finished training epochs.
-        steps: Optimizer steps.
-        hardware: What it ran on, by name (``cpu``, ``gpu``, ``cores`` ...).
-        fingerprint: The dataset's; equal ones read the same files.
-        command: The command line that trained it; of a run that went on, all of them, joined by ``&&``.
-        started: When training started, ISO 8601.
-        finished: When it ended, ISO 8601.
-        backbone: The backbone's name, where the model has one.
-        per_image: The file of per-image scores, relative to the record, which resampling reads.
-        launcher: What started the processes (``torchrun``, ``slurm`` ...), None for none.
+        metrics: Final scores by their logged names (``val/miou``, ``test/map_50``). None means undefined: the
+            measured value was NaN.
+        cost: The costs.
+        epochs: Number of finished training epochs.
+        steps: Number of optimizer steps.
+        hardware: The hardware (``cpu``, ``gpus``, ``cores`` ...).
+        fingerprint: The fingerprint of the dataset. Runs with equal fingerprints read the same files.
+        command: The command line of the training. A resumed run has all its commands, joined by ``&&``.
+        started: When training started, in ISO 8601.
+        finished: When training ended, in ISO 8601.
+        backbone: The name of the backbone, if the model has one.
+        per_image: The file of scores per image, relative to the record. Resampling reads it.
+        launcher: The program that started the processes (``torchrun``, ``slurm`` ...), or None.
     """
 
     name: str
@@ -99,16 +98,20 @@ class Record:
     per_image: str | None = None
     launcher: str | None = None
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether the record has scores of the test split."""
+        return any(name.startswith("test/") for name in self.metrics)
+
     def merge(
         self, metrics: Mapping[str, float | None], cost: Cost | None = None, per_image: str | None = None
     ) -> "Record":
-        """This record with later measurements added, such as the test scores to those of the fit.
+        """Return a copy with later measurements added, such as the scores of a test.
 
         Args:
-            metrics: Added to the record's; equal names are replaced.
-            cost: Its measured fields replace the record's, those that are None leave them. Of the peak
-                memory the larger one is kept, for the run had need of it.
-            per_image: Replaces the record's where given.
+            metrics: Scores to add. They replace scores of the same name.
+            cost: Costs to add. Fields that are None change nothing. The larger peak memory is kept.
+            per_image: The new file of scores per image, or None to keep the present one.
         """
         merged = self.cost
         if cost is not None:
@@ -125,7 +128,7 @@ class Record:
         )
 
     def write(self, path: Path | str) -> None:
-        """Writes the record to ``path`` (a file), whole or not at all: a reader never sees half a record.
+        """Write the record to the file ``path`` atomically.
 
         Raises:
             UserError: If the file cannot be written.
@@ -136,20 +139,26 @@ class Record:
 
     @classmethod
     def read(cls, path: Path | str) -> "Record":
-        """The record in the file ``path``. Keys that this version does not know are passed over.
+        """Read the record in the file ``path``. Keys that this version does not have are ignored.
 
         Raises:
-            UserError: If the file is missing, torn, of another schema or holds a wrong value.
+            UserError: If the file is missing or corrupt, has another schema, or holds a wrong value.
         """
+        # Imported here because it takes a tenth of a second, and most who import this module only write.
+        from pydantic import ValidationError
+
+        from segdet.util.validation import explain
+
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text)
         except FileNotFoundError:
             raise UserError(f"{path}: no such result record; run segdet fit first") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
-        except ValueError as error:  # bad JSON and bad UTF-8 alike
-            raise UserError(f"{path}: torn or no JSON ({error}); run it again") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror}); make the file readable") from error
+        except ValueError as error:  # bad JSON and bad UTF-8
+            raise UserError(f"{path}: corrupt, or not JSON ({error}); run it again") from None
         if not isinstance(values, dict) or "schema" not in values:
             raise UserError(f"{path}: not a result record (no key 'schema'); remove it or run it again")
         if values["schema"] != SCHEMA:
@@ -157,11 +166,21 @@ class Record:
                 f"{path}: has schema {values['schema']!r}, this segdet reads {SCHEMA}; "
                 "use the segdet that wrote it or run it again"
             )
-        return _build(cls, values, path, "")
+        try:
+            return _adapter().validate_json(text, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{path}: {explain(error)[1]}; run it again") from None
+
+
+@cache
+def _adapter() -> "TypeAdapter[Record]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Record)
 
 
 def _plain(value: Any) -> Any:
-    """``value`` in JSON's own types; what is not finite becomes null, which JSON has in its place."""
+    """Return ``value`` in JSON's types. What is not finite becomes null, since JSON has no NaN."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -171,60 +190,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a scalar of numpy or torch
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@cache
-def _types(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _build(cls: type, values: Mapping[str, Any], path: Path, prefix: str) -> Any:
-    """The dataclass ``cls`` of checked ``values``."""
-    given = {}
-    for f in fields(cls):
-        if f.name in values:
-            given[f.name] = _checked(values[f.name], _types(cls)[f.name], path, prefix + f.name)
-    try:
-        return cls(**given)
-    except TypeError:
-        missing = next(f.name for f in fields(cls) if f.name not in given)
-        raise UserError(f"{path}: key '{prefix}{missing}' is missing; run it again") from None
-
-
-def _checked(value: Any, expected: Any, path: Path, key: str) -> Any:
-    """``value`` if it is of the type ``expected``, a hint of `Record` or `Cost`."""
-    if expected is Cost and isinstance(value, dict):
-        return _build(Cost, value, path, key + ".")
-    if expected == dict[str, Any] and isinstance(value, dict):
-        return value
-    if typing.get_origin(expected) is dict and isinstance(value, dict):
-        item = typing.get_args(expected)[1]
-        return {name: _checked(entry, item, path, f"{key}.{name}") for name, entry in value.items()}
-    if _is(value, expected):
-        return value
-    raise UserError(
-        f"{path}: key '{key}' is {value!r} and should be {_said(expected)}; mend it or run it again"
-    )
-
-
-def _is(value: Any, expected: Any) -> bool:
-    if isinstance(expected, types.UnionType):
-        return any(_is(value, option) for option in typing.get_args(expected))
-    if typing.get_origin(expected) is Literal:
-        return value in typing.get_args(expected)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(expected, type) and isinstance(value, expected)
-
-
-def _said(expected: Any) -> str:
-    """A type hint in words."""
-    if expected is Cost or typing.get_origin(expected) is dict:
-        return "a mapping"
-    if isinstance(expected, types.UnionType):
-        return " or ".join(_said(option) for option in typing.get_args(expected))
-    if typing.get_origin(expected) is Literal:
-        return "one of " + ", ".join(typing.get_args(expected))
-    return {float: "a number", int: "a whole number", str: "a text", type(None): "null"}[expected]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segdet.launch.bench import plan, read_experiment
+from segdet.launch.bench import plan
+from segdet.launch.experiment import read_experiment
 
 EXPERIMENTS = sorted(Path(__file__).resolve().parents[2].glob("experiments/*.yaml"))
 
@@ -22,7 +23,7 @@ def test_the_command_accepts_every_run(path: Path, tmp_path: Path, monkeypatch: 
     jobs = plan(experiment, tmp_path)
     assert len(jobs) == len(experiment.runs) * len(experiment.seeds)
     seen = []
-    for run, job in zip(experiment.runs, jobs, strict=True):
+    for run, job in zip(experiment.runs.values(), jobs, strict=True):
         out = io.StringIO()
         with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as leaving:
             main([*job.fit, "--print_config"])

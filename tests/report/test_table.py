@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from segdet.cli.report import main
 from segdet.metrics import DetectionScores
 from segdet.metrics.boundary import BoundaryScores
-from segdet.report.table import MISTAKES, SCORES, main, table
+from segdet.report.table import MISTAKES, SCORES, table
 from segdet.runs.record import Cost, Record
 from segdet.util.errors import UserError
 
@@ -120,7 +121,7 @@ def test_detectors_whose_mistakes_were_analysed_have_a_table_of_them() -> None:
     again = replace(analysed, name="yolo-seed1", seed=1, metrics=analysed.metrics | {"test/dap_missed": 0.07})
     text = table([SSD, analysed, again, FCN])
     section = text.split("### Detection: what test/map_50 would gain without one kind of mistake")[1]
-    assert "Gains do not add up." in section
+    assert "The gains do not add up." in section
     heading, line = rows(section)  # and none of the run that has no analysis
     cells = dict(zip(heading, line, strict=True))
     assert (cells["run"], cells["test/map_50"]) == ("yolo", "0.700 ± 0.000")
@@ -198,7 +199,7 @@ def test_report_finds_records_and_lists_the_torn_and_the_missing(
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert [row[0] for row in rows(out)] == ["run", "demo/fcn", "run", "demo/ssd"]
-    assert "demo/torn/result.json: torn" in out and "demo/gone/result.json: missing" in out
+    assert "demo/torn/result.json: corrupt" in out and "demo/gone/result.json: missing" in out
     assert main([str(tmp_path / "demo/fcn"), str(tmp_path / "demo/ssd"), "--sort", "name"]) == 0
     assert [row[0] for row in rows(capsys.readouterr().out)] == ["run", "fcn", "run", "ssd"]
     assert main([str(tmp_path / "demo/fcn"), "--output", str(tmp_path / "table.md")]) == 0
@@ -215,7 +216,7 @@ def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
 def test_reports_without_torch_and_at_once(tmp_path: Path) -> None:
     put(tmp_path, FCN)
     code = (
-        "import sys; from segdet.report.table import main; "
+        "import sys; from segdet.cli.report import main; "
         f"main([{str(tmp_path)!r}]); sys.exit('torch' in sys.modules)"
     )
     start = time.monotonic()

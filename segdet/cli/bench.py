@@ -1,0 +1,95 @@
+"""``segdet bench``: trains, tests and compares the runs of an experiment file."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segdet.launch.bench import Bench, plan, run_folder
+from segdet.launch.experiment import Experiment, read_experiment
+from segdet.launch.job import Job
+from segdet.launch.local import print_status
+from segdet.report.table import find_records, table
+from segdet.runs.record import RECORD_NAME
+from segdet.util.errors import UserError
+from segdet.util.files import write_text
+
+
+def main(argv: Sequence[str]) -> int:
+    """``segdet bench FILE``.
+
+    Returns:
+        The exit status: 0, 1 if a run failed, 130 if the bench was interrupted.
+
+    Raises:
+        UserError: If the file has a fault, or a run was trained with other settings.
+    """
+    arguments = _parser().parse_args(argv)
+    experiment = read_experiment(arguments.file)
+    if arguments.at_once is not None:
+        if arguments.at_once < 1:
+            raise UserError(f"--at_once {arguments.at_once}: give at least 1")
+        experiment = experiment.model_copy(update={"at_once": arguments.at_once})
+    jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
+    if arguments.dry_run:
+        _print_commands(experiment, jobs)
+        return 0
+    status = Bench(experiment, jobs, arguments.runs_dir).run()
+    if status in (0, 1):
+        _print_table(experiment, arguments.runs_dir)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segdet bench",
+        allow_abbrev=False,
+        description="Train, test and compare the runs of an experiment file.",
+    )
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="experiment file, such as experiments/demo.yaml")
+    add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder for the runs (runs)")
+    add("--at_once", type=int, metavar="N", help="number of runs that train at once (the file's, or 1)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="do these runs only")
+    add(
+        "--overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings for all runs, which take precedence over the file",
+    )
+    add("--rerun", action="store_true", help="train again what was trained with other settings")
+    add("--dry_run", action="store_true", help="print the commands without running them")
+    return parser
+
+
+def _print_commands(experiment: Experiment, jobs: Sequence[Job]) -> None:
+    """Print the commands that are left to run."""
+    for words in experiment.prepare if any(job.action != "skip" for job in jobs) else ():
+        sys.stdout.write(f"segdet {shlex.join(words)}\n")
+    for job in jobs:
+        if job.action == "skip":
+            sys.stdout.write(f"# {job.name} is finished\n")
+            continue
+        if job.trains:
+            sys.stdout.write(f"segdet {shlex.join(job.fit_command)}\n")
+        if job.test is not None:
+            sys.stdout.write(f"segdet {shlex.join(job.test)}\n")
+
+
+def _print_table(experiment: Experiment, runs_dir: Path) -> None:
+    """Print the table of all runs that have a record, in the order of the file, and write it to ``table.md``."""
+    folders = [
+        run_folder(experiment, name, seed, runs_dir) for name in experiment.runs for seed in experiment.seeds
+    ]
+    folders = [folder for folder in folders if (folder / RECORD_NAME).exists()]
+    if not folders:
+        return
+    records, faults = find_records(folders)
+    text = table(records, faults=faults)
+    path = runs_dir / experiment.name / "table.md"
+    write_text(path, f"# {experiment.name}\n\n`segdet bench {experiment.path}`\n\n{text}")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    print_status(f"table: {path}")

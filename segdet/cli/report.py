@@ -1,0 +1,43 @@
+"""``segdet report``: result records as Markdown tables."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segdet.report.table import find_records, table
+from segdet.runs.record import RECORD_NAME
+from segdet.util.errors import UserError
+from segdet.util.files import write_text
+
+
+def main(argv: Sequence[str]) -> int:
+    """``segdet report DIR... [--output FILE] [--sort COLUMN]``.
+
+    Returns:
+        The exit status: 0, also if some records are corrupt or missing. These are listed.
+
+    Raises:
+        UserError: If a folder does not exist or holds no run.
+    """
+    parser = argparse.ArgumentParser(
+        prog="segdet report",
+        allow_abbrev=False,
+        description="Tabulate the results of runs, one Markdown table for each task.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="searched for result.json files")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the tables there instead of printing them"
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="name, a score (miou) or a cost (ms_per_image)")
+    arguments = parser.parse_args(argv)
+    records, faults = find_records(arguments.folders)
+    if not records and not faults:
+        folders = ", ".join(str(folder) for folder in arguments.folders)
+        raise UserError(f"{folders}: no {RECORD_NAME} in it; run segdet fit or segdet bench first")
+    text = table(records, arguments.sort, faults)
+    if arguments.output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(arguments.output, text)
+    return 0

@@ -1,0 +1,189 @@
+"""Experiment files: the runs of a comparison and what they share.
+
+An experiment file holds::
+
+    # What it is; the command; what to expect.
+    seeds: [0, 1]                     # default [0]
+    prepare: [segdet data make data/shapes]
+    data: configs/shapes/data.yaml    # passed to every run after its own configs
+    budget: {trainer.max_time: "00:00:10:00"}
+    at_once: 2                        # default 1
+    runs:
+      fcn: {configs: configs/shapes/fcn.yaml}
+      unet: {configs: configs/shapes/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
+      tuned: {configs: configs/shapes/unet.yaml, after: unet, overrides: {model.weights: "{after}"}}
+
+``after`` names an earlier run whose result this run uses. ``{after}`` is replaced by the folder of that run
+with the same seed.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, PrivateAttr, StrictBool, StrictInt, StrictStr
+
+from segdet.util.suggest import closest
+from segdet.util.validation import FileModel, Key, YamlFile
+
+AFTER = "{after}"
+"""The placeholder for the folder of the run that ``after`` names."""
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or re.search(r"-seed\d+$", name):
+        raise ValueError(
+            "use letters, digits, '.', '_' and '-' (no '-seed<S>' at the end): it names a folder"
+        )
+    return name
+
+
+def _check_override(key: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
+        raise ValueError("write dotted keys, such as trainer.max_epochs")
+    if key.split(".")[0] in ("config", "run_dir", "seed_everything", "ckpt_path"):
+        raise ValueError("leave it to segdet bench, which sets it for every run")
+    return key
+
+
+def _check_seeds(seeds: Any) -> Any:
+    numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not numbers or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError("it must be a list of different whole numbers, such as [0, 1, 2]")
+    return seeds
+
+
+def _check_count(count: Any) -> int:
+    if type(count) is not int or count < 1:
+        raise ValueError("it must be a whole number from 1 on")
+    return count
+
+
+def _check_runs(runs: Any) -> Any:
+    if runs == {}:
+        raise ValueError("name at least one run")
+    return runs
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_words(line: Any) -> list[str]:
+    words = shlex.split(line) if isinstance(line, str) else []
+    if len(words) < 2 or words[0] != "segdet":
+        raise ValueError("write segdet commands, such as 'segdet data make data/shapes'")
+    return words[1:]
+
+
+def _check_configs(paths: Any) -> Any:
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError("it must be a config file or a list of config files")
+    return paths
+
+
+Name = Annotated[StrictStr, AfterValidator(_check_name)]
+Configs = Annotated[tuple[str, ...], BeforeValidator(_check_configs), BeforeValidator(_as_list)]
+Overrides = dict[Annotated[StrictStr, AfterValidator(_check_override)], Any]
+
+
+class Run(FileModel):
+    """One run of an experiment.
+
+    Attributes:
+        configs: Config files. Later files take precedence.
+        overrides: Values by the dotted keys of the command line.
+        test: Whether the run is tested after training.
+        after: The run that must be finished before this one. Its folder replaces ``{after}`` in the overrides.
+    """
+
+    configs: Configs
+    overrides: Overrides = {}
+    test: StrictBool = True
+    after: StrictStr | None = None
+
+
+class Experiment(FileModel):
+    """The content of an experiment file.
+
+    Attributes:
+        name: The name of the experiment and of its folder. The default is the file's name.
+        seeds: Every run is trained with each seed.
+        prepare: The arguments of segdet commands to run first.
+        data: Config files passed to every run after its own.
+        budget: Overrides that all runs share and no run may change.
+        at_once: The number of runs that train at the same time.
+        runs: The runs by name, in the order of the table.
+    """
+
+    name: Name
+    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_check_seeds)] = (0,)
+    prepare: Annotated[
+        tuple[Annotated[tuple[str, ...], BeforeValidator(_as_words)], ...], BeforeValidator(_as_list)
+    ] = ()
+    data: Configs = ()
+    budget: Overrides = {}
+    at_once: Annotated[StrictInt, BeforeValidator(_check_count)] = 1
+    runs: Annotated[dict[Name, Run], BeforeValidator(_check_runs)]
+    _path: Path = PrivateAttr(default=Path())
+
+    @property
+    def path(self) -> Path:
+        """The experiment file."""
+        return self._path
+
+
+def read_experiment(path: Path | str) -> Experiment:
+    """Return the experiment of the file ``path``. Files that it names are relative to the current directory.
+
+    Raises:
+        UserError: If the file cannot be read, has an unknown key or a wrong value, or names a config file that
+            does not exist.
+    """
+    file = YamlFile.read(path)
+    if isinstance(file.values, dict):
+        file.values.setdefault("name", file.path.stem)
+    experiment = file.parse(Experiment)
+    for key, message in _conflicts(experiment):
+        raise file.error(key, f"{'.'.join(map(str, key))} {message}")
+    experiment._path = file.path
+    return experiment
+
+
+def _conflicts(experiment: Experiment) -> Iterator[tuple[Key, str]]:
+    """Yield the faults that concern more than one value or other files."""
+    yield from _missing_files(("data",), experiment.data)
+    if AFTER in json.dumps(experiment.budget):
+        yield ("budget",), f"has '{AFTER}'; only the overrides of a run can use another run"
+    earlier: list[str] = []
+    for name, run in experiment.runs.items():
+        key: Key = ("runs", name)
+        yield from _missing_files((*key, "configs"), run.configs)
+        if not run.configs:
+            yield (*key, "configs"), "is empty; name at least one config file"
+        for override in run.overrides:
+            if override in experiment.budget:
+                yield (
+                    (*key, "overrides"),
+                    f"sets '{override}', which is the budget; all runs share one budget",
+                )
+        uses_other = AFTER in json.dumps(run.overrides)
+        if run.after is None:
+            if uses_other:
+                yield key, f"uses '{AFTER}'; name the other run with the key 'after'"
+        elif run.after not in earlier:
+            yield (*key, "after"), f"is {run.after!r}; it must be the name of a run above this one"
+        elif not uses_other:
+            yield (*key, "after"), f"is {run.after!r}, which is not used; write {AFTER} in an override"
+        earlier.append(name)
+
+
+def _missing_files(key: Key, paths: tuple[str, ...]) -> Iterator[tuple[Key, str]]:
+    for path in paths:
+        if not Path(path).is_file():
+            near = closest(path, [other.as_posix() for other in Path(path).parent.glob("*.yaml")])
+            hint = f"did you mean {near}?" if near else "paths are relative to the current directory"
+            yield key, f"names {path}, which is not in {Path.cwd()}; {hint}"

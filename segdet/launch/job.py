@@ -1,0 +1,126 @@
+"""A job: one run of an experiment with one seed, and what is left to do for it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from segdet.runs.record import RECORD_NAME, Record
+from segdet.util.errors import UserError
+
+Action = Literal["train", "resume", "test", "skip"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run with one seed.
+
+    Attributes:
+        folder: The run folder.
+        fit: The arguments of the segdet command that trains the run.
+        test: The arguments of the command that tests it, or None to leave the test out.
+        settings: What determines the training: the arguments, and the digests of the config files.
+        action: What is left to do.
+        after: The folder of the run that must be finished before, or None.
+    """
+
+    folder: Path
+    fit: tuple[str, ...]
+    test: tuple[str, ...] | None
+    settings: Mapping[str, str]
+    action: Action = "train"
+    after: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.name
+
+    @property
+    def settings_path(self) -> Path:
+        """The file with the settings of the training, beside the run folder."""
+        return self.folder.with_name(f"{self.name}.json")
+
+    @property
+    def log_path(self) -> Path:
+        """The file with the output of the run. It lies beside the folder, which holds the run's own files only."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def fit_command(self) -> tuple[str, ...]:
+        """The arguments that train the run, or that resume it."""
+        return (*self.fit, f"--ckpt_path={self.last}") if self.action == "resume" else self.fit
+
+    @property
+    def trains(self) -> bool:
+        """Whether training is left to do."""
+        return self.action in ("train", "resume")
+
+    def start(self) -> None:
+        """Remove what an earlier training left, unless it is resumed, and save the settings."""
+        if self.action == "train":
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.settings_path.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+
+    def with_action(self, source: Path, rerun: bool) -> "Job":
+        """Return the job with the action that its folder calls for.
+
+        Args:
+            source: The experiment file, for the message.
+            rerun: Train again what was trained with other settings.
+
+        Raises:
+            UserError: If the run was trained with other settings and ``rerun`` is not set.
+        """
+        record = read_record(self.folder)
+        finished = record is not None and record.status == "finished"
+        if not finished and not self.last.exists():
+            return replace(self, action="train")  # a run without a checkpoint has nothing to keep
+        if difference := self.difference():
+            if rerun:
+                return replace(self, action="train")
+            raise UserError(
+                f"{source}: {self.folder} was trained with other settings ({difference}); "
+                "pass --rerun to remove it and train it again, or another --runs_dir to keep both"
+            )
+        if record is None or not finished:
+            return replace(self, action="resume")
+        return replace(self, action="skip" if self.test is None or record.is_tested else "test")
+
+    def difference(self) -> str:
+        """Describe how the settings differ from those that the folder was trained with. Empty if they are equal."""
+        try:
+            before = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return f"{self.settings_path}, the file of its settings, is missing or corrupt"
+
+        def describe(key: str) -> str:
+            if key not in before:
+                return f"{key} is new"
+            if key not in self.settings:
+                return f"{key} is gone"
+            return f"{key} was {before[key]}" if key.startswith("--") else f"{key} changed"
+
+        changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
+        return ", ".join(map(describe, changed))
+
+
+def read_record(folder: Path) -> Record | None:
+    """Return the record of the run in ``folder``, or None if there is none that can be read."""
+    try:
+        return Record.read(folder / RECORD_NAME)
+    except UserError:
+        return None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` was trained to the end."""
+    record = read_record(folder)
+    return record is not None and record.status == "finished"

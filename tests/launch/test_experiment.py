@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import pytest
+
+from segdet.launch.bench import plan
+from segdet.launch.experiment import read_experiment
+from segdet.util.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FILE = """
+seeds: [0, 1]
+prepare: [segdet data make data/shapes --images 8]
+data: configs/data.yaml
+budget: {trainer.max_time: 00:00:10:00}
+runs:
+  fcn: {configs: [configs/fcn.yaml], overrides: {model.optim.lr: 1e-3, model.weights: null}}
+  ssd: {configs: configs/ssd.yaml, test: false}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with an experiment file and the configs that it names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/data.yaml", "configs/fcn.yaml", "configs/ssd.yaml"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("seed_everything: 0\n")
+    Path("experiments").mkdir()
+    Path("experiments/demo.yaml").write_text(FILE)
+    return tmp_path
+
+
+def _in_turn(fcn: str = "", ssd: str = "after: fcn") -> None:
+    """Writes an experiment whose second run takes from the first, with two seeds."""
+    Path("experiments/turn.yaml").write_text(
+        "seeds: [0, 1]\nat_once: 2\nruns:\n"
+        f"  fcn: {{configs: configs/fcn.yaml, {fcn}}}\n"
+        '  ssd: {configs: configs/ssd.yaml, overrides: {model.weights: {a: "{after}"}}, test: false, '
+        f"{ssd}}}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("budget:", "budgett:", "has the unknown key 'budgett'; did you mean budget?"),
+        ("overrides:", "override:", "runs.fcn has the unknown key 'override'; did you mean overrides?"),
+        ("test: false", "test: 0", "line 8: runs.ssd.test is 0 and should be true or false"),
+        ("[0, 1]", "[0, 0]", "seeds is [0, 0]; it must be a list of different whole numbers"),
+        ("[0, 1]", "3", "seeds is 3; it must be a list"),
+        ("budget:", "at_once: 0\nbudget:", "at_once is 0; it must be a whole number from 1 on"),
+        ("configs/ssd.yaml", "configs/sdd.yaml", "runs.ssd.configs names configs/sdd.yaml, which is not in"),
+        ("configs/ssd.yaml", "configs/sdd.yaml", "did you mean configs/ssd.yaml?"),
+        ("configs/ssd.yaml", "x.yaml", "paths are relative to the current directory"),
+        ("  ssd:", "  fcn:", ", line 8: 'fcn' is there twice"),
+        ("  ssd:", "  a b:", "line 8: runs has the key 'a b'; use letters"),
+        ("  ssd:", "  ssd-seed1:", "runs has the key 'ssd-seed1'; use letters"),
+        ("{configs: configs/ssd.yaml, test: false}", "{test: false}", "runs.ssd has no key 'configs'"),
+        ("{configs: configs/ssd.yaml, test: false}", "", "runs.ssd is None and should be a mapping"),
+        (
+            "model.optim.lr",
+            "trainer.max_time",
+            "runs.fcn.overrides sets 'trainer.max_time', which is the budget",
+        ),
+        (
+            "model.optim.lr",
+            "run_dir",
+            "line 7: runs.fcn.overrides has the key 'run_dir'; leave it to segdet bench",
+        ),
+        ("model.optim.lr", "--lr", "runs.fcn.overrides has the key '--lr'; write dotted keys"),
+        (
+            "segdet data make",
+            "rm -rf",
+            "line 3: prepare.0 is 'rm -rf data/shapes --images 8'; write segdet commands",
+        ),
+        ("runs:", "run: [", "line"),
+        ("seeds:", "name: ../x\nseeds:", "name is '../x'"),
+        (
+            "00:00:10:00",
+            "10:00:00",
+            "line 5: YAML reads 10:00:00 as a number to the base of 60; put it in quotes",
+        ),
+        (
+            "{configs: configs/ssd.yaml, test: false}",
+            "{configs: 1}",
+            "runs.ssd.configs is 1; it must be a config",
+        ),
+        (
+            "{configs: configs/ssd.yaml, test: false}",
+            "{configs: []}",
+            "runs.ssd.configs is empty; name at least",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_line(folder: Path, before: str, after: str, message: str) -> None:
+    assert FILE.count(before) >= 1
+    Path("experiments/demo.yaml").write_text(FILE.replace(before, after, 1))
+    with pytest.raises(UserError) as error:
+        read_experiment("experiments/demo.yaml")
+    assert str(error.value).startswith("experiments/demo.yaml") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ssd", "message"),
+    [
+        ("after: ssd", "runs.ssd.after is 'ssd'; it must be the name of a run above this one"),
+        ("after: [fcn]", "runs.ssd.after is ['fcn'] and should be a text"),
+        ("after: false", "runs.ssd.after is False and should be a text"),
+        ("test: true", "runs.ssd uses '{after}'; name the other run with the key 'after'"),
+    ],
+)
+def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
+    _in_turn(ssd=ssd)
+    text = Path("experiments/turn.yaml").read_text()
+    Path("experiments/turn.yaml").write_text(text.replace("test: false, ", ""))
+    with pytest.raises(UserError) as error:
+        read_experiment("experiments/turn.yaml")
+    assert message in str(error.value)
+
+
+def test_what_is_taken_is_said_where_it_is_taken(folder: Path) -> None:
+    _in_turn()
+    path = Path("experiments/turn.yaml")
+    text = path.read_text()
+    path.write_text(text.replace('"{after}"', "1"))
+    with pytest.raises(UserError, match=r"which is not used; write \{after\} in an override"):
+        read_experiment(path)
+    path.write_text('budget: {model.a: "{after}"}\n' + text)
+    with pytest.raises(UserError, match=r"budget has '\{after\}'"):
+        read_experiment(path)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_experiment_is_sound_and_opens_with_its_command(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    experiment = read_experiment(path.relative_to(ROOT))
+    lines = path.read_text().splitlines()[:3]
+    assert all(line.startswith("# ") for line in lines)
+    assert lines[1].startswith(f"# segdet bench experiments/{path.name}")
+    assert len(plan(experiment, Path("absent"))) == len(experiment.runs) * len(experiment.seeds)
