@@ -328,9 +328,9 @@ def lightning_loop(small: bool) -> Iterator[Part]:
     from segdet.runs.left_out import LeftOut
     from segdet.runs.panels import ImagePanels
     from segdet.segmentation.base import Segmenter
-    from segdet.training.overhead import TRAINER_DEFAULTS, NoProfiler
     from segdet.training.progress import Progress, StepLogger
     from segdet.training.seeding import StepSeed
+    from segdet.training.trainer_defaults import TRAINER_DEFAULTS
 
     class Tiny(Segmenter):
         """As little network as possible, so that the loop is what takes the time."""
@@ -381,7 +381,6 @@ def lightning_loop(small: bool) -> Iterator[Part]:
                 logger=MetricsFile(folder),
                 callbacks=[*watching, clock],
                 default_root_dir=folder,
-                profiler=NoProfiler(),
             )
             trainer.fit(Tiny(), batches)
         return clock.seconds / steps

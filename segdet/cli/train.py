@@ -62,10 +62,10 @@ from segdet.runs.loggers import wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.task import Task
-from segdet.training.overhead import TRAINER_DEFAULTS, NoProfiler
 from segdet.training.precision import REFUSED, affordable
 from segdet.training.progress import Progress, StepLogger
 from segdet.training.seeding import StepSeed
+from segdet.training.trainer_defaults import TRAINER_DEFAULTS
 from segdet.util.distributed import rank, under_torchrun
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -648,8 +648,6 @@ class SegdetCLI(LightningCLI):
         given = list(given) if isinstance(given, list | tuple) else [given]
         if self.chosen != "fit":
             kwargs["enable_checkpointing"] = False
-        if config.profiler is None:
-            kwargs["profiler"] = NoProfiler()
         kwargs["precision"] = chosen_precision(config)
         loggers = self._loggers(config.logger)
         try:

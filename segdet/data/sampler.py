@@ -1,39 +1,45 @@
-"""Which samples a process draws, in which order: the same for any number of workers.
+"""Samplers for training and evaluation on one or several processes.
 
-Lightning's own distributed sampler repeats samples in evaluation, which then count twice. The samplers
-here know the process they serve, and what they repeat to fill the last round they mark as a duplicate.
+They derive from ``DistributedSampler``, so that Lightning does not replace them by its own whatever the Trainer's
+``use_distributed_sampler`` is. Lightning's distributed sampler repeats samples in evaluation, which then count twice;
+`EvalSampler` marks repeated samples as duplicates.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One draw of a sample: its index, the epoch (which seeds its augmentation), and whether it only fills up."""
+    """One draw of a sample.
+
+    Attributes:
+        index: The sample's index.
+        epoch: The epoch, which seeds the augmentation.
+        duplicate: Whether the sample only fills the last round of several processes.
+    """
 
     index: int
     epoch: int = 0
     duplicate: bool = False
 
 
-class TrainSampler(Sampler[Draw]):
-    """A new permutation each epoch, from the seed and the epoch alone, shared out among the processes.
+class TrainSampler(DistributedSampler[Draw]):
+    """A new permutation in each epoch, which depends only on seed and epoch, divided among the processes.
 
-    Each process draws equally many; what does not divide is left out of the epoch (another part each time).
-    A training that goes on begins in the middle of an epoch: it draws what is left of that one, and all of
-    those that follow.
+    All processes draw the same number of samples. The remainder is left out; it is a different one in each epoch. A
+    resumed training starts within an epoch: its first epoch has only the remaining samples.
 
     Args:
-        length: The size of the data set.
-        seed: Of the permutations.
-        rank: This process.
-        world_size: All processes.
+        length: The size of the dataset.
+        seed: The seed of the permutations.
+        rank: The rank of this process.
+        world_size: The number of processes.
         first_epoch: The epoch to begin with.
-        drawn: How many of this process's draws of that epoch lie behind it already.
+        drawn: The number of samples of that epoch which this process has drawn already.
     """
 
     def __init__(
@@ -45,22 +51,21 @@ class TrainSampler(Sampler[Draw]):
         first_epoch: int = 0,
         drawn: int = 0,
     ) -> None:
+        super().__init__(range(length), world_size, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.length = length
-        self.seed = seed
-        self.rank = rank
         self.world_size = world_size
         self.first_epoch = first_epoch
         self.drawn = drawn
         self.epoch = first_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the permutation; Lightning calls it before every epoch."""
-        # Worker processes draw ahead, before Lightning has said in which epoch it goes on; and it goes on in
-        # the one that was finished last where no step of the next had been done.
+        """Select the permutation; Lightning calls this before every epoch."""
+        # Worker processes draw samples ahead of time, before Lightning sets the epoch in which it resumes. If no step
+        # of that epoch was done, Lightning resumes in the epoch before it.
         self.epoch = max(epoch, self.first_epoch)
 
     def __len__(self) -> int:
-        """The draws of a whole epoch, also where only a part of the first is left."""
+        """The number of samples of a whole epoch, even if only a part of the first epoch remains."""
         return self.length // self.world_size
 
     def __iter__(self) -> Iterator[Draw]:
@@ -71,21 +76,21 @@ class TrainSampler(Sampler[Draw]):
         return (Draw(int(index), self.epoch) for index in mine)
 
 
-class EvalSampler(Sampler[Draw]):
+class EvalSampler(DistributedSampler[Draw]):
     """Every sample once, in order; the processes take turns.
 
-    All processes draw equally many, because a step of one is a step of all: where the number does not
-    divide, the last draw of some is a sample that another one has, marked as a duplicate.
+    All processes draw the same number of samples, because each step synchronizes them. If the number of samples is not
+    divisible, the last draw of some processes is a sample of another process, marked as a duplicate.
 
     Args:
-        length: The size of the data set.
-        rank: This process.
-        world_size: All processes.
+        length: The size of the dataset.
+        rank: The rank of this process.
+        world_size: The number of processes.
     """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(length), world_size, rank, shuffle=False)  # type: ignore[arg-type]
         self.length = length
-        self.rank = rank
         self.world_size = world_size
 
     def __len__(self) -> int:

@@ -9,8 +9,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from segdet.training.overhead import without_idle_hooks
-
 
 class _Checkpoint(ModelCheckpoint):
     """Lightning's own looks around after every step even if it saves after epochs, and makes its key every time."""
@@ -26,7 +24,6 @@ class _Checkpoint(ModelCheckpoint):
         return super().state_key
 
 
-@without_idle_hooks
 class BestCheckpoint(_Checkpoint):
     """The best epoch's checkpoint, which a better one replaces.
 
@@ -87,7 +84,6 @@ def has_nan(pl_module: pl.LightningModule) -> bool:
     return any(bool(parameter.isnan().any()) for parameter in pl_module.parameters())
 
 
-@without_idle_hooks
 class LastValidation(pl.Callback):
     """Has the last epoch validated whatever ``check_val_every_n_epoch`` says, for its weights are often the best.
 
@@ -114,7 +110,6 @@ def validate_now(trainer: pl.Trainer) -> None:
         trainer.check_val_every_n_epoch = 1
 
 
-@without_idle_hooks
 class LastCheckpoint(_Checkpoint):
     """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
 

@@ -30,7 +30,6 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
-from segdet.training.overhead import without_idle_hooks
 from segdet.util.errors import UserError
 from segdet.util.files import unwritable, write_text
 
@@ -48,7 +47,6 @@ _COLOURS: dict[int, Colour] = {
 _CELL = 400
 
 
-@without_idle_hooks
 class ErrorAnalysis(pl.Callback):
     """Explains the scores of ``segdet test``, in the run's folder and for detectors in ``test/dap_...``.
 

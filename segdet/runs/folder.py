@@ -43,7 +43,6 @@ from segdet.runs.cost import measure_cost, peak_memory_mb
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
-from segdet.training.overhead import without_idle_hooks
 from segdet.training.progress import read_losses
 from segdet.util.errors import UserError
 from segdet.util.files import write_atomically, write_text
@@ -226,7 +225,6 @@ class RunSettings:
         return str((self.sections.get(section) or {}).get("class_path", "")).rsplit(".", 1)[-1]
 
 
-@without_idle_hooks
 class RunFolder(pl.Callback):
     """Fills a run's folder: configuration, provenance, the record, and each checkpoint's own configuration.
 

@@ -6,13 +6,10 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from segdet.training.overhead import without_idle_hooks
-
 LINES = 20
 """How many are shown; all of them stand in the run folder's ``left_out.txt``."""
 
 
-@without_idle_hooks
 class LeftOut(pl.Callback):
     """Counts and lists what the readers dropped, over all processes.
 

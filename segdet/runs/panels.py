@@ -12,10 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 from segdet.data.images import read_image
 from segdet.data.inspect.show import draw_boxes, draw_mask, sheet
 from segdet.data.sample import Batch, Prediction, Sample, Target, collate
-from segdet.training.overhead import without_idle_hooks
 
 
-@without_idle_hooks
 class ImagePanels(pl.Callback):
     """Draws a fixed set of validation images: a sheet in ``predictions/``, panels on Weights & Biases.
 

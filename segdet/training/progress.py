@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segdet.runs.checkpoints import has_nan
-from segdet.training.overhead import without_idle_hooks
 from segdet.util.errors import UserError
 
 BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
@@ -45,7 +44,6 @@ def loss_name(part: str) -> str:
     return f"train/loss_{part.removeprefix('loss_')}"
 
 
-@without_idle_hooks
 class StepLogger(pl.Callback):
     """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps
     and at the end of every epoch. A training whose weights are NaN is ended there.
@@ -88,7 +86,6 @@ def _rates(trainer: pl.Trainer) -> dict[str, float]:
     return {f"lr/{index}": rate for index, rate in enumerate(rates)}
 
 
-@without_idle_hooks
 class Progress(ProgressBar):
     """One line on stderr: epoch, batch, loss and the last validation score.
 

@@ -5,12 +5,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from segdet.training.overhead import without_idle_hooks
-
 _MASK = (1 << 64) - 1
 
 
-@without_idle_hooks
 class StepSeed(pl.Callback):
     """Seeds torch anew before every batch, from the run's seed, the epoch, the batch and the process.
 
