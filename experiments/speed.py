@@ -306,7 +306,7 @@ def ssd_augmentation(small: bool) -> Iterator[Part]:
 @contextmanager
 def shapes_make(small: bool) -> Iterator[Part]:
     """The generator of the embedded dataset, files included, on one core."""
-    from segdet.data.shapes.generator import make_shapes
+    from segdet.data.shapes.make import make_shapes
 
     count = 2 if small else 200
 

@@ -34,11 +34,11 @@ OTHERS = {
 }
 
 DATA = {
-    "check": ("segdet.data.inspect.check:main", "read a whole dataset and list every fault"),
-    "stats": ("segdet.data.inspect.stats:main", "count a dataset's images, classes and sizes"),
-    "show": ("segdet.data.inspect.show:main", "draw annotated samples on one sheet"),
+    "check": ("segdet.cli.data.check:main", "read a whole dataset and list every fault"),
+    "stats": ("segdet.cli.data.stats:main", "count a dataset's images, classes and sizes"),
+    "show": ("segdet.cli.data.show:main", "draw annotated samples on one sheet"),
     "make": ("segdet.cli.data.make:main", "generate the Shapes dataset as a VOC, COCO or Cityscapes folder"),
-    "download": ("segdet.data.download:main", "fetch VOC or COCO from their owners"),
+    "download": ("segdet.cli.data.download:main", "fetch VOC or COCO from their owners"),
 }
 
 RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from segdet.util.errors import UserError
 
 if TYPE_CHECKING:
-    from segdet.data.proposer import ProposalSource
+    from segdet.data.proposal_source import ProposalSource
 
 _SEARCHES = ("single", "fast", "quality")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``segdet proposals ROOT`` and return the exit status."""
-    from segdet.data.formats.detect import CommandParser, run
+    from segdet.cli.arguments import CommandParser, run_command
 
     parser = CommandParser(
         "segdet proposals", "Compute the region proposals of a dataset, cache them, and score them on its objects."
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="write the proposals to this .json or .npz file (one proposer)"
     )  # fmt: skip
-    return run(parser, argv, _main)
+    return run_command(parser, argv, _main)
 
 
 def _main(arguments: argparse.Namespace) -> int:
     _check(arguments)
     sources = {name: _source(name, arguments) for name in dict.fromkeys(arguments.proposer)}
 
-    from segdet.data.formats.detect import check_output, dataset_from
+    from segdet.cli.arguments import check_output, dataset_from
     from segdet.proposals.evaluate import evaluate, scores_table
     from segdet.proposals.file import check_names, save_proposals
 

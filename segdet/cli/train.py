@@ -39,7 +39,7 @@ from segdet import detection, localization, segmentation
 from segdet.cli.main import INTERRUPTED, RUN_DIR_VARIABLE, causes, find_user_error
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.datamodule import Classes, DataModule, Subset
-from segdet.data.formats.image_folder import ImageFolder
+from segdet.data.datamodules import ImageFolder
 from segdet.nn.weights import restoring
 from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.runs.error_analysis import ErrorAnalysis

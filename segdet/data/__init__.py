@@ -1,28 +1,32 @@
-"""Datasets: formats, tasks, transforms, and the scenes made here.
+"""Datasets: formats, samples, transforms, LightningDataModules and the synthetic Shapes dataset.
 
-The names below are loaded when they are first asked for: `segdet data check` and its like read files
-without Lightning.
+The names below are imported on first use, so that `segdet data check` and similar commands do not import Lightning.
 """
 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
-    "CityscapesDataModule": "datamodule",
-    "COCODataModule": "datamodule",
+_MODULES = {
+    "CityscapesDataModule": "datamodules",
+    "COCODataModule": "datamodules",
     "DataModule": "datamodule",
-    "ShapesDataModule": "datamodule",
-    "VOCDataModule": "datamodule",
-    "ImageFolder": "formats.image_folder",
+    "ImageFolder": "datamodules",
+    "ShapesDataModule": "datamodules",
+    "VOCDataModule": "datamodules",
     "Plain": "transforms",
+    "Recipe": "transforms",
     "SSDAugmentation": "transforms",
     "ScaleJitter": "transforms",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""LightningDataModules: one for each dataset format, each for every task."""
+"""The base class of the LightningDataModules; `segdet.data.datamodules` has one per format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from segdet.data.dataset import OnBadSample, TaskDataset
-from segdet.data.formats.cityscapes import CityscapesReader
-from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.reader import Reader
-from segdet.data.formats.voc import VOCReader
-from segdet.data.proposer import ProposalSource
-from segdet.data.sample import Batch, Task, collate
+from segdet.data.mosaic import MosaicDataset
+from segdet.data.proposal_source import ProposalSource
+from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
-from segdet.data.shapes.generator import make_shapes
 from segdet.data.transforms import Plain, Recipe
 from segdet.util.cores import usable_cores
 from segdet.util.errors import UserError
@@ -85,7 +82,7 @@ class DataModule(L.LightningDataModule):
     def __init__(
         self,
         root: str | Path,
-        task: Task = "detection",
+        task: TaskName = "detection",
         recipe: Recipe | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
@@ -113,7 +110,7 @@ class DataModule(L.LightningDataModule):
             if number is not None and number < least:
                 raise UserError(f"--data.{name} {number}: must be at least {least}")
         self.root = Path(root)
-        self.task: Task = task
+        self.task: TaskName = task
         self.recipe = recipe or Plain()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -191,13 +188,11 @@ class DataModule(L.LightningDataModule):
         """The samples of a subset."""
         key = (subset, annotated := not self._predicting)
         if key not in self._datasets:
-            dataset = self._datasets[key] = TaskDataset(
-                self.reader(subset), self.task, self.recipe, subset == "train", self.on_bad_sample, self.seed,
-                self.dominance, annotated,
+            training = subset == "train"
+            self._datasets[key] = TaskDataset(
+                self.reader(subset), self.task, self.recipe, training, self.on_bad_sample, self.seed,
+                self.dominance, annotated, self.limit_train if training else None, self.proposals, self.max_proposals,
             )  # fmt: skip
-            if subset == "train" and self.limit_train is not None:
-                dataset.indices = dataset.indices[: self.limit_train]
-            self._add_proposals(dataset)
         return self._datasets[key]
 
     @property
@@ -206,25 +201,12 @@ class DataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.state.fn == "predict"
 
     def plain_training(self) -> TaskDataset:
-        """The training images as evaluation sees them: for what is learned without augmentation."""
-        dataset = TaskDataset(
-            self.reader("train"), self.task, self.recipe, False, self.on_bad_sample, self.seed, self.dominance
-        )
-        dataset.indices = self.dataset("train").indices
-        dataset.proposals, dataset.max_proposals = self.dataset("train").proposals, self.max_proposals
-        return dataset
+        """Return the training samples without augmentation, annotated as in evaluation."""
+        return self.dataset("train").without_augmentation()
 
     def loader_of(self, dataset: TaskDataset, positions: Sequence[int]) -> DataLoader[Batch]:
         """The samples of ``dataset`` at ``positions`` in this order, in batches of evaluation."""
         return self._loader(dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
-
-    def _add_proposals(self, dataset: TaskDataset) -> None:
-        if self.proposals is None:
-            return
-        dataset.proposals = self.proposals.open(dataset.reader, dataset.indices)
-        dataset.max_proposals = self.max_proposals
-        if dataset.proposals.bad and self.on_bad_sample == "raise":
-            raise dataset.proposals.bad[0].or_skip()
 
     def kept_files(self) -> set[Path]:
         """What the subsets that were opened keep on disk beside the data itself: their proposals."""
@@ -268,7 +250,7 @@ class DataModule(L.LightningDataModule):
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
-        dataset.mosaic, dataset.mosaic_epochs = self.mosaic, self._mosaic_epochs()
+        samples = MosaicDataset(dataset, self.mosaic, self._mosaic_epochs()) if self.mosaic else dataset
         position, self._position = self._position, {}
         sampler = TrainSampler(
             len(dataset),
@@ -278,7 +260,7 @@ class DataModule(L.LightningDataModule):
             first_epoch=position.get("epoch", 0),
             drawn=position.get("batches", 0) * self.batch_size,
         )
-        return self._loader(dataset, sampler, self.batch_size, True)
+        return self._loader(samples, sampler, self.batch_size, True)
 
     def _mosaic_epochs(self) -> int | None:
         if not self.mosaic or not self.mosaic_off_epochs:
@@ -356,7 +338,11 @@ class DataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
-        self, dataset: TaskDataset, sampler: Sampler[Draw] | Iterable[Draw], batch_size: int, training: bool
+        self,
+        dataset: TaskDataset | MosaicDataset,
+        sampler: Sampler[Draw] | Iterable[Draw],
+        batch_size: int,
+        training: bool,
     ) -> DataLoader[Batch]:
         workers = min(self.num_workers, -(-len(dataset) // batch_size))
         return DataLoader(
@@ -380,7 +366,7 @@ def _place_in(loop: Any) -> tuple[int, int]:
     return epochs.processed, loop.epoch_loop.batch_progress.current.processed if within else 0
 
 
-def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: Task) -> None:
+def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: TaskName) -> None:
     """Raises `UserError` where two subsets would give one label two meanings."""
     first, second = (
         reader.mask_names
@@ -396,168 +382,6 @@ def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader]
         )
 
 
-def _no_masks(root: Path, masks: bool) -> None:
-    if masks:
-        raise UserError(
-            f"{root}: --data.masks true: in VOC's shape objects have no masks; give a folder of COCO's or Cityscapes' "
-            "shape (Shapes: --data.format coco)"
-        )
-
-
 def _one_thread(_: int) -> None:
     # Workers are already as many as cores are spared for them.
     cv2.setNumThreads(0)
-
-
-class VOCDataModule(DataModule):
-    """Pascal VOC 2007 and 2012, and any folder of that shape.
-
-    Args:
-        root: The folder that holds ``JPEGImages``, or ``VOC2007`` and its like.
-        train: The image sets to train on: ``train`` for a bare folder, ``2007/trainval`` beside
-            ``2012/trainval`` for VOC's years.
-        val: The sets to validate on.
-        test: The sets to test on; those of validation when null (VOC 2012's test annotations are secret).
-        class_names: The classes, or a file with a name a line; read or discovered when null (see `VOCReader`).
-        ignore_index: The mask value that is no class, besides 255.
-        kwargs: As for `DataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        train: list[str] = ["train"],  # noqa: B006  read only; jsonargparse shows it as the default
-        val: list[str] = ["val"],  # noqa: B006
-        test: list[str] | None = None,
-        class_names: list[str] | str | None = None,
-        ignore_index: int = 255,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(root, **kwargs)
-        self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
-        self.test_is_val = not test
-        self.given_class_names = class_names
-        if not 0 <= ignore_index <= 255:
-            raise UserError(
-                f"--data.ignore_index {ignore_index}: masks hold values of 0 to 255; give one of these"
-            )
-        self.ignore_index = ignore_index
-
-    def open_reader(self, subset: Subset) -> VOCReader:
-        known = None if self.known is None else self.known.names
-        _no_masks(self.root, self.masks)
-        return VOCReader(
-            self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known
-        )
-
-
-class COCODataModule(DataModule):
-    """COCO, and any folder of that shape.
-
-    Args:
-        root: The folder that holds ``annotations/instances_<split>.json`` (or ``annotations/<split>.json``, or
-            Roboflow's ``<split>/_annotations.coco.json``) and a folder ``<split>`` of images.
-        train: The split to train on.
-        val: The split to validate on.
-        test: The split to test on; the validation split when null (COCO's test annotations are secret).
-        class_names: A choice of the categories, or a file with one a line; all when null.
-        kwargs: As for `DataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        train: str = "train2017",
-        val: str = "val2017",
-        test: str | None = None,
-        class_names: list[str] | str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(root, **kwargs)
-        self.splits = {"train": train, "val": val, "test": test or val}
-        self.test_is_val = not test
-        self.given_class_names = class_names
-
-    def open_reader(self, subset: Subset) -> COCOReader:
-        return COCOReader(
-            self.root, self.splits[subset], self.task, class_names=self.given_class_names, masks=self.masks
-        )
-
-
-class CityscapesDataModule(DataModule):
-    """Cityscapes: street scenes with 19 classes of pixels and 8 of objects.
-
-    Args:
-        root: The folder that holds ``leftImg8bit`` and ``gtFine``.
-        train: The split to train on.
-        val: The split to validate on.
-        test: The split to test on; the validation split when null (Cityscapes' test annotations are secret).
-        kwargs: As for `DataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        train: str = "train",
-        val: str = "val",
-        test: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(root, **kwargs)
-        self.splits = {"train": train, "val": val, "test": test or val}
-        self.test_is_val = not test
-
-    def open_reader(self, subset: Subset) -> CityscapesReader:
-        return CityscapesReader(self.root, self.splits[subset], self.task, self.masks)
-
-
-class ShapesDataModule(DataModule):
-    """The scenes of `segdet.data.shapes.generator`, made on first use and read as a VOC, COCO or Cityscapes folder.
-
-    Args:
-        root: The folder to make, or to find as made before.
-        format: The format it is written and read in.
-        num_train: Training images.
-        num_val: Validation images.
-        num_test: Test images.
-        image_size: ``[height, width]`` of the images.
-        data_seed: Of the scenes.
-        kwargs: As for `DataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path = "data/shapes",
-        format: Literal["voc", "coco", "cityscapes"] = "voc",
-        num_train: int = 4000,
-        num_val: int = 400,
-        num_test: int = 400,
-        image_size: tuple[int, int] = (128, 128),
-        data_seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(root, **kwargs)
-        self.format = format
-        self.counts = (num_train, num_val, num_test)
-        self.image_size = (image_size[0], image_size[1])
-        self.data_seed = data_seed
-
-    def prepare_data(self) -> None:
-        """Makes the folder unless it is there."""
-        self._make()
-        super().prepare_data()
-
-    def _make(self) -> None:
-        train, val, test = self.counts
-        make_shapes(
-            self.root, self.format, train=train, val=val, test=test, size=self.image_size, seed=self.data_seed
-        )
-
-    def open_reader(self, subset: Subset) -> Reader:
-        self._make()
-        if self.format == "voc":
-            _no_masks(self.root, self.masks)
-            return VOCReader(self.root, [subset], self.task)
-        if self.format == "coco":
-            return COCOReader(self.root, f"{subset}2017", self.task, masks=self.masks)
-        return CityscapesReader(self.root, subset, self.task, self.masks)

@@ -4,7 +4,6 @@ A cut connection is taken up again where it broke off, what arrives is compared 
 nothing that is already there is changed: files are only ever added.
 """
 
-import argparse
 import hashlib
 import shutil
 import sys
@@ -109,18 +108,6 @@ DATASETS: dict[str, tuple[Part, ...]] = {
     ),
 }
 """The datasets whose owners permit an anonymous download."""
-
-_CITYSCAPES = """\
-Cityscapes may only be fetched by its registered users:
-  1. Register and log in at https://www.cityscapes-dataset.com/login/
-  2. From https://www.cityscapes-dataset.com/downloads/ fetch
-       leftImg8bit_trainvaltest.zip   (11 GB, the images)
-       gtFine_trainvaltest.zip        (241 MB, the annotations)
-  3. Unpack both in {root}, so that it holds
-       leftImg8bit/{{train,val,test}}/<city>/*_leftImg8bit.png
-       gtFine/{{train,val,test}}/<city>/*_gtFine_{{labelIds,instanceIds}}.png
-  4. See that all is well: segdet data check {root}
-"""
 
 
 class _Unfinished(Exception):
@@ -389,30 +376,3 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``segdet data download NAME ROOT``: returns the exit status."""
-    from segdet.data.formats.detect import CommandParser, run
-
-    parser = CommandParser("segdet data download", "Fetch a public dataset from its owner's address.")
-    parser.add_argument("name", choices=[*DATASETS, "cityscapes"], help="the dataset")
-    parser.add_argument("root", type=Path, help="the folder it goes to; what it already holds is kept")
-    parser.add_argument("--parts", nargs="+", metavar="PART", help="only these parts of it")
-    parser.add_argument("--keep", action="store_true", help="keep the downloaded archives")
-    return run(parser, argv, _download)
-
-
-def _download(arguments: argparse.Namespace) -> int:
-    if arguments.name == "cityscapes":
-        sys.stdout.write(_CITYSCAPES.format(root=arguments.root))
-        return 0
-    parts = DATASETS[arguments.name]
-    names = [part.name for part in parts]
-    for name in arguments.parts or ():
-        if name not in names:
-            raise UserError(f"--parts {name}: no part of {arguments.name}; it has {', '.join(names)}")
-    chosen = [part for part in parts if not arguments.parts or part.name in arguments.parts]
-    for line in download(chosen, arguments.root, keep=arguments.keep):
-        sys.stdout.write(line + "\n")
-    return 0

@@ -6,8 +6,8 @@ import numpy as np
 
 from segdet.data.dataset import TaskDataset
 from segdet.data.formats.reader import Reader, for_each_sample
-from segdet.data.result_cache import cached, files_key
 from segdet.data.sample import IGNORE
+from segdet.util.disk_cache import cached, files_key
 from segdet.util.errors import BadSample
 
 KIND = "class_frequency"

@@ -13,7 +13,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from segdet.util.errors import BadSample
+from segdet.util.errors import BadSample, MissingFile
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+"""Suffixes of image files in a folder, in lower case."""
 
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -177,7 +180,7 @@ def _read(path: Path | str) -> bytes:
 
 def _unreadable(path: Path | str, error: OSError) -> BadSample:
     if isinstance(error, FileNotFoundError):
-        return BadSample(path, "no such file", "put it there or take it out of the split")
+        return MissingFile(path, "no such file", "add it or remove it from the split")
     return BadSample(path, f"cannot be read ({error.strerror or error})", "mend the path or its permissions")
 
 

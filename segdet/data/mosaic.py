@@ -1,4 +1,4 @@
-"""Four images in one: each gives a corner of it."""
+"""Mosaic augmentation: four training images combined into one."""
 
 from __future__ import annotations
 
@@ -8,70 +8,116 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from segdet.data.dataset import TaskDataset
 from segdet.data.sample import Sample, Target
+from segdet.data.sampler import Draw
 from segdet.data.transforms import MEAN_COLOUR
+
+_STREAM = 4
+"""Separates the random numbers of a mosaic from those of its first image's augmentation."""
+
+
+class MosaicDataset(Dataset[Sample]):
+    """A training dataset of detection in which samples are replaced by a `mosaic` with some probability.
+
+    Args:
+        dataset: The training samples.
+        probability: Probability of a mosaic, 0 to 1.
+        epochs: Number of epochs with mosaics; afterwards samples stay as they are. None for all epochs.
+    """
+
+    def __init__(self, dataset: TaskDataset, probability: float, epochs: int | None = None) -> None:
+        self.dataset = dataset
+        self.probability = probability
+        self.epochs = epochs
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: int | Draw) -> Sample:
+        draw = Draw(draw) if isinstance(draw, int) else draw
+        if self.epochs is not None and draw.epoch >= self.epochs:
+            return self.dataset[draw]
+        index = int(self.dataset.indices[draw.index])
+        rng = np.random.default_rng([self.dataset.seed, draw.epoch, index, _STREAM])
+        if rng.random() >= self.probability:
+            return self.dataset[draw]
+        others = [Draw(int(other), draw.epoch) for other in rng.integers(len(self), size=3)]
+        samples = [self.dataset[each] for each in (draw, *others)]
+        return mosaic(samples, rng, self.dataset.min_visibility)
 
 
 def mosaic(samples: Sequence[Sample], rng: np.random.Generator, min_visibility: float = 0.0) -> Sample:
-    """Mosaic (Bochkovskiy, Wang, Liao, 2020, "YOLOv4", section 3.3): four augmented images in the place of one.
+    """Combine four augmented images into one (Bochkovskiy, Wang, Liao, 2020, "YOLOv4", section 3.3).
 
-    A point in the middle part of the image (0.2 to 0.8 of its sides, as in the authors' code) parts it into
-    four; each takes a cut of its size, at a random place, out of one of the samples. Nothing is resized. What a
-    smaller sample cannot fill has the mean colour.
+    A random point between 0.2 and 0.8 of the image's sides, as in the authors' code, divides the image into four
+    parts. Each part is a random crop of one sample. Nothing is resized. Where a sample is smaller than its part, the
+    rest has the mean colour.
 
     Args:
-        samples: Four samples of detection. The result has the size of the first, and is said to be it.
-        rng: Draws the point and the cuts.
-        min_visibility: The share of its area that a box must keep to stay.
+        samples: Four samples of detection. The result has the size and the source of the first.
+        rng: Random number generator.
+        min_visibility: Share of its area that a box must keep; boxes with less are dropped.
     """
     height, width = samples[0].image.shape[1:]
     down, across = (round(float(rng.uniform(0.2, 0.8)) * side) for side in (height, width))
     image = torch.empty(height, width, 3, dtype=torch.uint8)
     image[:] = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)
     image = image.permute(2, 0, 1)
-    cuts: list[Target] = []
+    crops: list[Target] = []
     for place, sample in enumerate(samples):
         lower, right = divmod(place, 2)
-        room = (height - down if lower else down, width - across if right else across)
-        rows, columns = (min(n, m) for n, m in zip(room, sample.image.shape[1:], strict=True))
-        # Against the common point, so that no gap is between the four.
+        part = (height - down if lower else down, width - across if right else across)
+        rows, columns = (min(n, m) for n, m in zip(part, sample.image.shape[1:], strict=True))
+        # All crops touch the common point, so that there is no gap between them.
         top, left = down if lower else down - rows, across if right else across - columns
         y, x = (
-            int(rng.integers(side - part + 1))
-            for side, part in zip(sample.image.shape[1:], (rows, columns), strict=True)
+            int(rng.integers(side - length + 1))
+            for side, length in zip(sample.image.shape[1:], (rows, columns), strict=True)
         )
         image[:, top : top + rows, left : left + columns] = sample.image[:, y : y + rows, x : x + columns]
-        cuts.append(_cut(sample.target, (x, y), (left, top, columns, rows), (height, width), min_visibility))
+        crops.append(
+            _crop(sample.target, (x, y), (left, top, columns, rows), (height, width), min_visibility)
+        )
     notes = tuple(dict.fromkeys(note for sample in samples for note in sample.source.notes))
-    target: Target = {key: torch.cat([cut[key] for cut in cuts]) for key in cuts[0]}  # type: ignore[assignment,literal-required]
+    target: Target = {key: torch.cat([crop[key] for crop in crops]) for key in crops[0]}  # type: ignore[assignment,literal-required]
     return replace(samples[0], image=image, target=target, source=replace(samples[0].source, notes=notes))
 
 
-def _cut(
+def _crop(
     target: Target,
     start: tuple[int, int],
     place: tuple[int, int, int, int],
     size: tuple[int, int],
     min_visibility: float,
 ) -> Target:
-    """What a cut that starts at ``x, y`` keeps of a target, where it stands at ``left, top, width, height``."""
+    """Return the part of a target inside a crop, in pixels of the mosaic.
+
+    Args:
+        target: The target of the sample.
+        start: ``x, y`` of the crop in the sample.
+        place: ``left, top, width, height`` of the crop in the mosaic.
+        size: ``height, width`` of the mosaic.
+        min_visibility: See `mosaic`.
+    """
     (x, y), (left, top, columns, rows) = start, place
     whole = target["boxes"] - torch.tensor([x, y, x, y])
-    shown = whole.clamp(min=0).minimum(torch.tensor([columns, rows, columns, rows]))
-    before, after = _area(whole), _area(shown)
-    # As `Pipeline` has it, a pixel is the least.
+    visible = whole.clamp(min=0).minimum(torch.tensor([columns, rows, columns, rows]))
+    before, after = _area(whole), _area(visible)
+    # As in `Pipeline`, a box needs an area of at least one pixel.
     keep = (after >= 1) & (after >= min_visibility * before)
-    cut: Target = {key: value[keep] for key, value in target.items()}  # type: ignore[assignment,index]
-    cut["boxes"] = (shown + torch.tensor([left, top, left, top]))[keep]
-    cut["area"] = cut["area"] * (after / before.clamp(min=1e-9))[keep]
+    crop: Target = {key: value[keep] for key, value in target.items()}  # type: ignore[assignment,index]
+    crop["boxes"] = (visible + torch.tensor([left, top, left, top]))[keep]
+    crop["area"] = crop["area"] * (after / before.clamp(min=1e-9))[keep]
     if "masks" in target:
         masks = torch.zeros(int(keep.sum()), *size, dtype=target["masks"].dtype)
         masks[:, top : top + rows, left : left + columns] = target["masks"][
             keep, y : y + rows, x : x + columns
         ]
-        cut["masks"] = masks
-    return cut
+        crop["masks"] = masks
+    return crop
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Task = Literal["segmentation", "localization", "detection"]
+TaskName = Literal["segmentation", "localization", "detection"]
 
 IGNORE = 255
 """The mask value that no loss and no score counts."""

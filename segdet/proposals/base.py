@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segdet.data.proposer import ImageProposals, ProposalSource
+from segdet.data.proposal_source import ImageProposals, ProposalSource
 from segdet.proposals.cache import CachedProposals
 
 if TYPE_CHECKING:

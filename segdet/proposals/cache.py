@@ -32,9 +32,9 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.data.images import read_image
-from segdet.data.proposer import ImageProposals
-from segdet.data.result_cache import Arrays, cache_folder, cached, files_key
+from segdet.data.proposal_source import ImageProposals
 from segdet.util.cores import usable_cores
+from segdet.util.disk_cache import Arrays, cache_folder, cached, files_key
 from segdet.util.errors import BadSample, UserError
 from segdet.util.files import unwritable, write_atomically, write_text
 
@@ -90,7 +90,7 @@ class CachedProposals(ImageProposals):
     Args:
         proposer: The algorithm.
         reader: The split.
-        folder: The folder of the files; within `segdet.data.result_cache.cache_folder` when null.
+        folder: The folder of the files; within `segdet.util.disk_cache.cache_folder` when null.
 
     Attributes:
         computed: The number of images that `compute` did not find in the cache.

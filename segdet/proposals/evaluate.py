@@ -12,15 +12,15 @@ import numpy as np
 
 from segdet.data.cleaning import clean_objects
 from segdet.data.images import image_size
-from segdet.data.result_cache import file_sizes
 from segdet.metrics.proposals import ProposalScores
 from segdet.proposals.cache import CachedProposals
+from segdet.util.disk_cache import file_sizes
 from segdet.util.errors import BadSample
 from segdet.util.tables import markdown_table
 
 if TYPE_CHECKING:
     from segdet.data.formats.reader import Reader
-    from segdet.data.proposer import ProposalSource
+    from segdet.data.proposal_source import ProposalSource
 
 ALL_BOXES = 100_000
 """A number of boxes that no proposer reaches: the scores of all boxes."""

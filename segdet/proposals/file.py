@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segdet.data.proposer import ImageProposals, ProposalSource
+from segdet.data.proposal_source import ImageProposals, ProposalSource
 from segdet.util.errors import BadSample, UserError
 from segdet.util.files import write_atomically
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
-from segdet.data.inspect.show import Colour, draw_boxes, draw_matrix, sheet
 from segdet.metrics import DetectionScores, SegmentationScores
 from segdet.metrics.detection_errors import (
     BACKGROUND,
@@ -30,6 +29,7 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
+from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
 from segdet.util.errors import UserError
 from segdet.util.files import unwritable, write_text
 
@@ -213,7 +213,7 @@ def _sheet(
     names = {RIGHT: "right", **dict(enumerate(KINDS)), IGNORED: "does not count"}
     legend = [(name, _COLOURS[kind]) for kind, name in names.items() if kind in seen]
     heading = f"The worst {len(worst)} images, as annotated and as detected from score {score:.3g} on"
-    return sheet(panels, titles, min(4, len(panels)), _CELL, heading=heading, legend=legend)
+    return draw_sheet(panels, titles, min(4, len(panels)), _CELL, heading=heading, legend=legend)
 
 
 def _said(ap: float, gains: dict[str, float], folder: Path) -> str:

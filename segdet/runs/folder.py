@@ -38,12 +38,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from segdet.data.datamodule import Classes, DataModule
-from segdet.data.result_cache import file_sizes
 from segdet.runs.cost import measure_cost, peak_memory_mb
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
 from segdet.training.progress import read_losses
+from segdet.util.disk_cache import file_sizes
 from segdet.util.errors import UserError
 from segdet.util.files import write_atomically, write_text
 

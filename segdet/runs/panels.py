@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from segdet.data.images import read_image
-from segdet.data.inspect.show import draw_boxes, draw_mask, sheet
 from segdet.data.sample import Batch, Prediction, Sample, Target, collate
+from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet
 
 
 class ImagePanels(pl.Callback):
@@ -52,7 +52,7 @@ class ImagePanels(pl.Callback):
             truth: Target = sample.original if sample.original is not None else sample.target
             pictures += [overlay(picture, truth, names), overlay(picture, prediction, names)]
             titles += [f"{sample.source.path.name}, annotated", "predicted"]
-        page = sheet(pictures, titles, 4 if len(pictures) > 2 else 2)
+        page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2)
         cv2.imwrite(str(folder / f"val_{epoch:04d}.png"), page[:, :, ::-1])
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

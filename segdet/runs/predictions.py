@@ -17,10 +17,10 @@ from torch import Tensor
 
 from segdet.data.datamodule import Classes
 from segdet.data.images import read_image
-from segdet.data.inspect.show import palette
 from segdet.data.sample import Batch, Prediction, Source
 from segdet.metrics.detection import run_lengths
 from segdet.runs.panels import overlay
+from segdet.util.drawing import voc_palette
 from segdet.util.files import write_atomically
 
 
@@ -97,7 +97,7 @@ class PredictionWriter(BasePredictionWriter):
         values = np.asarray(self.classes.mask_values, np.uint8)
         image = Image.fromarray(values[mask] if len(values) else mask.astype(np.uint8))
         if self.classes.palette_masks:
-            image.putpalette(palette().tobytes())
+            image.putpalette(voc_palette().tobytes())
         return image
 
     def _entries(

@@ -36,6 +36,10 @@ class BadSample(UserError):
         return type(self), (self.path, self.fault, self.remedy)
 
 
+class MissingFile(BadSample):
+    """A file of a dataset that does not exist."""
+
+
 def check_choice(option: str, value: object, choices: Any) -> None:
     """Refuses what is none of an option's choices; the command line does so by itself, a call in Python does not.
 

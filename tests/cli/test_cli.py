@@ -25,7 +25,7 @@ from segdet.cli.main import _told_by_another, find_user_error, main
 from segdet.cli.train import latest_checkpoint, with_embedded_config
 from segdet.data.formats.cityscapes import LABELS
 from segdet.data.formats.voc import VOCReader
-from segdet.data.shapes.generator import make_shapes
+from segdet.data.shapes.make import make_shapes
 from segdet.runs.folder import EMBEDDED
 from segdet.util.errors import BadSample, UserError
 
@@ -586,7 +586,7 @@ class TestEvaluate:
     ("given", "other"),
     [
         (["--data=ImageFolder"], True),
-        (["--data", "segdet.data.formats.image_folder.ImageFolder"], True),
+        (["--data", "segdet.data.datamodules.ImageFolder"], True),
         (["--data.class_path=ImageFolder"], True),
         (["--data.class_path", "ImageFolder"], True),
         (["--data={class_path: ImageFolder, init_args: {root: x}}"], True),
@@ -610,7 +610,7 @@ def test_another_data_module_does_not_inherit_the_class_names(
     Path("folder.yaml").write_text(folder)
     Path("config.yaml").write_text(f"data: {folder}")
     arguments = {"root": "voc", "class_names": "names.txt"}
-    embedded = {"data": {"class_path": "segdet.data.datamodule.VOCDataModule", "init_args": arguments}}
+    embedded = {"data": {"class_path": "segdet.data.datamodules.VOCDataModule", "init_args": arguments}}
     torch.save({"state_dict": {}, EMBEDDED: {"config": yaml.safe_dump(embedded)}}, "a.ckpt")
     completed, checkpoint = with_embedded_config([command, "--ckpt_path=a.ckpt", *given])
     assert checkpoint is not None

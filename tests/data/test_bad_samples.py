@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segdet.cli.main import main
-from segdet.data.shapes.generator import make_shapes
+from segdet.data.shapes.make import make_shapes
 
 
 @pytest.fixture()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from segdet.data.datamodule import CityscapesDataModule, COCODataModule, DataModule, VOCDataModule
+from segdet.data import CityscapesDataModule, COCODataModule, VOCDataModule
+from segdet.data.datamodule import DataModule
 from segdet.proposals import UniformWindows
 
 

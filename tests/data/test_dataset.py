@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from segdet.data.dataset import TaskDataset, dominant_object
+from segdet.data.cleaning import dominant_object
+from segdet.data.dataset import TaskDataset
 from segdet.data.formats.reader import Reader
-from segdet.data.sample import Objects, Task, collate
+from segdet.data.sample import Objects, TaskName, collate
 from segdet.data.sampler import Draw
 from segdet.data.transforms import Plain, ScaleJitter
 from segdet.util.errors import BadSample, UserError
@@ -54,7 +55,7 @@ class _Reader(Reader):
         mask[0] = 255
         return mask
 
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+    def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         return [self.paths[index].with_suffix(".xml")]
 
 
@@ -163,7 +164,7 @@ def test_a_bad_sample_stops_or_is_replaced_and_listed(tmp_path: Path) -> None:
     assert scored.source.duplicate  # it is scored in its own place
     for path in reader.paths:
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="not one of the 3 samples can be read"):
+    with pytest.raises(UserError, match="none of the 3 samples can be read"):
         TaskDataset(reader, "detection", Plain(), training=True, on_bad_sample="skip")[0]
 
 

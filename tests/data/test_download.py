@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from segdet.cli.data.download import main
 from segdet.data import download as module
-from segdet.data.download import DATASETS, Part, download, fetch, main, unpack
+from segdet.data.download import DATASETS, Part, download, fetch, unpack
 from segdet.util.errors import UserError
 
 
@@ -290,7 +291,7 @@ def test_cityscapes_says_what_to_fetch_and_where_to_put_it(tmp_path, capsys):
 
 def test_an_unknown_part_or_dataset_is_one_line(tmp_path, capsys):
     assert main(["voc2012", str(tmp_path), "--parts", "test"]) == 2
-    assert "--parts test: no part of voc2012; it has trainval" in capsys.readouterr().err
+    assert "--parts test: not a part of voc2012; choose from trainval" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["voc2013", str(tmp_path)])
     assert stopped.value.code == 2

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdet.data import result_cache as cache
-from segdet.data.datamodule import VOCDataModule
+from segdet.data import VOCDataModule
 from segdet.data.frequency import class_frequency
+from segdet.util import disk_cache as cache
 from segdet.util.errors import BadSample
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from segdet.data.datamodule import ShapesDataModule
-from segdet.data.mosaic import mosaic
+from segdet.data import ShapesDataModule
+from segdet.data.mosaic import MosaicDataset, mosaic
 from segdet.data.sample import Sample, Source, Target
 from segdet.data.sampler import Draw
 from segdet.data.transforms import ScaleJitter
@@ -111,8 +111,7 @@ def test_the_last_epochs_are_without_and_so_is_evaluation(tmp_path: Path) -> Non
 
     data.trainer = Five()  # type: ignore[assignment]
     assert data._mosaic_epochs() == 3
-    dataset = data.dataset("train")
-    dataset.mosaic, dataset.mosaic_epochs = 1.0, 3
+    dataset = MosaicDataset(data.dataset("train"), 1.0, epochs=3)
     plain = module(tmp_path, num_workers=0).dataset("train")
     assert torch.equal(dataset[Draw(1, 3)].image, plain[Draw(1, 3)].image)
     assert not torch.equal(dataset[Draw(1, 2)].image, plain[Draw(1, 2)].image)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from segdet.data.datamodule import ShapesDataModule, VOCDataModule
+from segdet.data import ShapesDataModule, VOCDataModule
 from segdet.data.dataset import TaskDataset
 from segdet.data.formats.cityscapes import CityscapesReader
 from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.reader import Reader
 from segdet.data.sample import collate
-from segdet.data.shapes.generator import draw_scene, make_shapes
+from segdet.data.shapes.make import make_shapes
+from segdet.data.shapes.scenes import draw_scene
 from segdet.data.transforms import Plain, ScaleJitter
 from segdet.util.errors import UserError
 
@@ -103,7 +104,7 @@ def test_an_image_without_objects(folder: tuple[str, Path]) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="objects' masks are for detection, not for segmentation"):
         VOCDataModule(tmp_path, task="segmentation", masks=True)
-    with pytest.raises(UserError, match="in VOC's shape objects have no masks"):
+    with pytest.raises(UserError, match="VOC's format has no masks of objects"):
         VOCDataModule(tmp_path, masks=True).reader("train")
     small = {"num_train": 2, "num_val": 1, "num_test": 1, "image_size": (64, 64)}
     with pytest.raises(UserError, match=r"\(Shapes: --data\.format coco\)"):

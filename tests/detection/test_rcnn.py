@@ -21,7 +21,6 @@ from region_scenes import map_50, scenes, train
 
 from segdet.cli.main import main
 from segdet.data.formats.detect import open_readers
-from segdet.data.result_cache import file_sizes
 from segdet.data.sample import Target
 from segdet.detection import rcnn
 from segdet.detection.rcnn import RCNN
@@ -33,6 +32,7 @@ from segdet.proposals.cache import CachedProposals
 from segdet.runs.cost import measure_cost
 from segdet.training import linear_svm
 from segdet.training.progress import StepLogger
+from segdet.util.disk_cache import file_sizes
 from segdet.util.errors import BadSample, UserError
 
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from segdet.cli.main import main
 from segdet.data.sample import Target
-from segdet.data.shapes.generator import make_shapes
+from segdet.data.shapes.make import make_shapes
 from segdet.detection import sliding_window_detector as sliding_window
 from segdet.detection.base import Detector
 from segdet.detection.overfeat import OverFeat

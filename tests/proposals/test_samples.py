@@ -9,8 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from segdet.cli.main import main
-from segdet.data.datamodule import VOCDataModule
-from segdet.data.formats.image_folder import ImageFolder
+from segdet.data import ImageFolder, VOCDataModule
 from segdet.data.sample import collate
 from segdet.data.transforms import Plain, Recipe, ScaleJitter
 from segdet.proposals import ProposalFile, UniformWindows, save_proposals

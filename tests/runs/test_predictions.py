@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from segdet.cli.main import main
 from segdet.data.datamodule import Classes
 from segdet.data.sample import Batch, Prediction
-from segdet.data.shapes.generator import make_shapes
+from segdet.data.shapes.make import make_shapes
 from segdet.detection.mask_rcnn import MaskRCNN
 from segdet.runs.predictions import PredictionWriter, output_names
 

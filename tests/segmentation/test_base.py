@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.data.datamodule import VOCDataModule
+from segdet.data import VOCDataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Source, Target
-from segdet.data.shapes.generator import make_shapes
+from segdet.data.shapes.make import make_shapes
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import classes_of
 from segdet.runs.cost import measure_cost

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segdet.data.datamodule import VOCDataModule
+from segdet.data import VOCDataModule
 from segdet.data.frequency import ClassFrequency, class_frequency
 from segdet.segmentation.losses import class_weights, cross_entropy, dice, focal, pixel_loss
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from segdet.cli.main import main
 from segdet.data.sample import Target
-from segdet.data.shapes.generator import make_shapes
+from segdet.data.shapes.make import make_shapes
 from segdet.nn import dense_windows
 from segdet.runs.cost import measure_cost
 from segdet.segmentation import sliding_window

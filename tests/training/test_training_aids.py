@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor, nn
 
 from segdet.cli.main import main
-from segdet.data.datamodule import ShapesDataModule
+from segdet.data import ShapesDataModule
 from segdet.data.sample import Target
 from segdet.data.transforms import ScaleJitter
 from segdet.detection.detr import DETR

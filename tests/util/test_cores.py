@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from segdet.data.datamodule import VOCDataModule
+from segdet.data import VOCDataModule
 from segdet.util.cores import SHARE, usable_cores
 from segdet.util.errors import UserError
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from segdet.data.faults import Fault
 from segdet.data.formats.reader import Reader
 from segdet.data.images import read_mask, read_png16
-from segdet.data.sample import IGNORE, Objects, Task
-from segdet.util.errors import BadSample, UserError
+from segdet.data.sample import IGNORE, Objects, TaskName
+from segdet.util.errors import BadSample, MissingFile, UserError
 
 
 class Label(NamedTuple):
@@ -110,7 +111,7 @@ class CityscapesReader(Reader):
 
     palette_masks = False
 
-    def __init__(self, root: Path | str, split: str, task: Task, masks: bool = False) -> None:
+    def __init__(self, root: Path | str, split: str, task: TaskName, masks: bool = False) -> None:
         self.root = Path(root)
         self.masks = masks
         self.split = split
@@ -181,14 +182,14 @@ class CityscapesReader(Reader):
         path = self._annotation(index, "labelIds")
         try:
             return cv2.LUT(read_mask(path), _TRAIN_ID)
-        except BadSample as error:
-            raise self._explained(path, error) from None
+        except MissingFile:
+            raise self._missing(path) from None
 
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+    def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         """``*_labelIds.png`` for masks, ``*_instanceIds.png`` for boxes."""
         return [self._annotation(index, "labelIds" if task == "segmentation" else "instanceIds")]
 
-    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
+    def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Values that are none of Cityscapes' labels; training ignores them.
 
         What `objects`, `mask` or reading the image raise is not repeated here.
@@ -203,7 +204,8 @@ class CityscapesReader(Reader):
         unknown = present[~_KNOWN[np.minimum(ids, 255)]]
         if len(unknown):
             shown = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
-            yield path, f"value {shown} is none of Cityscapes' labels and is ignored", False
+            fault = f"value {shown} is none of Cityscapes' labels and is ignored"
+            yield Fault(path, fault, False, "check that this is intended")
 
     def _annotation(self, index: int, kind: str) -> Path:
         city, _, name = str(self._images[index]).rpartition("/")
@@ -217,15 +219,13 @@ class CityscapesReader(Reader):
         path = self._annotation(index, "instanceIds")
         try:
             return read_png16(path)
-        except BadSample as error:
-            raise self._explained(path, error) from None
+        except MissingFile:
+            raise self._missing(path) from None
 
-    def _explained(self, path: Path, error: BadSample) -> BadSample:
-        if error.fault != "no such file":
-            return error
+    def _missing(self, path: Path) -> MissingFile:
         if self._polygons_of(path).is_file():
-            return BadSample(path, "no such file, only its polygons", "create it with cityscapesScripts")
-        return BadSample(path, "no such annotation", "put it there or remove its image")
+            return MissingFile(path, "no such file, only its polygons", "create it with cityscapesScripts")
+        return MissingFile(path, "no such annotation", "add it or remove its image")
 
 
 def _images_in(folder: Path) -> list[str]:

@@ -14,10 +14,11 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from segdet.data.formats.detect import coco_files
+from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, names_from
+from segdet.data.formats.splits import coco_files
 from segdet.data.images import image_size
-from segdet.data.sample import IGNORE, Objects, Task
+from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, UserError
 from segdet.util.suggest import did_you_mean
 
@@ -56,7 +57,7 @@ class COCOReader(Reader):
         self,
         root: Path | str,
         split: str,
-        task: Task,
+        task: TaskName,
         annotation_file: Path | str | None = None,
         image_folder: Path | str | None = None,
         class_names: Sequence[str] | Path | str | None = None,
@@ -77,7 +78,7 @@ class COCOReader(Reader):
             document = _load(self.annotation_file)
             self.annotated = "annotations" in document
             progress.update()
-            self._faults: list[tuple[Path, str, bool]] = []
+            self._faults: list[Fault] = []
             label_of = self._read_categories(document["categories"], class_names)
             place_of = self._read_images(document["images"])
             self._read_annotations(document.get("annotations", []), place_of, label_of)
@@ -143,11 +144,11 @@ class COCOReader(Reader):
                 np.copyto(mask, IGNORE, where=self._inside(index, row, size) & (mask == 0), casting="unsafe")
         return np.ascontiguousarray(mask)
 
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+    def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         """The one file of the split."""
         return [self.annotation_file]
 
-    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
+    def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Boxes without extent as written and polygons without area; with image 0 also the whole file's:
         ids that occur twice and annotations of images that are not listed.
 
@@ -168,14 +169,14 @@ class COCOReader(Reader):
                     fault = (
                         f"{self._describe(index, row)}: {short} polygons of fewer than 3 points are left out"
                     )
-                    yield self.annotation_file, fault, False
+                    yield Fault(self.annotation_file, fault, False, "check that this is intended")
             return
         boxes = self._boxes[rows]
         for place in np.flatnonzero((boxes[:, 2:] <= 0).any(axis=1)):
             x, y, width, height = (f"{value:.6g}" for value in boxes[place])
             described = self._describe(index, rows.start + int(place))
             fault = f"{described}: degenerate box x={x} y={y} width={width} height={height} as written"
-            yield self.annotation_file, fault, False
+            yield Fault(self.annotation_file, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
 
     def _find_annotation_file(self, split: str, given: Path | str | None) -> Path:
         if given is not None:
@@ -332,7 +333,8 @@ class COCOReader(Reader):
 
     def _note(self, fault: str, fatal: bool) -> None:
         if len(self._faults) < _MOST_FAULTS:
-            self._faults.append((self.annotation_file, fault, fatal))
+            remedy = "fix the annotation" if fatal else "check that this is intended"
+            self._faults.append(Fault(self.annotation_file, fault, fatal, remedy))
 
     def _rows(self, index: int) -> slice:
         return slice(int(self._starts[index]), int(self._starts[index + 1]))

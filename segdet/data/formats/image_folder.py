@@ -1,31 +1,26 @@
-"""A folder of ordinary images, to predict on."""
-
-from __future__ import annotations
+"""Read a folder of images without annotations, to predict on."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from segdet.data.datamodule import DataModule, Subset
 from segdet.data.formats.reader import Reader
-from segdet.data.sample import Objects, Task
+from segdet.data.images import SUFFIXES
+from segdet.data.sample import Objects, TaskName
 from segdet.util.errors import UserError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class FolderReader(Reader):
-    """The images of a folder and its subfolders, in the order of their paths, without annotations.
+    """The images of a folder and its subfolders, sorted by path, without annotations.
 
-    Hidden files and folders are passed over: macOS puts a ``._a.jpg``, which is no image, beside ``a.jpg``.
+    Hidden files and folders are skipped: macOS stores a ``._a.jpg``, which is not an image, beside ``a.jpg``.
 
     Args:
         root: The folder.
-        class_names: What the network that predicts on them can say.
+        class_names: Class names of the model that predicts on the images.
 
     Raises:
-        UserError: If the folder is missing or holds no image.
+        UserError: If the folder is missing or has no images.
     """
 
     annotated = False
@@ -44,7 +39,7 @@ class FolderReader(Reader):
         )
         if not self.paths:
             raise UserError(
-                f"{root}: no image in this folder; give one that holds {', '.join(sorted(SUFFIXES))}"
+                f"{root}: no image in this folder; give one with {', '.join(sorted(SUFFIXES))} files"
             )
         self.class_names = self.mask_names = class_names
         self.category_ids = list(range(1, len(class_names) + 1))
@@ -67,27 +62,5 @@ class FolderReader(Reader):
     def mask(self, index: int) -> np.ndarray:
         raise NotImplementedError("a folder of images has no masks")
 
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+    def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         return []
-
-
-class ImageFolder(DataModule):
-    """A folder of ordinary images, for `segdet predict`. Photographs are turned upright as their EXIF says.
-
-    Args:
-        root: The folder; its subfolders are searched too.
-        class_names: The classes of the network; taken from the checkpoint when null.
-        kwargs: As for `DataModule`.
-    """
-
-    def __init__(self, root: str | Path, class_names: list[str] | None = None, **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
-        self.given_class_names = class_names
-
-    def open_reader(self, subset: Subset) -> FolderReader:
-        if self.given_class_names is None:
-            raise UserError(
-                f"{self.root}: a folder of images names no classes; give --ckpt_path, which knows them, or "
-                "--data.class_names"
-            )
-        return FolderReader(self.root, self.given_class_names)

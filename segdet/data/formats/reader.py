@@ -1,7 +1,6 @@
-"""What a dataset format has to say of its files: the one interface between formats and tasks.
+"""The interface between dataset formats and tasks.
 
-A reader knows a format and no task; `segdet.data.dataset.TaskDataset` knows the tasks and no format.
-Three readers and three tasks therefore make nine combinations without nine classes.
+A reader knows its format but no task; `segdet.data.dataset.TaskDataset` knows the tasks but no format.
 """
 
 import copy
@@ -15,22 +14,23 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from segdet.data.sample import Objects, Task
+from segdet.data.faults import Fault
+from segdet.data.sample import Objects, TaskName
 from segdet.util.cores import usable_cores
 from segdet.util.errors import UserError
 
 
 class Reader(ABC):
-    """The annotated images of one split of one dataset.
+    """The annotated images of one split of a dataset.
 
     Attributes:
-        class_names: The names of the object classes, label 1 first.
-        mask_names: The names of the mask values 0..C-1 (with ``background`` first where the format has
-            one; Cityscapes has none).
-        category_ids: The format's own id of each object class, which results files are written with.
-        annotated: False for plain images, which only prediction can use.
-        states_classes: Whether the classes and their ids are the dataset's own; else they are those of the network.
-        palette_masks: Whether the format's own mask files have VOC's palette; plain grayscale if not.
+        class_names: Names of the object classes, label 1 first.
+        mask_names: Names of the mask values 0..C-1, with ``background`` first if the format has one (Cityscapes has
+            none).
+        category_ids: The format's own id of each object class, as written to results files.
+        annotated: False for images without annotations, which can only be predicted on.
+        states_classes: Whether classes and ids come from the dataset. If not, they are those of the model.
+        palette_masks: Whether the format's mask files have VOC's palette; if not, they are plain grayscale.
     """
 
     annotated: bool = True
@@ -43,32 +43,32 @@ class Reader(ABC):
 
     @property
     def mask_values(self) -> list[int]:
-        """The value that the format's own mask files have for each of `mask_names`."""
+        """The value in the format's mask files of each of `mask_names`."""
         return list(range(len(self.mask_names)))
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of images, those without any object included."""
+        """Return the number of images, including those without objects."""
 
     @abstractmethod
     def image_path(self, index: int) -> Path:
-        """The file of image ``index``."""
+        """Return the file of image ``index``."""
 
     def upright(self, index: int) -> bool:
-        """Whether the image is turned as its EXIF says in any case, since no annotation states its size."""
+        """Return whether to apply the EXIF rotation unconditionally, because no annotation states the image size."""
         return False
 
     def image_id(self, index: int) -> int:
-        """The id of image ``index`` in results files: its position counted from 1, unless the format has ids."""
+        """Return the id of image ``index`` in results files: ``index + 1``, unless the format has its own ids."""
         return index + 1
 
     @abstractmethod
     def declared_size(self, index: int) -> tuple[int, int] | None:
-        """``(height, width)`` as the annotation states it, or None where it does not."""
+        """Return the ``(height, width)`` that the annotation states, or None."""
 
     @abstractmethod
     def objects(self, index: int) -> Objects:
-        """The objects of image ``index``, as annotated.
+        """Return the objects of image ``index``, as annotated.
 
         Raises:
             BadSample: If the annotation is missing or cannot be read.
@@ -76,61 +76,66 @@ class Reader(ABC):
 
     @abstractmethod
     def mask(self, index: int) -> np.ndarray:
-        """The class of every pixel of image ``index``: uint8 ``[H, W]``, 0..C-1 and 255 to ignore.
+        """Return the class of each pixel of image ``index``: uint8 ``[H, W]``, 0..C-1, 255 = ignore.
 
         Raises:
-            BadSample: If the mask is missing, torn or holds a value that is no class.
+            BadSample: If the mask is missing, corrupt, or has a value that is not a class.
         """
 
     @abstractmethod
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:
-        """The annotation files that ``task`` reads for image ``index`` (for fingerprints and messages)."""
+    def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
+        """Return the annotation files that ``task`` reads for image ``index``, for fingerprints and messages."""
 
-    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
-        """What only this format can find wrong with sample ``index``: ``(file, fault, fatal)`` each."""
+    def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
+        """Yield the faults of sample ``index`` that only this format can detect.
+
+        Faults that `objects`, `mask` or reading the image raise are not repeated here.
+        """
         return iter(())
 
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def for_each_sample(
     reader: Reader,
-    look: Callable[[Reader, int], Found],
-    doing: str,
+    function: Callable[[Reader, int], Result],
+    description: str,
     workers: int | None = None,
     indices: Sequence[int] | None = None,
     delay: float = 0.5,
-) -> list[Found]:
-    """What ``look`` finds of every sample of a reader, in order, in parallel, with a progress bar.
+) -> list[Result]:
+    """Call ``function(reader, index)`` for the samples of a reader in several threads, with a progress bar.
 
     Args:
-        reader: The split.
-        look: Is given a reader and an index.
-        doing: What the progress bar says.
-        workers: Threads; by default as many as there are cores, at most 16.
-        indices: The samples to look at; all by default.
-        delay: Seconds after which the progress bar shows.
+        reader: The reader. Each thread uses its own copy, because a reader may cache the file it read last.
+        function: The function to call.
+        description: Label of the progress bar.
+        workers: Threads; by default one per core, at most 16.
+        indices: The samples; all by default.
+        delay: Seconds before the progress bar appears.
+
+    Returns:
+        The results in the order of the samples.
     """
     chosen = range(len(reader)) if indices is None else indices
-    # Each thread has its own copy, since a reader may remember the file that it read last.
-    own = threading.local()
+    local = threading.local()
 
-    def look_at(index: int) -> Found:
-        if not hasattr(own, "reader"):
-            own.reader = copy.copy(reader)
-        return look(own.reader, index)
+    def call(index: int) -> Result:
+        if not hasattr(local, "reader"):
+            local.reader = copy.copy(reader)
+        return function(local.reader, index)
 
     with ThreadPoolExecutor(workers or min(16, usable_cores())) as pool:
-        found = pool.map(look_at, chosen)
-        return list(tqdm(found, doing, len(chosen), unit=" images", delay=delay))
+        results = pool.map(call, chosen)
+        return list(tqdm(results, description, len(chosen), unit=" images", delay=delay))
 
 
 def names_from(file: Path | str, root: Path) -> list[str]:
-    """The names in a text file, one on each line; it is looked for in ``root`` first.
+    """Read class names from a text file, one per line; a relative path is looked up in ``root`` first.
 
     Raises:
-        UserError: If the file cannot be read, names nothing, or names something twice.
+        UserError: If the file cannot be read, is empty, or has a name twice.
     """
     inside = root / file
     path = inside if inside.is_file() else Path(file)
@@ -138,15 +143,41 @@ def names_from(file: Path | str, root: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file of class names; give a list such as [cat, dog], or a file that is there"
+            f"{path}: no such file of class names; give a list such as [cat, dog], or an existing file"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as class names ({error}); save it as UTF-8 text") from None
     return checked_names([line.strip() for line in lines if line.strip()], str(path))
 
 
+def class_names_from(argument: str | None, root: Path) -> list[str] | None:
+    """Return the class names in a command-line argument: ``a,b,c`` or a text file (see `names_from`).
+
+    Raises:
+        UserError: See `names_from`.
+    """
+    if argument is None:
+        return None
+    if (
+        (root / argument).is_file()
+        or Path(argument).is_file()
+        or "/" in argument
+        or argument.endswith(".txt")
+    ):
+        return names_from(argument, root)
+    return checked_names([name.strip() for name in argument.split(",") if name.strip()], "--class_names")
+
+
 def checked_names(names: list[str], origin: str) -> list[str]:
-    """``names`` as they are; a `UserError` that says ``origin`` where there are none, or one is there twice."""
+    """Return ``names`` if there is at least one and none is repeated.
+
+    Args:
+        names: Class names.
+        origin: The file or option they come from, for the error message.
+
+    Raises:
+        UserError: Otherwise.
+    """
     if not names:
         raise UserError(f"{origin}: no class is named; write one name for each class")
     repeated = sorted({name for name in names if names.count(name) > 1})

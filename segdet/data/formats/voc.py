@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, checked_names, names_from
 from segdet.data.images import read_mask
-from segdet.data.sample import IGNORE, Objects, Task
-from segdet.util.errors import BadSample, UserError
+from segdet.data.sample import IGNORE, Objects, TaskName
+from segdet.util.errors import BadSample, MissingFile, UserError
 from segdet.util.suggest import closest
 
 VOC_CLASSES = [
@@ -80,7 +81,7 @@ class VOCReader(Reader):
         self,
         root: Path | str,
         sets: Sequence[str],
-        task: Task,
+        task: TaskName,
         class_names: Sequence[str] | Path | str | None = None,
         ignore_index: int = IGNORE,
         known: Sequence[str] | None = None,
@@ -163,12 +164,8 @@ class VOCReader(Reader):
         path = self._mask_path(index)
         try:
             values = read_mask(path)
-        except BadSample as error:
-            if error.fault == "no such file":
-                raise BadSample(
-                    path, "no such mask", "put it there or take its name out of the split list"
-                ) from None
-            raise
+        except MissingFile:
+            raise MissingFile(path, "no such mask", "add it or remove its name from the split list") from None
         lookup, valid = self._lookup
         if not cv2.LUT(values, valid).all():
             wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
@@ -179,18 +176,21 @@ class VOCReader(Reader):
             )
         return cv2.LUT(values, lookup)
 
-    def annotation_paths(self, index: int, task: Task) -> list[Path]:
+    def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         """The XML file for boxes, the PNG for masks."""
         return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
 
-    def faults(self, index: int, task: Task) -> Iterator[tuple[Path, str, bool]]:
+    def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Degenerate boxes with their numbers as written, and images that the split lists twice.
 
         What `objects`, `mask` or reading the image raise is not repeated here.
         """
         member = self._members[index]
         if self._first_place[member] != index:
-            yield self.image_path(index), "is listed twice in the split", False
+            fault = "is listed twice in the split"
+            yield Fault(
+                self.image_path(index), fault, False, "check that this is intended", kind=FaultKind.SPLIT
+            )
         if task == "segmentation":
             return
         path = self._xml_path(index)
@@ -201,12 +201,11 @@ class VOCReader(Reader):
         _, degenerate = _half_open(annotation.raw)
         for row in np.flatnonzero(degenerate):
             xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
-            yield (
-                path,
+            fault = (
                 f"degenerate box of class {annotation.names[row]}: "
-                f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written",
-                False,
+                f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written"
             )
+            yield Fault(path, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
 
     @cached_property
     def _first_place(self) -> dict[_Member, int]:
@@ -348,8 +347,8 @@ def _read_xml(path: Path) -> _Annotation:
     try:
         tree = ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
-        raise BadSample(
-            path, "no such annotation", "put it there or take its name out of the split list"
+        raise MissingFile(
+            path, "no such annotation", "add it or remove its name from the split list"
         ) from None
     except OSError as error:
         raise BadSample(path, f"cannot be read ({error.strerror or error})") from None

@@ -26,7 +26,7 @@ from segdet.util.errors import UserError
 from segdet.util.files import create_folder_atomically
 
 if TYPE_CHECKING:
-    from segdet.data.shapes.generator import Scene
+    from segdet.data.shapes.scenes import Scene
 
 COCO_CATEGORY_IDS: list[int] = [1, 3, 4, 7, 9, 13, 14, 18]
 """The category ids of classes 1, 2, ...: with gaps, as COCO's own have."""

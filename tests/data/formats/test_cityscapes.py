@@ -48,7 +48,8 @@ def test_label_ids_become_train_ids(tmp_path):
     path = tmp_path / "gtFine/val/aachen" / f"{STEM}_gtFine_labelIds.png"
     assert reader.annotation_paths(0, "segmentation") == [path]
     fault = "value 40, 255 is none of Cityscapes' labels and is ignored"
-    assert list(reader.faults(0, "segmentation")) == [(path, fault, False)]
+    (found,) = reader.faults(0, "segmentation")
+    assert (found.path, found.fault, found.fatal) == (path, fault, False)
 
 
 def test_objects_groups_and_what_is_neither(tmp_path):
@@ -90,7 +91,7 @@ def test_boxes_equal_a_search_by_hand(tmp_path):
     for value, box, area in zip([27, 24000, 24001, 26003, 33017], objects.boxes, objects.area, strict=True):
         y, x = np.nonzero(values == value)
         assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1] and area == len(x)
-    assert [fault for _, fault, _ in reader.faults(0, "detection")] == [
+    assert [fault.fault for fault in reader.faults(0, "detection")] == [
         "value 65000 is none of Cityscapes' labels and is ignored"
     ]
 

@@ -10,7 +10,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from segdet.data.formats.coco import COCOReader
-from segdet.data.formats.detect import coco_files, find_dataset
+from segdet.data.formats.detect import find_dataset
+from segdet.data.formats.splits import coco_files
 from segdet.util.errors import BadSample, UserError
 
 H, W = 20, 30
@@ -135,9 +136,9 @@ def test_several_polygons_are_one_object(tmp_path):
     reader = read(tmp_path, annotation(3, segmentation=parts), task="segmentation")
     mask = reader.mask(0)
     assert mask.sum() == 50 and mask[12, 12] == 1 and mask[3, 3] == 1
-    (path, fault, fatal), = reader.faults(0, "segmentation")  # fmt: skip
-    assert path == reader.annotation_file and not fatal
-    assert fault == "annotation 3 of a.jpg: 1 polygons of fewer than 3 points are left out"
+    (fault,) = reader.faults(0, "segmentation")
+    assert fault.path == reader.annotation_file and not fault.fatal
+    assert fault.fault == "annotation 3 of a.jpg: 1 polygons of fewer than 3 points are left out"
 
 
 @pytest.mark.parametrize(
@@ -189,12 +190,12 @@ def test_faults(tmp_path):
     images = [image(), image(8, "b.jpg"), image(8, "c.jpg")]
     entries = [annotation(1), annotation(1, 8, bbox=[3, 4, 0, 2.5]), annotation(2, 99), annotation(3, 99)]
     reader = read(tmp_path, *entries, images=images)
-    assert [(fault, fatal) for _, fault, fatal in reader.faults(0, "detection")] == [
+    assert [(fault.fault, fault.fatal) for fault in reader.faults(0, "detection")] == [
         ("image id 8 is given to b.jpg and to c.jpg", True),
         ("2 annotations refer to the image id 99, which is not among the images", False),
         ("2 annotations have the id 1", False),
     ]
-    assert [fault for _, fault, _ in reader.faults(1, "detection")] == [
+    assert [fault.fault for fault in reader.faults(1, "detection")] == [
         "annotation 1 of b.jpg: degenerate box x=3 y=4 width=0 height=2.5 as written"
     ]
     box = reader.objects(1).boxes[0]

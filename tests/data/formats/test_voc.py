@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdet.data.formats.detect import list_splits
+from segdet.data.faults import FaultKind
+from segdet.data.formats.splits import list_splits
 from segdet.data.formats.voc import VOC_CLASSES, VOCReader
 from segdet.util.errors import BadSample, UserError
 
@@ -64,8 +65,9 @@ def test_boxes_written_degenerate_come_out_degenerate(tmp_path):
     assert ((width <= 0) | (height <= 0)).tolist() == [True, True, True, True, False]
     assert objects.area.tolist() == [0, 0, 0, 0, 2 * 5]
     faults = list(reader.faults(0, "detection"))
-    assert len(faults) == 4 and all(path == tmp_path / "Annotations/a.xml" for path, _, _ in faults)
-    assert faults[3][1:] == ("degenerate box of class cat: xmin=5.5 ymin=5 xmax=5 ymax=9 as written", False)
+    assert len(faults) == 4 and all(fault.path == tmp_path / "Annotations/a.xml" for fault in faults)
+    assert faults[3].fault == "degenerate box of class cat: xmin=5.5 ymin=5 xmax=5 ymax=9 as written"
+    assert faults[3].kind is FaultKind.DEGENERATE and not faults[3].fatal
     assert list(reader.faults(0, "segmentation")) == []
 
 
@@ -254,7 +256,7 @@ def test_an_image_listed_twice_is_a_fault(tmp_path):
     write_list(tmp_path, "train", "a\na\n")
     reader = VOCReader(tmp_path, ["train"], "detection")
     assert list(reader.faults(0, "detection")) == []
-    assert [fault for _, fault, _ in reader.faults(1, "detection")] == ["is listed twice in the split"]
+    assert [fault.fault for fault in reader.faults(1, "detection")] == ["is listed twice in the split"]
 
 
 def masked(folder: Path, values, mode="P", **options) -> VOCReader:
@@ -327,8 +329,8 @@ def test_bccd(real_data):
     assert len(reader) == 364 and reader.class_names == ["Platelets", "RBC", "WBC"]
     assert sum(len(reader.objects(index)) for index in range(len(reader))) == 4888
     faults = [fault for index in range(len(reader)) for fault in reader.faults(index, "detection")]
-    assert sorted(path.stem for path, _, _ in faults) == ["BloodImage_00338", "BloodImage_00343"]
-    assert all(fault.startswith("degenerate box of class RBC") for _, fault, _ in faults)
+    assert sorted(fault.path.stem for fault in faults) == ["BloodImage_00338", "BloodImage_00343"]
+    assert all(fault.fault.startswith("degenerate box of class RBC") for fault in faults)
     assert reader.image_path(0).is_file() and reader.declared_size(0) == (480, 640)
     localization = VOCReader(real_data / "bccd", ["train"], "localization")
     assert len(localization) == 205 and localization.class_names == reader.class_names

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdet.cli.data.check import main
+from segdet.cli.data.stats import main as stats_main
 from segdet.data.cleaning import clean_objects, clip_boxes, usable
-from segdet.data.formats.detect import find_dataset, guess_format, list_splits, open_readers
-from segdet.data.inspect.check import Fault, check, main
-from segdet.data.inspect.stats import main as stats_main
+from segdet.data.faults import Fault
+from segdet.data.formats.detect import find_dataset, guess_format, open_readers
+from segdet.data.formats.splits import list_splits
+from segdet.data.inspect.check import check
 from segdet.data.sample import Objects
 from segdet.util.errors import UserError
 
@@ -57,14 +60,14 @@ def test_each_box_that_is_dropped_is_named():
     kept, dropped = clean_objects(given, (48, 64), ["RBC"])
     assert kept.boxes.tolist() == [[0, 0, 64, 48]]
     assert kept.area.tolist() == [5]
-    assert dropped == [
+    assert [str(box) for box in dropped] == [
         "box 5,5,5,9 of class RBC is degenerate",
         "box 7,9,8,4 of class RBC is degenerate",
         "box 70,0,80,9 of class RBC lies outside the image of 64x48",
         "box nan,0,1,1 of class RBC is not finite",
     ]
     assert usable(given, (48, 64)).tolist() == [False, False, False, False, True]
-    assert clean_objects(given, (48, 64))[1][0] == "box 5,5,5,9 of class 1 is degenerate"
+    assert str(clean_objects(given, (48, 64))[1][0]) == "box 5,5,5,9 of class 1 is degenerate"
 
 
 def test_no_objects_stay_no_objects():
@@ -103,7 +106,7 @@ def test_a_missing_image_that_a_split_names(voc_folder, capsys, task):
     status, line = only_line(capsys, voc_folder, "--task", task)
     assert status == 1
     assert line.startswith(
-        f"fatal    {voc_folder / 'JPEGImages/a.jpg'}: no such file; put it there or take it out of the split"
+        f"fatal    {voc_folder / 'JPEGImages/a.jpg'}: no such file; add it or remove it from the split"
     )
 
 
@@ -486,8 +489,8 @@ def test_a_class_that_is_none_is_noted(voc_folder, capsys):
     status, note = only_line(capsys, *arguments)
     assert status == 0
     assert note == (
-        f"note     {voc_folder}: the mask value 3 is called 'Void' and counts as a class like any other; "
-        "give --ignore_index 3, and --data.ignore_index 3 to fit, if it is none"
+        f"note     {voc_folder}: the mask value 3 is named 'Void' but is a class like any other; "
+        "to ignore it, give --ignore_index 3 here and --data.ignore_index 3 to fit"
     )
     assert len(run(capsys, *arguments, "--ignore_index", 3)[1]) == 1
 

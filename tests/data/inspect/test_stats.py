@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdet.cli.data.stats import main
 from segdet.data.formats.detect import open_readers
-from segdet.data.inspect.stats import describe, main, measure
+from segdet.data.inspect.stats import describe, measure
 
 # pycocotools' compiled part is older than NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

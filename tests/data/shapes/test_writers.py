@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from segdet.data.formats.cityscapes import CityscapesReader
 from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.voc import VOCReader
-from segdet.data.shapes.generator import SHAPES_CLASSES, Scene, Scenes
+from segdet.data.shapes.scenes import SHAPES_CLASSES, Scene, Scenes
 from segdet.data.shapes.writers import (
     CITYSCAPES_THINGS,
     COCO_CATEGORY_IDS,

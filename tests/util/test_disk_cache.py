@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdet.data import result_cache as cache
+from segdet.util import disk_cache as cache
 
 
 @pytest.fixture(autouse=True)

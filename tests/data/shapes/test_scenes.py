@@ -4,7 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from segdet.data.shapes.generator import MIN_VISIBLE, SHAPES_CLASSES, Scenes, draw_scene, make_shapes
+from segdet.data.shapes import make
+from segdet.data.shapes.make import make_shapes
+from segdet.data.shapes.scenes import MIN_VISIBLE, SHAPES_CLASSES, Scenes, draw_scene
 from segdet.util.errors import UserError
 
 
@@ -185,17 +187,15 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_another_process_was_faster(tmp_path, monkeypatch):
-    from segdet.data.shapes import generator as shapes
-
     root = tmp_path / "shapes"
     kwargs = {"train": 1, "val": 0, "test": 0, "progress": False}
 
     def slow(*args, **options):
         monkeypatch.undo()
         make_shapes(root, **kwargs)
-        return shapes._WRITERS["voc"](*args, **options)
+        return make._WRITERS["voc"](*args, **options)
 
-    monkeypatch.setattr(shapes, "_WRITERS", {"voc": slow})
+    monkeypatch.setattr(make, "_WRITERS", {"voc": slow})
     assert make_shapes(root, **kwargs) == root
 
 

@@ -1,0 +1,114 @@
+"""Argument parsing shared by the commands that use argparse: `segdet data ...` and `segdet proposals`.
+
+Nothing here imports torch, so that ``--help`` and mistakes in arguments are fast.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from segdet.data.formats.detect import FORMATS, TASKS, Dataset, find_dataset
+from segdet.util.errors import UserError
+from segdet.util.suggest import closest
+
+if TYPE_CHECKING:
+    from segdet.data.sample import TaskName
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and one line, which suggests the closest option if an option is unknown."""
+        unknown = re.match(r"unrecognized arguments: (--?\w[^\s=]*)", message)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = [option for option in options if option.startswith(unknown[1]) and len(unknown[1]) > 2]
+            suggestion = near[0] if near else closest(unknown[1], options)
+            if suggestion:
+                message += f"; did you mean {suggestion}?"
+                self.exit(2, f"{self.prog}: {message} see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def add_dataset_arguments(self) -> None:
+        """Add the arguments that select a dataset, its task and splits; see `dataset_from`."""
+        self.add_argument("root", type=Path, help="folder of the dataset")
+        self.add_argument("--format", choices=FORMATS, help="default: detected from the folder")
+        self.add_argument(
+            "--task", choices=TASKS, help="default: detection if there are boxes, else segmentation"
+        )
+        self.add_argument(
+            "--split", nargs="+", metavar="SPLIT", help="default: all splits; 2007/train for a year of VOC"
+        )
+        self.add_argument(
+            "--class_names", metavar="A,B,C|FILE", help="class names, or a text file with one name per line"
+        )
+        self.add_argument("--ignore_index", type=int, help="mask value to ignore besides 255 (VOC only)")
+
+
+def dataset_from(arguments: argparse.Namespace) -> Dataset:
+    """Return the dataset that the arguments of `CommandParser.add_dataset_arguments` select.
+
+    Raises:
+        UserError: If there is no such dataset.
+    """
+    from segdet.data.formats.reader import class_names_from
+
+    return find_dataset(
+        arguments.root,
+        arguments.format,
+        cast("TaskName | None", arguments.task),
+        arguments.split,
+        class_names_from(arguments.class_names, arguments.root),
+        arguments.ignore_index,
+    )
+
+
+def check_least(arguments: argparse.Namespace, **least: int) -> None:
+    """Raise `UserError` if an argument is below its least value; None is allowed."""
+    for name, limit in least.items():
+        value = getattr(arguments, name)
+        if value is not None and value < limit:
+            raise UserError(f"--{name} {value}: must be {limit} or more")
+
+
+def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Check that an output file can be written, before any work is done.
+
+    Raises:
+        UserError: If the suffix is not one of ``suffixes`` (where some are given), or the file cannot be written.
+    """
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path}: must end in {' or '.join(suffixes)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); give another file") from None
+
+
+def run_command(
+    parser: CommandParser, argv: Sequence[str] | None, command: Callable[[argparse.Namespace], int]
+) -> int:
+    """Parse ``argv``, run ``command`` and return its exit status; a `UserError` is printed as one line, status 2."""
+    arguments = parser.parse_args(argv)
+    try:
+        return command(arguments)
+    except UserError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as head, has ended
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,198 @@
+"""LightningDataModules, one per dataset format, each for every task."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from segdet.data.datamodule import DataModule, Subset
+from segdet.data.formats.cityscapes import CityscapesReader
+from segdet.data.formats.coco import COCOReader
+from segdet.data.formats.image_folder import FolderReader
+from segdet.data.formats.reader import Reader
+from segdet.data.formats.voc import VOCReader
+from segdet.data.shapes.make import make_shapes
+from segdet.util.errors import UserError, check_choice
+
+
+class VOCDataModule(DataModule):
+    """Pascal VOC 2007 and 2012, and any folder of that format.
+
+    Args:
+        root: Folder that contains ``JPEGImages``, or ``VOC2007`` and the like.
+        train: Image sets to train on: ``train`` for a folder with ``JPEGImages``, ``2007/trainval`` and
+            ``2012/trainval`` for VOC's years.
+        val: Image sets to validate on.
+        test: Image sets to test on; default: those of validation (VOC 2012's test annotations are secret).
+        class_names: Class names, or a text file with one name per line; default: see `VOCReader`.
+        ignore_index: Mask value to ignore, besides 255.
+        kwargs: Arguments of `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: list[str] = ["train"],  # noqa: B006  read only; jsonargparse shows it as the default
+        val: list[str] = ["val"],  # noqa: B006
+        test: list[str] | None = None,
+        class_names: list[str] | str | None = None,
+        ignore_index: int = 255,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
+        self.given_class_names = class_names
+        if not 0 <= ignore_index <= 255:
+            raise UserError(
+                f"--data.ignore_index {ignore_index}: mask values are 0 to 255; give one of these"
+            )
+        self.ignore_index = ignore_index
+
+    def open_reader(self, subset: Subset) -> VOCReader:
+        known = None if self.known is None else self.known.names
+        _refuse_masks(self.root, self.masks)
+        return VOCReader(
+            self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known
+        )
+
+
+class COCODataModule(DataModule):
+    """COCO, and any folder of that format.
+
+    Args:
+        root: Folder that contains ``annotations/instances_<split>.json`` (or ``annotations/<split>.json``, or
+            Roboflow's ``<split>/_annotations.coco.json``) and a folder ``<split>`` of images.
+        train: Split to train on.
+        val: Split to validate on.
+        test: Split to test on; default: the validation split (COCO's test annotations are secret).
+        class_names: Categories to use, or a text file with one per line; default: all.
+        kwargs: Arguments of `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: str = "train2017",
+        val: str = "val2017",
+        test: str | None = None,
+        class_names: list[str] | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.splits = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
+        self.given_class_names = class_names
+
+    def open_reader(self, subset: Subset) -> COCOReader:
+        return COCOReader(
+            self.root, self.splits[subset], self.task, class_names=self.given_class_names, masks=self.masks
+        )
+
+
+class CityscapesDataModule(DataModule):
+    """Cityscapes: street scenes with 19 classes of pixels and 8 classes of objects.
+
+    Args:
+        root: Folder that contains ``leftImg8bit`` and ``gtFine``.
+        train: Split to train on.
+        val: Split to validate on.
+        test: Split to test on; default: the validation split (Cityscapes' test annotations are secret).
+        kwargs: Arguments of `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: str = "train",
+        val: str = "val",
+        test: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.splits = {"train": train, "val": val, "test": test or val}
+        self.test_is_val = not test
+
+    def open_reader(self, subset: Subset) -> CityscapesReader:
+        return CityscapesReader(self.root, self.splits[subset], self.task, self.masks)
+
+
+class ShapesDataModule(DataModule):
+    """The synthetic Shapes dataset, generated on first use and read as a VOC, COCO or Cityscapes folder.
+
+    Args:
+        root: Folder to create, or an existing one with the same settings.
+        format: Format in which it is written and read.
+        num_train: Number of training images.
+        num_val: Number of validation images.
+        num_test: Number of test images.
+        image_size: ``[height, width]`` of the images.
+        data_seed: Seed of the scenes.
+        kwargs: Arguments of `DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "data/shapes",
+        format: Literal["voc", "coco", "cityscapes"] = "voc",
+        num_train: int = 4000,
+        num_val: int = 400,
+        num_test: int = 400,
+        image_size: tuple[int, int] = (128, 128),
+        data_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        check_choice("--data.format", format, Literal["voc", "coco", "cityscapes"])
+        self.format = format
+        self.counts = (num_train, num_val, num_test)
+        self.image_size = (image_size[0], image_size[1])
+        self.data_seed = data_seed
+
+    def prepare_data(self) -> None:
+        """Generate the folder if it does not exist."""
+        self._make()
+        super().prepare_data()
+
+    def _make(self) -> None:
+        train, val, test = self.counts
+        make_shapes(
+            self.root, self.format, train=train, val=val, test=test, size=self.image_size, seed=self.data_seed
+        )
+
+    def open_reader(self, subset: Subset) -> Reader:
+        self._make()
+        if self.format == "voc":
+            _refuse_masks(self.root, self.masks)
+            return VOCReader(self.root, [subset], self.task)
+        if self.format == "coco":
+            return COCOReader(self.root, f"{subset}2017", self.task, masks=self.masks)
+        return CityscapesReader(self.root, subset, self.task, self.masks)
+
+
+class ImageFolder(DataModule):
+    """A folder of images without annotations, for `segdet predict`. The EXIF rotation is applied.
+
+    Args:
+        root: The folder; subfolders are included.
+        class_names: Class names of the model; default: those in the checkpoint.
+        kwargs: Arguments of `DataModule`.
+    """
+
+    def __init__(self, root: str | Path, class_names: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(root, **kwargs)
+        self.given_class_names = class_names
+
+    def open_reader(self, subset: Subset) -> FolderReader:
+        if self.given_class_names is None:
+            raise UserError(
+                f"{self.root}: a folder of images has no class names; give --ckpt_path, whose checkpoint has them, or "
+                "--data.class_names"
+            )
+        return FolderReader(self.root, self.given_class_names)
+
+
+def _refuse_masks(root: Path, masks: bool) -> None:
+    if masks:
+        raise UserError(
+            f"{root}: --data.masks true: VOC's format has no masks of objects; use a COCO or Cityscapes folder "
+            "(Shapes: --data.format coco)"
+        )

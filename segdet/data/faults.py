@@ -1,0 +1,80 @@
+"""Faults of a dataset: the file, what is wrong with it, how severe it is and how to fix it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from segdet.util.errors import BadSample
+
+
+class FaultKind(StrEnum):
+    """The kind of a fault."""
+
+    UNREADABLE = "unreadable"
+    """The file is missing or corrupt, or its content is invalid."""
+    PIXEL_FORMAT = "pixel_format"
+    """The image is not 8-bit RGB, or has an EXIF rotation."""
+    SIZE = "size"
+    """Image and annotation differ in size."""
+    NOT_FINITE = "not_finite"
+    """A coordinate of a box is NaN or infinite."""
+    DEGENERATE = "degenerate"
+    """A box has no width or no height."""
+    OUTSIDE = "outside"
+    """A box lies outside the image."""
+    CLIPPED = "clipped"
+    """A part of a box lies outside the image."""
+    ANNOTATION = "annotation"
+    """Another fault of an annotation, such as a repeated id or an unknown mask value."""
+    SPLIT = "split"
+    """An image is in several splits, in none, or twice in one."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a dataset.
+
+    Attributes:
+        path: The file at fault.
+        fault: What is wrong.
+        fatal: Whether the sample cannot be used, so that training stops on it.
+        remedy: How to fix it or, if it is not fatal, how it is handled.
+        note: True for information about the dataset that is not a fault.
+        kind: The kind of the fault.
+    """
+
+    path: Path
+    fault: str
+    fatal: bool
+    remedy: str
+    note: bool = False
+    kind: FaultKind = FaultKind.ANNOTATION
+
+    @classmethod
+    def of(cls, error: BadSample) -> "Fault":
+        """Return the fatal fault that ``error`` describes."""
+        return cls(error.path, error.fault, True, error.remedy, kind=FaultKind.UNREADABLE)
+
+    @property
+    def severity(self) -> str:
+        """``fatal``, ``warning`` or ``note``."""
+        return "fatal" if self.fatal else "note" if self.note else "warning"
+
+    def __str__(self) -> str:
+        return f"{self.severity:<8} {self.path}: {self.fault}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class DroppedBox:
+    """A box that is neither trained on nor scored.
+
+    Attributes:
+        kind: `FaultKind.NOT_FINITE`, `FaultKind.DEGENERATE` or `FaultKind.OUTSIDE`.
+        description: The box, its class and the reason.
+    """
+
+    kind: FaultKind
+    description: str
+
+    def __str__(self) -> str:
+        return self.description

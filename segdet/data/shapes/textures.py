@@ -1,0 +1,76 @@
+"""Random textures and colours of backgrounds and shapes, in integer arithmetic."""
+
+import numpy as np
+
+from segdet.data.shapes.forms import COS, ONE, SIN, TURN
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
+    """Value noise, int32 ``[H, W]`` 0..255: random knots ``cell`` pixels apart, bilinear between."""
+    knots = rng.integers(0, 256, (height // cell + 2, width // cell + 2), dtype=np.uint8).astype(np.int32)
+    y, x = np.arange(height), np.arange(width)
+    fy, fx = (y % cell)[:, None], x % cell
+    lines = (knots[y // cell] * (cell - fy) + knots[y // cell + 1] * fy) // cell
+    return (lines[:, x // cell] * (cell - fx) + lines[:, x // cell + 1] * fx) // cell
+
+
+def texture_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A texture before it is coloured: uint8 ``[H, W]``, of a random kind, direction and grain."""
+    kind, angle = (
+        int(rng.integers(0, 13)),
+        int(rng.integers(0, TURN)),
+    )  # more than half are plain: kinds 6 to 12
+    cell = int(rng.choice([4, 6, 8, 12, 16, 24]))
+    rough = _noise(rng, height, width, cell)
+    if kind == 0:
+        return ((rough * 3 + _noise(rng, height, width, 3)) >> 2).astype(np.uint8)
+    if kind == 1:
+        octaves = [_noise(rng, height, width, size) for size in (32, 16, 8, 4)]
+        total = octaves[0] * 8 + octaves[1] * 4 + octaves[2] * 2 + octaves[3]
+        return np.clip((total // 15 - 128) * 3 // 2 + 128, 0, 255).astype(np.uint8)
+    y, x = np.arange(height)[:, None] * 16, np.arange(width) * 16
+    u, v = (x * COS[angle] + y * SIN[angle]) // ONE, (y * COS[angle] - x * SIN[angle]) // ONE
+    if kind == 2:
+        low, high = int(u.min()), int(u.max())
+        ramp = (u - low) * 255 // max(1, high - low)
+        return ((ramp * 7 + rough) >> 3).astype(np.uint8)
+    period = 16 * int(rng.integers(4, 15))
+    if kind == 3:
+        phase = (u + rough * period // 512) % period
+        return np.clip(np.abs(phase * 2 - period) * 510 // period - 128, 0, 255).astype(np.uint8)
+    if kind == 4:
+        tiles = (((u // period) + (v // period)) & 1) * 200
+        return (tiles + (rough * 55 >> 8)).astype(np.uint8)
+    if kind == 5:
+        du, dv = u % period - period // 2, v % period - period // 2
+        dots = np.where(du * du + dv * dv < (period * 3 // 10) ** 2, 200, 0)
+        return (dots + (rough * 55 >> 8)).astype(np.uint8)
+    return (96 + (rough >> 2)).astype(np.uint8)
+
+
+def random_palette(rng: np.random.Generator) -> np.ndarray:
+    """The colour of each field value, int32 ``[256, 3]``: from one random colour to a related one."""
+    light, *chroma = rng.integers([40, -80, -80, -80], [216, 81, 81, 81]).tolist()
+    grey = sum(chroma) // 3
+    reach = int(rng.choice([10, 20, 45]))
+    first = np.array([light + part - grey for part in chroma])
+    other = first + rng.integers(-reach, reach + 1, 3) + int(rng.choice([-1, 1])) * reach // 2
+    ends = np.clip([first, other], 8, 247)
+    step = np.arange(256)[:, None]
+    return ((ends[0] * (255 - step) + ends[1] * step) // 255).astype(np.int32)
+
+
+def contrasting_palette(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """A palette whose mean over the field values ``counts`` [256] is visibly not the colour ``ground``.
+
+    Any hue and either sign will do; after six tries the lightness is moved as far as needed.
+    """
+    total = max(1, int(counts.sum()))
+    for _ in range(6):
+        palette = random_palette(rng)
+        apart = counts @ palette // total - ground
+        if abs(int(apart.sum())) >= 110 and int(np.abs(apart).sum()) >= 160:
+            return palette
+    up = int(ground.sum()) < 384
+    shift = (160 - int(apart.sum())) // 3 if up else (-160 - int(apart.sum())) // 3
+    return np.clip(palette + np.int32(shift), 8, 247)
