@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from segdet.cli.main import main
-from segdet.data.datamodule import DataModule, ShapesDataModule
+from segdet.data import ShapesDataModule
+from segdet.data.datamodule import DataModule
 from segdet.data.transforms import ScaleJitter
 from segdet.segmentation.fcn import FCN
 from segdet.training.optim import Optimization
