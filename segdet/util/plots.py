@@ -25,12 +25,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 """File suffixes that `save_figure` accepts."""
 
 
-def new_figure(width: float, height: float, title: str = "", hspace: float = 0.03) -> "Figure":
+def new_figure(width: float, height: float, title: str = "") -> "Figure":
     """Create a figure of ``width`` x ``height`` inches with a title at the top left."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, wspace=0.03, hspace=hspace)
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, wspace=0.03, hspace=0.03)
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white", layout=layout)
     figure.suptitle(title, color=INK, fontsize=14, x=0.012, ha="left")
     return figure
