@@ -1,7 +1,7 @@
-"""The scores of each task: official, and the same over any number of processes.
+"""Official scores of each task, as torchmetrics metrics.
 
-Each is a torchmetrics metric: ``update`` per batch, ``compute`` once for the whole dataset, which gives
-``{name: float tensor}`` with the names that logs and reports use, without ``val/`` or ``test/``.
+``update`` takes a batch; ``compute`` returns ``{name: float tensor}`` for the whole dataset. Logs and reports use the
+same names after ``val/`` or ``test/``. The scores are the same for any number of processes.
 """
 
 from segdet.metrics.boundary import BoundaryScores

@@ -1,4 +1,4 @@
-"""What all our scores share: states that survive any number of processes, and named numbers as the result."""
+"""The base class of all scores: states that can be gathered from any number of processes, and named results."""
 
 from typing import Any
 
@@ -8,11 +8,10 @@ from torchmetrics import Metric
 
 
 class Scores(Metric):
-    """A set of scores over a whole dataset: ``update`` per batch, ``compute`` gives ``{name: float tensor}``.
+    """Scores of a whole dataset: ``update`` takes a batch, ``compute`` returns ``{name: float tensor}``.
 
-    The states of several processes are gathered once, in ``compute``; a process may have seen nothing at
-    all, and so may all of them, in which case every score is NaN. Scores whose value is undefined (a class
-    without any object) are NaN too, never 0 or -1.
+    ``compute`` gathers the states of all processes once. Any process may have received no sample. Undefined scores,
+    such as the AP of a class without an object, are NaN, never 0 or -1.
     """
 
     is_differentiable = False
@@ -21,37 +20,37 @@ class Scores(Metric):
 
     @property
     def update_called(self) -> bool:
-        """True even before the first update: a process without a sample is no cause for a warning."""
+        """True even before the first update, so that a process without a sample causes no warning."""
         return True
 
     @property
-    def precise(self) -> torch.dtype:
-        """The widest float of the device: float64, but float32 where there is none (Apple's GPUs)."""
+    def float_dtype(self) -> torch.dtype:
+        """The widest float type of the device: float64, or float32 on Apple's GPUs, which have no float64."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
-    def empty(self, state: str) -> Tensor:
-        """The list state ``state`` of a process that has seen nothing, as a tensor of its shape and dtype."""
+    def empty_state(self, state: str) -> Tensor:
+        """Return an empty tensor with the shape and dtype of the list state ``state``."""
         raise NotImplementedError(f"{type(self).__name__} has no list state {state}")
 
-    def joined(self, state: str) -> Tensor:
-        """The list state ``state`` as one tensor, which it is already once the processes were gathered."""
+    def concatenated_state(self, state: str) -> Tensor:
+        """Return the list state ``state`` as one tensor, before and after the processes have been gathered."""
         value = getattr(self, state)
         if isinstance(value, Tensor):
             return value
-        return torch.cat(value) if value else self.empty(state)
+        return torch.cat(value) if value else self.empty_state(state)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all processes, those that have no sample included."""
+        """Gather the states of all processes, including those without a sample."""
         for state, value in self._defaults.items():
             if isinstance(value, list) and not self._is_synced:
-                # An empty list would be gathered as a one-dimensional float32 tensor, which fits no other
-                # process's, so that it hangs or raises on all of them.
-                setattr(self, state, [self.joined(state)])
+                # torchmetrics gathers an empty list as a one-dimensional float32 tensor. Its shape differs from that of
+                # the other processes, which makes all of them hang or raise.
+                setattr(self, state, [self.concatenated_state(state)])
         super().sync(*args, **kwargs)
 
-    def numbers(self, scores: dict[str, float]) -> dict[str, Tensor]:
-        """Plain numbers as tensors on the metric's device, as Lightning logs them."""
+    def to_tensors(self, scores: dict[str, float]) -> dict[str, Tensor]:
+        """Return the numbers as tensors on the metric's device, as Lightning logs them."""
         return {
-            name: torch.tensor(value, dtype=self.precise, device=self.device)
+            name: torch.tensor(value, dtype=self.float_dtype, device=self.device)
             for name, value in scores.items()
         }

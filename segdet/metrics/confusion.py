@@ -1,4 +1,4 @@
-"""Semantic segmentation's scores, from one confusion matrix of the whole dataset."""
+"""Scores of semantic segmentation from one confusion matrix of the whole dataset."""
 
 from collections.abc import Sequence
 
@@ -8,76 +8,81 @@ from torch import Tensor
 from segdet.data.sample import IGNORE
 from segdet.metrics.base import Scores
 
-_BYTE = 256
+_VALUES = 256
+"""The number of values of a uint8 mask."""
 
 
 def classes_of(logits: Tensor) -> Tensor:
-    """The best class of every pixel: ``[B, C, H, W]`` (or ``[C, H, W]``) logits to int64 ``[B, H, W]``.
+    """Return the class with the largest logit of each pixel: ``[B, C, H, W]`` or ``[C, H, W]`` to int64 without C.
 
-    The same answer as ``logits.argmax(-3)``, of equal logits the first, and much faster on the CPU, where
-    argmax over a dimension that is not the last in memory goes through the pixels one by one.
+    Equal to ``logits.argmax(-3)``, which returns the first of several maxima. On the CPU it is much faster: argmax over
+    a dimension that is not the last in memory handles one pixel at a time.
     """
     logits = logits.detach()
     classes = logits.shape[-3]
-    if logits.device.type != "cpu" or logits.stride(-3) == 1 or classes > _BYTE:
+    if logits.device.type != "cpu" or logits.stride(-3) == 1 or classes > _VALUES:
         return logits.max(-3).indices
-    # Whole maps at a time, which are contiguous: where a class beats all before it, its number, which is
-    # the largest so far, is written over theirs.
-    best, *others = logits.unbind(-3)
-    best = best.clone()
-    answer = torch.zeros_like(best, dtype=torch.uint8)
-    for number, other in enumerate(others, 1):
-        better = (other > best).view(torch.uint8).mul_(number)
-        torch.maximum(answer, better, out=answer)
-        torch.maximum(best, other, out=best)
-    return answer.long()
+    # Compare whole maps, which are contiguous. A class that exceeds all previous ones has the largest index so far, so
+    # the maximum of the indices is the index of the maximum.
+    first, *others = logits.unbind(-3)
+    maximum = first.clone()
+    best = torch.zeros_like(maximum, dtype=torch.uint8)
+    for index, other in enumerate(others, 1):
+        larger = (other > maximum).view(torch.uint8).mul_(index)
+        torch.maximum(best, larger, out=best)
+        torch.maximum(maximum, other, out=maximum)
+    return best.long()
 
 
 class SegmentationScores(Scores):
-    """Mean IoU, pixel accuracy, class accuracy and each class's IoU.
+    """Mean IoU, pixel accuracy, class accuracy and the IoU of each class.
 
-    They come from ONE confusion matrix over all pixels of the dataset, as VOC, Cityscapes and CamVid define
-    them; a mean over images is another number. Give masks at the original resolution.
+    All are computed from one confusion matrix over all pixels of the dataset, not as a mean over images, as VOC,
+    Cityscapes and CamVid define them. With TP, FP and FN of a class from this matrix, its IoU is ``TP / (TP + FP +
+    FN)`` (Everingham et al., IJCV 2015). ``miou`` equals torchmetrics' multiclass ``JaccardIndex``.
 
-    ``compute`` gives
+    ``compute`` returns
 
-    - ``miou``: the mean IoU of the classes that are present in the target or in the prediction;
-    - ``pixel_acc``: the share of the counted pixels that are right (SegNet's G);
-    - ``class_acc``: the mean recall of the classes that are present in the target (SegNet's C);
-    - ``iou/<class>``: NaN for a class that is in neither.
+    - ``miou``: the mean IoU of the classes that occur in the target or in the prediction;
+    - ``pixel_acc``: the fraction of pixels with the correct class (G in SegNet, PAMI 2017, section 4);
+    - ``class_acc``: the mean recall of the classes that occur in the target (C in SegNet);
+    - ``iou/<class>``: NaN for a class that occurs in neither.
 
-    Pixels whose target is ``ignore_index`` are not counted, whatever was predicted there.
+    Pixels with the target ``ignore_index`` are left out, whatever the prediction. Update with masks at the original
+    resolution.
 
     Args:
         class_names: The names of the mask values 0..C-1.
-        ignore_index: The mask value, 0..255, that is not counted.
+        ignore_index: The mask value, 0..255, of pixels to ignore.
 
     Attributes:
-        confusion: int64 ``[C, C]``, rows the target, columns the prediction.
+        confusion: int64 ``[C, C]``. Rows are target classes, columns predicted classes.
     """
 
     confusion: Tensor
 
     def __init__(self, class_names: Sequence[str], ignore_index: int = IGNORE) -> None:
         super().__init__()
-        if not class_names or len(class_names) > _BYTE:
-            raise ValueError(f"class_names: {len(class_names)} names, but a mask has 1 to {_BYTE} classes")
-        if not 0 <= ignore_index < _BYTE:
-            raise ValueError(f"ignore_index: {ignore_index} is no mask value; give one of 0..{_BYTE - 1}")
+        if not class_names or len(class_names) > _VALUES:
+            raise ValueError(f"class_names: {len(class_names)} names, but a mask has 1 to {_VALUES} classes")
+        if not 0 <= ignore_index < _VALUES:
+            raise ValueError(
+                f"ignore_index: {ignore_index} is not a mask value; give one of 0..{_VALUES - 1}"
+            )
         self.class_names = list(class_names)
         self.ignore_index = ignore_index
         classes = len(self.class_names)
         self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count the pixels of a batch or of one image.
+        """Add the pixels of a batch or of one image.
 
         Args:
-            prediction: int64 ``[B, H, W]`` or ``[H, W]``, 0..C-1 (``classes_of(logits)``).
-            target: Of the same shape, 0..C-1 or ``ignore_index``.
+            prediction: int64 ``[B, H, W]`` or ``[H, W]`` with values 0..C-1, as from `classes_of`.
+            target: Of the same shape, with values 0..C-1 or ``ignore_index``.
 
         Raises:
-            ValueError: If the shapes differ, or a value is none of these.
+            ValueError: If the shapes differ or a value is out of range.
         """
         if prediction.shape != target.shape:
             raise ValueError(
@@ -88,40 +93,40 @@ class SegmentationScores(Scores):
             return
         classes = len(self.class_names)
         low, high = target.aminmax()
-        # One bin for every (prediction, byte): what is ignored or no class has bins of its own, so that
-        # neither a selection of pixels nor a comparison of each with C is needed.
-        pairs = torch.add(target, prediction, alpha=_BYTE).flatten()
-        if int(low) < 0 or int(high) >= _BYTE:
-            raise ValueError(self._no_class("target", int(low) if low < 0 else int(high)))
+        # One bin per (prediction, target value 0..255). Ignored pixels and invalid targets have bins of their own, so
+        # no pixels have to be selected or compared with C.
+        pairs = torch.add(target, prediction, alpha=_VALUES).flatten()
+        if int(low) < 0 or int(high) >= _VALUES:
+            raise ValueError(self._out_of_range("target", int(low) if low < 0 else int(high)))
         try:
-            counts = torch.bincount(pairs, minlength=_BYTE * classes)
+            counts = torch.bincount(pairs, minlength=_VALUES * classes)
         except RuntimeError:
             if (lowest := int(prediction.min())) >= 0:
                 raise
-            raise ValueError(self._no_class("prediction", lowest)) from None
-        if len(counts) > _BYTE * classes:
-            raise ValueError(self._no_class("prediction", int(prediction.max())))
-        table = counts.view(classes, _BYTE)
+            raise ValueError(self._out_of_range("prediction", lowest)) from None
+        if len(counts) > _VALUES * classes:
+            raise ValueError(self._out_of_range("prediction", int(prediction.max())))
+        table = counts.view(classes, _VALUES)
         table[:, self.ignore_index] = 0
-        if classes < _BYTE and (odd := table[:, classes:].sum(0).cpu()).any():
-            raise ValueError(self._no_class("target", classes + int(odd.nonzero()[0])))
+        if classes < _VALUES and (invalid := table[:, classes:].sum(0).cpu()).any():
+            raise ValueError(self._out_of_range("target", classes + int(invalid.nonzero()[0])))
         self.confusion += table[:, :classes].T
 
-    def _no_class(self, side: str, value: int) -> str:
+    def _out_of_range(self, side: str, value: int) -> str:
         ignored = f" and {self.ignore_index} to ignore" if side == "target" else ""
         return f"the {side} holds {value}, but the classes are 0..{len(self.class_names) - 1}{ignored}"
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores so far, of all processes: see the class."""
-        # On the CPU, where float64 always is; C x C numbers are nothing to move.
+        """Return the scores listed above, over all processes."""
+        # On the CPU, which supports float64 everywhere.
         confusion = self.confusion.cpu().double()
-        right, targets, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-        # 0 / 0 is the NaN that marks a class as absent.
-        iou = right / (targets + predictions - right)
+        correct, targets, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        # 0 / 0 is NaN and marks a class as absent.
+        iou = correct / (targets + predictions - correct)
         scores = {
             "miou": iou.nanmean(),
-            "pixel_acc": right.sum() / targets.sum(),
-            "class_acc": (right / targets).nanmean(),
+            "pixel_acc": correct.sum() / targets.sum(),
+            "class_acc": (correct / targets).nanmean(),
         }
         scores |= {f"iou/{name}": value for name, value in zip(self.class_names, iou, strict=True)}
-        return self.numbers({name: float(value) for name, value in scores.items()})
+        return self.to_tensors({name: float(value) for name, value in scores.items()})

@@ -1,9 +1,9 @@
-"""Where a detector loses its average precision, and what it takes for what.
+"""Error analysis of detections: what each kind of error costs in average precision, and confusions between classes.
 
 Source: Bolya, Foley, Hays, Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020),
-section 2: every mistake has one kind, and the weight of a kind is what the AP at IoU .5 would gain were its mistakes
-alone put right. Where the paper leaves something open, the order in which kinds are looked for above all, it is done
-as in the authors' own ``tidecv``.
+section 2. Every error has one kind. The cost of a kind is the gain in AP at IoU .5 if only the errors of this kind were
+fixed. Where the paper leaves details open, above all the order in which kinds are tested, the authors' ``tidecv`` is
+followed.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,294 +12,297 @@ from dataclasses import dataclass
 import numpy as np
 
 from segdet.metrics.average_precision import (
-    MOST,
+    MAX_DETECTIONS,
+    Detections,
     Evaluation,
-    Found,
-    Truth,
+    Objects,
     class_slices,
-    interpolated,
-    matched,
+    interpolated_precision,
+    match_greedily,
 )
 
 FOREGROUND = 0.5
-"""The IoU from which on a detection has found an object."""
+"""The IoU from which on a detection is correct."""
 
 BACKGROUND = 0.1
-"""The IoU below which a detection has nothing to do with an object."""
+"""The IoU below which a detection is background."""
 
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
-"""The kinds of mistakes; the last one is made by objects, the others by detections."""
+"""The kinds of errors. Missed objects are the last kind; the others are wrong detections."""
 
 SPECIAL = ("false_positive", "false_negative")
-"""All wrong detections together, and all objects that were not found."""
+"""All wrong detections together, and all objects that were not detected."""
 
-RIGHT, IGNORED = -1, -2
-"""What stands in a kind's place where there is no mistake, and for objects that do not count."""
+CORRECT, IGNORED = -1, -2
+"""The codes in place of a kind for correct detections and detected objects, and for ignored objects."""
 
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(len(KINDS))
-_NO_SCORE = 0.3
-"""The threshold where no score is better than another: that of the pictures of predictions."""
+_DEFAULT_SCORE = 0.3
+"""The score threshold where none is better than another; also the threshold for pictures of predictions."""
 
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """The mistakes of each image, one row an image.
+    """The errors of each image.
 
     Attributes:
-        images: int64 ``[I]``, the ids of the images that have an object or a detection at any score.
-        right: int64 ``[I]``, right detections.
-        counts: int64 ``[I, 6]``, mistakes by `KINDS`.
-        f1: float64 ``[I]``, the harmonic mean of precision and recall; NaN where there is neither an object nor a
-            detection.
+        images: int64 ``[I]``, the ids of the images that have an object or a detection of any score.
+        correct: int64 ``[I]``, the number of correct detections.
+        counts: int64 ``[I, 6]``, the number of errors by `KINDS`.
+        f1: float64 ``[I]``, the harmonic mean of precision and recall; NaN without an object and a detection.
     """
 
     images: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     counts: np.ndarray
     f1: np.ndarray
 
     def worst(self) -> np.ndarray:
-        """The rows that have a mistake, the lowest F1 first, of equal ones that with more mistakes."""
+        """Return the rows with an error by ascending F1; of equal F1, those with more errors first."""
         total = self.counts.sum(1)
         order = np.lexsort((self.images, -total, self.f1))
         return order[total[order] > 0]
 
 
 class DetectionErrors:
-    """The mistakes of the detections of a dataset.
+    """The errors of the detections of a dataset.
 
-    Detections are matched with objects as for COCO's AP at IoU .5: best first, within their class, at most 100 an
-    image and class. Crowds and difficult objects do not count, and neither do detections that fall to them. A
-    detection that found no object is, by the first of these that holds,
+    Detections are matched with objects as for COCO's AP at IoU .5: by descending score, within their class, at most 100
+    per image and class. Crowds and difficult objects are ignored, and so are detections matched with them. A
+    detection without an object has the first of these kinds that applies:
 
-    - a ``localization`` error if its best overlap with an object of its class is from .1 to below .5;
-    - a ``classification`` error if it overlaps an object of another class by .5 or more;
-    - a ``duplicate`` if it overlaps an object of its class by .5 or more, which a better one has found;
-    - ``background`` if it overlaps no object by .1 or more;
-    - else it is ``both`` in the wrong place and of the wrong class.
+    - ``localization``: its largest IoU with an object of its class is at least .1 and below .5;
+    - ``classification``: its IoU with an object of another class is at least .5;
+    - ``duplicate``: its IoU with an object of its class is at least .5, but a better detection has that object;
+    - ``background``: its IoU with every object is below .1;
+    - ``both``: wrong location and wrong class.
 
-    An object that no detection found is ``missed``, unless one of the first two kinds is about it.
+    An object without a detection is ``missed``, unless a localization or classification error refers to it.
 
-    What is put right of each kind: a classification error gets the class of the object that it overlaps most, a
-    localization error the box of its own, and of all detections that an object has then, the one that found it before
-    included, the best stays and the others go. (``tidecv`` keeps the one that found it before, even where the other is
-    better.) Errors of the other three kinds go. Missed objects are not looked for: recall counts the others, as though
-    those missed were found as precisely as they are. ``false_positive`` takes away all wrong detections,
-    ``false_negative`` looks for no object that was not found. Of a class that is left without an object to look for
-    the AP is 1 if nothing is found of it either, else 0.
+    Errors are fixed as follows. A classification error gets the class of the object that it overlaps most, a
+    localization error the box of its object. Of all detections that an object then has, including the one that was
+    matched before, only the best is kept. (``tidecv`` keeps the one matched before even if the other is better.)
+    Errors of the kinds both, duplicate and background are removed. Missed objects are removed from the ground truth, so
+    recall is that of the other objects. ``false_positive`` removes all wrong detections, ``false_negative`` all objects
+    without a detection. The AP of a class that is left without objects is 1 if it has no detection either, else 0.
 
     Args:
         class_names: The names of the classes, label 1 first.
-        found: What was detected.
-        truth: What is there.
+        detections: The detections.
+        objects: The ground truth.
 
     Attributes:
-        found: The detections that count, by image, class and score.
-        truth: The objects, by image and class, with those that do not count.
-        kinds: int64 ``[N]``, the kind of each detection by its place in `KINDS`, or `RIGHT`.
-        objects: int64 ``[N]``, the object that a right detection found, or that a mistake of the kinds classification,
-            localization and duplicate is about, else -1.
+        detections: The detections that are not ignored, ``N`` of them, by image, class and descending score.
+        objects: The objects, including ignored ones, ``M`` of them, by image and class.
+        kinds: int64 ``[N]``, the kind of each detection as an index into `KINDS`, or `CORRECT`.
+        object_of: int64 ``[N]``, the object of a correct detection, or the object that an error of the kinds
+            classification, localization or duplicate refers to, else -1.
     """
 
-    def __init__(self, class_names: Sequence[str], found: Found, truth: Truth) -> None:
+    def __init__(self, class_names: Sequence[str], detections: Detections, objects: Objects) -> None:
         self.class_names = list(class_names)
-        evaluation = Evaluation(class_names, found, truth)
-        self.truth = evaluation.truth
-        ignored = self.truth.ignored
-        got = evaluation.match(ignored, np.array([FOREGROUND]))[0]
-        counts = evaluation.places < MOST
-        counts[got >= 0] &= ~ignored[got[got >= 0]]
-        self.found = evaluation.found.at(np.flatnonzero(counts))
-        self.objects = got[counts]
+        evaluation = Evaluation(class_names, detections, objects)
+        self.objects = evaluation.objects
+        ignored = self.objects.ignored
+        matches = evaluation.match(ignored, np.array([FOREGROUND]))[0]
+        keep = evaluation.ranks < MAX_DETECTIONS
+        keep[matches >= 0] &= ~ignored[matches[matches >= 0]]
+        self.detections = evaluation.detections.select(np.flatnonzero(keep))
+        matches = matches[keep]
 
-        place = np.cumsum(counts) - 1
-        detections, objects, iou = evaluation.pairs_of_images(BACKGROUND)
-        use = counts[detections]
-        detections, objects, iou = place[detections[use]], objects[use], iou[use]
-        same = self.found.labels[detections] == self.truth.labels[objects]
-        near = iou >= FOREGROUND
-        self._near = detections[near], objects[near], iou[near]
-        number = len(self.objects)
-        own, own_iou = _largest(detections[same], objects[same], iou[same], number)
-        other, other_iou = _largest(detections[~same], objects[~same], iou[~same], number)
+        index = np.cumsum(keep) - 1
+        pair_detections, pair_objects, iou = evaluation.pairs_of_images(BACKGROUND)
+        use = keep[pair_detections]
+        pair_detections, pair_objects, iou = index[pair_detections[use]], pair_objects[use], iou[use]
+        same = self.detections.labels[pair_detections] == self.objects.labels[pair_objects]
+        foreground = iou >= FOREGROUND
+        self._foreground = pair_detections[foreground], pair_objects[foreground], iou[foreground]
+        count = len(matches)
+        same_class, same_iou = _best_objects(pair_detections[same], pair_objects[same], iou[same], count)
+        other_class, other_iou = _best_objects(pair_detections[~same], pair_objects[~same], iou[~same], count)
 
-        right = self.objects >= 0
+        correct = matches >= 0
         self.kinds = np.select(
             [
-                right,
-                (own_iou >= BACKGROUND) & (own_iou < FOREGROUND),
+                correct,
+                (same_iou >= BACKGROUND) & (same_iou < FOREGROUND),
                 other_iou >= FOREGROUND,
-                own_iou >= FOREGROUND,
-                (own_iou < BACKGROUND) & (other_iou < BACKGROUND),
+                same_iou >= FOREGROUND,
+                (same_iou < BACKGROUND) & (other_iou < BACKGROUND),
             ],
-            [RIGHT, _LOCALIZATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND],
+            [CORRECT, _LOCALIZATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND],
             _BOTH,
         )
-        about = np.select(
-            [right, np.isin(self.kinds, (_LOCALIZATION, _DUPLICATE)), self.kinds == _CLASSIFICATION],
-            [self.objects, own, other],
+        self.object_of = np.select(
+            [correct, np.isin(self.kinds, (_LOCALIZATION, _DUPLICATE)), self.kinds == _CLASSIFICATION],
+            [matches, same_class, other_class],
             -1,
         )
-        self.objects = about
-        # How many objects of each class are to be found; the AP is the mean of the classes that have some.
-        self._counted = self._per_class(self.truth.labels[~ignored])
+        # The AP is the mean over the classes with at least one of these objects.
+        self._object_counts = self._per_class(self.objects.labels[~ignored])
 
     @property
-    def right(self) -> np.ndarray:
-        """bool ``[N]``: the detections that found an object."""
-        return self.kinds == RIGHT
+    def correct(self) -> np.ndarray:
+        """bool ``[N]``: the detections that are matched with an object."""
+        return self.kinds == CORRECT
 
     def _per_class(self, labels: np.ndarray) -> np.ndarray:
         return np.bincount(labels, minlength=len(self.class_names) + 1)[1:]
 
-    def states(self, min_score: float = -np.inf) -> np.ndarray:
-        """What became of each object by the detections of ``min_score`` or more.
+    def object_states(self, min_score: float = -np.inf) -> np.ndarray:
+        """Return the state of each object, considering detections with a score of at least ``min_score``.
 
         Returns:
-            int64 ``[M]``: `RIGHT` if it was found, the kind of the best mistake that is about it where that is of
-            classification or localization, else that of the missed, and `IGNORED` where it does not count.
+            int64 ``[M]``: `CORRECT` if the object is detected; else the kind of the best classification or localization
+            error that refers to it, if any; else the kind missed; `IGNORED` for ignored objects.
         """
-        states = np.full(len(self.truth.labels), _MISSED)
-        about = np.isin(self.kinds, (_CLASSIFICATION, _LOCALIZATION)) & (self.found.scores >= min_score)
-        rows = np.flatnonzero(about)
-        rows = rows[np.argsort(self.found.scores[rows], kind="stable")]  # the best is written last
-        states[self.objects[rows]] = self.kinds[rows]
-        states[self.objects[self.right & (self.found.scores >= min_score)]] = RIGHT
-        states[self.truth.ignored] = IGNORED
+        states = np.full(len(self.objects.labels), _MISSED)
+        near_miss = np.isin(self.kinds, (_CLASSIFICATION, _LOCALIZATION))
+        rows = np.flatnonzero(near_miss & (self.detections.scores >= min_score))
+        # Ascending scores: the best error of an object is assigned last.
+        rows = rows[np.argsort(self.detections.scores[rows], kind="stable")]
+        states[self.object_of[rows]] = self.kinds[rows]
+        states[self.object_of[self.correct & (self.detections.scores >= min_score)]] = CORRECT
+        states[self.objects.ignored] = IGNORED
         return states
 
-    # What each kind costs.
+    # The cost of each kind.
 
     def ap(self, fixed: Collection[str] = ()) -> float:
-        """The AP at IoU .5, 0 to 1, were no mistakes of these kinds made; NaN if there is no object.
+        """Return the AP at IoU .5, between 0 and 1, if the errors of these kinds were fixed; NaN without an object.
 
-        Without any it is COCO's, ``map_50``.
+        Without ``fixed`` it is COCO's ``map_50``.
 
         Args:
-            fixed: Of `KINDS` and `SPECIAL`.
+            fixed: Names from `KINDS` and `SPECIAL`.
         """
-        labels, right = self.found.labels, self.right
+        labels, correct = self.detections.labels, self.correct
         keep = np.ones(len(labels), bool)
         kinds = {kind for kind, name in enumerate(KINDS) if name in fixed}
-        if mended := kinds & {_CLASSIFICATION, _LOCALIZATION}:
-            rows = np.flatnonzero(np.isin(self.kinds, [*mended, RIGHT]))
-            # Each object's best; of equal scores the one that has found it already.
-            rows = rows[np.lexsort((~right[rows], -self.found.scores[rows], self.objects[rows]))]
-            best = rows[np.unique(self.objects[rows], return_index=True)[1]]
+        if corrected := kinds & {_CLASSIFICATION, _LOCALIZATION}:
+            rows = np.flatnonzero(np.isin(self.kinds, [*corrected, CORRECT]))
+            # The best detection of each object; of equal scores, the one that is already correct.
+            rows = rows[np.lexsort((~correct[rows], -self.detections.scores[rows], self.object_of[rows]))]
+            best = rows[np.unique(self.object_of[rows], return_index=True)[1]]
             keep[rows] = False
             keep[best] = True
-            right = np.zeros_like(right)
-            right[best] = True
+            correct = np.zeros_like(correct)
+            correct[best] = True
             labels = labels.copy()
-            labels[best] = self.truth.labels[self.objects[best]]
+            labels[best] = self.objects.labels[self.object_of[best]]
         keep &= ~np.isin(self.kinds, [*(kinds & {_BOTH, _DUPLICATE, _BACKGROUND})])
         if "false_positive" in fixed:
-            keep &= right
-        objects = self._counted
+            keep &= correct
+        object_counts = self._object_counts
         if _MISSED in kinds:
-            objects = objects - self._per_class(self.truth.labels[self.states() == _MISSED])
+            missed = self.object_states() == _MISSED
+            object_counts = object_counts - self._per_class(self.objects.labels[missed])
         if "false_negative" in fixed:
-            objects = self._per_class(labels[keep & right])
-        return self._mean_ap(labels, right, keep, objects)
+            object_counts = self._per_class(labels[keep & correct])
+        return self._mean_ap(labels, correct, keep, object_counts)
 
-    def _mean_ap(self, labels: np.ndarray, right: np.ndarray, keep: np.ndarray, objects: np.ndarray) -> float:
-        order = np.lexsort((-self.found.scores, labels))
+    def _mean_ap(
+        self, labels: np.ndarray, correct: np.ndarray, keep: np.ndarray, object_counts: np.ndarray
+    ) -> float:
+        order = np.lexsort((-self.detections.scores, labels))
         order = order[keep[order]]
         values: list[float] = []
         for label, rows in enumerate(class_slices(labels[order], len(self.class_names))):
-            if not self._counted[label]:
+            if not self._object_counts[label]:
                 continue
-            if not objects[label]:
+            if not object_counts[label]:
                 values.append(float(rows.start == rows.stop))
                 continue
-            hits = right[order[rows]][None]
-            values.append(float(interpolated(hits, np.zeros_like(hits), int(objects[label])).mean()))
+            hits = correct[order[rows]][None]
+            precision = interpolated_precision(hits, np.zeros_like(hits), int(object_counts[label]))
+            values.append(float(precision.mean()))
         return float(np.mean(values)) if values else float("nan")
 
     def gains(self) -> dict[str, float]:
-        """What putting right each of `KINDS` and `SPECIAL` alone would add to the AP at IoU .5: TIDE's dAP, 0 to 1."""
+        """Return the gain in AP at IoU .5, TIDE's dAP, from fixing each of `KINDS` and `SPECIAL` alone."""
         before = self.ap()
         return {name: self.ap({name}) - before for name in (*KINDS, *SPECIAL)}
 
     def counts(self) -> dict[str, int]:
-        """How many mistakes of each kind there are, at any score."""
-        made = np.bincount(self.kinds[~self.right], minlength=len(KINDS))
-        made[_MISSED] = (self.states() == _MISSED).sum()
-        return dict(zip(KINDS, made.tolist(), strict=True))
+        """Return the number of errors of each kind, at any score."""
+        counts = np.bincount(self.kinds[~self.correct], minlength=len(KINDS))
+        counts[_MISSED] = (self.object_states() == _MISSED).sum()
+        return dict(zip(KINDS, counts.tolist(), strict=True))
 
-    # What is seen at one score.
+    # Errors at one score threshold.
 
     def best_score(self) -> float:
-        """The score from which on the detections have the best F1; .3 where not one of them is right."""
-        if not self.right.any():
-            return _NO_SCORE
-        order = np.argsort(-self.found.scores, kind="stable")
-        scores = self.found.scores[order]
-        f1 = 2 * np.cumsum(self.right[order]) / (np.arange(1, len(order) + 1) + self._counted.sum())
-        f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores come together
+        """Return the score threshold with the best F1; .3 if no detection is correct."""
+        if not self.correct.any():
+            return _DEFAULT_SCORE
+        order = np.argsort(-self.detections.scores, kind="stable")
+        scores = self.detections.scores[order]
+        f1 = 2 * np.cumsum(self.correct[order]) / (np.arange(1, len(order) + 1) + self._object_counts.sum())
+        f1[:-1][scores[:-1] == scores[1:]] = -1  # a threshold cannot separate equal scores
         return float(scores[f1.argmax()])
 
     def confusion(self, min_score: float) -> np.ndarray:
-        """How often each class was taken for each, by the detections of ``min_score`` or more.
+        """Return the confusion matrix of the detections with a score of at least ``min_score``.
 
-        Detections and objects that found each other within their class are matched first, as everywhere here; what is
-        left over then across the classes by the same rule: best first, the free object of the largest IoU, .5 at least.
+        Detections and objects are matched within their class first, as above. The others are then matched across
+        classes by the same rule: by descending score, with the free object of the largest IoU of at least .5.
 
         Returns:
-            int64 ``[K + 1, K + 1]``, rows the truth, columns what was said; the last row counts detections that
-            match no object, the last column objects that none matches.
+            int64 ``[K + 1, K + 1]``. Rows are true classes, columns predicted classes. The last row counts
+            detections without an object, the last column objects without a detection.
         """
-        shown = self.found.scores >= min_score
-        hits = shown & self.right
-        left, free = shown & ~self.right, ~self.truth.ignored
-        free[self.objects[hits]] = False
-        detections, objects, iou = self._near
-        use = left[detections] & free[objects]
-        order = np.lexsort((-self.found.scores, self.found.images))
-        images = self.found.images[order]
-        places = np.empty(len(order), np.int64)
-        places[order] = np.arange(len(order)) - np.searchsorted(images, images)
+        shown = self.detections.scores >= min_score
+        hits = shown & self.correct
+        unmatched, free = shown & ~self.correct, ~self.objects.ignored
+        free[self.object_of[hits]] = False
+        detections, objects, iou = self._foreground
+        use = unmatched[detections] & free[objects]
+        order = np.lexsort((-self.detections.scores, self.detections.images))
+        images = self.detections.images[order]
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order)) - np.searchsorted(images, images)
         none = np.zeros(len(free), bool)
-        got = matched(
-            detections[use], objects[use], iou[use], places, none, none, np.array([FOREGROUND])
+        matches = match_greedily(
+            detections[use], objects[use], iou[use], ranks, none, none, np.array([FOREGROUND])
         )[0]  # fmt: skip
-        got[hits] = self.objects[hits]
-        free[got[got >= 0]] = False
-        last = len(self.class_names)
-        said = np.concatenate([self.found.labels[shown] - 1, np.full(free.sum(), last)])
-        match = got[shown]
-        true = np.full(len(match), last)
-        true[match >= 0] = self.truth.labels[match[match >= 0]] - 1
-        true = np.concatenate([true, self.truth.labels[free] - 1])
-        return np.bincount(true * (last + 1) + said, minlength=(last + 1) ** 2).reshape(last + 1, last + 1)
+        matches[hits] = self.object_of[hits]
+        free[matches[matches >= 0]] = False
+        background = len(self.class_names)
+        predicted = np.concatenate([self.detections.labels[shown] - 1, np.full(free.sum(), background)])
+        match = matches[shown]
+        true = np.full(len(match), background)
+        true[match >= 0] = self.objects.labels[match[match >= 0]] - 1
+        true = np.concatenate([true, self.objects.labels[free] - 1])
+        size = background + 1
+        return np.bincount(true * size + predicted, minlength=size**2).reshape(size, size)
 
     def of_images(self, min_score: float) -> ImageErrors:
-        """The mistakes of each image's detections of ``min_score`` or more."""
-        images = np.unique(np.concatenate([self.found.images, self.truth.images]))
-        shown = self.found.scores >= min_score
-        of_found = np.searchsorted(images, self.found.images[shown])
-        of_truth = np.searchsorted(images, self.truth.images)
-        # A column for what is right, behind those of the kinds.
+        """Return the errors per image of the detections with a score of at least ``min_score``."""
+        images = np.unique(np.concatenate([self.detections.images, self.objects.images]))
+        shown = self.detections.scores >= min_score
+        detection_image = np.searchsorted(images, self.detections.images[shown])
+        object_image = np.searchsorted(images, self.objects.images)
+        # One column per kind, and a last one for correct detections.
         columns = len(KINDS) + 1
         table = np.bincount(
-            of_found * columns + np.where(self.right, columns - 1, self.kinds)[shown],
+            detection_image * columns + np.where(self.correct, columns - 1, self.kinds)[shown],
             minlength=len(images) * columns,
         ).reshape(len(images), columns)
-        states = self.states(min_score)
-        counts, right = table[:, :-1], table[:, -1]
-        counts[:, _MISSED] = np.bincount(of_truth[states == _MISSED], minlength=len(images))
-        said = np.bincount(of_found, minlength=len(images))
-        there = np.bincount(of_truth[states != IGNORED], minlength=len(images))
+        states = self.object_states(min_score)
+        counts, correct = table[:, :-1], table[:, -1]
+        counts[:, _MISSED] = np.bincount(object_image[states == _MISSED], minlength=len(images))
+        detection_counts = np.bincount(detection_image, minlength=len(images))
+        object_counts = np.bincount(object_image[states != IGNORED], minlength=len(images))
         with np.errstate(invalid="ignore"):
-            return ImageErrors(images, right, counts, 2 * right / (said + there))
+            return ImageErrors(images, correct, counts, 2 * correct / (detection_counts + object_counts))
 
 
-def _largest(
-    found: np.ndarray, objects: np.ndarray, iou: np.ndarray, number: int
+def _best_objects(
+    detections: np.ndarray, objects: np.ndarray, iou: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The object that each of ``number`` detections overlaps most, -1 for none, and how much, ``[N]`` each."""
-    order = np.lexsort((objects, -iou, found))
-    rows, first = np.unique(found[order], return_index=True)
-    best, largest = np.full(number, -1), np.zeros(number)
-    best[rows], largest[rows] = objects[order[first]], iou[order[first]]
-    return best, largest
+    """Return the object that each of ``count`` detections overlaps most, -1 for none, and their IoU, ``[N]`` each."""
+    order = np.lexsort((objects, -iou, detections))
+    rows, first = np.unique(detections[order], return_index=True)
+    best, best_iou = np.full(count, -1), np.zeros(count)
+    best[rows], best_iou[rows] = objects[order[first]], iou[order[first]]
+    return best, best_iou

@@ -1,4 +1,4 @@
-"""Detection's scores, and beside them how much of the objects the region proposals let a detector find at all."""
+"""Scores of detectors that classify region proposals: detection scores and the recall of the proposals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,27 +10,32 @@ from torchvision.ops import box_iou
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.detection import DetectionScores
 
-_OVERLAPS = (0.5, 0.7)
+_IOUS = (0.5, 0.7)
 
 
 class RegionScores(DetectionScores):
-    """`DetectionScores`, and of the proposals that were classified
+    """`DetectionScores` and the recall of the classified proposals.
 
-    - ``proposal_recall_50``, ``proposal_recall_70``: the share of the objects, crowds and difficult ones left out,
-      that a proposal overlaps by an IoU of at least so much: without box regression no detector finds more;
-    - ``proposals``: how many an image has.
+    ``compute`` also returns
+
+    - ``proposal_recall_50``, ``proposal_recall_70``: the fraction of objects, without crowds and difficult ones, that
+      a proposal overlaps with an IoU of at least .5 or .7 (Hosang et al., PAMI 2016, section 4). It bounds the
+      recall of a detector without box regression;
+    - ``proposals``: the mean number of proposals per image.
 
     Args:
-        args: As for `DetectionScores`.
-        kwargs: As for `DetectionScores`.
+        args: See `DetectionScores`.
+        kwargs: See `DetectionScores`.
+
+    Attributes:
+        coverage: int64 ``[5]``: images, proposals, objects, and objects covered at each IoU.
     """
 
-    covered: Tensor
+    coverage: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Images, proposals, objects, and those of the objects that are covered at each overlap.
-        self.add_state("covered", torch.zeros(3 + len(_OVERLAPS), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("coverage", torch.zeros(3 + len(_IOUS), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(  # type: ignore[override]
         self,
@@ -38,52 +43,52 @@ class RegionScores(DetectionScores):
         targets: Sequence[Target],
         image_ids: Sequence[int],
         proposals: Sequence[Tensor],
-        covered: Sequence[Target] | None = None,
+        proposal_targets: Sequence[Target] | None = None,
     ) -> None:
-        """As `DetectionScores.update`.
+        """Add a batch.
 
         Args:
-            predictions: See there.
-            targets: See there.
-            image_ids: See there.
-            proposals: Of each image float32 ``[P, 4]``.
-            covered: The targets in the pixels of the proposals, if these are others than the original images'.
+            predictions: See `DetectionScores.update`.
+            targets: See `DetectionScores.update`.
+            image_ids: See `DetectionScores.update`.
+            proposals: One float32 ``[P, 4]`` per image, xyxy.
+            proposal_targets: The targets in the pixels of the proposals, where these differ from the original images'.
 
         Raises:
             ValueError: If the numbers of images differ.
         """
-        covered = targets if covered is None else covered
-        if not len(proposals) == len(covered) == len(predictions):
+        proposal_targets = targets if proposal_targets is None else proposal_targets
+        if not len(proposals) == len(proposal_targets) == len(predictions):
             raise ValueError(
-                f"{len(predictions)} predictions, proposals of {len(proposals)} images and {len(covered)} targets "
-                "for them; give one of each per image"
+                f"{len(predictions)} predictions, proposals of {len(proposals)} images and {len(proposal_targets)} "
+                "targets for them; give one of each per image"
             )
         super().update(predictions, targets, image_ids)
-        for boxes, target in zip(proposals, covered, strict=True):
-            wanted = _ordinary(target)
-            best = box_iou(wanted, boxes).amax(1) if len(boxes) else wanted.new_zeros(len(wanted))
-            self.covered[0] += 1
-            self.covered[1] += len(boxes)
-            self.covered[2] += len(wanted)
-            for place, overlap in enumerate(_OVERLAPS, 3):
-                self.covered[place] += (best >= overlap).sum()
+        for boxes, target in zip(proposals, proposal_targets, strict=True):
+            objects = _scored_boxes(target)
+            best = box_iou(objects, boxes).amax(1) if len(boxes) else objects.new_zeros(len(objects))
+            self.coverage[0] += 1
+            self.coverage[1] += len(boxes)
+            self.coverage[2] += len(objects)
+            for index, iou in enumerate(_IOUS, 3):
+                self.coverage[index] += (best >= iou).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """See the class."""
-        images, proposals, objects, *found = self.covered.tolist()
+        """Return the scores listed above and those of `DetectionScores`, over all processes."""
+        images, proposals, objects, *covered = self.coverage.tolist()
         scores = {
-            f"proposal_recall_{100 * overlap:.0f}": count / objects if objects else float("nan")
-            for overlap, count in zip(_OVERLAPS, found, strict=True)
+            f"proposal_recall_{100 * iou:.0f}": count / objects if objects else float("nan")
+            for iou, count in zip(_IOUS, covered, strict=True)
         }
         scores["proposals"] = proposals / images if images else float("nan")
-        return super().compute() | self.numbers(scores)
+        return super().compute() | self.to_tensors(scores)
 
 
-def _ordinary(target: Target) -> Tensor:
-    """The boxes of a target that are neither crowds nor difficult."""
+def _scored_boxes(target: Target) -> Tensor:
+    """Return the boxes of a target without crowds and difficult objects."""
     boxes = target["boxes"]
-    aside = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    ignored = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for name in ("iscrowd", "difficult"):
         if name in target:
-            aside |= target[name].bool()
-    return boxes[~aside]
+            ignored |= target[name].bool()
+    return boxes[~ignored]

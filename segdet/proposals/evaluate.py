@@ -85,7 +85,7 @@ def evaluate(
             except BadSample as error:
                 result.left_out.append(error)
                 continue
-            result.scores.add(boxes, objects, labels)
+            result.scores.update(boxes, objects, labels)
             if keep_boxes:
                 scores = proposals.scored(index)[1] if isinstance(proposals, CachedProposals) else None
                 result.boxes[reader.image_path(index).name] = boxes, scores

@@ -22,10 +22,10 @@ from segdet.data.images import read_image
 from segdet.metrics import DetectionScores, SegmentationScores
 from segdet.metrics.detection_errors import (
     BACKGROUND,
+    CORRECT,
     FOREGROUND,
     IGNORED,
     KINDS,
-    RIGHT,
     DetectionErrors,
     ImageErrors,
 )
@@ -34,7 +34,7 @@ from segdet.util.errors import UserError
 from segdet.util.files import unwritable, write_text
 
 _COLOURS: dict[int, Colour] = {
-    RIGHT: (64, 210, 110),
+    CORRECT: (64, 210, 110),
     IGNORED: (168, 172, 180),
     **dict(
         enumerate(
@@ -160,7 +160,7 @@ def _rows(images: ImageErrors, pictures: _Pictures | None) -> list[dict[str, Any
         name = {} if pictures is None else {"file_name": pictures.name(image_id)}
         counts = dict(zip(KINDS, images.counts[row].tolist(), strict=True))
         f1 = round(float(images.f1[row]), 4)
-        rows.append({"image_id": image_id, **name, "f1": f1, "right": int(images.right[row]), **counts})
+        rows.append({"image_id": image_id, **name, "f1": f1, "right": int(images.correct[row]), **counts})
     return rows
 
 
@@ -186,15 +186,15 @@ def _sheet(
     errors: DetectionErrors, images: ImageErrors, worst: np.ndarray, score: float, pictures: _Pictures
 ) -> np.ndarray:
     """The worst images, each as annotated and as detected, boxes coloured by what is wrong with them."""
-    states, shown = errors.states(score), errors.found.scores >= score
+    states, shown = errors.object_states(score), errors.detections.scores >= score
     panels, titles, seen = [], [], set()
     for row in worst.tolist():
         image_id = int(images.images[row])
         picture = pictures.picture(image_id)
-        of_truth = np.flatnonzero(errors.truth.images == image_id)
-        truth = errors.truth.at(of_truth)
-        of_found = np.flatnonzero((errors.found.images == image_id) & shown)
-        found = errors.found.at(of_found)
+        of_truth = np.flatnonzero(errors.objects.images == image_id)
+        truth = errors.objects.select(of_truth)
+        of_found = np.flatnonzero((errors.detections.images == image_id) & shown)
+        found = errors.detections.select(of_found)
         kinds = states[of_truth].tolist(), errors.kinds[of_found].tolist()
         seen |= {*kinds[0], *kinds[1]}
         said = [f"{count} {name}" for count, name in zip(images.counts[row], KINDS, strict=True) if count]
@@ -210,7 +210,7 @@ def _sheet(
                 colours=colours[1],
             ),
         ]  # fmt: skip
-    names = {RIGHT: "right", **dict(enumerate(KINDS)), IGNORED: "does not count"}
+    names = {CORRECT: "right", **dict(enumerate(KINDS)), IGNORED: "does not count"}
     legend = [(name, _COLOURS[kind]) for kind, name in names.items() if kind in seen]
     heading = f"The worst {len(worst)} images, as annotated and as detected from score {score:.3g} on"
     return draw_sheet(panels, titles, min(4, len(panels)), _CELL, heading=heading, legend=legend)

@@ -57,7 +57,7 @@ def test_scores_draws_and_saves(shapes: Path, tmp_path: Path, capsys: pytest.Cap
 def test_the_last_row_of_the_table_is_of_all_boxes() -> None:
     scores = ProposalScores([1, 5, 100_000])
     box = np.array([[0, 0, 10, 10]])
-    scores.add(np.concatenate([box + 100, box]), box, np.array([1]))
+    scores.update(np.concatenate([box + 100, box]), box, np.array([1]))
     lines = scores_table({"mine": scores}, [5, 1]).splitlines()
     assert [cells(line) for line in lines[2:]] == [
         ["mine", "1", "0.000", "0.000", "0.000"],

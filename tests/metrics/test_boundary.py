@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from segdet.metrics.boundary import BF_TOLERANCE, BoundaryScores, _over_squares, boundary_f1, join
+from segdet.metrics.boundary import BF_TOLERANCE, BoundaryScores, _filter_squares, boundary_f1, fill_strips
 from segdet.metrics.confusion import SegmentationScores
 
 NAMES = ["sky", "road", "car", "tree"]
@@ -131,7 +131,7 @@ def distances(where: np.ndarray) -> np.ndarray:
 def joined_by_transforms(
     truth: np.ndarray, ignored: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `join` gives, by the distances of the whole image to each class."""
+    """What `fill_strips` gives, by the distances of the whole image to each class."""
     numbers = np.unique(truth[~ignored])
     if len(numbers) < 2:
         return truth, ignored
@@ -198,7 +198,7 @@ def test_parts_of_an_image_give_what_the_whole_does(seed: int) -> None:
     found, truth, classes = scene(seed)
     ignored = truth == 255
     expected = joined_by_transforms(truth, ignored, classes)
-    joined, unknown = join(truth, ignored, classes)
+    joined, unknown = fill_strips(truth, ignored, classes)
     np.testing.assert_array_equal(joined, expected[0])
     np.testing.assert_array_equal(unknown, expected[1])
     np.testing.assert_allclose(
@@ -219,7 +219,7 @@ def test_of_classes_that_are_equally_near_the_first_is_taken(monkeypatch: pytest
     monkeypatch.setattr(cv2, "distanceTransform", rounded_up_at_first)
     truth = np.full((900, 1200), 255, np.uint8)
     truth[500 - 2, 600 - 6], truth[500 + 6, 600 + 2] = 7, 3
-    joined, unknown = join(truth, truth == 255, 8)
+    joined, unknown = fill_strips(truth, truth == 255, 8)
     assert joined[500, 600] == 3 and not unknown[500, 600] and joined[499, 599] == 7
     assert len(calls) >= 2
 
@@ -228,8 +228,8 @@ def test_of_classes_that_are_equally_near_the_first_is_taken(monkeypatch: pytest
 def test_squares_are_those_of_opencv(width: int) -> None:
     values = np.random.default_rng(width).integers(0, 255, (61, 87)).astype(np.uint8)
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    np.testing.assert_array_equal(_over_squares(values, width, np.maximum), cv2.dilate(values, kernel))
-    np.testing.assert_array_equal(_over_squares(values, width, np.minimum), cv2.erode(values, kernel))
+    np.testing.assert_array_equal(_filter_squares(values, width, np.maximum), cv2.dilate(values, kernel))
+    np.testing.assert_array_equal(_filter_squares(values, width, np.minimum), cv2.erode(values, kernel))
 
 
 def test_a_band_is_the_mask_without_its_core_as_the_authors_have_it() -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from segdet.metrics import DetectionScores
-from segdet.metrics.average_precision import Evaluation, Found, Truth
-from segdet.metrics.detection_errors import IGNORED, KINDS, RIGHT, SPECIAL, DetectionErrors
+from segdet.metrics.average_precision import Detections, Evaluation, Objects
+from segdet.metrics.detection_errors import CORRECT, IGNORED, KINDS, SPECIAL, DetectionErrors
 
 A, B, FAR = [0, 0, 100, 100], [200, 0, 300, 100], [600, 600, 700, 700]
 
 
 def found_of(rows):
     """``Found`` of rows (image, box, label, score)."""
-    return Found(
+    return Detections(
         np.array([row[0] for row in rows], np.int64),
         np.array([row[1] for row in rows], np.float64).reshape(-1, 4),
         np.array([row[2] for row in rows], np.int64),
@@ -27,7 +27,7 @@ def found_of(rows):
 def truth_of(rows):
     """``Truth`` of rows (image, box, label[, "crowd" or "difficult"])."""
     boxes = np.array([row[1] for row in rows], np.float64).reshape(-1, 4)
-    return Truth(
+    return Objects(
         np.array([row[0] for row in rows], np.int64),
         boxes,
         np.array([row[2] for row in rows], np.int64),
@@ -147,7 +147,7 @@ def test_of_those_put_right_the_better_one_stays():
     errors = errors_of(twice, [(1, A, 1), (2, B, 1)])
     assert errors.counts()["classification"] == 2
     assert errors.ap({"classification"}) == pytest.approx(1)
-    assert errors.states().tolist() == [KINDS.index("classification"), RIGHT]
+    assert errors.object_states().tolist() == [KINDS.index("classification"), CORRECT]
 
 
 def test_crowds_and_difficult_objects_are_neither_mistakes_nor_missed():
@@ -157,7 +157,7 @@ def test_crowds_and_difficult_objects_are_neither_mistakes_nor_missed():
         errors = errors_of(found, truth)
         assert sum(errors.counts().values()) == 0 and errors.ap() == pytest.approx(1)
         assert errors.confusion(0.0).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
-        assert errors.states().tolist() == [RIGHT, IGNORED]
+        assert errors.object_states().tolist() == [CORRECT, IGNORED]
         # To another class they are nothing, as in the AP.
         errors = errors_of([(1, [400, 0, 500, 100], 2, 0.9)], truth)
         assert errors.counts() == dict.fromkeys(KINDS, 0) | {"background": 1, "missed": 1}
@@ -364,11 +364,14 @@ def test_the_matrix_counts_every_object_and_detection_once():
     found, truth = random_set(3)
     errors = errors_of(found, truth, 4)
     table = errors.confusion(0.3)
-    objects = np.bincount(errors.truth.labels[~errors.truth.ignored], minlength=5)[1:]
+    objects = np.bincount(errors.objects.labels[~errors.objects.ignored], minlength=5)[1:]
     assert table[:-1].sum(1).tolist() == objects.tolist()
-    shown = errors.found.scores >= 0.3
-    assert table[:, :-1].sum(0).tolist() == np.bincount(errors.found.labels[shown], minlength=5)[1:].tolist()
-    assert np.trace(table) == (errors.right & shown).sum()
+    shown = errors.detections.scores >= 0.3
+    assert (
+        table[:, :-1].sum(0).tolist()
+        == np.bincount(errors.detections.labels[shown], minlength=5)[1:].tolist()
+    )
+    assert np.trace(table) == (errors.correct & shown).sum()
     assert table[-1, -1] == 0
 
 
@@ -382,7 +385,7 @@ def test_images_and_the_worst_of_them():
     truth = [(1, A, 1), (1, B, 1), (3, A, 2), (3, B, 2), (4, A, 1), (5, A, 1), (6, A, 1, "crowd")]
     images = errors_of(found, truth).of_images(0.3)
     assert images.images.tolist() == [1, 2, 3, 4, 5, 6]
-    assert images.right.tolist() == [1, 0, 0, 0, 1, 0]
+    assert images.correct.tolist() == [1, 0, 0, 0, 1, 0]
     made = [dict(zip(KINDS, row, strict=True)) for row in images.counts.tolist()]
     assert [{name: n for name, n in row.items() if n} for row in made] == [
         {"background": 1, "missed": 1}, {"background": 1}, {"missed": 2}, {"localization": 1}, {}, {},

@@ -26,7 +26,7 @@ def test_equals_loops_over_images_objects_and_boxes() -> None:
     for _ in range(12):
         found, truth = boxes(random, random.integers(0, 40)), boxes(random, random.integers(0, 6))
         classes = random.integers(1, 4, len(truth))
-        scores.add(found, truth, classes)
+        scores.update(found, truth, classes)
         for box, label in zip(truth, classes, strict=True):
             overlaps.append([max([iou(box, b) for b in found[:n]], default=0.0) for n in counts])
             labels.append(label)
@@ -44,8 +44,8 @@ def test_equals_loops_over_images_objects_and_boxes() -> None:
 def test_a_class_counts_as_much_as_any_other() -> None:
     box = np.array([[0, 0, 10, 10]])
     scores = ProposalScores([1])
-    scores.add(box, np.repeat(box, 9, 0), np.ones(9))
-    scores.add(np.zeros((0, 4)), box, np.array([2]))
+    scores.update(box, np.repeat(box, 9, 0), np.ones(9))
+    scores.update(np.zeros((0, 4)), box, np.array([2]))
     assert scores.recall(0.5).tolist() == [0.9]
     assert scores.mabo().tolist() == [0.5]
     assert scores.abo()[1].tolist() == [1.0]
@@ -55,7 +55,7 @@ def test_a_class_counts_as_much_as_any_other() -> None:
 def test_nothing_to_find_is_no_score() -> None:
     scores = ProposalScores([1, 2])
     assert np.isnan(scores.boxes_per_image)
-    scores.add(np.ones((3, 4)), np.zeros((0, 4)), np.zeros(0))
+    scores.update(np.ones((3, 4)), np.zeros((0, 4)), np.zeros(0))
     assert np.isnan(scores.recall(0.5)).all() and np.isnan(scores.mabo()).all()
     assert best_overlaps(np.zeros((0, 4)), np.array([[0, 0, 1, 1]]), [3]).tolist() == [[0]]
     with pytest.raises(ValueError, match="must be 1 or more"):
