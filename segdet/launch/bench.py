@@ -142,10 +142,14 @@ def run_folder(experiment: Experiment, name: str, seed: int, runs_dir: Path) -> 
 
 
 def _digest(config: Path) -> str:
-    """Return a digest of the values of a config file, which comments and layout do not change."""
+    """Return a digest of the values of a config file and of the files that it names. Comments do not change it."""
     content = config.read_bytes()
     with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run reports what is wrong
-        content = json.dumps(get_loader("yaml")(content.decode()), sort_keys=True, default=str).encode()
+        values = get_loader("yaml")(content.decode())
+        content = json.dumps(values, sort_keys=True, default=str).encode()
+        for value in values.values() if isinstance(values, dict) else ():
+            if isinstance(value, str) and (config.parent / value).is_file():  # such as ``data: data.yaml``
+                content += _digest(config.parent / value).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

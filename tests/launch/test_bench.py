@@ -233,6 +233,17 @@ def test_other_settings_are_said_and_need_rerun(folder: Path, command: Command) 
         main(["experiments/demo.yaml", "--only", "fcn"])
 
 
+def test_a_file_that_a_config_names_is_part_of_the_settings(folder: Path, command: Command) -> None:
+    Path("configs/ssd.yaml").write_text("data: shared.yaml\n")
+    Path("configs/shared.yaml").write_text("class_path: VOC  # as it is\n")
+    main(["experiments/demo.yaml"])
+    Path("configs/shared.yaml").write_text("class_path: VOC\n")
+    assert main(["experiments/demo.yaml"]) == 0
+    Path("configs/shared.yaml").write_text("class_path: COCO\n")
+    with pytest.raises(UserError, match=r"ssd was trained with other settings \(configs/ssd.yaml changed\)"):
+        main(["experiments/demo.yaml"])
+
+
 def test_ctrl_c_says_how_to_go_on(folder: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command.fail = {"test --config": "ctrl-c"}
     assert main(["experiments/demo.yaml"]) == 130
