@@ -1,4 +1,4 @@
-"""Fast R-CNN: one pass for the image, one look at its map for each proposal, one loss for class and box."""
+"""Fast R-CNN: one pass per image, RoI pooling of each proposal, and one loss for class and box."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from segdet.util.stages import stage
 class FastRCNN(RegionDetector):
     """Fast R-CNN (Girshick, ICCV 2015) on any backbone.
 
-    The convolutions run once over the whole image; each proposal's features are pooled from their map to a small map of
-    fixed size, on which two fully connected layers and two heads say which class it holds (0 is background) and, for
-    each class, how its box is off. Both are learned at once, with all that lies below. It costs one pass of the
-    backbone however many proposals there are.
+    The convolutions run once on the whole image. The features of each proposal are pooled from their map to a small map
+    of fixed size. Two fully connected layers follow, and two heads: the class (0 is background) and, for each class,
+    the offsets of the box. Both heads and all layers below are trained jointly. The cost is one pass of the backbone
+    for any number of proposals.
 
-    Training draws 64 regions of each image, up to a quarter of them with an IoU of at least 0.5 with an object, the
-    others with one of 0.1 to 0.5 (section 2.3). The paper's images are two a batch.
+    Training samples 64 RoIs per image, up to a quarter of them with an IoU of at least 0.5 with an object, the others
+    with an IoU of 0.1 to 0.5 (section 2.3). The paper's batches have two images.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there. Of torchvision's VGG16, ``fc6`` and ``fc7`` start from its classifier when ``width`` is 4096
-            and ``pool`` 7.
-        backbone_options: See there.
-        stride: Of the map that regions are pooled from.
-        pooling: ``max``, RoI max pooling, or ``align``, RoIAlign, which does not round.
-        pool: The side of a region's map.
-        width: The units of the two layers.
-        dropout: The rate behind either.
-        rois_per_image: Regions of an image in training.
-        positive_share: The share of them with an object, at most.
-        background: The IoU of those without: from the first to below the second.
-        svd_ranks: Replaces the two layers in tests by truncated singular value decompositions of these ranks; the
-            paper's are 1024 and 256. Null leaves them whole.
+        weights: See `segdet.nn.backbones.build_backbone`. With torchvision's VGG16, ``fc6`` and ``fc7`` are initialized
+            from its classifier when ``width`` is 4096 and ``pool`` 7.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        stride: The stride of the map that RoIs are pooled from.
+        pooling: ``max``, RoI max pooling, or ``align``, RoI Align, which does not round.
+        pool: The side of a RoI's map.
+        width: The units of ``fc6`` and ``fc7``.
+        dropout: The dropout rate after each of them.
+        rois_per_image: The number of RoIs per image in training.
+        positive_share: The maximum share of positive RoIs.
+        background: The range of the IoU of negative RoIs: from the first to below the second number.
+        svd_ranks: In evaluation, replace ``fc6`` and ``fc7`` by truncated singular value decompositions of these ranks
+            (section 3.1); the paper's are 1024 and 256. Null keeps the layers.
         kwargs: As for `RegionDetector`.
     """
 
@@ -78,7 +78,7 @@ class FastRCNN(RegionDetector):
         self.layers = TwoLayerHead(self.backbone.channels[0] * pool * pool, width, dropout)
         self.layers.start_from(backbone, weights)
         self.classifier = nn.Linear(width, len(class_names) + 1)
-        # Four numbers for background, too, which nobody reads: so it is in the paper.
+        # Background has offsets too, as in the paper; they are not used.
         self.regressor = nn.Linear(width, 4 * (len(class_names) + 1))
         for layer, deviation in ((self.classifier, 0.01), (self.regressor, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)
@@ -86,27 +86,27 @@ class FastRCNN(RegionDetector):
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
 
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and regions ``[R, 5]`` in them to logits ``[R, K + 1]`` and offsets ``[R, K + 1, 4]``."""
+        """Images and RoIs ``[R, 5]`` to logits ``[R, K + 1]`` and offsets ``[R, K + 1, 4]``."""
         with stage("network"):
             features = self.backbone(images)[0]
         with stage("crops"):
             pooled = self.pooling(features, rois).flatten(1)
         with stage("classifier"):
-            seen = self.layers(pooled)
-            return self.classifier(seen).float(), self.regressor(seen).float().unflatten(1, (-1, 4))
+            fc7 = self.layers(pooled)
+            return self.classifier(fc7).float(), self.regressor(fc7).float().unflatten(1, (-1, 4))
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        drawn = sample_rois(targets, self.rois_per_image, self.positive_share, background=self.background)
-        logits, offsets = self(images, drawn.rois)
-        count = (drawn.labels >= 0).sum().clamp(min=1)
-        goal = self.coder.encode(drawn.boxes, drawn.rois[:, 1:])
-        own = offsets.gather(1, drawn.labels.clamp(min=0)[:, None, None].expand(-1, 1, 4))[:, 0]
-        box = F.smooth_l1_loss(own, goal, reduction="none").sum(1)
-        cross_entropy = F.cross_entropy(logits, drawn.labels, ignore_index=-1, reduction="sum")
+        sampled = sample_rois(targets, self.rois_per_image, self.positive_share, background=self.background)
+        logits, offsets = self(images, sampled.rois)
+        count = (sampled.labels >= 0).sum().clamp(min=1)
+        target_offsets = self.coder.encode(sampled.boxes, sampled.rois[:, 1:])
+        predicted = offsets.gather(1, sampled.labels.clamp(min=0)[:, None, None].expand(-1, 1, 4))[:, 0]
+        box = F.smooth_l1_loss(predicted, target_offsets, reduction="none").sum(1)
+        cross_entropy = F.cross_entropy(logits, sampled.labels, ignore_index=-1, reduction="sum")
         return {
             "class": cross_entropy / count,
-            # Over all regions, not over those with an object: their share is to weigh.
-            "box": torch.where(drawn.labels > 0, box, 0.0).sum() / count,
+            # Divided by all RoIs, not by the positive ones, as in equation 1.
+            "box": torch.where(sampled.labels > 0, box, 0.0).sum() / count,
         }
 
     def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,32 +116,32 @@ class FastRCNN(RegionDetector):
             boxes = self.coder.decode(offsets[:, 1:], rois[:, None, 1:])
             return logits.softmax(1)[:, 1:], boxes
 
-    def regions(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
+    def proposal_stages(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
         features = self.backbone(image)[0]
         yield Stage(
             "features",
             map=features.square().mean(1).sqrt()[0].float(),
-            about="The one map that the features of all regions are pooled from: where it is strong.",
+            about="The map that all RoIs are pooled from: the root mean square of its channels.",
         )
         cells = (proposals[:12] / self.pooling.stride).round() * self.pooling.stride
         yield Stage(
             "regions of interest",
             boxes=cells if self.pooling.kind == "max" else proposals[:12],
-            about="A dozen regions as the pooling sees them; each becomes "
+            about="Twelve RoIs as the pooling rounds them; each is pooled to "
             f"{self.pooling.size}x{self.pooling.size} cells.",
         )
 
     def on_validation_start(self) -> None:
-        """Compresses the layers for `segdet validate`, if that is wanted."""
+        """Compress the layers for `segdet validate` if ``svd_ranks`` are given."""
         if self.trainer.state.fn == "validate":
             self._compress()
 
     def on_test_start(self) -> None:
-        """Compresses the layers, if that is wanted."""
+        """Compress the layers if ``svd_ranks`` are given."""
         self._compress()
 
     def on_predict_start(self) -> None:
-        """Compresses the layers, if that is wanted."""
+        """Compress the layers if ``svd_ranks`` are given."""
         self._compress()
 
     def _compress(self) -> None:

@@ -1,11 +1,12 @@
-"""The features of the proposals of training images, kept on disk between two stages of a training.
+"""Features of region proposals on disk, between two stages of R-CNN's training.
 
-An image has one ``.npz`` file, which appears only when it is complete: what an interruption leaves is used by
-the run that goes on. All files of a folder are of one network; those of another are removed.
+Each image has one ``.npz`` file, which is written atomically, so that an interrupted run resumes with the files that
+exist. All files of a folder come from the same weights and settings; files of others are removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import sys
@@ -18,28 +19,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from segdet.util.errors import UserError
+from segdet.data.dataset import TaskDataset
+from segdet.util.errors import BadSample, UserError
 from segdet.util.files import unwritable, write_atomically
 
-_HEADERS = 2500
-"""About how many bytes of a file are names and shapes."""
+_HEADER_BYTES = 2500
+"""The approximate size of the names and shapes in a file."""
+
+_SAMPLE = 50
+"""The number of images whose regions are counted to estimate the disk space."""
+
+_FIX = "free disk space, then resume the run"
 
 
 @dataclass
 class ImageFeatures:
-    """What is kept of an image: first its objects, then its proposals, R regions in all.
+    """The features of one image: R regions, first the objects and then the proposals.
 
-    What nobody is going to read is empty: of the regions where no machines are trained, of the pairs where there is
-    no box regression.
+    Arrays that no stage uses are empty: those of the regions without SVMs, those of the pairs without box regression.
 
     Attributes:
-        features: float16 ``[R, D]``, what the classifier sees.
-        overlaps: float16 ``[R, K]``, the greatest IoU with an object of each class.
+        features: float16 ``[R, D]``, fc7 features.
+        overlaps: float16 ``[R, K]``, the maximum IoU with an object of each class.
         labels: int64 ``[G]``, 1..K, of the objects, which are the first G regions.
-        pairs: int64 ``[M]``, the regions that the box regression learns from, by their places among all.
-        pair_features: float16 ``[M, P]``, what it sees of them.
-        pair_labels: int64 ``[M]``, the class of the object that each overlaps most.
-        pair_offsets: float32 ``[M, 4]``, from the region to that object.
+        pairs: int64 ``[M]``, the indices of the regions for box regression.
+        pair_features: float16 ``[M, P]``, their pool5 features.
+        pair_labels: int64 ``[M]``, the class of the object of highest IoU.
+        pair_offsets: float32 ``[M, 4]``, the offsets of that object from the region.
     """
 
     features: np.ndarray
@@ -51,34 +57,13 @@ class ImageFeatures:
     pair_offsets: np.ndarray
 
 
-def bytes_of(
-    regions: np.ndarray, pairs: np.ndarray, features: int, classes: int, pair_features: int
-) -> np.ndarray:
-    """The bytes of images' files.
-
-    Args:
-        regions: R of each image, int64 ``[N]``; labels are counted as if each were an object.
-        pairs: M of each, int64 ``[N]``.
-        features: D.
-        classes: K.
-        pair_features: P.
-
-    Returns:
-        int64 ``[N]``.
-    """
-    return _HEADERS + regions * (2 * features + 2 * classes + 8) + pairs * (2 * pair_features + 32)
-
-
-_FIX = "free disk space, then resume the run"
-
-
 class FeatureFolder:
-    """The files of the images at some positions of a dataset.
+    """The feature files of images of a dataset.
 
     Args:
-        folder: Where they are.
-        key: Of the network and the settings that they are made by.
-        positions: The images.
+        folder: The folder of all features of the run.
+        key: A digest of the weights and settings, see `key_of_network`.
+        positions: The positions of the images in the dataset.
     """
 
     def __init__(self, folder: Path, key: str, positions: Sequence[int]) -> None:
@@ -86,24 +71,47 @@ class FeatureFolder:
         self.positions = list(positions)
 
     def prepare(self) -> None:
-        """Makes the folder, and removes what another network left beside it."""
+        """Create the folder, and remove the features of other weights or settings."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for other in self.folder.parent.iterdir():
                 if other != self.folder and other.is_dir():
-                    shutil.rmtree(other, ignore_errors=True)  # another process may be at it, too
+                    shutil.rmtree(other, ignore_errors=True)  # another process may remove it at the same time
         except OSError as error:
             raise unwritable(self.folder, error, _FIX) from error
 
-    def missing(self, process: int = 0, processes: int = 1) -> list[int]:
-        """The positions whose files are not there, of those that are this process' to write.
+    def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
+        """Return the positions without a file in the share of one process.
 
-        Which these are does not hang on what others have written by then: no two processes are at one file.
+        The shares do not depend on which files exist, so that no two processes write the same file.
         """
-        return [each for each in self.positions[process::processes] if not self._file(each).exists()]
+        return [each for each in self.positions[rank::world_size] if not self._file(each).exists()]
+
+    def present(self) -> list[int]:
+        """Return the positions that have a file."""
+        return [position for position in self.positions if self._file(position).exists()]
+
+    def check_space(self, expected: int, images: int) -> None:
+        """Print the expected size of the features of ``images`` images.
+
+        Raises:
+            UserError: If there is less free space.
+        """
+        free = shutil.disk_usage(self.folder).free
+        line = f"the features of {images:,} images take up to about {expected / 1e6:,.1f} MB in {self.folder}"
+        if expected > free:
+            raise UserError(
+                f"{line}, where {free / 1e6:,.0f} MB are free; free disk space, or give a smaller --model.svm_images "
+                "or --data.max_proposals, or --model.classifier softmax"
+            )
+        sys.stderr.write(f"segdet: {line}\n")
+
+    def size(self) -> int:
+        """Return the size of the files in bytes."""
+        return sum(file.stat().st_size for file in self.folder.glob("*/*.npz"))
 
     def write(self, position: int, image: ImageFeatures) -> None:
-        """Writes an image's file, whole or not at all."""
+        """Write the file of an image atomically."""
         file = self._file(position)
         with (
             write_atomically(file, _FIX, parents=True, sync=False) as temporary,
@@ -112,10 +120,10 @@ class FeatureFolder:
             np.savez(stream, **{each.name: getattr(image, each.name) for each in fields(image)})
 
     def read(self, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
-        """The arrays of these names of all images, in the order of their positions.
+        """Yield the named arrays of each image, in the order of the positions.
 
         Raises:
-            UserError: If a file is torn.
+            UserError: If a file is corrupt.
         """
         for position in self.positions:
             file = self._file(position)
@@ -123,51 +131,60 @@ class FeatureFolder:
                 with np.load(file, allow_pickle=False) as arrays:
                     values = tuple(arrays[name] for name in names)
             except FileNotFoundError:
-                continue  # an image that could not be read
+                continue  # the image could not be read
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise UserError(f"{file}: torn; remove it and go on with the run") from error
+                raise UserError(f"{file}: the file is corrupt; remove it, then resume the run") from error
             yield values
 
     def pairs(self, label: int) -> tuple[np.ndarray, np.ndarray]:
-        """``pair_features`` and ``pair_offsets`` of all images of a class alone.
+        """Return ``pair_features`` and ``pair_offsets`` of one class, for all images.
 
-        The features of all classes together may be more than the memory holds.
+        The features of all classes together may exceed the memory.
         """
         features, offsets = [], []
         for position, (labels,) in zip(self.present(), self.read("pair_labels"), strict=True):
-            if (mine := labels == label).any():
+            if (of_class := labels == label).any():
                 with np.load(self._file(position), allow_pickle=False) as arrays:
-                    features.append(arrays["pair_features"][mine])
-                    offsets.append(arrays["pair_offsets"][mine])
+                    features.append(arrays["pair_features"][of_class])
+                    offsets.append(arrays["pair_offsets"][of_class])
         if not features:
             return np.zeros((0, 0), np.float16), np.zeros((0, 4), np.float32)
         return np.concatenate(features), np.concatenate(offsets)
-
-    def present(self) -> list[int]:
-        """The positions whose files are there."""
-        return [position for position in self.positions if self._file(position).exists()]
-
-    def tell(self, expected: int, images: int) -> None:
-        """Says beforehand what ``images`` images will take, and refuses where there is not so much room."""
-        free = shutil.disk_usage(self.folder).free
-        said = f"the features of {images:,} images take up to about {expected / 1e6:,.1f} MB in {self.folder}"
-        if expected > free:
-            raise UserError(
-                f"{said}, where {free / 1e6:,.0f} MB are free; make room, or give a smaller --model.svm_images or "
-                "--data.max_proposals, or --model.classifier softmax"
-            )
-        sys.stderr.write(f"segdet: {said}\n")
-
-    def size(self) -> int:
-        """The bytes that the files take."""
-        return sum(file.stat().st_size for file in self.folder.glob("*/*.npz"))
 
     def _file(self, position: int) -> Path:
         return self.folder / f"{position // 1000:04d}" / f"{position:07d}.npz"
 
 
+def file_bytes(
+    regions: np.ndarray, pairs: np.ndarray, width: int, classes: int, pair_width: int
+) -> np.ndarray:
+    """Return the size in bytes of the files of N images, int64 ``[N]``.
+
+    Args:
+        regions: R of each image, int64 ``[N]``; labels are counted as if each region were an object.
+        pairs: M of each image, int64 ``[N]``.
+        width: D.
+        classes: K.
+        pair_width: P.
+    """
+    return _HEADER_BYTES + regions * (2 * width + 2 * classes + 8) + pairs * (2 * pair_width + 32)
+
+
+def region_counts(dataset: TaskDataset) -> np.ndarray:
+    """Return the numbers of objects and proposals of some evenly spaced images of a dataset, int64 ``[N]``."""
+    assert dataset.proposals is not None
+    counts = []
+    sample = np.linspace(0, len(dataset) - 1, min(len(dataset), _SAMPLE)).round().astype(int)
+    for place in np.unique(sample):
+        index = int(dataset.indices[place])
+        with contextlib.suppress(BadSample):  # reported or skipped when the image is read
+            proposals = min(len(dataset.proposals.boxes(index)), dataset.max_proposals)
+            counts.append(len(dataset.reader.objects(index)) + proposals)
+    return np.array(counts or [0])
+
+
 def key_of_network(modules: Sequence[nn.Module], settings: str) -> str:
-    """A key of the weights of modules and of settings: 16 hexadecimal digits."""
+    """Return a digest of the weights of modules and of settings: 16 hexadecimal digits."""
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
     for module in modules:
         for name, value in module.state_dict().items():

@@ -1,4 +1,4 @@
-"""The base of the detectors that classify region proposals: R-CNN and Fast R-CNN."""
+"""The base class of detectors that classify region proposals: R-CNN and Fast R-CNN."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from segdet.util.stages import stage
 
 
 class RegionDetector(Detector):
-    """Says of each of a few hundred or thousand proposed boxes what it holds.
+    """A detector that classifies each of the hundreds or thousands of region proposals of an image.
 
-    The proposals come with the data (``--data.proposals``): with the samples, transformed as their objects are, or,
-    for a bare image, from the data's proposer on the spot. A family says how it scores them (`classify`);
-    suppression is the same for all, class by class.
+    The proposals come from the data module (``--data.proposals``): in the samples, transformed like the objects, or for
+    an image without a sample from the data module's proposer. A family implements `classify`; suppression per class
+    is common to all.
 
     Args:
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_class: How many of a class take part in that.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_class: The maximum number of boxes per class before suppression.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
 
     Attributes:
-        proposer: What proposes regions of a bare image; taken from the data, None where those are read from a file.
-        max_proposals: So many of the best are looked at; likewise.
+        proposer: The data module's proposer, for images without a sample; None if proposals are read from a file.
+        max_proposals: The maximum number of proposals per image, from the data module.
     """
 
     proposer: Proposer | None = None
@@ -62,29 +62,29 @@ class RegionDetector(Detector):
 
     @abstractmethod
     def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What the network says of all proposals, image after image.
+        """Score all proposals of a batch, image by image.
 
         Args:
             images: Normalized, ``[B, 3, H, W]``.
-            proposals: Of each image float32 ``[P, 4]``, xyxy in its pixels.
+            proposals: float32 ``[P, 4]`` for each image, xyxy in its pixels.
 
         Returns:
-            Scores ``[R, K]``, column k of label k + 1, and the boxes of each class ``[R, K, 4]`` (or ``[R, 1, 4]``
-            where all classes have the same).
+            Scores ``[R, K]``, column k for label k + 1, and boxes ``[R, K, 4]``, or ``[R, 1, 4]`` if they do not depend
+            on the class.
         """
 
     def setup(self, stage: str) -> None:
-        """Takes the proposer from the data.
+        """Use the proposer of the data module.
 
         Raises:
-            UserError: If the data has no proposals.
+            UserError: If the data module has no proposals.
         """
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, DataModule):
             return
         if data.proposals is None:
             raise UserError(
-                f"--data.proposals: {type(self).__name__} classifies region proposals and the data has none; give "
+                f"--data.proposals: {type(self).__name__} needs region proposals and the data has none; give "
                 "--data.proposals SelectiveSearch"
             )
         self.proposer = data.proposals if isinstance(data.proposals, Proposer) else None
@@ -96,12 +96,12 @@ class RegionDetector(Detector):
     def benchmark_inputs(self, sample: Sample) -> dict[str, Any]:
         if self.proposer is None:
             sys.stderr.write(
-                "segdet: the cost is without that of the proposals, which are read from a file\n"
+                "segdet: proposals are read from a file; the cost does not include their computation\n"
             )
             return {"targets": [Target(proposals=sample.target["proposals"].to(self.device))]}
         source = sample.source
         original = read_image(source.path, source.original_size, source.upright)
-        self.proposer(original)  # the first call loads what is compiled, which no image is to be charged with
+        self.proposer(original)  # the first call compiles, which is not part of the cost
         return {"originals": [original]}
 
     def build_scores(self) -> Scores:
@@ -111,31 +111,34 @@ class RegionDetector(Detector):
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         assert batch.originals is not None
-        here = [batch.targets[position] for position in positions]
+        targets = [batch.targets[position] for position in positions]
         scores.update(
             predictions,
             [batch.originals[position] for position in positions],
             [batch.sources[position].image_id for position in positions],
-            [target["proposals"] for target in here],
-            here,  # resizing changes no IoU, so that the pixels of the network will do
+            [target["proposals"] for target in targets],
+            targets,  # in the network's pixels, because resizing does not change an IoU
         )
 
     def propose(self, images: Tensor, originals: list[np.ndarray] | None = None) -> list[Tensor]:
-        """The proposals of uint8 images ``[B, 3, H, W]``: of each float32 ``[P, 4]``, xyxy in its pixels, best first.
+        """Propose regions for uint8 images ``[B, 3, H, W]``.
 
         Args:
-            images: The images as the network is to see them.
-            originals: The images as they are on disk, uint8 ``[h, w, 3]``, if the boxes are to be found in those.
+            images: The images that enter the network.
+            originals: The images on disk, uint8 ``[h, w, 3]``, to propose regions in; ``images`` when None.
+
+        Returns:
+            For each image float32 ``[P, 4]``, xyxy in pixels of ``images``, best first.
 
         Raises:
-            UserError: If nothing is known that proposes regions.
+            UserError: If there is no proposer.
         """
         if self.proposer is None:
             raise UserError(
-                f"{type(self).__name__}: proposals that are read from a file are there for the images of the data "
-                "alone; give --data.proposals SelectiveSearch"
+                f"{type(self).__name__}: a file of proposals covers only the images of the data; give --data.proposals "
+                "SelectiveSearch"
             )
-        found = []
+        proposals = []
         with stage("proposals"):
             height, width = images.shape[-2:]
             if originals is None:
@@ -144,11 +147,11 @@ class RegionDetector(Detector):
                 boxes = torch.from_numpy(self.proposer(original)[0][: self.max_proposals])
                 h, w = original.shape[:2]
                 scale = torch.tensor([width / w, height / h] * 2)
-                found.append((boxes * scale).to(images.device))
-        return found
+                proposals.append((boxes * scale).to(images.device))
+        return proposals
 
     def predict(self, images: Tensor, proposals: list[Tensor]) -> list[Prediction]:  # type: ignore[override]
-        """What the network says of the proposals of normalized images of one size, in their pixels."""
+        """Return the detections in normalized images of one size, in their pixels, from their proposals."""
         scores, boxes = self.classify(images, proposals)
         return self._detections(scores, boxes, proposals, (images.shape[2], images.shape[3]))
 
@@ -180,22 +183,21 @@ class RegionDetector(Detector):
             return self.selected(boxes.split(counts), scores.split(counts), size)
 
     def stages(self, image: Tensor, proposals: Tensor | None = None) -> Iterator[Stage]:
-        """The proposals, what the network says of them, and what suppression leaves.
+        """Yield the proposals, their classification, their regressed boxes, and the detections.
 
         Args:
             image: Normalized, ``[1, 3, H, W]``.
-            proposals: float32 ``[P, 4]``, xyxy in its pixels; found on the spot when null.
+            proposals: float32 ``[P, 4]``, xyxy in its pixels; from the proposer when None.
         """
         if proposals is None:
-            whole = (image + self._shift) / self._scale  # type: ignore[operator]
-            proposals = self.propose(whole.round().clamp(0, 255).to(torch.uint8))[0]
+            pixels = (image + self._shift) / self._scale  # type: ignore[operator]
+            proposals = self.propose(pixels.round().clamp(0, 255).to(torch.uint8))[0]
         yield Stage(
             "proposals",
             boxes=proposals[:200],
-            about=f"The best {min(200, len(proposals))} of the {len(proposals)} regions that are looked at: no class "
-            "is known yet.",
+            about=f"The best {min(200, len(proposals))} of {len(proposals)} region proposals, before classification.",
         )
-        yield from self.regions(image, proposals)
+        yield from self.proposal_stages(image, proposals)
         scores, boxes = self.classify(image, [proposals])
         best, label = scores.max(1)
         order = best.topk(min(50, len(best))).indices
@@ -203,13 +205,15 @@ class RegionDetector(Detector):
             "classified proposals",
             boxes=proposals[order],
             scores=best[order],
-            about="Those that the classifier is most sure of, where they were proposed.",
+            about="The proposals of highest score, at their proposed boxes.",
         )
-        moved = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
-        yield Stage("moved boxes", boxes=moved, scores=best[order], about="The same after box regression.")
+        regressed = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
+        yield Stage(
+            "regressed boxes", boxes=regressed, scores=best[order], about="The same after box regression."
+        )
         final = self._detections(scores, boxes, [proposals], (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 
-    def regions(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
-        """How the family looks at a proposal, to be drawn; nothing when it has nothing to show."""
+    def proposal_stages(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
+        """Yield how the family extracts the features of a proposal; nothing by default."""
         return iter(())

@@ -134,7 +134,7 @@ class FocalLossDetector(Detector):
         best = scores.topk(min(100, len(scores))).indices
         moved = self.coder.decode(offsets[0], anchors)[best]
         yield Stage(
-            "moved boxes",
+            "regressed boxes",
             boxes=moved,
             scores=scores[best],
             about="The surest after their offsets, unsuppressed.",

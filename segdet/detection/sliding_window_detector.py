@@ -380,7 +380,7 @@ class SlidingWindowDetector(Detector):
         if self.extra_units:
             moved = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
             yield Stage(
-                "moved boxes", boxes=moved, scores=sure[best], about="The same with boxes of their own."
+                "regressed boxes", boxes=moved, scores=sure[best], about="The same with boxes of their own."
             )
         final = self.select(boxes[0], scores[0], (image.shape[2], image.shape[3]))
         yield detections_stage(final)

@@ -173,7 +173,7 @@ class DefaultBoxDetector(Detector):
         best = scores.topk(min(100, len(scores))).indices
         moved = self.coder.decode(offsets[0], anchors)[best]
         yield Stage(
-            "moved boxes",
+            "regressed boxes",
             boxes=moved,
             scores=scores[best],
             about="The same after their offsets, unsuppressed.",

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from segdet.training.checkpoint_request import SavesOnRequest
+
 
 class _Checkpoint(ModelCheckpoint):
     """Lightning's own looks around after every step even if it saves after epochs, and makes its key every time."""
@@ -110,7 +112,7 @@ def validate_now(trainer: pl.Trainer) -> None:
         trainer.check_val_every_n_epoch = 1
 
 
-class LastCheckpoint(_Checkpoint):
+class LastCheckpoint(_Checkpoint, SavesOnRequest):
     """The checkpoint of the last finished epoch, or of the moment at which the run was stopped.
 
     Args:
@@ -131,8 +133,12 @@ class LastCheckpoint(_Checkpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        self.folder = folder
         self.restored = False
         self.begun = False
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes that nothing is left to be taken up."""

@@ -1,4 +1,4 @@
-"""Fast R-CNN: the paper's numbers, its loss written out, and what it learns."""
+"""Tests of Fast R-CNN: the numbers of the paper, its loss, overfitting, and its commands."""
 
 import json
 from pathlib import Path
@@ -39,10 +39,10 @@ def test_the_network_of_the_paper_has_its_parameters() -> None:
 
 
 def test_the_loss_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cross entropy of all regions; smooth L1 of the class's own four numbers, of those with an object; both means."""
+    """Means over RoIs of cross entropy, and of smooth L1 on the offsets of the true class for positive RoIs."""
     rois = torch.tensor([[0.0, 4, 6, 30, 40], [1, 50, 10, 80, 50], [1, 2, 2, 20, 20], [0, 0, 0, 9, 9]])
-    drawn = SampledRoIs(rois, torch.tensor([2, 1, 0, -1]), rois[:, 1:] + torch.tensor([2.0, -3, 5, 40]))
-    monkeypatch.setattr("segdet.detection.fast_rcnn.sample_rois", lambda *_, **__: drawn)
+    sampled = SampledRoIs(rois, torch.tensor([2, 1, 0, -1]), rois[:, 1:] + torch.tensor([2.0, -3, 5, 40]))
+    monkeypatch.setattr("segdet.detection.fast_rcnn.sample_rois", lambda *_, **__: sampled)
     model = small().eval()
     pictures, targets = scenes(images=2)
     images = model.normalize(pictures)
@@ -53,12 +53,12 @@ def test_the_loss_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in (0, 1):
         (x, y, w, h), (gx, gy, gw, gh) = (
             ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2, b[2] - b[0], b[3] - b[1])
-            for b in (rois[i, 1:], drawn.boxes[i])
+            for b in (rois[i, 1:], sampled.boxes[i])
         )
-        goal = [(gx - x) / w / 0.1, (gy - y) / h / 0.1, (gw / w).log() / 0.2, (gh / h).log() / 0.2]
-        for said, wanted in zip(offsets[i, drawn.labels[i]], goal, strict=True):
-            off = abs(said - wanted)
-            box_loss += off**2 / 2 if off < 1 else off - 0.5
+        target_offsets = [(gx - x) / w / 0.1, (gy - y) / h / 0.1, (gw / w).log() / 0.2, (gh / h).log() / 0.2]
+        for predicted, target in zip(offsets[i, sampled.labels[i]], target_offsets, strict=True):
+            error = abs(predicted - target)
+            box_loss += error**2 / 2 if error < 1 else error - 0.5
     torch.testing.assert_close(losses["class"], class_loss)
     torch.testing.assert_close(losses["box"], box_loss / 3)
 
@@ -74,27 +74,27 @@ def test_overfits_a_few_images(trained: FastRCNN) -> None:
     assert map_50(trained, *scenes()) >= 0.95
 
 
-def test_a_broken_part_keeps_it_from_that(trained: FastRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes that are too far off to count need the regression; regions need their own features."""
+def test_a_broken_part_lowers_the_score(trained: FastRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proposals far from their objects need the regression; RoIs need their own features."""
     model = trained
     pictures, targets = scenes()
 
-    def off(target: Any) -> torch.Tensor:
+    def shifted(target: Any) -> torch.Tensor:
         boxes, sides = target["boxes"], target["boxes"][:, 2:] - target["boxes"][:, :2]
         return boxes + torch.cat([sides * 0.33, sides * 0.0], 1)
 
-    ious = torch.cat([box_iou(off(target), target["boxes"]).diagonal() for target in targets])
+    ious = torch.cat([box_iou(shifted(target), target["boxes"]).diagonal() for target in targets])
     assert ious.max() < 0.5
     with monkeypatch.context() as broken:
         broken.setattr(model.coder, "decode", lambda offsets, boxes: boxes.expand_as(offsets))
-        assert map_50(model, pictures, targets, off) == 0
+        assert map_50(model, pictures, targets, shifted) == 0
     pool = model.pooling.forward
 
-    def elsewhere(features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    def pool_others(features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         return pool(features, torch.cat([rois[:, :1], rois.roll(1, 0)[:, 1:]], 1))
 
     with monkeypatch.context() as broken:
-        broken.setattr(model.pooling, "forward", elsewhere)
+        broken.setattr(model.pooling, "forward", pool_others)
         assert map_50(model, pictures, targets) < 0.5
     assert map_50(model, pictures, targets) >= 0.95
 
@@ -156,7 +156,7 @@ def test_an_image_without_proposals_has_no_detections() -> None:
     assert none["boxes"].shape == (0, 4) and len(some["boxes"]) > 0
 
 
-def test_its_stages() -> None:
+def test_stages() -> None:
     model = small().eval()
     model.proposer = UniformWindows()
     pictures, targets = scenes(images=1)
@@ -164,11 +164,11 @@ def test_its_stages() -> None:
     with torch.inference_mode():
         found = {stage.name: stage for stage in model.stages(image, targets[0]["proposals"])}
         assert [stage.name for stage in model.stages(image)] == list(found)
-        (said,) = model.predict(image, [targets[0]["proposals"]])
+        (prediction,) = model.predict(image, [targets[0]["proposals"]])
     assert list(found) == [
-        "proposals", "features", "regions of interest", "classified proposals", "moved boxes", "detections",
+        "proposals", "features", "regions of interest", "classified proposals", "regressed boxes", "detections",
     ]  # fmt: skip
-    assert torch.equal(found["detections"].boxes, said["boxes"])
+    assert torch.equal(found["detections"].boxes, prediction["boxes"])
 
 
 DATA = [
@@ -190,26 +190,26 @@ def test_a_run_from_training_to_a_folder_of_photographs(
     proposals = ["--data.proposals=UniformWindows", "--data.max_proposals=30"]
     fit = ["fit", *MODEL, *data, *proposals, f"--run_dir={run}", "--trainer.max_epochs=1"]
     assert main(fit) == 0
-    # Truncated layers are fewer parameters and other answers, whichever way the network is scored.
-    answers: list[torch.Tensor] = []
+    # Truncated layers have fewer parameters and other scores, in both commands.
+    scores: list[torch.Tensor] = []
     classify = FastRCNN.classify
 
-    def listening(self: FastRCNN, *rest: Any) -> Any:
-        said = classify(self, *rest)
-        answers.append(said[0].clone())
-        return said
+    def record(self: FastRCNN, *rest: Any) -> Any:
+        output = classify(self, *rest)
+        scores.append(output[0].clone())
+        return output
 
-    monkeypatch.setattr(FastRCNN, "classify", listening)
+    monkeypatch.setattr(FastRCNN, "classify", record)
     for command in ("test", "validate"):
         records, outputs = [], []
         for name, ranks in (("whole", "null"), ("thin", "[4, 2]")):
             folder = tmp_path / f"{command}-{name}"
-            answers.clear()
+            scores.clear()
             arguments = [f"--ckpt_path={run}", f"--model.svd_ranks={ranks}", f"--run_dir={folder}"]
             assert main([command, *arguments]) == 0
             records.append(json.loads((folder / "result.json").read_text()))
-            outputs.append(torch.cat(answers))
-        # 72 and 16 numbers to 16: matrices of rank 4 and 2.
+            outputs.append(torch.cat(scores))
+        # The layers map 72 and 16 features to 16; their ranks are 4 and 2.
         fewer = 72 * 16 + 16 * 16 - 4 * (72 + 16) - 2 * (16 + 16)
         whole, thin = (record["cost"]["parameters"] for record in records)
         assert whole - thin == fewer
@@ -230,8 +230,8 @@ def test_a_run_from_training_to_a_folder_of_photographs(
 def test_data_without_proposals_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
     assert main(["fit", *MODEL, *data, f"--run_dir={tmp_path / 'run'}", "--trainer.max_epochs=1"]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segdet: error: ")]
-    assert len(said) == 1 and "FastRCNN classifies region proposals and the data has none" in said[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segdet: error: ")]
+    assert len(errors) == 1 and "FastRCNN needs region proposals and the data has none" in errors[0]
 
 
 def test_ranks_are_at_least_one() -> None:

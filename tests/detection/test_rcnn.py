@@ -1,4 +1,4 @@
-"""R-CNN: what its three stages learn, and that an interruption in any of them changes nothing."""
+"""Tests of R-CNN: what its three stages learn, and that an interruption in any of them changes no result."""
 
 import contextlib
 import io
@@ -22,9 +22,10 @@ from region_scenes import map_50, scenes, train
 from segdet.cli.main import main
 from segdet.data.formats.detect import open_readers
 from segdet.data.sample import Target
-from segdet.detection import rcnn
+from segdet.detection import rcnn, rcnn_stages
 from segdet.detection.rcnn import RCNN
-from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, bytes_of
+from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, file_bytes
+from segdet.detection.rcnn_stages import LaterStages
 from segdet.nn.boxes import paired_iou
 from segdet.nn.warp import warp
 from segdet.proposals import UniformWindows
@@ -45,8 +46,8 @@ def small(**kwargs: Any) -> RCNN:
     return RCNN(["red", "green"], **options | kwargs)
 
 
-def learned(folder: Path, **kwargs: Any) -> RCNN:
-    """All three stages on the eight scenes."""
+def trained_model(folder: Path, **kwargs: Any) -> RCNN:
+    """Train a model with all three stages on the eight scenes."""
     pictures, targets = scenes()
     model = small(**kwargs)
     train(model, pictures, targets, steps=25, rate=3e-3)
@@ -54,35 +55,37 @@ def learned(folder: Path, **kwargs: Any) -> RCNN:
     files.prepare()
     with torch.inference_mode():
         for position, target in enumerate(targets):
-            files.write(position, model.describe(model.normalize(pictures[position : position + 1]), target))
-        model.learn(files)
+            image = model.normalize(pictures[position : position + 1])
+            files.write(position, model.later_stages().image_features(image, target))
+        model.later_stages().fit(files)
     return model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> RCNN:
-    return learned(tmp_path_factory.mktemp("features"))
+    return trained_model(tmp_path_factory.mktemp("features"))
 
 
 def test_the_settings_of_the_paper() -> None:
     default = RCNN(["a"], backbone="test_resnet", width=8)
     assert (default.warp_size, default.context, default.nms_threshold) == (227, 16, 0.3)
+    options = default.stage_options
     assert (default.regions_per_batch, default.positive_share) == (128, 0.25)
-    assert (default.svm_negatives_below, default.ridge_penalty, default.ridge_above) == (0.3, 1000, 0.6)
-    mining = default.mining
+    assert (options.svm_negatives_below, options.ridge_penalty, options.ridge_above) == (0.3, 1000, 0.6)
+    mining = options.svm
     assert (mining.cost, mining.bias, mining.positive_weight) == (1e-3, 10, 2)
     assert (mining.hard, mining.easy, mining.retrain) == (-1.0001, -1.2, 2000)
 
 
-def test_overfits_a_few_images_with_machines_and_regression(model: RCNN) -> None:
+def test_overfits_a_few_images_with_svms_and_regression(model: RCNN) -> None:
     assert map_50(model, *scenes()) >= 0.95
 
 
 def test_scores_are_logistic_functions_of_margins(model: RCNN) -> None:
-    """By which the thresholds that the class speaks of are margins: 0.27 is -1, 0.05 is -2.94."""
+    """A score of 0.27 is a margin of -1, one of 0.05 a margin of -2.94."""
     pictures, targets = scenes(images=1)
     margins: list[torch.Tensor] = []
-    handle = model.svms.register_forward_hook(lambda _, __, said: margins.append(said))
+    handle = model.svms.register_forward_hook(lambda _, __, output: margins.append(output))
     with torch.inference_mode():
         scores, _ = model.classify(model.normalize(pictures), [targets[0]["proposals"]])
     handle.remove()
@@ -94,10 +97,10 @@ def test_scores_are_logistic_functions_of_margins(model: RCNN) -> None:
 
 
 @pytest.mark.parametrize("broken", ["svms", "warp", "regression"])
-def test_a_broken_part_keeps_it_from_that(model: RCNN, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_part_lowers_the_score(model: RCNN, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scenes(jitter=0.12)
     if broken == "svms":
-        monkeypatch.setattr(model.svms, "forward", lambda seen: torch.zeros(len(seen), 2))
+        monkeypatch.setattr(model.svms, "forward", lambda features: torch.zeros(len(features), 2))
         assert map_50(model, *data) < 0.5
     elif broken == "warp":
         whole = torch.tensor([[0.0, 0, 96, 64]])
@@ -108,12 +111,12 @@ def test_a_broken_part_keeps_it_from_that(model: RCNN, broken: str, monkeypatch:
         monkeypatch.setattr(rcnn, "warp", everything)
         assert map_50(model, *data) < 0.5
     else:
-        # Only boxes on their object count, after regression as before: which is better, is another test.
+        # Shifted boxes miss their objects; another test covers the gain of regression.
         monkeypatch.setattr(model.coder, "decode", lambda offsets, boxes: (boxes + 30).expand_as(offsets))
         assert map_50(model, *data) < 0.5
 
 
-def test_regression_brings_boxes_nearer(model: RCNN) -> None:
+def test_regression_increases_the_iou(model: RCNN) -> None:
     pictures, targets = scenes()
     moved, still = [], []
     with torch.inference_mode():
@@ -137,16 +140,16 @@ def test_softmax_without_regression_needs_no_further_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [({}, "no support vector machines yet"), ({"classifier": "softmax"}, "no box regression yet")],
+    ("options", "message"),
+    [({}, "no linear SVMs yet"), ({"classifier": "softmax"}, "no box regression yet")],
 )
-def test_an_unfinished_network_says_so(options: dict[str, str], said: str) -> None:
+def test_a_network_without_its_later_stages_is_refused(options: dict[str, str], message: str) -> None:
     pictures, targets = scenes(images=1)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         small(**options).eval().predict_tensors(pictures, targets=[Target(proposals=targets[0]["proposals"])])
 
 
-def test_fine_tuning_draws_32_and_96_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuning_samples_32_and_96_regions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     real = rcnn.sample_rois
     monkeypatch.setattr(rcnn, "sample_rois", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
@@ -163,34 +166,34 @@ def test_crowds_and_difficult_objects_are_neither_positive_nor_negative() -> Non
     target["difficult"] = torch.tensor([False, True])
     network = small().eval()
     with torch.inference_mode():
-        found = network.describe(network.normalize(pictures), target)
+        found = network.later_stages().image_features(network.normalize(pictures), target)
     assert found.labels.tolist() == [1]
-    assert (found.overlaps[1:][1:12:2, 1] > 0.3).all()  # so they are no negatives of green
+    assert (found.overlaps[1:][1:12:2, 1] > 0.3).all()  # so that they are not negatives of green
     assert set(found.pair_labels.tolist()) == {1}
     assert len(found.features) == 1 + len(target["proposals"])
 
 
 @pytest.mark.parametrize(
-    ("options", "machines", "regression"),
+    ("options", "svms", "regression"),
     [({}, True, True), ({"classifier": "softmax"}, False, True), ({"box_regression": False}, True, False)],
 )
-def test_only_what_is_learned_from_is_described(
-    options: dict[str, Any], machines: bool, regression: bool, tmp_path: Path
+def test_only_regions_of_later_stages_are_extracted(
+    options: dict[str, Any], svms: bool, regression: bool, tmp_path: Path
 ) -> None:
     pictures, (target,) = scenes(images=1)
     network, whole = small(**options).eval(), small().eval()
     seen: list[int] = []
     network.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     with torch.inference_mode():
-        found = network.describe(network.normalize(pictures), target)
-        expected = whole.describe(whole.normalize(pictures), target)
+        found = network.later_stages().image_features(network.normalize(pictures), target)
+        expected = whole.later_stages().image_features(whole.normalize(pictures), target)
     regions, pairs = 2 + len(target["proposals"]), len(expected.pairs)
     assert 2 < pairs <= regions / 2
-    assert sum(seen) == (regions if machines else pairs)
-    assert found.features.shape == (regions if machines else 0, 64)
-    assert found.overlaps.shape == (regions if machines else 0, 2)
+    assert sum(seen) == (regions if svms else pairs)
+    assert found.features.shape == (regions if svms else 0, 64)
+    assert found.overlaps.shape == (regions if svms else 0, 2)
     assert found.pair_features.shape == (pairs if regression else 0, 512)
-    for name in ("features", "overlaps") * machines + ("pairs", "pair_labels", "pair_offsets") * regression:
+    for name in ("features", "overlaps") * svms + ("pairs", "pair_labels", "pair_offsets") * regression:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     if regression:
         np.testing.assert_allclose(found.pair_features, expected.pair_features, atol=1e-2)
@@ -198,16 +201,16 @@ def test_only_what_is_learned_from_is_described(
     files.prepare()
     files.write(0, found)
     described = np.array([len(found.features)])
-    assert 0 <= bytes_of(described, np.array([len(found.pairs)]), 64, 2, 512)[0] - files.size() < 2000
+    assert 0 <= file_bytes(described, np.array([len(found.pairs)]), 64, 2, 512)[0] - files.size() < 2000
 
 
-def test_softmax_learns_the_same_regression_from_less(tmp_path: Path, model: RCNN) -> None:
-    softmax = learned(tmp_path, classifier="softmax")
+def test_softmax_trains_the_same_regression_on_fewer_features(tmp_path: Path, model: RCNN) -> None:
+    softmax = trained_model(tmp_path, classifier="softmax")
     torch.testing.assert_close(softmax.regressors.weight, model.regressors.weight, rtol=0, atol=1e-4)
     assert softmax.regressors.weight.any() and map_50(softmax, *scenes()) >= 0.9
 
 
-def test_an_image_costs_a_pass_a_proposal(model: RCNN) -> None:
+def test_an_image_costs_one_pass_per_proposal(model: RCNN) -> None:
     pictures, targets = scenes(images=1)
     model.proposer, model.max_proposals = UniformWindows(), 40
     assert measure_cost(model, pictures, repeats=1).passes_per_image == 40
@@ -220,19 +223,19 @@ def test_too_much_context_is_one_line() -> None:
         small(context=12)
 
 
-def test_features_that_do_not_fit_the_disk_are_told_beforehand(
+def test_features_that_exceed_the_disk_are_refused_beforehand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = FeatureFolder(tmp_path, "key", range(3))
     files.prepare()
-    files.tell(10_000_000, 3)
+    files.check_space(10_000_000, 3)
     assert "features of 3 images take up to about 10.0 MB" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"are free; make room, or give a smaller --model\.svm_images"):
-        files.tell(1 << 60, 3)
+    with pytest.raises(UserError, match=r"are free; free disk space, or give a smaller --model\.svm_images"):
+        files.check_space(1 << 60, 3)
 
 
-def test_what_is_expected_does_not_hang_on_one_image() -> None:
-    """The first image has neither objects nor proposals, the second cannot be read, the others have too many."""
+def test_the_estimate_does_not_depend_on_a_single_image() -> None:
+    """The first image has neither objects nor proposals, the second is unreadable, the others exceed the limit."""
 
     class Images:
         proposals = property(lambda self: self)
@@ -251,17 +254,17 @@ def test_what_is_expected_does_not_hang_on_one_image() -> None:
             return [] if index == 0 else [1, 2]
 
     def expected(**options: Any) -> float:
-        return small(**options)._expected(Images(), 90) / 90  # type: ignore[arg-type]
+        return small(**options).later_stages().estimate_bytes(Images(), 90) / 90  # type: ignore[arg-type]
 
-    mean = 32 * 8 / 9  # regions of an image that can be read
+    mean = 32 * 8 / 9  # the mean number of regions of readable images
     of_region, of_pair = 2 * 64 + 2 * 2 + 8, 2 * 512 + 32
-    names = bytes_of(np.zeros(1), np.zeros(1), 64, 2, 512)[0]
+    names = file_bytes(np.zeros(1), np.zeros(1), 64, 2, 512)[0]
     assert expected() == pytest.approx(names + mean * (of_region + of_pair), abs=1)
     assert expected(box_regression=False) == pytest.approx(names + mean * of_region, abs=1)
     assert expected(classifier="softmax", ridge_regions=9) == pytest.approx(names + 8 * of_pair, abs=1)
 
 
-def test_processes_have_their_own_images_whenever_they_ask(tmp_path: Path) -> None:
+def test_the_shares_of_processes_do_not_depend_on_existing_files(tmp_path: Path) -> None:
     files = FeatureFolder(tmp_path, "key", [0, 2, 4, 6, 8])
     files.prepare()
     assert files.missing(0, 2) == [0, 4, 8] and files.missing(1, 2) == [2, 6]
@@ -271,7 +274,7 @@ def test_processes_have_their_own_images_whenever_they_ask(tmp_path: Path) -> No
     assert files.missing() == [2, 4, 6, 8] and files.present() == [0]
 
 
-def test_of_an_image_only_its_objects_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_features_of_objects_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     regions, width = 1000, 64
     one = np.ones((regions, width), np.float16)
     empty = np.zeros(0, np.int64)
@@ -287,17 +290,17 @@ def test_of_an_image_only_its_objects_stay_in_memory(tmp_path: Path, monkeypatch
         held.append(tracemalloc.get_traced_memory()[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rcnn, "mine", mine)
+    monkeypatch.setattr(rcnn_stages, "mine", mine)
     network = small()
     tracemalloc.start()
     with pytest.raises(KeyboardInterrupt):
-        network._learn_svms(files)
+        network.later_stages().fit_svms(files)
     tracemalloc.stop()
-    # One image's features at a time, and what else Python needs.
+    # The features of one image at a time, and the overhead of Python.
     assert held[0] < 10 * regions * width * 4
 
 
-# The stages within one command, interrupted.
+# All stages in one command, with interruptions.
 
 ARGUMENTS = [
     "fit", "--model=RCNN", "--model.backbone=small_vgg", "--model.backbone_options={channels: [8, 8]}",
@@ -315,7 +318,7 @@ def _die(*_: Any) -> None:
 
 
 def killed(arguments: list[str], where: str) -> None:
-    """Runs the command in a process of its own, which is killed within a stage."""
+    """Run the command in a separate process that is killed within a stage."""
 
     def run() -> None:
         if where == "fine-tuning":
@@ -338,7 +341,7 @@ def killed(arguments: list[str], where: str) -> None:
         main(arguments)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about fork in a process with threads
         process = multiprocessing.get_context("fork").Process(target=run)
         process.start()
     process.join(120)
@@ -352,23 +355,25 @@ def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A run without an interruption, and its arguments; what it told is in ``told.txt``."""
+    """Return a run without interruption, and its arguments; its output on stderr is in ``stderr.txt``."""
     root = tmp_path_factory.mktemp("runs")
     arguments = [*ARGUMENTS, f"--data.root={root / 'shapes'}"]
-    with contextlib.redirect_stderr(io.StringIO()) as told:
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
         assert main([*arguments, f"--run_dir={root / 'whole'}"]) == 0
-    (root / "told.txt").write_text(told.getvalue())
+    (root / "stderr.txt").write_text(stderr.getvalue())
     return root / "whole", arguments
 
 
 def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
     run, _ = whole
-    told = (run.parent / "told.txt").read_text()
-    (line,) = (line for line in told.splitlines() if line.startswith("segdet: the features of "))
-    said = re.fullmatch(r"segdet: the features of 8 images take up to about (\S+) MB in (\S+)", line.rstrip())
-    assert said and Path(said[2]).parent == run / "features"
-    size = FeatureFolder(run / "features", Path(said[2]).name, []).size() / 1e6
-    assert size - 0.05 <= float(said[1]) <= 2 * size + 0.05 and float(said[1]) > 0
+    output = (run.parent / "stderr.txt").read_text()
+    (line,) = (line for line in output.splitlines() if line.startswith("segdet: the features of "))
+    match = re.fullmatch(
+        r"segdet: the features of 8 images take up to about (\S+) MB in (\S+)", line.rstrip()
+    )
+    assert match and Path(match[2]).parent == run / "features"
+    size = FeatureFolder(run / "features", Path(match[2]).name, []).size() / 1e6
+    assert size - 0.05 <= float(match[1]) <= 2 * size + 0.05 and float(match[1]) > 0
     for name in ("best", "last"):
         state = checkpoint(run, name)["state_dict"]
         assert state["svms.fitted"] and state["regressors.fitted"]
@@ -383,7 +388,7 @@ def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
     assert record["cost"]["passes_per_image"] == 30
     assert list(record["cost"]["stages_ms"]) == ["proposals", "warps", "network", "classifier", "nms"]
     assert record["metrics"]["test/map_50"] >= 0
-    # What stays on disk: checkpoints, features, and the proposals of the images.
+    # The run keeps checkpoints, features, and the proposals of the images on disk.
     files = [*(run / "checkpoints").iterdir(), *(run / "features").rglob("*.npz")]
     readers = open_readers(run.parent / "shapes")
     for split, images in (("train", 8), ("val", 3)):
@@ -392,23 +397,23 @@ def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
         assert len(proposals.files()) == images and file_sizes(proposals.files()) > 1e5
         files += proposals.files()
     small = record["cost"]["disk_mb"] - file_sizes(files) / 1e6
-    assert 0.001 < small < 0.05  # of the configuration and its like
+    assert 0.001 < small < 0.05  # the configuration and other small files
 
 
-@pytest.mark.parametrize("where", ["fine-tuning", "features", "machines"])
-def test_a_killed_run_ends_as_if_nothing_had_happened(
+@pytest.mark.parametrize("where", ["fine-tuning", "features", "svms"])
+def test_a_killed_run_ends_with_the_same_results(
     where: str, whole: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, arguments = whole
     run = tmp_path / "run"
     killed([*arguments, f"--run_dir={run}"], where)
     files = {file: file.stat().st_mtime_ns for file in (run / "features").glob("*/*/*.npz")}
-    assert len(files) == {"fine-tuning": 0, "features": 5, "machines": 8}[where]
+    assert len(files) == {"fine-tuning": 0, "features": 5, "svms": 8}[where]
     steps = []
     step = RCNN.training_step
     monkeypatch.setattr(RCNN, "training_step", lambda self, *rest: steps.append(1) or step(self, *rest))
     assert main(["fit", f"--run_dir={run}", "--ckpt_path=last"]) == 0
-    assert len(steps) == (4 if where == "fine-tuning" else 0)  # what is fine-tuned is not done again
+    assert len(steps) == (4 if where == "fine-tuning" else 0)  # fine-tuning is not repeated
     assert all(file.stat().st_mtime_ns == time for file, time in files.items())
     ours, theirs = checkpoint(run), checkpoint(expected)
     assert ours["global_step"] == theirs["global_step"] == 8
@@ -422,7 +427,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     }
 
 
-def test_without_a_validation_the_stages_come_at_the_end(
+def test_without_a_validation_the_later_stages_run_at_the_end(
     whole: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     expected, arguments = whole
@@ -433,14 +438,15 @@ def test_without_a_validation_the_stages_come_at_the_end(
     assert torch.equal(ours["regressors.weight"], theirs["regressors.weight"])
 
 
-def test_at_the_end_they_are_of_the_averaged_network_that_is_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_the_end_they_use_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    learn = RCNN.learn
-    monkeypatch.setattr(
-        RCNN, "learn", lambda self, files: seen.append(self.layers.fc6.weight.clone()) or learn(self, files)
-    )
+    fit = LaterStages.fit
+
+    def record(stages: LaterStages, files: FeatureFolder) -> None:
+        seen.append(stages.model.layers.fc6.weight.clone())  # type: ignore[attr-defined]
+        fit(stages, files)
+
+    monkeypatch.setattr(LaterStages, "fit", record)
     options = ["--model.ema=0.5", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]
     run = tmp_path / "run"
     assert main([*ARGUMENTS, f"--data.root={tmp_path / 'shapes'}", f"--run_dir={run}", *options]) == 0
@@ -452,17 +458,17 @@ def test_at_the_end_they_are_of_the_averaged_network_that_is_saved(
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_features_and_have_the_same_machines(
+def test_two_processes_share_the_features_and_have_the_same_svms(
     whole: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     _, arguments = whole
     run = tmp_path / "run"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", f"--run_dir={run}"]
-    # In a process of its own, since this one has been at work with threads, which a fork does not take along.
+    # In a separate process, because a fork does not copy the threads of this one.
     command = [sys.executable, "-m", "segdet", *arguments, *two]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("segdet: support vector machines: ") == 1
+    assert done.stderr.count("segdet: linear SVMs: ") == 1
     state = checkpoint(run)["state_dict"]
     assert state["svms.fitted"] and state["regressors.fitted"]
     assert len(list((run / "features").glob("*/*/*.npz"))) == 8

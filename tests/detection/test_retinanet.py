@@ -274,7 +274,7 @@ def test_stages_run_the_network_once() -> None:
         (found,) = ours.predict(image)
     assert [stage.name for stage in stages] == [
         *(f"anchors {i}" for i in range(1, 6)),
-        "moved boxes",
+        "regressed boxes",
         "detections",
     ]
     assert stages[-1].boxes is not None

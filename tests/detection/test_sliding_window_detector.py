@@ -443,7 +443,7 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
     with torch.inference_mode():
         stages = list(model.stages(image))
         (found,) = model.predict(image)
-    moved = ["moved boxes"] if family is OverFeat else []
+    moved = ["regressed boxes"] if family is OverFeat else []
     names = [f"level {width}x{height}" for height, width in layout.sizes]
     assert [stage.name for stage in stages] == [*names, "best windows", *moved, "detections"]
     for stage, count, boxes in zip(stages, layout.counts, layout.boxes.split(layout.counts), strict=False):

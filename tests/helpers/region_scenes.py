@@ -1,4 +1,4 @@
-"""Tiny scenes with proposals, to overfit the detectors that classify regions."""
+"""Tiny scenes with proposals, to overfit detectors that classify regions."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from segdet.detection.region_detector import RegionDetector
 
 
 def scenes(jitter: float = 0.12, images: int = 8) -> tuple[Tensor, list[Target]]:
-    """uint8 images of 64x96 with a red and a green rectangle each, and 26 proposals.
+    """Return uint8 images of 64x96 with a red and a green rectangle each, and 26 proposals per image.
 
     Args:
-        jitter: How far the sides of the six proposals about each object are off, as shares of its sides.
-        images: How many.
+        jitter: The maximum error of the sides of the six proposals around each object, relative to its sides.
+        images: The number of images.
     """
     random = torch.Generator().manual_seed(4)
     pictures = torch.randint(0, 90, (images, 3, 64, 96), generator=random, dtype=torch.uint8)
@@ -46,7 +46,7 @@ def scenes(jitter: float = 0.12, images: int = 8) -> tuple[Tensor, list[Target]]
 
 
 def train(model: RegionDetector, pictures: Tensor, targets: list[Target], steps: int, rate: float) -> None:
-    """Trains all parameters on all images at once."""
+    """Train all parameters on all images as one batch."""
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), rate)
     model.train()
@@ -64,7 +64,7 @@ def map_50(
     targets: list[Target],
     propose: Callable[[Target], Tensor] = lambda target: target["proposals"],
 ) -> float:
-    """The score on these images."""
+    """Return the AP at IoU 0.5 on these images."""
     scores = model.build_scores()
     with torch.inference_mode():
         proposals = [propose(target) for target in targets]

@@ -1,0 +1,33 @@
+"""Tests of checkpoints that a model requests during training."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+
+from segdet.runs.checkpoints import LastCheckpoint
+from segdet.training.checkpoint_request import SavesOnRequest, request_checkpoint
+
+
+class Saver(pl.Callback, SavesOnRequest):
+    saved = 0
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        self.saved += 1
+
+
+def test_the_first_callback_that_saves_on_request_does_so() -> None:
+    first, second = Saver(), Saver()
+    assert request_checkpoint(SimpleNamespace(callbacks=[pl.Callback(), first, second]))  # type: ignore[arg-type]
+    assert (first.saved, second.saved) == (1, 0)
+
+
+def test_without_such_a_callback_nothing_is_saved() -> None:
+    assert not request_checkpoint(SimpleNamespace(callbacks=[pl.Callback()]))  # type: ignore[arg-type]
+
+
+def test_the_runs_last_checkpoint_is_saved(tmp_path: Path) -> None:
+    paths: list[Path] = []
+    trainer = SimpleNamespace(callbacks=[LastCheckpoint(tmp_path)], save_checkpoint=paths.append)
+    assert request_checkpoint(trainer)  # type: ignore[arg-type]
+    assert paths == [tmp_path / "last.ckpt"]
