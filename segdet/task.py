@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from segdet.training.freezing import freeze as freeze_parts
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
 from segdet.util.errors import UserError
+from segdet.util.seeds import global_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -244,7 +244,7 @@ class Task(L.LightningModule):
         """The batch in the size of this step, which all processes draw, and draw again when training goes on."""
         if self.multi_scale is None:
             return images, targets, sizes
-        seed = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step // self.multi_scale_every]
+        seed = [global_seed(), self.global_step // self.multi_scale_every]
         factor = self.multi_scale[int(np.random.default_rng(seed).integers(len(self.multi_scale)))]
         if factor == 1:
             return images, targets, sizes

@@ -576,7 +576,7 @@ class SegdetCLI(LightningCLI):
     def _classes(self, data: DataModule) -> Classes:
         """The classes of the model: the checkpoint's where it is not trained any further."""
         if self.chosen != "fit" and self.checkpoint is not None and self.checkpoint.classes.names:
-            data.know_classes(self.checkpoint.classes)
+            data.known_classes = self.checkpoint.classes
         return data.classes
 
     def _compare_classes(self) -> None:
@@ -584,7 +584,7 @@ class SegdetCLI(LightningCLI):
         if self.checkpoint is None or not self.checkpoint.classes.names:
             return
         data, subset = self.datamodule, SUBSETS[self.chosen]
-        found, known = data.classes_of(subset), self.checkpoint.classes
+        found, known = Classes.of(data.reader(subset), data.task), self.checkpoint.classes
         trained, here = known.names, found.names
         if len(trained) != len(here) or (trained != here and set(trained) == set(here)):
             raise UserError(
@@ -611,7 +611,7 @@ class SegdetCLI(LightningCLI):
         """How predictions are to number the classes: as the data at hand, or as those that were trained on."""
         data, subset = self.datamodule, SUBSETS[self.chosen]
         if self.checkpoint is None or data.reader(subset).states_classes:
-            return data.classes_of(subset)
+            return Classes.of(data.reader(subset), data.task)
         return self.checkpoint.classes
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -1,9 +1,7 @@
-"""The base class of the LightningDataModules; `segdet.data.datamodules` has one per format."""
+"""The base class of the LightningDataModules in `segdet.data.datamodules`."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -24,23 +22,25 @@ from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
 from segdet.data.transforms import Plain, Recipe
 from segdet.util.cores import usable_cores
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_choice
+from segdet.util.seeds import global_seed
 
 Subset = Literal["train", "val", "test"]
+SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 
 _NEEDED: dict[str, tuple[Subset, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-"""The annotated subsets that each stage reads; prediction reads images alone."""
+"""Subsets whose annotations each stage reads."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that a network tells apart.
+    """The classes of a dataset.
 
     Attributes:
-        names: Of the mask's values for segmentation, else of the objects, label 1 first.
+        names: Names of the mask values for segmentation, else of the object classes, label 1 first.
         category_ids: The dataset's own id of each object class.
-        mask_values: The value of each of ``names`` in the dataset's own mask files, for segmentation.
-        palette_masks: Whether those have VOC's palette; plain grayscale if not.
+        mask_values: For segmentation, the value of each of ``names`` in the dataset's mask files.
+        palette_masks: Whether mask files have VOC's palette; if not, they are plain grayscale.
     """
 
     names: list[str]
@@ -48,33 +48,54 @@ class Classes:
     mask_values: list[int] = field(default_factory=list)
     palette_masks: bool = True
 
+    @classmethod
+    def of(cls, reader: Reader, task: TaskName) -> Classes:
+        """Return the classes of a reader for a task."""
+        if task == "segmentation":
+            values = reader.mask_values
+            return cls(list(reader.mask_names), list(reader.category_ids), values, reader.palette_masks)
+        return cls(list(reader.class_names), list(reader.category_ids))
+
 
 class DataModule(L.LightningDataModule):
     """The training, validation and test images of one dataset, for one task.
 
+    In a script, the class names of a dataset are the first argument of a model::
+
+        data = VOCDataModule("data/bccd", recipe=SSDAugmentation((300, 300)))
+        model = SSD(data.class_names)
+        lightning.Trainer(max_epochs=10).fit(model, data)
+
     Args:
-        root: The dataset's folder.
+        root: Folder of the dataset.
         task: segmentation, localization or detection.
-        recipe: The transforms; none but what makes a batch when null.
-        batch_size: Images a training step, on each device.
-        eval_batch_size: Images an evaluation step; the batch size when null. No score depends on it.
-        num_workers: Processes that read and transform; all but one core, at most 8, when null.
-        on_bad_sample: ``raise`` stops at a sample that cannot be read, with a line that names its file;
-            ``skip`` takes another one and lists them at the end.
-        dominance: For localization, how many times as large as the next object the dominant one must
-            be for its image to count (see `TaskDataset`).
-        seed: Of order and augmentation; ``seed_everything`` when null.
-        limit_train: Trains on the first so many images alone (to overfit them, say); all when null.
-        proposals: Region proposals for every image, such as SelectiveSearch: computed before the first
-            epoch, once for the dataset, and kept. None when null.
-        max_proposals: Takes so many of the best of an image.
-        masks: Whether objects come with their masks, for families that find these too (COCO's and Cityscapes' shape).
-        mosaic: How often, 0 to 1, a training image of detection is put together from it and three others, each
-            transformed (see `segdet.data.mosaic`).
-        mosaic_off_epochs: In how many of the last epochs it is not, as in YOLOX, so that training ends on whole images.
+        recipe: Transforms of training and evaluation; default: `Plain`, which changes nothing.
+        batch_size: Images per training step on each device.
+        eval_batch_size: Images per evaluation step; default: ``batch_size``. Scores do not depend on it.
+        num_workers: Data-loader processes; default: one less than the number of cores, at most 8.
+        on_bad_sample: ``raise`` stops at a sample that cannot be read, with an error that names its file; ``skip`` uses
+            the next sample instead and lists the skipped ones at the end.
+        dominance: For localization, how many times as large as the next object the dominant object must be; other
+            images are left out.
+        seed: Seed of the order and augmentation of the training images; default: the seed given to
+            `lightning.seed_everything`, else 0.
+        limit_train: Train on the first ``limit_train`` images only, for example to overfit them; default: all.
+        proposals: Source of region proposals, such as SelectiveSearch. Proposals are computed once per dataset, before
+            the first epoch, and cached.
+        max_proposals: Proposals per image; the best are used.
+        masks: Whether objects have masks, for Mask R-CNN (COCO and Cityscapes only).
+        mosaic: For detection, probability from 0 to 1 that a training image is replaced by a mosaic of four (see
+            `segdet.data.mosaic`).
+        mosaic_off_epochs: Number of epochs without mosaics at the end of training, as in YOLOX.
 
     Attributes:
-        test_is_val: Whether no test split is given, so that the validation split stands in for it; testing says so.
+        test_is_val: Whether no test split is given, so that testing uses the validation split.
+        known_classes: Classes of a checkpoint. If set, they are used instead of those of the training split, which may
+            then be missing, and to read datasets that do not name their classes.
+        notes: What the readers left out, one line each, as the keys of a dict.
+
+    Raises:
+        UserError: If an argument is invalid.
     """
 
     test_is_val: bool = False
@@ -109,6 +130,8 @@ class DataModule(L.LightningDataModule):
         ):
             if number is not None and number < least:
                 raise UserError(f"--data.{name} {number}: must be at least {least}")
+        check_choice("--data.task", task, TaskName)
+        check_choice("--data.on_bad_sample", on_bad_sample, OnBadSample)
         self.root = Path(root)
         self.task: TaskName = task
         self.recipe = recipe or Plain()
@@ -117,15 +140,17 @@ class DataModule(L.LightningDataModule):
         self.num_workers = min(8, usable_cores() - 1) if num_workers is None else num_workers
         self.on_bad_sample: OnBadSample = on_bad_sample
         self.dominance = dominance
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = global_seed() if seed is None else seed
         self.limit_train = limit_train
         if proposals is not None and task == "segmentation":
-            raise UserError("--data.proposals: segmentation has no use for region proposals; leave them out")
+            raise UserError(
+                "--data.proposals: segmentation does not use region proposals; leave the option out"
+            )
         self.proposals = proposals
         self.max_proposals = max_proposals
         if masks and task != "detection":
             raise UserError(
-                f"--data.masks true: objects' masks are for detection, not for {task}; leave it out"
+                f"--data.masks true: masks of objects are for detection, not for {task}; leave it out"
             )
         self.masks = masks
         if not 0 <= mosaic <= 1:
@@ -136,17 +161,17 @@ class DataModule(L.LightningDataModule):
         self.mosaic = mosaic
         self.mosaic_off_epochs = mosaic_off_epochs
         self.notes: dict[str, None] = {}
-        self.known: Classes | None = None
+        self.known_classes: Classes | None = None
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
         self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
 
     @abstractmethod
     def open_reader(self, subset: Subset) -> Reader:
-        """The reader of a subset, newly opened."""
+        """Open a new reader of a subset."""
 
     def reader(self, subset: Subset) -> Reader:
-        """The reader of a subset."""
+        """Return the reader of a subset, opened once."""
         if subset not in self._readers:
             opened = self.open_reader(subset)
             for other, before in self._readers.items():
@@ -156,37 +181,24 @@ class DataModule(L.LightningDataModule):
 
     @property
     def classes(self) -> Classes:
-        """What is to be told apart: as the training split has it, or as it is known from elsewhere."""
-        return self.classes_of("train") if self.known is None else self.known
+        """The classes of the training split, or `known_classes` if set."""
+        return self.known_classes or Classes.of(self.reader("train"), self.task)
 
     @property
     def class_names(self) -> list[str]:
-        """The classes of the task: those of the mask's values for segmentation, else those of objects."""
+        """Names of the mask values for segmentation, else of the object classes, label 1 first."""
         return self.classes.names
 
     @property
     def category_ids(self) -> list[int]:
-        """The dataset's own id of each object class, which results files are written with."""
+        """The dataset's own id of each object class, for results files."""
         return self.classes.category_ids
 
-    def classes_of(self, subset: Subset) -> Classes:
-        """The classes as the files of a subset have them."""
-        reader = self.reader(subset)
-        if self.task == "segmentation":
-            values = reader.mask_values
-            return Classes(list(reader.mask_names), list(reader.category_ids), values, reader.palette_masks)
-        return Classes(list(reader.class_names), list(reader.category_ids))
-
-    def know_classes(self, known: Classes) -> None:
-        """Takes the classes from elsewhere, a checkpoint, so that the training split need not be there.
-
-        Where nothing in the folder and no argument names the classes, files are read with these.
-        """
-        self.known = known
-
     def dataset(self, subset: Subset) -> TaskDataset:
-        """The samples of a subset."""
-        key = (subset, annotated := not self._predicting)
+        """Return the samples of a subset, without annotations if the trainer predicts."""
+        # Images to predict on may have no annotations, like those of a benchmark's server.
+        annotated = self.trainer is None or self.trainer.state.fn != "predict"
+        key = (subset, annotated)
         if key not in self._datasets:
             training = subset == "train"
             self._datasets[key] = TaskDataset(
@@ -195,62 +207,43 @@ class DataModule(L.LightningDataModule):
             )  # fmt: skip
         return self._datasets[key]
 
-    @property
-    def _predicting(self) -> bool:
-        """Whether nobody asks what is annotated: images to predict on need not be, as those of a benchmark's server."""
-        return self.trainer is not None and self.trainer.state.fn == "predict"
-
-    def plain_training(self) -> TaskDataset:
-        """Return the training samples without augmentation, annotated as in evaluation."""
-        return self.dataset("train").without_augmentation()
-
     def loader_of(self, dataset: TaskDataset, positions: Sequence[int]) -> DataLoader[Batch]:
-        """The samples of ``dataset`` at ``positions`` in this order, in batches of evaluation."""
+        """Return the samples of ``dataset`` at ``positions``, in this order, in batches of ``eval_batch_size``."""
         return self._loader(dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
 
     def kept_files(self) -> set[Path]:
-        """What the subsets that were opened keep on disk beside the data itself: their proposals."""
+        """Return the cached files of the proposals of all subsets opened so far."""
         opened = self._datasets.values()
         return {file for each in opened if each.proposals is not None for file in each.proposals.files()}
 
     def prepare_data(self) -> None:
-        """Computes the proposals that the stage needs, in one process of each machine; the others find them done."""
+        """Compute the proposals of a stage, in one process per machine; the others read them from the cache."""
         if self.proposals is not None and self.trainer is not None:
             stage = str(getattr(self.trainer.state.fn, "value", None))
-            self._check_annotated(stage)
+            _check_annotated(self, stage)
             for subset in _NEEDED.get(stage, ("test",)):
                 self.dataset(subset)
 
     def setup(self, stage: str) -> None:
-        """Opens what a stage reads, so that a missing folder stops the run before anything is built."""
-        self._check_annotated(stage)
+        """Open the subsets of a stage, so that a missing folder is reported before the model is built."""
+        _check_annotated(self, stage)
         for subset in _NEEDED.get(stage, ()):
             self.dataset(subset)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
             sys.stderr.write(
-                "segdet: no --data.test is given, so what is tested is the validation split, by which the best "
-                "checkpoint was chosen\n"
+                "segdet: no --data.test is given: testing on the validation split, by which the best checkpoint was "
+                "selected\n"
             )
-
-    def _check_annotated(self, stage: str) -> None:
-        """Raises `UserError` where ``stage`` needs annotations and a subset has none."""
-        for subset in _NEEDED.get(stage, ()):
-            reader = self.reader(subset)
-            if not reader.annotated:
-                where = next(iter(reader.annotation_paths(0, self.task)), self.root)
-                raise UserError(
-                    f"{where}: plain images without annotations can only be predicted on, not used to {stage}"
-                )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("train")
-        rank, world_size = self._process()
+        rank, world_size = _rank_and_world_size(self.trainer)
         if len(dataset) < self.batch_size * world_size:
             raise UserError(
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
-        samples = MosaicDataset(dataset, self.mosaic, self._mosaic_epochs()) if self.mosaic else dataset
+        samples = self._with_mosaic(dataset) if self.mosaic else dataset
         position, self._position = self._position, {}
         sampler = TrainSampler(
             len(dataset),
@@ -262,16 +255,16 @@ class DataModule(L.LightningDataModule):
         )
         return self._loader(samples, sampler, self.batch_size, True)
 
-    def _mosaic_epochs(self) -> int | None:
-        if not self.mosaic or not self.mosaic_off_epochs:
-            return None
+    def _with_mosaic(self, dataset: TaskDataset) -> MosaicDataset:
+        if not self.mosaic_off_epochs:
+            return MosaicDataset(dataset, self.mosaic)
         epochs = self.trainer.max_epochs if self.trainer is not None else None
         if epochs is None or epochs < 0:
             raise UserError(
-                f"--data.mosaic_off_epochs {self.mosaic_off_epochs}: nobody knows which epoch is the last; give "
+                f"--data.mosaic_off_epochs {self.mosaic_off_epochs}: the number of epochs is not limited; give "
                 "--trainer.max_epochs"
             )
-        return max(0, epochs - self.mosaic_off_epochs)
+        return MosaicDataset(dataset, self.mosaic, max(0, epochs - self.mosaic_off_epochs))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
@@ -283,7 +276,7 @@ class DataModule(L.LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, int]:
-        """Where training stands: the epoch, the batches of it that are done, and what a batch is."""
+        """Return the position of training: the epoch, the finished batches of it, and the images per batch."""
         if self.trainer is None:
             return {}
         epoch, batches = _place_in(self.trainer.fit_loop)
@@ -292,50 +285,30 @@ class DataModule(L.LightningDataModule):
         return {"epoch": epoch, "batches": batches, "batch_size": self.batch_size * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets training go on with the samples that the epoch has left, where the checkpoint was saved within one."""
+        """Resume within an epoch: the next training loader skips the samples that were already used."""
         self._position = dict(state_dict)
-        now = self.batch_size * self._process()[1]
+        now = self.batch_size * _rank_and_world_size(self.trainer)[1]
         first = self.trainer is None or self.trainer.is_global_zero
         fits = self.trainer is None or self.trainer.state.fn == "fit"
         if fits and first and state_dict.get("batches") and state_dict["batch_size"] != now:
             sys.stderr.write(
-                f"segdet: the checkpoint was saved within an epoch of {state_dict['batch_size']} images a step, "
-                f"now there are {now}: some images come twice in this epoch, or not at all\n"
+                f"segdet: the checkpoint was saved within an epoch of {state_dict['batch_size']} images per step, "
+                f"now there are {now}: some images will be used twice in this epoch, or not at all\n"
             )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves a batch; what lies in page-locked memory travels while the device works on."""
+        """Move a batch to ``device``, asynchronously from pinned memory, and collect its `notes`."""
+        self.notes.update(dict.fromkeys(note for source in batch.sources for note in source.notes))
         return batch.to(device, non_blocking=True)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Collects what the readers left out, for the list at the end."""
-        for source in batch.sources:
-            for note in source.notes:
-                self.notes[note] = None
-        return batch
-
-    def fingerprint(self) -> str:
-        """A digest of the dataset as this run sees it: names and sizes of the files it reads."""
-        digest = hashlib.sha256()
-        subsets: tuple[Subset, ...] = ("train", "val", "test")
-        for subset in subsets:
-            try:
-                reader = self.reader(subset)
-            except UserError:  # one that this run does not read may be absent
-                digest.update(f"{subset} is absent\n".encode())
-                continue
-            for index in range(len(reader)):
-                for path in (reader.image_path(index), *reader.annotation_paths(index, self.task)):
-                    size = path.stat().st_size if path.is_file() else -1
-                    digest.update(f"{subset} {path.name} {size}\n".encode())
-        return digest.hexdigest()[:16]
 
     def _eval_loader(self, subset: Subset) -> DataLoader[Batch]:
         dataset = self.dataset(subset)
-        return self._loader(dataset, EvalSampler(len(dataset), *self._process()), self.eval_batch_size, False)
-
-    def _process(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(
+            dataset,
+            EvalSampler(len(dataset), *_rank_and_world_size(self.trainer)),
+            self.eval_batch_size,
+            False,
+        )
 
     def _loader(
         self,
@@ -358,16 +331,31 @@ class DataModule(L.LightningDataModule):
         )
 
 
+def _rank_and_world_size(trainer: L.Trainer | None) -> tuple[int, int]:
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+
+def _check_annotated(data: DataModule, stage: str) -> None:
+    """Raise `UserError` if ``stage`` needs annotations that a subset does not have."""
+    for subset in _NEEDED.get(stage, ()):
+        reader = data.reader(subset)
+        if not reader.annotated:
+            where = next(iter(reader.annotation_paths(0, data.task)), data.root)
+            raise UserError(
+                f"{where}: images without annotations can only be predicted on, not used to {stage}"
+            )
+
+
 def _place_in(loop: Any) -> tuple[int, int]:
-    """The epoch that training is in, counted from 0, and how many of its batches have been worked on."""
+    """Return the current epoch, counted from 0, and the number of its finished batches."""
     epochs = loop.epoch_progress.current
-    # Between two epochs the batches' count is still that of the one that is done.
+    # Between two epochs, the batch counter is still that of the finished one.
     within = epochs.started > epochs.processed
     return epochs.processed, loop.epoch_loop.batch_progress.current.processed if within else 0
 
 
 def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: TaskName) -> None:
-    """Raises `UserError` where two subsets would give one label two meanings."""
+    """Raise `UserError` if two subsets differ in their classes."""
     first, second = (
         reader.mask_names
         if task == "segmentation"
@@ -375,13 +363,13 @@ def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader]
         for _, reader in (one, other)
     )
     if first != second:
-        odd = sorted(set(map(str, first)) ^ set(map(str, second)))[:3] or ["their order"]
+        differences = sorted(set(map(str, first)) ^ set(map(str, second)))[:3] or ["their order"]
         raise UserError(
-            f"{root}: {one[0]} and {other[0]} do not have the same classes ({', '.join(odd)}); name the classes in "
-            "--data.class_names, or mend the annotations"
+            f"{root}: {one[0]} and {other[0]} do not have the same classes ({', '.join(differences)}); give the "
+            "classes in --data.class_names, or fix the annotations"
         )
 
 
 def _one_thread(_: int) -> None:
-    # Workers are already as many as cores are spared for them.
+    # There is one worker per core already.
     cv2.setNumThreads(0)

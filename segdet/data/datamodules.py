@@ -48,7 +48,7 @@ class VOCDataModule(DataModule):
         self.ignore_index = ignore_index
 
     def open_reader(self, subset: Subset) -> VOCReader:
-        known = None if self.known is None else self.known.names
+        known = None if self.known_classes is None else self.known_classes.names
         _refuse_masks(self.root, self.masks)
         return VOCReader(
             self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from segdet.data.datamodule import DataModule
 from segdet.data.dataset import TaskDataset
+from segdet.data.fingerprint import fingerprint
 from segdet.data.sample import Target
 from segdet.detection.rcnn_features import (
     FeatureFolder,
@@ -94,14 +95,14 @@ class LaterStages:
         assert trainer is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, DataModule)
-        dataset = data.plain_training()
+        dataset = data.dataset("train").without_augmentation()
         count = min(len(dataset), self.options.svm_images or len(dataset))
         positions = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         proposer = data.proposals.key if isinstance(data.proposals, Proposer) else repr(data.proposals)
         settings = [
             *settings, self.model.uses_svms, self.model.box_regression, self.options.ridge_above,
             self.options.ridge_regions, data.max_proposals, proposer, type(data.recipe).__name__, data.recipe.size,
-            data.fingerprint(),
+            fingerprint(data),
         ]  # fmt: skip
         key = key_of_network(modules, json.dumps(settings))
         folder = FeatureFolder(Path(trainer.default_root_dir) / "features", key, positions)

@@ -38,6 +38,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from segdet.data.datamodule import Classes, DataModule
+from segdet.data.fingerprint import fingerprint
 from segdet.runs.cost import measure_cost, peak_memory_mb
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
@@ -561,7 +562,7 @@ def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
 def fingerprint_of(data: Any) -> str:
     """The fingerprint of a data module; empty where it has none, for one of its subsets is absent."""
     try:
-        return "" if data is None else str(data.fingerprint())
+        return "" if data is None else fingerprint(data)
     except UserError as error:  # a set that this command does not read may be absent
         warnings.warn(f"the dataset has no fingerprint: {error}", stacklevel=1)
         return ""

@@ -696,7 +696,7 @@ class TestOnlyTheTestFolder:
         assert "results are written with the data's ids" in capsys.readouterr().err
         assert main(["test", f"--ckpt_path={run}", *data]) == 2
         error = capsys.readouterr().err
-        assert f"{folder}/annotations/image_info_test-dev2017.json: plain images without annotations" in error
+        assert f"{folder}/annotations/image_info_test-dev2017.json: images without annotations" in error
         for command in ("check", "stats", "show"):
             assert main(["data", command, str(folder), "--split", "test-dev2017"]) == 2
             assert "names images alone; `segdet predict` can use them" in capsys.readouterr().err

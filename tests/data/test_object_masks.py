@@ -102,7 +102,7 @@ def test_an_image_without_objects(folder: tuple[str, Path]) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="objects' masks are for detection, not for segmentation"):
+    with pytest.raises(UserError, match="masks of objects are for detection, not for segmentation"):
         VOCDataModule(tmp_path, task="segmentation", masks=True)
     with pytest.raises(UserError, match="VOC's format has no masks of objects"):
         VOCDataModule(tmp_path, masks=True).reader("train")

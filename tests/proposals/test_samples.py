@@ -103,7 +103,7 @@ def test_images_without_annotations_have_proposals(shapes: Path) -> None:
 
 
 def test_mistakes_are_one_line(shapes: Path) -> None:
-    with pytest.raises(UserError, match="segmentation has no use for region proposals"):
+    with pytest.raises(UserError, match="segmentation does not use region proposals"):
         module(shapes, Plain(), task="segmentation", proposals=UniformWindows())
     with pytest.raises(UserError, match="max_proposals 0: must be at least 1"):
         module(shapes, Plain(), max_proposals=0)

@@ -194,7 +194,7 @@ def test_another_batch_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     data.load_state_dict({"epoch": 1, "batches": 3, "batch_size": 8})
     said = capsys.readouterr().err
     assert said.startswith(
-        "segdet: the checkpoint was saved within an epoch of 8 images a step, now there are 2"
+        "segdet: the checkpoint was saved within an epoch of 8 images per step, now there are 2"
     )
     assert said.count("\n") == 1
 

@@ -1,0 +1,8 @@
+"""Seeds of random numbers."""
+
+import os
+
+
+def global_seed() -> int:
+    """Return the seed given to `lightning.seed_everything`, or 0 if it has not been called."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
