@@ -3,7 +3,7 @@
 ::
 
     python3 -m venv opencv && opencv/bin/pip install opencv-contrib-python-headless tqdm
-    opencv/bin/python segdet/benchmark/opencv_proposals.py fast DIR/JPEGImages opencv_fast.npz --images DIR/list.txt
+    opencv/bin/python experiments/opencv_proposals.py fast DIR/JPEGImages opencv_fast.npz --images DIR/list.txt
     segdet proposals DIR --split test --proposer fast opencv_fast.npz --workers 1
 
 OpenCV with its contributed modules and the OpenCV that albumentations installs are one package to Python, so the

@@ -2,11 +2,11 @@
 
 ::
 
-    python -m experiments.speed                  # all of them, some minutes
-    python -m experiments.speed miou decode      # some of them
-    python -m experiments.speed --rounds 20
-    python -m experiments.speed decode --images photos/
-    python -m experiments.speed dense_windows_8 dense_windows_1 --images photos/
+    python experiments/speed.py                  # all of them, some minutes
+    python experiments/speed.py miou decode      # some of them
+    python experiments/speed.py --rounds 20
+    python experiments/speed.py decode --images photos/
+    python experiments/speed.py dense_windows_8 dense_windows_1 --images photos/
 
 The two sides take turns, and the ratio is the median of the ratios of neighbouring turns, so that what else
 the machine does meanwhile weighs on both alike. Ratios carry over to other machines, milliseconds do not.
@@ -546,7 +546,7 @@ def row(part: Part, measured: Measured) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the module. Returns the exit status 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.speed",
+        prog="python experiments/speed.py",
         description="Measure our parts against their peers, side by side.",
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(PARTS)}; all if none")
