@@ -1,4 +1,4 @@
-"""OverFeat: the sliding window run as one convolution, with a regressor that moves its boxes."""
+"""OverFeat: a dense sliding window with box regression."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ Merging = Literal["nms", "average"]
 
 
 class OverFeat(SlidingWindowDetector):
-    """OverFeat (Sermanet et al., ICLR 2014): a dense sliding window whose every window also says where its object is.
+    """OverFeat (Sermanet et al., ICLR 2014): a dense sliding window whose windows predict the box of their object.
 
-    The convolutions of all windows are shared: the network goes over each level of the pyramid once (section
-    3.5). Beside the class head a second one, on the same features, regresses the four edges of the object from the
-    window, for one box of all classes or one a class (section 4.2); it learns from windows that hold
-    an object, with an l2 loss, while the features are the classifier's alone. Windows of one size and aspect
-    thus give boxes of any, and neighbouring windows' boxes agree where there is an object. The paper merges
-    them pair by pair and adds up their scores (section 4.3), so that agreement counts more than a
-    single high score. ``merging: average`` does this in one step from the boxes that suppression keeps: each
-    becomes the mean of those of its class that it overlaps, weighted by their scores.
+    The convolutions of all windows are shared: the network runs once per level of the pyramid (section 3.5). Beside the
+    class head a second head, on the same features, regresses the four edges of the object relative to the window: one
+    box for all classes, or one per class (section 4.2). It is trained on windows with an object, with an l2 loss, while
+    the features are trained by the classifier only. Windows of one size and aspect ratio thus give boxes of any, and
+    the boxes of neighbouring windows agree where there is an object. The paper merges them pair by pair and sums their
+    scores (section 4.3), so that agreement counts more than a single high score. ``merging: average`` merges in one
+    step, from the boxes that suppression keeps: each becomes the mean of the boxes of its class that it overlaps,
+    weighted by their scores.
 
     ``mode: crops`` gives the same detections window by window.
 
     Args:
         mode: See `SlidingWindowDetector`.
-        aspects: See there; boxes have their own, so one is enough.
-        hidden: See there.
-        regression: ``single`` gives all classes one box, ``per_class`` each its own.
-        box_hidden: The widths of the regressor's linear layers before the last.
+        aspects: See `SlidingWindowDetector`; one is enough, because boxes are regressed.
+        hidden: See `SlidingWindowDetector`.
+        regression: ``single`` predicts one box for all classes, ``per_class`` one per class.
+        box_hidden: The widths of the hidden layers of the regressor.
         box_loss: ``l2``, or ``smooth_l1``.
-        box_weight: The box loss's weight beside the cross entropy.
-        freeze_features: Whether the regressor leaves the features as the classifier makes them.
+        box_weight: The weight of the box loss; that of the cross entropy is 1.
+        freeze_features: Whether the box loss does not train the features.
         merging: ``nms`` keeps the best of overlapping boxes, ``average`` merges them.
-        merging_threshold: The IoU with a kept box from which on others are merged into it.
+        merging_threshold: The minimum IoU with a kept box for merging.
         kwargs: As for `SlidingWindowDetector`.
     """
 
@@ -64,7 +64,7 @@ class OverFeat(SlidingWindowDetector):
         merging_threshold: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        # The first layers of both heads are rows of one matrix, so that the network is one chain.
+        # The first layers of both heads are rows of one matrix, so that the network is a single chain.
         self.extra_units = box_hidden[0]
         super().__init__(class_names, mode=mode, aspects=aspects, hidden=hidden, **kwargs)
         check_choice("--model.regression", regression, Regression)
@@ -82,11 +82,11 @@ class OverFeat(SlidingWindowDetector):
         hidden = self.hidden(features.detach() if self.freeze_features else features)
         edges = self._edges(hidden)
         if self.regression == "per_class":
-            own = (labels - 1).clamp(min=0)
-            edges = edges.gather(1, own[:, None, None].expand(-1, -1, 4))
-        goals = (boxes - windows) / _sides(windows)
+            class_index = (labels - 1).clamp(min=0)
+            edges = edges.gather(1, class_index[:, None, None].expand(-1, -1, 4))
+        target_edges = (boxes - windows) / _sides(windows)
         loss = F.mse_loss if self.box_loss == "l2" else F.smooth_l1_loss
-        each = loss(edges[:, 0], goals, reduction="none").sum(1)
+        each = loss(edges[:, 0], target_edges, reduction="none").sum(1)
         positive = labels > 0
         box = torch.where(positive, each, 0.0).sum() / positive.sum().clamp(min=1)
         return {"box": self.box_weight * box}
@@ -101,36 +101,40 @@ class OverFeat(SlidingWindowDetector):
         if self.merging == "nms":
             return super().select(boxes, scores, size)
         # No IoU exceeds 1: nothing is suppressed yet.
-        candidates = Selection(self.score_threshold, 1.0, self.detections_per_class)
-        found = select_detections(boxes, scores, size, candidates)
+        selection = Selection(self.score_threshold, 1.0, self.detections_per_class)
+        candidates = select_detections(boxes, scores, size, selection)
         kept = suppress(
-            found["boxes"], found["scores"], found["labels"], self.nms_threshold, self.class_agnostic_nms
+            candidates["boxes"],
+            candidates["scores"],
+            candidates["labels"],
+            self.nms_threshold,
+            self.class_agnostic_nms,
         )
-        return merge(found, kept[: self.detections_per_image], self.merging_threshold)
+        return merge(candidates, kept[: self.detections_per_image], self.merging_threshold)
 
     def _edges(self, hidden: Tensor) -> Tensor:
-        """How far the boxes' edges are from the window's, in its sides: ``[..., boxes, 4]``."""
+        """Return the offsets of the boxes' edges from the window's, in sides of the window: ``[..., boxes, 4]``."""
         edges: Tensor = self.box_head(hidden[..., self.class_units :])
         edges = edges.unflatten(-1, (self.boxes_of_window, 4))
         return at_least_float32(edges)
 
 
-def merge(found: Prediction, kept: Tensor, threshold: float) -> Prediction:
-    """Detections that agree as one: the mean of the boxes of a class, weighted by their scores.
+def merge(candidates: Prediction, kept: Tensor, threshold: float) -> Prediction:
+    """Merge overlapping boxes of a class into their mean, weighted by their scores.
 
-    The score of the mean is ``s / (1 + s)`` of the sum ``s`` of theirs. The paper takes the sum; this is in the same
-    order and stays below 1.
+    The score of a merged box is ``s / (1 + s)``, where ``s`` is the sum of the scores. The paper uses ``s``; this has
+    the same order and stays below 1.
 
     Args:
-        found: Boxes ``[M, 4]``, scores and labels, unsuppressed.
-        kept: int64 ``[N]``: which of them the others are merged into.
-        threshold: By which IoU with one of the kept.
+        candidates: Boxes ``[M, 4]``, scores and labels before suppression.
+        kept: int64 ``[N]``: the indices of the boxes that the others are merged into.
+        threshold: The minimum IoU with a kept box for merging.
     """
-    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
-    together = (box_iou(boxes[kept], boxes) >= threshold) & (labels[kept, None] == labels)
-    # A box without area overlaps not even itself.
-    together[torch.arange(len(kept), device=kept.device), kept] = True
-    weights = together * scores
+    boxes, scores, labels = candidates["boxes"], candidates["scores"], candidates["labels"]
+    group = (box_iou(boxes[kept], boxes) >= threshold) & (labels[kept, None] == labels)
+    # The IoU of a box without area with itself is not 1.
+    group[torch.arange(len(kept), device=kept.device), kept] = True
+    weights = group * scores
     total = weights.sum(1)
     order = total.argsort(descending=True, stable=True)
     means = weights @ boxes / total[:, None]
@@ -138,5 +142,5 @@ def merge(found: Prediction, kept: Tensor, threshold: float) -> Prediction:
 
 
 def _sides(windows: Tensor) -> Tensor:
-    """Width and height, twice, of windows ``[N, 4]`` xyxy."""
+    """Return ``(width, height, width, height)`` of windows ``[N, 4]`` xyxy."""
     return (windows[:, 2:] - windows[:, :2]).repeat(1, 2)

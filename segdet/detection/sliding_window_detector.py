@@ -1,11 +1,10 @@
-"""Detection by sliding window: a classifier looks at every window of an image pyramid, one by one or all at once."""
+"""Detection by sliding window: a classifier of all windows of an image pyramid, crop by crop or densely."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -22,61 +21,73 @@ from segdet.nn.dense_windows import DensePass
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.modes import evaluating
 from segdet.nn.size_cache import SizeCache
-from segdet.nn.windows import Mode, window_features, window_grid
+from segdet.nn.window_pyramid import (
+    WindowLayout,
+    build_levels,
+    crop_packed,
+    layout_windows,
+    level_sizes,
+    pack_levels,
+)
+from segdet.nn.windows import Mode, window_features
 from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_choice
 from segdet.util.stages import stage
 
 
 class SlidingWindowDetector(Detector):
-    """A classifier of windows at all places, sizes and aspects (Rowley, Baluja, Kanade, PAMI 1998; Viola, Jones, 2001).
+    """A classifier of windows at all positions, sizes and aspect ratios.
 
-    A window has one size, in pixels of the network; the image is resized until an object fills it. Each pair of
-    a scale and an aspect makes one level of the pyramid, for a window that is wide in the image is a square one in
-    the image squeezed. A level's size is such that its windows end where the image ends. Every window is classified by
-    itself as a class or as background, and non-maximum suppression of each class leaves one window an object.
+    Rowley, Baluja, Kanade, Neural network-based face detection, PAMI 1998; Viola, Jones, CVPR 2001.
 
-    It is trained on windows of the same pyramid: positives overlap an object by IoU ``foreground`` (or are the one that
-    overlaps it most), negatives none by ``background``. Most of the images' windows are background and easy; so
-    a part of the negatives are the hardest of their image, those that the classifier as it is in this step takes
-    for objects most firmly (bootstrapping, Sung and Poggio, PAMI 1998; during training as in OverFeat, section 5).
+    A window has a fixed size in pixels of the network; the image is resized instead. Each pair of a scale and an aspect
+    ratio is one level of the pyramid: a wide window of the image is a square window of the image squeezed
+    horizontally. The size of a level is chosen such that its last windows end at the image's borders. Every window is
+    classified separately, with background as one of the classes, and non-maximum suppression per class leaves one
+    window per object.
 
-    What it costs is the windows, which each compute their features anew (``mode: crops``). ``mode: dense`` runs
-    the same weights over whole levels (see `DensePass`): the same detections in one pass a level; a checkpoint
-    can be tested either way. A pass of the cost tables is one window there, and one level here.
+    It is trained on windows of the same pyramid. Positives overlap an object with an IoU of at least ``foreground``, or
+    are the window of highest IoU with it; negatives have an IoU below ``background`` with every object; the others are
+    ignored. Most windows are easy background. Therefore a share of the negatives are the hardest of their image: those
+    with the highest probability of an object under the current weights (bootstrapping, Sung and Poggio, PAMI 1998;
+    during training as in OverFeat, section 5).
+
+    The cost is the number of windows, which compute their features separately (``mode: crops``). ``mode: dense``
+    applies the same weights to whole levels (see `DensePass`): the same detections in one pass per level. A checkpoint
+    can be tested in either mode. In cost tables a pass is one window in ``crops`` and one level in ``dense``.
 
     Args:
-        window: The side of the window in pixels of the network.
-        scales: The windows' sizes in the image: the square roots of their areas as shares of that of the image.
-        aspects: Their aspects, width over height.
-        stride: From one window to the next, in pixels of the network.
-        mode: ``crops`` cuts out every window, ``dense`` takes all of a level at once.
-        channels: Of the stages, each a convolution, normalization, ReLU and max pooling.
+        window: The side of a window in pixels of the network.
+        scales: The square roots of the windows' areas relative to that of the image.
+        aspects: The aspect ratios of the windows, width over height.
+        stride: The distance between windows in pixels of the network.
+        mode: ``crops`` evaluates every window separately, ``dense`` all windows of a level in one pass.
+        channels: The output channels of each stage: convolution, batch normalization, ReLU and max pooling.
         kernels: The side of each stage's convolution.
         pools: The side and stride of each stage's pooling; 1 for none.
-        conv_strides: Of each stage's convolution; 1 when null.
+        conv_strides: The stride of each stage's convolution; 1 when null.
         hidden: The widths of the linear layers between the features and the classes.
-        dropout: The rate before and behind the first of them.
-        backbone: In place of the stages a network by its name, see `segdet.nn.backbones.build_backbone`; its
-            coarsest map is averaged. It pads each window, and so cannot be run densely.
-        weights: See there.
-        backbone_options: See there.
-        windows_per_image: How many windows of each image to train on.
-        positives: The share of positives among them, as far as there are any.
-        hard_negatives: The share of the hardest among the negatives; the others are drawn at random. They are
-            searched in ``dense`` mode if the classifier can be run so, whatever the mode.
-        foreground: Windows of this IoU with an object are positives.
-        background: Windows without it are negatives.
-        crop_batch: How many windows go through the network at a time in ``crops``.
+        dropout: The dropout rate before and after the first of them.
+        backbone: A network instead of the stages, see `segdet.nn.backbones.build_backbone`; its coarsest map is
+            averaged. It pads each window, and therefore cannot run densely.
+        weights: See `segdet.nn.backbones.build_backbone`.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        windows_per_image: The number of training windows per image.
+        positives: The maximum share of positives among them.
+        hard_negatives: The share of hard negatives among the negatives; the others are sampled at random. Hard
+            negatives are searched densely if the classifier allows it, in either mode.
+        foreground: The minimum IoU of a positive with an object.
+        background: The IoU with all objects below which a window is a negative.
+        crop_batch: The number of windows per pass of the network in ``crops``.
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_class: How many of a class take part in that.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_class: The maximum number of boxes per class before suppression.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
     extra_units = 0
-    """Units of the first linear layer that are not the class head's, for those who derive."""
+    """Units of the first linear layer that belong to another head of a subclass."""
 
     def __init__(
         self,
@@ -122,10 +133,10 @@ class SlidingWindowDetector(Detector):
             ("foreground", foreground), ("background", background),
         ):  # fmt: skip
             if not 0 <= share <= 1:
-                raise UserError(f"--model.{name}: {share}; give a share, 0 to 1")
+                raise UserError(f"--model.{name}: {share}; give a share from 0 to 1")
         if background > foreground:
             raise UserError(
-                f"--model.background: {background} is more than --model.foreground, {foreground}; give at most that"
+                f"--model.background: {background} exceeds --model.foreground, {foreground}; give at most that value"
             )
         self.window, self.stride, self.scales, self.aspects = window, stride, list(scales), list(aspects)
         self.mode, self.crop_batch = mode, crop_batch
@@ -140,12 +151,12 @@ class SlidingWindowDetector(Detector):
             layers, features = window_features(window, channels, kernels, pools, conv_strides)
         elif mode == "dense":
             raise UserError(
-                f"--model.mode dense: backbone {backbone} pads each window, where the image goes on in the whole; take "
-                "--model.mode crops, or no backbone"
+                f"--model.mode dense: backbone {backbone} pads each window, where the image continues; give --model.mode "
+                "crops, or no backbone"
             )
         else:
             body = build_backbone(backbone, weights, **(backbone_options or {}))
-            layers, features = [_Coarsest(body), nn.AdaptiveAvgPool2d(1)], body.channels[-1]
+            layers, features = [_CoarsestMap(body), nn.AdaptiveAvgPool2d(1)], body.channels[-1]
         self.class_units = hidden[0]
         self.network = nn.Sequential(
             OrderedDict(
@@ -159,17 +170,17 @@ class SlidingWindowDetector(Detector):
         )
         self.class_head = linear_layers([*hidden, len(class_names) + 1])
         self.dense = DensePass(self.network, window, stride) if backbone is None else None
-        self._layouts: SizeCache[Layout] = SizeCache()
+        self._layouts: SizeCache[WindowLayout] = SizeCache()
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The network is called by its two parts in training; that of its layers over a whole level is one more."""
+        """The two parts of the network, which training calls separately, and the dense pass."""
         parts = [*self.network, *(part for part in super().compiled_modules if part is not self.network)]
         return parts if self.dense is None else [*parts, self.dense]
 
     @property
     def pass_module(self) -> nn.Module:
-        """The network, one window a pass; or the dense network, one level of the pyramid a pass."""
+        """The network, with one window per pass; or the dense pass, with one level of the pyramid per pass."""
         if self.mode == "crops":
             return self.network
         assert self.dense is not None
@@ -186,89 +197,93 @@ class SlidingWindowDetector(Detector):
     ) -> dict[str, Tensor]:
         layout = self.layout(images, scale)
         boxes, labels = pad_targets(targets, images.device)
-        matched, wanted = match_anchors(layout.boxes, boxes, labels, self.foreground, self.background)
-        levels = pyramid(images, layout)
-        packed = pack(levels)
-        chosen = self.choose(wanted, self.hardness(levels, packed, layout) if self.hard_slots else None)
-        index = torch.arange(len(images), device=images.device)[:, None].expand_as(chosen)
-        features = self.features(cut(packed, layout, index.flatten(), chosen.flatten(), self.window))
+        matched, target_labels = match_anchors(layout.boxes, boxes, labels, self.foreground, self.background)
+        levels = build_levels(images, layout)
+        packed = pack_levels(levels)
+        hardness = self.hardness(levels, packed, layout) if self.hard_slots else None
+        sampled = self.sample_windows(target_labels, hardness)
+        index = torch.arange(len(images), device=images.device)[:, None].expand_as(sampled)
+        windows = crop_packed(packed, layout, index.flatten(), sampled.flatten(), self.window)
+        features = self.features(windows)
         logits = self.class_head(self.hidden(features)[:, : self.class_units])
-        own = wanted.gather(1, chosen)
-        # Of no window that overlaps an object by neither much nor little is anything demanded.
-        count = (own >= 0).sum().clamp(min=1)
-        cross_entropy = F.cross_entropy(logits.float(), own.flatten(), ignore_index=-1, reduction="sum")
+        sampled_labels = target_labels.gather(1, sampled)
+        # Windows of intermediate overlap are ignored.
+        count = (sampled_labels >= 0).sum().clamp(min=1)
+        cross_entropy = F.cross_entropy(
+            logits.float(), sampled_labels.flatten(), ignore_index=-1, reduction="sum"
+        )
         losses = {"class": cross_entropy / count}
-        slots = chosen[:, : self.positive_slots]
-        goals = boxes.gather(1, matched.gather(1, slots)[..., None].expand(-1, -1, 4))
+        positives = sampled[:, : self.positive_slots]
+        target_boxes = boxes.gather(1, matched.gather(1, positives)[..., None].expand(-1, -1, 4))
         return losses | self.box_losses(
-            features.unflatten(0, chosen.shape)[:, : self.positive_slots].flatten(0, 1),
-            layout.boxes[slots].flatten(0, 1),
-            goals.flatten(0, 1),
-            own[:, : self.positive_slots].flatten(),
+            features.unflatten(0, sampled.shape)[:, : self.positive_slots].flatten(0, 1),
+            layout.boxes[positives].flatten(0, 1),
+            target_boxes.flatten(0, 1),
+            sampled_labels[:, : self.positive_slots].flatten(),
         )
 
     def features(self, windows: Tensor) -> Tensor:
-        """What the network sees in windows ``[N, 3, window, window]``: ``[N, F]``."""
+        """Return the features ``[N, F]`` of windows ``[N, 3, window, window]``."""
         features: Tensor = self.network[0](windows)
         return features
 
     def hidden(self, features: Tensor) -> Tensor:
-        """The first linear layer's units ``[N, units]`` from the features ``[N, F]``."""
+        """Return the output ``[N, units]`` of the first linear layer for features ``[N, F]``."""
         hidden: Tensor = self.network[1](features)
         return hidden
 
     def box_losses(
         self, features: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """The losses of the boxes, if the detector gives others than its windows.
+        """Return the losses of box regression; none by default.
 
         Args:
-            features: Of N windows, ``[N, F]``.
+            features: The features of N windows, ``[N, F]``.
             windows: ``[N, 4]`` xyxy.
-            boxes: Those of their objects, ``[N, 4]`` xyxy.
-            labels: int64 ``[N]``; of use are the windows where they are greater than 0.
+            boxes: The boxes of their objects, ``[N, 4]`` xyxy.
+            labels: int64 ``[N]``; only windows with a label above 0 have an object.
         """
         return {}
 
     def classify(self, hidden: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads make of the network's answers.
+        """Apply the heads to the network's output.
 
         Args:
-            hidden: ``[B, A, units]`` of A windows.
+            hidden: The output of the network for A windows, ``[B, A, units]``.
             windows: ``[A, 4]`` xyxy.
 
         Returns:
-            Scores ``[B, A, K]``, and boxes ``[B, A, 4]``, or ``[B, A, K, 4]`` where each class has its own.
+            Scores ``[B, A, K]``, and boxes ``[B, A, 4]``, or ``[B, A, K, 4]`` with a box per class.
         """
         scores = self.probabilities(hidden)[..., 1:]
         return scores, windows.to(scores.dtype).expand(len(hidden), -1, -1)
 
     def probabilities(self, hidden: Tensor) -> Tensor:
-        """The probabilities ``[..., K + 1]`` of background and classes from the network's answers."""
+        """Return the probabilities ``[..., K + 1]`` of background and classes from the network's output."""
         logits: Tensor = self.class_head(hidden[..., : self.class_units])
         return at_least_float32(logits).softmax(-1)
 
     def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
-        """The detections of one image from the boxes and scores of its windows."""
+        """Select the detections of one image from the boxes and scores of its windows."""
         return self.selected([boxes], [scores], size)[0]
 
     def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
         size = (images.shape[2], images.shape[3])
-        scores, boxes = self.look(images, scale)
+        scores, boxes = self.score_windows(images, scale)
         with stage("nms"):
             return [self.select(b, s, size) for b, s in zip(boxes, scores, strict=True)]
 
-    def look(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
-        """Scores and boxes of all windows, as in `classify`; level by level, each row by row."""
+    def score_windows(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
+        """Return scores and boxes of all windows, as in `classify`, by level, row and column."""
         layout = self.layout(images, scale)
         with stage("crops"):
-            levels = pyramid(images, layout)
-            packed = pack(levels) if self.mode == "crops" else None
-        hidden = self._of_levels(levels) if packed is None else self._of_crops(packed, layout)
+            levels = build_levels(images, layout)
+            packed = pack_levels(levels) if self.mode == "crops" else None
+        hidden = self._evaluate_levels(levels) if packed is None else self._evaluate_crops(packed, layout)
         with stage("classifier"):
             return self.classify(hidden, layout.boxes)
 
-    def layout(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> Layout:
+    def layout(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> WindowLayout:
         """Return the windows of images of this size, computed once per size.
 
         Window sides are fractions of the loaded image; in resized images windows keep their size in pixels.
@@ -279,31 +294,31 @@ class SlidingWindowDetector(Detector):
         """
         size = (images.shape[2], images.shape[3])
 
-        def compute() -> Layout:
-            smaller = 1 / math.sqrt(math.prod(scale))
-            scales = [each * smaller for each in self.scales]
+        def compute() -> WindowLayout:
+            shrink = 1 / math.sqrt(math.prod(scale))
+            scales = [each * shrink for each in self.scales]
             sizes = level_sizes(size, self.window, self.stride, scales, self.aspects)
-            return lay_out(size, sizes, self.window, self.stride, images.device)
+            return layout_windows(size, sizes, self.window, self.stride, images.device)
 
         return self._layouts.get((size, scale, images.device), compute)
 
-    def _of_levels(self, levels: list[Tensor]) -> Tensor:
-        """The network's answers ``[B, A, units]`` for all windows, one pass a level."""
+    def _evaluate_levels(self, levels: list[Tensor]) -> Tensor:
+        """Return the network's output ``[B, A, units]`` for all windows, with one pass per level."""
         assert self.dense is not None
         with stage("network"):
             return torch.cat(
                 [self.dense(level, self.network).flatten(2).transpose(1, 2) for level in levels], 1
             )
 
-    def _of_crops(self, packed: Tensor, layout: Layout) -> Tensor:
-        """The network's answers ``[B, A, units]`` for all windows, each cut out."""
+    def _evaluate_crops(self, packed: Tensor, layout: WindowLayout) -> Tensor:
+        """Return the network's output ``[B, A, units]`` for all windows, from their crops."""
         total = len(packed) * len(layout.boxes)
-        answers: list[Tensor] = []
+        outputs: list[Tensor] = []
         with tqdm(total=total, desc="windows", unit="", leave=False, delay=2) as bar:
             for start in range(0, total, self.crop_batch):
                 with stage("crops"):
                     number = torch.arange(start, min(start + self.crop_batch, total), device=packed.device)
-                    windows = cut(
+                    windows = crop_packed(
                         packed,
                         layout,
                         number // len(layout.boxes),
@@ -311,30 +326,31 @@ class SlidingWindowDetector(Detector):
                         self.window,
                     )
                 with stage("network"):
-                    answers.append(self.network(windows))
+                    outputs.append(self.network(windows))
                 bar.update(len(number))
-        return torch.cat(answers).unflatten(0, (len(packed), len(layout.boxes)))
+        return torch.cat(outputs).unflatten(0, (len(packed), len(layout.boxes)))
 
     # Training windows.
 
-    def choose(self, wanted: Tensor, hardness: Tensor | None) -> Tensor:
-        """Draws the windows to train on, by torch's random numbers.
+    def sample_windows(self, target_labels: Tensor, hardness: Tensor | None) -> Tensor:
+        """Sample the training windows, with torch's random numbers.
 
         Args:
-            wanted: int64 ``[B, A]``: the windows' labels, 0 for background, -1 for what is not to be drawn.
-            hardness: ``[B, A]``, of which the greatest are the hardest negatives; null for none.
+            target_labels: int64 ``[B, A]``, 0 for background, -1 for ignored windows.
+            hardness: ``[B, A]``, the largest for the hardest negatives; None for no hard negatives.
 
         Returns:
-            int64 ``[B, n]``: first positives, then the hardest negatives, then random ones. Where there
-            are too few positives random negatives take their place; where there are too few of those, undrawables.
+            int64 ``[B, n]``, without duplicates: first positives, then hard negatives, then random negatives. Negatives
+            fill the places of missing positives; ignored windows fill the places of missing negatives.
         """
-        background = wanted == 0
-        drawn = torch.rand(wanted.shape, device=wanted.device)
-        negatives = drawn.masked_fill(~background, -1.0)
-        first = _top(torch.where(wanted > 0, drawn + 1, negatives), self.positive_slots)
+        background = target_labels == 0
+        key = torch.rand(target_labels.shape, device=target_labels.device)
+        negatives = key.masked_fill(~background, -1.0)
+        first = _top(torch.where(target_labels > 0, key + 1, negatives), self.positive_slots)
         parts = [first]
-        negatives = negatives.scatter(1, first, -2.0)  # behind the undrawables: nothing is drawn twice
-        total = wanted.shape[1]
+        # Sampled windows rank behind the ignored ones, so that none is sampled twice.
+        negatives = negatives.scatter(1, first, -2.0)
+        total = target_labels.shape[1]
         hard = min(self.hard_slots, total - first.shape[1]) if hardness is not None else 0
         if hardness is not None:
             hardest = _top(hardness.masked_fill(~background, -1.0).scatter(1, first, -2.0), hard)
@@ -345,156 +361,52 @@ class SlidingWindowDetector(Detector):
         return torch.cat(parts, 1)
 
     @torch.no_grad()
-    def hardness(self, levels: list[Tensor], packed: Tensor, layout: Layout) -> Tensor:
-        """How sure the classifier, as it is, takes each window for an object: ``[B, A]``."""
+    def hardness(self, levels: list[Tensor], packed: Tensor, layout: WindowLayout) -> Tensor:
+        """Return the probability of an object in each window under the current weights: ``[B, A]``."""
         with evaluating(self.network, self.class_head):
-            hidden = self._of_levels(levels) if self.dense is not None else self._of_crops(packed, layout)
+            dense = self.dense is not None
+            hidden = self._evaluate_levels(levels) if dense else self._evaluate_crops(packed, layout)
             hardness = 1 - self.probabilities(hidden)[..., 0]
-        # Weights that autocast has converted here have no gradient, and would be taken for those of the loss.
+        # Autocast caches converted weights, which have no gradient here, and would use them for the loss.
         torch.clear_autocast_cache()
         return hardness
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         layout = self.layout(image)
-        scores, boxes = self.look(image)
-        sure, labels = scores[0].max(-1)
+        scores, boxes = self.score_windows(image)
+        best_scores, labels = scores[0].max(-1)
         for (height, width), index in zip(
-            layout.sizes, torch.arange(len(sure)).split(layout.counts), strict=True
+            layout.sizes, torch.arange(len(best_scores)).split(layout.counts), strict=True
         ):
-            best = index[sure[index].topk(min(20, len(index))).indices]
+            best = index[best_scores[index].topk(min(20, len(index))).indices]
             wide, high = (layout.boxes[index[0], 2:] - layout.boxes[index[0], :2]).tolist()
             yield Stage(
                 f"level {width}x{height}",
                 boxes=layout.boxes[best],
-                scores=sure[best],
-                about=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), which are "
-                f"{self.window}x{self.window} in the image resized to {width}x{height}, those most sure of an object.",
+                scores=best_scores[best],
+                about=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
+                f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score.",
             )
-        best = sure.topk(min(100, len(sure))).indices
+        best = best_scores.topk(min(100, len(best_scores))).indices
         yield Stage(
             "best windows",
             boxes=layout.boxes[best],
-            scores=sure[best],
-            about=f"The windows of all {len(layout.sizes)} levels that are most sure of an object, unsuppressed.",
+            scores=best_scores[best],
+            about=f"The windows of highest score of all {len(layout.sizes)} levels, before suppression.",
         )
         if self.extra_units:
-            moved = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
+            regressed = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
             yield Stage(
-                "regressed boxes", boxes=moved, scores=sure[best], about="The same with boxes of their own."
+                "regressed boxes",
+                boxes=regressed,
+                scores=best_scores[best],
+                about="The same after box regression.",
             )
         final = self.select(boxes[0], scores[0], (image.shape[2], image.shape[3]))
         yield detections_stage(final)
 
 
-# The pyramid.
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the windows of an image of some size lie: A windows, level by level, each row by row.
-
-    Attributes:
-        sizes: ``(height, width)`` of each level.
-        counts: The windows of each level.
-        boxes: float32 ``[A, 4]`` xyxy in pixels of the image.
-        starts: int64 ``[A]``: where a window begins among the pixels of all levels, one behind the other.
-        pitches: int64 ``[A]``: from one row of a window to the next, among those.
-    """
-
-    sizes: list[tuple[int, int]]
-    counts: list[int]
-    boxes: Tensor
-    starts: Tensor
-    pitches: Tensor
-
-
-def level_sizes(
-    size: tuple[int, int], window: int, stride: int, scales: Sequence[float], aspects: Sequence[float]
-) -> list[tuple[int, int]]:
-    """The sizes that an image is resized to, one for each different pair of a scale and an aspect.
-
-    Of each side there are as many windows as come closest to the wanted size and end with the image; a
-    window that would be larger than the image is as large as it.
-
-    Args:
-        size: ``(height, width)`` of the image.
-        window: The side of the window in pixels of the levels.
-        stride: From one window to the next, in the same.
-        scales: The square roots of the windows' areas as shares of the image's.
-        aspects: Their widths over their heights.
-    """
-    height, width = size
-    sizes: dict[tuple[int, int], None] = {}
-    for scale in scales:
-        for aspect in aspects:
-            side = scale * math.sqrt(height * width)
-            steps = [
-                max(0, round((whole / part - 1) * window / stride))
-                for whole, part in ((height, side / math.sqrt(aspect)), (width, side * math.sqrt(aspect)))
-            ]
-            sizes[window + steps[0] * stride, window + steps[1] * stride] = None
-    return list(sizes)
-
-
-def lay_out(
-    size: tuple[int, int], sizes: list[tuple[int, int]], window: int, stride: int, device: torch.device
-) -> Layout:
-    """The windows of an image of ``size`` (height, width) on levels of ``sizes``."""
-    boxes, starts, pitches, pixels = [], [], [], 0
-    for high, wide in sizes:
-        rows, columns = window_grid((high, wide), window, stride)
-        tops, lefts = torch.meshgrid(
-            torch.arange(rows, device=device) * stride,
-            torch.arange(columns, device=device) * stride,
-            indexing="ij",
-        )
-        corners = torch.stack([lefts, tops], -1).view(-1, 2)
-        scale = torch.tensor([size[1] / wide, size[0] / high] * 2, device=device)
-        boxes.append(torch.cat([corners, corners + window], 1) * scale)
-        starts.append(pixels + corners[:, 1] * wide + corners[:, 0])
-        pitches.append(torch.full_like(starts[-1], wide))
-        pixels += high * wide
-    counts = [len(each) for each in boxes]
-    return Layout(sizes, counts, torch.cat(boxes), torch.cat(starts), torch.cat(pitches))
-
-
-def pyramid(images: Tensor, layout: Layout) -> list[Tensor]:
-    """Images ``[B, 3, H, W]`` in the sizes of the levels, channels last in memory."""
-    return [
-        F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True).contiguous(
-            memory_format=torch.channels_last
-        )
-        for size in layout.sizes
-    ]
-
-
-def pack(levels: list[Tensor]) -> Tensor:
-    """The pixels of all levels one behind the other: ``[B, pixels, 3]``."""
-    return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
-
-
-def cut(packed: Tensor, layout: Layout, index: Tensor, numbers: Tensor, window: int) -> Tensor:
-    """Copies windows ``[N, 3, window, window]``, channels last in memory, out of packed levels.
-
-    Args:
-        packed: See `pack`.
-        layout: Whose levels they are.
-        index: int64 ``[N]``, the image of each window.
-        numbers: int64 ``[N]``, which of its windows.
-        window: The side.
-    """
-    images, pixels, channels = packed.shape
-    # A window's row is one run of memory, and is copied as such, whichever level it is of.
-    runs = packed.as_strided((images * pixels - window + 1, window * channels), (channels, 1))
-    rows = torch.arange(window, device=packed.device) * layout.pitches[numbers, None]
-    first = index * pixels + layout.starts[numbers]
-    return runs[first[:, None] + rows].unflatten(-1, (window, channels)).permute(0, 3, 1, 2)
-
-
-# Parts.
-
-
-class _Coarsest(nn.Module):
+class _CoarsestMap(nn.Module):
     """The coarsest map of a backbone."""
 
     def __init__(self, body: Backbone) -> None:
@@ -507,7 +419,7 @@ class _Coarsest(nn.Module):
 
 
 def linear_layers(widths: list[int]) -> nn.Sequential:
-    """Linear layers from each of the widths to the next, with ReLU between them."""
+    """Return linear layers between consecutive widths, with ReLU between them."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.ReLU(inplace=True), nn.Linear(before, after)]
@@ -515,5 +427,5 @@ def linear_layers(widths: list[int]) -> nn.Sequential:
 
 
 def _top(values: Tensor, count: int) -> Tensor:
-    """The places of the greatest values ``[B, A]``: int64 ``[B, count]``, or fewer where there are fewer."""
+    """Return the indices of the largest values of ``[B, A]``: int64 ``[B, min(count, A)]``."""
     return values.topk(min(count, values.shape[1]), dim=1).indices

@@ -1,4 +1,4 @@
-"""OverFeat's own parts: the regressor, the merging of boxes, and the paper's numbers."""
+"""Tests of OverFeat: the box regression, the merging of boxes, and the numbers of the paper."""
 
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ def _model(**kwargs: Any) -> OverFeat:
 
 
 def test_the_papers_spatial_sizes() -> None:
-    """The accurate network: 245 px are 17x17 and 5x5 after its poolings, 281x317 px are 20x23 and 6x7.
+    """The accurate network maps 245 px to 17x17 and 5x5 after its poolings, and 281x317 px to 20x23 and 6x7.
 
-    Its 3x3 convolutions between the last two poolings keep the size and are left out here. The classifier then stands
-    on 5x5: at one offset of three by three it has one answer of 245 px, and 2x3 of 281x317.
+    The 3x3 convolutions between the last two poolings keep the size and are left out here. The input of the classifier
+    is 5x5: at one of the 3x3 offsets it has one output for 245 px, and 2x3 for 281x317.
     """
     stages = {"channels": [4, 4], "kernels": [7, 7], "conv_strides": [2, 1]}
     layers, features = window_features(245, stages["channels"], [7, 7], [3, 2], [2, 1])
@@ -47,7 +47,7 @@ def test_the_papers_spatial_sizes() -> None:
     assert pooled(torch.zeros(1, 3, 245, 245)).shape[-2:] == (5, 5)
     assert pooled(torch.zeros(1, 3, 281, 317)).shape[-2:] == (6, 7)
     classifier = nn.Sequential(pooled, nn.Flatten(), nn.Linear(4 * 25, 2)).eval()
-    # The offsets 0, 1, 2 of the last pooling are 12 pixels each; with all nine there is an answer every 12 pixels.
+    # The offsets 0, 1, 2 of the last pooling are 12 pixels apart; all nine offsets give an output every 12 pixels.
     one, all_offsets = DenseWindows(classifier, 245), DenseWindows(classifier, 245, 12, "fragments")
     assert one.own_stride == (36, 36)
     image = torch.randn(1, 3, 281, 317)
@@ -69,7 +69,7 @@ def test_the_shipped_paper_form_has_the_papers_layers() -> None:
     assert model.box_head[-1].out_features == 4
 
 
-def test_boxes_are_edges_in_sides_of_the_window() -> None:
+def test_box_offsets_are_relative_to_the_sides_of_the_window() -> None:
     model = _model(regression="per_class").eval()
     windows = torch.tensor([[0.0, 0, 10, 20], [5, 5, 15, 15]])
     model.box_head[-1].weight.data.zero_()
@@ -83,7 +83,7 @@ def test_boxes_are_edges_in_sides_of_the_window() -> None:
 
 @pytest.mark.parametrize("regression", ["single", "per_class"])
 @pytest.mark.parametrize("box_loss", ["l2", "smooth_l1"])
-def test_the_box_loss_is_that_of_positives_and_zero_at_the_goal(regression: Any, box_loss: Any) -> None:
+def test_the_box_loss_is_that_of_positives_and_zero_at_the_targets(regression: Any, box_loss: Any) -> None:
     model = _model(regression=regression, box_loss=box_loss, box_weight=2.0).eval()
     torch.manual_seed(3)
     features = torch.randn(6, model.network[1][0].in_features)
@@ -96,22 +96,22 @@ def test_the_box_loss_is_that_of_positives_and_zero_at_the_goal(regression: Any,
     total = 0.0
     for i in (0, 2, 4, 5):
         sides = windows[i, 2:] - windows[i, :2]
-        wanted = (boxes[i] - windows[i]) / torch.cat([sides, sides])
-        away = edges[i, int(labels[i]) - 1 if regression == "per_class" else 0] - wanted
-        small = away.abs() < 1
-        each = away**2 if box_loss == "l2" else torch.where(small, away**2 / 2, away.abs() - 0.5)
+        target = (boxes[i] - windows[i]) / torch.cat([sides, sides])
+        error = edges[i, int(labels[i]) - 1 if regression == "per_class" else 0] - target
+        small = error.abs() < 1
+        each = error**2 if box_loss == "l2" else torch.where(small, error**2 / 2, error.abs() - 0.5)
         total += float(each.sum())
     assert float(loss) == pytest.approx(2 * total / 4, rel=1e-5)
     with torch.no_grad():
         _, decoded = model.classify(model.hidden(features)[None], windows)
         if regression == "per_class":
             decoded = decoded[0, torch.arange(6), (labels - 1).clamp(min=0)][None]
-        goal = model.box_losses(features, windows, decoded[0], labels)["box"]
-    assert float(goal) < 1e-9
+        at_target = model.box_losses(features, windows, decoded[0], labels)["box"]
+    assert float(at_target) < 1e-9
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_regressor_leaves_the_features_alone_where_it_is_to(frozen: bool) -> None:
+def test_freeze_features_decides_whether_the_box_loss_trains_the_features(frozen: bool) -> None:
     model = _model(freeze_features=frozen).train()
     images = torch.randn(2, 3, 40, 40)
     targets = [{"boxes": torch.tensor([[4.0, 4, 20, 22]]), "labels": torch.tensor([2])}] * 2
@@ -119,12 +119,12 @@ def test_the_regressor_leaves_the_features_alone_where_it_is_to(frozen: bool) ->
     assert model.box_head[-1].weight.grad.abs().sum() > 0
     touched = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.network[0].parameters()]
     assert all(touched) != frozen and any(touched) != frozen
-    # Of the layer that both heads share a matrix of, the class head's rows belong to the classifier.
+    # Both heads share the matrix of the first layer; the rows of the class head get no gradient.
     rows = model.network[1][0].weight.grad.abs().sum(1) > 0
     assert not rows[:8].any() and rows[8:].any()
 
 
-def test_merging_by_its_definition() -> None:
+def test_merging_follows_its_definition() -> None:
     torch.manual_seed(0)
     corners = torch.rand(60, 2) * 30
     boxes = torch.cat([corners, corners + 10 + torch.rand(60, 2) * 10], 1)
@@ -147,10 +147,10 @@ def test_merging_by_its_definition() -> None:
 
 def test_merging_counts_agreement_more_than_one_high_score() -> None:
     boxes = torch.tensor([[50.0, 50, 60, 60], [0, 0, 10, 10], [1, 0, 11, 10], [0, 1, 10, 11]])
-    found = Prediction(
+    candidates = Prediction(
         boxes=boxes, scores=torch.tensor([0.9, 0.5, 0.5, 0.5]), labels=torch.ones(4, dtype=torch.int64)
     )
-    merged = merge(found, torch.tensor([0, 1]), 0.5)
+    merged = merge(candidates, torch.tensor([0, 1]), 0.5)
     torch.testing.assert_close(
         merged["boxes"], torch.tensor([[1 / 3, 1 / 3, 31 / 3, 31 / 3], [50, 50, 60, 60]])
     )

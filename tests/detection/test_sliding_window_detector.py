@@ -1,4 +1,4 @@
-"""The sliding window as a detector, and OverFeat: they learn, and windows cut out and all at once say the same."""
+"""Tests of the sliding-window detector and OverFeat: training, and equality of crops and dense evaluation."""
 
 import io
 import json
@@ -18,16 +18,17 @@ from segdet.data.shapes.make import make_shapes
 from segdet.detection import sliding_window_detector as sliding_window
 from segdet.detection.base import Detector
 from segdet.detection.overfeat import OverFeat
-from segdet.detection.sliding_window_detector import (
-    SlidingWindowDetector,
-    cut,
-    lay_out,
-    level_sizes,
-    pack,
-    pyramid,
-)
+from segdet.detection.sliding_window_detector import SlidingWindowDetector
 from segdet.nn import dense_windows
 from segdet.nn.boxes import match_anchors, pad_targets
+from segdet.nn.window_pyramid import (
+    WindowLayout,
+    build_levels,
+    crop_packed,
+    layout_windows,
+    level_sizes,
+    pack_levels,
+)
 from segdet.runs.cost import measure_cost
 from segdet.util.errors import UserError
 
@@ -56,8 +57,8 @@ def _model(family: type[SlidingWindowDetector] = SlidingWindowDetector, **kwargs
     return model
 
 
-def _lively(model: SlidingWindowDetector) -> SlidingWindowDetector:
-    """Statistics and weights as if it had learned something, so that its answers differ from window to window."""
+def _with_random_weights(model: SlidingWindowDetector) -> SlidingWindowDetector:
+    """Set random statistics and weights, so that outputs differ from window to window."""
     torch.manual_seed(1)
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -69,7 +70,7 @@ def _lively(model: SlidingWindowDetector) -> SlidingWindowDetector:
 
 
 def _scenes(count: int = 8, side: int = 64) -> tuple[Tensor, list[Target]]:
-    """Noise with a red rectangle on the left and a green one on the right of each image."""
+    """Return images of noise with a red rectangle on the left and a green one on the right."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 90, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     targets = []
@@ -113,20 +114,18 @@ def test_the_sliding_window_overfits_a_few_images_and_not_with_a_broken_part(
     model = _model(mode="dense", foreground=0.6, background=0.4, nms_threshold=0.15, **options)
     _train(model, 80)
     assert _map_50(model) >= 0.95
-    # Windows of two levels mixed up.
-    monkeypatch.setattr(
-        model, "layout", lambda *given: _shuffled(SlidingWindowDetector.layout(model, *given))
-    )
+    # Swap the windows of two levels.
+    monkeypatch.setattr(model, "layout", lambda *args: _shuffled(SlidingWindowDetector.layout(model, *args)))
     assert _map_50(model) < 0.95
     monkeypatch.undo()
-    # Without the dilation of what stands behind a pooling, the windows are not those that were learned.
+    # Without dilation behind poolings, the dense pass evaluates other windows than in training.
     monkeypatch.setattr(dense_windows._StepPlan, "dilation_of", lambda plan, step: step.dilation)
     assert _map_50(model) < 0.95
 
 
-def _shuffled(layout: sliding_window.Layout) -> sliding_window.Layout:
+def _shuffled(layout: WindowLayout) -> WindowLayout:
     boxes = layout.boxes.roll(layout.counts[0], 0)
-    return sliding_window.Layout(layout.sizes, layout.counts, boxes, layout.starts, layout.pitches)
+    return WindowLayout(layout.sizes, layout.counts, boxes, layout.starts, layout.pitches)
 
 
 @pytest.mark.parametrize("options", [{}, {"regression": "per_class", "merging": "nms"}])
@@ -145,7 +144,7 @@ def test_overfeat_overfits_a_few_images_and_not_without_its_regressor(
     ("stride", "size"), [(1, (24, 32)), (2, (37, 51)), (3, (48, 64)), (4, (9, 200)), (8, (64, 48))]
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_crops_and_the_whole_say_the_same_of_every_window(
+def test_crops_and_dense_evaluation_are_equal(
     family: Any,
     options: dict[str, Any],
     stride: int,
@@ -153,19 +152,19 @@ def test_crops_and_the_whole_say_the_same_of_every_window(
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
-    model = _lively(_model(family, **(options | {"stride": stride, "crop_batch": 50}))).to(dtype)
+    model = _with_random_weights(_model(family, **(options | {"stride": stride, "crop_batch": 50}))).to(dtype)
     images = torch.randn(2, 3, *size, dtype=dtype)
-    answers, found = [], []
+    outputs, found = [], []
     for mode in ("crops", "dense"):
         model.mode = mode
         with torch.inference_mode():
-            answers.append(model.look(images))
+            outputs.append(model.score_windows(images))
             found.append(model.predict(images))
-    (scores, boxes), (same_scores, same_boxes) = answers
+    (scores, boxes), (same_scores, same_boxes) = outputs
     assert scores.dtype == dtype and scores.shape[:2] == boxes.shape[:2] and scores.std() > 1e-2
     torch.testing.assert_close(same_scores, scores, rtol=0, atol=tolerance)
     torch.testing.assert_close(same_boxes, boxes, rtol=0, atol=100 * tolerance)
-    if dtype == torch.float64:  # where no rounding can swap two equal scores
+    if dtype == torch.float64:  # without rounding that could swap equal scores
         for one, other in zip(*found, strict=True):
             assert len(one["scores"]) > 0
             assert one["labels"].tolist() == other["labels"].tolist()
@@ -176,11 +175,11 @@ def test_crops_and_the_whole_say_the_same_of_every_window(
 # Windows.
 
 
-def test_levels_hold_windows_of_the_wanted_sizes_that_end_with_the_image() -> None:
+def test_levels_have_windows_of_the_requested_sizes_that_end_at_the_border() -> None:
     scales, aspects = [0.2, 0.45, 0.8], [0.5, 1.0, 2.0]
     for size in ((128, 128), (375, 500), (90, 333)):
         sizes = level_sizes(size, 24, 4, scales, aspects)
-        layout = lay_out(size, sizes, 24, 4, CPU)
+        layout = layout_windows(size, sizes, 24, 4, CPU)
         assert sum(layout.counts) == len(layout.boxes)
         firsts = torch.tensor([0, *layout.counts[:-1]]).cumsum(0)
         sides = (layout.boxes[:, 2:] - layout.boxes[:, :2])[firsts]
@@ -191,18 +190,18 @@ def test_levels_hold_windows_of_the_wanted_sizes_that_end_with_the_image() -> No
         for scale in scales:
             for aspect in aspects:
                 side = scale * math.sqrt(size[0] * size[1])
-                wanted = torch.tensor([side * math.sqrt(aspect), side / math.sqrt(aspect)])
-                wanted = torch.minimum(wanted, torch.tensor(size[::-1]).float())
-                # Half a step more or less of a side, at the worst.
-                assert ((sides / wanted).log().abs().amax(1).amin()) < math.log(1 + 2.5 / 24)
+                requested = torch.tensor([side * math.sqrt(aspect), side / math.sqrt(aspect)])
+                requested = torch.minimum(requested, torch.tensor(size[::-1]).float())
+                # The error of a side is at most half a step.
+                assert ((sides / requested).log().abs().amax(1).amin()) < math.log(1 + 2.5 / 24)
     assert level_sizes((64, 64), 24, 4, [1.0, 1.5], [1.0]) == [(24, 24)]
 
 
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
-def test_windows_are_cut_where_the_layout_says(family: Any, options: dict[str, Any]) -> None:
+def test_crops_have_the_positions_of_the_layout(family: Any, options: dict[str, Any]) -> None:
     images = torch.randn(3, 3, 45, 60)
     layout = _model(family, **options).layout(images)
-    levels = pyramid(images, layout)
+    levels = build_levels(images, layout)
     windows = []
     for image in range(3):
         for level in levels:
@@ -212,25 +211,25 @@ def test_windows_are_cut_where_the_layout_says(family: Any, options: dict[str, A
                     windows.append(level[image, :, top : top + 14, left : left + 14])
     count = len(layout.boxes)
     index = torch.arange(3 * count)
-    found = cut(pack(levels), layout, index // count, index % count, 14)
+    found = crop_packed(pack_levels(levels), layout, index // count, index % count, 14)
     assert torch.equal(found, torch.stack(windows))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_window_shows_what_its_box_holds() -> None:
-    """Of a picture that is its own coordinates, the middle of a window is the middle of its box."""
+def test_a_window_has_the_content_of_its_box() -> None:
+    """In an image of coordinates, the mean of a window is the centre of its box."""
     rows, columns = torch.meshgrid(torch.arange(70) + 0.5, torch.arange(100) + 0.5, indexing="ij")
     picture = torch.stack([columns, rows, rows * 0])[None]
-    layout = lay_out((70, 100), level_sizes((70, 100), 16, 4, [0.2, 0.3], [0.5, 1.0, 2.0]), 16, 4, CPU)
+    layout = layout_windows((70, 100), level_sizes((70, 100), 16, 4, [0.2, 0.3], [0.5, 1.0, 2.0]), 16, 4, CPU)
     index = torch.arange(len(layout.boxes))
-    windows = cut(pack(pyramid(picture, layout)), layout, index * 0, index, 16)
+    windows = crop_packed(pack_levels(build_levels(picture, layout)), layout, index * 0, index, 16)
     inner = ((layout.boxes[:, :2] > 0) & (layout.boxes[:, 2:] < torch.tensor([100.0, 70.0]))).all(1)
     assert inner.sum() > 50
     middles = (layout.boxes[:, :2] + layout.boxes[:, 2:]) / 2
     torch.testing.assert_close(windows.mean((2, 3))[inner, :2], middles[inner], rtol=0, atol=0.05)
 
 
-def test_windows_are_laid_out_once_a_size() -> None:
+def test_layouts_are_computed_once_per_size() -> None:
     model = _model()
     first = model.layout(torch.zeros(2, 3, 40, 50))
     assert model.layout(torch.ones(1, 3, 40, 50)) is first
@@ -239,8 +238,8 @@ def test_windows_are_laid_out_once_a_size() -> None:
     assert len(model._layouts) <= 16
 
 
-def test_an_enlarged_image_is_seen_through_windows_of_the_same_pixels() -> None:
-    """Views of other scales show other windows: smaller shares of a larger image."""
+def test_windows_keep_their_size_in_pixels_in_resized_images() -> None:
+    """In an enlarged view, windows are smaller shares of the image."""
     model = _model()
     one = model.layout(torch.zeros(1, 3, 80, 120))
     other = model.layout(torch.zeros(1, 3, 120, 180), (1.5, 1.5))
@@ -249,72 +248,72 @@ def test_an_enlarged_image_is_seen_through_windows_of_the_same_pixels() -> None:
     assert widest[1] == pytest.approx(widest[0], rel=0.15)
 
 
-# What is trained on.
+# Training windows.
 
 
-def _wanted(images: int, windows: int) -> Tensor:
+def _target_labels(images: int, windows: int) -> Tensor:
     torch.manual_seed(2)
     return torch.randint(-1, 3, (images, windows)) * (torch.rand(images, windows) < 0.4)
 
 
-def test_training_windows_are_positives_the_hardest_and_others() -> None:
+def test_training_windows_are_positives_hard_negatives_and_random_negatives() -> None:
     model = _model(windows_per_image=40, positives=0.25, hard_negatives=0.5)
-    wanted = _wanted(5, 200)
+    target_labels = _target_labels(5, 200)
     hardness = torch.rand(5, 200)
-    chosen = model.choose(wanted, hardness)
+    chosen = model.sample_windows(target_labels, hardness)
     assert chosen.shape == (5, 40)
-    for row, labels, hard in zip(chosen, wanted, hardness, strict=True):
+    for row, labels, hard in zip(chosen, target_labels, hardness, strict=True):
         assert (labels[row[:10]] > 0).all() and len(row[:10].unique()) == 10
         background = [(float(hard[i]), i) for i in range(200) if labels[i] == 0]
         assert row[10:25].tolist() == [i for _, i in sorted(background, reverse=True)[:15]]
         assert (labels[row[25:]] == 0).all() and len(row[10:].unique()) == 30
-    again = model.choose(wanted, hardness)
+    again = model.sample_windows(target_labels, hardness)
     assert torch.equal(again[:, 10:25], chosen[:, 10:25])
     assert not torch.equal(again[:, :10], chosen[:, :10]) and not torch.equal(again[:, 25:], chosen[:, 25:])
 
 
-def test_where_there_are_no_positives_negatives_take_their_place() -> None:
+def test_negatives_fill_the_places_of_missing_positives() -> None:
     model = _model(windows_per_image=12, positives=0.5, hard_negatives=0.0)
-    wanted = torch.zeros(2, 50, dtype=torch.int64)
-    wanted[0, 7], wanted[1, 3:] = 2, -1
-    chosen = model.choose(wanted, None)
-    labels = wanted.gather(1, chosen)
+    target_labels = torch.zeros(2, 50, dtype=torch.int64)
+    target_labels[0, 7], target_labels[1, 3:] = 2, -1
+    chosen = model.sample_windows(target_labels, None)
+    labels = target_labels.gather(1, chosen)
     assert labels[0].tolist() == [2] + [0] * 11
-    # Three are background; what is neither is taken only where nothing is left, and the loss ignores it.
+    # Three windows are background; ignored windows fill the remaining places, and the loss ignores them.
     assert set(chosen[1, :3].tolist()) == {0, 1, 2} and (labels[1, 3:6] == -1).all()
 
 
 @pytest.mark.parametrize("mined", [False, True])
 @pytest.mark.parametrize("windows", [5, 12, 13, 60])
-def test_no_window_is_drawn_twice(windows: int, mined: bool) -> None:
-    """Also where negatives stand in for positives, and where there are hardly as many windows as are to be drawn."""
+def test_no_window_is_sampled_twice(windows: int, mined: bool) -> None:
+    """Also where negatives replace positives, and where there are hardly more windows than samples."""
     model = _model(windows_per_image=12, positives=0.5, hard_negatives=0.25)
-    wanted = torch.zeros(4, windows, dtype=torch.int64)
-    wanted[1, 0], wanted[2, 1:], wanted[3] = 1, -1, 1
+    target_labels = torch.zeros(4, windows, dtype=torch.int64)
+    target_labels[1, 0], target_labels[2, 1:], target_labels[3] = 1, -1, 1
     for _ in range(5):
-        chosen = model.choose(wanted, torch.rand(wanted.shape) if mined else None)
+        chosen = model.sample_windows(target_labels, torch.rand(target_labels.shape) if mined else None)
         assert chosen.shape == (4, min(12, windows))
         assert all(len(row.unique()) == len(row) for row in chosen)
         assert 0 in chosen[1, :6] and 0 in chosen[2]
 
 
 @pytest.mark.parametrize("mode", ["crops", "dense"])
-def test_hardness_is_the_present_classifiers_and_leaves_no_trace(mode: Any) -> None:
-    model = _lively(_model(mode=mode, dropout=0.5)).train()
+def test_hardness_uses_the_current_weights_and_changes_no_state(mode: Any) -> None:
+    model = _with_random_weights(_model(mode=mode, dropout=0.5)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randn(2, 3, 40, 56)
     layout = model.layout(images)
-    levels = pyramid(images, layout)
-    hardness = model.hardness(levels, pack(levels), layout)
+    levels = build_levels(images, layout)
+    hardness = model.hardness(levels, pack_levels(levels), layout)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(part.training for part in model.modules())
     model.eval()
     with torch.no_grad():
-        scores, _ = model.look(images)
+        scores, _ = model.score_windows(images)
     torch.testing.assert_close(hardness, scores.sum(-1), rtol=0, atol=1e-5)
 
 
-def test_mining_in_mixed_precision_takes_no_gradient_away() -> None:
+def test_mining_in_mixed_precision_keeps_all_gradients() -> None:
     images, targets = _scenes(2)
     for family, options in FAMILIES:
         model = _model(family, **options).train()
@@ -324,18 +323,18 @@ def test_mining_in_mixed_precision_takes_no_gradient_away() -> None:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_the_loss_is_the_cross_entropy_of_the_chosen_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _lively(_model())
+def test_the_loss_is_the_cross_entropy_of_the_sampled_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _with_random_weights(_model())
     images, targets = _scenes(3)
     normal = model.normalize(images)
     chosen = torch.randint(0, len(model.layout(normal).boxes), (3, 32))
-    monkeypatch.setattr(model, "choose", lambda wanted, hardness: chosen)
+    monkeypatch.setattr(model, "sample_windows", lambda target_labels, hardness: chosen)
     with torch.no_grad():
         loss = model.losses(normal, targets)["class"]
-        layout, (scores, _) = model.layout(normal), model.look(normal)
+        layout, (scores, _) = model.layout(normal), model.score_windows(normal)
     boxes, labels = pad_targets(targets, CPU)
-    _, wanted = match_anchors(layout.boxes, boxes, labels, 0.5, 0.3)
-    own = wanted.gather(1, chosen)
+    _, target_labels = match_anchors(layout.boxes, boxes, labels, 0.5, 0.3)
+    own = target_labels.gather(1, chosen)
     assert (own > 0).any() and (own == -1).any()
     probabilities = torch.cat([1 - scores.sum(-1, keepdim=True), scores], -1)
     each = [
@@ -358,7 +357,7 @@ def test_images_without_objects_are_trained_on(family: Any, options: dict[str, A
     sum(losses.values()).backward()
 
 
-# A backbone in place of the plain network.
+# Backbones.
 
 
 def test_any_backbone_classifies_crops() -> None:
@@ -374,7 +373,7 @@ def test_any_backbone_classifies_crops() -> None:
         _model(**options, mode="dense")
 
 
-# The rest.
+# Cost, stages and errors.
 
 
 def test_passes_are_windows_in_crops_and_levels_in_dense() -> None:
@@ -389,15 +388,15 @@ def test_passes_are_windows_in_crops_and_levels_in_dense() -> None:
 
 
 @pytest.mark.parametrize("mode", ["crops", "dense"])
-def test_the_steps_of_a_prediction_are_marked(mode: Any) -> None:
-    model = _lively(_model(mode=mode))
+def test_the_stages_of_a_prediction_are_marked(mode: Any) -> None:
+    model = _with_random_weights(_model(mode=mode))
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiled:
         model.predict_tensors(_scenes(1)[0])
     marked = {event.name for event in profiled.events() if event.name.startswith("segdet::")}  # type: ignore[union-attr]
     assert marked == {"segdet::crops", "segdet::network", "segdet::classifier", "segdet::nms"}
 
 
-def test_cropping_shows_its_progress_once_it_takes_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_show_a_progress_bar_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
 
     class Bar(sliding_window.tqdm):  # type: ignore[misc,name-defined]
@@ -415,9 +414,11 @@ def test_cropping_shows_its_progress_once_it_takes_two_seconds(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
-def test_synchronized_normalization_is_in_the_dense_network_too(family: Any, options: dict[str, Any]) -> None:
-    """--trainer.sync_batchnorm puts other layers into the network once it has been built."""
-    model = _lively(_model(family, **options))
+def test_synchronized_batch_normalization_is_used_in_the_dense_pass(
+    family: Any, options: dict[str, Any]
+) -> None:
+    """--trainer.sync_batchnorm replaces layers of the network after it is built."""
+    model = _with_random_weights(_model(family, **options))
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).double()
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.SyncBatchNorm)):
         norm.running_mean.add_(torch.randn_like(norm.running_mean))  # type: ignore[union-attr,arg-type]
@@ -425,9 +426,9 @@ def test_synchronized_normalization_is_in_the_dense_network_too(family: Any, opt
     model.eval()
     with torch.inference_mode():
         model.mode = "crops"
-        crops = model.look(images)[0]
+        crops = model.score_windows(images)[0]
         model.mode = "dense"
-        torch.testing.assert_close(model.look(images)[0], crops, rtol=0, atol=1e-8)
+        torch.testing.assert_close(model.score_windows(images)[0], crops, rtol=0, atol=1e-8)
 
 
 def test_a_checkpoint_holds_the_weights_once() -> None:
@@ -437,15 +438,15 @@ def test_a_checkpoint_holds_the_weights_once() -> None:
 
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
 def test_stages_are_levels_best_windows_and_detections(family: Any, options: dict[str, Any]) -> None:
-    model = _lively(_model(family, **options))
+    model = _with_random_weights(_model(family, **options))
     image = torch.randn(1, 3, 48, 64)
     layout = model.layout(image)
     with torch.inference_mode():
         stages = list(model.stages(image))
         (found,) = model.predict(image)
-    moved = ["regressed boxes"] if family is OverFeat else []
+    regressed = ["regressed boxes"] if family is OverFeat else []
     names = [f"level {width}x{height}" for height, width in layout.sizes]
-    assert [stage.name for stage in stages] == [*names, "best windows", *moved, "detections"]
+    assert [stage.name for stage in stages] == [*names, "best windows", *regressed, "detections"]
     for stage, count, boxes in zip(stages, layout.counts, layout.boxes.split(layout.counts), strict=False):
         assert stage.boxes is not None and len(stage.boxes) == min(20, count)
         assert f"Of the {count:,} windows" in stage.about
@@ -455,7 +456,7 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"window": 6}, "--model.window 6: stage 2 receives 2 pixels, too few for a kernel of 3"),
         ({"pools": [2]}, "2, 2 and 1 numbers; give one number per stage"),
@@ -463,14 +464,14 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
         ({"stride": 0}, "--model.stride: 0; give at least 1"),
         ({"scales": []}, "--model.scales: []; give one or more numbers greater than 0"),
         ({"aspects": [1.0, 0.0]}, "--model.aspects: [1.0, 0.0]; give one or more"),
-        ({"positives": 1.5}, "--model.positives: 1.5; give a share, 0 to 1"),
-        ({"background": 0.6}, "--model.background: 0.6 is more than --model.foreground, 0.5"),
+        ({"positives": 1.5}, "--model.positives: 1.5; give a share from 0 to 1"),
+        ({"background": 0.6}, "--model.background: 0.6 exceeds --model.foreground, 0.5"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], says: str) -> None:
+def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         _model(**options)
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -492,10 +493,10 @@ def test_the_shipped_configs_build(
     assert len(model.layout(images).boxes) == windows
     model.mode = "dense"
     with torch.inference_mode():
-        assert model.eval().look(images)[0].shape == (1, windows, 2)
+        assert model.eval().score_windows(images)[0].shape == (1, windows, 2)
 
 
-def test_one_checkpoint_is_tested_either_way(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_tested_in_either_mode(tmp_path: Path) -> None:
     data = make_shapes(tmp_path / "shapes", train=8, val=2, test=3, size=(64, 64), workers=1, progress=False)
     run, options = tmp_path / "run", ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     model = ["--model=OverFeat", *(f"--model.{name}={value}" for name, value in SMALL.items())]
