@@ -151,8 +151,8 @@ class SlidingWindowDetector(Detector):
             layers, features = window_features(window, channels, kernels, pools, conv_strides)
         elif mode == "dense":
             raise UserError(
-                f"--model.mode dense: backbone {backbone} pads each window, where the image continues; give --model.mode "
-                "crops, or no backbone"
+                f"--model.mode dense: backbone {backbone} pads each window, where the image continues; give "
+                "--model.mode crops, or no backbone"
             )
         else:
             body = build_backbone(backbone, weights, **(backbone_options or {}))
