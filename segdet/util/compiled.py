@@ -1,4 +1,4 @@
-"""Functions that Numba compiles when they are first called, and keeps on disk for the next process."""
+"""Functions compiled by Numba on their first call and cached on disk for later processes."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,11 +9,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Compiles ``function`` to machine code on its first call.
+    """Compile ``function`` to machine code on its first call.
 
-    The code is kept beside the source or, where that cannot be written, in the user's cache folder, so
-    that the seconds of compiling are paid once. Where neither can be written, each process compiles.
-    Sums may be reordered, which is what lets them use vector registers, but NaN and infinity stay as they are.
+    The code is cached beside the source or, if that folder is read-only, in the user's cache folder, so that the
+    seconds of compilation are spent once. If neither can be written, each process compiles. Sums may be reordered,
+    so that they use vector registers. NaN and infinity are preserved.
     """
     options: dict[str, Any] = {
         "fastmath": {"reassoc", "contract", "nsz"},

@@ -1,18 +1,18 @@
-"""How many cores there are to work with."""
+"""The number of cores that this process may use."""
 
 import os
 
 from segdet.util.errors import UserError
 
 SHARE = "SEGDET_CORES"
-"""The environment variable that leaves a process fewer cores than it may run on: its share, beside other processes."""
+"""The environment variable that limits a process to a share of the cores, because other processes use the rest."""
 
 
 def usable_cores() -> int:
-    """The cores that this process has: those that SLURM, taskset or a container leave it, or its share of them.
+    """Return the number of cores that SLURM, taskset or a container assigns to this process, or its share of them.
 
     Raises:
-        UserError: If the environment's share is no number of cores.
+        UserError: If SEGDET_CORES is not a positive whole number.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get(SHARE)
@@ -20,6 +20,6 @@ def usable_cores() -> int:
         return cores
     if not share.isdecimal() or int(share) < 1:
         raise UserError(
-            f"{SHARE} {share}: must be a whole number from 1 on; mend it in the environment, or unset it"
+            f"{SHARE} {share}: must be a whole number from 1 on; fix or unset the environment variable"
         )
     return min(cores, int(share))

@@ -1,4 +1,4 @@
-"""The errors that a user can mend: each is one line that names the thing, the fault and the remedy."""
+"""Errors that a user can fix. Each is one line: what is wrong, where, and how to fix it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,31 +8,31 @@ from segdet.util.suggest import closest
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: shown as its one line, without a traceback, exit status 2."""
+    """A mistake of the user. The command prints its one line without a traceback and exits with status 2."""
 
 
 class BadSample(UserError):
-    """A file of a dataset that cannot be used as it is.
+    """A file of a dataset that cannot be used.
 
     Args:
-        path: The file at fault.
+        path: The file.
         fault: What is wrong with it, without a final full stop.
-        remedy: What to do about it.
+        remedy: How to fix it.
     """
 
-    def __init__(self, path: Path | str, fault: str, remedy: str = "mend or remove the file") -> None:
+    def __init__(self, path: Path | str, fault: str, remedy: str = "fix or remove the file") -> None:
         super().__init__(f"{path}: {fault}; {remedy}")
         self.path = Path(path)
         self.fault = fault
         self.remedy = remedy
 
     def or_skip(self) -> "BadSample":
-        """The same error, which says too how a run does without such samples."""
+        """Return the error with a hint at the option that skips such samples."""
         remedy = f"{self.remedy}, or run without such samples: --data.on_bad_sample skip"
         return BadSample(self.path, self.fault, remedy)
 
     def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
-        # A worker process sends the error to its parent by pickling, which replays __init__.
+        # A data-loader worker pickles the error for its parent, and unpickling calls __init__.
         return type(self), (self.path, self.fault, self.remedy)
 
 
@@ -41,12 +41,12 @@ class MissingFile(BadSample):
 
 
 def check_choice(option: str, value: object, choices: Any) -> None:
-    """Refuses what is none of an option's choices; the command line does so by itself, a call in Python does not.
+    """Check that ``value`` is among the choices of an option, which a call in Python does not do by itself.
 
     Args:
-        option: As it is to be named, such as ``--model.mode``.
-        value: What was given.
-        choices: The ``Literal`` of the option's type, or the choices themselves.
+        option: The option's name for the message, such as ``--model.mode``.
+        value: The value.
+        choices: The ``Literal`` type of the option, or the choices themselves.
 
     Raises:
         UserError: If ``value`` is not among them.
@@ -57,4 +57,4 @@ def check_choice(option: str, value: object, choices: Any) -> None:
     named = [str(choice) for choice in known]
     near = closest(value, named) if isinstance(value, str) else None
     remedy = f"; did you mean {near}?" if near else ""
-    raise UserError(f"{option} {value}: is none of {', '.join(named)}{remedy}")
+    raise UserError(f"{option} {value}: must be one of {', '.join(named)}{remedy}")

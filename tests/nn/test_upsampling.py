@@ -277,7 +277,9 @@ def test_no_upsampler_draws_random_numbers() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match=r"bilinaer: is none of nearest, bilinear, .*; did you mean bilinear"):
+    with pytest.raises(
+        UserError, match=r"bilinaer: must be one of nearest, bilinear, .*; did you mean bilinear"
+    ):
         build_upsampler("bilinaer", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Nearest(0)

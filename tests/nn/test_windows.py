@@ -255,7 +255,7 @@ def test_unsupported_layers_are_refused(layers: list[nn.Module], message: str) -
 def test_other_mistakes() -> None:
     with pytest.raises(UserError, match=r"give an nn\.Sequential"):
         DenseWindows(nn.Conv2d(3, 2, 1), 1)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="is none of auto, fragments, dilation, shift"):
+    with pytest.raises(UserError, match="must be one of auto, fragments, dilation, shift"):
         DenseWindows(_plain(), 14, 1, "atrous")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least 1"):
         DenseWindows(_plain(), 14, 0)

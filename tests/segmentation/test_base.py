@@ -344,7 +344,9 @@ def test_boundaries_are_scored_in_the_test_and_where_asked_for() -> None:
     assert scored() == scored(boundary_scores="test") == ["test_"]
     assert scored(boundary_scores="validation") == ["val_", "test_"]
     assert scored(boundary_scores="never") == []
-    with pytest.raises(UserError, match=r"--model\.boundary_scores True: is none of never, test, validation"):
+    with pytest.raises(
+        UserError, match=r"--model\.boundary_scores True: must be one of never, test, validation"
+    ):
         Small(boundary_scores=True)
 
 

@@ -183,7 +183,7 @@ def test_stages_are_one_map_a_stride_and_the_classes() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match=r"--model\.stride 4: is none of 32, 16, 8"):
+    with pytest.raises(UserError, match=r"--model\.stride 4: must be one of 32, 16, 8"):
         _small(stride=4)
-    with pytest.raises(UserError, match=r"--model\.pad 50: is none of 100, 1"):
+    with pytest.raises(UserError, match=r"--model\.pad 50: must be one of 100, 1"):
         _small(pad=50)

@@ -1,4 +1,4 @@
-"""A process counts the cores that it is left."""
+"""The number of cores follows the affinity of the process and its share."""
 
 import os
 
@@ -9,7 +9,7 @@ from segdet.util.cores import SHARE, usable_cores
 from segdet.util.errors import UserError
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there is no affinity on this system")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
 def test_affinity_and_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.delenv(SHARE, raising=False)
@@ -22,7 +22,7 @@ def test_affinity_and_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("share", ["0", "-1", "two", "1.5"])
-def test_a_share_that_is_no_number_is_one_line(share: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_that_is_not_a_number_is_one_line(share: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SHARE, share)
     with pytest.raises(UserError, match=f"SEGDET_CORES {share}: must be a whole number"):
         usable_cores()

@@ -1,4 +1,4 @@
-"""Choices that a call in Python gets wrong are refused in one line, as the command line refuses them."""
+"""A wrong choice in a call in Python raises an error of one line, as on the command line."""
 
 import importlib
 import inspect
@@ -31,13 +31,13 @@ def _families() -> list[type[Task]]:
 
 
 def _chosen(hint: Any) -> tuple[Any, ...]:
-    """The choices that a type leaves, none where it is no ``Literal``."""
+    """Return the choices of the ``Literal`` types in ``hint``."""
     parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
     return tuple(choice for part in parts for choice in get_args(part))
 
 
 def _options() -> Iterator[Any]:
-    """Each option with choices, of the class that takes it itself, and of concrete ones what they inherit."""
+    """Yield each option with choices of every concrete family."""
     for family in _families():
         if inspect.isabstract(family):
             continue
@@ -47,7 +47,7 @@ def _options() -> Iterator[Any]:
                 continue
             for name, hint in get_type_hints(base.__init__).items():
                 choices = _chosen(hint)
-                # What all segmenters take is tried with one of them.
+                # The options that all segmenters share are tried with one of them.
                 if (
                     choices
                     and name not in seen
@@ -61,19 +61,19 @@ OPTIONS = list(_options())
 
 
 @pytest.mark.parametrize(("family", "name", "choices"), OPTIONS)
-def test_what_is_no_choice_of_a_family_is_one_line(
+def test_a_wrong_choice_of_a_family_is_one_line(
     family: type[Task], name: str, choices: tuple[Any, ...]
 ) -> None:
     wrong = choices[0].capitalize() if isinstance(choices[0], str) else 7
     with torch.device("meta"), pytest.raises(UserError) as error:
         family(["a", "b"], **{name: wrong})
     listed = ", ".join(map(str, choices))
-    said = str(error.value)
-    assert said.startswith(f"--model.{name} {wrong}: is none of {listed}") and "\n" not in said
-    assert not isinstance(choices[0], str) or said.endswith(f"; did you mean {choices[0]}?")
+    message = str(error.value)
+    assert message.startswith(f"--model.{name} {wrong}: must be one of {listed}") and "\n" not in message
+    assert not isinstance(choices[0], str) or message.endswith(f"; did you mean {choices[0]}?")
 
 
-def test_there_are_such_options_in_all_tasks() -> None:
+def test_all_tasks_have_options_with_choices() -> None:
     found = {(parameter.values[0].__name__, parameter.values[1]) for parameter in OPTIONS}
     assert {
         ("SlidingWindow", "mode"), ("SlidingWindow", "sampling"), ("VGG16FCN", "upsampling"), ("FCN", "loss"),
@@ -85,18 +85,18 @@ def test_there_are_such_options_in_all_tasks() -> None:
 @pytest.mark.parametrize(
     ("name", "wrong", "meant"), [("name", "adam", "adamw"), ("schedule", "cosin", "cosine")]
 )
-def test_what_is_no_choice_of_the_optimizer_is_one_line(name: str, wrong: str, meant: str) -> None:
+def test_a_wrong_choice_of_the_optimizer_is_one_line(name: str, wrong: str, meant: str) -> None:
     with pytest.raises(
-        UserError, match=rf"^--model\.optim\.{name} {wrong}: is none of .*; did you mean {meant}\?$"
+        UserError, match=rf"^--model\.optim\.{name} {wrong}: must be one of .*; did you mean {meant}\?$"
     ):
         Optimization(**{name: wrong})  # type: ignore[arg-type]
 
 
-def test_choices_are_a_literal_or_listed_and_nothing_is_guessed_from_afar() -> None:
+def test_choices_are_a_literal_or_a_list_and_only_close_names_are_suggested() -> None:
     for choices in (Literal["red", "green"], ["red", "green"], {"red": 1, "green": 2}):
         check_choice("--paint", "red", choices)
-        with pytest.raises(UserError, match=r"^--paint mauve: is none of red, green$"):
+        with pytest.raises(UserError, match=r"^--paint mauve: must be one of red, green$"):
             check_choice("--paint", "mauve", choices)
     check_choice("--side", 3, Literal[1, 3])
-    with pytest.raises(UserError, match=r"^--side 2: is none of 1, 3$"):
+    with pytest.raises(UserError, match=r"^--side 2: must be one of 1, 3$"):
         check_choice("--side", 2, Literal[1, 3])
