@@ -329,7 +329,6 @@ def lightning_loop(small: bool) -> Iterator[Part]:
     from segdet.runs.panels import ImagePanels
     from segdet.segmentation.base import Segmenter
     from segdet.training.progress import Progress, StepLogger
-    from segdet.training.seeding import StepSeed
     from segdet.training.trainer_defaults import TRAINER_DEFAULTS
 
     class Tiny(Segmenter):
@@ -371,7 +370,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
             folder = Path(root)
             watching: list[pl.Callback] = [
                 Progress(), ImagePanels(images=0), RunFolder(RunSettings(folder, "")), LeftOut(folder),
-                StepSeed(0), StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
+                StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
             ]  # fmt: skip
             trainer = pl.Trainer(
                 **TRAINER_DEFAULTS,

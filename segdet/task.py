@@ -1,4 +1,4 @@
-"""What the bases of all three tasks have in common: normalization, the training step, optimizer and logging."""
+"""The common base class of segmentation, localization and detection."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from segdet.data.datamodule import Classes, DataModule
+from segdet.data.images import ImageLike, as_rgb
 from segdet.data.sample import Batch, Prediction, Sample, Target
+from segdet.data.transforms import Plain, Size
 from segdet.metrics.base import Scores
-from segdet.training.ema import EMA
-from segdet.training.freezing import freeze as freeze_parts
+from segdet.nn.modes import evaluating
+from segdet.training.checkpoint import DESCRIPTION, load_task
+from segdet.training.compiling import compile_modules
+from segdet.training.freezing import freeze
+from segdet.training.memory_format import use_channels_last
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
+from segdet.training.seeding import seed_step, start_epoch_count
+from segdet.util.arguments import constructor_arguments, plain, plain_arguments
 from segdet.util.errors import UserError
 from segdet.util.seeds import global_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_ONE_VALUE = "Expected more than 1 value per channel when training"
-"""How torch begins to say that a normalization layer was given a single number a channel."""
+ONE_VALUE_PER_CHANNEL = "Expected more than 1 value per channel when training"
+"""Beginning of torch's error when batch normalization has one value per channel."""
 
 
 @dataclass
@@ -64,75 +72,17 @@ class View:
     scale: tuple[float, float] = (1.0, 1.0)
 
 
-class Task(L.LightningModule):
-    """The base of the bases: a family derives from `Segmenter`, `Localizer` or `Detector`.
+class Model(L.LightningModule):
+    """The methods of a family, and prediction from an image to boxes or a mask in its own pixels.
 
-    A family owns its network and says three things: ``losses``, ``predict`` and ``stages``.
-
-    Args:
-        class_names: The classes; linked from the data by the command.
-        optim: Optimizer and schedule.
-        mean: The mean of the images' channels, of 0..1, which normalization takes away.
-        std: Their standard deviation, which it divides by.
-        channels_last: Whether weights and images lie in memory with a pixel's channels side by side, as images are
-            decoded and convolutions run fastest; false for channel after channel.
-        compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
-            ``{mode: reduce-overhead}``.
-        ema: The decay of a moving average of the weights, such as 0.999, which is validated, saved and tested in
-            place of those that are learned; see `segdet.training.ema.EMA`. None when null.
-        freeze: Names of modules that are not learned and stay in evaluation mode, such as ``[backbone]``.
-        frozen_batch_norm: Whether all batch normalization is frozen likewise, for pretrained networks.
-        multi_scale: Trains on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,
-            Redmon, Farhadi, CVPR 2017, section 2); on batches as they are when null.
-        multi_scale_every: For how many steps a factor stays.
-
-    Attributes:
-        task: The task's name, as data modules know it.
-        monitor: The score by which the best checkpoint is chosen.
-        monitor_mode: ``max`` or ``min``.
-        step_losses: The losses of the last training step, on the device.
+    A family implements `losses`, `predict` and `stages`, and, if it needs them, the methods of additional inputs. The
+    base class of its task implements `postprocess`.
     """
 
-    task: ClassVar[str]
-    monitor: ClassVar[str]
-    monitor_mode: ClassVar[str] = "max"
-
-    def __init__(
-        self,
-        class_names: list[str],
-        optim: Optimization = Optimization(),  # noqa: B008  read only; the configuration shows its values
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        channels_last: bool = True,
-        compile: bool | dict[str, Any] = False,
-        ema: float | None = None,
-        freeze: list[str] | None = None,
-        frozen_batch_norm: bool = False,
-        multi_scale: list[float] | None = None,
-        multi_scale_every: int = 10,
-    ) -> None:
-        super().__init__()
-        self.class_names = list(class_names)
-        self.optim = optim
-        self.channels_last = channels_last
-        if ema is not None and not 0 < ema < 1:
-            raise UserError(f"--model.ema {ema}: must be above 0 and below 1, such as 0.999")
-        if multi_scale is not None and (not multi_scale or min(multi_scale) <= 0):
-            raise UserError(f"--model.multi_scale {multi_scale}: give one or more numbers above 0, or null")
-        if multi_scale_every < 1:
-            raise UserError(f"--model.multi_scale_every {multi_scale_every}: must be at least 1")
-        self.compiling: dict[str, Any] | None = {} if compile is True else (compile or None)
-        self.ema = ema
-        self.freezing = (list(freeze or []), frozen_batch_norm)
-        self._frozen: list[str] = []
-        self.multi_scale = multi_scale
-        self.multi_scale_every = multi_scale_every
-        scale = torch.tensor([1 / (255 * s) for s in std])
-        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
-        shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
-        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
-        self.step_losses: dict[str, Tensor] = {}
-        self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
+    channels_last: bool
+    class_names: list[str]
+    _scale: Tensor
+    _shift: Tensor
 
     # Implemented by a family.
 
@@ -174,6 +124,10 @@ class Task(L.LightningModule):
         """Return additional keyword arguments for `predict_tensors` when the cost of ``sample`` is measured."""
         return {}
 
+    def propose_boxes(self, image: np.ndarray) -> np.ndarray | None:
+        """Return region proposals float32 ``[P, 4]`` for an image uint8 ``[H, W, 3]``; None if the family uses none."""
+        return None
+
     @property
     def pass_module(self) -> nn.Module:
         """The module whose forward on one sample is one network pass; the cost of an image counts these."""
@@ -192,70 +146,46 @@ class Task(L.LightningModule):
     # Implemented by the base class of each task.
 
     @abstractmethod
-    def build_scores(self) -> Scores:
-        """Return new metrics of the task."""
-
-    @abstractmethod
     def postprocess(
         self, output: Any, original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
         """Convert the output of `predict` for images of ``size`` to predictions in pixels of the original images."""
 
-    @abstractmethod
-    def score(
-        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
-    ) -> None:
-        """Update ``scores`` with the predictions for the images at ``positions`` of the batch."""
-
     # Prediction.
 
-    def normalize(self, images: Tensor, sizes: list[tuple[int, int]] | None = None) -> Tensor:
-        """uint8 ``[B, 3, H, W]`` to float, normalized; beyond the valid ``sizes`` zero."""
-        normal = images * self._scale - self._shift  # type: ignore[operator]
-        if sizes is not None and any(size != tuple(images.shape[-2:]) for size in sizes):
-            for image, (h, w) in zip(normal, sizes, strict=True):
-                image[:, h:] = 0
-                image[:, :, w:] = 0
-        # Channels last are kept from the batch. A convolution follows its images too, not only its weights.
-        return normal if self.channels_last else normal.contiguous()
+    @property
+    def image_size(self) -> Size:
+        """The size to which images are resized for evaluation: height and width, the shorter side, or None."""
+        return None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, targets, sizes = self._scaled(
-            self.normalize(batch.images, batch.sizes), batch.targets, batch.sizes
-        )
-        scale = images.shape[2] / batch.images.shape[2], images.shape[3] / batch.images.shape[3]
-        try:
-            losses = self.losses(images, targets, **self.loss_inputs(View(sizes, scale)))
-        except ValueError as error:
-            if not str(error).startswith(_ONE_VALUE):
-                raise
-            raise UserError(
-                f"--data.batch_size {len(batch)}: a BatchNorm layer has a single value a channel, what an image of "
-                f"{images.shape[3]}x{images.shape[2]} shrinks to or its mean, and cannot learn from that; give a "
-                "larger --data.batch_size (or larger images, where they shrink to it)"
-            ) from error
-        total = torch.stack(list(losses.values())).sum()
-        self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
-        return total
+    def predict_image(self, image: ImageLike) -> Prediction:
+        """Return boxes or a mask for one image, in its own pixels, on the CPU.
 
-    def _scaled(
-        self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]]
-    ) -> tuple[Tensor, list[Target], list[tuple[int, int]]]:
-        """The batch in the size of this step, which all processes draw, and draw again when training goes on."""
-        if self.multi_scale is None:
-            return images, targets, sizes
-        seed = [global_seed(), self.global_step // self.multi_scale_every]
-        factor = self.multi_scale[int(np.random.default_rng(seed).integers(len(self.multi_scale)))]
-        if factor == 1:
-            return images, targets, sizes
-        height, width = images.shape[2:]
-        new = scaled_size((height, width), factor)
-        images, targets = rescale(images, targets, new)
-        return (
-            images,
-            targets,
-            [(math.ceil(h * new[0] / height), math.ceil(w * new[1] / width)) for h, w in sizes],
-        )
+        The image is resized as in the evaluation of the training data. The result equals that of ``segdet predict``.
+
+        Args:
+            image: A path, a PIL image, an array uint8 ``[H, W, 3]`` (RGB), or a tensor uint8 ``[3, H, W]``. A photo
+                that is read from a path is rotated as its EXIF orientation says.
+
+        Returns:
+            ``boxes`` float32 ``[M, 4]`` xyxy, ``scores`` and ``labels`` (1..K), best first; or ``mask`` int64
+            ``[H, W]`` for segmentation. ``class_names`` names the labels from 1, or the mask's values from 0.
+
+        Raises:
+            UserError: If the image cannot be read or is of another type.
+        """
+        pixels = as_rgb(image)
+        with evaluating(self), torch.no_grad():
+            proposals = self.propose_boxes(pixels)
+            boxes = {} if proposals is None else {"proposals": proposals}
+            resized, transformed, _ = Plain(self.image_size).evaluation()(pixels, boxes)
+            images = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)[None].to(self.device)
+            target = Target()
+            if "proposals" in transformed:
+                target["proposals"] = torch.from_numpy(transformed["proposals"][0]).to(self.device)
+            height, width = pixels.shape[:2]
+            (prediction,) = self.predict_tensors(images, [(height, width)], [target])
+        return Prediction(**{key: value.cpu() for key, value in prediction.items()})  # type: ignore[attr-defined,typeddict-item]
 
     def predict_batch(self, batch: Batch) -> list[Prediction]:
         """Return one prediction per image of the batch, in pixels of the original images.
@@ -284,13 +214,13 @@ class Task(L.LightningModule):
         original_sizes: list[tuple[int, int]] | None = None,
         targets: list[Target] | None = None,
     ) -> list[Prediction]:
-        """Return predictions for uint8 images ``[B, 3, H, W]`` of one size, as the evaluation transforms yield them.
+        """Return predictions for uint8 images ``[B, 3, H, W]`` of one size, as the evaluation transforms return them.
 
         Args:
             images: On the model's device.
-            original_sizes: ``(height, width)`` of each original image, in whose pixels predictions are returned; the
-                images' own when None.
-            targets: One per image, in pixels of ``images``; of use are the region proposals that they hold.
+            original_sizes: ``(height, width)`` of each original image. Predictions are returned in their pixels; None
+                for those of ``images``.
+            targets: One per image, in pixels of ``images``. Only their region proposals are used.
         """
         size = (images.shape[2], images.shape[3])
         targets = [Target()] * len(images) if targets is None else targets
@@ -302,6 +232,177 @@ class Task(L.LightningModule):
         view = View([(images.shape[2], images.shape[3])] * len(images))
         return self.predict(images, **self.predict_inputs(targets, view))
 
+    def normalize(self, images: Tensor, sizes: list[tuple[int, int]] | None = None) -> Tensor:
+        """Normalize uint8 images ``[B, 3, H, W]`` to float; set padding outside the valid ``sizes`` to zero."""
+        normal = images * self._scale - self._shift
+        if sizes is not None and any(size != tuple(images.shape[-2:]) for size in sizes):
+            for image, (h, w) in zip(normal, sizes, strict=True):
+                image[:, h:] = 0
+                image[:, :, w:] = 0
+        # Batches are channels last. The memory format of a convolution follows both its weights and its images.
+        return normal if self.channels_last else normal.contiguous()
+
+
+class Task(Model):
+    """The base class of `Segmenter`, `Localizer` and `Detector`: training, evaluation and logging.
+
+    Before each training batch torch's random numbers are seeded with the seed of ``lightning.seed_everything`` (0 if
+    it was not called), the epoch, the batch and the process. A resumed training therefore draws the same numbers as one
+    that was not interrupted.
+
+    Args:
+        class_names: The classes; the command takes them from the data.
+        optim: Optimizer and schedule.
+        mean: The mean of each channel, 0..1, which normalization subtracts.
+        std: The standard deviation of each channel, by which normalization divides.
+        channels_last: Whether weights and images are stored in the channels-last memory format, in which images are
+            decoded and convolutions are fastest.
+        compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
+            ``{mode: reduce-overhead}``.
+        freeze: Names of modules that are not trained and stay in evaluation mode, such as ``[backbone]``.
+        frozen_batch_norm: Whether all batch normalization is frozen likewise, for pretrained networks.
+        multi_scale: Train on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,
+            Redmon, Farhadi, CVPR 2017, section 2); null for batches as they are.
+        multi_scale_every: The number of steps for which a factor is kept.
+
+    Attributes:
+        task: The task's name, as data modules use it.
+        monitor: The score by which the best checkpoint is chosen.
+        monitor_mode: ``max`` or ``min``.
+        step_losses: The losses of the last training step, on the device.
+    """
+
+    task: ClassVar[str]
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[str] = "max"
+
+    def __init__(
+        self,
+        class_names: list[str],
+        optim: Optimization = Optimization(),  # noqa: B008  read only; the configuration shows its values
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        channels_last: bool = True,
+        compile: bool | dict[str, Any] = False,
+        freeze: list[str] | None = None,
+        frozen_batch_norm: bool = False,
+        multi_scale: list[float] | None = None,
+        multi_scale_every: int = 10,
+    ) -> None:
+        arguments = constructor_arguments(self)
+        super().__init__()
+        self.save_hyperparameters(plain_arguments(arguments))
+        self.class_names = list(class_names)
+        # A checkpoint holds it as a dictionary.
+        self.optim = optim if isinstance(optim, Optimization) else Optimization(**optim)
+        self.channels_last = channels_last
+        if multi_scale is not None and (not multi_scale or min(multi_scale) <= 0):
+            raise UserError(f"--model.multi_scale {multi_scale}: give one or more numbers above 0, or null")
+        if multi_scale_every < 1:
+            raise UserError(f"--model.multi_scale_every {multi_scale_every}: must be at least 1")
+        self.compile_options: dict[str, Any] | None = {} if compile is True else (compile or None)
+        self.freeze_options = (list(freeze or []), frozen_batch_norm)
+        self._frozen: list[str] = []
+        self.multi_scale = multi_scale
+        self.multi_scale_every = multi_scale_every
+        scale = torch.tensor([1 / (255 * s) for s in std])
+        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
+        shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
+        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
+        self._saved_image_size: Size = None
+        self.step_losses: dict[str, Tensor] = {}
+        self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
+
+    # Implemented by the base class of each task.
+
+    @abstractmethod
+    def build_scores(self) -> Scores:
+        """Return new metrics of the task."""
+
+    @abstractmethod
+    def score(
+        self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
+    ) -> None:
+        """Update ``scores`` with the predictions for the images at ``positions`` of the batch."""
+
+    # Set-up.
+
+    def configure_model(self) -> None:
+        """Freeze modules, set the memory format and compile."""
+        self.optim.freeze(self)
+        self._frozen = freeze(self, *self.freeze_options)
+        if self.channels_last:
+            use_channels_last(self)
+        if self.compile_options is not None:
+            compile_modules(self.compiled_modules, self.compile_options)
+
+    def configure_optimizers(self) -> Any:
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError("--model.freeze: nothing is left to be learned; freeze less")
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # the number of batches is not known before
+        total = trainer.estimated_stepping_batches
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        optimizer, schedule = self.optim.build(self, total, per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules that are not frozen."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    # Training.
+
+    def on_train_epoch_start(self) -> None:
+        """Start counting the batches of the epoch; see `start_epoch_count`."""
+        start_epoch_count(self.trainer)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed torch's random numbers, such as those of dropout."""
+        seed_step(global_seed(), self.current_epoch, batch_idx, self.global_rank, self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the losses; log it as ``train/loss`` and its parts as ``train/loss_<part>``."""
+        images, targets, view = self._rescale(batch)
+        try:
+            losses = self.losses(images, targets, **self.loss_inputs(view))
+        except ValueError as error:
+            if not str(error).startswith(ONE_VALUE_PER_CHANNEL):
+                raise
+            raise UserError(
+                f"--data.batch_size {len(batch)}: batch normalization receives a single value per channel, because "
+                f"images of {images.shape[3]}x{images.shape[2]} shrink to one pixel or are averaged; give a "
+                "larger --data.batch_size (or larger images, if they shrink to one pixel)"
+            ) from error
+        total = torch.stack(list(losses.values())).sum()
+        self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
+        if self._trainer is not None:
+            # Not in the progress bar, for which Lightning would wait for the device in every step.
+            self.log_dict({f"train/{name}": loss for name, loss in self.step_losses.items()})
+        return total
+
+    def _rescale(self, batch: Batch) -> tuple[Tensor, list[Target], View]:
+        """Return normalized images and targets in the size of this step.
+
+        All processes draw the same size, and a resumed training draws it again.
+        """
+        images, targets, sizes = self.normalize(batch.images, batch.sizes), batch.targets, batch.sizes
+        if self.multi_scale is None:
+            return images, targets, View(sizes)
+        seed = [global_seed(), self.global_step // self.multi_scale_every]
+        factor = self.multi_scale[int(np.random.default_rng(seed).integers(len(self.multi_scale)))]
+        if factor == 1:
+            return images, targets, View(sizes)
+        height, width = images.shape[2:]
+        new = scaled_size((height, width), factor)
+        images, targets = rescale(images, targets, new)
+        sizes = [(math.ceil(h * new[0] / height), math.ceil(w * new[1] / width)) for h, w in sizes]
+        return images, targets, View(sizes, (new[0] / height, new[1] / width))
+
+    # Evaluation.
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val_")
 
@@ -312,53 +413,12 @@ class Task(L.LightningModule):
         return self.predict_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/...``."""
+        """Log ``val/...``."""
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs ``test/...``."""
+        """Log ``test/...``."""
         self._log_scores("test")
-
-    def configure_optimizers(self) -> Any:
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UserError("--model.freeze: nothing is left to be learned; freeze less")
-        trainer = self.trainer
-        trainer.fit_loop.setup_data()  # without it there is no number of batches yet
-        total = trainer.estimated_stepping_batches
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        optimizer, schedule = self.optim.build(self, total, per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_model(self) -> None:
-        """Freezes what is not to be learned, lays weights out in memory, and compiles if that is asked for."""
-        self.optim.freeze(self)
-        self._frozen = freeze_parts(self, *self.freezing)
-        if self.channels_last:
-            self.to(memory_format=torch.channels_last)
-        if self.compiling is not None:
-            self._compile(self.compiling)
-
-    def _compile(self, options: dict[str, Any]) -> None:
-        try:
-            for part in self.compiled_modules:
-                part.compile(**options)  # in place, so that the names of the weights stay
-        except (TypeError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"--model.compile {options}: {reason}; give true, or options of torch.compile"
-            ) from error
-
-    def configure_callbacks(self) -> list[Callback]:
-        """The moving average of the weights, in training."""
-        # Last of all but those that save checkpoints: what is drawn after a validation is drawn with the average.
-        return [EMA(self.ema)] if self.ema is not None and self.trainer.state.fn == "fit" else []
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for all that is not frozen."""
-        super().train(mode)
-        for name in self._frozen:
-            self.get_submodule(name).eval()
-        return self
 
     def _evaluate(self, batch: Batch, key: str) -> None:
         predictions = self.predict_batch(batch)
@@ -370,13 +430,54 @@ class Task(L.LightningModule):
         scores: Scores = self.scores[f"{stage}_"]  # type: ignore[assignment]
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
         scores.reset()
-        # A class or a size that does not occur has no score, which is not a score of zero.
+        # The score of an absent class or size is undefined, which is not a score of zero.
         present = {name: value for name, value in values.items() if not math.isnan(float(value))}
-        # Nor has it that of an earlier epoch, which the trainer would go on to show and the record to keep.
+        # The trainer would keep the score of an earlier epoch, and the record would contain it.
         for name in values.keys() - present.keys():
             self.trainer.callback_metrics.pop(name, None)
         headline = {k: v for k, v in present.items() if k == self.monitor}
         rest = {k: v for k, v in present.items() if k not in headline}
-        # All processes computed the same numbers from the gathered states; nothing is left to reduce.
+        # All processes have computed the same numbers from the gathered states.
         self.log_dict(headline, prog_bar=True, sync_dist=True)
         self.log_dict(rest, sync_dist=True)
+
+    # Checkpoints.
+
+    @property
+    def image_size(self) -> Size:
+        """The size to which images are resized for evaluation: height and width, the shorter side, or None."""
+        data = getattr(self._trainer, "datamodule", None)
+        return data.recipe.size if isinstance(data, DataModule) else self._saved_image_size
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the class of the model, the names of the classes and the size of images, as plain types."""
+        data = getattr(self._trainer, "datamodule", None)
+        classes = Classes(self.class_names, list(getattr(self, "category_ids", [])))
+        if isinstance(data, DataModule):
+            classes = data.classes
+        checkpoint[DESCRIPTION] = checkpoint.get(DESCRIPTION, {}) | {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "task": self.task,
+            "class_names": [str(name) for name in classes.names],
+            "category_ids": [int(number) for number in classes.category_ids],
+            "mask_values": [int(value) for value in classes.mask_values],
+            "palette_masks": bool(classes.palette_masks),
+            "image_size": plain(self.image_size),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the size of images from the checkpoint."""
+        self._saved_image_size = (checkpoint.get(DESCRIPTION) or {}).get("image_size")
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Return the trained model of a checkpoint, of the command or of a plain Trainer, in evaluation mode.
+
+        Args:
+            checkpoint_path: The file. Its class must be this class or a subclass of it.
+            kwargs: Arguments of the model that replace those in the checkpoint.
+
+        Raises:
+            UserError: If the file cannot be read, is not a checkpoint, or holds a model of another class.
+        """
+        return load_task(cls, Path(checkpoint_path), kwargs)

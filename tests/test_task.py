@@ -43,22 +43,6 @@ def batch(count: int = 3) -> Batch:
     return collate(samples)
 
 
-def test_attributes_are_what_modules_make_of_them() -> None:
-    """Plain texts are set in a short way, which nothing else is to take."""
-    model = FCN(["a", "b"], backbone="test_resnet", width=8)
-    model.note = None  # type: ignore[assignment]
-    model.note = "text"  # type: ignore[assignment]
-    assert model.note == "text"
-    model.note = nn.Parameter(torch.zeros(1))  # type: ignore[assignment]
-    assert "note" in dict(model.named_parameters())
-    model.note = None  # type: ignore[assignment]
-    assert "note" not in dict(model.named_parameters())
-    assert model.note is None
-    model.classifier = None  # type: ignore[assignment]
-    assert not [name for name, _ in model.named_parameters() if name.startswith("classifier")]
-    assert "_current_fx_name" in model.__dict__
-
-
 def test_a_class_that_has_no_score_any_more_has_not_that_of_an_earlier_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -62,9 +62,9 @@ from segdet.runs.loggers import wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.task import Task
+from segdet.training.ema import EMA
 from segdet.training.precision import REFUSED, affordable
 from segdet.training.progress import Progress, StepLogger
-from segdet.training.seeding import StepSeed
 from segdet.training.trainer_defaults import TRAINER_DEFAULTS
 from segdet.util.distributed import rank, under_torchrun
 from segdet.util.errors import UserError
@@ -472,6 +472,12 @@ class SegdetCLI(LightningCLI):
             default=None,
             help="Save last.ckpt after so many steps too, not only after every epoch.",
         )
+        parser.add_argument(
+            "--ema",
+            type=float | None,
+            default=None,
+            help="Decay of a moving average of the weights, such as 0.999, which is validated, saved and tested.",
+        )
         parser.add_lightning_class_args(ImagePanels, "panels")
         parser.add_class_arguments(ErrorAnalysis, "error_analysis")
         parser.link_arguments(
@@ -634,9 +640,12 @@ class SegdetCLI(LightningCLI):
         self.run_folder = RunFolder(settings)
         callbacks: list[pl.Callback] = [self.run_folder, LeftOut(self.run_dir)]
         if self.chosen == "fit":
-            callbacks += [StepSeed(settings.seed), StepLogger(), LastValidation()]
+            callbacks += [StepLogger(), LastValidation()]
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += self._checkpoint_callbacks()
+            if self.config[self.chosen].ema is not None:
+                # Last of all but checkpoint callbacks, so that pictures after a validation show the average.
+                callbacks.append(EMA(self.config[self.chosen].ema))
         if self.chosen == "test":
             # What the record says stands last.
             callbacks.insert(0, self.config_init[self.chosen].error_analysis)

@@ -122,7 +122,12 @@ class RCNN(RegionDetector):
         self.regions_per_batch, self.positive_share = regions_per_batch, positive_share
         self.uses_svms, self.box_regression = classifier == "svm", box_regression
         self.stage_options = StageOptions(
-            svm, svm_negatives_below, svm_images, ridge_penalty, ridge_above, ridge_regions
+            svm if isinstance(svm, Mining) else Mining(**svm),
+            svm_negatives_below,
+            svm_images,
+            ridge_penalty,
+            ridge_above,
+            ridge_regions,
         )
         self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.pool = nn.AdaptiveMaxPool2d(pool)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segdet.data.cleaning import clip_boxes
 from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target
@@ -19,6 +20,8 @@ from segdet.metrics.base import Scores
 from segdet.metrics.region_detection import RegionScores
 from segdet.proposals.base import Proposer
 from segdet.task import Stage, View
+from segdet.training.checkpoint import DESCRIPTION, import_class
+from segdet.util.arguments import plain
 from segdet.util.errors import UserError
 from segdet.util.stages import stage
 
@@ -104,6 +107,34 @@ class RegionDetector(Detector):
         self.proposer(original)  # the first call compiles, which is not part of the cost
         return {"originals": [original]}
 
+    def propose_boxes(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        boxes = clip_boxes(self._available_proposer()(image)[0][: self.max_proposals], (height, width))
+        return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the proposer and its settings."""
+        super().on_save_checkpoint(checkpoint)
+        proposer = self.proposer
+        checkpoint[DESCRIPTION] |= {
+            "max_proposals": self.max_proposals,
+            "proposer": None
+            if proposer is None
+            else {
+                "class_path": f"{type(proposer).__module__}.{type(proposer).__qualname__}",
+                "settings": plain(proposer.settings),
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the proposer from the checkpoint, if the data does not give one."""
+        super().on_load_checkpoint(checkpoint)
+        description = checkpoint.get(DESCRIPTION) or {}
+        saved = description.get("proposer")
+        if self._trainer is None and saved is not None:
+            self.proposer = import_class(saved["class_path"], Proposer)(**saved["settings"])  # type: ignore[type-abstract]
+            self.max_proposals = description["max_proposals"]
+
     def build_scores(self) -> Scores:
         return RegionScores(self.class_names, self.category_ids)
 
@@ -120,6 +151,14 @@ class RegionDetector(Detector):
             targets,  # in the network's pixels, because resizing does not change an IoU
         )
 
+    def _available_proposer(self) -> Proposer:
+        if self.proposer is None:
+            raise UserError(
+                f"{type(self).__name__}: a file of proposals covers only the images of the data; give --data.proposals "
+                "SelectiveSearch"
+            )
+        return self.proposer
+
     def propose(self, images: Tensor, originals: list[np.ndarray] | None = None) -> list[Tensor]:
         """Propose regions for uint8 images ``[B, 3, H, W]``.
 
@@ -133,18 +172,14 @@ class RegionDetector(Detector):
         Raises:
             UserError: If there is no proposer.
         """
-        if self.proposer is None:
-            raise UserError(
-                f"{type(self).__name__}: a file of proposals covers only the images of the data; give --data.proposals "
-                "SelectiveSearch"
-            )
+        proposer = self._available_proposer()
         proposals = []
         with stage("proposals"):
             height, width = images.shape[-2:]
             if originals is None:
                 originals = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
             for original in originals:
-                boxes = torch.from_numpy(self.proposer(original)[0][: self.max_proposals])
+                boxes = torch.from_numpy(proposer(original)[0][: self.max_proposals])
                 h, w = original.shape[:2]
                 scale = torch.tensor([width / w, height / h] * 2)
                 proposals.append((boxes * scale).to(images.device))
@@ -190,7 +225,7 @@ class RegionDetector(Detector):
             proposals: float32 ``[P, 4]``, xyxy in its pixels; from the proposer when None.
         """
         if proposals is None:
-            pixels = (image + self._shift) / self._scale  # type: ignore[operator]
+            pixels = (image + self._shift) / self._scale
             proposals = self.propose(pixels.round().clamp(0, 255).to(torch.uint8))[0]
         yield Stage(
             "proposals",

@@ -165,12 +165,14 @@ class Segmenter(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps counted weights, so that a run goes on without the training set's masks being counted again."""
+        super().on_save_checkpoint(checkpoint)
         if self.weighting is not None and self._weights_known:
             weights: Tensor = self.class_weights  # type: ignore[assignment]
             checkpoint[_WEIGHTS] = {"weighting": self.weighting, "weights": weights.tolist()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes counted weights up again, if they were counted as is asked for now."""
+        super().on_load_checkpoint(checkpoint)
         kept = checkpoint.get(_WEIGHTS) or {}
         wanted = self.weighting is not None and kept.get("weighting") == self.weighting
         if wanted and len(kept["weights"]) == len(self.class_names):

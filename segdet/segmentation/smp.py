@@ -156,8 +156,8 @@ class SMP(Segmenter):
             raise download_error(f"encoder {encoder}", error) from error
         full = wanted["input_range"][-1] if wanted.get("input_range") else 1
         mean, std = ([round(value / full, 6) for value in wanted[key]] for key in ("mean", "std"))
-        own_std = 1 / (255 * self._scale.flatten())  # type: ignore[operator]
-        own_mean = self._shift.flatten() * own_std  # type: ignore[operator]
+        own_std = 1 / (255 * self._scale.flatten())
+        own_mean = self._shift.flatten() * own_std
         if not torch.allclose(torch.stack([own_mean, own_std]), torch.tensor([mean, std]), atol=1e-4):
             raise UserError(
                 f"--model.encoder_weights: those of {encoder} were learned with another normalization; give "

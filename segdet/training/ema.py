@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from segdet.util.errors import UserError
+
 
 class EMA(WeightAveraging):
     """Lightning's `WeightAveraging` with an exponential moving average whose decay rises to ``decay``.
@@ -27,6 +29,8 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise UserError(f"--ema {decay}: must be above 0 and below 1, such as 0.999")
         super().__init__(multi_avg_fn=_average(decay))
         self._exchanged = False
 

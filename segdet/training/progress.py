@@ -1,7 +1,7 @@
-"""The progress bar and the step log, both of which leave the device alone between their few looks at it.
+"""The progress bar and the log of training steps, neither of which waits for the device in every step.
 
-Reading a loss waits for the device to finish the step. The bar reads when it redraws, four times a
-second at most, the log every ``log_every_n_steps`` steps, and no other step waits.
+Reading a loss waits until the device has finished the step. The bar reads it when it redraws, at most four times a
+second; the log reads it every ``log_every_n_steps`` steps.
 """
 
 import math
@@ -23,9 +23,9 @@ BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_f
 
 
 def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
-    """The losses of the last training step under their logged names, fetched from the device at once.
+    """Return the losses of the last training step under their logged names, in one transfer from the device.
 
-    ``pl_module.step_losses`` holds them by part; ``loss`` is their sum, added up here if it is not there.
+    ``pl_module.step_losses`` holds the parts and their sum, ``loss``; the sum is computed here if it is missing.
     """
     losses: Mapping[str, Tensor] = getattr(pl_module, "step_losses", None) or {}
     if not losses:
@@ -36,7 +36,7 @@ def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
 
 
 def loss_name(part: str) -> str:
-    """``train/loss`` for the sum, ``train/loss_<part>`` for a part of it."""
+    """Return ``train/loss`` for the sum and ``train/loss_<part>`` for a part of it."""
     if part.startswith("train/"):
         return part
     if part == "loss":
@@ -45,11 +45,12 @@ def loss_name(part: str) -> str:
 
 
 class StepLogger(pl.Callback):
-    """Logs the losses of a step and the learning rates, every ``log_every_n_steps`` optimizer steps
-    and at the end of every epoch. A training whose weights are NaN is ended there.
+    """Log the learning rates beside the losses of a step, and the losses of the last batch of an epoch.
 
-    The losses are those of one batch on rank 0. The rates are ``lr``, or ``lr/<n>`` where the
-    parameter groups have different ones.
+    The model logs its losses, which Lightning writes every ``log_every_n_steps`` optimizer steps. To these rows the
+    rates are added: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. The last batch of an epoch
+    always has a row. Losses are those of one batch on rank 0. At all these steps a training whose weights are NaN is
+    stopped.
     """
 
     def __init__(self) -> None:
@@ -58,25 +59,26 @@ class StepLogger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs, if it is time."""
+        """Log, if a row is due."""
         step = trainer.global_step
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = step % every == 0 or trainer.is_last_batch
-        if not due or step == self._logged:
+        regular = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        # With accumulated gradients the step stays the same for several batches.
+        if not (regular or trainer.is_last_batch) or step == self._logged:
             return
-        self._logged = step  # with accumulated gradients several batches end in one step
+        self._logged = step
         losses = read_losses(pl_module)
-        # Every process has these weights, so all of them stop here. A single loss may be NaN and do no harm.
+        # Every process has these weights, so all of them stop here. A single loss may be NaN without harm.
         if math.isnan(losses.get("train/loss", 0.0)) and has_nan(pl_module):
             raise UserError(
                 f"step {step}: the loss and the weights are not numbers any more (NaN); give a lower --model.optim.lr, "
                 "a longer --model.optim.warmup_steps or --trainer.gradient_clip_val 1"
             )
-        if not trainer.is_global_zero:
-            return
-        values = {**losses, **_rates(trainer), "epoch": trainer.current_epoch}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=step - 1)  # Lightning counts from 0
+        if regular:
+            pl_module.log_dict(_rates(trainer))
+        elif trainer.is_global_zero:
+            values = {**losses, **_rates(trainer), "epoch": trainer.current_epoch}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step - 1)  # Lightning counts from 0
 
 
 def _rates(trainer: pl.Trainer) -> dict[str, float]:
@@ -90,7 +92,7 @@ class Progress(ProgressBar):
     """One line on stderr: epoch, batch, loss and the last validation score.
 
     Args:
-        interval: Seconds between two redraws, at least.
+        interval: The least number of seconds between two redraws.
     """
 
     def __init__(self, interval: float = 0.25) -> None:
@@ -102,19 +104,19 @@ class Progress(ProgressBar):
         self._score = ""
 
     def disable(self) -> None:
-        """Draws nothing any more."""
+        """Stop drawing."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Draws again."""
+        """Draw again."""
         self._enabled = True
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        """A line above the bar."""
+        """Write a line above the bar."""
         tqdm.write(sep.join(map(str, args)), file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A new bar for the epoch."""
+        """Open a bar for the epoch."""
         last = trainer.max_epochs
         of = f"/{last}" if last is not None and last > 0 else ""
         self._open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches)
@@ -122,14 +124,14 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraws, if it is time."""
+        """Redraw, if the interval has passed."""
         if self._bar is not None and time.monotonic() >= self._next:
             losses = read_losses(pl_module)
             loss = f"loss {losses['train/loss']:.4g}" if losses else ""
             self._draw(batch_idx + 1, "  ".join(part for part in (loss, self._score) if part))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the epoch's last state and leaves it standing."""
+        """Draw the final state of the epoch; the line stays."""
         if self._bar is not None:
             losses = read_losses(pl_module)
             loss = f"loss {losses['train/loss']:.4g}" if losses else ""
@@ -138,7 +140,7 @@ class Progress(ProgressBar):
             self._close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells that validation goes on; outside of training it has a bar of its own."""
+        """Show that validation runs; outside of training, open a bar for it."""
         if trainer.state.fn is not None and trainer.state.fn.value == "fit":
             if self._bar is not None:
                 self._bar.set_postfix_str("validating", refresh=True)
@@ -149,7 +151,7 @@ class Progress(ProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Redraws, if it is time."""
+        """Redraw, if the interval has passed."""
         if self._bar is not None and time.monotonic() >= self._next:
             fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
             if fit:
@@ -158,47 +160,47 @@ class Progress(ProgressBar):
                 self._draw(batch_idx + 1, "")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes up the new score."""
+        """Show the new score."""
         self._read_score(trainer, pl_module)
         if trainer.state.fn is not None and trainer.state.fn.value != "fit":
             self._finish()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar."""
+        """Open the bar."""
         self._open("test", sum(trainer.num_test_batches))
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Redraws, if it is time."""
+        """Redraw, if the interval has passed."""
         if self._bar is not None and time.monotonic() >= self._next:
             self._draw(batch_idx + 1, "")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Closes the bar."""
+        """Close the bar."""
         self._finish()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar."""
+        """Open the bar."""
         self._open("predict", sum(trainer.num_predict_batches))
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Redraws, if it is time."""
+        """Redraw, if the interval has passed."""
         if self._bar is not None and time.monotonic() >= self._next:
             self._draw(batch_idx + 1, "")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Closes the bar."""
+        """Close the bar."""
         self._finish()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leaves the line, so that what is said next stands on its own."""
+        """End the line, so that the next message starts on a new one."""
         self._close()
 
     def _open(self, title: str, total: float) -> None:

@@ -447,7 +447,7 @@ def test_at_the_end_they_use_the_averaged_weights(tmp_path: Path, monkeypatch: p
         fit(stages, files)
 
     monkeypatch.setattr(LaterStages, "fit", record)
-    options = ["--model.ema=0.5", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]
+    options = ["--ema=0.5", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]
     run = tmp_path / "run"
     assert main([*ARGUMENTS, f"--data.root={tmp_path / 'shapes'}", f"--run_dir={run}", *options]) == 0
     last = checkpoint(run)

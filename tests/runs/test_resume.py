@@ -24,7 +24,6 @@ from segdet.data.transforms import ScaleJitter
 from segdet.segmentation.fcn import FCN
 from segdet.training.optim import Optimization
 from segdet.training.progress import StepLogger
-from segdet.training.seeding import StepSeed
 
 ARGUMENTS = [
     "fit", "--model=FCN", "--model.backbone=test_resnet", "--model.width=8", "--model.dropout=0.5",
@@ -128,7 +127,7 @@ def _fit(
         warnings.simplefilter("ignore")
         pl.Trainer(
             accelerator="cpu", max_epochs=3, limit_val_batches=0, logger=False, use_distributed_sampler=False,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=[*others, StepSeed(0), saves],
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[*others, saves],
             **trainer,
         ).fit(Model(), data, ckpt_path=resume, weights_only=True)  # fmt: skip
 

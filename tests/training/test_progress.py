@@ -1,9 +1,17 @@
+"""The progress bar and the log of training steps."""
+
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from segdet.training.progress import Progress, StepLogger, read_losses
 from segdet.util.errors import UserError
@@ -24,70 +32,99 @@ class TestReadLosses:
         assert read_losses(module(loss=3.5, loss_box=1.0))["train/loss"] == 3.5
 
 
-class Log:
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
+class Rows(Logger):
+    """Keeps the logged rows."""
 
-    def log_metrics(self, values: dict[str, float], step: int) -> None:
-        self.rows.append((step, values))
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    name = version = "rows"
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+
+class Line(pl.LightningModule):
+    """Logs a loss of 2 as `Task` does."""
+
+    def __init__(self, rates: Sequence[float] = (0.1, 0.1), loss: float = 2.0) -> None:
+        super().__init__()
+        self.rates, self.loss = rates, loss
+        self.weights = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in rates])
+        self.step_losses: dict[str, Tensor] = {}
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = sum(weight * 0 for weight in self.weights).sum() + self.loss  # type: ignore[union-attr]
+        self.step_losses = {"loss": loss.detach(), "loss_box": loss.detach()}
+        self.log_dict({f"train/{name}": value for name, value in self.step_losses.items()})
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            [{"params": [w], "lr": r} for w, r in zip(self.weights, self.rates, strict=True)]
+        )
+
+
+def rows(model: Line, folder: Path, **options: Any) -> list[tuple[int | None, dict[str, float]]]:
+    logger = Rows()
+    trainer = pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", max_epochs=1, logger=logger, log_every_n_steps=10,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[StepLogger()], **options,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(torch.zeros(25, 1)))
+    return logger.rows
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, which the command suppresses
+class TestStepLogger:
+    def test_every_so_many_steps_and_at_the_end_of_an_epoch(self, tmp_path: Path) -> None:
+        found = rows(Line(), tmp_path)
+        assert [step for step, _ in found] == [9, 19, 24]
+        for _, row in found:
+            assert row == {
+                "train/loss": 2.0, "train/loss_box": 2.0, "lr": pytest.approx(0.1), "epoch": 0,
+            }  # fmt: skip
+
+    def test_once_a_step_with_accumulated_gradients(self, tmp_path: Path) -> None:
+        assert [step for step, _ in rows(Line(), tmp_path, accumulate_grad_batches=2)] == [9, 12]
+
+    def test_rates_of_groups(self, tmp_path: Path) -> None:
+        for _, row in rows(Line(rates=(0.1, 0.2)), tmp_path):
+            found = {name: v for name, v in row.items() if "lr" in name}
+            assert found == pytest.approx({"lr/0": 0.1, "lr/1": 0.2})
+
+    def test_ends_a_training_whose_weights_are_nan(self, tmp_path: Path) -> None:
+        diverged = Line(loss=math.nan)
+        diverged.weights.append(nn.Parameter(torch.tensor([0.0, math.nan])))
+        diverged.rates = (0.1, 0.1, 0.1)
+        with pytest.raises(UserError, match=r"step 10: .*lower --model\.optim\.lr"):
+            rows(diverged, tmp_path)
+
+    def test_a_loss_that_is_nan_once_is_logged(self, tmp_path: Path) -> None:
+        state: Any = SimpleNamespace(
+            global_step=10, log_every_n_steps=3, is_last_batch=True, is_global_zero=True, current_epoch=0,
+            loggers=[Rows()], optimizers=[],
+        )  # fmt: skip
+        once = module(box=math.nan)
+        once.parameters = lambda: iter([torch.ones(2)])
+        StepLogger().on_train_batch_end(state, once, None, None, 0)
+        assert math.isnan(state.loggers[0].rows[0][1]["train/loss"])
 
 
 def trainer(**more: Any) -> Any:
-    groups = [{"lr": 0.1}, {"lr": 0.1}]
     known: dict[str, Any] = {
-        "global_step": 0,
-        "log_every_n_steps": 10,
-        "is_last_batch": False,
         "is_global_zero": True,
         "current_epoch": 0,
-        "loggers": [Log()],
-        "optimizers": [SimpleNamespace(param_groups=groups)],
         "max_epochs": 3,
         "num_training_batches": 25,
         "state": SimpleNamespace(fn=SimpleNamespace(value="fit")),
         "callback_metrics": {},
     }
     return SimpleNamespace(**{**known, **more})
-
-
-class TestStepLogger:
-    def test_every_so_many_steps_and_at_the_end_of_an_epoch(self) -> None:
-        logger, state = StepLogger(), trainer()
-        for step in range(1, 26):
-            state.global_step, state.is_last_batch = step, step == 25
-            logger.on_train_batch_end(state, module(box=2.0), None, None, step - 1)
-        assert [step for step, _ in state.loggers[0].rows] == [9, 19, 24]
-        assert state.loggers[0].rows[0][1] == {
-            "train/loss": 2.0, "train/loss_box": 2.0, "lr": 0.1, "epoch": 0,
-        }  # fmt: skip
-
-    def test_once_a_step_with_accumulated_gradients(self) -> None:
-        logger, state = StepLogger(), trainer(global_step=10)
-        for batch in range(4):
-            logger.on_train_batch_end(state, module(box=2.0), None, None, batch)
-        assert len(state.loggers[0].rows) == 1
-
-    def test_rates_of_groups(self) -> None:
-        groups = [{"lr": 0.1}, {"lr": 0.2}]
-        state = trainer(global_step=10, optimizers=[SimpleNamespace(param_groups=groups)])
-        StepLogger().on_train_batch_end(state, module(box=2.0), None, None, 0)
-        assert {name: v for name, v in state.loggers[0].rows[0][1].items() if "lr" in name} == {
-            "lr/0": 0.1,
-            "lr/1": 0.2,
-        }
-
-    def test_ends_a_training_whose_weights_are_nan(self) -> None:
-        state = trainer(global_step=10, is_global_zero=False)  # all processes, for the others would wait
-        diverged = module(box=math.nan)
-        diverged.parameters = lambda: iter([torch.ones(2), torch.tensor([0.0, math.nan])])
-        with pytest.raises(UserError, match=r"step 10: .*lower --model\.optim\.lr"):
-            StepLogger().on_train_batch_end(state, diverged, None, None, 0)
-
-    def test_a_loss_that_is_nan_once_is_logged(self) -> None:
-        state, once = trainer(global_step=10), module(box=math.nan)
-        once.parameters = lambda: iter([torch.ones(2)])
-        StepLogger().on_train_batch_end(state, once, None, None, 0)
-        assert math.isnan(state.loggers[0].rows[0][1]["train/loss"])
 
 
 class TestProgress:

@@ -1,15 +1,10 @@
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 
-from segdet.training.seeding import StepSeed, step_seed
+from segdet.training.seeding import seed_step, step_seed
 
 
 def drawn(epoch: int = 0, batch: int = 0, rank: int = 0, seed: int = 0) -> float:
-    trainer: Any = SimpleNamespace(current_epoch=epoch, global_rank=rank)
-    module: Any = SimpleNamespace(device=torch.device("cpu"))
-    StepSeed(seed).on_train_batch_start(trainer, module, None, batch)
+    seed_step(seed, epoch, batch, rank, torch.device("cpu"))
     return float(torch.rand(()))
 
 

@@ -9,7 +9,6 @@ from segdet.runs.folder import RunFolder
 from segdet.runs.left_out import LeftOut
 from segdet.runs.panels import ImagePanels
 from segdet.training.progress import Progress, StepLogger
-from segdet.training.seeding import StepSeed
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -33,7 +32,6 @@ STEP_HOOKS = (
         (RunFolder, set()),
         (Progress, {"on_train_batch_end"}),
         (StepLogger, {"on_train_batch_end"}),
-        (StepSeed, {"on_train_batch_start"}),
     ],
 )
 def test_no_callback_does_more_in_a_step_than_it_has_to(callback: type[pl.Callback], used: set[str]) -> None:

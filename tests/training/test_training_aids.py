@@ -27,8 +27,8 @@ from segdet.runs.cost import measure_cost
 from segdet.segmentation.sliding_window import SlidingWindow
 from segdet.segmentation.torchvision_models import LRASPP
 from segdet.task import Task
+from segdet.training.ema import EMA
 from segdet.training.optim import Optimization
-from segdet.training.seeding import StepSeed
 from segdet.util.errors import UserError
 
 # What Lightning says to everybody, which the command leaves out, is left out; what the average has it say is not.
@@ -53,7 +53,7 @@ def ssd(**aids: Any) -> SSD:
 
 
 def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    callbacks = [StepSeed(0), *options.pop("callbacks", [])]
+    callbacks = options.pop("callbacks", [])
     return pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
         default_root_dir=folder, num_sanity_val_steps=0, **{"max_epochs": 1, **options},
@@ -80,8 +80,8 @@ NAME = "head.classification_head.module_list.0.weight"
 
 def test_the_average_is_validated_and_saved(shapes: Path, tmp_path: Path) -> None:
     watch, saving = Watch(NAME), ModelCheckpoint(tmp_path, "last", save_top_k=1)
-    model = ssd(ema=0.5)
-    trainer(tmp_path, callbacks=[watch, saving], max_epochs=2).fit(model, data(shapes))
+    model = ssd()
+    trainer(tmp_path, callbacks=[watch, saving, EMA(0.5)], max_epochs=2).fit(model, data(shapes))
     average = watch.weights[0]
     for n, learned in enumerate(watch.weights[1:], start=1):
         average = average + (1 - min(0.5, (1 + n) / (10 + n))) * (learned - average)
@@ -92,7 +92,7 @@ def test_the_average_is_validated_and_saved(shapes: Path, tmp_path: Path) -> Non
     assert not torch.allclose(average, watch.weights[-1])
     torch.testing.assert_close(model.state_dict()[NAME], average)  # after the training, too
     # A test loads the average, without a word of it.
-    other = ssd(ema=0.5)
+    other = ssd()
     trainer(tmp_path).test(other, data(shapes), ckpt_path=saving.best_model_path, verbose=False)
     assert torch.equal(other.state_dict()[NAME], checkpoint["state_dict"][NAME])
 
@@ -100,7 +100,7 @@ def test_the_average_is_validated_and_saved(shapes: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("at", ["epoch", "step", "validation"])
 def test_a_run_with_all_aids_goes_on_exactly(at: str, shapes: Path, tmp_path: Path) -> None:
     aids: dict[str, Any] = {
-        "ema": 0.9, "multi_scale": [0.5, 1.0, 1.5], "multi_scale_every": 1,
+        "multi_scale": [0.5, 1.0, 1.5], "multi_scale_every": 1,
         "freeze": ["backbone.body.body.layer1"], "optim": Optimization("muon", 1e-2, warmup_steps=0),
     }  # fmt: skip
     options: dict[str, Any] = {"gradient_clip_val": 0.1, "max_epochs": 2}
@@ -121,11 +121,11 @@ def test_a_run_with_all_aids_goes_on_exactly(at: str, shapes: Path, tmp_path: Pa
                 trainer.save_checkpoint(tmp_path / "at.ckpt")
 
     one = ssd(**aids)
-    first = trainer(tmp_path, callbacks=[Stop()], **options)
+    first = trainer(tmp_path, callbacks=[Stop(), EMA(0.9)], **options)
     first.fit(one, data(shapes))
     first.save_checkpoint(tmp_path / "one.ckpt")
     other = ssd(**aids)
-    second = trainer(tmp_path, **options)
+    second = trainer(tmp_path, callbacks=[EMA(0.9)], **options)
     second.fit(other, data(shapes), ckpt_path=tmp_path / "at.ckpt", weights_only=True)
     second.save_checkpoint(tmp_path / "other.ckpt")
     states = [torch.load(tmp_path / name, weights_only=True) for name in ("one.ckpt", "other.ckpt")]
@@ -172,7 +172,6 @@ def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
     [
         ({"freeze": ["backbon"]}, "--model.freeze 'backbon': the network has no such part; did you mean backbone?"),
         ({"freeze": ["?"]}, "--model.freeze '?': the network has no such part; there are backbone, extras, head"),
-        ({"ema": 1.0}, "--model.ema 1.0: must be above 0 and below 1, such as 0.999"),
         ({"multi_scale": [0.0]}, "--model.multi_scale [0.0]: give one or more numbers above 0, or null"),
         ({"compile": {"backend": "nothing"}}, "--model.compile {'backend': 'nothing'}: "),
         ({"compile": {"fast": True}}, "--model.compile {'fast': True}: "),
@@ -182,6 +181,12 @@ def test_mistakes_are_told_in_a_line(options: dict[str, Any], said: str) -> None
     with pytest.raises(UserError) as told:
         ssd(**options).configure_model()
     assert str(told.value).startswith(said) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_the_decay_of_an_average_is_between_0_and_1(decay: float) -> None:
+    with pytest.raises(UserError, match=f"^--ema {decay}: must be above 0 and below 1, such as 0.999$"):
+        EMA(decay)
 
 
 def test_something_is_to_be_learned(shapes: Path, tmp_path: Path) -> None:
@@ -348,7 +353,7 @@ def test_the_command_knows_them(shapes: Path, tmp_path: Path, capsys: pytest.Cap
             "fit", "--model=SSD", "--model.backbone=test_resnet", "--model.width=8", "--data=ShapesDataModule",
             f"--data.root={shapes}", "--data.num_train=8", "--data.num_val=2", "--data.num_test=2",
             "--data.image_size=[64, 64]", "--data.batch_size=2", "--data.mosaic=0.5", "--data.mosaic_off_epochs=1",
-            "--model.ema=0.9", "--model.freeze=[backbone.body.body.layer1]", "--model.multi_scale=[0.5, 1.0]",
+            "--ema=0.9", "--model.freeze=[backbone.body.body.layer1]", "--model.multi_scale=[0.5, 1.0]",
             "--model.tta_flip=true", "--model.class_agnostic_nms=true", "--trainer.gradient_clip_val=1.0",
             "--panels.images=1", "--trainer.max_epochs=2", f"--run_dir={run}", *shared,
         ]

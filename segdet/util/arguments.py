@@ -1,0 +1,56 @@
+"""Constructor arguments, in a form that can be saved in a checkpoint."""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def constructor_arguments(instance: object) -> dict[str, Any]:
+    """Return the arguments with which ``instance`` is being constructed, defaults included.
+
+    A base class calls this at the beginning of its ``__init__``. The arguments are those of the outermost
+    ``__init__``, that is, of the class that was called.
+    """
+    arguments: dict[str, Any] = {}
+    frame = inspect.currentframe()
+    while frame is not None and (frame := frame.f_back) is not None:
+        code, values = frame.f_code, frame.f_locals
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        if code.co_name != "__init__" or not names or values.get(names[0]) is not instance:
+            break
+        extra = inspect.getargvalues(frame).keywords
+        arguments = {name: values[name] for name in names[1:]} | (values[extra] if extra else {})
+    return arguments
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that consist of plain types, converted by `plain`; others are left out."""
+    converted: dict[str, Any] = {}
+    for name, value in arguments.items():
+        with suppress(TypeError):
+            converted[name] = plain(value)
+    return converted
+
+
+def plain(value: Any) -> Any:
+    """Convert a value to numbers, strings, None, lists, tuples and dictionaries.
+
+    Dataclasses become dictionaries and paths strings.
+
+    Raises:
+        TypeError: If a part of it is of another type.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(part) for part in value)
+    raise TypeError(f"{type(value).__name__} is not a plain type")
