@@ -243,7 +243,7 @@ class DataModule(L.LightningDataModule):
                 f"{self.root}: {len(dataset)} training images do not fill one batch of {self.batch_size} on "
                 f"{world_size} device(s); give a smaller --data.batch_size"
             )
-        samples = self._with_mosaic(dataset) if self.mosaic else dataset
+        samples = _with_mosaic(self, dataset) if self.mosaic else dataset
         position, self._position = self._position, {}
         sampler = TrainSampler(
             len(dataset),
@@ -254,17 +254,6 @@ class DataModule(L.LightningDataModule):
             drawn=position.get("batches", 0) * self.batch_size,
         )
         return self._loader(samples, sampler, self.batch_size, True)
-
-    def _with_mosaic(self, dataset: TaskDataset) -> MosaicDataset:
-        if not self.mosaic_off_epochs:
-            return MosaicDataset(dataset, self.mosaic)
-        epochs = self.trainer.max_epochs if self.trainer is not None else None
-        if epochs is None or epochs < 0:
-            raise UserError(
-                f"--data.mosaic_off_epochs {self.mosaic_off_epochs}: the number of epochs is not limited; give "
-                "--trainer.max_epochs"
-            )
-        return MosaicDataset(dataset, self.mosaic, max(0, epochs - self.mosaic_off_epochs))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("val")
@@ -344,6 +333,18 @@ def _check_annotated(data: DataModule, stage: str) -> None:
             raise UserError(
                 f"{where}: images without annotations can only be predicted on, not used to {stage}"
             )
+
+
+def _with_mosaic(data: DataModule, dataset: TaskDataset) -> MosaicDataset:
+    if not data.mosaic_off_epochs:
+        return MosaicDataset(dataset, data.mosaic)
+    epochs = data.trainer.max_epochs if data.trainer is not None else None
+    if epochs is None or epochs < 0:
+        raise UserError(
+            f"--data.mosaic_off_epochs {data.mosaic_off_epochs}: the number of epochs is not limited; give "
+            "--trainer.max_epochs"
+        )
+    return MosaicDataset(dataset, data.mosaic, max(0, epochs - data.mosaic_off_epochs))
 
 
 def _place_in(loop: Any) -> tuple[int, int]:

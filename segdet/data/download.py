@@ -1,7 +1,6 @@
-"""``segdet data download``: the public datasets from their owners' addresses, checked and unpacked.
+"""Download, verify and unpack public datasets.
 
-A cut connection is taken up again where it broke off, what arrives is compared with its checksum, and
-nothing that is already there is changed: files are only ever added.
+Interrupted downloads are resumed, checksums are verified, and existing files are never changed.
 """
 
 import hashlib
@@ -31,13 +30,13 @@ class Part:
     """One archive of a dataset.
 
     Attributes:
-        name: What ``--parts`` calls it.
-        urls: Where it is found, the best address first.
-        md5: Its checksum.
-        bytes: Its size; unpacked it takes about as much again, since images hardly compress.
-        marker: A path inside the dataset's folder that is there once the part is unpacked.
-        elsewhere: Other places where people keep the same thing, which also count as present.
-        inside: The folder of the archive whose contents go into the dataset's folder; all of it when empty.
+        name: The name for ``--parts``.
+        urls: Addresses, in order of preference.
+        md5: The checksum.
+        bytes: The size. Unpacked files take about the same size again, because images hardly compress.
+        marker: A path in the dataset's folder that exists once the part is unpacked.
+        elsewhere: Other paths that also show that the part is present.
+        inside: The folder in the archive whose content goes into the dataset's folder; empty for the whole archive.
     """
 
     name: str
@@ -50,11 +49,11 @@ class Part:
 
     @property
     def archive(self) -> str:
-        """The archive's file name."""
+        """The file name of the archive."""
         return self.urls[0].rsplit("/", 1)[-1]
 
     def present(self, root: Path) -> Path | None:
-        """What shows that the part is already in ``root``, or None."""
+        """Return the path that shows that the part is already in ``root``, or None."""
         places = (root / place for place in (self.marker, *self.elsewhere))
         return next((place for place in places if place.exists()), None)
 
@@ -67,7 +66,7 @@ def _voc(name: str, path: str, md5: str, size: int, year: int, split: str) -> Pa
 
 
 def _coco(name: str, path: str, md5: str, size: int, marker: str) -> Part:
-    # The owner's host answers in plain HTTP only; the checksum stands in for what TLS would promise.
+    # The owner's server has no HTTPS; the checksum ensures integrity.
     return Part(name, (f"http://images.cocodataset.org/{path}",), md5, size, marker)
 
 
@@ -107,11 +106,11 @@ DATASETS: dict[str, tuple[Part, ...]] = {
         _coco("train", "zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798, "train2017"),
     ),
 }
-"""The datasets whose owners permit an anonymous download."""
+"""Datasets that can be downloaded without registration."""
 
 
 class _Unfinished(Exception):
-    """A transfer that broke off; what arrived is kept."""
+    """An interrupted transfer; the received bytes are kept."""
 
 
 def fetch(
@@ -123,20 +122,20 @@ def fetch(
     pause: float = 1.0,
     timeout: float = _TIMEOUT,
 ) -> None:
-    """Download one file, going on where an earlier attempt stopped.
+    """Download one file, resuming an earlier attempt.
 
-    Bytes gather in ``<path>.part``, which becomes ``path`` once its checksum is right.
+    Bytes are written to ``<path>.part``, which is renamed to ``path`` after its checksum has been verified.
 
     Args:
-        urls: The same file's addresses, tried in turn.
-        path: Where the file goes.
-        md5: Its checksum; None leaves it unchecked.
-        attempts: How often each address is tried.
-        pause: Seconds before the second attempt; each later one waits twice as long.
-        timeout: Seconds without a byte after which an attempt has failed.
+        urls: Addresses of the file, tried in this order.
+        path: The file to write.
+        md5: The checksum; None to skip the verification.
+        attempts: Attempts per address.
+        pause: Seconds before the second attempt, doubled for each later one.
+        timeout: Seconds without data after which an attempt fails.
 
     Raises:
-        UserError: If no address delivers the file, or its checksum is wrong.
+        UserError: If no address delivers the file, or the checksum is wrong.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,28 +148,28 @@ def fetch(
             except urllib.error.HTTPError as error:
                 reason = f"{url}: HTTP status {error.code} {error.reason}"
                 if error.code < 500 and error.code not in (408, 429):
-                    break  # Asking again does not change a refusal.
+                    break  # the server refuses; retrying does not help
             except (_Unfinished, urllib.error.URLError, HTTPException, OSError) as error:
                 reason = f"{url}: {getattr(error, 'reason', None) or error}"
-                gone_on = part.exists() and part.stat().st_size > had
-                if isinstance(error, urllib.error.URLError) and not gone_on and attempt:
-                    break  # There is no way to this host: the next one may have one.
+                progressed = part.exists() and part.stat().st_size > had
+                if isinstance(error, urllib.error.URLError) and not progressed and attempt:
+                    break  # the host is unreachable; try the next one
             else:
                 _verify(part, md5, url)
-                part.replace(path)
+                shutil.move(part, path)
                 return
             if attempt + 1 < attempts:
                 time.sleep(pause * 2**attempt)
         reasons.append(reason)
-    kept = f" ({_size(part.stat().st_size)} are kept in {part.name})" if part.exists() else ""
+    kept = f" ({_size(part.stat().st_size)} were received in {part.name})" if part.exists() else ""
     raise UserError(
         f"{path}: cannot be downloaded ({'; '.join(reasons)}){kept}; "
-        f"fetch {urls[0]} by hand, put it at {path} and run the same command again"
+        f"download {urls[0]} manually to {path} and run the same command again"
     )
 
 
 def _transfer(url: str, part: Path, timeout: float) -> None:
-    """Append to ``part`` what of ``url`` it lacks."""
+    """Append the missing bytes of ``url`` to ``part``."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": _USER_AGENT} | ({"Range": f"bytes={start}-"} if start else {})
     request = urllib.request.Request(url, headers=headers)
@@ -179,16 +178,16 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        # Nothing lies beyond what is there: either that is everything, or it is another file's.
+        # The range starts at or after the end: the file is complete, or it is another file's.
         total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         error.close()
         if total == str(start):
             return
         part.unlink()
-        raise _Unfinished("the partial file was longer than the whole and is started anew") from None
+        raise _Unfinished("the partial file was longer than the complete file and is restarted") from None
     with response:
         if start and response.status != 206:
-            tqdm.write(f"{part.name}: the server cannot resume, starting anew", file=sys.stderr)
+            tqdm.write(f"{part.name}: the server cannot resume, restarting", file=sys.stderr)
             start = 0
         length = response.headers.get("Content-Length")
         total_bytes = start + int(length) if length else None
@@ -209,23 +208,23 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
                 progress.update(len(chunk))
     size = part.stat().st_size
     if total_bytes is not None and size < total_bytes:
-        raise _Unfinished(f"the connection broke off at {_size(size)} of {_size(total_bytes)}")
+        raise _Unfinished(f"the connection was interrupted at {_size(size)} of {_size(total_bytes)}")
 
 
 def _verify(path: Path, md5: str | None, origin: str) -> None:
-    """Compare a file with its checksum; a file that has another is deleted."""
+    """Verify the checksum of a file, and delete the file if it is wrong."""
     if md5 is None:
         return
     found = checksum(path)
     if found != md5:
         path.unlink()
         raise UserError(
-            f"{path}: what {origin} sent has the MD5 {found} and not {md5}; it was deleted, run this again"
+            f"{path}: the file from {origin} has the MD5 {found} instead of {md5} and was deleted; run this again"
         )
 
 
 def checksum(path: Path) -> str:
-    """The MD5 of a file, in hexadecimal, with a progress bar for large files."""
+    """Return the MD5 of a file in hexadecimal, with a progress bar for large files."""
     digest = hashlib.md5(usedforsecurity=False)
     with (
         path.open("rb") as file,
@@ -245,19 +244,19 @@ def checksum(path: Path) -> str:
 
 
 def unpack(archive: Path, root: Path, marker: str = "", inside: str = "") -> None:
-    """Add an archive's files to ``root``; files that are there already stay as they are.
+    """Add the files of an archive to ``root``; existing files are kept.
 
-    Everything is unpacked beside its place first, and ``marker`` is moved last, so that a folder that
-    looks complete is complete.
+    Files are unpacked to a temporary folder first, and ``marker`` is moved last, so that it exists only in complete
+    datasets.
 
     Args:
         archive: A tar or zip file.
-        root: Where its files go; made if it is not there.
-        marker: The path whose presence tells that all is there.
-        inside: The folder of the archive whose contents go into ``root``.
+        root: The target folder, created if missing.
+        marker: The path that shows that the part is complete.
+        inside: The folder in the archive whose content goes into ``root``.
 
     Raises:
-        UserError: If the archive is torn, or names a place outside ``root``.
+        UserError: If the archive is corrupt, or contains a path outside ``root``.
     """
     staging = root / f".unpacking-{archive.name}"
     if staging.exists():
@@ -274,10 +273,10 @@ def unpack(archive: Path, root: Path, marker: str = "", inside: str = "") -> Non
         _merge(source if source.is_dir() else staging, root, root / marker)
     except tarfile.FilterError as error:
         raise UserError(
-            f"{archive}: holds a dangerous path ({error}); delete it and fetch it from its owner"
+            f"{archive}: contains an unsafe path ({error}); delete it and download it from its owner"
         ) from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{archive}: is torn or no archive ({error}); delete it and run again") from None
+        raise UserError(f"{archive}: corrupt or not an archive ({error}); delete it and run again") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -290,55 +289,55 @@ def _unzip(archive: Path, staging: Path) -> None:
             is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
             if place.is_absolute() or ".." in place.parts or ":" in member.filename or is_link:
                 raise UserError(
-                    f"{archive}: holds a dangerous path ({member.filename}); "
-                    "delete it and fetch it from its owner"
+                    f"{archive}: contains an unsafe path ({member.filename}); "
+                    "delete it and download it from its owner"
                 )
         for member in tqdm(members, f"unpacking {archive.name}", unit=" files", delay=1.0):
             file.extract(member, staging)
 
 
 def _merge(source: Path, target: Path, last: Path) -> None:
-    """Move what ``source`` holds into ``target``, overwriting nothing, and ``last`` at the end."""
+    """Move the content of ``source`` into ``target`` without overwriting, and ``last`` at the end."""
     for entry in sorted(source.iterdir(), key=lambda entry: last.is_relative_to(target / entry.name)):
         place = target / entry.name
         if not place.exists():
-            entry.rename(place)
+            shutil.move(entry, place)
         elif entry.is_dir() and place.is_dir():
             _merge(entry, place, last)
 
 
 def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: float = 1.0) -> list[str]:
-    """Fetch and unpack the parts of a dataset that are not there yet.
+    """Download and unpack the missing parts of a dataset.
 
     Args:
-        parts: What to get.
-        root: The dataset's folder. An archive that already lies in it is used instead of a download.
-        keep: Keep the archives that were downloaded; those found in ``root`` always stay.
+        parts: The parts.
+        root: The dataset's folder. Archives in it are used instead of a download.
+        keep: Whether to keep downloaded archives; those found in ``root`` are always kept.
         pause: See `fetch`.
 
     Returns:
-        One line for each part, telling what was done.
+        One line per part that describes what was done.
 
     Raises:
-        UserError: If there is too little room, a part cannot be fetched, or does not match its checksum.
+        UserError: If there is not enough disk space, or a part cannot be downloaded or has a wrong checksum.
     """
     lines = []
-    wanted = []
+    missing = []
     for part in parts:
         place = part.present(root)
         if place is None:
-            wanted.append(part)
+            missing.append(part)
         else:
-            lines.append(f"{part.name}: {place} is there already, nothing was touched")
-    _check_room(wanted, root)
-    for part in wanted:
+            lines.append(f"{part.name}: {place} exists already, nothing was changed")
+    _check_space(missing, root)
+    for part in missing:
         archive = root / part.archive
         found = archive.exists()
         if not found:
             fetch(part.urls, archive, part.md5, pause=pause)
         elif (md5 := checksum(archive)) != part.md5:
             raise UserError(
-                f"{archive}: has the MD5 {md5} and not {part.md5}; delete it, and it will be downloaded anew"
+                f"{archive}: has the MD5 {md5} instead of {part.md5}; delete it to download it again"
             )
         unpack(archive, root, part.marker, part.inside)
         if not found and not keep:
@@ -347,8 +346,8 @@ def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: fl
     return lines
 
 
-def _check_room(parts: Sequence[Part], root: Path) -> None:
-    """Say how much room the parts take, and stop where there is less."""
+def _check_space(parts: Sequence[Part], root: Path) -> None:
+    """Print the disk space that the parts need, and raise `UserError` if there is less."""
     if not parts:
         return
     need = 0
@@ -362,11 +361,11 @@ def _check_room(parts: Sequence[Part], root: Path) -> None:
         place = place.parent
     free = shutil.disk_usage(place).free
     names = ", ".join(part.name for part in parts)
-    tqdm.write(f"{names}: takes about {_size(need)} in {root}, {_size(free)} are free", file=sys.stderr)
+    tqdm.write(f"{names}: needs about {_size(need)} in {root}, {_size(free)} are free", file=sys.stderr)
     if need > free:
         raise UserError(
             f"{root}: {_size(need)} are needed and {_size(free)} are free; "
-            "make room, choose another folder, or fewer --parts"
+            "free some space, or choose another folder or fewer --parts"
         )
 
 

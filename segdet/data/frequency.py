@@ -1,4 +1,4 @@
-"""How often each class occurs in the masks of a training set, counted once and kept."""
+"""Class frequencies in the masks of a training set, counted once and cached."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ KIND = "class_frequency"
 
 @dataclass(frozen=True)
 class ClassFrequency:
-    """The pixels of a set of masks, as they are on disk.
+    """Pixel counts of a set of masks, as stored on disk.
 
     Attributes:
-        pixels: int64 ``[C]``, the pixels of each class.
-        pixels_where: int64 ``[C]``, all pixels, those to ignore included, of the images in which the class occurs.
+        pixels: int64 ``[C]``, pixels per class.
+        pixels_where: int64 ``[C]``, all pixels, including ignored ones, of the images in which the class occurs.
     """
 
     pixels: np.ndarray
@@ -27,13 +27,11 @@ class ClassFrequency:
 
 
 def class_frequency(dataset: TaskDataset) -> ClassFrequency:
-    """Counts the masks of a segmentation dataset's images, or remembers what was counted of the same files.
-
-    A progress bar shows when it takes more than two seconds. A mask that cannot be read stops it, unless
-    the dataset skips such samples.
+    """Count the pixels of each class in a segmentation dataset, or read the counts of the same files from the cache.
 
     Raises:
-        BadSample: If a mask is missing, torn or holds a value that is no class.
+        BadSample: If a mask is missing, corrupt or has a value that is not a class, unless the dataset skips bad
+            samples.
     """
     reader, indices = dataset.reader, dataset.indices.tolist()
     skip = dataset.on_bad_sample == "skip"
@@ -45,7 +43,7 @@ def class_frequency(dataset: TaskDataset) -> ClassFrequency:
         except BadSample as error:
             if not skip:
                 raise error.or_skip() from error
-            return np.zeros(IGNORE + 1, np.int64)  # listed at the end, when its turn comes in training
+            return np.zeros(IGNORE + 1, np.int64)  # reported when it is read in training
 
     def compute() -> dict[str, np.ndarray]:
         found = for_each_sample(reader, count, "counting classes", indices=indices, delay=2.0)
@@ -56,7 +54,7 @@ def class_frequency(dataset: TaskDataset) -> ClassFrequency:
     key = files_key(
         (path for index in indices for path in reader.annotation_paths(index, "segmentation")),
         type(reader).__name__,
-        # Several images may share one annotation file, of which only some were asked for.
+        # Images may share one annotation file, and `indices` may select some of them.
         [reader.image_path(index).name for index in indices],
         reader.mask_names,
         getattr(reader, "ignore_index", IGNORE),

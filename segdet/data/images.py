@@ -1,7 +1,7 @@
-"""Image and mask files as arrays: decoded fast, and refused in one line when they cannot be trusted.
+"""Read image and mask files as arrays; corrupt files raise `BadSample`.
 
-Boxes and masks of the formats refer to the pixels as they are stored, so an EXIF rotation is not
-applied unless the annotation shows, by the size it declares, that it was drawn on the rotated picture.
+Annotations refer to the pixels as stored, so the EXIF rotation is not applied, unless the image size stated in the
+annotation shows that it refers to the rotated image.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION = 0x0112
-_AGAIN = "fetch or export it again"
+_REMEDY = "download or export it again"
 
-# What PIL raises on files that are not what they begin as, over all of its formats.
+# What PIL raises for corrupt files of its various formats.
 _PIL_ERRORS = (
     OSError,
     SyntaxError,
@@ -43,13 +43,13 @@ _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alph
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image file's header says.
+    """The header of an image file.
 
     Attributes:
         size: ``(height, width)`` as stored, before any EXIF rotation.
         mode: PIL's name of the pixel format: ``RGB``, ``L``, ``P``, ``CMYK``, ``RGBA``, ``I;16`` ...
         bits: Bits per channel.
-        orientation: The EXIF orientation 1..8; 1 is upright or unsaid.
+        orientation: The EXIF orientation 1..8; 1 if upright or not stated.
         format: PIL's name of the file format: ``JPEG``, ``PNG`` ...
     """
 
@@ -63,23 +63,22 @@ class ImageInfo:
 def read_image(
     path: Path | str, declared_size: tuple[int, int] | None = None, upright: bool = False
 ) -> np.ndarray:
-    """The pixels of an image file, whatever its colours are stored as.
+    """Read an image file as RGB.
 
-    Grayscale is repeated, CMYK converted, 16 bits are cut to the upper 8, palettes resolved, alpha
+    Grayscale is repeated, CMYK is converted, 16 bits are reduced to the upper 8, palettes are applied, and alpha is
     dropped.
 
     Args:
-        path: A JPEG, PNG or any other file that PIL reads; what it is, its first bytes tell, not its name.
-        declared_size: ``(height, width)`` that the annotation states. Where it is the size after the EXIF
-            rotation and not the stored one, the annotation refers to the rotated picture, and the rotation
-            is applied.
-        upright: Apply the EXIF rotation in any case, as for ordinary photos without annotation.
+        path: A JPEG, PNG or any other file that PIL reads. The first bytes determine the format, not the name.
+        declared_size: ``(height, width)`` stated in the annotation. If it is the size after the EXIF rotation but not
+            the stored one, the annotation refers to the rotated image, and the rotation is applied.
+        upright: Whether to apply the EXIF rotation unconditionally, as for photos without annotations.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, C-contiguous.
 
     Raises:
-        BadSample: If the file is missing, empty, torn or no image.
+        BadSample: If the file is missing, empty, corrupt or not an image.
     """
     data = _read(path)
     if data.startswith(_JPEG):
@@ -92,9 +91,9 @@ def read_image(
     rotated = declared_size is not None and declared_size != stored and declared_size == stored[::-1]
     if upright or rotated:
         orientation = _orientation(_open(path, data))
-        # Only 5..8 swap the sides; a flip does not explain a declared size.
+        # Only 5..8 swap height and width, which a differing declared size requires.
         if upright or orientation >= 5:
-            image = _turned_upright(image, orientation)
+            image = _rotated_upright(image, orientation)
     return image
 
 
@@ -131,14 +130,14 @@ def as_rgb(image: ImageLike) -> np.ndarray:
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """The values of a mask file: uint8 ``[H, W]``.
+    """Read the values of a mask file: uint8 ``[H, W]``.
 
-    Palette PNGs give their indices, 8-bit grayscale its values, 1-, 2- and 4-bit grayscale the stored
-    numbers (0 and 1 for one bit).
+    These are the indices of a palette PNG, the values of 8-bit grayscale, or the stored numbers of 1-, 2- and 4-bit
+    grayscale (0 and 1 for one bit).
 
     Raises:
-        BadSample: If the file is missing, empty, torn or no image, or holds colours or 16-bit values in
-            place of class indices.
+        BadSample: If the file is missing, empty, corrupt or not an image, or has colours or 16-bit values instead of
+            class indices.
     """
     data = _read(path)
     head = data[:26]
@@ -154,7 +153,7 @@ def read_mask(path: Path | str) -> np.ndarray:
         _check_png_end(path, data)
         values = _pixels(path, _open(path, data))
         if colours == _GRAY and bits in (2, 4):
-            values = values // (255 // (2**bits - 1))  # PIL spreads them over 0..255.
+            values = values // (255 // (2**bits - 1))  # PIL scales them to 0..255.
         return values.astype(np.uint8, copy=False)
     image = _open(path, data)
     if image.mode not in ("L", "P", "1"):
@@ -163,10 +162,10 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 
 def read_png16(path: Path | str) -> np.ndarray:
-    """The values of a one-channel PNG of 8 or 16 bits, unscaled: ``[H, W]``, uint8 or uint16.
+    """Read the values of a grayscale PNG of 8 or 16 bits, unscaled: ``[H, W]``, uint8 or uint16.
 
     Raises:
-        BadSample: If the file is missing, torn or no PNG of one channel.
+        BadSample: If the file is missing, corrupt or not a grayscale PNG.
     """
     data = _read(path)
     head = data[:26]
@@ -176,20 +175,20 @@ def read_png16(path: Path | str) -> np.ndarray:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """``(height, width)`` of an image file as stored, from its header.
+    """Return the stored ``(height, width)`` of an image file, from its header.
 
     Raises:
-        BadSample: If the file is missing, empty or no image.
+        BadSample: If the file is missing, empty or not an image.
     """
     with _open(path) as image:
         return image.height, image.width
 
 
 def image_info(path: Path | str) -> ImageInfo:
-    """What the header of an image file says, without decoding its pixels.
+    """Read the header of an image file, without decoding the pixels.
 
     Raises:
-        BadSample: If the file is missing, empty or no image.
+        BadSample: If the file is missing, empty or not an image.
     """
     with _open(path) as image:
         bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
@@ -203,7 +202,7 @@ def image_info(path: Path | str) -> ImageInfo:
 
 def _read(path: Path | str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  Path.open costs half as much again
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  Path.open takes 50% longer
             data = file.read()
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -215,32 +214,34 @@ def _read(path: Path | str) -> bytes:
 def _unreadable(path: Path | str, error: OSError) -> BadSample:
     if isinstance(error, FileNotFoundError):
         return MissingFile(path, "no such file", "add it or remove it from the split")
-    return BadSample(path, f"cannot be read ({error.strerror or error})", "mend the path or its permissions")
+    return BadSample(path, f"cannot be read ({error.strerror or error})", "fix the path or its permissions")
 
 
 def _decode_jpeg(path: Path | str, data: bytes) -> np.ndarray:
-    # The marker cannot occur within coded pixels (0xff is followed by 0 there), so anywhere behind the header
-    # will do: cameras and editors append what they like to a whole image.
+    # The marker cannot occur in coded pixels, where 0xff is followed by 0. It may be anywhere after the header,
+    # because cameras and editors append data to complete images.
     if not data.endswith(_END_OF_IMAGE) and data.find(_END_OF_IMAGE, _start_of_scan(data)) < 0:
-        raise BadSample(path, "torn JPEG: the end of the image is missing", _AGAIN)
+        raise BadSample(path, "truncated JPEG: the end of the image is missing", _REMEDY)
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
         reason = str(error)
+    # simplejpeg reports all faults as a ValueError with libjpeg's text: "Premature end of JPEG file", "Corrupt JPEG
+    # data: bad Huffman code".
     if "remature" in reason or "Huffman code" in reason:
-        raise BadSample(path, f"torn JPEG ({reason})", _AGAIN)
-    # Stray bytes between markers and rare kinds of JPEG, which do not cost any pixels.
+        raise BadSample(path, f"truncated JPEG ({reason})", _REMEDY)
+    # Harmless faults, such as stray bytes between markers, and rare kinds of JPEG.
     return _decode_other(path, data)
 
 
 def _start_of_scan(content: bytes) -> int:
-    """Where a JPEG's coded pixels begin; thumbnails in the header have their own end of image before it."""
+    """Return the position of a JPEG's coded pixels; a thumbnail in the header has its own end marker before it."""
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker = content[at + 1]
         if marker == 0xDA:
             return at
-        # 0xff may fill up before a marker; the markers 0x01 and 0xd0..0xd7 have no length.
+        # A marker may be preceded by fill bytes 0xff; the markers 0x01 and 0xd0..0xd7 have no length.
         if marker == 0xFF:
             at += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
@@ -251,17 +252,17 @@ def _start_of_scan(content: bytes) -> int:
 
 
 def _decode_png(path: Path | str, data: bytes, flags: int) -> np.ndarray:
-    # OpenCV's decoder, because torchvision's ends the whole process on a bad checksum.
+    # torchvision's decoder aborts the process on a bad checksum.
     _check_png_end(path, data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise BadSample(path, "broken PNG: its data cannot be decoded", _AGAIN)
+        raise BadSample(path, "corrupt PNG: its data cannot be decoded", _REMEDY)
     return image
 
 
 def _check_png_end(path: Path | str, data: bytes) -> None:
     if data[-8:-4] != b"IEND" and data.rfind(b"IEND") < 0:
-        raise BadSample(path, "torn PNG: the end of the image is missing", _AGAIN)
+        raise BadSample(path, "truncated PNG: the end of the image is missing", _REMEDY)
 
 
 def _decode_other(path: Path | str, data: bytes) -> np.ndarray:
@@ -270,11 +271,11 @@ def _decode_other(path: Path | str, data: bytes) -> np.ndarray:
         gray = (_pixels(path, image) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise BadSample(path, "32-bit pixels have no known range", "convert it to 8 or 16 bits")
+        raise BadSample(path, "the range of 32-bit pixels is unknown", "convert it to 8 or 16 bits")
     try:
         return np.array(image.convert("RGB"))
     except _PIL_ERRORS as error:
-        raise BadSample(path, f"torn or broken {image.format} ({error})", _AGAIN) from None
+        raise BadSample(path, f"corrupt {image.format} ({error})", _REMEDY) from None
 
 
 def _open(path: Path | str, data: bytes | None = None) -> Image.Image:
@@ -294,7 +295,7 @@ def _pixels(path: Path | str, image: Image.Image) -> np.ndarray:
     try:
         return np.array(image)
     except _PIL_ERRORS as error:
-        raise BadSample(path, f"torn or broken {image.format} ({error})", _AGAIN) from None
+        raise BadSample(path, f"corrupt {image.format} ({error})", _REMEDY) from None
 
 
 def _no_indices(path: Path | str, found: str) -> BadSample:
@@ -304,7 +305,7 @@ def _no_indices(path: Path | str, found: str) -> BadSample:
 
 
 def _orientation(image: Image.Image) -> int:
-    # PIL decodes a whole PNG in search of EXIF behind its pixels, where no camera writes it.
+    # PIL would decode the whole PNG to find EXIF after the pixels, where no camera writes it.
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     try:
@@ -314,7 +315,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turned_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+def _rotated_upright(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,7 +1,4 @@
-"""Region proposals as a dataset sees them: boxes for each image, wherever they come from.
-
-Like `segdet.data.formats.reader.Reader` this is an interface only; `segdet.proposals` has what stands behind it.
-"""
+"""The interface between datasets and sources of region proposals; `segdet.proposals` implements it."""
 
 from __future__ import annotations
 
@@ -22,38 +19,38 @@ class ImageProposals(ABC):
     """The proposals of the images of one split.
 
     Attributes:
-        bad: The images that have none because they cannot be read, an error each.
+        bad: One error per image that cannot be read and therefore has no proposals.
     """
 
     bad: list[BadSample]
 
     @abstractmethod
     def boxes(self, index: int) -> np.ndarray:
-        """The proposals of image ``index`` of the reader: float32 ``[N, 4]``, xyxy in its pixels, best first.
+        """Return the proposals of image ``index`` of the reader: float32 ``[N, 4]``, xyxy in its pixels, best first.
 
         Raises:
             BadSample: If the image cannot be read.
         """
 
     def files(self) -> Collection[Path]:
-        """The files that the proposals of the images that were asked for are kept in, if they were made for them."""
+        """Return the cache files of the proposals; none for proposals that the user gave as a file."""
         return ()
 
 
 class ProposalSource(ABC):
-    """Where proposals come from: an algorithm or a file."""
+    """A source of proposals: an algorithm or a file."""
 
     @abstractmethod
     def open(
         self, reader: Reader, indices: Sequence[int] | np.ndarray, workers: int | None = None
     ) -> ImageProposals:
-        """The proposals of some images of a reader, computed now where they are not there yet.
+        """Return the proposals of some images of a reader, and compute those that are not cached.
 
         Args:
-            reader: The split.
-            indices: The images of it that will be asked for.
-            workers: Processes that compute; one a core when null.
+            reader: The reader of a split.
+            indices: The images whose proposals will be used.
+            workers: Processes; default: one per core.
 
         Raises:
-            UserError: If they cannot be had.
+            UserError: If the proposals cannot be computed or read.
         """

@@ -1,7 +1,7 @@
-"""What travels from the files to the network: samples, batches and predictions.
+"""Samples, batches, targets and predictions.
 
-Coordinates are absolute pixels, boxes ``x0, y0, x1, y1`` with ``x1`` and ``y1`` exclusive, so that a
-box's width is ``x1 - x0`` and the whole image is ``0, 0, W, H``. Sizes are ``(height, width)``.
+Coordinates are absolute pixels. Boxes are ``x0, y0, x1, y1`` with ``x1`` and ``y1`` exclusive: the width of a box is
+``x1 - x0``, and the whole image is ``0, 0, W, H``. Sizes are ``(height, width)``.
 """
 
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from torch import Tensor
 TaskName = Literal["segmentation", "localization", "detection"]
 
 IGNORE = 255
-"""The mask value that no loss and no score counts."""
+"""The mask value that losses and scores ignore."""
 
 
 @dataclass
 class Objects:
-    """The objects of one image as its annotation file has them, before any cleaning.
+    """The objects of one image as annotated, before cleaning.
 
     Attributes:
-        boxes: float32 ``[N, 4]``, xyxy pixels of the stored image; may leave the image or be degenerate.
+        boxes: float32 ``[N, 4]``, xyxy pixels of the stored image; may extend beyond the image or be degenerate.
         labels: int64 ``[N]``, 1..K.
-        iscrowd: bool ``[N]``: a region of many objects, which evaluation neither rewards nor punishes.
-        difficult: bool ``[N]``: VOC's flag, likewise left out of scores.
-        area: float32 ``[N]``, the object's area in pixels (the polygon's where there is one, else the box's).
-        masks: uint8 ``[N, H, W]``, 1 where the object is; None where they are not asked for.
+        iscrowd: bool ``[N]``, True for a region of many objects. Detections on it are neither correct nor wrong.
+        difficult: bool ``[N]``, VOC's flag. Difficult objects are ignored in scores as well.
+        area: float32 ``[N]``, area in pixels: of the polygon if there is one, else of the box.
+        masks: uint8 ``[N, H, W]``, 1 on the object; None if masks are not read.
     """
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -42,7 +42,7 @@ class Objects:
         return len(self.labels)
 
     def select(self, keep: np.ndarray) -> "Objects":
-        """The objects at ``keep``, a boolean mask or an index array."""
+        """Return the objects at ``keep``, a boolean mask or an index array."""
         return Objects(
             self.boxes[keep],
             self.labels[keep],
@@ -54,14 +54,14 @@ class Objects:
 
 
 class Target(TypedDict, total=False):
-    """What is to be learned of one image, or what it is scored against.
+    """The annotation of one image, for losses and scores.
 
-    Detection has ``boxes`` float32 ``[N, 4]``, ``labels`` int64 ``[N]`` (1..K; 0 is background),
-    ``iscrowd`` and ``difficult`` bool ``[N]``, ``area`` float32 ``[N]``. Localization has the same
-    with N = 1. Where objects' masks are asked for, ``masks`` uint8 ``[N, H, W]`` are 1 on each.
-    Segmentation has ``mask`` int64 ``[H, W]``, 0..C-1 and 255 where nothing counts.
-    Where the data has region proposals, ``proposals`` float32 ``[P, 4]`` are the image's, best first, in
-    training and in evaluation, also of images without annotation.
+    - Detection: ``boxes`` float32 ``[N, 4]``, ``labels`` int64 ``[N]`` (1..K; 0 is background), ``iscrowd`` and
+      ``difficult`` bool ``[N]``, ``area`` float32 ``[N]`` and, if read, ``masks`` uint8 ``[N, H, W]``, 1 on the object.
+    - Localization: the same with N = 1.
+    - Segmentation: ``mask`` int64 ``[H, W]``, 0..C-1 and 255 = ignore.
+    - With region proposals: ``proposals`` float32 ``[P, 4]``, best first, in training and evaluation, also for images
+      without annotations.
     """
 
     boxes: Tensor
@@ -75,9 +75,12 @@ class Target(TypedDict, total=False):
 
 
 class Prediction(TypedDict, total=False):
-    """What a network says of one image: ``boxes`` float32 ``[M, 4]``, ``scores`` float32 ``[M]``,
-    ``labels`` int64 ``[M]`` for boxes, best first, with ``masks`` uint8 ``[M, H, W]`` where a family finds them;
-    ``mask`` int64 ``[H, W]`` for segmentation."""
+    """The prediction for one image.
+
+    - Detection and localization: ``boxes`` float32 ``[M, 4]``, ``scores`` float32 ``[M]``, ``labels`` int64 ``[M]``,
+      best first, and for some families ``masks`` uint8 ``[M, H, W]``.
+    - Segmentation: ``mask`` int64 ``[H, W]``.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -88,17 +91,16 @@ class Prediction(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a sample comes from.
+    """The origin of a sample.
 
     Attributes:
-        path: The image's file.
-        image_id: Its id in the dataset (COCO's own, else its position counted from 1).
+        path: The image file.
+        image_id: The id in the dataset: COCO's own, else the position counted from 1.
         original_size: ``(height, width)`` of the image on disk.
-        duplicate: True for a sample that only fills up the last round of a multi-process evaluation
-            and must not be scored again.
-        notes: What was left out on the way, a line each: boxes that cannot be used, a bad sample in
-            whose place this one stands.
-        upright: Whether it was turned as its EXIF says in any case, see `segdet.data.images.read_image`.
+        duplicate: True for a sample that only fills the last batch of a multi-process evaluation and must not be
+            scored again.
+        notes: What was left out, one line each: dropped boxes, and a bad sample that this one replaces.
+        upright: Whether the EXIF rotation was applied unconditionally, see `segdet.data.images.read_image`.
     """
 
     path: Path
@@ -111,13 +113,13 @@ class Source:
 
 @dataclass
 class Sample:
-    """One image as a dataset yields it.
+    """One image with its annotation.
 
     Attributes:
         image: uint8 ``[3, H, W]`` RGB, transformed.
-        target: In the pixels of ``image``.
-        source: Where it comes from.
-        original: In evaluation, the annotation in the pixels of the image on disk, else None.
+        target: The annotation in pixels of ``image``.
+        source: The origin.
+        original: In evaluation, the annotation in pixels of the image on disk; else None.
     """
 
     image: Tensor
@@ -128,11 +130,11 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Several samples, padded at the bottom and on the right to one size.
+    """Several samples, padded at the bottom and right to one size.
 
     Attributes:
         images: uint8 ``[B, 3, H, W]``, channels last in memory.
-        sizes: The valid ``(height, width)`` of each image; beyond it is padding.
+        sizes: The valid ``(height, width)`` of each image; the rest is padding.
         targets: One per image; ``mask`` is padded with 255 to ``[H, W]``, ``masks`` with 0.
         sources: One per image.
         originals: One per image in evaluation, else None.
@@ -148,7 +150,7 @@ class Batch:
         return len(self.sources)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch on ``device``; the originals, which only metrics read, go along."""
+        """Return the batch on ``device``, including ``originals``."""
         device = torch.device(device)
         if device == self.images.device:
             return self
@@ -161,10 +163,10 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a copy to the GPU overlaps with work."""
+        """Return the batch in pinned memory, from which copies to the GPU are asynchronous."""
 
         def pin(target: Target) -> Target:
-            # What is small is gathered, and pinned, when it is moved.
+            # Small tensors are concatenated and pinned in `_moved`.
             return Target(**{**target, "mask": target["mask"].pin_memory()}) if "mask" in target else target
 
         return Batch(
@@ -177,7 +179,7 @@ class Batch:
 
 
 def _moved(targets: list[Target], device: torch.device, non_blocking: bool) -> list[Target]:
-    """Targets on ``device``: masks one by one, and what there is of objects in one piece for all images."""
+    """Move targets to ``device``: masks one by one, other tensors concatenated over the images."""
     moved: list[Target] = [Target() for _ in targets]
     for key in targets[0]:
         values: list[Tensor] = [target[key] for target in targets]  # type: ignore[literal-required]
@@ -194,10 +196,10 @@ def _moved(targets: list[Target], device: torch.device, non_blocking: bool) -> l
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples of any sizes as one batch, padded at the bottom and on the right (masks with 255)."""
+    """Combine samples of any sizes into a batch, padded at the bottom and right (masks with 255)."""
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    # Decoders write rows of RGB pixels; kept in that order (channels last), images are copied but once.
+    # Decoders write channels last; keeping that order avoids a second copy of the images.
     images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
         image[:, :h, :w] = sample.image

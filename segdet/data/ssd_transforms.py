@@ -1,8 +1,8 @@
 """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6) as albumentations transforms.
 
-What costs is pixels that nobody sees: an image that is expanded four times a side is sixteen images of mean colour, of
-which a crop then keeps a part. `ExpandAndCrop` only thinks of the expanded image. It chooses the crop in it by the
-boxes, resamples what is left of the image straight into a picture of the final size, and distorts the colours there.
+An image expanded by a factor of 4 has 16 times as many pixels, most of which the following crop discards.
+`ExpandAndCrop` therefore never creates the expanded image. It chooses the crop from the boxes, resamples the visible
+part of the image directly to the final size, and distorts the colours there.
 """
 
 from typing import Any
@@ -14,24 +14,25 @@ import numpy as np
 from segdet.data.sample import IGNORE
 
 MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Of which a crop must reach one with some object."""
+"""Least IoUs of a crop with some object; one of them is drawn."""
 
 WHOLE, ANY = 2.0, 0.0
-"""What stands for the whole image, and for a crop that need not overlap anything."""
+"""The choices "whole canvas" and "any crop", which are drawn like the least IoUs."""
 
 
 class PhotometricDistort(A.ImageOnlyTransform):
-    """Brightness, contrast, saturation and hue, each with probability 1/2, contrast before or after the last two.
+    """Random brightness, contrast, saturation and hue, each with probability 1/2.
 
-    As in SSD's code: brightness is a number added, contrast a factor without regard to the mean, and saturation and hue
-    are changed in OpenCV's HSV of 8 bits. What each pixel becomes by itself is looked up.
+    As in SSD's code, contrast comes before or after saturation and hue. Brightness is added, contrast multiplies the
+    values without subtracting their mean, and saturation and hue are changed in OpenCV's 8-bit HSV. Lookup tables
+    implement these per-pixel functions.
 
     Args:
-        brightness: The greatest number that is added to or taken from values of 0..255.
-        contrast: The range of the factor.
-        saturation: Likewise.
-        hue: The greatest shift in OpenCV's units of 2 degrees.
-        p: The probability that anything happens at all.
+        brightness: Greatest offset of the values 0..255.
+        contrast: Range of the factor.
+        saturation: Range of the factor.
+        hue: Greatest shift, in OpenCV's units of 2 degrees.
+        p: Probability of applying the transform.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class PhotometricDistort(A.ImageOnlyTransform):
         return self.draw(self.random_generator)
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """What `apply` is to do to one image."""
+        """Draw the parameters of `apply` for one image."""
         brightness, contrast, saturation, hue = rng.random(4) < 0.5
         return {
             "added": rng.uniform(-self.brightness, self.brightness) if brightness else 0.0,
@@ -67,12 +68,12 @@ class PhotometricDistort(A.ImageOnlyTransform):
         values = _to_bytes(np.arange(256) + params["added"])
         if first:
             values = _to_bytes(values * contrast)
-        img = _looked_up(img, values)
+        img = _apply_table(img, values)
         if params["saturation"] != 1.0 or params["shift"]:
             levels = np.arange(256)
             table = np.stack(
                 [
-                    np.rint(levels + params["shift"]) % 180,  # hue goes round
+                    np.rint(levels + params["shift"]) % 180,  # hue is periodic
                     _to_bytes(levels * params["saturation"]),
                     levels,
                 ],
@@ -80,32 +81,32 @@ class PhotometricDistort(A.ImageOnlyTransform):
             ).astype(np.uint8)
             img = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
             img = cv2.cvtColor(cv2.LUT(img, table[None]), cv2.COLOR_HSV2RGB)
-        return img if first else _looked_up(img, _to_bytes(np.arange(256) * contrast))
+        return img if first else _apply_table(img, _to_bytes(np.arange(256) * contrast))
 
 
 class ExpandAndCrop(A.DualTransform):
-    """Zooms out on a canvas of one colour, crops by overlap with the objects, resizes, and flips: all in one.
+    """Zoom out on a canvas of one colour, crop by overlap with objects, resize and flip, in one step.
 
-    With probability ``expand_p`` the image lies somewhere on a canvas of up to ``expand`` times its sides. Then it is
-    drawn whether the canvas stays whole, or is cropped anyhow, or so that the IoU of the crop with some object is at
-    least .1, .3, .5, .7 or .9. Crops have ``scale`` of the canvas' sides and an aspect ratio of
-    ``aspect_ratio``; ``trials`` of them are drawn, and the first that will do is taken. Where none will, another
-    of the choices is drawn. Objects whose centre is not in the crop are lost (section 2.2), others clipped.
+    1. With probability ``expand_p``, the image is placed at random on a canvas of up to ``expand`` times its sides.
+    2. One of these choices is drawn: the whole canvas, any crop, or a crop whose IoU with some object is at least .1,
+       .3, .5, .7 or .9. Of ``trials`` random crops, the first that fits the choice is used; if there is none, another
+       choice is drawn.
+    3. Objects whose centre is outside the crop are dropped (section 2.2); others are clipped.
 
-    All crops of an image are drawn, and compared with all objects, at once. Canvas and crop end between pixels.
+    All crops of an image are drawn at once and compared with all objects. Canvas and crop have integer coordinates.
 
     Args:
-        size: ``(height, width)`` of what comes out.
-        expand: See above.
-        expand_p: See above.
-        scale: See above; .1 to 1 in the paper, .3 to 1 in its code.
-        aspect_ratio: See above.
-        trials: See above.
-        hflip: The probability of a left-right flip.
-        distort: How the image's colours, but not the canvas', are distorted; None for not at all.
-        fill: The canvas' colour.
-        fill_mask: Its class in masks.
-        p: The probability that anything happens at all.
+        size: ``(height, width)`` of the result.
+        expand: Greatest factor of zooming out.
+        expand_p: Probability of zooming out.
+        scale: Range of the sides of a crop, as shares of the canvas'; .1 to 1 in the paper, .3 to 1 in its code.
+        aspect_ratio: Range of the aspect ratio (width / height) of a crop.
+        trials: Number of random crops.
+        hflip: Probability of a horizontal flip.
+        distort: Distortion of the image's colours, which leaves the canvas unchanged; None for none.
+        fill: Colour of the canvas.
+        fill_mask: Mask value of the canvas.
+        p: Probability of applying the transform.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class ExpandAndCrop(A.DualTransform):
         boxes = data.get("bboxes")
         objects = np.zeros((0, 4)) if boxes is None or not len(boxes) else np.asarray(boxes)
         if objects.shape[1] > 4 and "guides" in data:
-            # Boxes that only travel along, such as proposals, have higher numbers and do not choose the crop.
+            # Boxes of other sets, such as proposals, have higher indices and do not influence the crop.
             objects = objects[objects[:, 4] < data["guides"]]
         canvas = self._canvas(height, width)
         crop = self._crop(canvas, objects[:, :4] * (width, height, width, height))
@@ -148,7 +149,7 @@ class ExpandAndCrop(A.DualTransform):
         return {"crop": crop, "flip": flip, "colours": colours}
 
     def _canvas(self, height: int, width: int) -> np.ndarray:
-        """The canvas, xyxy in pixels of the image, which it surrounds."""
+        """Return the canvas around the image, xyxy in pixels of the image."""
         rng = self.random_generator
         if rng.random() >= self.expand_p:
             return np.array([0, 0, width, height], np.float64)
@@ -158,9 +159,9 @@ class ExpandAndCrop(A.DualTransform):
         return np.concatenate([corner, corner + extent])
 
     def _crop(self, canvas: np.ndarray, objects: np.ndarray) -> np.ndarray:
-        """The part of the canvas that is kept, xyxy in pixels of the image."""
+        """Return the crop of the canvas, xyxy in pixels of the image."""
         rng = self.random_generator
-        # The whole canvas is always among the choices, so that there always is a crop.
+        # The whole canvas is one of the choices, so there always is a result.
         choices = rng.permutation([WHOLE, ANY, *MIN_IOUS])
         if choices[0] == WHOLE:
             return canvas
@@ -170,8 +171,8 @@ class ExpandAndCrop(A.DualTransform):
         ratio = sides[:, 0] / sides[:, 1]
         fits = (ratio >= self.aspect_ratio[0]) & (ratio <= self.aspect_ratio[1])
         crops = np.concatenate([corners, corners + sides], 1)[fits]
-        # The greatest IoU of each crop with an object whose centre it holds, -1 where it holds none.
-        overlap = np.where(holds(crops, objects), iou(crops, objects), -1.0).max(1, initial=-1.0)
+        # The greatest IoU of each crop with an object whose centre it contains, -1 if it contains none.
+        overlap = np.where(contains_centres(crops, objects), iou(crops, objects), -1.0).max(1, initial=-1.0)
         for least in choices:
             if least == WHOLE:
                 return canvas
@@ -185,8 +186,8 @@ class ExpandAndCrop(A.DualTransform):
         if self.distort is not None and params["colours"] is not None:
             height, width = img.shape[:2]
             scale = np.tile(self.size[::-1] / (params["crop"][2:] - params["crop"][:2]), 2)
-            seen = (np.array([0, 0, width, height]) - np.tile(params["crop"][:2], 2)) * scale
-            x0, y0, x1, y1 = np.rint(seen).clip(0, np.tile(self.size[::-1], 2)).astype(int)
+            visible = (np.array([0, 0, width, height]) - np.tile(params["crop"][:2], 2)) * scale
+            x0, y0, x1, y1 = np.rint(visible).clip(0, np.tile(self.size[::-1], 2)).astype(int)
             if x0 < x1 and y0 < y1:
                 out[y0:y1, x0:x1] = self.distort.apply(
                     np.ascontiguousarray(out[y0:y1, x0:x1]), **params["colours"]
@@ -203,7 +204,7 @@ class ExpandAndCrop(A.DualTransform):
         if x0 >= 0 and y0 >= 0 and x1 <= image.shape[1] and y1 <= image.shape[0]:
             return cv2.resize(image[y0:y1, x0:x1], (width, height), interpolation=interpolation)
         scale_x, scale_y = (x1 - x0) / width, (y1 - y0) / height
-        # Where a pixel of the result comes from; pixels have their places at their middles.
+        # Maps pixel centres of the result to pixel centres of the image.
         matrix = np.array([[scale_x, 0, x0 + scale_x / 2 - 0.5], [0, scale_y, y0 + scale_y / 2 - 0.5]])
         flags = interpolation | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(image, matrix, (width, height), flags=flags, borderValue=fill)
@@ -211,21 +212,21 @@ class ExpandAndCrop(A.DualTransform):
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
         height, width = params["shape"][:2]
         crop = params["crop"] / (width, height, width, height)
-        bboxes = bboxes[holds(crop[None], bboxes[:, :4])[0]].copy()
+        bboxes = bboxes[contains_centres(crop[None], bboxes[:, :4])[0]].copy()
         bboxes[:, :4] = (bboxes[:, :4] - np.tile(crop[:2], 2)) / np.tile(crop[2:] - crop[:2], 2)
         if params["flip"]:
             bboxes[:, [0, 2]] = 1 - bboxes[:, [2, 0]]
-        return bboxes  # what leaves the crop is cut off, or dropped, by the pipeline
+        return bboxes  # the pipeline clips them, and drops those outside
 
 
-def holds(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Whether each crop ``[T, 4]`` has the centre of each box ``[N, 4]`` in it, xyxy: bool ``[T, N]``."""
+def contains_centres(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return whether each crop ``[T, 4]`` contains the centre of each box ``[N, 4]``, xyxy: bool ``[T, N]``."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((centre > crops[:, None, :2]) & (centre < crops[:, None, 2:])).all(-1)
 
 
 def iou(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The IoU of each crop ``[T, 4]`` with each box ``[N, 4]``, xyxy: ``[T, N]``."""
+    """Return the IoU of each crop ``[T, 4]`` with each box ``[N, 4]``, xyxy: ``[T, N]``."""
     shared = np.minimum(crops[:, None, 2:], boxes[:, 2:]) - np.maximum(crops[:, None, :2], boxes[:, :2])
     common = shared.clip(0).prod(-1)
     areas = (crops[:, 2:] - crops[:, :2]).prod(-1)[:, None] + (boxes[:, 2:] - boxes[:, :2]).prod(-1)
@@ -236,5 +237,5 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
-def _looked_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _apply_table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     return image if (values == np.arange(256)).all() else cv2.LUT(image, values)

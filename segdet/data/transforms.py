@@ -1,8 +1,8 @@
-"""Image transforms: albumentations pipelines that carry boxes of several kinds and masks along.
+"""Image transforms for training and evaluation, based on albumentations.
 
-A `Recipe` says how the images of a task are prepared for training and for evaluation; a `Pipeline`
-runs what it says. In evaluation an image is only ever resized, so that what a network predicts maps
-back to the original image by a plain scale.
+A `Recipe` builds one `Pipeline` for training and one for evaluation. A pipeline transforms an image with its masks and
+any number of box sets. In evaluation, images are only resized, so that predictions map back to the original image by a
+scale.
 """
 
 from abc import ABC, abstractmethod
@@ -20,26 +20,23 @@ Size = int | tuple[int, int] | None
 """An exact ``(height, width)``, or the length of the shorter side, or None for the image's own size."""
 
 MEAN_COLOUR = (124, 116, 104)
-"""ImageNet's mean colour, which padding takes: it becomes about zero when the image is normalized."""
-
+"""ImageNet's mean colour, used for padding. It is close to zero after normalization."""
 
 _CHANNELS = 128
-"""OpenCV takes no more channels at once."""
+"""The most channels that OpenCV transforms at once."""
 
 
 class Pipeline:
-    """A sequence of transforms applied to an image together with its sets of boxes and its mask.
+    """A sequence of transforms of an image together with its boxes and masks.
 
-    Boxes that leave the image are clipped; those that vanish, or of which less than
-    ``min_visibility`` of the area remains, are dropped. Any number of box sets travels through the
-    same transforms: the objects, and region proposals beside them.
+    Boxes are clipped to the image. Boxes that leave it, or keep less than ``min_visibility`` of their area, are
+    dropped. Several sets of boxes, such as objects and region proposals, go through the same transforms.
 
     Args:
-        transforms: What to do, in order.
-        min_visibility: The share of its area that a box must keep to stay.
-        check_each: Whether boxes are clipped and dropped after every transform, which takes a third of the time of
-            a small image, or once at the end. Once is enough unless what has left the image could come back: a crop
-            that is followed by padding or zooming out.
+        transforms: The transforms, in order.
+        min_visibility: Share of its area that a box must keep.
+        check_each: Whether to clip and drop boxes after every transform instead of once at the end. It takes a third
+            of the time of a small image, and is needed only if a crop is followed by padding or zooming out.
     """
 
     def __init__(
@@ -64,17 +61,17 @@ class Pipeline:
         mask: np.ndarray | None = None,
         seed: int | None = None,
     ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
-        """Transforms one image and what belongs to it.
+        """Transform one image with its boxes and masks.
 
         Args:
             image: uint8 ``[H, W, 3]``.
-            box_sets: float32 ``[N, 4]`` xyxy boxes by the name of their set; the objects come first.
-            mask: uint8 ``[H, W]``, or ``[H, W, N]`` for any number of masks.
-            seed: Makes the random choices repeatable; None draws new ones.
+            box_sets: Named sets of boxes, float32 ``[N, 4]`` xyxy; the objects come first.
+            mask: uint8 ``[H, W]``, or ``[H, W, N]`` for N masks.
+            seed: Seed of the random transforms; None for new random numbers.
 
         Returns:
-            The image, for each set its remaining boxes float32 ``[M, 4]`` with their former indices
-            int64 ``[M]``, and the mask, whose last axis is gone where it was 1.
+            The image; for each set the remaining boxes float32 ``[M, 4]`` and their previous indices int64 ``[M]``; and
+            the mask, without its last axis if that was 1.
         """
         box_sets = box_sets or {}
         compose = self._with_boxes if box_sets else self._without_boxes
@@ -92,7 +89,7 @@ class Pipeline:
             np.float32
         )
         given["index"] = np.arange(sum(lengths))
-        given["guides"] = lengths[0]  # a transform that goes by the boxes goes by those of the first set
+        given["guides"] = lengths[0]  # transforms that depend on boxes use those of the first set only
         out = compose(**given)
         boxes = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
         index = np.asarray(out["index"], np.int64).reshape(-1)
@@ -106,7 +103,7 @@ class Pipeline:
 
 
 def _parts(mask: np.ndarray | None) -> dict[str, np.ndarray]:
-    """A mask under the name that albumentations knows, or in parts of no more channels than it can take."""
+    """Name a mask for albumentations, split into parts of at most `_CHANNELS` channels."""
     if mask is None:
         return {}
     if mask.ndim == 2 or mask.shape[2] <= _CHANNELS:
@@ -116,13 +113,13 @@ def _parts(mask: np.ndarray | None) -> dict[str, np.ndarray]:
 
 
 def _whole(out: dict[str, Any], parts: dict[str, np.ndarray]) -> np.ndarray | None:
-    """What has become of the parts of a mask, in one again."""
+    """Concatenate the transformed parts of a mask."""
     found: list[np.ndarray] = [out[name] for name in parts]
     return np.concatenate(found, 2) if len(found) > 1 else found[0] if found else None
 
 
 def resize(size: Size) -> list[A.BasicTransform]:
-    """Resizing to ``size``: bilinear for images, nearest for masks; nothing when None."""
+    """Return the transform that resizes to ``size``: bilinear for images, nearest for masks; none if it is None."""
     if size is None:
         return []
     if isinstance(size, int):
@@ -131,12 +128,12 @@ def resize(size: Size) -> list[A.BasicTransform]:
 
 
 class Recipe(ABC):
-    """How images are prepared: one pipeline for training, one for evaluation.
+    """The transforms of training and evaluation. Derived classes implement `augment`.
 
     Args:
-        size: What images are resized to: ``[height, width]``, or the shorter side, or null for their own size.
-        min_visibility: The share of its area that a box must keep to stay in training.
-        extra: Further albumentations transforms for training, applied last.
+        size: Image size: ``[height, width]``, or the length of the shorter side; default: the original size.
+        min_visibility: Share of its area that a box must keep in training; boxes with less are dropped.
+        extra: More albumentations transforms for training, applied last.
     """
 
     def __init__(
@@ -148,43 +145,40 @@ class Recipe(ABC):
 
     @abstractmethod
     def augment(self) -> list[A.BasicTransform]:
-        """The transforms that training adds to, or has in place of, resizing."""
+        """Return the transforms of training, including resizing."""
 
     def train(self) -> Pipeline:
-        """The pipeline of training."""
+        """Return the pipeline of training."""
         return Pipeline([*self.augment(), *self.extra], self.min_visibility, check_each=bool(self.extra))
 
     def evaluation(self) -> Pipeline:
-        """The pipeline of validation, test and prediction: resizing alone."""
+        """Return the pipeline of validation, test and prediction, which only resizes."""
         return Pipeline(resize(self.size))
 
 
 class Plain(Recipe):
-    """No augmentation: training sees what evaluation sees. For overfitting and for debugging."""
+    """No augmentation: training uses the transforms of evaluation. For overfitting and debugging."""
 
     def augment(self) -> list[A.BasicTransform]:
         return resize(self.size)
 
 
 class ScaleJitter(Recipe):
-    """Resize, scale at random, pad or crop at random to one size, flip, and vary the colours.
-
-    The "large-scale jittering" of Ghiasi et al. (CVPR 2021), which serves segmentation and detection
-    alike: zooming out shows small objects, zooming in crops.
+    """Large-scale jittering (Ghiasi et al., CVPR 2021): random scale, padding or crop, flips and colours.
 
     Args:
-        size: As for `Recipe`.
-        scale: The range of the random scale.
-        crop: The ``[height, width]`` of what training sees; the size itself when null.
-        hflip: The probability of a left-right flip.
-        vflip: The probability of an upside-down flip.
-        rotate90: The probability of a rotation by a multiple of 90 degrees (square crops only).
-        brightness: The greatest relative change of brightness, and likewise of
-        contrast: contrast,
-        saturation: saturation, and
-        hue: hue (of half the colour circle).
-        min_visibility: As for `Recipe`.
-        extra: As for `Recipe`.
+        size: See `Recipe`.
+        scale: Range of the random scale.
+        crop: ``[height, width]`` of training images; default: ``size``.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        rotate90: Probability of a rotation by a multiple of 90 degrees (square crops only).
+        brightness: Greatest relative change of brightness.
+        contrast: Greatest relative change of contrast.
+        saturation: Greatest relative change of saturation.
+        hue: Greatest change of hue, as a share of the colour circle.
+        min_visibility: See `Recipe`.
+        extra: See `Recipe`.
     """
 
     def __init__(
@@ -244,19 +238,19 @@ class ScaleJitter(Recipe):
 
 
 class SSDAugmentation(Recipe):
-    """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6), which its accuracy hangs on.
+    """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6).
 
-    Photometric distortion, zooming out on a canvas of the mean colour, a crop that overlaps an object by a drawn
-    IoU, resizing to one size whatever the shape, and a flip. See `segdet.data.ssd_transforms`.
+    Photometric distortion, zooming out on a canvas of the mean colour, a crop with a random least IoU with an object,
+    resizing without regard to the aspect ratio, and a horizontal flip. See `segdet.data.ssd_transforms`.
 
     Args:
-        size: ``[height, width]`` of what training and evaluation see.
-        expand: The greatest factor of zooming out; 1 for none, as in the paper's first results.
-        crop_scale: The range of a crop's sides as shares of the image's; 0.1 to 1 in the paper, 0.3 to 1 in its code.
-        hflip: The probability of a left-right flip.
-        photometric: Whether colours are distorted.
-        min_visibility: As for `Recipe`; 0 as in the paper, where it decides whether an object's centre is left.
-        extra: As for `Recipe`.
+        size: ``[height, width]`` in training and evaluation.
+        expand: Greatest factor of zooming out; 1 for none, as in the paper's first results.
+        crop_scale: Range of the sides of a crop, as shares of the image's; 0.1 to 1 in the paper, 0.3 to 1 in its code.
+        hflip: Probability of a horizontal flip.
+        photometric: Whether to distort colours.
+        min_visibility: See `Recipe`; 0 as in the paper, where the centre of an object decides.
+        extra: See `Recipe`.
 
     Raises:
         UserError: If ``size`` is not a height and a width.

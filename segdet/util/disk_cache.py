@@ -1,8 +1,8 @@
-"""Results that are dear to compute and the same again from the same files, kept on disk from run to run.
+"""A cache on disk for results that are expensive to compute and depend only on files and settings.
 
-An entry is a few named arrays in one ``.npz`` file, found by a kind (what was computed) and a key (from
-what: see `key_of` and `files_key`). Nothing there is precious: what is missing, torn or of another format is
-computed again, and the whole folder may be removed at any time.
+An entry is a few named arrays in one ``.npz`` file. It is identified by its kind (what was computed) and its key (from
+which files and settings, see `key_of` and `files_key`). Missing and corrupt entries are computed again, so the folder
+may be deleted at any time.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from segdet.util.errors import UserError
 from segdet.util.files import write_atomically
 
 VARIABLE = "SEGDET_CACHE"
-"""The environment variable that names another folder."""
+"""The environment variable that sets the cache folder."""
 
 Arrays = dict[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """``$SEGDET_CACHE``, or the platform's folder for caches of a user (``~/.cache/segdet`` on Linux)."""
+    """Return ``$SEGDET_CACHE``, or the user's cache folder (``~/.cache/segdet`` on Linux)."""
     named = os.environ.get(VARIABLE)
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("segdet", appauthor=False))
 
 
 def file_sizes(files: Iterable[Path]) -> int:
-    """The bytes of those of ``files`` that are there; links and folders have none."""
+    """Return the total size of the regular ``files`` that exist, in bytes."""
     total = 0
     for file in files:
         with contextlib.suppress(OSError):
@@ -43,7 +43,7 @@ def file_sizes(files: Iterable[Path]) -> int:
 
 
 def key_of(*parts: object) -> str:
-    """A key of everything that a result depends on, each part by its ``repr``: 32 hexadecimal digits."""
+    """Return a key of everything a result depends on, from the ``repr`` of each part: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         text = repr(part).encode()
@@ -52,9 +52,9 @@ def key_of(*parts: object) -> str:
 
 
 def files_key(paths: Iterable[Path], *parts: object) -> str:
-    """A key of files, by their names, sizes and times of change, and of any other ``parts``.
+    """Return a key of files, from their names, sizes and modification times, and of other ``parts``.
 
-    Folders do not count, so that data copied with their times to a faster disk need no second count.
+    Folders are not part of the key, so that data copied to a faster disk (with their times) have the same key.
     """
     seen: dict[Path, tuple[str, int, int]] = {}
     for path in paths:
@@ -69,15 +69,15 @@ def files_key(paths: Iterable[Path], *parts: object) -> str:
 
 
 def path_of(kind: str, key: str) -> Path:
-    """Where an entry lies, if it is there."""
-    # A folder with an entry for every image of COCO would be slow to list.
+    """Return the file of an entry."""
+    # Subfolders, because one folder with an entry per image of COCO would be slow to list.
     return cache_folder() / kind / key[:2] / f"{key}.npz"
 
 
 def load(kind: str, key: str) -> Arrays | None:
-    """The arrays of an entry; None where it is missing, torn or no entry at all."""
+    """Return the arrays of an entry; None if it is missing or corrupt."""
     try:
-        # NumPy leaves a file open that it opened itself and found torn.
+        # Opened here, because NumPy does not close a corrupt file that it has opened.
         with path_of(kind, key).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
@@ -85,12 +85,12 @@ def load(kind: str, key: str) -> Arrays | None:
 
 
 def save(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Writes an entry whole or not at all; what stands there is replaced.
+    """Write an entry atomically, replacing an existing one.
 
     Returns:
-        False where the folder cannot be written, which is told on stderr: a cache saves time, no more.
+        False if the folder cannot be written; a warning is printed to stderr.
     """
-    fix = f"{kind} will be computed again next time; name another folder in {VARIABLE}"
+    fix = f"{kind} will be computed again next time; set {VARIABLE} to another folder"
     try:
         with (
             write_atomically(path_of(kind, key), fix, parents=True, sync=False) as temporary,
@@ -104,12 +104,12 @@ def save(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def cached(kind: str, key: str, compute: Callable[[], Arrays]) -> Arrays:
-    """The arrays of an entry, computed and written if it is not there.
+    """Return the arrays of an entry; compute and save them if it is missing or corrupt.
 
     Args:
-        kind: What is computed; a folder's name.
-        key: From what: see `key_of` and `files_key`.
-        compute: Is called where there is no whole entry.
+        kind: What is computed; the name of a folder.
+        key: See `key_of` and `files_key`.
+        compute: Computes the arrays.
     """
     found = load(kind, key)
     if found is None:

@@ -153,10 +153,10 @@ def test_jpeg_without_its_last_two_bytes_or_with_a_tail_of_zeros_is_torn(photo, 
     whole = saved(photo, tmp_path / "a.jpg").read_bytes()
     path = tmp_path / "torn.jpg"
     path.write_bytes(whole[:-2])
-    expect_one_line(path, "torn JPEG: the end of the image is missing")
+    expect_one_line(path, "truncated JPEG: the end of the image is missing")
     half = len(whole) * 3 // 4
     path.write_bytes(whole[:half] + bytes(len(whole) - half))
-    expect_one_line(path, "torn JPEG: the end of the image is missing")
+    expect_one_line(path, "truncated JPEG: the end of the image is missing")
 
 
 def test_torn_jpeg_with_a_whole_thumbnail_in_its_header(photo, tmp_path):
@@ -169,7 +169,7 @@ def test_torn_jpeg_with_a_whole_thumbnail_in_its_header(photo, tmp_path):
     path.write_bytes(whole)
     assert np.array_equal(read_image(path), read_image(tmp_path / "a.jpg"))
     path.write_bytes(whole[:-40])
-    expect_one_line(path, "torn JPEG: the end of the image is missing")
+    expect_one_line(path, "truncated JPEG: the end of the image is missing")
     path.write_bytes(whole[: len(inside) + 2])
     expect_one_line(path, "torn")
 
@@ -190,7 +190,7 @@ def test_torn_png(photo, tmp_path, read, mode):
     path = tmp_path / "torn.png"
     for length in (20, 60, len(whole) // 2, len(whole) - 13):
         path.write_bytes(whole[:length])
-        expect_one_line(path, "torn PNG" if length > 26 or read is read_image else "", read)
+        expect_one_line(path, "truncated PNG" if length > 26 or read is read_image else "", read)
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
@@ -200,7 +200,7 @@ def test_png_with_a_wrong_byte_is_refused(photo, tmp_path, read, mode):
     data = bytearray(path.read_bytes())
     data[data.index(b"IDAT") + len(data) // 4] ^= 255
     path.write_bytes(data)
-    expect_one_line(path, "broken PNG", read)
+    expect_one_line(path, "corrupt PNG", read)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

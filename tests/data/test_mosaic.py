@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from segdet.data import ShapesDataModule
+from segdet.data.datamodule import _with_mosaic
 from segdet.data.mosaic import mosaic
 from segdet.data.sample import Sample, Source, Target
 from segdet.data.sampler import Draw
@@ -110,14 +111,14 @@ def test_the_last_epochs_are_without_and_so_is_evaluation(tmp_path: Path) -> Non
         state = SimpleNamespace(fn="fit")
 
     data.trainer = Five()  # type: ignore[assignment]
-    dataset = data._with_mosaic(data.dataset("train"))
+    dataset = _with_mosaic(data, data.dataset("train"))
     assert dataset.epochs == 3
     plain = module(tmp_path, num_workers=0).dataset("train")
     assert torch.equal(dataset[Draw(1, 3)].image, plain[Draw(1, 3)].image)
     assert not torch.equal(dataset[Draw(1, 2)].image, plain[Draw(1, 2)].image)
     Five.max_epochs = -1
     with pytest.raises(UserError, match=r"--data.mosaic_off_epochs 2: .* give --trainer.max_epochs"):
-        data._with_mosaic(data.dataset("train"))
+        _with_mosaic(data, data.dataset("train"))
 
 
 def test_what_has_no_mosaic(tmp_path: Path) -> None:

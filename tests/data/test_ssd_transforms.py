@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segdet.data.sample import IGNORE
-from segdet.data.ssd_transforms import MIN_IOUS, ExpandAndCrop, PhotometricDistort, holds, iou
+from segdet.data.ssd_transforms import MIN_IOUS, ExpandAndCrop, PhotometricDistort, contains_centres, iou
 from segdet.data.transforms import MEAN_COLOUR, Pipeline, SSDAugmentation
 from segdet.util.errors import UserError
 
@@ -104,7 +104,7 @@ def test_crops_are_what_was_drawn() -> None:
         sides = crop[2:] - crop[:2]
         assert ((sides >= (24, 18)) & (sides <= (80, 60))).all()
         assert 0.5 <= sides[0] / sides[1] <= 2
-        assert holds(crop[None], OBJECTS).any()
+        assert contains_centres(crop[None], OBJECTS).any()
         assert (crop >= 0).all() and (crop[2:] <= (80, 60)).all()
     # One choice in seven, and where no crop reaches an IoU of .7 or .9.
     assert 300 / 7 < whole < 200
@@ -207,8 +207,8 @@ def test_overlaps_are_as_defined() -> None:
         np.array([[5.0, 0, 15, 10], [20, 20, 30, 30], [9, 9, 13, 13]]),
     )
     np.testing.assert_allclose(iou(crops, boxes), [[1 / 3, 0, 1 / 115]])
-    assert holds(crops, boxes).tolist() == [[False, False, False]]
-    assert holds(crops, np.array([[4.0, 4, 14, 6]])).tolist() == [[True]]
+    assert contains_centres(crops, boxes).tolist() == [[False, False, False]]
+    assert contains_centres(crops, np.array([[4.0, 4, 14, 6]])).tolist() == [[True]]
 
 
 def _distorted(colour: tuple[int, int, int], **params: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Cityscapes' folders: ``leftImg8bit/<split>/<city>/`` and ``gtFine/<split>/<city>/``.
+"""Read Cityscapes folders: ``leftImg8bit/<split>/<city>/`` and ``gtFine/<split>/<city>/``.
 
 Format and labels: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", 2016, and
 the labels of the authors' cityscapesScripts.
@@ -22,11 +22,11 @@ class Label(NamedTuple):
     """One of Cityscapes' labels.
 
     Attributes:
-        name: Its name.
-        id: Its value in ``*_labelIds.png``; times 1000 plus a number in ``*_instanceIds.png``.
-        train_id: The class 0..18 that networks learn, 255 (or -1) for none.
-        has_instances: Whether its objects are told apart.
-        ignored: Whether no score counts it.
+        name: The name.
+        id: The value in ``*_labelIds.png``; times 1000 plus a number in ``*_instanceIds.png``.
+        train_id: The class 0..18 for training, 255 (or -1) for none.
+        has_instances: Whether its objects are annotated individually.
+        ignored: Whether scores ignore it.
     """
 
     name: str
@@ -73,7 +73,7 @@ LABELS = [
     Label("bicycle", 33, 18, True, False),
     Label("license plate", -1, -1, False, True),
 ]
-"""All labels; the polygons of ``license plate`` are not drawn into the masks."""
+"""All labels. Polygons of ``license plate`` are not drawn into the masks."""
 
 _CLASSES = sorted((label for label in LABELS if not label.ignored), key=lambda label: label.train_id)
 _THINGS = [label for label in _CLASSES if label.has_instances]
@@ -81,13 +81,13 @@ _TRAIN_ID = np.full(256, IGNORE, np.uint8)
 _TRAIN_ID[[label.id for label in _CLASSES]] = [label.train_id for label in _CLASSES]
 _KNOWN = np.zeros(256, bool)
 _KNOWN[[label.id for label in LABELS if label.id >= 0]] = True
-# 0 for every label that is no object class, over all that an instance value divided by 1000 may be.
+# The object class of each label id (an instance value divided by 1000); 0 for none.
 _OBJECT_LABEL = np.zeros(256, np.int64)
 _OBJECT_LABEL[[label.id for label in _THINGS]] = np.arange(1, len(_THINGS) + 1)
 
 _IMAGE_END = "_leftImg8bit"
 _FETCH = (
-    "register at https://www.cityscapes-dataset.com/, fetch leftImg8bit_trainvaltest.zip and "
+    "register at https://www.cityscapes-dataset.com/, download leftImg8bit_trainvaltest.zip and "
     "gtFine_trainvaltest.zip and unpack both"
 )
 
@@ -95,18 +95,18 @@ _FETCH = (
 class CityscapesReader(Reader):
     """The images of one split of Cityscapes, sorted by city and name.
 
-    Masks hold the 19 train ids, everything else is 255. Objects are those of the 8 classes with instances
-    (`category_ids` are Cityscapes' own label ids): their boxes span their visible pixels, which are also
-    their area. Pixels of such a class that are not told apart, a group, are one crowd box for each class.
+    Masks have the 19 train ids; everything else is 255. Objects are those of the 8 classes with instances
+    (`category_ids` are Cityscapes' label ids). Boxes enclose the visible pixels, whose number is the area. Groups,
+    pixels of such a class without instances, are one crowd box per class.
 
     Args:
-        root: The folder that holds ``leftImg8bit/`` and ``gtFine/``.
-        split: ``train``, ``val`` or ``test`` (whose annotation is withheld).
-        task: Which of the annotations to expect.
-        masks: Whether objects come with their masks: their visible pixels.
+        root: Folder that contains ``leftImg8bit/`` and ``gtFine/``.
+        split: ``train``, ``val`` or ``test`` (whose annotations are not public).
+        task: Which annotations to expect.
+        masks: Whether objects have masks: their visible pixels.
 
     Raises:
-        UserError: If a folder is missing, or the split's annotation consists of polygons only.
+        UserError: If a folder is missing, or the split has polygons but no masks.
     """
 
     palette_masks = False
@@ -120,8 +120,8 @@ class CityscapesReader(Reader):
         self.category_ids = [label.id for label in _THINGS]
         missing = [name for name in ("leftImg8bit", "gtFine") if not (self.root / name).is_dir()]
         if missing:
-            lacking = " and no ".join(f"{name}/" for name in missing)
-            raise UserError(f"{self.root}: has no {lacking}; {_FETCH} in {self.root}")
+            names = " and no ".join(f"{name}/" for name in missing)
+            raise UserError(f"{self.root}: has no {names}; {_FETCH} in {self.root}")
         images = self.root / "leftImg8bit"
         if not (images / split).is_dir():
             splits = sorted(path.name for path in images.iterdir() if path.is_dir())
@@ -144,22 +144,22 @@ class CityscapesReader(Reader):
 
     @property
     def mask_values(self) -> list[int]:
-        """The label ids, which the evaluation server expects too."""
+        """The label ids, as the evaluation server expects them."""
         return [label.id for label in _CLASSES]
 
     def __len__(self) -> int:
         return len(self._images)
 
     def image_path(self, index: int) -> Path:
-        """The PNG, or the JPEG where there is no PNG."""
+        """Return the PNG, or the JPEG if there is no PNG."""
         return self.root / "leftImg8bit" / self.split / str(self._images[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
-        """None: the images are stored upright, and the masks have their size."""
+        """Return None: images are stored upright, and masks have their size."""
         return None
 
     def objects(self, index: int) -> Objects:
-        """The objects and groups of ``*_instanceIds.png``, sorted by their value; none is difficult."""
+        """Return the objects and groups in ``*_instanceIds.png``, sorted by value; none is difficult."""
         values = self._instances(index)
         count = np.bincount(values.ravel())
         present = np.flatnonzero(count)
@@ -178,7 +178,7 @@ class CityscapesReader(Reader):
         )
 
     def mask(self, index: int) -> np.ndarray:
-        """The train ids of ``*_labelIds.png``."""
+        """Return the train ids of ``*_labelIds.png``."""
         path = self._annotation(index, "labelIds")
         try:
             return cv2.LUT(read_mask(path), _TRAIN_ID)
@@ -186,14 +186,11 @@ class CityscapesReader(Reader):
             raise self._missing(path) from None
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        """``*_labelIds.png`` for masks, ``*_instanceIds.png`` for boxes."""
+        """Return ``*_labelIds.png`` for masks, ``*_instanceIds.png`` for boxes."""
         return [self._annotation(index, "labelIds" if task == "segmentation" else "instanceIds")]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Values that are none of Cityscapes' labels; training ignores them.
-
-        What `objects`, `mask` or reading the image raise is not repeated here.
-        """
+        """Yield values that are not labels of Cityscapes; training ignores them."""
         path = self.annotation_paths(index, task)[0]
         try:
             values = read_mask(path) if task == "segmentation" else self._instances(index)
@@ -204,7 +201,7 @@ class CityscapesReader(Reader):
         unknown = present[~_KNOWN[np.minimum(ids, 255)]]
         if len(unknown):
             shown = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
-            fault = f"value {shown} is none of Cityscapes' labels and is ignored"
+            fault = f"value {shown} is not a label of Cityscapes and is ignored"
             yield Fault(path, fault, False, "check that this is intended")
 
     def _annotation(self, index: int, kind: str) -> Path:
@@ -229,19 +226,19 @@ class CityscapesReader(Reader):
 
 
 def _images_in(folder: Path) -> list[str]:
-    """The images of a split as ``city/name``; a JPEG counts where there is no PNG."""
+    """Return the images of a split as ``city/name``: PNGs, and JPEGs that have no PNG of the same name."""
     found: dict[str, str] = {}
-    # In this order a PNG takes the place of the JPEG of its name.
+    # In this order, a PNG replaces the JPEG of the same name.
     for suffix in (".jpeg", ".jpg", ".png"):
         for path in folder.glob(f"*/*{_IMAGE_END}{suffix}"):
-            if path.name.startswith("."):  # macOS's companions of files
+            if path.name.startswith("."):  # a companion file of macOS
                 continue
             found[f"{path.parent.name}/{path.stem}"] = f"{path.parent.name}/{path.name}"
     return [found[key] for key in sorted(found)]
 
 
 def _boxes(place: np.ndarray, count: int) -> np.ndarray:
-    """The boxes float32 ``[count, 4]`` around the pixels of each value 0..count-1; -1 is none."""
+    """Return the boxes float32 ``[count, 4]`` that enclose the pixels of each value 0..count-1; -1 is no object."""
     height, width = place.shape
     boxes = np.zeros((count, 4), np.float32)
     if not count:

@@ -1,4 +1,4 @@
-"""COCO's annotations: one JSON file a split, with boxes, polygons and run-length masks.
+"""Read COCO's annotations: one JSON file per split, with boxes, polygons and run-length masks.
 
 Format: https://cocodataset.org/#format-data (Lin et al., "Microsoft COCO: Common Objects in Context", 2014).
 """
@@ -27,30 +27,29 @@ _MOST_FAULTS = 100
 
 
 class COCOReader(Reader):
-    """The images of one COCO annotation file, those without annotations included.
+    """The images of one COCO annotation file, including those without annotations.
 
-    Categories, sorted by id, become the labels 1..K; `category_ids` leads back. Masks are made from the
-    objects: background is 0, an object its label, and where objects overlap the one with the smaller
-    ``area`` lies on top (of equal ones, the later in the file). Crowd regions are ignored (255), but where
-    an object lies on them the object counts.
+    Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. Semantic masks are made from
+    the objects: 0 for background, else the label. Where objects overlap, the one with the smaller ``area`` is on top
+    (of equal ones, the later in the file). Crowd regions are ignored (255) except where an object covers them.
 
     Args:
-        root: The folder that holds ``annotations/`` and the images.
-        split: ``train2017``: of ``annotations/instances_train2017.json`` and the images in ``train2017/``; for
-            other names of the file see `segdet.data.formats.detect.coco_files`. Where there is but an
-            ``annotations/image_info_<split>.json``, as for ``test-dev2017``, its images can be predicted on.
-        task: What the annotations are for; the outlines are kept in memory for segmentation only.
-        annotation_file: Another file, looked for in ``root`` first.
-        image_folder: Where the images are, looked for in ``root`` first. By default the first of
-            ``<split>/`` (of ``test-dev2017`` also ``test2017/``), ``images/<split>/``, ``images/``, the root and the
-            annotation's own folder that has the first image.
-        class_names: Categories to use, in this order, or a text file with one on each line (looked for in ``root``
-            first); objects of others are left out.
-        masks: Whether objects come with their masks.
+        root: Folder that contains ``annotations/`` and the images.
+        split: ``train2017`` means ``annotations/instances_train2017.json`` and the images in ``train2017/``; for other
+            names of the file see `segdet.data.formats.splits.coco_files`. If there is only an
+            ``annotations/image_info_<split>.json``, as for ``test-dev2017``, the images can be predicted on.
+        task: The task. Outlines are kept in memory for segmentation only.
+        annotation_file: Another annotation file; a relative path is looked up in ``root`` first.
+        image_folder: Folder of the images; a relative path is looked up in ``root`` first. Default: the first of
+            ``<split>/`` (for ``test-dev2017`` also ``test2017/``), ``images/<split>/``, ``images/``, the root and the
+            annotation file's folder that contains the first image.
+        class_names: Categories to use, in this order, or a text file with one per line (looked up in ``root`` first).
+            Objects of other categories are left out.
+        masks: Whether objects have masks.
 
     Raises:
         UserError: If a file, a folder or a class cannot be found.
-        BadSample: If the annotation file is no JSON or lacks what makes it COCO's.
+        BadSample: If the annotation file is not valid JSON or not in COCO's format.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class COCOReader(Reader):
             raise UserError(f"{self.root}: no such folder; give the folder that holds annotations/")
         if isinstance(class_names, str | Path):
             class_names = names_from(class_names, self.root)
-        self.annotation_file = self._find_annotation_file(split, annotation_file)
+        self.annotation_file = _find_annotation_file(self.root, split, annotation_file)
         size = self.annotation_file.stat().st_size
         with tqdm(
             total=2, desc=f"reading {self.annotation_file.name}", disable=size < _LARGE_FILE
@@ -83,26 +82,27 @@ class COCOReader(Reader):
             place_of = self._read_images(document["images"])
             self._read_annotations(document.get("annotations", []), place_of, label_of)
             progress.update()
-        self.image_folder = self._find_image_folder(split, image_folder)
+        first = str(self._names[0])
+        self.image_folder = _find_image_folder(self.root, self.annotation_file, first, split, image_folder)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def image_path(self, index: int) -> Path:
-        """``file_name`` in the folder of the images."""
+        """Return the path of the image's ``file_name``."""
         return self.image_folder / str(self._names[index])
 
     def image_id(self, index: int) -> int:
-        """COCO's id of the image."""
+        """Return COCO's id of the image."""
         return int(self._ids[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
-        """``(height, width)`` of the image's entry; None where one is missing or 0."""
+        """Return ``(height, width)`` of the image's entry; None if one is missing or 0."""
         height, width = (int(value) for value in self._sizes[index])
         return (height, width) if height > 0 and width > 0 else None
 
     def objects(self, index: int) -> Objects:
-        """The annotations of the image; none of them is difficult."""
+        """Return the annotations of the image; none is difficult."""
         rows = self._rows(index)
         self._check_categories(index, rows)
         boxes = self._boxes[rows]
@@ -126,15 +126,15 @@ class COCOReader(Reader):
         )
 
     def mask(self, index: int) -> np.ndarray:
-        """The objects' outlines painted over one another, see the class."""
+        """Return the semantic mask made from the objects, see the class."""
         if self._outlines is None:
-            raise UserError(f"{self.annotation_file}: was read without outlines; read it for segmentation")
+            raise UserError(f"{self.annotation_file}: was read without outlines; open it for segmentation")
         size = self.declared_size(index) or image_size(self.image_path(index))
         rows = self._rows(index)
         self._check_categories(index, rows)
-        # By columns, as run lengths are, so that painting reads and writes along the same memory.
+        # Column-major, as run lengths are, so that painting is contiguous in memory.
         mask = np.zeros(size, np.uint8, order="F")
-        # Largest first, so that the smallest ends on top; crowds at last, under everything.
+        # Largest first, so that the smallest ends on top; crowds last, only where there is no object.
         order = (rows.start + np.argsort(-self._areas[rows], kind="stable")).tolist()
         for row in order:
             if not self._iscrowd[row]:
@@ -145,14 +145,13 @@ class COCOReader(Reader):
         return np.ascontiguousarray(mask)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        """The one file of the split."""
+        """Return the annotation file of the split."""
         return [self.annotation_file]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Boxes without extent as written and polygons without area; with image 0 also the whole file's:
-        ids that occur twice and annotations of images that are not listed.
+        """Yield degenerate boxes and polygons without area; with image 0 also the faults of the whole file.
 
-        What `objects`, `mask` or reading the image raise is not repeated here.
+        These are repeated ids and annotations of images that are not listed.
         """
         if index == 0:
             yield from self._faults
@@ -178,54 +177,8 @@ class COCOReader(Reader):
             fault = f"{described}: degenerate box x={x} y={y} width={width} height={height} as written"
             yield Fault(self.annotation_file, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
 
-    def _find_annotation_file(self, split: str, given: Path | str | None) -> Path:
-        if given is not None:
-            path = self.root / given
-            path = path if path.is_file() else Path(given)
-            if not path.is_file():
-                raise UserError(f"{given}: no such annotation file, neither in {self.root} nor here")
-            return path
-        files = coco_files(self.root)
-        if split in files:
-            return files[split]
-        images_alone = self.root / "annotations" / f"image_info_{split}.json"
-        if images_alone.is_file():
-            return images_alone
-        path = self.root / "annotations" / f"instances_{split}.json"
-        there = (
-            f"there are {', '.join(sorted(files))}" if files else f"no instances_*.json is in {path.parent}"
-        )
-        raise UserError(f"{path}: no such annotation file; {there}")
-
-    def _find_image_folder(self, split: str, given: Path | str | None) -> Path:
-        if given is not None:
-            folder = self.root / given
-            folder = folder if folder.is_dir() else Path(given)
-            if not folder.is_dir():
-                raise UserError(f"{given}: no such folder of images, neither in {self.root} nor here")
-            return folder
-        images = self.root / "images"
-        # The images of test-dev2017 are some of test2017.
-        places = [
-            self.root / split,
-            self.root / split.replace("test-dev", "test"),
-            images / split,
-            images,
-            self.root,
-            self.annotation_file.parent,
-        ]
-        for folder in places:
-            if (folder / str(self._names[0])).is_file():
-                return folder
-        if not places[0].is_dir():
-            raise UserError(
-                f"{places[0]}: no such folder of images, and {self._names[0]} is nowhere in {self.root}; "
-                f"put the images there, or into {images / split} or {images}"
-            )
-        return places[0]
-
-    def _read_categories(self, categories: list[Any], wanted: Sequence[str] | None) -> dict[int, int]:
-        """Sets the names and ids of the classes; returns each category id's label, 0 for those left out."""
+    def _read_categories(self, categories: list[Any], selected: Sequence[str] | None) -> dict[int, int]:
+        """Set names and ids of the classes; return the label of each category id, 0 for those left out."""
         path = self.annotation_file
         name_of: dict[int, str] = {}
         for place, category in enumerate(categories):
@@ -239,22 +192,22 @@ class COCOReader(Reader):
         if not name_of:
             raise BadSample(path, "has no categories", "list the classes under 'categories'")
         ids = sorted(name_of)
-        if wanted is not None:
+        if selected is not None:
             id_of = {name: number for number, name in name_of.items()}
-            for name in wanted:
+            for name in selected:
                 if name not in id_of:
                     hint = did_you_mean(name, id_of)
                     raise UserError(f"class_names: {path} has no category {name!r}; {hint}")
-            if not wanted or len(set(wanted)) < len(wanted):
+            if not selected or len(set(selected)) < len(selected):
                 raise UserError("class_names: name at least one category, and each once")
-            ids = [id_of[name] for name in wanted]
+            ids = [id_of[name] for name in selected]
         self.category_ids = ids
         self.class_names = [name_of[number] for number in ids]
         self.mask_names = ["background", *self.class_names]
         return dict.fromkeys(name_of, 0) | {number: label for label, number in enumerate(ids, start=1)}
 
     def _read_images(self, images: list[Any]) -> dict[int, int]:
-        """Sets the images' ids, names and sizes; returns each id's place."""
+        """Set ids, names and sizes of the images; return the index of each id."""
         path = self.annotation_file
         if not images:
             raise BadSample(path, "lists no images", "list them under 'images'")
@@ -268,7 +221,7 @@ class COCOReader(Reader):
             if place_of.setdefault(number, place) != place:
                 first = names[place_of[number]]
                 self._note(f"image id {number} is given to {first} and to {names[-1]}", fatal=True)
-        # Arrays, unlike lists of objects, are not copied into each worker process by counting references.
+        # Reference counting would copy lists of objects into each forked worker; arrays stay shared.
         self._ids = np.array(ids, np.int64)
         self._names = np.array(names)
         self._sizes = np.array(sizes, np.int64).reshape(-1, 2)
@@ -308,7 +261,7 @@ class COCOReader(Reader):
                 f"{count} {plural} to the image id {image}, which is not among the images", fatal=False
             )
         self._note_repeated(np.array(numbers, np.int64))
-        # Sorted by image: the annotations of one are then a slice, found by counting.
+        # Sorted by image, so that the annotations of an image are a slice.
         order = np.argsort(np.array(places, np.int64), kind="stable")
         self._starts = np.zeros(len(self._ids) + 1, np.int64)
         np.cumsum(np.bincount(np.array(places, np.int64), minlength=len(self._ids)), out=self._starts[1:])
@@ -344,13 +297,13 @@ class COCOReader(Reader):
         if len(unknown):
             row = rows.start + int(unknown[0])
             fault = f"category_id {self._categories[row]} is not among the categories"
-            raise self._bad(index, row, fault, "mend it or list the category")
+            raise self._bad(index, row, fault, "fix it or list the category")
 
     def _describe(self, index: int, row: int) -> str:
         return f"annotation {self._numbers[row]} of {self._names[index]}"
 
     def _bad(
-        self, index: int, row: int, fault: str, remedy: str = "mend or remove the annotation"
+        self, index: int, row: int, fault: str, remedy: str = "fix or remove the annotation"
     ) -> BadSample:
         return BadSample(self.annotation_file, f"{self._describe(index, row)}: {fault}", remedy)
 
@@ -360,31 +313,80 @@ class COCOReader(Reader):
         return marshal.loads(self._outlines[start:stop].data)
 
     def _inside(self, index: int, row: int, size: tuple[int, int]) -> np.ndarray:
-        """Where an annotation's object is: bool ``[H, W]``."""
+        """Return the mask of an annotation: bool ``[H, W]``."""
         outline = self._outline(row)
         bad = partial(self._bad, index, row)
         if not outline:
-            raise bad("has no segmentation", "give it an outline, or train on boxes")
+            raise bad("has no segmentation", "add an outline, or train on boxes")
         try:
             runs = _polygons(outline, size) if isinstance(outline, list) else _run_lengths(outline, size)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise bad(f"segmentation cannot be read ({error})") from None
-        # By columns, beginning with a run of outside.
+        # Column-major, starting with a run of background.
         values = np.arange(len(runs)) % 2 == 1
         return np.repeat(values, runs).reshape(size[::-1]).T
 
 
+def _find_annotation_file(root: Path, split: str, given: Path | str | None) -> Path:
+    if given is not None:
+        path = root / given
+        path = path if path.is_file() else Path(given)
+        if not path.is_file():
+            raise UserError(f"{given}: no such annotation file, neither in {root} nor here")
+        return path
+    files = coco_files(root)
+    if split in files:
+        return files[split]
+    images_alone = root / "annotations" / f"image_info_{split}.json"
+    if images_alone.is_file():
+        return images_alone
+    path = root / "annotations" / f"instances_{split}.json"
+    there = f"there are {', '.join(sorted(files))}" if files else f"no instances_*.json is in {path.parent}"
+    raise UserError(f"{path}: no such annotation file; {there}")
+
+
+def _find_image_folder(
+    root: Path, annotation_file: Path, first: str, split: str, given: Path | str | None
+) -> Path:
+    """Return the folder that contains the image named ``first``."""
+    if given is not None:
+        folder = root / given
+        folder = folder if folder.is_dir() else Path(given)
+        if not folder.is_dir():
+            raise UserError(f"{given}: no such folder of images, neither in {root} nor here")
+        return folder
+    images = root / "images"
+    # test-dev2017 is a subset of test2017.
+    places = [
+        root / split,
+        root / split.replace("test-dev", "test"),
+        images / split,
+        images,
+        root,
+        annotation_file.parent,
+    ]
+    for folder in places:
+        if (folder / first).is_file():
+            return folder
+    if not places[0].is_dir():
+        raise UserError(
+            f"{places[0]}: no such folder of images, and {first} is nowhere in {root}; "
+            f"put the images there, or into {images / split} or {images}"
+        )
+    return places[0]
+
+
 def _polygons(parts: list[Any], size: tuple[int, int]) -> np.ndarray:
-    """The runs of an object given as polygons, filled as COCO's own library fills them."""
+    """Return the run lengths of polygons, filled by pycocotools."""
     height, width = size
     for part in parts:
         points = np.asarray(part, np.float64)
         if points.ndim != 1 or points.size % 2:
             raise ValueError("a polygon is not a flat list x, y, x, y ...")
-        # The rasterizer walks along each edge: one astray would take it all memory there is.
+        # pycocotools walks along each edge, and a far point would exhaust the memory.
         if not (np.abs(points) <= 100 * (height + width)).all():
             raise ValueError("a polygon's point is not finite or far outside the image")
-    # Of a list that begins with four numbers the library would think that it holds boxes.
+    # pycocotools would read a list whose first part has four numbers as boxes.
     parts = [part for part in parts if len(part) >= 6]
     if not parts:
         raise ValueError("no polygon has 3 points")
@@ -392,7 +394,7 @@ def _polygons(parts: list[Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The runs of an object given by their lengths, compressed or not."""
+    """Return the run lengths of an RLE segmentation, compressed or not."""
     height, width = size
     counts = outline["counts"]
     if [int(side) for side in outline["size"]] != [height, width]:
@@ -404,20 +406,20 @@ def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _decompressed(counts: bytes) -> np.ndarray:
-    """The run lengths int64 of COCO's compressed string.
+    """Decode COCO's compressed run lengths to int64.
 
-    Each character, less 48, has five bits of a number, lowest first, and a sixth that says that more
-    follow; the highest of the last five is the sign. From the fourth number on they are differences to
-    the number two places earlier. (pycocotools decodes this too, but not quietly on NumPy 2.)
+    Each character minus 48 holds five bits of a number, lowest first, and a sixth bit that is set if more follow; the
+    highest of the last five bits is the sign. From the fourth number on, values are differences to the number two
+    places earlier. (pycocotools decodes this as well, but with warnings on NumPy 2.)
     """
     bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((bits & 0x20) == 0)
     if not bits.size or last.size == 0 or last[-1] != bits.size - 1:
-        raise ValueError("its counts break off")
+        raise ValueError("its counts are truncated")
     starts = np.concatenate([[0], last[:-1] + 1])
     lengths = last - starts + 1
     if lengths.max() > 12:
-        raise ValueError("its counts are no numbers")
+        raise ValueError("its counts are not numbers")
     shifts = 5 * (np.arange(bits.size) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((bits & 0x1F) << shifts, starts)
     numbers -= np.where(bits[last] & 0x10, 1 << (5 * lengths), 0)
@@ -434,12 +436,12 @@ def _load(path: Path) -> dict[str, Any]:
         if not path.stat().st_size:
             raise BadSample(path, "the file is empty (0 bytes)") from None
         fault = f"not valid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
-        raise BadSample(path, fault, "fetch or export it again") from None
+        raise BadSample(path, fault, "download or export it again") from None
     except (UnicodeDecodeError, OSError, RecursionError) as error:
-        raise BadSample(path, f"cannot be read as JSON ({error})", "fetch or export it again") from None
+        raise BadSample(path, f"cannot be read as JSON ({error})", "download or export it again") from None
     if not isinstance(document, dict):
-        fault = f"holds a {type(document).__name__}, not an object with images, annotations and categories"
-        raise BadSample(path, fault, "give the annotation file, not one of results")
+        fault = f"contains a {type(document).__name__}, not an object with images, annotations and categories"
+        raise BadSample(path, fault, "give the annotation file, not a results file")
     for key in ("images", "annotations", "categories"):
         if key == "annotations" and key not in document and path.name.startswith("image_info_"):
             continue
@@ -451,7 +453,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _value(path: Path, entry: Any, key: str, place: int, field: str) -> Any:
     if not isinstance(entry, dict):
-        raise BadSample(path, f"{key}[{place}] is not an object", "mend or remove it")
+        raise BadSample(path, f"{key}[{place}] is not an object", "fix or remove it")
     if field not in entry:
         raise BadSample(path, f"{key}[{place}] has no key {field!r}", "add it or remove the entry")
     return entry[field]
@@ -460,7 +462,7 @@ def _value(path: Path, entry: Any, key: str, place: int, field: str) -> Any:
 def _whole(path: Path, entry: Any, key: str, place: int, field: str) -> int:
     value = _value(path, entry, key, place, field)
     if not isinstance(value, int):
-        raise BadSample(path, f"{key}[{place}] has {field} {value!r}, not a whole number", "mend the entry")
+        raise BadSample(path, f"{key}[{place}] has {field} {value!r}, not an integer", "fix the entry")
     return value
 
 
@@ -473,7 +475,7 @@ def _number(value: Any) -> float:
 
 
 def _four(values: Any) -> Sequence[float]:
-    """The four numbers of a box, or NaN for what is none; it is spoken of when the image's turn comes."""
+    """Return the four numbers of a box; NaN for an invalid box, which is reported when its image is read."""
     if isinstance(values, list) and len(values) == 4:
         return [_number(value) for value in values]
     return (np.nan, np.nan, np.nan, np.nan)

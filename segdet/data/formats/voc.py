@@ -1,6 +1,6 @@
-"""Pascal VOC's folders, of any year, and every folder of that shape.
+"""Read Pascal VOC folders of any year, and other folders of that format.
 
-Below a folder (``VOC2007`` or one's own) lie ``JPEGImages/``, ``ImageSets/Main/<split>.txt`` with
+A folder contains ``JPEGImages/``, ``ImageSets/Main/<split>.txt`` with
 ``Annotations/<name>.xml`` for boxes, and ``ImageSets/Segmentation/<split>.txt`` with
 ``SegmentationClass/<name>.png`` for masks. Format: Everingham et al., "The PASCAL Visual Object Classes
 Challenge 2012 Development Kit".
@@ -31,18 +31,18 @@ VOC_CLASSES = [
 """The 20 classes of VOC 2007 and later; the value of a class in a mask is its position, counted from 1."""
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-_MASKS_TO_LOOK_AT = 8
+_MASKS_TO_CHECK = 8
 
 
 class _Member(NamedTuple):
-    """One image of one split list: the VOC folder it is in, and its name without suffix."""
+    """An image of a split list: its VOC folder, and its name without suffix."""
 
     folder: Path
     name: str
 
 
 class _Annotation(NamedTuple):
-    """An XML file's content. ``raw`` is float64 ``[N, 4]``: xmin, ymin, xmax, ymax, 1-based, as written."""
+    """Content of an XML file. ``raw`` is float64 ``[N, 4]``: xmin, ymin, xmax, ymax, 1-based, as written."""
 
     size: tuple[int, int] | None
     names: list[str]
@@ -51,27 +51,25 @@ class _Annotation(NamedTuple):
 
 
 class VOCReader(Reader):
-    """The images of one or more VOC split lists, with their boxes or their masks.
+    """The images of one or more VOC split lists, with boxes or masks.
 
-    Boxes, written 1-based with the last pixel included, become 0-based with the end excluded:
-    ``xmin - 1, ymin - 1, xmax, ymax``. A box written with ``xmax <= xmin`` or ``ymax <= ymin`` comes out
-    without extent in that direction. The parts of an object are not objects.
+    Boxes are written 1-based and inclusive; they become 0-based and half-open: ``xmin - 1, ymin - 1, xmax, ymax``. A
+    box written with ``xmax <= xmin`` or ``ymax <= ymin`` gets no extent in that direction. Parts of an object are not
+    objects.
 
-    The classes are, in this order of precedence: ``class_names``; the lines of ``labels.txt`` in the root
-    or the VOC folder; ``known``; for boxes, the names found in all of the folder's XML files, sorted, or all 20 of VOC
-    where a year's folder is asked for and uses no other; for masks, VOC's 21. A leading ``background`` is no
-    object class. For masks the names stand for the values 0, 1, 2 ...; where there is a name for
-    ``ignore_index``, it is left out and the values behind it move up by one.
+    Class names come from the first of these sources that exists: ``class_names``; ``labels.txt`` in the root or the
+    VOC folder; ``known``; for boxes, the names in all XML files of the folder, sorted, or VOC's 20 classes if a year is
+    selected and no other class occurs; for masks, VOC's 21 classes. A leading ``background`` is not an object class.
+    For masks, the names are those of the values 0, 1, 2, ...; if ``ignore_index`` has a name, it is left out and the
+    classes after it move up by one.
 
     Args:
-        root: The folder that holds ``JPEGImages/``, or the one that holds ``VOC2007/`` or
-            ``VOCdevkit/VOC2007/``.
-        sets: Split lists: ``train`` of the root itself, ``2007/trainval`` of its year 2007. Several are
-            read one after another.
-        task: Which of the lists and annotations to use.
-        class_names: The names, or a text file with a name on each line (looked for in ``root`` first).
-        ignore_index: A mask value to ignore besides 255.
-        known: The names that a network has, to read a folder with which names none itself.
+        root: Folder that contains ``JPEGImages/``, or ``VOC2007/`` or ``VOCdevkit/VOC2007/``.
+        sets: Split lists: ``train`` of the root itself, ``2007/trainval`` of the year 2007. Several are concatenated.
+        task: Which lists and annotations to use.
+        class_names: Class names, or a text file with one per line (looked up in ``root`` first).
+        ignore_index: Mask value to ignore, besides 255.
+        known: Class names of a model, for folders that do not name their classes.
 
     Raises:
         UserError: If a folder, a list or the classes cannot be found.
@@ -98,7 +96,7 @@ class VOCReader(Reader):
         self._folders = sorted({member.folder for member in self._members})
         given = self._given_names(class_names)
         if given is None and known is not None:
-            given = self._with_ignored(list(known)) if task == "segmentation" else list(known)
+            given = _with_ignored(list(known), ignore_index) if task == "segmentation" else list(known)
         if task == "segmentation":
             self._set_mask_names(given)
         else:
@@ -110,25 +108,25 @@ class VOCReader(Reader):
 
     @property
     def mask_values(self) -> list[int]:
-        """The values of the classes, among which that of ``ignore_index`` is left out."""
+        """The mask values of the classes, without ``ignore_index``."""
         return list(self._values)
 
     def __len__(self) -> int:
         return len(self._members)
 
     def image_path(self, index: int) -> Path:
-        """The image's file; where there is none, the path at which a JPEG would be."""
+        """Return the image's file; if there is none, the path where a JPEG would be."""
         folder, name = self._members[index]
         if folder not in self._images:
             self._images[folder] = _files_by_stem(folder / "JPEGImages")
         return folder / "JPEGImages" / self._images[folder].get(name, f"{name}.jpg")
 
     def upright(self, index: int) -> bool:
-        """Whether the image has no annotation, as one that is to be predicted on may have none."""
+        """Return whether the image has no annotation, which is allowed for prediction."""
         return not self.annotation_paths(index, self.task)[0].is_file()
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
-        """``(height, width)`` from the XML file; None where that is missing, broken or says 0."""
+        """Return ``(height, width)`` from the XML file; None if it is missing, corrupt or has a size of 0."""
         path = self._xml_path(index)
         try:
             return self._annotation(path).size
@@ -136,7 +134,7 @@ class VOCReader(Reader):
             return None
 
     def objects(self, index: int) -> Objects:
-        """The objects of the XML file; none of them is a crowd."""
+        """Return the objects in the XML file; none is a crowd."""
         path = self._xml_path(index)
         annotation = self._annotation(path)
         unknown = sorted(set(annotation.names) - self._label_of.keys())
@@ -147,7 +145,7 @@ class VOCReader(Reader):
             raise BadSample(
                 path,
                 f"unknown class {listed}{hint}",
-                f"mend the name or add it to class_names, which are {_abridged(self.class_names)}",
+                f"fix the name or add it to class_names, which are {_shortened(self.class_names)}",
             )
         boxes, _ = _half_open(annotation.raw)
         extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
@@ -160,7 +158,7 @@ class VOCReader(Reader):
         )
 
     def mask(self, index: int) -> np.ndarray:
-        """The classes of ``SegmentationClass/<name>.png``, a palette or grayscale PNG."""
+        """Return the classes in ``SegmentationClass/<name>.png``, a palette or grayscale PNG."""
         path = self._mask_path(index)
         try:
             values = read_mask(path)
@@ -171,20 +169,17 @@ class VOCReader(Reader):
             wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
             raise BadSample(
                 path,
-                f"value {_abridged(wrong.tolist())} is none of the {len(self.mask_names)} classes",
+                f"value {_shortened(wrong.tolist())} is none of the {len(self.mask_names)} classes",
                 "give all names in class_names (one for each value, from 0) or another ignore_index",
             )
         return cv2.LUT(values, lookup)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        """The XML file for boxes, the PNG for masks."""
+        """Return the XML file for boxes, the PNG for masks."""
         return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Degenerate boxes with their numbers as written, and images that the split lists twice.
-
-        What `objects`, `mask` or reading the image raise is not repeated here.
-        """
+        """Yield degenerate boxes with their numbers as written, and images that the split lists twice."""
         member = self._members[index]
         if self._first_place[member] != index:
             fault = "is listed twice in the split"
@@ -220,13 +215,13 @@ class VOCReader(Reader):
         return folder / "SegmentationClass" / f"{name}.png"
 
     def _annotation(self, path: Path) -> _Annotation:
-        # The size and the objects of one image are asked for one after the other.
+        # Size and objects of an image are read one after the other.
         if self._last is None or self._last[0] != path:
             self._last = path, _read_xml(path)
         return self._last[1]
 
     def _list(self, name: str) -> list[_Member]:
-        folder, split = self._folder_of(name)
+        folder, split = _folder_of(self.root, name)
         kind = "Segmentation" if self.task == "segmentation" else "Main"
         path = folder / "ImageSets" / kind / f"{split}.txt"
         if not path.is_file():
@@ -238,33 +233,13 @@ class VOCReader(Reader):
         lines = [line.strip() for line in lines if line.strip()]
         if not lines:
             raise UserError(f"{path}: the split list is empty; {_existing_lists(folder)}")
-        # Behind a name may stand a flag or the path of a mask; or it has spaces of its own.
+        # A name may be followed by a flag or the path of a mask, or contain spaces itself.
         spaced = _files_by_stem(folder / "JPEGImages") if any(len(line.split()) > 1 for line in lines) else {}
         whole = [_without_image_suffix(line) for line in lines]
         return [
             _Member(folder, name if name in spaced else _without_image_suffix(line.split()[0]))
             for name, line in zip(whole, lines, strict=True)
         ]
-
-    def _folder_of(self, name: str) -> tuple[Path, str]:
-        year, _, split = name.rpartition("/")
-        if not year:
-            if not (self.root / "ImageSets").is_dir():
-                years = _years_in(self.root)
-                if years:
-                    advice = (
-                        f"name the year too, for example {years[0]}/{split} (there are {', '.join(years)})"
-                    )
-                else:
-                    advice = "give the folder that holds JPEGImages/, ImageSets/ and the annotations"
-                raise UserError(f"{self.root}: no ImageSets/ folder in it; {advice}")
-            return self.root, split
-        for folder in (self.root / f"VOC{year}", self.root / "VOCdevkit" / f"VOC{year}", self.root / year):
-            if folder.is_dir():
-                return folder, split
-        years = _years_in(self.root)
-        there = f"there are {', '.join(years)}" if years else "no VOC folder is there"
-        raise UserError(f"{self.root}: neither VOC{year}/ nor VOCdevkit/VOC{year}/ in it; {there}")
 
     def _given_names(self, class_names: Sequence[str] | Path | str | None) -> list[str] | None:
         if class_names is None:
@@ -274,13 +249,6 @@ class VOCReader(Reader):
         if isinstance(class_names, str | Path):
             return names_from(class_names, self.root)
         return checked_names(list(class_names), "class_names")
-
-    def _with_ignored(self, mask_names: list[str]) -> list[str]:
-        """A name for each mask value: those of the classes, and one for the value between that is ignored."""
-        place = self.ignore_index
-        return (
-            mask_names if place >= len(mask_names) else [*mask_names[:place], "ignored", *mask_names[place:]]
-        )
 
     def _set_mask_names(self, given: list[str] | None) -> None:
         if given is None:
@@ -295,22 +263,22 @@ class VOCReader(Reader):
         self.class_names = [name for name in self.mask_names if not _is_background(name)]
 
     def _expect_voc_values(self) -> None:
-        for index in range(min(len(self), _MASKS_TO_LOOK_AT)):
+        for index in range(min(len(self), _MASKS_TO_CHECK)):
             path = self._mask_path(index)
             try:
                 values = read_mask(path)
             except BadSample:
-                continue  # It speaks up when its turn comes.
+                continue  # reported when the mask is read
             counted = values[(values != IGNORE) & (values != self.ignore_index)]
             if counted.size and counted.max() > len(VOC_CLASSES):
                 raise UserError(
-                    f"{path}: value {counted.max()} is none of VOC's 21 classes; give class_names, a list or "
+                    f"{path}: value {counted.max()} is not one of VOC's 21 classes; give class_names, a list or "
                     f"a file such as {self.root / 'labels.txt'}: one name for each mask value, from 0"
                 )
 
     @cached_property
     def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
-        """The class of each mask value, and 1 for each value that is allowed: uint8 ``[256]`` both."""
+        """The class of each mask value, and 1 for each valid value: two arrays uint8 ``[256]``."""
         lookup = np.full(256, IGNORE, np.uint8)
         lookup[self._values] = np.arange(len(self._values))
         valid = (lookup != IGNORE).astype(np.uint8)
@@ -334,11 +302,40 @@ class VOCReader(Reader):
         self._values = list(range(len(self.mask_names)))
 
 
+def _with_ignored(names: list[str], ignore_index: int) -> list[str]:
+    """Insert a name for ``ignore_index`` into the class names, so that there is one for each mask value."""
+    if ignore_index >= len(names):
+        return names
+    return [*names[:ignore_index], "ignored", *names[ignore_index:]]
+
+
+def _folder_of(root: Path, name: str) -> tuple[Path, str]:
+    """Return the VOC folder and the split of a set name, such as ``2007/trainval``."""
+    year, _, split = name.rpartition("/")
+    if not year:
+        if not (root / "ImageSets").is_dir():
+            years = _years_in(root)
+            if years:
+                advice = (
+                    f"name the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
+                )
+            else:
+                advice = "give the folder that holds JPEGImages/, ImageSets/ and the annotations"
+            raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
+        return root, split
+    for folder in (root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}", root / year):
+        if folder.is_dir():
+            return folder, split
+    years = _years_in(root)
+    there = f"there are {', '.join(years)}" if years else "there is no VOC folder"
+    raise UserError(f"{root}: neither VOC{year}/ nor VOCdevkit/VOC{year}/ in it; {there}")
+
+
 def _half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes 0-based with the end excluded, from boxes as written; and which are degenerate as written."""
+    """Return 0-based half-open boxes from boxes as written, and which ones are degenerate as written."""
     start, end = raw[:, :2] - 1, raw[:, 2:]
     empty = np.asarray(end <= raw[:, :2])
-    # The same first and last pixel would be a box one pixel wide, which is a slip and nobody's object.
+    # Equal first and last pixels would be a box one pixel wide, which is a mistake, not an object.
     end = np.where(empty, np.minimum(start, end), end)
     return np.concatenate([start, end], axis=1), np.asarray(empty.any(axis=1))
 
@@ -395,7 +392,7 @@ def _declared(size: ElementTree.Element | None) -> tuple[int, int] | None:
 
 
 def _classes_in(annotations: Path) -> frozenset[str]:
-    """The class names that the XML files of a folder use; broken files are left to speak up when read."""
+    """Return the class names in the XML files of a folder; corrupt files are reported when they are read."""
     try:
         changed = annotations.stat().st_mtime_ns
     except OSError:
@@ -405,7 +402,7 @@ def _classes_in(annotations: Path) -> frozenset[str]:
 
 @lru_cache(maxsize=16)
 def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
-    # All splits of a data set ask for the same folder; `changed` lets a written one be read again.
+    # Cached because all splits read the same folder; `changed` invalidates the cache when it is written to.
     found: set[str] = set()
     paths = sorted(path for path in annotations.iterdir() if path.suffix.lower() == ".xml")
     for path in tqdm(paths, f"finding the classes in {annotations}", unit="file", delay=2.0, leave=False):
@@ -418,7 +415,7 @@ def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
 
 
 def _files_by_stem(folder: Path) -> dict[str, str]:
-    """The image files of a folder by their name without suffix; of several, ``.jpg`` comes first."""
+    """Return the image files of a folder by name without suffix; of several, ``.jpg`` comes first."""
     found: dict[str, tuple[int, str]] = {}
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -441,7 +438,7 @@ def _is_background(name: str) -> bool:
     return name.lower() in ("background", "__background__", "_background_")
 
 
-def _abridged(values: Sequence[object], most: int = 8) -> str:
+def _shortened(values: Sequence[object], most: int = 8) -> str:
     shown = ", ".join(map(str, values[:most]))
     return shown + (f" ... ({len(values)})" if len(values) > most else "")
 
@@ -449,11 +446,11 @@ def _abridged(values: Sequence[object], most: int = 8) -> str:
 def _existing_lists(folder: Path) -> str:
     found = sorted((folder / "ImageSets").glob("*/*.txt"))
     if not found:
-        return f"no list at all lies below {folder / 'ImageSets'}"
+        return f"there is no list in {folder / 'ImageSets'}"
     by_kind: dict[str, list[str]] = {}
     for path in found:
         by_kind.setdefault(path.parent.name, []).append(path.stem)
-    return "there are " + "; ".join(f"{kind}: {_abridged(names)}" for kind, names in by_kind.items())
+    return "there are " + "; ".join(f"{kind}: {_shortened(names)}" for kind, names in by_kind.items())
 
 
 def _years_in(root: Path) -> list[str]:

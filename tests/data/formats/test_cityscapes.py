@@ -47,7 +47,7 @@ def test_label_ids_become_train_ids(tmp_path):
     assert mask.flat[34] == mask.flat[35] == 255
     path = tmp_path / "gtFine/val/aachen" / f"{STEM}_gtFine_labelIds.png"
     assert reader.annotation_paths(0, "segmentation") == [path]
-    fault = "value 40, 255 is none of Cityscapes' labels and is ignored"
+    fault = "value 40, 255 is not a label of Cityscapes and is ignored"
     (found,) = reader.faults(0, "segmentation")
     assert (found.path, found.fault, found.fatal) == (path, fault, False)
 
@@ -92,7 +92,7 @@ def test_boxes_equal_a_search_by_hand(tmp_path):
         y, x = np.nonzero(values == value)
         assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1] and area == len(x)
     assert [fault.fault for fault in reader.faults(0, "detection")] == [
-        "value 65000 is none of Cityscapes' labels and is ignored"
+        "value 65000 is not a label of Cityscapes and is ignored"
     ]
 
 
@@ -161,5 +161,5 @@ def test_missing_and_torn_annotations_speak_when_read(tmp_path):
     for kind, use in (("instanceIds", reader.objects), ("labelIds", reader.mask)):
         path = tmp_path / "gtFine/val/aachen" / f"{STEM}_gtFine_{kind}.png"
         path.write_bytes(path.read_bytes()[:-20])
-        with pytest.raises(BadSample, match="torn PNG"):
+        with pytest.raises(BadSample, match="truncated PNG"):
             use(0)

@@ -157,9 +157,9 @@ def test_several_polygons_are_one_object(tmp_path):
         ({"size": [W, H], "counts": [600]}, r"size \[30, 20\] is not the image's \[20, 30\]"),
         ({"size": [H, W]}, "cannot be read"),
         ({"size": [H, W], "counts": "garbage\u00e9"}, "cannot be read"),
-        ({"size": [H, W], "counts": ""}, "its counts break off"),
-        ({"size": [H, W], "counts": "0P"}, "its counts break off"),
-        ({"size": [H, W], "counts": "P" * 30 + "0"}, "its counts are no numbers"),
+        ({"size": [H, W], "counts": ""}, "its counts are truncated"),
+        ({"size": [H, W], "counts": "0P"}, "its counts are truncated"),
+        ({"size": [H, W], "counts": "P" * 30 + "0"}, "its counts are not numbers"),
         ({"size": [H, W], "counts": "0000"}, "do not add up"),
     ],
 )
@@ -208,7 +208,7 @@ def test_faults(tmp_path):
     [
         ("images", [{"id": 1}], r"images\[0\] has no key 'file_name'"),
         ("images", [{"file_name": "a.jpg"}], r"images\[0\] has no key 'id'"),
-        ("images", [{"id": "7", "file_name": "a.jpg"}], r"images\[0\] has id '7', not a whole number"),
+        ("images", [{"id": "7", "file_name": "a.jpg"}], r"images\[0\] has id '7', not an integer"),
         ("images", [3], r"images\[0\] is not an object"),
         ("images", [], "lists no images"),
         ("images", {}, "'images' is not a list"),
@@ -236,7 +236,7 @@ def test_files_that_are_not_coco(tmp_path, key, value, fault):
     [
         ("", "the file is empty"),
         ('{"images": [\n  {"id": 1},\n', "not valid JSON at line 3, column 1"),
-        ("[]", "holds a list, not an object"),
+        ("[]", "contains a list, not an object"),
         ("\xff", "cannot be read as JSON"),
     ],
 )
@@ -307,7 +307,7 @@ def test_without_declared_size_the_image_has_the_word(tmp_path):
 
 def test_outlines_are_kept_for_segmentation_only(tmp_path):
     reader = read(tmp_path, annotation())
-    with pytest.raises(UserError, match="read it for segmentation"):
+    with pytest.raises(UserError, match="open it for segmentation"):
         reader.mask(0)
     assert list(reader.faults(0, "segmentation")) == []
 

@@ -114,7 +114,7 @@ def test_a_missing_image_that_a_split_names(voc_folder, capsys, task):
     ("spoil", "fault"),
     [
         (lambda data: b"", "the file is empty (0 bytes)"),
-        (lambda data: data[: len(data) // 2], "torn JPEG: the end of the image is missing"),
+        (lambda data: data[: len(data) // 2], "truncated JPEG: the end of the image is missing"),
         (lambda data: b"<html>not here</html>", "not an image"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_torn_png(voc_folder, capsys, picture):
     path.write_bytes(path.read_bytes()[:-600])
     status, line = only_line(capsys, voc_folder)
     assert status == 1
-    assert line.startswith(f"fatal    {path}: torn PNG")
+    assert line.startswith(f"fatal    {path}: truncated PNG")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_missing_or_torn_mask(voc_folder, capsys):
     status, lines = run(capsys, voc_folder, "--task", "segmentation")
     assert status == 1
     assert lines[0].startswith(f"fatal    {voc_folder / 'SegmentationClass/a.png'}: no such mask; ")
-    assert lines[1].startswith(f"fatal    {torn}: torn PNG")
+    assert lines[1].startswith(f"fatal    {torn}: truncated PNG")
 
 
 def test_cityscapes_annotations(cityscapes_folder, capsys):
@@ -332,7 +332,7 @@ def test_cityscapes_annotations(cityscapes_folder, capsys):
     Image.fromarray(np.full((48, 64), 99, np.uint8)).save(labels)
     status, line = only_line(capsys, cityscapes_folder)
     assert status == 0
-    assert line.startswith(f"warning  {labels}: value 99 is none of Cityscapes' labels and is ignored; ")
+    assert line.startswith(f"warning  {labels}: value 99 is not a label of Cityscapes and is ignored; ")
 
     Image.fromarray(np.full((40, 64), 26001, np.uint16)).save(instances)
     status, line = only_line(capsys, cityscapes_folder, "--task", "detection")
