@@ -34,9 +34,9 @@ class BoxHead(Localizer):
       and the classes are learned from several times fewer images.
 
     Args:
-        backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
+        backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
+        weights: Its pretrained weights, see `segdet.nn.backbones.build_backbone`.
+        backbone_options: Further arguments of `segdet.nn.backbones.build_backbone`.
         strides: The strides of the features that the heads stand on.
         heads: ``flat`` or ``voting``, see above.
         grid: The side of the features after pooling, for the box head of ``flat``.
@@ -50,7 +50,7 @@ class BoxHead(Localizer):
             pass.
         crop_share: The side of a corner or of the centre, as a share of the image's.
         test_scales: The sizes that the image is resized to for each view, as shares of its own.
-        kwargs: As for `Localizer`.
+        kwargs: See `Localizer`.
     """
 
     def __init__(

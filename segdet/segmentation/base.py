@@ -19,7 +19,7 @@ from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
 from segdet.segmentation import losses
 from segdet.segmentation.losses import PixelLoss, Weighting
-from segdet.segmentation.tiling import classes_of_rows, stitched_rows
+from segdet.segmentation.tiling import classes_of_rows, predict_rows
 from segdet.task import Task
 from segdet.training.multi_scale import at_scale
 from segdet.util.distributed import run_on_all_ranks
@@ -216,7 +216,7 @@ class Segmenter(Task):
             return super().predict_tensors(images, original_sizes, targets)
         masks = [
             classes_of_rows(
-                stitched_rows(self._predict_tile, image[None], self.tile, self.tile_overlap), size, original
+                predict_rows(self._predict_tile, image[None], self.tile, self.tile_overlap), size, original
             )
             for image, original in zip(images, original_sizes or [size] * len(images), strict=True)
         ]

@@ -1,4 +1,4 @@
-"""DeconvNet: VGG16 with its fully connected layers, and the whole of it mirrored."""
+"""DeconvNet: VGG16 with its fully connected layers, and its mirror image as a decoder."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from segdet.nn.pooling import Pooled
 from segdet.nn.upsampling import MaxUnpooling
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.pictures import heat_maps, strength
-from segdet.segmentation.segnet import encoder_stages
+from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_strength
 from segdet.task import Stage
 from segdet.util.errors import UserError
 
 
 class DeconvNet(Segmenter):
-    """DeconvNet (Noh, Hong, Han, ICCV 2015): a convolution network and a deconvolution network, mirrored.
+    """DeconvNet (Noh, Hong, Han, ICCV 2015): a convolution network and a mirrored deconvolution network.
 
-    VGG16 down to fc7 turns an image of 224x224 into one vector; a 7x7 deconvolution unfolds it to 7x7 pixels, and
-    five times max unpooling, with the switches of the pooling that it undoes, and stride-1 deconvolutions draw
-    the object back: switches keep where, the learned deconvolutions fill in the form. Batch normalization
-    and ReLU follow every layer but the last, without which, the paper says, so deep a network ends in a bad
-    optimum.
+    VGG16 up to fc7 maps an image of 224x224 to one vector. A 7x7 deconvolution expands it to 7x7 pixels. Five stages of
+    max unpooling, with the switches of the mirrored pooling, and of deconvolutions with stride 1 reconstruct the
+    objects (section 3): the switches restore locations, the learned deconvolutions fill in shapes. Batch normalization
+    and ReLU follow every layer but the last; the paper reports that without batch normalization such a deep network
+    ends in a poor optimum.
 
-    It costs 251,772,245 parameters with 21 classes (and 33,408 of batch normalization), four fifths of which are
-    in fc6 and its mirror image; and 475 ms forward at 360x480 on a Titan, where SegNet's authors measured it with
-    the fully connected layers shrunk to ``fc_channels: 1024``.
+    The network has 251,772,245 parameters with 21 classes (and 33,408 of batch normalization), four fifths of them in
+    fc6 and its mirror image. SegNet's authors measured 475 ms per forward pass at 360x480 on a Titan, with the
+    fully connected layers reduced to ``fc_channels: 1024``.
 
-    The paper cuts up to 50 object proposals out of an image, segments each, and takes the maximum of all; here the
-    network goes over the image as a whole, of any size from ``32 * fc_kernel`` on, which its convolutions
-    allow. Its first stage of training, on crops centred at objects, and its second, on proposals, differ in their
-    images alone: the second starts with ``weights`` from the first one's run.
+    The paper segments up to 50 object proposals per image and takes the maximum of their scores. Here the network is
+    applied to the whole image, of any size from ``32 * fc_kernel`` on. The paper's two stages of training, on crops
+    centred at objects and on proposals, differ in their images only: the second stage takes its ``weights`` from the
+    run of the first.
 
     Args:
         class_names: See `Task`.
-        weights: The name of torchvision's weights for VGG16 with batch normalization (``IMAGENET1K_V1``) or true
-            for its default ones, a file of them (of VGG16 without it, too), or the folder or a checkpoint of
-            the former stage's run; null starts at random.
-        width: The share of VGG16's channels in the convolutions and their mirror image.
-        fc_channels: Of fc6 and fc7.
+        weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``), true for its
+            default weights, a file of them or of VGG16 without batch normalization, or the run folder or a
+            checkpoint of the previous stage; null for random weights.
+        width: The fraction of VGG16's channels in the convolutions and their mirror image.
+        fc_channels: The channels of fc6 and fc7.
         fc_kernel: The side of fc6 and of its mirror image: 7, which is 224 / 32, or less for smaller images.
-        init_std: The standard deviation of the first weights of all but the encoder: .01 in the paper; null draws
-            as He et al. (ICCV 2015) do, with which narrow networks learn four images that they do not with .01.
-        kwargs: As for `Segmenter`.
+        init_std: The standard deviation of the initial weights of all layers but the encoder's: .01 in the paper; null
+            for the initialization of He et al. (ICCV 2015). With .01 narrow networks fail to overfit four images.
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -72,12 +71,11 @@ class DeconvNet(Segmenter):
         self.unpooling = MaxUnpooling(2)
         self.decoders = nn.ModuleList()
         for stage in reversed(range(len(channels))):
-            here = channels[stage]
-            after = channels[stage - 1] if stage else here
+            width_in = channels[stage]
             layers: list[nn.Module] = []
-            for into in [here] * (CONVOLUTIONS[stage] - 1) + [after]:
+            for out in [width_in] * (CONVOLUTIONS[stage] - 1) + [channels[max(stage - 1, 0)]]:
                 layers += [
-                    nn.ConvTranspose2d(here, into, 3, padding=1), nn.BatchNorm2d(into), nn.ReLU(inplace=True)
+                    nn.ConvTranspose2d(width_in, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
                 ]  # fmt: skip
             self.decoders.append(nn.Sequential(*layers))
         self.classifier = nn.Conv2d(channels[0], len(class_names), 1)
@@ -95,31 +93,31 @@ class DeconvNet(Segmenter):
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
-        return self._decoded(self.encoder(images))[-1]
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
+        return self._decode(self.encoder(images))[-1]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         pooled = self.encoder(image)
-        decoded = self._decoded(pooled)
+        decoded = self._decode(pooled)
         yield from encoder_stages(pooled)
         names = ["fc6 deconvolution", *(f"deconvolution {n}" for n in range(len(pooled), 0, -1))]
         for name, features in zip(names, decoded, strict=False):
-            yield Stage(name, map=strength(features), about=f"How strongly it responds after {name}.")
-        yield from heat_maps(decoded[-1], self.class_names)
+            yield Stage(name, map=feature_strength(features), about=f"The feature strength after {name}.")
+        yield from class_heat_maps(decoded[-1], self.class_names)
 
-    def _decoded(self, pooled: list[Pooled]) -> list[Tensor]:
-        """What comes out of fc6's mirror image and of each stage's, from the coarsest on, and last the logits."""
+    def _decode(self, pooled: list[Pooled]) -> list[Tensor]:
+        """Return the maps of fc6's mirror image and of each decoder, coarse to fine, and last the logits."""
         features = pooled[-1].features
         side = self.fc6.kernel_size[0]
         if min(features.shape[-2:]) < side:
             h, w = pooled[0].size
             raise UserError(
-                f"--model.fc_kernel: images of {h}x{w} pixels are smaller than fc6, which sees "
+                f"--model.fc_kernel: images of {h}x{w} pixels are smaller than the receptive field of fc6, "
                 f"{32 * side}x{32 * side}; give {min(features.shape[-2:])} or less, or larger images"
             )
         features = F.relu(self.fc6_norm(self.fc6(features)))
         features = F.relu(self.fc7_norm(self.fc7(features)))
         decoded = [F.relu(self.fc6_deconv_norm(self.fc6_deconv(features)))]
-        for decoder, here in zip(self.decoders, reversed(pooled), strict=True):
-            decoded.append(decoder(self.unpooling(decoded[-1], here.size, here.switches)))
+        for decoder, stage in zip(self.decoders, reversed(pooled), strict=True):
+            decoded.append(decoder(self.unpooling(decoded[-1], stage.size, stage.switches)))
         return [*decoded, self.classifier(decoded[-1])]

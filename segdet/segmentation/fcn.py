@@ -1,4 +1,4 @@
-"""The fully convolutional network with skips and bilinear upsampling."""
+"""FCN: a fully convolutional network with skip connections and bilinear upsampling, on any backbone."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from segdet.task import Stage
 class FCN(Segmenter):
     """A fully convolutional network (Long, Shelhamer, Darrell, CVPR 2015) on any backbone.
 
-    A classification network without its classifier sees the whole image at once; 1x1 convolutions turn
-    its coarse features into class scores, which bilinear interpolation brings back to the image's size.
-    Coarse features know what, fine features know where: skips add the two, from the coarsest map
-    to the finest of ``strides`` (one stride is the paper's FCN-32s, three are its FCN-8s).
+    A classification network without its classifier is applied to the whole image; 1x1 convolutions convert its
+    coarse features to class scores, and bilinear interpolation upsamples these to the image's size (section 3).
+    Coarse features carry semantics, fine features carry location. Skip connections add the maps, from the coarsest to
+    the finest of ``strides`` (section 4.2): one stride corresponds to the paper's FCN-32s, three to its FCN-8s.
 
-    Where the paper adds class scores, this one adds ``width`` channels and classifies once at the
-    finest stride, which costs the same and lets the fine maps correct the coarse ones. It costs one pass
-    of the backbone and little more.
+    The paper adds class scores. This network adds maps of ``width`` channels and classifies once at the finest
+    stride, at the same cost, so that fine maps can correct coarse ones. The cost is one pass of the backbone and
+    little more.
 
     Args:
-        backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
+        backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
+        weights: Its pretrained weights, see `segdet.nn.backbones.build_backbone`.
+        backbone_options: Further arguments of `segdet.nn.backbones.build_backbone`.
         strides: The strides of the maps that are added.
-        width: The channels that they are added in.
-        dropout: The rate before the classifier.
-        kwargs: As for `Segmenter`.
+        width: The number of channels of the sums.
+        dropout: The dropout rate before the classifier.
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -63,29 +63,27 @@ class FCN(Segmenter):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``, interpolated between the cells of the finest stride."""
-        logits = at_least_float32(self.classifier(self._summed(images)[-1]))
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``, upsampled bilinearly from the finest stride."""
+        logits = at_least_float32(self.classifier(self._sums(images)[-1]))
         return upsample_to(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        sums = self._summed(image)
+        sums = self._sums(image)
         for stride, features in zip(reversed(self.backbone.strides), sums, strict=True):
             confidence = self.classifier(features).softmax(1).amax(1)[0]
             yield Stage(
                 f"stride {stride}",
                 map=confidence,
-                about=f"How sure it is with the maps down to stride {stride}.",
+                about=f"The probability of the predicted class from the maps down to stride {stride}.",
             )
 
-    def _summed(self, images: Tensor) -> list[Tensor]:
-        """The sums of the maps, from the coarsest alone to all of them."""
+    def _sums(self, images: Tensor) -> list[Tensor]:
+        """Return the cumulative sums of the maps, from the coarsest map alone to the sum of all."""
         maps = self.backbone(images)
         strides = self.backbone.strides
         sums = [self.laterals[-1](maps[-1])]
         for level in range(len(maps) - 2, -1, -1):
-            here = self.laterals[level](maps[level])
-            above = upsample_to(
-                sums[-1], (here.shape[2], here.shape[3]), strides[level + 1] // strides[level]
-            )
-            sums.append(here + above)
+            lateral = self.laterals[level](maps[level])
+            size = (lateral.shape[2], lateral.shape[3])
+            sums.append(lateral + upsample_to(sums[-1], size, strides[level + 1] // strides[level]))
         return sums

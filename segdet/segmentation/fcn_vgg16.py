@@ -1,4 +1,4 @@
-"""FCN-32s, FCN-16s and FCN-8s: VGG16 made fully convolutional, as in the paper."""
+"""FCN-32s, FCN-16s and FCN-8s: VGG16 converted to a fully convolutional network, as in the paper."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segdet.nn.upsampling import bilinear_convolution
 from segdet.nn.vgg16 import VGG16, init_he, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.pictures import heat_maps
+from segdet.segmentation.stage_maps import class_heat_maps
 from segdet.task import Stage
 from segdet.util.errors import check_choice
 
@@ -23,38 +23,38 @@ Pad = Literal[100, 1]
 class VGG16FCN(Segmenter):
     """FCN-32s, FCN-16s, FCN-8s (Long, Shelhamer, Darrell, CVPR 2015; Shelhamer et al., PAMI 2017) on VGG16.
 
-    A fully connected layer is a convolution whose kernel is as large as its input. Seen so, VGG16's fc6 and
-    fc7 classify every 32nd pixel of an image of any size at once, with ImageNet's own weights; a 1x1
-    convolution scores the classes, and a transposed convolution that begins as bilinear interpolation brings
-    the scores back to the image's size (FCN-32s). Two skips score pool4 and pool3 as well and add them
-    to what comes from above (FCN-16s, FCN-8s): where from fine maps, what from coarse ones.
+    A fully connected layer is a convolution whose kernel is as large as its input (section 3.1). With VGG16's fc6 and
+    fc7 as convolutions, the network classifies every 32nd pixel of an image of any size in one pass, with
+    ImageNet's weights. A 1x1 convolution computes class scores, and a transposed convolution that is
+    initialized to bilinear interpolation upsamples them to the image's size (FCN-32s). Two skip connections add
+    scores of pool4 and pool3 (FCN-16s, FCN-8s): fine maps contribute location, coarse maps semantics (section 4.2).
 
-    The image is padded by 100 pixels, so that an image of any size reaches fc6, and what comes out is cropped to
-    the image. The crops' offsets follow from where the maps' cells lie in the image: 19 for FCN-32s; 5 and 27 for
-    16s; 5, 9 and 31 for 8s, as in the released networks. It costs one pass, over twice the pixels where the
-    image has 500x500: FCN-32s took 210 ms on a K40c. Of its 134 M parameters three quarters are in fc6.
+    The image is padded by 100 pixels, so that an image of any size is large enough for fc6, and the output is cropped
+    to the image. The crop offsets follow from the positions of the maps' cells in the image: 19 for FCN-32s; 5 and 27
+    for FCN-16s; 5, 9 and 31 for FCN-8s, as in the released networks. The cost is one pass, over twice as many pixels
+    for an image of 500x500: FCN-32s took 210 ms on a K40c. Three quarters of the 134 M parameters are in fc6.
 
-    Two ways to train it. At once: all skips from the start, with pool4 and pool3 scaled down so that their
-    gradients do not drown the rest (``skip_scales`` .01 and .0001). Staged: FCN-32s first, then FCN-16s with
-    ``weights: runs/fcn32s`` and ``skip_scales: [1, 1]``, then FCN-8s from that. The scores of each new
-    skip begin at zero, so every stage begins about where the former one ended.
+    The network can be trained at once or in stages. At once: with both skip connections from the start, and pool4
+    and pool3 scaled down so that their gradients do not dominate (``skip_scales`` .01 and .0001). In stages:
+    FCN-32s first, then FCN-16s with ``weights: runs/fcn32s`` and ``skip_scales: [1, 1]``, then FCN-8s from that. The
+    scores of each new skip connection are initialized to zero, so each stage starts at the result of the previous one.
 
     Args:
         class_names: See `Task`.
         stride: 32, 16 or 8: the stride of the finest map that is scored.
-        weights: The name of torchvision's VGG16 weights (``IMAGENET1K_V1``) or true for its default ones, a
-            file of them, or the former stage's run folder or checkpoint; null starts at random.
-        pad: How far the image is padded: 100 as in the paper, or 1, as VGG16 itself does, where fc6 pads by
-            3 instead: of a small image, 100 would make mostly border.
-        upsampling: Which transposed convolutions are learned: ``none`` (the released networks), ``intermediate``
+        weights: The name of torchvision's VGG16 weights (``IMAGENET1K_V1``), true for its default weights, a file of
+            them, or the run folder or checkpoint of the previous stage; null for random weights.
+        pad: The padding of the image: 100 as in the paper, or 1 as in VGG16, with a padding of 3 in fc6 instead. With
+            100, a small image would consist mostly of padding.
+        upsampling: The transposed convolutions to train: ``none`` (the released networks), ``intermediate``
             (the paper: all but the last) or ``all``. Each class has its own kernel.
-        skip_scales: What pool4 and pool3 are scaled by.
-        dropout: The rate behind fc6 and fc7.
-        width: The share of VGG16's channels in its convolutions.
-        fc_channels: Of fc6 and fc7.
-        batch_norm: Whether batch normalization follows VGG16's convolutions, which the paper does not have and
-            training from scratch needs.
-        kwargs: As for `Segmenter`.
+        skip_scales: The factors of pool4 and pool3.
+        dropout: The dropout rate after fc6 and fc7.
+        width: The fraction of VGG16's channels in its convolutions.
+        fc_channels: The channels of fc6 and fc7.
+        batch_norm: Whether batch normalization follows VGG16's convolutions. The paper has none; training from
+            scratch needs it.
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class VGG16FCN(Segmenter):
         self.dropout = nn.Dropout(dropout)
         init_he(self.fc6)
         init_he(self.fc7)
-        self.score_fr = _zeroed(nn.Conv2d(fc_channels, classes, 1))
+        self.score_fr = _init_zero(nn.Conv2d(fc_channels, classes, 1))
         intermediate, last = upsampling != "none", upsampling == "all"
         if stride <= 16:
             self.upscore2 = _upsampling(classes, 2, intermediate)
-            self.score_pool4 = _zeroed(nn.Conv2d(pool4, classes, 1))
+            self.score_pool4 = _init_zero(nn.Conv2d(pool4, classes, 1))
         if stride == 8:
             self.upscore_pool4 = _upsampling(classes, 2, intermediate)
-            self.score_pool3 = _zeroed(nn.Conv2d(pool3, classes, 1))
+            self.score_pool3 = _init_zero(nn.Conv2d(pool3, classes, 1))
         self.upscore = _upsampling(classes, stride, last)
         self.offsets = crop_offsets(stride, pad, fc6_padding)
         if weights:
@@ -104,70 +104,70 @@ class VGG16FCN(Segmenter):
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         h, w = images.shape[-2:]
-        return _cropped(self.upscore(self._scores(images)[-1]), self.offsets[-1], (h, w))
+        return _crop(self.upscore(self._scores(images)[-1]), self.offsets[-1], (h, w))
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         for stride, scores in zip((32, 16, 8), self._scores(image), strict=False):
             yield Stage(
                 f"stride {stride}",
                 map=scores[0].float().softmax(0).amax(0),
-                about=f"How sure it is of the best class with the scores down to stride {stride}, border included.",
+                about=f"The probability of the predicted class from the scores down to stride {stride}, with padding.",
             )
-        yield from heat_maps(self(image), self.class_names)
+        yield from class_heat_maps(self(image), self.class_names)
 
     def _scores(self, images: Tensor) -> list[Tensor]:
-        """The class scores of stride 32, then with pool4 added, then with pool3, as far as the network goes."""
+        """Return the class scores of stride 32, then their sums with those of pool4 and pool3, if any."""
         _, _, pool3, pool4, pool5 = (pooled.features for pooled in self.encoder(images))
         fc6 = self.dropout(F.relu(self.fc6(pool5)))
         fc7 = self.dropout(F.relu(self.fc7(fc6)))
         scores = [self.score_fr(fc7)]
         if self.stride <= 16:
-            above = self.upscore2(scores[-1])
-            scores.append(above + self._skip(self.score_pool4, pool4, 0, above))
+            coarse = self.upscore2(scores[-1])
+            scores.append(coarse + self._skip(self.score_pool4, pool4, 0, coarse))
         if self.stride == 8:
-            above = self.upscore_pool4(scores[-1])
-            scores.append(above + self._skip(self.score_pool3, pool3, 1, above))
+            coarse = self.upscore_pool4(scores[-1])
+            scores.append(coarse + self._skip(self.score_pool3, pool3, 1, coarse))
         return scores
 
-    def _skip(self, score: nn.Module, features: Tensor, index: int, above: Tensor) -> Tensor:
-        """The scores of a finer map where those from above lie."""
-        h, w = above.shape[-2:]
-        return _cropped(score(features * self.skip_scales[index]), self.offsets[index], (h, w))
+    def _skip(self, score: nn.Module, features: Tensor, index: int, coarse: Tensor) -> Tensor:
+        """Return the scores of a finer map, cropped to the upsampled ``coarse`` scores."""
+        h, w = coarse.shape[-2:]
+        return _crop(score(features * self.skip_scales[index]), self.offsets[index], (h, w))
 
 
 def crop_offsets(stride: int, pad: int = 100, fc6_padding: int = 0) -> list[int]:
-    """Where the crops begin: of pool4's scores, of pool3's, and last of the upsampled ones, as many as there are.
+    """Return the crop offsets of pool4's scores, of pool3's scores, and last of the output, as far as they exist.
 
-    A cell of a map lies at the centre of what it sees. Pooling of stride ``s`` puts its cell ``i`` at
-    pixel ``s * i + (s - 1) / 2 - (pad - 1)``; fc6's first cell lies 3 cells of pool5 further in, less its
-    padding; upsampling by ``s`` with a kernel of ``2 * s`` puts the input's cell ``i`` at ``s * i + s - 1 / 2``.
-    An offset is how many cells the two maps are apart; a negative one means that the finer map is to be
-    extended.
+    A cell of a map lies at the centre of its receptive field. Cell ``i`` of a pooled map of stride ``s`` lies at pixel
+    ``s * i + (s - 1) / 2 - (pad - 1)``. The first cell of fc6 lies 3 cells of pool5 further in, less its padding.
+    Upsampling by ``s`` with a kernel of ``2 * s`` moves cell ``i`` of the input to ``s * i + s - 1 / 2``. An
+    offset is the distance of the first cells of the two maps, in cells. With a negative offset the finer map must be
+    padded.
     """
-    # Where the first cell of the map that goes on upwards lies, in pixels of the image.
+    # The position of the first cell of the coarse map, in pixels of the image.
     origin = 32 * (3 - fc6_padding) + 15.5 - (pad - 1)
     offsets: list[float] = []
     for skip in (16, 8):
         if skip < stride:
             break
-        origin -= 1.5 * skip  # the cells of the map that is upsampled by 2
+        origin -= 1.5 * skip  # after upsampling by 2
         offsets.append((origin - ((skip - 1) / 2 - (pad - 1))) / skip)
     offsets.append(stride - 0.5 - origin)
     assert all(offset == int(offset) for offset in offsets)
     return [int(offset) for offset in offsets]
 
 
-def _cropped(scores: Tensor, offset: int, size: tuple[int, int]) -> Tensor:
-    """``size`` pixels of ``scores`` from ``offset`` on in both directions, with zeros where there are none."""
+def _crop(scores: Tensor, offset: int, size: tuple[int, int]) -> Tensor:
+    """Return ``size`` pixels of ``scores`` from ``offset`` on in both directions, padded with zeros."""
     h, w = scores.shape[-2:]
     if offset >= 0 and h >= offset + size[0] and w >= offset + size[1]:
         return scores[..., offset : offset + size[0], offset : offset + size[1]]
     return F.pad(scores, (-offset, offset + size[1] - w, -offset, offset + size[0] - h))
 
 
-def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+def _init_zero(layer: nn.Conv2d) -> nn.Conv2d:
     assert layer.bias is not None
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -175,5 +175,5 @@ def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def _upsampling(classes: int, factor: int, learned: bool) -> nn.ConvTranspose2d:
-    """Upsampling by ``factor`` with a kernel of ``2 * factor`` for each class, bilinear at first."""
+    """Return upsampling by ``factor`` with one kernel of side ``2 * factor`` per class, initially bilinear."""
     return bilinear_convolution(classes, factor, 2 * factor, depthwise=True).requires_grad_(learned)

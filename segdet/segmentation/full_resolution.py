@@ -1,4 +1,4 @@
-"""The first idea of a fully convolutional network: convolutions at the image's size, and nothing else."""
+"""The simplest fully convolutional network: convolutions at full resolution, without pooling."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.pictures import heat_maps, outputs, strength
+from segdet.segmentation.stage_maps import class_heat_maps, feature_strength, record_outputs
 from segdet.task import Stage
 from segdet.util.errors import UserError
 
 
 class FullResolutionFCN(Segmenter):
-    """A stack of convolutions that keeps the image's resolution from the first layer to the last.
+    """A stack of convolutions with the image's resolution in every layer.
 
-    Where a sliding window labels one pixel a pass, this labels all of them in one: no pooling, no stride, hence
-    nothing to bring back, and no detail is lost. It is right, and very expensive: every layer computes and keeps
-    ``width`` x H x W numbers, four times those of a layer behind one pooling and 256 times those behind
-    four. And what a pixel sees grows by two pixels a layer only, where every pooling doubles it: ``depth``
-    layers of 3x3 see ``2 * depth + 1`` pixels. The SegNet paper (PAMI 2017, section 4) found such a network to need
-    more memory, to learn more slowly and to score worse.
+    A sliding window classifies one pixel per pass; this network classifies all pixels in one pass. Without pooling and
+    strides no detail is lost and no upsampling is needed. But it is expensive: every layer computes and stores
+    ``width`` x H x W values, 4 times as many as after one pooling and 256 times as many as after four. And the
+    receptive field grows by only two pixels per layer, whereas every pooling doubles it: ``depth`` layers of 3x3 see
+    ``2 * depth + 1`` pixels. The SegNet paper (PAMI 2017, section 4) found that such a network needs more memory,
+    learns more slowly and scores worse.
 
-    ``dilations`` widen the view at no cost in parameters (Yu and Koltun, ICLR 2016), still at full resolution.
+    ``dilations`` enlarge the receptive field without further parameters (Yu and Koltun, ICLR 2016), still at full
+    resolution.
 
     Args:
-        depth: How many 3x3 convolutions, each with batch normalization and ReLU; a 1x1 convolution
-            classifies after them.
-        width: The channels of each.
-        dilations: Of each convolution; null for 1 everywhere.
-        dropout: The rate before the classifier.
-        kwargs: As for `Segmenter`.
+        depth: The number of 3x3 convolutions, each with batch normalization and ReLU. A 1x1 convolution
+            classifies their output.
+        width: The channels of each convolution.
+        dilations: The dilation of each convolution; null for 1 everywhere.
+        dropout: The dropout rate before the classifier.
+        kwargs: See `Segmenter`.
 
     Raises:
         UserError: If depth or width is not positive, or the dilations are not ``depth`` positive numbers.
@@ -48,12 +49,12 @@ class FullResolutionFCN(Segmenter):
     ) -> None:
         super().__init__(class_names, **kwargs)
         if depth < 1 or width < 1:
-            raise UserError(f"--model.depth and --model.width: {depth} and {width}; give 1 or more")
+            raise UserError(f"--model.depth and --model.width: {depth} and {width}; both must be at least 1")
         if dilations is None:
             dilations = [1] * depth
         if len(dilations) != depth or min(dilations) < 1:
             raise UserError(
-                f"--model.dilations: {dilations} for a depth of {depth}; give {depth} numbers from 1 on"
+                f"--model.dilations: {dilations} for a depth of {depth}; give {depth} integers of at least 1"
             )
         self.convolutions = nn.Sequential(
             *(
@@ -74,18 +75,18 @@ class FullResolutionFCN(Segmenter):
         return self.convolutions
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         return self.classifier(self.convolutions(images))
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        with outputs(self.convolutions) as seen:
+        with record_outputs(self.convolutions) as outputs:
             logits = self(image)
-        view = 1
+        field = 1
         for number, convolution in enumerate(self.convolutions, start=1):
-            view += 2 * convolution[0].dilation[0]  # type: ignore[index]
+            field += 2 * convolution[0].dilation[0]  # type: ignore[index]
             yield Stage(
                 f"features {number}",
-                map=strength(seen[convolution]),
-                about=f"Where the features are strong after {number} convolutions; each sees {view}x{view} pixels.",
+                map=feature_strength(outputs[convolution]),
+                about=f"The feature strength after {number} convolutions, which see {field}x{field} pixels.",
             )
-        yield from heat_maps(logits, self.class_names)
+        yield from class_heat_maps(logits, self.class_names)

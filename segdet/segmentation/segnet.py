@@ -1,4 +1,4 @@
-"""SegNet, SegNet-Basic and the decoders that the paper compares on it: where each maximum came from."""
+"""SegNet, and SegNet-Basic with the decoders that the paper compares."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.pooling import MaxPooling, Pooled, switch_map
+from segdet.nn.pooling import MaxPooling, Pooled
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, init_he, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.pictures import heat_maps, strength
+from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_strength
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
 
 class SegNet(Segmenter):
-    """SegNet (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3): an encoder and its mirror image.
+    """SegNet (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3): an encoder and a mirrored decoder.
 
-    Max pooling throws away where in its window the maximum stood, and with it the boundaries. SegNet keeps just
-    that: the decoder puts every value of its coarse map back to the place that the encoder's switch remembers,
-    zeros elsewhere, and convolutions make the sparse map dense. Nothing of the upsampling is learned, and
-    instead of the encoder's maps two bits a window would do to be kept.
+    Max pooling loses the position of each maximum within its window, and with it the boundaries. SegNet stores these
+    positions, the switches. The decoder puts each value of its coarse map at the position of the encoder's switch, with
+    zeros elsewhere, and convolutions make the sparse map dense. The upsampling has no learned parameters, and
+    two bits per window would suffice for the switches, instead of the encoder's maps.
 
-    The encoder is VGG16's 13 convolutions; the decoder has 13, too. All have batch normalization and ReLU but the
-    last, which scores the classes at full resolution. It costs less than a quarter of FCN's parameters, for there is
-    no fc6 (29,433,483 with 11 classes, and 15,872 of batch normalization), but convolves 64 channels at full
-    resolution twice: 422 ms forward at 360x480 on a Titan against FCN's 317 in the paper.
+    The encoder has VGG16's 13 convolutions, the decoder 13 as well. All are followed by batch normalization and ReLU
+    but the last, which computes class scores at full resolution. Without fc6 the network has less than a quarter of
+    FCN's parameters (29,433,483 with 11 classes, and 15,872 of batch normalization), but it convolves 64 channels at
+    full resolution twice: 422 ms per forward pass at 360x480 on a Titan in the paper, compared to 317 ms for FCN.
 
     Args:
         class_names: See `Task`.
-        weights: The name of torchvision's weights for VGG16 with batch normalization (``IMAGENET1K_V1``) or true
-            for its default ones, a file of them (of VGG16 without it, too), or the folder or a checkpoint of
-            a former run; null starts at random.
-        width: The share of VGG16's channels.
-        dropout: The rate behind each of the three deeper stages of encoder and decoder. The paper's benchmark says
-            .5 for the deeper layers; that these are meant is Bayesian SegNet's choice (Kendall et al., BMVC 2017).
-        kwargs: As for `Segmenter`.
+        weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``), true for its
+            default weights, a file of them or of VGG16 without batch normalization, or the folder or a
+            checkpoint of an earlier run; null for random weights.
+        width: The fraction of VGG16's channels.
+        dropout: The dropout rate after each of the three deeper stages of encoder and decoder. The paper's benchmark
+            uses .5 "in the deeper layers"; which layers follows Bayesian SegNet (Kendall et al., BMVC 2017).
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class SegNet(Segmenter):
         channels = self.encoder.channels
         self.decoders = nn.ModuleList()
         for stage in reversed(range(len(channels))):
-            into = channels[stage - 1] if stage else len(class_names)
+            out = channels[stage - 1] if stage else len(class_names)
             layers: list[nn.Module] = []
             for _ in range(CONVOLUTIONS[stage] - 1):
                 layers += [*_convolution(channels[stage], channels[stage], 3), nn.ReLU(inplace=True)]
             if stage:
-                layers += [*_convolution(channels[stage], into, 3), nn.ReLU(inplace=True)]
+                layers += [*_convolution(channels[stage], out, 3), nn.ReLU(inplace=True)]
             else:
-                layers.append(nn.Conv2d(channels[stage], into, 3, padding=1))
+                layers.append(nn.Conv2d(channels[stage], out, 3, padding=1))
             if stage >= 2 and dropout:
                 layers.append(nn.Dropout(dropout))
             self.decoders.append(nn.Sequential(*layers))
@@ -75,27 +75,27 @@ class SegNet(Segmenter):
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
-        return self._decoded(self.encoder(images))[-1]
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
+        return self._decode(self.encoder(images))[-1]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         pooled = self.encoder(image)
-        decoded = self._decoded(pooled)
+        decoded = self._decode(pooled)
         yield from encoder_stages(pooled)
         for number, features in zip(range(len(decoded), 1, -1), decoded, strict=False):
             yield Stage(
                 f"decoder {number}",
-                map=strength(features),
-                about=f"How strongly decoder {number} responds after unpooling and convolving.",
+                map=feature_strength(features),
+                about=f"The feature strength of decoder {number}, after unpooling and convolutions.",
             )
-        yield from heat_maps(decoded[-1], self.class_names)
+        yield from class_heat_maps(decoded[-1], self.class_names)
 
-    def _decoded(self, pooled: list[Pooled]) -> list[Tensor]:
-        """What comes out of each decoder, from the coarsest to the logits."""
+    def _decode(self, pooled: list[Pooled]) -> list[Tensor]:
+        """Return the output of each decoder, coarse to fine; the last are the logits."""
         decoded: list[Tensor] = []
         features = pooled[-1].features
-        for decoder, here in zip(self.decoders, reversed(pooled), strict=True):
-            features = decoder(self.unpooling(features, here.size, here.switches))
+        for decoder, stage in zip(self.decoders, reversed(pooled), strict=True):
+            features = decoder(self.unpooling(features, stage.size, stage.switches))
             decoded.append(features)
         return decoded
 
@@ -110,44 +110,45 @@ Variant = Literal[
     "fcn_basic_no_dim_reduction",
     "fcn_basic_no_addition_no_dim_reduction",
 ]
-"""The rows of the paper's table 1, in its order."""
+"""The decoders in the paper's table 1, in its order."""
 
 
 class SegNetBasic(Segmenter):
-    """SegNet-Basic and the decoders beside it (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3.2, table 1).
+    """SegNet-Basic and the decoders compared with it (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3.2, table
+    1).
 
-    One encoder of four 7x7 convolutions of 64 channels, each with batch normalization, ReLU and max pooling,
-    and a choice of decoders that differ in how they come back to full resolution:
+    The encoder has four 7x7 convolutions of 64 channels, each with batch normalization, ReLU and max pooling. The
+    decoders differ in how they return to full resolution:
 
-    - ``bilinear_interpolation``: classes scored at stride 16, then interpolated; nothing is learned there.
-    - ``segnet_basic``: max unpooling by the encoder's switches, then a 7x7 convolution with batch normalization
-      and no ReLU, four times; ``single_channel_decoder`` lets each filter see its own channel alone;
-      ``encoder_addition`` adds the encoder's 64 maps to each decoder's.
-    - ``fcn_basic``: the encoder's maps reduced to one channel a class, transposed convolutions of 8x8 that begin
-      as bilinear interpolation, and the encoder's reduced maps added at each resolution;
-      ``..._no_addition`` adds none, ``..._no_dim_reduction`` keeps 64 channels and scores the classes at
-      the end.
+    - ``bilinear_interpolation``: class scores at stride 16, interpolated, without learned upsampling.
+    - ``segnet_basic``: four times max unpooling with the encoder's switches and a 7x7 convolution with batch
+      normalization
+      and without ReLU. In ``single_channel_decoder`` each filter sees its own channel only; ``encoder_addition`` adds
+      the encoder's 64 maps to the output of each decoder.
+    - ``fcn_basic``: the encoder's maps reduced to one channel per class, 8x8 transposed convolutions that are
+      initialized to bilinear interpolation, and the encoder's reduced maps added at each resolution;
+      ``..._no_addition`` adds none; ``..._no_dim_reduction`` keeps 64 channels and computes class scores last.
 
-    Convolutions have biases as in the released network, the paper speaks of none: SegNet-Basic has 1,415,563
-    parameters and 1,024 of batch normalization, the paper's table 1.425 M; SingleChannelDecoder 625,291, there
-    .625 M. Of FCN-Basic the paper leaves open where batch normalization stands and how it scores: here behind
-    each reduction and each transposed convolution but the one that gives the logits. That makes 645,612 parameters
-    (.65 M in the table), and 1,661,067 where nothing is reduced (1.625 M); bilinear interpolation has 612,491
-    (.625 M). What the table's two other numbers count beside that or leave out, the paper does not tell. It costs one
-    pass, of 52.6 ms at 360x480 on a Titan (24.2 for bilinear interpolation and FCN-Basic).
+    Convolutions have biases as in the released network; the paper mentions none. SegNet-Basic has 1,415,563
+    parameters and 1,024 of batch normalization (1.425 M in the paper's table), the single-channel decoder 625,291
+    (.625 M). For FCN-Basic the paper leaves open where batch normalization is placed and how classes are scored. Here
+    batch normalization follows each reduction and each transposed convolution except the one that computes the
+    logits. This gives 645,612 parameters (.65 M in the table), and 1,661,067 without reduction (1.625 M); bilinear
+    interpolation has 612,491 (.625 M). The paper does not explain the differences of the other two numbers. The cost
+    is one pass, of 52.6 ms at 360x480 on a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
 
-    Two steps of the paper's evaluation are taken otherwise, as for all families: batch normalization is tested with
-    its running statistics, where the paper computes them once more over the training set; and the best checkpoint
-    is the one of the highest ``val/miou``, where the paper takes that of the highest global accuracy.
+    The evaluation differs from the paper's in two points, as for all families. Batch normalization uses its running
+    statistics; the paper computes them again over the training set. The best checkpoint is that with the highest
+    ``val/miou``; the paper takes that with the highest global accuracy.
 
     Args:
         class_names: See `Task`.
-        variant: See above.
-        channels: Of the encoder, and of decoders where they are as many.
-        kernel_size: Of the convolutions.
-        lrn: Whether local response normalization (5, 1e-4, .75) comes before all, as in the released network. It
-            is meant for values of 0 to 255: give ``mean: [0, 0, 0]`` and ``std`` of 1/255 with it.
-        kwargs: As for `Segmenter`.
+        variant: The decoder, see above.
+        channels: The channels of the encoder, and of the decoders without reduction.
+        kernel_size: The side of the convolutions.
+        lrn: Whether local response normalization (5, 1e-4, .75) is applied to the image, as in the released network. It
+            expects values of 0 to 255: combine it with ``mean: [0, 0, 0]`` and ``std`` of 1/255.
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -162,10 +163,10 @@ class SegNetBasic(Segmenter):
         super().__init__(class_names, **kwargs)
         check_choice("--model.variant", variant, Variant)
         if kernel_size % 2 == 0:
-            raise UserError(f"--model.kernel_size: {kernel_size} has no middle; give an odd number")
+            raise UserError(f"--model.kernel_size: {kernel_size} is even; give an odd number")
         self.normalization = nn.LocalResponseNorm(5, 1e-4, 0.75) if lrn else nn.Identity()
         self.encoder = _BasicEncoder(channels, kernel_size)
-        self.decoder = _decoder(variant, channels, len(class_names), kernel_size)
+        self.decoder = _build_decoder(variant, channels, len(class_names), kernel_size)
         init_he(self)
 
     @property
@@ -173,7 +174,7 @@ class SegNetBasic(Segmenter):
         return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         return self.decoder(*self.encoder(self.normalization(images)))[-1]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
@@ -183,20 +184,20 @@ class SegNetBasic(Segmenter):
         for number, features in zip(range(len(pooled), 0, -1), decoded, strict=False):
             yield Stage(
                 f"decoder {number}",
-                map=strength(features),
-                about=f"How strongly decoder {number} responds.",
+                map=feature_strength(features),
+                about=f"The feature strength of decoder {number}.",
             )
-        yield from heat_maps(decoded[-1], self.class_names)
+        yield from class_heat_maps(decoded[-1], self.class_names)
 
 
 class _BasicEncoder(nn.Module):
-    """Images to the maps of four convolutions before pooling, and after it."""
+    """Four convolutions with max pooling; returns the maps before and after each pooling."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Sequential(*_convolution(before, channels, kernel_size), nn.ReLU(inplace=True))
-            for before in (3, channels, channels, channels)
+            nn.Sequential(*_convolution(in_channels, channels, kernel_size), nn.ReLU(inplace=True))
+            for in_channels in (3, channels, channels, channels)
         )
         self.pool = MaxPooling()
 
@@ -210,13 +211,13 @@ class _BasicEncoder(nn.Module):
 
 
 class _SegNetDecoder(nn.Module):
-    """Unpooling and convolving, four times, then the classes' scores.
+    """Max unpooling and a convolution, four times, then class scores.
 
     Args:
-        channels: Of all maps.
-        classes: How many are scored.
-        kernel_size: Of the convolutions.
-        single_channel: Whether a filter sees its own channel alone.
+        channels: The channels of all maps.
+        classes: The number of classes.
+        kernel_size: The side of the convolutions.
+        single_channel: Whether each filter sees its own channel only.
         addition: Whether the encoder's maps are added.
     """
 
@@ -238,47 +239,47 @@ class _SegNetDecoder(nn.Module):
         self.classifier = nn.Conv2d(channels, classes, 1)
 
     def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
-        """What each decoder gives, coarse to fine, and last the logits."""
+        """Return the output of each decoder, coarse to fine, and last the logits."""
         decoded = [pooled[-1].features]
-        for convolution, features, here in zip(self.convolutions, maps[::-1], pooled[::-1], strict=True):
-            dense = convolution(self.unpooling(decoded[-1], here.size, here.switches))
+        for convolution, features, stage in zip(self.convolutions, maps[::-1], pooled[::-1], strict=True):
+            dense = convolution(self.unpooling(decoded[-1], stage.size, stage.switches))
             decoded.append(dense + features if self.addition else dense)
         return [*decoded[1:], self.classifier(decoded[-1])]
 
 
 class _FCNDecoder(nn.Module):
-    """Transposed convolutions of 8x8 by two, four times, with the encoder's maps of each resolution added.
+    """Four 8x8 transposed convolutions of stride 2, with the encoder's maps added at each resolution.
 
     Args:
-        channels: Of the encoder's maps.
-        classes: How many are scored.
+        channels: The channels of the encoder's maps.
+        classes: The number of classes.
         addition: Whether the encoder's pooled maps are added.
-        reduction: Whether the encoder's maps are reduced to a channel a class before all.
+        reduction: Whether the encoder's maps are first reduced to one channel per class.
     """
 
     def __init__(self, channels: int, classes: int, addition: bool = True, reduction: bool = True) -> None:
         super().__init__()
         width = classes if reduction else channels
         self.addition = addition
-        # From coarse to fine; the finest resolution is the image's, for which there is no pooled map.
+        # Coarse to fine. There is no pooled map at the finest resolution, the image's.
         self.reductions = nn.ModuleList(
             nn.Sequential(*_convolution(channels, classes, 1)) if reduction else nn.Identity()
             for _ in range(4 if addition else 1)
         )
         self.upsamplings = nn.ModuleList(bilinear_convolution(width, 2, 8, padding=3) for _ in range(4))
         self.norms = nn.ModuleList(
-            # The logits are what they are.
+            # The logits are not normalized.
             nn.Identity() if reduction and index == 3 else nn.BatchNorm2d(width)
             for index in range(4)
         )
         self.classifier = nn.Identity() if reduction else nn.Conv2d(channels, classes, 1)
 
     def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
-        """What each decoder gives, coarse to fine, and last the logits."""
+        """Return the output of each decoder, coarse to fine, and last the logits."""
         coarse = pooled[::-1]
         decoded = [self.reductions[0](coarse[0].features)]
-        for index, here in enumerate(coarse):
-            h, w = here.size
+        for index, stage in enumerate(coarse):
+            h, w = stage.size
             large = self.norms[index](self.upsamplings[index](decoded[-1])[..., :h, :w])
             if self.addition and index < 3:
                 large = large + self.reductions[index + 1](coarse[index + 1].features)
@@ -287,7 +288,7 @@ class _FCNDecoder(nn.Module):
 
 
 class _BilinearDecoder(nn.Module):
-    """The classes' scores at the coarsest map, interpolated by two four times."""
+    """Class scores of the coarsest map, interpolated by 2 four times."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -295,15 +296,14 @@ class _BilinearDecoder(nn.Module):
         self.upsampling = Bilinear(2)
 
     def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
-        """The scores at each resolution, coarse to fine."""
+        """Return the scores at each resolution, coarse to fine."""
         decoded = [at_least_float32(self.classifier(pooled[-1].features))]
-        for here in pooled[::-1]:
-            decoded.append(self.upsampling(decoded[-1], here.size))
+        for stage in pooled[::-1]:
+            decoded.append(self.upsampling(decoded[-1], stage.size))
         return decoded[1:]
 
 
-def _decoder(variant: Variant, channels: int, classes: int, kernel_size: int) -> nn.Module:
-    """The decoder that `SegNetBasic` calls ``variant``."""
+def _build_decoder(variant: Variant, channels: int, classes: int, kernel_size: int) -> nn.Module:
     match variant:
         case "bilinear_interpolation":
             return _BilinearDecoder(channels, classes)
@@ -323,22 +323,7 @@ def _decoder(variant: Variant, channels: int, classes: int, kernel_size: int) ->
             return _FCNDecoder(channels, classes, addition=False, reduction=False)
 
 
-def encoder_stages(pooled: list[Pooled]) -> Iterator[Stage]:
-    """What each encoder responds to, and which pixels its pooling remembers."""
-    for number, here in enumerate(pooled, 1):
-        yield Stage(
-            f"encoder {number}",
-            map=strength(here.features),
-            about=f"How strongly encoder {number} responds after pooling.",
-        )
-        yield Stage(
-            f"switches {number}",
-            map=switch_map(here),
-            about=f"In how many channels of encoder {number} the maximum of its window stood at this pixel.",
-        )
-
-
-def _convolution(before: int, channels: int, kernel_size: int, groups: int = 1) -> list[nn.Module]:
-    """A convolution that keeps the size, and its batch normalization."""
-    convolution = nn.Conv2d(before, channels, kernel_size, padding=kernel_size // 2, groups=groups)
+def _convolution(in_channels: int, channels: int, kernel_size: int, groups: int = 1) -> list[nn.Module]:
+    """Return a convolution that preserves the size, and its batch normalization."""
+    convolution = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, groups=groups)
     return [convolution, nn.BatchNorm2d(channels)]

@@ -49,7 +49,7 @@ class SlidingWindow(Segmenter):
         windows_per_image: How many to train on, times the images of the batch.
         sampling: Where to cut them out: ``balanced`` draws the centre's class first, each that the batch shows being as
             likely as the others, ``uniform`` draws pixels.
-        kwargs: As for `Segmenter`.
+        kwargs: See `Segmenter`.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.pictures import heat_maps, strength
+from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
 from segdet.task import Stage
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -43,7 +43,7 @@ class SMP(Segmenter):
         encoder_weights: The name of the encoder's pretrained weights (``imagenet``; for ``tu-`` encoders timm's tag,
             such as ``a1_in1k``, or true for its default ones), a local file of them, or null for random ones.
         options: Further arguments of the architecture, such as ``{decoder_channels: 128}``.
-        kwargs: As for `Segmenter`.
+        kwargs: See `Segmenter`.
 
     Raises:
         UserError: If the library is not there, has no such part, or the weights cannot be had or
@@ -116,7 +116,7 @@ class SMP(Segmenter):
         return self.network.encoder  # type: ignore[return-value]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         try:
             return self.network(self._padded(images))[:, :, : images.shape[-2], : images.shape[-1]]
         except AssertionError as error:  # how timm's transformers refuse a size
@@ -134,9 +134,9 @@ class SMP(Segmenter):
                 continue  # an empty place, or the image itself
             shares = [features.shape[i] / padded.shape[i] for i in (2, 3)]
             height, width = (math.ceil(image.shape[i + 2] * share) for i, share in enumerate(shares))
-            seen = strength(features[:, :, :height, :width])
+            seen = feature_strength(features[:, :, :height, :width])
             yield Stage(f"encoder {index}", map=seen, about=f"The encoder's map of {height}x{width} cells.")
-        yield from heat_maps(self(image), self.class_names)
+        yield from class_heat_maps(self(image), self.class_names)
 
     def _padded(self, images: Tensor) -> Tensor:
         """Images with sides that the network takes."""

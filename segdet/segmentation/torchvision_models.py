@@ -22,7 +22,7 @@ from segdet.nn.weights import (
     read_weights,
 )
 from segdet.segmentation.base import Segmenter, masks_of
-from segdet.segmentation.pictures import heat_maps, strength
+from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
 from segdet.task import Stage
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -42,7 +42,7 @@ class TorchvisionSegmenter(Segmenter):
             default ones, a local file, or null for none.
         weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``); not looked at when there
             are ``weights``.
-        kwargs: As for `Segmenter`. ``auxiliary_weight`` is of a second classifier on the backbone's last but one
+        kwargs: See `Segmenter`. ``auxiliary_weight`` is of a second classifier on the backbone's last but one
             stage, which helps training and is not run in prediction; 0 for none.
 
     Attributes:
@@ -79,7 +79,7 @@ class TorchvisionSegmenter(Segmenter):
         return self.network.classifier(features["out"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         logits = at_least_float32(self.classify(self.network.backbone(images)))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -98,12 +98,14 @@ class TorchvisionSegmenter(Segmenter):
             auxiliary = self.network.aux_classifier(features["aux"])
             confidence = auxiliary[0].float().softmax(0).amax(0)
             yield Stage("auxiliary confidence", map=confidence, about="How sure the second classifier is.")
-        yield from heat_maps(self.classify(features), self.class_names)
+        yield from class_heat_maps(self.classify(features), self.class_names)
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         """What the classifier stands on."""
         yield Stage(
-            "features", map=strength(features["out"]), about="The backbone's last map, which is classified."
+            "features",
+            map=feature_strength(features["out"]),
+            about="The backbone's last map, which is classified.",
         )
 
     def _network(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
@@ -182,7 +184,7 @@ class DeepLabV3(TorchvisionSegmenter):
     heads = ("classifier.4", "aux_classifier.4")
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        yield Stage("features", map=strength(features["out"]), about="The backbone's last map.")
+        yield Stage("features", map=feature_strength(features["out"]), about="The backbone's last map.")
         for branch in self.network.classifier[0].convs[:-1]:
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
@@ -190,7 +192,7 @@ class DeepLabV3(TorchvisionSegmenter):
             about = (
                 f"What it finds with {side}x{side} taps, {rate} cells apart." if side > 1 else "Cell by cell."
             )
-            yield Stage(name, map=strength(branch(features["out"])), about=about)
+            yield Stage(name, map=feature_strength(branch(features["out"])), about=about)
 
 
 class LRASPP(TorchvisionSegmenter):
@@ -205,7 +207,7 @@ class LRASPP(TorchvisionSegmenter):
         backbone: ``mobilenet_v3_large``.
         weights: As for `TorchvisionSegmenter`.
         weights_backbone: See there.
-        kwargs: As for `Segmenter`.
+        kwargs: See `Segmenter`.
     """
 
     family = "lraspp"
@@ -226,16 +228,20 @@ class LRASPP(TorchvisionSegmenter):
 
     def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         yield Stage(
-            "low features", map=strength(features["low"]), about="The map of stride 8: where things are."
+            "low features",
+            map=feature_strength(features["low"]),
+            about="The map of stride 8: where things are.",
         )
         yield Stage(
-            "high features", map=strength(features["high"]), about="The map of stride 16: what things are."
+            "high features",
+            map=feature_strength(features["high"]),
+            about="The map of stride 16: what things are.",
         )
         head = self.network.classifier
         weighted = head.cbr(features["high"]) * head.scale(features["high"])
         yield Stage(
             "weighted features",
-            map=strength(weighted),
+            map=feature_strength(weighted),
             about="The same after the image as a whole has had its say.",
         )
 

@@ -1,4 +1,4 @@
-"""U-Net: on any backbone, and the paper's own network of valid convolutions."""
+"""U-Net: on any backbone, and the network of the paper with unpadded convolutions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter, masks_of
-from segdet.segmentation.pictures import heat_maps, strength
+from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
@@ -23,26 +23,26 @@ Channels = Literal[1, 3]
 
 
 class UNet(Segmenter):
-    """U-Net (Ronneberger, Fischer, Brox, MICCAI 2015) with any backbone as its contracting side.
+    """U-Net (Ronneberger, Fischer, Brox, MICCAI 2015) with any backbone as contracting path.
 
-    Where an FCN adds what fine maps say to what coarse maps say, U-Net concatenates the fine features themselves:
-    on the expanding side each map is brought to the next finer stride by an up-convolution, laid beside
-    the backbone's map of that stride, and two 3x3 convolutions learn what to make of both, down to the pixel.
-    So the decoder is as rich as the encoder, which also is what it costs: at stride 1 and 2 its convolutions are
-    most of the work.
+    An FCN adds maps of different strides; U-Net concatenates them. In each level of the expansive path an
+    up-convolution upsamples the map to the next finer stride, the result is concatenated with the backbone's map of
+    that stride, and two 3x3 convolutions combine both (section 2). The decoder thus has as many channels as the
+    encoder, which is
+    expensive: the convolutions at strides 1 and 2 take most of the computation.
 
-    Unlike `OriginalUNet`, convolutions are padded, so that an image of any size has logits of its size, and
+    Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size, and
     followed by batch normalization.
 
     Args:
-        backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
-        strides: Those of the levels. Stride 1, which no backbone has, is two convolutions on the image itself,
-            as in the paper; without it, logits of the finest stride are interpolated.
-        widths: The channels of the expanding side at each level but the coarsest, from fine to coarse.
-        dropout: The rate on the coarsest map, at the end of the contracting side (section 3.1).
-        kwargs: As for `Segmenter`.
+        backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
+        weights: Its pretrained weights, see `segdet.nn.backbones.build_backbone`.
+        backbone_options: Further arguments of `segdet.nn.backbones.build_backbone`.
+        strides: The strides of the levels. Stride 1, which no backbone has, consists of two convolutions on the image,
+            as in the paper. Without it, the logits of the finest stride are interpolated.
+        widths: The channels of the expansive path at each level but the coarsest, fine to coarse.
+        dropout: The dropout rate of the coarsest map, at the end of the contracting path (section 3.1).
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class UNet(Segmenter):
         super().__init__(class_names, **kwargs)
         strides = sorted(strides)
         if len(strides) < 2:
-            raise UserError(f"--model.strides: {strides} leave nothing to expand; give two or more")
+            raise UserError(f"--model.strides: {strides}; give two or more")
         if len(widths) != len(strides) - 1:
             raise UserError(
                 f"--model.widths: {len(widths)} numbers for {len(strides)} strides; give {len(strides) - 1}, one for "
@@ -75,10 +75,10 @@ class UNet(Segmenter):
             self.stem = _two_convolutions(3, widths[0])
             channels.insert(0, widths[0])
         self.dropout = nn.Dropout(dropout)
-        below = [*widths[1:], channels[-1]]  # what comes up to each level
+        coarser = [*widths[1:], channels[-1]]  # the channels of the next coarser level
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(
-                below[i], widths[i], strides[i + 1] // strides[i], strides[i + 1] // strides[i]
+                coarser[i], widths[i], strides[i + 1] // strides[i], strides[i + 1] // strides[i]
             )
             for i in range(len(widths))
         )
@@ -88,7 +88,7 @@ class UNet(Segmenter):
         self.classifier = nn.Conv2d(widths[0], len(class_names), 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` to logits ``[B, C, H, W]``."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         logits = self.classifier(self._expand(self._contract(images))[-1])
         if logits.shape[-2:] == images.shape[-2:]:
             return logits
@@ -100,70 +100,69 @@ class UNet(Segmenter):
         for stride, features in zip(self.strides, contracted, strict=True):
             yield Stage(
                 f"contracting, stride {stride}",
-                map=strength(features),
-                about="What it finds on the way down.",
+                map=feature_strength(features),
+                about="The feature strength of the contracting path.",
             )
         for stride, features in zip(reversed(self.strides[:-1]), expanded, strict=True):
             yield Stage(
                 f"expanding, stride {stride}",
-                map=strength(features),
-                about="What it makes of that and of coarser maps.",
+                map=feature_strength(features),
+                about="The feature strength of the expansive path.",
             )
-        yield from heat_maps(self.classifier(expanded[-1]), self.class_names)
+        yield from class_heat_maps(self.classifier(expanded[-1]), self.class_names)
 
     def _contract(self, images: Tensor) -> list[Tensor]:
-        """The maps of all strides, fine to coarse."""
+        """Return the backbone's maps of all strides, fine to coarse."""
         maps = self.backbone(images)
         maps[-1] = self.dropout(maps[-1])
         return maps if self.stem is None else [self.stem(images), *maps]
 
     def _expand(self, maps: list[Tensor]) -> list[Tensor]:
-        """The expanding side's maps of all strides but the coarsest, coarse to fine."""
+        """Return the expansive path's maps of all strides but the coarsest, coarse to fine."""
         expanded = [maps[-1]]
         for up, block, skip in zip(
             reversed(self.ups), reversed(self.blocks), reversed(maps[:-1]), strict=True
         ):
-            raised = up(expanded[-1])
-            # A side that the stride does not divide is rounded up by most backbones and down by some.
-            missing = [skip.shape[i] - raised.shape[i] for i in (-1, -2)]
-            raised = F.pad(raised, (0, missing[0], 0, missing[1]))
-            expanded.append(block(torch.cat([skip, raised], 1)))
+            upsampled = up(expanded[-1])
+            # Most backbones round up sides that the stride does not divide, some round down. Negative padding crops.
+            missing = [skip.shape[i] - upsampled.shape[i] for i in (-1, -2)]
+            upsampled = F.pad(upsampled, (0, missing[0], 0, missing[1]))
+            expanded.append(block(torch.cat([skip, upsampled], 1)))
         return expanded[1:]
 
 
 class OriginalUNet(Segmenter):
-    """The network of the U-Net paper (Ronneberger, Fischer, Brox, MICCAI 2015): valid convolutions alone.
+    """The network of the U-Net paper (Ronneberger, Fischer, Brox, MICCAI 2015), with unpadded convolutions.
 
-    23 convolutions, none of which looks beyond the border of what it is given, turn 572x572 pixels into the classes
-    of the 388x388 in their middle. Each of four levels has two 3x3 convolutions and halves the map by max
-    pooling while doubling its channels; on the way up a 2x2 up-convolution halves the channels, and the
-    cropped map of the other side is put beside the result (section 2, figure 1).
+    23 unpadded convolutions map 572x572 pixels to the classes of the central 388x388 pixels. Each of four levels has
+    two 3x3 convolutions, followed by max pooling, after which the number of channels doubles. In the expansive path a
+    2x2 up-convolution halves the channels, and its output is concatenated with the cropped map of the contracting
+    path (section 2, figure 1).
 
-    Since every logit has seen its whole surroundings, tiles fit together without a seam: the overlap-tile
-    strategy (figure 2). The image is continued beyond its border by mirroring it, so that every pixel has
-    a logit, in training and in prediction; with ``output_tile``, prediction goes tile by tile, in constant memory and
-    with the same result.
+    Every logit is computed from its full receptive field, so tiles fit together seamlessly: the overlap-tile strategy
+    (figure 2). The image is extended by mirroring, so that every pixel has a logit, in training and in prediction.
+    With ``output_tile``, prediction runs tile by tile, in constant memory and with the same result.
 
-    The paper's loss weighs every pixel by ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``, d_1 and d_2 being
-    the distances to the nearest and the second nearest cell, so that it learns to keep touching cells
-    apart (equation 2). Class masks do not tell one cell from the next; what they tell is where the class changes.
-    So d_1 + d_2 is here the distance to the nearest pixel whose neighbour is of another class: the narrow gap
-    between two cells still weighs most of all background, being close to a change throughout, but outer borders
-    weigh as much.
+    The paper's loss weighs every pixel by ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``, where d_1 and d_2 are
+    the distances to the nearest and the second nearest cell, to separate touching cells (section 3, equation 2). Class
+    masks do not distinguish cells, only classes. Here, d_1 + d_2 is replaced by the distance to the nearest pixel
+    with a neighbour of another class. The narrow gap between two cells still has the largest weight of all
+    background, because it is close to a class boundary everywhere, but outer boundaries have as much weight.
 
-    It is expensive: the first level has 64 channels at full resolution, and the margin makes 2.2 times as many
-    pixels of an image of 388x388.
+    The network is expensive: the first level has 64 channels at full resolution, and the margin increases the number of
+    pixels of a 388x388 image by a factor of 2.2.
 
     Args:
-        channels: 3 for colours; 1 for grey, the mean of the three, which the paper's images are.
+        channels: 3 for colour images; 1 for grey images, the mean of the three channels, as in the paper.
         width: The channels of the first level.
-        depth: How often the map is halved.
-        dropout: The rate at the end of the contracting side: on its two last maps.
-        border_weight: The paper's w_0 (it takes 10), with a ``loss`` of cross_entropy; 0 for the base's loss.
+        depth: The number of poolings.
+        dropout: The dropout rate at the end of the contracting path, applied to its last two maps.
+        border_weight: The paper's w_0, 10 there, with a ``loss`` of cross_entropy; 0 for the loss without border
+        weights.
         border_sigma: The paper's sigma, in pixels.
-        output_tile: The side of the tiles in prediction, of their logits (388 in the paper); null for the whole
+        output_tile: The side of the tiles in prediction, in logits (388 in the paper); null for the whole
             image at once.
-        kwargs: As for `Segmenter`.
+        kwargs: See `Segmenter`.
     """
 
     def __init__(
@@ -193,101 +192,102 @@ class OriginalUNet(Segmenter):
         self.border_sigma = border_sigma
         if output_tile is not None and output_tile != (possible := self.output_side(max(output_tile, 5))):
             raise UserError(
-                f"--model.output_tile: the network has no tiles of {output_tile} pixels; give {possible}"
+                f"--model.output_tile {output_tile}: the network cannot output tiles of this size; give {possible}"
             )
         if border_weight and self.loss != "cross_entropy":
             raise UserError(
-                f"--model.border_weight {border_weight}: weighs the pixels of cross_entropy, not of {self.loss}; "
+                f"--model.border_weight {border_weight}: works with cross_entropy, not with {self.loss}; "
                 "give --model.loss cross_entropy or a border_weight of 0"
             )
         self.output_tile = output_tile
         widths = [width * 2**level for level in range(depth + 1)]
         self.downs = nn.ModuleList(
-            _two_valid_convolutions(before, after)
-            for before, after in zip([channels, *widths], widths, strict=False)
+            _two_valid_convolutions(in_channels, out)
+            for in_channels, out in zip([channels, *widths], widths, strict=False)
         )
         self.dropout = nn.Dropout(dropout)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, 2) for width in widths[:-1])
         self.blocks = nn.ModuleList(_two_valid_convolutions(2 * width, width) for width in widths[:-1])
         self.classifier = nn.Conv2d(width, len(class_names), 1)
-        self.apply(_he)
+        self.apply(_init_he)
 
     @property
     def pass_module(self) -> nn.Module:
-        """One forward of one tile is a network pass."""
+        """The network: one forward of one tile is one network pass."""
         return self
 
     @property
     def margin(self) -> int:
-        """The pixels that the output lacks on each side of the input: 92 for four halvings."""
+        """The difference of input and output on each side, in pixels: 92 for a depth of 4."""
         return 6 * 2**self.depth - 4
 
     def output_side(self, side: int) -> int:
-        """The smallest side of an output that covers ``side`` pixels; the input has ``2 * margin`` more."""
+        """Return the smallest side of an output that covers ``side`` pixels; the input is ``2 * margin`` larger."""
         step = 2**self.depth
         return 4 + step * max(0, math.ceil((side - 4) / step))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[B, channels, h + 2 margin, w + 2 margin]`` to the logits ``[B, C, h, w]`` of their middle.
+        """Return logits ``[B, C, h, w]`` of the centres of images ``[B, channels, h + 2 margin, w + 2 margin]``.
 
-        ``h`` and ``w`` are to be sides that `output_side` gives.
+        ``h`` and ``w`` must be values that `output_side` returns.
         """
         return self.classifier(self._expand(self._contract(images))[-1])
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = masks_of(targets)
-        logits = self(self._continued(images))[:, :, : masks.shape[-2], : masks.shape[-1]]
+        logits = self(self._extend(images))[:, :, : masks.shape[-2], : masks.shape[-1]]
         if not self.border_weight:
             return {"segmentation": self.pixel_loss(logits, masks)}
         valid = masks != IGNORE
         classes = torch.where(valid, masks, 0)
-        counts = self.known_weights()
-        weights = torch.ones(masks.shape, device=masks.device) if counts is None else counts[classes]
-        weights = weights + self.border_weight * nearness_to_borders(masks, self.border_sigma)
+        class_weights = self.known_weights()
+        weights = (
+            torch.ones(masks.shape, device=masks.device) if class_weights is None else class_weights[classes]
+        )
+        weights = weights + self.border_weight * border_proximity(masks, self.border_sigma)
         weights = torch.where(valid, weights, 0.0)
         losses = F.cross_entropy(logits.float(), classes, reduction="none")
         return {"segmentation": (weights * losses).sum() / weights.sum().clamp(min=1e-6)}
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]`` of every pixel."""
+        """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         height, width = images.shape[-2:]
-        continued = self._continued(images)
+        extended = self._extend(images)
         if self.output_tile is None:
-            return self(continued)[:, :, :height, :width]
+            return self(extended)[:, :, :height, :width]
         rows, columns = self.output_side(height), self.output_side(width)
         side = (min(self.output_tile, rows), min(self.output_tile, columns))
         logits = images.new_empty(len(images), len(self.class_names), rows, columns)
         for top in self._starts(rows, side[0]):
             for left in self._starts(columns, side[1]):
                 bottom, right = top + side[0], left + side[1]
-                seen = continued[:, :, top : bottom + 2 * self.margin, left : right + 2 * self.margin]
-                logits[:, :, top:bottom, left:right] = self(seen)
+                tile = extended[:, :, top : bottom + 2 * self.margin, left : right + 2 * self.margin]
+                logits[:, :, top:bottom, left:right] = self(tile)
         return logits[:, :, :height, :width]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         size = (image.shape[2], image.shape[3])
-        contracted = self._contract(self._continued(image))
+        contracted = self._contract(self._extend(image))
         expanded = self._expand(contracted)
         for level, features in enumerate(contracted):
-            lost = 2 * (2 ** (level + 1) - 1)
-            inside = self._over(features, level, lost, size)
+            offset = 2 * (2 ** (level + 1) - 1)
             yield Stage(
                 f"contracting, stride {2**level}",
-                map=strength(inside),
-                about="What it finds on the way down.",
+                map=feature_strength(self._crop_to_image(features, level, offset, size)),
+                about="The feature strength of the contracting path.",
             )
         for level, features in zip(reversed(range(self.depth)), expanded, strict=True):
-            inside = self._over(features, level, self.margin - 2 * (2**level - 1), size)
+            offset = self.margin - 2 * (2**level - 1)
             yield Stage(
                 f"expanding, stride {2**level}",
-                map=strength(inside),
-                about="What it makes of that and of coarser maps.",
+                map=feature_strength(self._crop_to_image(features, level, offset, size)),
+                about="The feature strength of the expansive path.",
             )
         logits = self.classifier(expanded[-1])[:, :, : size[0], : size[1]]
-        yield from heat_maps(logits, self.class_names)
+        yield from class_heat_maps(logits, self.class_names)
 
     def _contract(self, images: Tensor) -> list[Tensor]:
-        """The maps of all levels, fine to coarse."""
+        """Return the contracting path's maps of all levels, fine to coarse."""
         maps: list[Tensor] = []
         for level, down in enumerate(self.downs):
             features = down(F.max_pool2d(maps[-1], 2) if maps else images)
@@ -295,19 +295,20 @@ class OriginalUNet(Segmenter):
         return maps
 
     def _expand(self, maps: list[Tensor]) -> list[Tensor]:
-        """The expanding side's maps, coarse to fine."""
+        """Return the expansive path's maps, coarse to fine."""
         expanded = [maps[-1]]
         for up, block, skip in zip(
             reversed(self.ups), reversed(self.blocks), reversed(maps[:-1]), strict=True
         ):
-            raised = up(expanded[-1])
-            top, left = ((skip.shape[i] - raised.shape[i]) // 2 for i in (-2, -1))
-            cropped = skip[:, :, top : top + raised.shape[-2], left : left + raised.shape[-1]]
-            expanded.append(block(torch.cat([cropped, raised], 1)))
+            upsampled = up(expanded[-1])
+            height, width = upsampled.shape[-2:]
+            top, left = (skip.shape[-2] - height) // 2, (skip.shape[-1] - width) // 2
+            cropped = skip[:, :, top : top + height, left : left + width]
+            expanded.append(block(torch.cat([cropped, upsampled], 1)))
         return expanded[1:]
 
-    def _continued(self, images: Tensor) -> Tensor:
-        """Images with as much of their mirror image around them as the network needs for every pixel."""
+    def _extend(self, images: Tensor) -> Tensor:
+        """Extend images by mirroring, such that the network computes a logit for every pixel."""
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         height, width = images.shape[-2:]
@@ -315,52 +316,55 @@ class OriginalUNet(Segmenter):
         columns = _mirrored(width, self.margin, self.output_side(width) - width + self.margin)
         return images.index_select(2, rows.to(images.device)).index_select(3, columns.to(images.device))
 
-    def _starts(self, whole: int, side: int) -> list[int]:
-        """Where tiles begin, in steps that the pooling of all levels divides: so each sees what the whole would."""
-        return [*range(0, whole - side, max(1, side - 4)), whole - side]
+    def _starts(self, length: int, side: int) -> list[int]:
+        """Return the first pixels of tiles. Their distances are multiples of the coarsest stride.
 
-    def _over(self, features: Tensor, level: int, lost: int, size: tuple[int, int]) -> Tensor:
-        """The part of a map over the image: ``lost`` are the input's pixels before the map's first one."""
-        start = round((self.margin - lost) / 2**level)
+        Pooling windows of a tile are therefore those of the whole image.
+        """
+        return [*range(0, length - side, max(1, side - 4)), length - side]
+
+    def _crop_to_image(self, features: Tensor, level: int, offset: int, size: tuple[int, int]) -> Tensor:
+        """Return the part of a map that covers the image. The map starts ``offset`` pixels within the input."""
+        start = round((self.margin - offset) / 2**level)
         height, width = (math.ceil(side / 2**level) for side in size)
         return features[:, :, start : start + height, start : start + width]
 
 
-def nearness_to_borders(masks: Tensor, sigma: float) -> Tensor:
-    """``exp(-d^2 / 2 sigma^2)``, d the distance of each pixel to the nearest where the class changes.
+def border_proximity(masks: Tensor, sigma: float) -> Tensor:
+    """Return ``exp(-d^2 / 2 sigma^2)``, where d is the distance of each pixel to the nearest border pixel.
 
-    Such a pixel has one of another class above, below, left or right of it. What is ignored is of no class and
-    makes no border. Beyond four sigma the result is zero.
+    A border pixel has a 4-neighbour of another class. Ignored pixels have no class and form no border. Beyond four
+    sigma the result is zero.
 
     Args:
         masks: int64 ``[B, H, W]``, 255 where ignored.
-        sigma: In pixels.
+        sigma: The standard deviation in pixels.
 
     Returns:
         float32 ``[B, H, W]``.
     """
     valid = masks != IGNORE
-    changes = torch.zeros(masks.shape, dtype=torch.bool, device=masks.device)
-    across = (masks[:, :, 1:] != masks[:, :, :-1]) & valid[:, :, 1:] & valid[:, :, :-1]
-    changes[:, :, 1:] |= across
-    changes[:, :, :-1] |= across
-    down = (masks[:, 1:] != masks[:, :-1]) & valid[:, 1:] & valid[:, :-1]
-    changes[:, 1:] |= down
-    changes[:, :-1] |= down
+    border = torch.zeros(masks.shape, dtype=torch.bool, device=masks.device)
+    horizontal = (masks[:, :, 1:] != masks[:, :, :-1]) & valid[:, :, 1:] & valid[:, :, :-1]
+    border[:, :, 1:] |= horizontal
+    border[:, :, :-1] |= horizontal
+    vertical = (masks[:, 1:] != masks[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    border[:, 1:] |= vertical
+    border[:, :-1] |= vertical
     reach = math.ceil(4 * sigma)
     offsets = torch.arange(-reach, reach + 1, device=masks.device)
-    bell = torch.exp(-(offsets**2) / (2 * sigma**2))
-    # The nearest border is where the product of two bells is greatest, which a pass along each side finds.
-    near = changes.float()
-    near = (F.pad(near, (reach, reach)).unfold(2, len(bell), 1) * bell).amax(-1)
-    return (F.pad(near, (0, 0, reach, reach)).unfold(1, len(bell), 1) * bell).amax(-1)
+    gaussian = torch.exp(-(offsets**2) / (2 * sigma**2))
+    # The Gaussian of the distance is a product over both axes, so its maximum is found by one pass along each.
+    proximity = border.float()
+    proximity = (F.pad(proximity, (reach, reach)).unfold(2, len(gaussian), 1) * gaussian).amax(-1)
+    return (F.pad(proximity, (0, 0, reach, reach)).unfold(1, len(gaussian), 1) * gaussian).amax(-1)
 
 
 def _two_convolutions(channels: int, out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before in (channels, out):
+    for in_channels in (channels, out):
         layers += [
-            nn.Conv2d(before, out, 3, padding=1, bias=False),
+            nn.Conv2d(in_channels, out, 3, padding=1, bias=False),
             nn.BatchNorm2d(out),
             nn.ReLU(inplace=True),
         ]
@@ -373,10 +377,10 @@ def _two_valid_convolutions(channels: int, out: int) -> nn.Sequential:
     )
 
 
-def _he(module: nn.Module) -> None:
-    """Weights of variance 2 / N, N being the inputs of one output (He et al., ICCV 2015); biases of zero."""
+def _init_he(module: nn.Module) -> None:
+    """Initialize weights with variance 2 / N, where N inputs reach one output (He et al., ICCV 2015); zero biases."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        # An up-convolution's windows do not overlap: one tap reaches each output.
+        # The windows of an up-convolution do not overlap: each output has one tap.
         taps = 1 if isinstance(module, nn.ConvTranspose2d) else math.prod(module.kernel_size)
         nn.init.normal_(module.weight, std=math.sqrt(2 / (taps * module.in_channels)))
         assert module.bias is not None
@@ -384,7 +388,7 @@ def _he(module: nn.Module) -> None:
 
 
 def _mirrored(length: int, before: int, after: int) -> Tensor:
-    """Positions ``-before`` to ``length + after``, those outside mirrored at the first and last, as often as needed."""
+    """Return the indices ``-before`` to ``length + after``, mirrored at the first and the last as often as needed."""
     period = max(1, 2 * (length - 1))
-    position = torch.arange(-before, length + after) % period
-    return torch.minimum(position, period - position) if length > 1 else torch.zeros_like(position)
+    index = torch.arange(-before, length + after) % period
+    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)

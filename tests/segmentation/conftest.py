@@ -1,4 +1,4 @@
-"""Four images that show whether a network can learn anything at all."""
+"""A fixture that trains networks on four images."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ Overfit = Callable[..., float]
 
 
 def _scenes() -> tuple[torch.Tensor, list[Target]]:
-    """Noise with a bright and a striped rectangle, in the corners in turn.
+    """Return images of noise with a bright and a striped rectangle in varying corners, and their masks.
 
-    Half the stripes are as bright as the bright rectangle and half are noise, so that no pixel by itself
-    tells its class.
+    Half of the stripes are as bright as the bright rectangle and half are noise, so the class of a pixel does not
+    follow from its value.
     """
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 120, (4, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -33,13 +33,13 @@ def _scenes() -> tuple[torch.Tensor, list[Target]]:
 
 @pytest.fixture
 def overfit() -> Overfit:
-    """Trains a network of three classes on four images, and gives the share of their pixels that it gets right.
+    """Return a function that trains a network of three classes on four images and returns its pixel accuracy on them.
 
-    Called with the network, the number of steps and AdamW's rate, which falls to zero; and with how many times
-    larger the images are to be, for a network of which coarse maps are all that there is.
+    Its arguments are the network, the number of steps, AdamW's learning rate, which decays to zero, and a factor by
+    which the images are enlarged, for networks with coarse maps only.
     """
 
-    def learned(model: Segmenter, steps: int, rate: float, larger: int = 1) -> float:
+    def train(model: Segmenter, steps: int, rate: float, larger: int = 1) -> float:
         images, targets = _scenes()
         images = images.repeat_interleave(larger, 2).repeat_interleave(larger, 3)
         targets = [
@@ -57,7 +57,7 @@ def overfit() -> Overfit:
             schedule.step()
         model.eval()
         with torch.inference_mode():
-            found = torch.stack([prediction["mask"] for prediction in model.predict_tensors(images)])
-        return float((found == torch.stack([target["mask"] for target in targets])).float().mean())
+            predicted = torch.stack([prediction["mask"] for prediction in model.predict_tensors(images)])
+        return float((predicted == torch.stack([target["mask"] for target in targets])).float().mean())
 
-    return learned
+    return train

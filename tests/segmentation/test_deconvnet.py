@@ -1,4 +1,4 @@
-"""DeconvNet: the paper's parameters and layers, sizes, and that it learns."""
+"""Test DeconvNet: the paper's parameters and layers, sizes, and overfitting."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 WIDER = {"width": 0.25, "fc_channels": 128}
-"""Half as wide, what it learns in as many steps hangs on the first weights and on the processor."""
+"""With half these channels, whether it overfits in 200 steps depends on initial weights and processor."""
 
 
 def _small(**kwargs: Any) -> DeconvNet:
@@ -37,26 +37,26 @@ def test_parameters_and_layers() -> None:
     assert kinds.count(nn.BatchNorm2d) == 13 + 2 + 1 + 13
 
 
-def test_224_pixels_are_one_vector_and_come_back() -> None:
+def test_224_pixels_are_one_vector_and_are_restored() -> None:
     with torch.device("meta"):
         model = DeconvNet(CLASSES, width=0.125, fc_channels=32)
         pooled = model.encoder(torch.zeros(2, 3, 224, 224))
         assert model.fc6(pooled[-1].features).shape == (2, 32, 1, 1)
-        assert model._decoded(pooled)[0].shape == (2, 64, 7, 7)
+        assert model._decode(pooled)[0].shape == (2, 64, 7, 7)
         assert model(torch.zeros(2, 3, 224, 224)).shape == (2, 3, 224, 224)
         assert model(torch.zeros(1, 3, 360, 481)).shape == (1, 3, 360, 481)
 
 
-def test_an_image_smaller_than_fc6_is_told_in_one_line() -> None:
+def test_an_image_smaller_than_fc6_is_an_error() -> None:
     with torch.device("meta"):
         model = DeconvNet(CLASSES, width=0.125, fc_channels=32)
         with pytest.raises(
-            UserError, match="images of 128x192 pixels are smaller than fc6, which sees 224x224"
+            UserError, match="images of 128x192 pixels are smaller than the receptive field of fc6, 224x224"
         ):
             model(torch.zeros(1, 3, 128, 192))
 
 
-def test_first_weights_are_the_papers_or_hes() -> None:
+def test_initial_weights_are_the_papers_or_hes() -> None:
     papers, hes = _small(init_std=0.01), _small()
     for name in ("fc7.weight", "fc6_deconv.weight"):
         assert float(papers.state_dict()[name].std()) == pytest.approx(0.01, rel=0.05)
@@ -67,8 +67,10 @@ def test_overfits_four_images(overfit: Callable[..., float]) -> None:
     assert overfit(_small(**WIDER), 200, 3e-3) >= 0.98
 
 
-def test_shuffled_switches_do_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switches of another image and another channel put what was found in the wrong place."""
+def test_shuffled_switches_do_not_overfit(
+    overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Switches of another image and channel put values at wrong positions."""
     unpool = MaxUnpooling.forward
 
     def shuffled(self: MaxUnpooling, features: Tensor, size: tuple[int, int], indices: Tensor) -> Tensor:

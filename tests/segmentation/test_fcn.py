@@ -1,4 +1,4 @@
-"""FCN and the base of segmentation: it learns, it maps back, it does not depend on its batch."""
+"""Test FCN and the base class of segmentation: overfitting, original sizes, independence of the batch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,33 +25,34 @@ def test_overfits_four_images(overfit: Callable[..., float]) -> None:
     assert overfit(_fcn(), 60, 1e-2) >= 0.98
 
 
-def test_a_broken_part_does_not(overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the fine maps cut off, four images cannot be learned to the pixel."""
+def test_without_fine_maps_it_does_not_overfit(
+    overfit: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = _fcn()
-    monkeypatch.setattr(model, "_summed", lambda images: [model.laterals[-1](model.backbone(images)[-1])])
+    monkeypatch.setattr(model, "_sums", lambda images: [model.laterals[-1](model.backbone(images)[-1])])
     assert overfit(model, 60, 1e-2) < 0.98
 
 
 def test_one_stride_is_an_fcn_32() -> None:
     model = _fcn(strides=[32]).eval()
-    assert [summed.shape for summed in model._summed(torch.zeros(1, 3, 64, 96))] == [(1, 24, 2, 3)]
+    assert [total.shape for total in model._sums(torch.zeros(1, 3, 64, 96))] == [(1, 24, 2, 3)]
     assert model.predict(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
 
 
-def test_what_is_learned_are_the_logits_that_are_answered_with() -> None:
-    """Of an image that the stride does not divide, too: its 3x4 cells are 96x128 pixels, of which 65x97 are cut out."""
+def test_training_and_prediction_use_the_same_logits() -> None:
+    """The stride does not divide the image: 3x4 cells are 96x128 pixels, cropped to 65x97."""
     model = _fcn(strides=[32]).eval()
     last = model.classifier[-1]
     assert isinstance(last, torch.nn.Conv2d)
-    last.weight.data *= 100  # cells that differ
+    last.weight.data *= 100  # makes the cells differ
     images = torch.randn(2, 3, 65, 97)
     masks = torch.randint(0, 3, (2, 65, 97))
     with torch.inference_mode():
-        answer = model.predict(images)
+        logits = model.predict(images)
         loss = model.losses(images, [Target(mask=mask) for mask in masks])["segmentation"]
-    assert answer.shape == (2, 3, 65, 97)
-    torch.testing.assert_close(loss, F.cross_entropy(answer, masks), rtol=1e-6, atol=0)
-    stretched = F.interpolate(answer[..., 16::32, 16::32], (65, 97), mode="bilinear", align_corners=False)
+    assert logits.shape == (2, 3, 65, 97)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, masks), rtol=1e-6, atol=0)
+    stretched = F.interpolate(logits[..., 16::32, 16::32], (65, 97), mode="bilinear", align_corners=False)
     assert abs(float(F.cross_entropy(stretched, masks) - loss)) > 1e-3 * float(loss)
 
 
@@ -102,7 +103,7 @@ def test_normalization_is_imagenets_and_padding_is_zero() -> None:
     assert (normal[1, :, :2, :5] != 0).all()
 
 
-def test_stages_are_one_map_a_stride() -> None:
+def test_stages_are_one_map_per_stride() -> None:
     model = _fcn().eval()
     with torch.inference_mode():
         names = [stage.name for stage in model.stages(torch.zeros(1, 3, 64, 64))]

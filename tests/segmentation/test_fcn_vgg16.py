@@ -1,4 +1,4 @@
-"""FCN-32s, 16s and 8s: the paper's parameters, sizes and offsets; VGG16's own logits; one stage after another."""
+"""Test FCN-32s, 16s and 8s: the paper's parameters, sizes and offsets; VGG16's logits; training in stages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def _small(**kwargs: Any) -> VGG16FCN:
 
 
 @pytest.mark.parametrize(("stride", "count"), [(32, 134_346_581), (16, 134_357_354), (8, 134_362_751)])
-def test_parameters_beside_the_upsampling(stride: Any, count: int) -> None:
+def test_parameters_without_the_upsampling(stride: Any, count: int) -> None:
     with torch.device("meta"):
         model = VGG16FCN(VOC, stride=stride)
     assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith("upscore")) == count
@@ -46,7 +46,7 @@ def test_the_released_offsets() -> None:
 
 @pytest.mark.parametrize("pad", [100, 1])
 @pytest.mark.parametrize("stride", [32, 16, 8])
-def test_any_size_comes_back(stride: Any, pad: Any) -> None:
+def test_any_size_is_restored(stride: Any, pad: Any) -> None:
     with torch.device("meta"):
         model = _small(stride=stride, pad=pad)
         for size in [(1, 40), (63, 64), (65, 33), (97, 128), (500, 375)]:
@@ -54,7 +54,7 @@ def test_any_size_comes_back(stride: Any, pad: Any) -> None:
 
 
 class _Place(nn.Module):
-    """In place of a score: where each cell lies in the image, as a column."""
+    """A replacement for class scores that returns the column of each cell in the image."""
 
     def __init__(self, stride: int, first: float) -> None:
         super().__init__()
@@ -67,10 +67,10 @@ class _Place(nn.Module):
 
 @pytest.mark.parametrize("pad", [100, 1])
 @pytest.mark.parametrize("stride", [32, 16, 8])
-def test_scores_lie_where_their_cells_saw_the_image(stride: Any, pad: Any) -> None:
-    """Maps that hold their cells' own places, upsampled and added, hold the pixels' places times the maps."""
+def test_scores_are_aligned_with_the_image(stride: Any, pad: Any) -> None:
+    """The upsampled sum of maps of cell positions equals the pixel positions times the number of maps."""
     model = _small(stride=stride, pad=pad).eval()
-    corner = pad - 1  # the first cell after the first convolution sees the pixel so far outside
+    corner = pad - 1  # the distance of the first cell of the first convolution from the image
     model.score_fr = _Place(32, 15.5 + (3 * 32 if pad == 100 else 0) - corner)  # type: ignore[assignment]
     if stride <= 16:
         model.score_pool4 = _Place(16, 7.5 - corner)  # type: ignore[assignment]
@@ -80,16 +80,16 @@ def test_scores_lie_where_their_cells_saw_the_image(stride: Any, pad: Any) -> No
     maps = {32: 1, 16: 2, 8: 3}[stride]
     with torch.inference_mode():
         found = model(torch.zeros(1, 3, 256, 320))[0, 0]
-    # Beyond the outermost cells transposed convolutions fade to zero.
+    # Beyond the outermost cells, transposed convolutions decrease to zero.
     torch.testing.assert_close(
         found[64:-64, 64:-64] / maps, torch.arange(320.0)[64:-64].expand(128, -1), atol=1e-3, rtol=0
     )
 
 
 def _narrow_vgg16() -> VGG:
-    """torchvision's VGG16 with an eighth of the channels, 32 in fc6 and fc7, and three classes."""
+    """Return torchvision's VGG16 with an eighth of the channels, 32 in fc6 and fc7, and three classes."""
     torch.manual_seed(0)
-    with torch.device("meta"):  # its classifier would draw 120 million numbers
+    with torch.device("meta"):  # skips drawing the 120 million weights of the classifier
         network = VGG(nn.Identity(), num_classes=3, init_weights=False)
     network.features = make_layers(
         [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"], False
@@ -104,19 +104,19 @@ def test_fully_connected_layers_as_convolutions_give_the_classifiers_logits(tmp_
     theirs = _narrow_vgg16()
     torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
     model = _small(stride=32, pad=100, weights=str(tmp_path / "vgg16.pth")).double().eval()
-    # Start from torchvision's own padding, and score its own classes.
+    # Use torchvision's padding and classes.
     model.encoder.stages[0][0].padding = (1, 1)
     last = theirs.classifier[6]
     with torch.inference_mode():
         model.score_fr.weight.copy_(last.weight[:, :, None, None])
         model.score_fr.bias.copy_(last.bias)
-        # Weights that passed through float32 are compared in what they are now.
+        # The file holds float32 weights.
         theirs.load_state_dict({k: v.float().double() for k, v in theirs.state_dict().items()})
         crop = torch.randn(1, 3, 224, 224, dtype=torch.float64)
         scores = model._scores(crop)[0]
         assert scores.shape == (1, 3, 1, 1)
         torch.testing.assert_close(scores.flatten(1), theirs(crop), rtol=0, atol=1e-12)
-        # And one convolution classifies all windows of pool5 at once.
+        # One convolution classifies all windows of pool5 at once.
         image = torch.randn(1, 3, 256, 288, dtype=torch.float64)
         scores, pool5 = model._scores(image)[0], theirs.features(image)
         assert scores.shape == (1, 3, 2, 3)
@@ -126,27 +126,27 @@ def test_fully_connected_layers_as_convolutions_give_the_classifiers_logits(tmp_
         )
 
 
-def test_every_stage_begins_where_the_former_one_ended(
+def test_every_stage_starts_at_the_result_of_the_previous_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    former = _small(stride=32).eval()
-    nn.init.normal_(former.score_fr.weight)
+    previous = _small(stride=32).eval()
+    nn.init.normal_(previous.score_fr.weight)
     images = torch.randn(1, 3, 256, 256)
     inner = (..., slice(32, -32), slice(32, -32))
     new = {16: "upscore2, score_pool4, upscore", 8: "upscore_pool4, score_pool3, upscore"}
     for stride, expected in new.items():
-        torch.save({"state_dict": former.state_dict()}, tmp_path / "former.ckpt")
-        model = _small(stride=stride, weights=str(tmp_path / "former.ckpt"), skip_scales=(1.0, 1.0)).eval()
-        assert capsys.readouterr().err.endswith(f"former.ckpt; new: {expected}\n")
+        torch.save({"state_dict": previous.state_dict()}, tmp_path / "previous.ckpt")
+        model = _small(stride=stride, weights=str(tmp_path / "previous.ckpt"), skip_scales=(1.0, 1.0)).eval()
+        assert capsys.readouterr().err.endswith(f"previous.ckpt; random weights: {expected}\n")
         with torch.inference_mode():
-            before, after = former(images)[inner], model(images)[inner]
-        # The new skip scores zero; interpolating by 2 and then by 16 is nearly what doing so by 32 is.
+            before, after = previous(images)[inner], model(images)[inner]
+        # The new scores are zero. Interpolating by 2 and then by 16 is nearly the same as by 32.
         assert before.std() > 0
         assert (before - after).abs().mean() < 0.05 * before.std()
-        former = model
+        previous = model
 
 
-def test_what_is_learned_of_the_upsampling() -> None:
+def test_trained_upsampling_layers() -> None:
     def learned(upsampling: Any) -> list[str]:
         model = _small(upsampling=upsampling)
         return [n for n, p in model.named_parameters() if p.requires_grad and n.startswith("upscore")]
@@ -156,7 +156,7 @@ def test_what_is_learned_of_the_upsampling() -> None:
     assert learned("all") == ["upscore2.weight", "upscore_pool4.weight", "upscore.weight"]
 
 
-def test_scores_begin_at_zero() -> None:
+def test_initial_scores_are_zero() -> None:
     model = _small().eval()
     with torch.inference_mode():
         assert (model(torch.randn(1, 3, 64, 64)) == 0).all()
@@ -167,13 +167,13 @@ def test_overfits_four_images(overfit: Callable[..., float]) -> None:
     assert overfit(model, 160, 1e-2) >= 0.98
 
 
-def test_a_broken_part_does_not(overfit: Callable[..., float]) -> None:
-    """Without the skips, cells of 32 pixels cannot draw rectangles of 15."""
+def test_without_skip_connections_it_does_not_overfit(overfit: Callable[..., float]) -> None:
+    """Cells of 32 pixels cannot represent rectangles of 15."""
     model = _small(batch_norm=True, skip_scales=(0.0, 0.0), upsampling="all")
     assert overfit(model, 160, 1e-2) < 0.98
 
 
-def test_stages_are_one_map_a_stride_and_the_classes() -> None:
+def test_stages_are_one_map_per_stride_and_the_classes() -> None:
     model = _small().eval()
     with torch.inference_mode():
         stages = list(model.stages(torch.zeros(1, 3, 64, 48)))

@@ -1,4 +1,4 @@
-"""SegNet and the rows of its table 1: parameters, sizes, what switches are for, and that each learns."""
+"""Test SegNet and the decoders of its table 1: parameters, sizes, switches and overfitting."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_parameters_of_segnet() -> None:
     ],
 )
 def test_parameters_of_table_1(variant: Any, count: int, published: float) -> None:
-    """The released SegNet-Basic's and the single-channel decoder's are exact; the table is rounded."""
+    """The numbers of SegNet-Basic and of the single-channel decoder are exact; the table is rounded."""
     with torch.device("meta"):
         model = SegNetBasic(CAMVID, variant)
     assert _count(model, norms=False) == count
@@ -74,17 +74,17 @@ def test_every_row_of_the_table_is_tested() -> None:
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
-def test_odd_sizes_come_back(variant: Any) -> None:
+def test_odd_sizes_are_restored(variant: Any) -> None:
     with torch.device("meta"):
         assert SegNetBasic(CLASSES, variant)(torch.zeros(1, 3, 45, 61)).shape == (1, 3, 45, 61)
 
 
-def test_camvids_size_comes_back() -> None:
+def test_the_size_of_camvid_is_restored() -> None:
     with torch.device("meta"):
         assert SegNet(CAMVID)(torch.zeros(1, 3, 360, 480)).shape == (1, 11, 360, 480)
 
 
-def test_the_decoder_of_segnet_basic_has_no_relu_and_fcn_begins_as_bilinear_interpolation() -> None:
+def test_segnet_basics_decoder_has_no_relu_and_fcn_basics_starts_as_bilinear_interpolation() -> None:
     kinds = [type(module) for module in _basic().decoder.modules()]
     assert nn.ReLU not in kinds
     layer = _basic("fcn_basic_no_addition").decoder.upsamplings[0]
@@ -94,7 +94,7 @@ def test_the_decoder_of_segnet_basic_has_no_relu_and_fcn_begins_as_bilinear_inte
         torch.testing.assert_close(layer(features)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
 
 
-def test_a_single_channel_filter_sees_its_own_channel_alone() -> None:
+def test_a_single_channel_filter_sees_its_own_channel_only() -> None:
     decoder = _basic("single_channel_decoder").decoder.convolutions[0].eval()
     features = torch.zeros(1, 16, 8, 8)
     features[0, 5] = torch.randn(8, 8)
@@ -103,7 +103,7 @@ def test_a_single_channel_filter_sees_its_own_channel_alone() -> None:
     assert (change.abs().amax((0, 2, 3)) > 0).nonzero().flatten().tolist() == [5]
 
 
-def test_addition_adds_the_encoders_maps() -> None:
+def test_encoder_addition_adds_the_encoders_maps() -> None:
     with_addition, without = _basic("encoder_addition").eval(), _basic("segnet_basic").eval()
     without.load_state_dict(with_addition.state_dict())
     images = torch.randn(1, 3, 32, 32)
@@ -116,7 +116,7 @@ def test_addition_adds_the_encoders_maps() -> None:
 def test_lrn_is_the_released_one() -> None:
     model = _basic(lrn=True)
     images = torch.randint(0, 256, (1, 3, 4, 4)).float()
-    # Caffe's, across channels: five would fit, there are three.
+    # As in Caffe, across five channels, of which there are three.
     expected = images / (1 + 1e-4 / 5 * images.square().sum(1, keepdim=True)) ** 0.75
     torch.testing.assert_close(model.normalization(images)[:, 1], expected[:, 1])
     assert isinstance(_basic().normalization, nn.Identity)
@@ -124,31 +124,31 @@ def test_lrn_is_the_released_one() -> None:
 
 def test_dropout_is_in_the_three_deeper_stages() -> None:
     model = _segnet(dropout=0.5)
-    # What comes out of the three deeper decoders, and nothing before.
+    # The last layer of the three deeper decoders.
     assert [
         [index for index, layer in enumerate(reversed(decoder)) if isinstance(layer, nn.Dropout)]
         for decoder in model.decoders
     ] == [[0], [0], [0], [], []]
-    # What goes into the encoder's fourth and fifth stage, and what comes out of it, has lost its half in training.
-    seen: list[Tensor] = []
+    # In training, half of the inputs of the encoder's fourth and fifth stage and of its output are zero.
+    inputs: list[Tensor] = []
     for stage in list(model.encoder.stages)[1:]:
-        stage.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        stage.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     torch.manual_seed(0)
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         for training in (True, False):
-            seen.clear()
+            inputs.clear()
             last = model.train(training).encoder(images)[-1].features
-            lost = [float((features == 0).float().mean()) > 0.4 for features in [*seen, last]]
-            assert lost == [False, False, training, training, training]
+            dropped = [float((features == 0).float().mean()) > 0.4 for features in [*inputs, last]]
+            assert dropped == [False, False, training, training, training]
 
 
 def test_segnet_overfits_four_images(overfit: Callable[..., float]) -> None:
     assert overfit(_segnet(), 60, 5e-3) >= 0.98
 
 
-def test_without_switches_it_does_not(overfit: Callable[..., float]) -> None:
-    """With every value at the top left of its window, nothing tells where in 32 pixels it came from."""
+def test_without_switches_it_does_not_overfit(overfit: Callable[..., float]) -> None:
+    """With every value at the top left of its window, its position within 32 pixels is lost."""
     model = _segnet()
     model.unpooling = BedOfNails(2)  # type: ignore[assignment]
     images = torch.randn(1, 3, 64, 64)
@@ -161,18 +161,20 @@ def test_without_switches_it_does_not(overfit: Callable[..., float]) -> None:
 
 
 @pytest.mark.parametrize("variant", [v for v in get_args(Variant) if v != "bilinear_interpolation"])
-def test_every_row_but_the_first_overfits_four_images(variant: Any, overfit: Callable[..., float]) -> None:
+def test_every_decoder_but_the_first_overfits_four_images(
+    variant: Any, overfit: Callable[..., float]
+) -> None:
     slow = variant in ("single_channel_decoder", "fcn_basic_no_addition_no_dim_reduction")
     assert overfit(_basic(variant), 100 if slow else 60, 1e-2) >= 0.98
 
 
 def test_bilinear_interpolation_overfits_four_large_images(overfit: Callable[..., float]) -> None:
-    """Where cells of 16 pixels are small beside rectangles of 90."""
+    """The rectangles have 90 pixels, the cells 16."""
     assert overfit(_basic("bilinear_interpolation", kernel_size=3), 60, 1e-2, larger=6) >= 0.98
 
 
-def test_bilinear_interpolation_cannot_draw_small_ones(overfit: Callable[..., float]) -> None:
-    """Scores of 16 pixels a cell cannot draw rectangles of 15: what the rest of the table is for."""
+def test_bilinear_interpolation_does_not_overfit_small_images(overfit: Callable[..., float]) -> None:
+    """Cells of 16 pixels cannot represent rectangles of 15."""
     assert overfit(_basic("bilinear_interpolation"), 100, 1e-2) < 0.98
 
 
@@ -195,11 +197,11 @@ def test_mistakes() -> None:
         UserError, match=r"--model\.variant basic: must be one of bilinear_interpolation, .*segnet_basic"
     ):
         _basic("basic")
-    with pytest.raises(UserError, match=r"model\.kernel_size: 4 has no middle; give an odd number"):
+    with pytest.raises(UserError, match=r"model\.kernel_size: 4 is even; give an odd number"):
         _basic(kernel_size=4)
 
 
-def test_each_row_of_the_table_has_its_configuration_and_all_have_one_recipe() -> None:
+def test_each_row_of_the_table_has_a_config_and_all_have_one_recipe() -> None:
     folder = Path(__file__).parents[2] / "configs" / "camvid" / "table1"
     rows = {
         path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml") if path.stem != "data"

@@ -1,4 +1,4 @@
-"""The adapter to segmentation_models_pytorch: its networks learn and predict at any size, and mistakes are told."""
+"""Test the adapter to segmentation_models_pytorch: training, prediction at any size, and error messages."""
 
 import sys
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from segdet.util.errors import UserError
 smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'segdet[smp]'")
 
 CLASSES = ["background", "bright", "striped"]
-NARROW = {"channels": [16, 24, 32, 48]}  # timm's own option of its ResNets
+NARROW = {"channels": [16, 24, 32, 48]}  # an option of timm's ResNets
 VIT = {
     "dynamic_img_size": True, "encoder_depth": 2, "decoder_intermediate_channels": [16, 16],
     "decoder_fusion_channels": 16,
@@ -43,7 +43,7 @@ def _model(architecture: str, **kwargs: Any) -> SMP:
 
 
 @pytest.mark.parametrize("architecture", KINDS)
-def test_learns_and_predicts_at_any_size(architecture: str) -> None:
+def test_trains_and_predicts_at_any_size(architecture: str) -> None:
     model = _model(architecture)
     images, masks = torch.randn(2, 3, 33, 50), torch.randint(0, 3, (2, 33, 50))
     losses = model.losses(images, [Target(mask=mask) for mask in masks])
@@ -62,7 +62,7 @@ def test_learns_and_predicts_at_any_size(architecture: str) -> None:
     assert all(stage.map is not None and stage.map.shape <= (33, 50) for stage in stages)
 
 
-def test_is_the_librarys_network() -> None:
+def test_logits_are_the_librarys() -> None:
     model = _model("DeepLabV3Plus").eval()
     theirs = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=3, decoder_channels=32).eval()
     theirs.load_state_dict(model.network.state_dict())
@@ -71,7 +71,7 @@ def test_is_the_librarys_network() -> None:
         torch.testing.assert_close(model.predict(images), theirs(images))
 
 
-def test_padding_is_the_mean_colour_on_the_right_and_below() -> None:
+def test_padding_is_the_mean_colour_at_the_right_and_bottom() -> None:
     model = _model("FPN").eval()
     images = torch.randn(1, 3, 40, 50)
     padded = torch.zeros(1, 3, 64, 64)
@@ -85,7 +85,7 @@ def test_overfits_four_images(architecture: str, overfit: Overfit) -> None:
     assert overfit(_model(architecture), 80, 5e-3) >= 0.98
 
 
-def test_blind_it_does_not(overfit: Overfit) -> None:
+def test_without_features_it_does_not_overfit(overfit: Overfit) -> None:
     model = _model("Unet")
     model.network.encoder.register_forward_hook(  # type: ignore[union-attr,operator]
         lambda module, images, maps: [0 * features for features in maps]
@@ -93,14 +93,14 @@ def test_blind_it_does_not(overfit: Overfit) -> None:
     assert overfit(model, 80, 5e-3) < 0.98
 
 
-def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:
+def test_encoder_weights_from_a_file(tmp_path: Path) -> None:
     theirs = smp.encoders.get_encoder("resnet18", weights=None)
     torch.save(theirs.state_dict(), tmp_path / "encoder.pth")
     model = SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "encoder.pth"))
     ours = model.network.encoder.state_dict()  # type: ignore[union-attr]
     for key, value in theirs.state_dict().items():
         torch.testing.assert_close(ours[key], value)
-    (tmp_path / "corrupt.pth").write_bytes(b"torn")
+    (tmp_path / "corrupt.pth").write_bytes(b"corrupt")
     with pytest.raises(UserError, match="the file is corrupt or holds no weights"):
         SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "corrupt.pth"))
     torch.save({}, tmp_path / "other.pth")
@@ -109,7 +109,7 @@ def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         ({"architecture": "DeeplabV3plus"}, "no such decoder; did you mean DeepLabV3Plus?"),
         ({"architecture": "Zzz"}, "no such decoder; choose from Unet, UnetPlusPlus"),
@@ -126,13 +126,13 @@ def test_weights_of_the_encoder_from_a_file(tmp_path: Path) -> None:
         ({"architecture": "DPT"}, "Encoder name must start with 'tu-'"),
     ],
 )
-def test_mistakes_are_one_line(given: dict[str, Any], said: str) -> None:
+def test_mistakes_are_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        SMP(CLASSES, **({"encoder": "resnet18"} | given))
-    assert said in str(error.value) and "\n" not in str(error.value)
+        SMP(CLASSES, **({"encoder": "resnet18"} | arguments))
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_weights_that_want_another_normalization() -> None:
+def test_weights_for_another_normalization() -> None:
     options = {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224", "encoder_weights": "augreg_in21k"}
     with pytest.raises(
         UserError, match=r"--model\.mean='\[0\.5, 0\.5, 0\.5\]' --model\.std='\[0\.5, 0\.5, 0\.5\]'"
@@ -140,7 +140,7 @@ def test_weights_that_want_another_normalization() -> None:
         SMP(CLASSES, **options)
 
 
-def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise FileNotFoundError("no connection to the hub")
 
@@ -160,7 +160,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         SMP(CLASSES)
 
 
-def test_a_transformer_of_one_size() -> None:
+def test_a_transformer_for_one_image_size() -> None:
     encoder, options = KINDS["DPT"]
     model = SMP(
         CLASSES, "DPT", encoder, options={k: v for k, v in options.items() if k != "dynamic_img_size"}

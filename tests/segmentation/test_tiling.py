@@ -1,3 +1,5 @@
+"""Test prediction in tiles: coverage, weights, and equality with the prediction for the whole image."""
+
 from itertools import pairwise
 
 import pytest
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.metrics import classes_of
-from segdet.segmentation.tiling import classes_of_rows, spans, stitched_rows
+from segdet.segmentation.tiling import classes_of_rows, predict_rows, spans
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,7 @@ from segdet.segmentation.tiling import classes_of_rows, spans, stitched_rows
         (5, 3, 1),
     ],
 )
-def test_tiles_cover_the_side_and_share_what_they_should(length: int, tile: int, overlap: int) -> None:
+def test_tiles_cover_the_side_and_overlap(length: int, tile: int, overlap: int) -> None:
     tiles = spans(length, tile, overlap)
     total = torch.zeros(length)
     for one in tiles:
@@ -38,7 +40,7 @@ def test_tiles_cover_the_side_and_share_what_they_should(length: int, tile: int,
 
 
 def network(stride: int = 1) -> nn.Module:
-    """Four classes, with padding; a pixel's answer depends on a few pixels around it."""
+    """Return a padded network of four classes with a receptive field of a few pixels."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()]
     for _ in range(stride.bit_length() - 1):
@@ -46,7 +48,7 @@ def network(stride: int = 1) -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(6, 4, 1), nn.Upsample(scale_factor=stride))
 
 
-# Reach of a pixel: 1 without pooling; with pools of 2 and 4, 1 + 1 + 2 + 3 + 4 + 3 pixels at most.
+# The receptive field extends by 1 pixel without pooling, by at most 1 + 1 + 2 + 3 + 4 + 3 with two poolings.
 @pytest.mark.parametrize(
     ("stride", "size", "tile", "overlap"),
     [
@@ -56,30 +58,30 @@ def network(stride: int = 1) -> nn.Module:
         (4, (200, 64), (96, 64), 40),
     ],
 )
-def test_stitched_equals_whole(
+def test_merged_tiles_equal_the_whole(
     stride: int, size: tuple[int, int], tile: tuple[int, int], overlap: int
 ) -> None:
     model = network(stride)
     image = torch.randn(1, 3, *size)
     with torch.no_grad():
         whole = model(image)[0]
-        stitched = torch.cat(list(stitched_rows(model, image, tile, overlap)), 1)
-    torch.testing.assert_close(stitched, whole, atol=1e-5, rtol=0)
+        merged = torch.cat(list(predict_rows(model, image, tile, overlap)), 1)
+    torch.testing.assert_close(merged, whole, atol=1e-5, rtol=0)
 
 
-def test_with_too_little_overlap_it_blends_and_does_not() -> None:
+def test_too_little_overlap_changes_pixels_near_edges_only() -> None:
     model = network(4)
     image = torch.randn(1, 3, 96, 160)
     with torch.no_grad():
         whole = model(image)[0]
-        difference = (torch.cat(list(stitched_rows(model, image, (32, 32), 4)), 1) - whole).abs()
+        difference = (torch.cat(list(predict_rows(model, image, (32, 32), 4)), 1) - whole).abs()
     assert difference.max() > 1e-3
-    assert difference.amax(0).lt(1e-5).any()  # the middles of the tiles
+    assert difference.amax(0).lt(1e-5).any()  # the centres of tiles
 
 
-def test_no_more_than_a_row_of_tiles_is_held() -> None:
+def test_at_most_one_row_of_tiles_is_in_memory() -> None:
     image = torch.randn(1, 3, 500, 64)
-    heights = [rows.shape[1] for rows in stitched_rows(network(), image, (64, 64), 16)]
+    heights = [rows.shape[1] for rows in predict_rows(network(), image, (64, 64), 16)]
     assert sum(heights) == 500 and max(heights) <= 64 + 31
 
 
@@ -92,12 +94,12 @@ def test_classes_of_rows_are_those_of_the_whole(original: tuple[int, int], parts
     assert found.dtype == torch.int64 and torch.equal(found, classes_of(whole)[0])
 
 
-def test_an_answer_is_not_written_over() -> None:
+def test_the_prediction_is_not_modified() -> None:
     image = torch.randn(1, 3, 40, 40)
     before = image.clone()
 
-    def itself(tile: Tensor) -> Tensor:
+    def identity(tile: Tensor) -> Tensor:
         return tile
 
-    assert torch.allclose(torch.cat(list(stitched_rows(itself, image, (16, 16), 8)), 1), image[0], atol=1e-6)
+    assert torch.allclose(torch.cat(list(predict_rows(identity, image, (16, 16), 8)), 1), image[0], atol=1e-6)
     assert torch.equal(image, before)

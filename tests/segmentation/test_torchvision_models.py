@@ -1,4 +1,4 @@
-"""DeepLabV3, LR-ASPP and FCN: torchvision's own logits, its weights and its normalization, in one line what fails."""
+"""Test DeepLabV3, LR-ASPP and FCN against torchvision: logits, weights, normalization; and error messages."""
 
 import importlib
 import urllib.error
@@ -31,7 +31,7 @@ Overfit = Callable[[Segmenter, int, float, int], float]
 
 @pytest.fixture(autouse=True)
 def _short_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ResNet-50 of one block a stage, wherever torchvision builds one: the same parts in a tenth of the time."""
+    """Replace torchvision's ResNet-50 by one with a single block per stage, which takes a tenth of the time."""
 
     def short(*, weights: Any = None, **options: Any) -> ResNet:
         network = ResNet(Bottleneck, [1, 1, 1, 1], **options)
@@ -51,7 +51,7 @@ def _theirs(name: str, classes: int = 3) -> nn.Module:
     network = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=classes, **auxiliary
     )
-    for module in network.modules():  # statistics that are not those of a new layer
+    for module in network.modules():  # other statistics than those of a new layer
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_logits_are_torchvisions(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])
-def test_all_but_the_classes_is_kept_when_their_number_differs(name: str, tmp_path: Path) -> None:
+def test_with_other_classes_all_other_weights_are_loaded(name: str, tmp_path: Path) -> None:
     kind, backbone = KINDS[name]
     theirs = _theirs(name, classes=21)
     torch.save(
@@ -98,16 +98,16 @@ def test_all_but_the_classes_is_kept_when_their_number_differs(name: str, tmp_pa
         torch.testing.assert_close(after[key], before[key])
 
 
-def test_named_weights_are_torchvisions_and_bring_21_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_of_21_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     state = _theirs("deeplabv3_mobilenet_v3_large", classes=21).state_dict()
     enum = torchvision.models.segmentation.DeepLabV3_MobileNet_V3_Large_Weights
-    asked = []
+    requested = []
 
-    def fetched(self: Any, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-        asked.append(self)
+    def get_state_dict(self: Any, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        requested.append(self)
         return state
 
-    monkeypatch.setattr(enum, "get_state_dict", fetched)
+    monkeypatch.setattr(enum, "get_state_dict", get_state_dict)
     for weights in ("COCO_WITH_VOC_LABELS_V1", True):
         model = DeepLabV3(
             CLASSES,
@@ -122,13 +122,13 @@ def test_named_weights_are_torchvisions_and_bring_21_classes(monkeypatch: pytest
         torch.testing.assert_close(
             ours["classifier.0.project.0.weight"], state["classifier.0.project.0.weight"]
         )
-    assert asked == [enum.COCO_WITH_VOC_LABELS_V1] * 2
+    assert requested == [enum.COCO_WITH_VOC_LABELS_V1] * 2
     full = DeepLabV3([str(i) for i in range(21)], "mobilenet_v3_large", weights="COCO_WITH_VOC_LABELS_V1")
     torch.testing.assert_close(full.network.state_dict()["classifier.4.weight"], state["classifier.4.weight"])
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_resnet50", "lraspp_mobilenet_v3_large"])
-def test_weights_of_the_backbone_alone(name: str, tmp_path: Path) -> None:
+def test_weights_of_the_backbone(name: str, tmp_path: Path) -> None:
     kind, backbone = KINDS[name]
     theirs = (
         ResNet(Bottleneck, [1, 1, 1, 1]) if backbone == "resnet50" else torchvision.models.get_model(backbone)
@@ -143,13 +143,13 @@ def test_weights_of_the_backbone_alone(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's builders with a backbone and heads for a CPU's few seconds."""
+    """Replace torchvision's backbones and heads by narrow ones for the CPU."""
     from torchvision.models.segmentation import deeplabv3, fcn, lraspp
 
     monkeypatch.setattr(lraspp, "mobilenet_v3_large", torchvision.models.mobilenet_v3_small)
     for module in (fcn, deeplabv3):
         monkeypatch.setattr(module, "resnet50", _narrow_backbone)
-        # torchvision says 1024 and 2048 channels, those of a ResNet.
+        # torchvision passes 1024 and 2048 channels, those of a ResNet.
         head = module.FCNHead
         monkeypatch.setattr(
             module, "FCNHead", lambda channels, classes, head=head: head(channels // 32, classes)
@@ -161,7 +161,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _narrow_backbone(**_: Any) -> nn.Module:
-    """Stages named like a ResNet's, to stride 8."""
+    """Return stages named like those of a ResNet, up to stride 8."""
     widths = {"layer1": (3, 16, 2), "layer2": (16, 32, 2), "layer3": (32, 32, 2), "layer4": (32, 64, 1)}
     stages = {
         name: nn.Sequential(
@@ -173,7 +173,7 @@ def _narrow_backbone(**_: Any) -> nn.Module:
 
 
 def _for_few_steps(model: TorchvisionSegmenter) -> TorchvisionSegmenter:
-    """Without dropout, and with statistics that follow within tens of steps (MobileNetV3's take hundreds)."""
+    """Remove dropout, and let batch statistics converge within tens of steps (hundreds in MobileNetV3)."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3
@@ -194,7 +194,7 @@ def test_overfits_four_images(
 
 
 @pytest.mark.usefixtures("narrow")
-def test_lraspp_without_its_fine_map_does_not(overfit: Overfit) -> None:
+def test_lraspp_without_its_fine_map_does_not_overfit(overfit: Overfit) -> None:
     torch.manual_seed(0)
     model = _for_few_steps(LRASPP(CLASSES))
     for parameter in model.network.classifier.low_classifier.parameters():
@@ -203,8 +203,8 @@ def test_lraspp_without_its_fine_map_does_not(overfit: Overfit) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-def test_with_its_classifier_cut_off_deeplab_does_not(overfit: Overfit) -> None:
-    """The auxiliary head, which learns as before, is not what predicts."""
+def test_deeplab_with_a_frozen_classifier_does_not_overfit(overfit: Overfit) -> None:
+    """The auxiliary head, which is still trained, does not predict."""
     torch.manual_seed(0)
     model = _for_few_steps(DeepLabV3(CLASSES))
     model.network.classifier.requires_grad_(False)

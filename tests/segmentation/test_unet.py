@@ -1,4 +1,4 @@
-"""U-Net: the paper's numbers, an output for every pixel, tiles without seams, and that the skips are needed."""
+"""Test U-Net: the paper's numbers, output sizes, seamless tiles, skip connections and border weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from torch import nn
 
 from segdet.data.sample import Target
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.unet import OriginalUNet, UNet, nearness_to_borders
+from segdet.segmentation.unet import OriginalUNet, UNet, border_proximity
 from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
@@ -37,7 +37,9 @@ class TestUNet:
     def test_overfits_four_images(self, overfit: Overfit) -> None:
         assert overfit(_unet(), 50, 1e-2) >= 0.98
 
-    def test_without_skips_it_does_not(self, overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_skips_it_does_not_overfit(
+        self, overfit: Overfit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         model = _unet()
         contract = model._contract
         monkeypatch.setattr(
@@ -61,13 +63,13 @@ class TestUNet:
         with torch.inference_mode():
             assert model.predict(torch.zeros(1, 3, 51, 77)).shape == (1, 3, 51, 77)
 
-    def test_every_parameter_learns(self) -> None:
+    def test_every_parameter_has_a_gradient(self) -> None:
         model = _unet()
         images, masks = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
         model.losses(images, [Target(mask=mask) for mask in masks])["segmentation"].backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
-    def test_stages_are_the_sides_and_the_classes(self) -> None:
+    def test_stages_are_both_paths_and_the_classes(self) -> None:
         model = _unet().eval()
         with torch.inference_mode():
             stages = list(model.stages(torch.randn(1, 3, 32, 48)))
@@ -80,7 +82,7 @@ class TestUNet:
     def test_mistakes_are_one_line(self) -> None:
         with pytest.raises(UserError, match=r"model\.widths: 2 numbers for 5 strides; give 4"):
             _unet(widths=[8, 8])
-        with pytest.raises(UserError, match=r"model\.strides: \[4\] leave nothing to expand"):
+        with pytest.raises(UserError, match=r"model\.strides: \[4\]; give two or more"):
             _unet(strides=[4], widths=[])
 
 
@@ -97,18 +99,20 @@ class TestOriginalUNet:
 
     @pytest.mark.parametrize("depth", [1, 2, 3, 4])
     @pytest.mark.parametrize("side", [1, 4, 5, 37, 100])
-    def test_outputs_are_as_large_as_foretold(self, depth: int, side: int) -> None:
+    def test_output_side_predicts_the_output_size(self, depth: int, side: int) -> None:
         with torch.device("meta"):
             model = OriginalUNet(CLASSES, width=2, depth=depth)
             output = model.output_side(side)
             assert side <= output < max(side, 4) + 2**depth
-            seen = output + 2 * model.margin
-            assert model(torch.zeros(1, 3, seen, seen)).shape[-2:] == (output, output)
+            side_in = output + 2 * model.margin
+            assert model(torch.zeros(1, 3, side_in, side_in)).shape[-2:] == (output, output)
 
     def test_overfits_four_images(self, overfit: Overfit) -> None:
         assert overfit(_original(), 80, 5e-3) >= 0.98
 
-    def test_without_skips_it_does_not(self, overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_skips_it_does_not_overfit(
+        self, overfit: Overfit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         model = _original()
         contract = model._contract
         monkeypatch.setattr(
@@ -116,8 +120,8 @@ class TestOriginalUNet:
         )
         assert overfit(model, 80, 5e-3) < 0.98
 
-    def test_the_middle_does_not_depend_on_the_mirror(self) -> None:
-        """What lies a margin inside has seen the image alone; valid convolutions say the same of it in any frame."""
+    def test_the_centre_does_not_depend_on_the_mirrored_border(self) -> None:
+        """Pixels at least a margin from the border see the image only."""
         model = _original().eval().double()
         image = torch.randn(1, 3, 60, 60, dtype=torch.float64)
         with torch.inference_mode():
@@ -130,13 +134,13 @@ class TestOriginalUNet:
     def test_beyond_the_border_is_the_mirror_image(self) -> None:
         model = _original(depth=1)
         image = torch.rand(1, 3, 9, 20)
-        continued = model._continued(image)
+        extended = model._extend(image)
         height, width = model.output_side(9), model.output_side(20)
-        assert continued.shape[-2:] == (height + 2 * model.margin, width + 2 * model.margin)
+        assert extended.shape[-2:] == (height + 2 * model.margin, width + 2 * model.margin)
         right, bottom = width - 20 + model.margin, height - 9 + model.margin
         expected = F.pad(image, (model.margin, right, 0, 0), mode="reflect")
         expected = F.pad(expected, (0, 0, model.margin, bottom - 4), mode="reflect")
-        torch.testing.assert_close(continued[:, :, : expected.shape[2]], expected)
+        torch.testing.assert_close(extended[:, :, : expected.shape[2]], expected)
 
     @pytest.mark.parametrize("size", [(1, 1), (2, 7), (40, 90)])
     def test_images_smaller_than_the_margin(self, size: tuple[int, int]) -> None:
@@ -154,13 +158,13 @@ class TestOriginalUNet:
             torch.testing.assert_close(tiled.predict(image), whole.predict(image))
         assert set(passes) == {(28 + 2 * whole.margin,) * 2} and len(passes) == 3 * 2
 
-    def test_the_papers_weights_are_of_its_loss(self) -> None:
-        with pytest.raises(UserError, match=r"border_weight 10\.0: .* not of dice"):
+    def test_border_weights_require_cross_entropy(self) -> None:
+        with pytest.raises(UserError, match=r"border_weight 10\.0: .* not with dice"):
             OriginalUNet(CLASSES, width=2, border_weight=10.0, loss="dice")
 
     @pytest.mark.parametrize("tile", [4, 29, 101])
-    def test_no_tiles_that_pooling_would_tear(self, tile: int) -> None:
-        with pytest.raises(UserError, match=r"no tiles of \d+ pixels; give (\d+)") as error:
+    def test_a_tile_size_that_the_network_cannot_output(self, tile: int) -> None:
+        with pytest.raises(UserError, match=rf"model\.output_tile {tile}: .*; give (\d+)") as error:
             OriginalUNet(CLASSES, width=2, output_tile=tile)
         possible = int(str(error.value).rsplit(" ", 1)[1])
         assert (
@@ -181,8 +185,8 @@ class TestOriginalUNet:
         with pytest.raises(UserError, match=rf"^--model\.{name} {value}: {fault}$"):
             _original(**{name: value})
 
-    def test_weights_begin_as_he_says(self) -> None:
-        """Variance 2 / N for the N inputs of an output: 9 pixels of a 3x3 convolution, one of an up-convolution."""
+    def test_weights_are_initialized_as_by_he(self) -> None:
+        """The variance is 2 / N with N inputs per output: 9 pixels in a 3x3 convolution, 1 in an up-convolution."""
         torch.manual_seed(0)
         for module in OriginalUNet(CLASSES, width=64, depth=2).modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -198,8 +202,8 @@ class TestOriginalUNet:
         with torch.inference_mode():
             torch.testing.assert_close(model.predict(image), model.predict(grey))
 
-    def test_stages_lie_over_the_image(self) -> None:
-        """The strength of the first level's map is greatest where the image has a spot."""
+    def test_stages_are_aligned_with_the_image(self) -> None:
+        """The feature strength is largest at a bright spot of the image."""
         model = _original(depth=2).eval()
         image = torch.zeros(1, 3, 64, 48)
         image[:, :, 38:42, 10:14] = 9
@@ -221,13 +225,13 @@ class TestOriginalUNet:
 
 
 class TestBorderWeights:
-    def test_are_those_of_every_distance(self) -> None:
+    def test_equal_a_loop_over_all_pixels(self) -> None:
         generator = torch.Generator().manual_seed(0)
         masks = (torch.rand(2, 1, 5, 5, generator=generator) * 3).long().float()
         masks = F.interpolate(masks, (30, 26), mode="nearest")[:, 0].long()
         masks[0, 10:14, 5:20] = 255
         sigma = 3.0
-        found = nearness_to_borders(masks, sigma)
+        found = border_proximity(masks, sigma)
         for mask, near in zip(masks.tolist(), found, strict=True):
             height, width = len(mask), len(mask[0])
             border = [
@@ -244,7 +248,7 @@ class TestBorderWeights:
             torch.testing.assert_close(near, torch.where(distance <= 12, expected, near))
         assert float(found.amin()) < 0.3 < float(found.amax()) == 1
 
-    def test_class_weights_that_are_not_counted_yet_are_no_weights(self) -> None:
+    def test_class_weights_that_are_not_counted_yet_are_an_error(self) -> None:
         model = _original(border_weight=10.0, class_weights="median_frequency")
         with pytest.raises(UserError, match="class_weights median_frequency: not counted yet"):
             model.losses(torch.randn(1, 3, 8, 8), [Target(mask=torch.zeros(8, 8, dtype=torch.int64))])
@@ -252,10 +256,10 @@ class TestBorderWeights:
     def test_one_class_has_no_border(self) -> None:
         masks = torch.full((1, 8, 8), 2)
         masks[:, 4:] = 255
-        assert not nearness_to_borders(masks, 5.0).any()
+        assert not border_proximity(masks, 5.0).any()
 
     def test_the_loss_is_the_papers(self) -> None:
-        """Equation 1 and 2, by hand: class weight and border weight are added, what is ignored counts nothing."""
+        """Equations 1 and 2 by hand: class weights and border weights are added, ignored pixels are left out."""
         class_weights = [0.5, 1.0, 2.0]
         model = _original(border_weight=10.0, border_sigma=2.0, class_weights=class_weights).eval()
         images = torch.randn(1, 3, 16, 16)
@@ -266,7 +270,7 @@ class TestBorderWeights:
         logs = -model.predict(images).log_softmax(1)[0]
         valid = mask != 255
         own = torch.where(valid, mask, 0)
-        weights = torch.tensor(class_weights)[own] + 10 * nearness_to_borders(mask[None], 2.0)[0]
+        weights = torch.tensor(class_weights)[own] + 10 * border_proximity(mask[None], 2.0)[0]
         each = weights * logs.gather(0, own[None])[0]
         torch.testing.assert_close(loss, each[valid].sum() / weights[valid].sum())
         plain = _original(class_weights=class_weights).eval()

@@ -1,4 +1,4 @@
-"""Down and up again: every upsampler learns, all share one network, and the switches matter."""
+"""Test the comparison of upsamplers: overfitting, identical networks, and the use of switches."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segdet.cli.main import main
 from segdet.nn.upsampling import MaxUnpooling, TransposedConvolution, Upsampling
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.pictures import outputs
+from segdet.segmentation.stage_maps import record_outputs
 from segdet.segmentation.upsampling_fcn import UpsamplingFCN
 from segdet.util.errors import UserError
 
@@ -33,8 +33,8 @@ def test_overfits_four_images(name: Upsampling, overfit: Overfit) -> None:
     assert overfit(_fcn(name), STEPS, 1e-2) >= 0.98
 
 
-def test_shuffled_switches_do_not(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switches of another image and another channel put what was found in the wrong place."""
+def test_shuffled_switches_do_not_overfit(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches of another image and channel put values at wrong positions."""
     unpool = MaxUnpooling.forward
 
     def shuffled(self: MaxUnpooling, features: Tensor, size: tuple[int, int], indices: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_shuffled_switches_do_not(overfit: Overfit, monkeypatch: pytest.MonkeyPa
     assert overfit(_fcn("max_unpooling"), STEPS, 1e-2) < 0.98
 
 
-def test_a_kernel_of_zeros_does_not(overfit: Overfit) -> None:
+def test_a_zero_kernel_does_not_overfit(overfit: Overfit) -> None:
     model = _fcn("transposed_frozen")
     for layer in model.upsamplers:
         assert isinstance(layer, TransposedConvolution)
@@ -53,15 +53,15 @@ def test_a_kernel_of_zeros_does_not(overfit: Overfit) -> None:
     assert overfit(model, STEPS, 1e-2) < 0.98
 
 
-# One network.
+# Identical networks.
 
 
 def _others(model: UpsamplingFCN) -> dict[str, Tensor]:
-    """Its weights without the upsamplers'."""
+    """Return the weights without those of the upsamplers."""
     return {key: value for key, value in model.state_dict().items() if not key.startswith("upsamplers.")}
 
 
-def test_all_but_the_upsampler_is_the_same_for_a_seed() -> None:
+def test_all_other_weights_are_the_same_for_a_seed() -> None:
     first = _others(_fcn(NAMES[0]))
     for name in NAMES[1:]:
         others = _others(_fcn(name))
@@ -69,7 +69,7 @@ def test_all_but_the_upsampler_is_the_same_for_a_seed() -> None:
         assert all(torch.equal(others[key], first[key]) for key in first)
 
 
-def test_only_transposed_convolutions_have_weights_of_their_own() -> None:
+def test_only_transposed_convolutions_have_weights() -> None:
     count = {name: sum(p.numel() for p in _fcn(name).upsamplers.parameters()) for name in NAMES}
     learned = 16 * (8**2 + 16**2 + 16**2)
     frozen = 16 * (8 + 16 + 16)
@@ -95,30 +95,32 @@ def test_the_decoder_mirrors_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_resolution_comes_back_as_it_was(name: Upsampling) -> None:
-    """With the sizes and the channels that the poolings saw, odd ones included."""
+def test_the_decoder_has_the_sizes_and_channels_of_the_encoder(name: Upsampling) -> None:
     model = _fcn(name).eval()
-    with outputs([*model.encoder, model.between, *model.upsamplers]) as seen, torch.inference_mode():
+    with (
+        record_outputs([*model.encoder, model.between, *model.upsamplers]) as outputs,
+        torch.inference_mode(),
+    ):
         assert model(torch.randn(2, 3, 45, 50)).shape == (2, 3, 45, 50)
-    down = [seen[stage].shape for stage in model.encoder]
+    down = [outputs[stage].shape for stage in model.encoder]
     assert [tuple(shape[2:]) for shape in down] == [(45, 50), (23, 25), (12, 13)]
-    assert seen[model.between].shape[2:] == (6, 7)
-    assert [seen[layer].shape for layer in model.upsamplers] == down[::-1]
+    assert outputs[model.between].shape[2:] == (6, 7)
+    assert [outputs[layer].shape for layer in model.upsamplers] == down[::-1]
 
 
-def test_max_unpooling_gets_the_switches_of_its_own_resolution() -> None:
+def test_max_unpooling_uses_the_switches_of_its_resolution() -> None:
     model = _fcn("max_unpooling").eval()
     watched = [*model.pools, *model.upsamplers]
-    with outputs(watched) as seen, torch.inference_mode():
+    with record_outputs(watched) as outputs, torch.inference_mode():
         model(torch.randn(1, 3, 48, 40))
     for pool, layer in zip(reversed(model.pools), model.upsamplers, strict=True):
-        up, indices = seen[layer].flatten(2), seen[pool][1].flatten(2)
+        up, indices = outputs[layer].flatten(2), outputs[pool][1].flatten(2)
         elsewhere = up.scatter(2, indices, 0.0)
         assert not elsewhere.any()
         assert up.any()
 
 
-# The rest.
+# Stages, passes and arguments.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,30 +136,30 @@ def test_stages_are_every_resolution_the_switches_and_heat_maps(name: Upsampling
     ]  # fmt: skip
     assert list(shown)[13].startswith("heat map ") and list(shown)[-1] == "confidence"
     sizes = {1: (45, 50), 2: (23, 25), 4: (12, 13), 8: (6, 7)}
-    for title, picture in shown.items():
-        assert picture is not None
+    for title, map_ in shown.items():
+        assert map_ is not None
         stride = int(title.rsplit(" ", 1)[1]) if "stride" in title else 1
-        assert tuple(picture.shape) == sizes[stride]
+        assert tuple(map_.shape) == sizes[stride]
     switches = shown["switches, stride 1"]
     assert switches is not None
-    # One switch a window and channel: every window's shares sum to one, at the cut right end too.
+    # One switch per window and channel: the fractions of a window sum to one, also in the incomplete last column.
     sums = nn.functional.avg_pool2d(switches[None, None], 2, ceil_mode=True, divisor_override=1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
-    used = "used again" if name == "max_unpooling" else "not used"
+    used = "; used by" if name == "max_unpooling" else "; not used by"
     assert all(used in stage.about for stage in stages if stage.name.startswith("switches"))
 
 
 def test_an_image_is_one_pass() -> None:
     model = _fcn("nearest").eval()
-    with outputs([model.pass_module]) as seen, torch.inference_mode():
+    with record_outputs([model.pass_module]) as outputs, torch.inference_mode():
         model.predict_tensors(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    assert len(seen[model.pass_module]) == 1
+    assert len(outputs[model.pass_module]) == 1
 
 
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match=r"--model\.upsampling bilinaer: .* did you mean bilinear\?"):
         _fcn("bilinaer")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"model\.channels: \[\]; give a positive number"):
+    with pytest.raises(UserError, match=r"model\.channels: \[\]; give a positive integer"):
         _fcn("nearest", channels=[])
     with pytest.raises(UserError, match=r"model\.convolutions: 0; give 1 or more"):
         _fcn("nearest", convolutions=0)
@@ -169,8 +171,8 @@ def test_the_command_line_chooses_the_upsampling(name: str, capsys: pytest.Captu
     assert f"upsampling: {name}\n" in capsys.readouterr().out
 
 
-def test_a_misspelt_upsampling_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_upsampling_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", f"--config={CONFIG}", "--model.upsampling=bilinaer"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "model.upsampling" in said[0] and "max_unpooling" in said[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "model.upsampling" in lines[0] and "max_unpooling" in lines[0]
