@@ -1,0 +1,48 @@
+"""The results pages: their programs print the numbers of the text, and the files that they name exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("page", "printed"), [("detection_bccd", "945 900"), ("detection_tiny_coco", "405 of 465")]
+)
+def test_the_program_of_a_page_prints_the_numbers_of_the_text(
+    page: str, printed: str, real_data: Path
+) -> None:
+    text = (ROOT / f"experiments/results/{page}.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program = program.replace("path/to/", f"{real_data}/")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == printed, done.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for pattern in (
+            "*.md",
+            "experiments/results/*.md",
+            "experiments/*.yaml",
+            "configs/**/*.yaml",
+            "sweeps/*",
+        )
+        for path in sorted(ROOT.glob(pattern))
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_file_that_a_page_names_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(
+        r"(?<![\w/.-])(?:configs|experiments|sweeps|tests|segdet)/[\w./-]*\.(?:yaml|py|md|png)", text
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [link for link in links if not (path.parent / link).exists()] == []
