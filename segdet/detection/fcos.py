@@ -1,4 +1,4 @@
-"""FCOS: no anchors; every cell within an object says how far its four sides are."""
+"""FCOS: anchor-free detection; cells within an object predict the distances to its four sides."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from segdet.util.stages import stage
 
 
 class PointDetector(Detector):
-    """What FCOS' forms have in common; use `FCOS` or `TorchvisionFCOS`.
+    """The common base of `FCOS` and `TorchvisionFCOS`.
 
-    Losses and detections are those of torchvision's module, for a whole batch at once.
+    Losses and detections equal those of torchvision's module, batched.
 
     Args:
-        radius: A cell learns an object only if it is so near to the object's centre, in strides (centre sampling).
-        score_threshold: Detections must exceed this score, the root of class times centre-ness.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        candidates_per_level: How many of a map's boxes and classes take part in that.
-        detections_per_image: How many remain.
+        radius: The maximum distance, in strides, of positive cells from the object's centre (centre sampling).
+        score_threshold: Detections must exceed this score, the square root of class probability times centre-ness.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        candidates_per_level: The maximum number of candidates, each a box and a class, per map before suppression.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as all of these.
-        head: torchvision's, on each map.
-        cells: A square of a stride's side for each cell, around its place in the image.
-        multiple: What the sides of images are padded to multiples of.
+        backbone: Maps images to features; set by the family, as are the others.
+        head: torchvision's head, shared by all maps.
+        cells: A square for each cell, centred on it, with a side of one stride.
+        size_divisor: The sides of images are padded to multiples of this.
     """
 
     backbone: nn.Module
     head: FCOSHead
     cells: GridAnchors
-    multiple: int
+    size_divisor: int
 
     def __init__(
         self,
@@ -66,53 +66,54 @@ class PointDetector(Detector):
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
-        """The maps that the head stands on, fine to coarse, of images whose sides are multiples of ``multiple``."""
+        """Return the maps for the head, fine to coarse, of images whose sides are multiples of ``size_divisor``."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-        """Images ``[B, 3, H, W]`` to what the A cells of all maps say, fine to coarse, row by row.
+        """Images ``[B, 3, H, W]`` to the predictions of the A cells of all maps, fine to coarse, by row and column.
 
         Returns:
-            Logits ``[B, A, K]``, logits of centre-ness ``[B, A]``, distances to the four sides in strides
-            ``[B, A, 4]``, the cells' squares ``[A, 4]``, and how many cells each map has.
+            Class logits ``[B, A, K]``, centre-ness logits ``[B, A]``, distances to the four sides in strides
+            ``[B, A, 4]``, the cells' squares ``[A, 4]``, and the number of cells of each map.
         """
-        grid = pad_to_stride(images, self.multiple)
-        maps = self.features(grid.tensors)
+        padded = pad_to_stride(images, self.size_divisor)
+        maps = self.features(padded.tensors)
         out = self.head(maps)
         levels = [each.shape[-2] * each.shape[-1] for each in maps]
-        # torchvision's weights have an output for a background that no cell is of.
+        # torchvision's weights have an unused output for background.
         logits = out["cls_logits"].float()[..., -len(self.class_names) :]
-        centred, distances = out["bbox_ctrness"].float()[..., 0], out["bbox_regression"].float()
-        return logits, centred, distances, self.cells(grid, maps)[0], levels
+        centreness, distances = out["bbox_ctrness"].float()[..., 0], out["bbox_regression"].float()
+        return logits, centreness, distances, self.cells(padded, maps)[0], levels
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        logits, centred, distances, cells, levels = self(images)
+        logits, centreness, distances, cells, levels = self(images)
         boxes, labels = pad_targets(targets, images.device)
-        matched, wanted = match_cells(cells, levels, boxes, labels, self.radius)
-        positive = wanted > 0
+        matched, target_labels = match_cells(cells, levels, boxes, labels, self.radius)
+        positive = target_labels > 0
         count = positive.sum().clamp(min=1)
-        named = F.one_hot(wanted, len(self.class_names) + 1)[..., 1:].to(logits.dtype)
-        goal = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
-        overlap = generalized_box_iou_loss(self.head.box_coder.decode(distances, cells), goal)
-        # How much nearer one side is than its opposite (equation 3); where there is no object, no matter.
-        sides = self.head.box_coder.encode(cells, goal).clamp(min=1e-6)
-        near = torch.minimum(sides[..., :2], sides[..., 2:]) / torch.maximum(sides[..., :2], sides[..., 2:])
-        centre = F.binary_cross_entropy_with_logits(centred, near.prod(-1).sqrt(), reduction="none")
+        one_hot = F.one_hot(target_labels, len(self.class_names) + 1)[..., 1:].to(logits.dtype)
+        target_boxes = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+        box_loss = generalized_box_iou_loss(self.head.box_coder.decode(distances, cells), target_boxes)
+        # Equation 3; negative cells are masked below.
+        sides = self.head.box_coder.encode(cells, target_boxes).clamp(min=1e-6)
+        ratios = torch.minimum(sides[..., :2], sides[..., 2:]) / torch.maximum(sides[..., :2], sides[..., 2:])
+        target_centreness = ratios.prod(-1).sqrt()
+        centre_loss = F.binary_cross_entropy_with_logits(centreness, target_centreness, reduction="none")
         return {
-            "class": sigmoid_focal_loss(logits, named, reduction="sum") / count,
-            "box": torch.where(positive, overlap, 0.0).sum() / count,
-            "centre": torch.where(positive, centre, 0.0).sum() / count,
+            "class": sigmoid_focal_loss(logits, one_hot, reduction="sum") / count,
+            "box": torch.where(positive, box_loss, 0.0).sum() / count,
+            "centre": torch.where(positive, centre_loss, 0.0).sum() / count,
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
         with stage("network"):
-            logits, centred, distances, cells, levels = self(images)
+            logits, centreness, distances, cells, levels = self(images)
         size = (images.shape[2], images.shape[3])
-        return self._detections(logits, centred, distances, cells, levels, size)
+        return self._detections(logits, centreness, distances, cells, levels, size)
 
     def _detections(
         self,
         logits: Tensor,
-        centred: Tensor,
+        centreness: Tensor,
         distances: Tensor,
         cells: Tensor,
         levels: list[int],
@@ -120,47 +121,52 @@ class PointDetector(Detector):
     ) -> list[Prediction]:
         with stage("nms"):
             boxes = self.head.box_coder.decode(distances, cells)
-            scores = (logits.sigmoid() * centred.sigmoid()[..., None]).sqrt()
+            scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()
             return self.selected_from_levels(boxes, scores, levels, size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        grid = pad_to_stride(image, self.multiple)
-        logits, centred, distances, cells, levels = self(image)
-        scores = (logits[0].sigmoid().amax(-1) * centred[0].sigmoid()).sqrt()
+        padded = pad_to_stride(image, self.size_divisor)
+        logits, centreness, distances, cells, levels = self(image)
+        scores = (logits[0].sigmoid().amax(-1) * centreness[0].sigmoid()).sqrt()
         strides = [int(sizes[0]) for sizes in self.cells.sizes]
-        rows = grid.tensors.shape[-2]
+        rows = padded.tensors.shape[-2]
         for stride, part in zip(strides, scores.split(levels), strict=True):
-            about = f"How sure each cell of {stride} pixels is that an object is centred there."
+            about = f"The score of each cell of {stride} pixels."
             yield Stage(f"centres, stride {stride}", map=part.view(-(-rows // stride), -1), about=about)
         best = scores.topk(min(100, len(scores))).indices
         boxes = self.head.box_coder.decode(distances[0], cells)
-        yield Stage("boxes", boxes=boxes[best], scores=scores[best], about="The surest boxes, unsuppressed.")
+        yield Stage(
+            "boxes",
+            boxes=boxes[best],
+            scores=scores[best],
+            about="The boxes of highest score, before suppression.",
+        )
         size = (image.shape[2], image.shape[3])
-        (final,) = self._detections(logits, centred, distances, cells, levels, size)
+        (final,) = self._detections(logits, centreness, distances, cells, levels, size)
         yield detections_stage(final)
 
 
 class FCOS(PointDetector):
     """FCOS (Tian, Shen, Chen, He, ICCV 2019, "Fully Convolutional One-Stage Object Detection") on any backbone.
 
-    Detection as segmentation does it: each cell within an object says the object's class and how far it is to the
-    left, top, right and bottom of it. There are no anchors to choose and no IoUs to match by. Objects that lie over
-    one another are kept apart by their size, as each map answers for sizes of its own (section 3.2), and boxes
-    from far off the centre are worth less, by a third output, the centre-ness (section 3.3). It costs one pass of the
-    backbone. The head is torchvision's, with the authors' later refinements (GIoU loss, centre sampling,
-    centre-ness beside the box).
+    Detection per pixel, as in segmentation: each cell within an object predicts its class and the distances to its
+    left, top, right and bottom side. There are no anchors and no IoU thresholds for matching. Overlapping objects of
+    different sizes are separated because each map is responsible for a range of sizes (section 3.2). A third output,
+    the centre-ness, lowers the scores of boxes predicted far from the centre of an object (section 3.3). The cost is
+    one pass of the backbone. The head is torchvision's, with the authors' later improvements: GIoU loss, centre
+    sampling, and centre-ness in the box branch.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
-        strides: The backbone's maps.
-        extra_levels: How many maps follow, each half the size of the one before.
+        weights: See `segdet.nn.backbones.build_backbone`.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        strides: The strides of the backbone's maps.
+        extra_levels: The number of additional maps, each half the size of the one before.
         width: The channels of pyramid and head.
-        norm: Whether batch normalization follows the pyramid's convolutions, which is not in the paper and helps from
+        norm: Whether batch normalization follows the pyramid's convolutions. Not in the paper; improves training from
             scratch.
-        head_convolutions: The 3x3 convolutions of either branch of the head, each normalized in groups of at least 8
-            channels.
+        head_convolutions: The number of 3x3 convolutions in each branch of the head, each with group normalization
+            (groups of at least 8 channels).
         kwargs: As for `PointDetector`.
     """
 
@@ -180,7 +186,7 @@ class FCOS(PointDetector):
         super().__init__(class_names, **kwargs)
         norm_layer = group_norm(width)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        self.multiple = self.backbone.strides[-1]
+        self.size_divisor = self.backbone.strides[-1]
         self.neck = FeaturePyramid(
             self.backbone.channels, self.backbone.strides, width, extra_levels, norm=norm
         )
@@ -198,14 +204,14 @@ class FCOS(PointDetector):
 
 
 class TorchvisionFCOS(PointDetector):
-    """torchvision's FCOS, with its weights of COCO: the same detections for the same pixels.
+    """torchvision's FCOS, with COCO weights and the same detections.
 
     Args:
-        network: ``resnet50_fpn``, the one there is.
-        weights: Of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random ones;
-            for other classes see `segdet.detection.torchvision_network`.
-        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``).
-        score_threshold: As for `PointDetector`; here torchvision's.
+        network: ``resnet50_fpn``, the only one.
+        weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
+            weights; for other classes see `segdet.detection.torchvision_network`.
+        weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
+        score_threshold: As for `PointDetector`; torchvision's by default.
         kwargs: As for `PointDetector`.
     """
 
@@ -220,10 +226,14 @@ class TorchvisionFCOS(PointDetector):
     ) -> None:
         super().__init__(class_names, score_threshold=score_threshold, **kwargs)
         heads = {"head.classification_head.cls_logits": 1}
-        whole = torchvision_network("fcos", network, self.class_names, weights, weights_backbone, heads)
-        self.backbone, self.head = whole.backbone, whole.head
-        self.cells = GridAnchors(whole.anchor_generator.sizes, whole.anchor_generator.aspect_ratios)
-        self.multiple = 32
+        network_module = torchvision_network(
+            "fcos", network, self.class_names, weights, weights_backbone, heads
+        )
+        self.backbone, self.head = network_module.backbone, network_module.head
+        self.cells = GridAnchors(
+            network_module.anchor_generator.sizes, network_module.anchor_generator.aspect_ratios
+        )
+        self.size_divisor = 32
 
     def features(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images).values())
@@ -232,22 +242,22 @@ class TorchvisionFCOS(PointDetector):
 def match_cells(
     cells: Tensor, levels: list[int], boxes: Tensor, labels: Tensor, radius: float
 ) -> tuple[Tensor, Tensor]:
-    """Which object each cell is to learn (section 3.2, and centre sampling of the authors' code).
+    """Match each cell with an object (section 3.2, and centre sampling of the authors' code).
 
-    A cell may learn an object in which it lies, at most ``radius`` strides from its centre in x and in y, if the
-    farthest of the four sides is within the map's range: 4 to 8 strides, from 0 on the finest map and without end on
-    the coarsest. Of several objects it learns the smallest.
+    A cell is matched with an object if it lies within its box, at most ``radius`` strides from its centre in x and in
+    y, and if the distance to the farthest of the four sides is within the map's range: 4 to 8 strides, with no lower
+    limit on the finest map and no upper limit on the coarsest. Of several such objects the smallest is used.
 
     Args:
-        cells: Squares of a stride's side around each cell's place, ``[A, 4]`` xyxy, fine maps first.
-        levels: How many cells each map has.
+        cells: The squares of the cells, ``[A, 4]`` xyxy, fine maps first.
+        levels: The number of cells of each map.
         boxes: ``[B, G, 4]`` xyxy, from `pad_targets`.
         labels: ``[B, G]``, 0 where there is no object.
         radius: See above.
 
     Returns:
-        The index of each cell's object, int64 ``[B, A]`` (of use only where it has one), and the cells' labels, int64
-        ``[B, A]``: the object's, or 0.
+        The index of each cell's object, int64 ``[B, A]`` (meaningful only for matched cells), and the cells' labels,
+        int64 ``[B, A]``: the object's label, or 0.
     """
     centres, strides = (cells[:, :2] + cells[:, 2:]) / 2, cells[:, 2] - cells[:, 0]
     low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]  # [B, G, 1, 2]

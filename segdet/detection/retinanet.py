@@ -1,4 +1,4 @@
-"""RetinaNet: anchors on a pyramid, and a loss that the many easy ones do not drown."""
+"""RetinaNet: anchors on a feature pyramid, trained with the focal loss."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ BoxLoss = Literal["l1", "giou"]
 
 
 class FocalLossDetector(Detector):
-    """What RetinaNet's forms have in common; use `RetinaNet` or `TorchvisionRetinaNet`.
+    """The common base of `RetinaNet` and `TorchvisionRetinaNet`.
 
-    An anchor learns to find an object that it overlaps by IoU 0.5 or that no other overlaps more, and learns nothing
-    between 0.4 and 0.5 (section 4.1). Losses and detections are those of torchvision's module, for a whole batch at
-    once.
+    An anchor is positive with an IoU of at least 0.5 with an object, or if it has the highest IoU with an object; it is
+    ignored between 0.4 and 0.5 (section 4.1). Losses and detections equal those of torchvision's module, batched.
 
     Args:
-        box_loss: The loss of the anchors that have an object: ``l1`` of their offsets, or ``giou`` of their boxes.
+        box_loss: The box loss of positive anchors: ``l1`` of their offsets, or ``giou`` of their boxes.
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        candidates_per_level: How many of a map's boxes and classes take part in that.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        candidates_per_level: The maximum number of candidates, each a box and a class, per map before suppression.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as all of these.
-        head: torchvision's, on each map.
-        anchors: Around each cell.
-        multiple: What the sides of images are padded to multiples of.
+        backbone: Maps images to features; set by the family, as are the others.
+        head: torchvision's head, shared by all maps.
+        anchors: The anchors of all cells.
+        size_divisor: The sides of images are padded to multiples of this.
     """
 
     backbone: nn.Module
     head: nn.Module
     anchors: GridAnchors
-    multiple: int
+    size_divisor: int
 
     def __init__(
         self,
@@ -73,40 +72,40 @@ class FocalLossDetector(Detector):
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
-        """The maps with anchors, fine to coarse, of images whose sides are multiples of ``multiple``."""
+        """Return the maps with anchors, fine to coarse, of images whose sides are multiples of ``size_divisor``."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Images ``[B, 3, H, W]`` to what is said of the A anchors of all maps, fine to coarse.
+        """Images ``[B, 3, H, W]`` to the predictions for the A anchors of all maps, fine to coarse.
 
         Returns:
-            Logits ``[B, A, K]``, offsets ``[B, A, 4]``, anchors ``[A, 4]``, and how many anchors each map has.
+            Logits ``[B, A, K]``, offsets ``[B, A, 4]``, anchors ``[A, 4]``, and the number of anchors of each map.
         """
-        grid = pad_to_stride(images, self.multiple)
-        maps = self.features(grid.tensors)
+        padded = pad_to_stride(images, self.size_divisor)
+        maps = self.features(padded.tensors)
         out = self.head(maps)
-        anchors = self.anchors(grid, maps)[0]
+        anchors = self.anchors(padded, maps)[0]
         cells = [each.shape[-2] * each.shape[-1] for each in maps]
         levels = [n * k for n, k in zip(cells, self.anchors.num_anchors_per_location(), strict=True)]
-        # torchvision's weights have an output for a background that no anchor is of.
+        # torchvision's weights have an unused output for background.
         logits = out["cls_logits"].float()[..., -len(self.class_names) :]
         return logits, out["bbox_regression"].float(), anchors, levels
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, offsets, anchors, _ = self(images)
         boxes, labels = pad_targets(targets, images.device)
-        matched, wanted = match_all_best(anchors, boxes, labels, foreground=0.5, background=0.4)
-        positive = wanted > 0
+        matched, target_labels = match_all_best(anchors, boxes, labels, foreground=0.5, background=0.4)
+        positive = target_labels > 0
         count = positive.sum(1).clamp(min=1)
-        named = F.one_hot(wanted.clamp(min=0), len(self.class_names) + 1)[..., 1:].to(logits.dtype)
-        focal = sigmoid_focal_loss(logits, named).sum(-1)
-        goal = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+        one_hot = F.one_hot(target_labels.clamp(min=0), len(self.class_names) + 1)[..., 1:].to(logits.dtype)
+        class_loss = sigmoid_focal_loss(logits, one_hot).sum(-1)
+        target_boxes = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
         if self.box_loss == "l1":
-            off = (offsets - self.coder.encode(goal, anchors)).abs().sum(-1)
+            box_loss = (offsets - self.coder.encode(target_boxes, anchors)).abs().sum(-1)
         else:
-            off = generalized_box_iou_loss(self.coder.decode(offsets, anchors), goal)
+            box_loss = generalized_box_iou_loss(self.coder.decode(offsets, anchors), target_boxes)
         return {
-            "class": (torch.where(wanted >= 0, focal, 0.0).sum(1) / count).mean(),
-            "box": (torch.where(positive, off, 0.0).sum(1) / count).mean(),
+            "class": (torch.where(target_labels >= 0, class_loss, 0.0).sum(1) / count).mean(),
+            "box": (torch.where(positive, box_loss, 0.0).sum(1) / count).mean(),
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
@@ -129,15 +128,15 @@ class FocalLossDetector(Detector):
         for place, level in enumerate(levels):
             best = start + scores[start : start + level].topk(min(20, level)).indices
             start += level
-            about = f"The anchors of map {place + 1} of {len(levels)} that are most sure to hold something."
+            about = f"The anchors of highest score on map {place + 1} of {len(levels)}."
             yield Stage(f"anchors {place + 1}", boxes=anchors[best], scores=scores[best], about=about)
         best = scores.topk(min(100, len(scores))).indices
-        moved = self.coder.decode(offsets[0], anchors)[best]
+        regressed = self.coder.decode(offsets[0], anchors)[best]
         yield Stage(
             "regressed boxes",
-            boxes=moved,
+            boxes=regressed,
             scores=scores[best],
-            about="The surest after their offsets, unsuppressed.",
+            about="The boxes of highest score after box regression, before suppression.",
         )
         (final,) = self._detections(logits, offsets, anchors, levels, (image.shape[2], image.shape[3]))
         yield detections_stage(final)
@@ -146,24 +145,25 @@ class FocalLossDetector(Detector):
 class RetinaNet(FocalLossDetector):
     """RetinaNet (Lin, Goyal, Girshick, He, Dollár, ICCV 2017, "Focal Loss for Dense Object Detection").
 
-    One pass and no proposals, like SSD, on a feature pyramid: at every cell of every map, nine anchors, and one head
-    that all maps share. Of some hundred thousand anchors nearly all are background and easy; the focal loss weighs
-    an anchor by how wrong it still is, so that no negatives have to be picked. It costs one pass of the backbone.
-    The head is torchvision's.
+    Like SSD it has one pass and no proposals, on a feature pyramid: nine anchors per cell of every map, and one head
+    that is shared by all maps. Of about a hundred thousand anchors almost all are easy background. The focal loss
+    reduces the weight of well-classified anchors, so that negatives need not be sampled. The cost is one pass of the
+    backbone. The head is torchvision's.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
-        strides: The backbone's maps.
-        extra_levels: How many maps follow, each half the size of the one before.
+        weights: See `segdet.nn.backbones.build_backbone`.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        strides: The strides of the backbone's maps.
+        extra_levels: The number of additional maps, each half the size of the one before.
         width: The channels of pyramid and head.
-        norm: Whether normalization follows the convolutions of the pyramid (batch) and of the head (in groups of
-            8 channels or more, which a head on several maps needs); not in the paper, helps from scratch.
-        head_convolutions: The 3x3 convolutions of either branch of the head, at most 4.
-        anchor_sizes: The sides of the square anchors in pixels, a list for each map; null for 4 strides times 1,
-            2^(1/3) and 2^(2/3) each (section 4.1).
-        aspect_ratios: Of the anchors, height over width.
+        norm: Whether normalization follows the convolutions: batch normalization in the pyramid, group normalization
+            (groups of at least 8 channels) in the head, because several maps share it. Not in the paper; improves
+            training from scratch.
+        head_convolutions: The number of 3x3 convolutions in each branch of the head, at most 4.
+        anchor_sizes: The sides of the square anchors in pixels, a list per map; null for 4 strides times 1, 2^(1/3)
+            and 2^(2/3) (section 4.1).
+        aspect_ratios: The aspect ratios of the anchors, height over width.
         kwargs: As for `FocalLossDetector`.
     """
 
@@ -184,9 +184,11 @@ class RetinaNet(FocalLossDetector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         if not 0 <= head_convolutions <= 4:
-            raise UserError(f"--model.head_convolutions {head_convolutions}: torchvision's head has 0 to 4")
+            raise UserError(
+                f"--model.head_convolutions {head_convolutions}: torchvision's head has 0 to 4; give one of these"
+            )
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        self.multiple = self.backbone.strides[-1]
+        self.size_divisor = self.backbone.strides[-1]
         self.neck = FeaturePyramid(
             self.backbone.channels, self.backbone.strides, width, extra_levels, norm=norm
         )
@@ -196,7 +198,7 @@ class RetinaNet(FocalLossDetector):
         if len(anchor_sizes) != len(levels) or len({len(sizes) for sizes in anchor_sizes}) != 1:
             raise UserError(
                 f"--model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}, which share one head; "
-                "give one a map, all of the same length"
+                "give one list per map, all of the same length"
             )
         self.anchors = GridAnchors(anchor_sizes, [aspect_ratios] * len(levels))
         head: Any = RetinaNetHead(
@@ -214,16 +216,15 @@ class RetinaNet(FocalLossDetector):
 
 
 class TorchvisionRetinaNet(FocalLossDetector):
-    """torchvision's RetinaNets, with its weights of COCO: the same detections for the same pixels.
+    """torchvision's RetinaNets, with COCO weights and the same detections.
 
     Args:
-        network: Which one: ResNet-50 with a pyramid, or its second version.
-        weights: Of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random ones;
-            for other classes see `segdet.detection.torchvision_network`.
-        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``).
-        box_loss: As for `FocalLossDetector`; what torchvision learned this network with when null: GIoU for the second
-            version, else L1.
-        kwargs: See there.
+        network: ``resnet50_fpn``, or its second version ``resnet50_fpn_v2``.
+        weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
+            weights; for other classes see `segdet.detection.torchvision_network`.
+        weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
+        box_loss: As for `FocalLossDetector`; null for torchvision's: GIoU for the second version, else L1.
+        kwargs: As for `FocalLossDetector`.
     """
 
     def __init__(
@@ -238,10 +239,14 @@ class TorchvisionRetinaNet(FocalLossDetector):
         box_loss = box_loss or ("giou" if network.endswith("_v2") else "l1")
         super().__init__(class_names, box_loss=box_loss, **kwargs)
         heads = {"head.classification_head.cls_logits": 1}
-        whole = torchvision_network("retinanet", network, self.class_names, weights, weights_backbone, heads)
-        self.backbone, self.head = whole.backbone, whole.head
-        self.anchors = GridAnchors(whole.anchor_generator.sizes, whole.anchor_generator.aspect_ratios)
-        self.multiple = 32
+        network_module = torchvision_network(
+            "retinanet", network, self.class_names, weights, weights_backbone, heads
+        )
+        self.backbone, self.head = network_module.backbone, network_module.head
+        self.anchors = GridAnchors(
+            network_module.anchor_generator.sizes, network_module.anchor_generator.aspect_ratios
+        )
+        self.size_divisor = 32
 
     def features(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images).values())

@@ -1,4 +1,4 @@
-"""SSD: one pass, a grid of default boxes on each of several feature maps."""
+"""SSD: default boxes on several feature maps, classified and regressed in one pass."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from segdet.util.stages import stage
 
 
 class DefaultBoxDetector(Detector):
-    """What detectors with SSD's default boxes have in common; use `SSD` or one of its published forms.
+    """The common base of detectors with SSD's default boxes; use `SSD`, `SSD300`, `SSD512` or `SSDLite`.
 
-    Training matches every object with its best default box and with all of IoU >= 0.5, and keeps three
-    negatives, the hardest, for each positive (section 2.2).
+    Training matches every object with its best default box and with all default boxes of IoU >= 0.5. Of the negatives
+    only the hardest are used, three per positive (section 2.2).
 
     Args:
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_class: How many of a class take part in that.
-        detections_per_image: How many remain.
-        negatives_per_positive: The hard negatives kept.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_class: The maximum number of boxes per class before suppression.
+        detections_per_image: The maximum number of detections per image.
+        negatives_per_positive: The number of hard negatives per positive.
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as the next two.
-        default_boxes: torchvision's generator of them.
-        head: torchvision's convolutions on the maps.
+        backbone: Maps images to features; set by the family, as are the others.
+        default_boxes: torchvision's generator of default boxes.
+        head: torchvision's convolutions on the feature maps.
     """
 
     backbone: nn.Module
@@ -71,20 +71,20 @@ class DefaultBoxDetector(Detector):
 
     @abstractmethod
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """The maps that carry default boxes, fine to coarse."""
+        """Return the feature maps with default boxes, fine to coarse."""
 
     def load_torchvision(self, state: dict[str, Tensor], source: str) -> None:
-        """Gives backbone and head the weights of torchvision's SSD of the same form.
+        """Load the weights of torchvision's SSD with the same architecture.
 
-        Where they were learned on COCO's 91 numbers and all classes here are among COCO's names, their rows are
-        taken by name. Where they are of another number of classes, the last convolutions of the classes stay new.
+        If they are weights for COCO's 91 category ids and all classes have COCO names, the rows of these classes are
+        used. With another number of classes, the last convolutions of the classes keep their random weights.
 
         Args:
-            state: By torchvision's names.
-            source: Where they come from, for the error's line.
+            state: The weights by torchvision's parameter names.
+            source: The file or name of the weights, for error messages.
 
         Raises:
-            UserError: If they do not fit.
+            UserError: If they do not match this network.
         """
         network = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
         own = network.state_dict()
@@ -93,7 +93,7 @@ class DefaultBoxDetector(Detector):
             if not key.startswith("head.classification_head.") or value.shape == own[key].shape:
                 continue
             if value.shape[1:] != own[key].shape[1:]:
-                continue  # another network: told below
+                continue  # another network, which load_state reports
             rows = rows_of_classes(value, own[key], self.class_names)
             fitted[key] = own[key] if rows is None else rows
         load_state(network, fitted, source, type(self).__name__)
@@ -126,22 +126,23 @@ class DefaultBoxDetector(Detector):
     ) -> dict[str, Tensor]:
         logits, offsets, anchors = self(images, scale)
         boxes, labels = pad_targets(targets, images.device)
-        matched, wanted = match_anchors(anchors, boxes, labels, foreground=0.5, background=0.5)
-        positive = wanted > 0
+        matched, target_labels = match_anchors(anchors, boxes, labels, foreground=0.5, background=0.5)
+        positive = target_labels > 0
         count = positive.sum().clamp(min=1)
-        goal = self.coder.encode(boxes.gather(1, matched[..., None].expand(-1, -1, 4)), anchors)
-        box = F.smooth_l1_loss(offsets, goal, reduction="none").sum(-1)
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(
-            wanted
-        )
-        # The rank of each anchor among the negatives of its image, the hardest first.
+        target_boxes = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+        target_offsets = self.coder.encode(target_boxes, anchors)
+        box_loss = F.smooth_l1_loss(offsets, target_offsets, reduction="none").sum(-1)
+        cross_entropy = F.cross_entropy(
+            logits.flatten(0, 1), target_labels.flatten(), reduction="none"
+        ).view_as(target_labels)
+        # Hard negative mining: the rank of each default box among the negatives of its image, hardest first.
         hardness = cross_entropy.detach().masked_fill(positive, -torch.inf)
         rank = hardness.argsort(1, descending=True).argsort(1)
-        kept = positive.sum(1, keepdim=True) * self.negatives_per_positive
-        negative = ~positive & (rank < kept)
+        limit = positive.sum(1, keepdim=True) * self.negatives_per_positive
+        negative = ~positive & (rank < limit)
         return {
             "class": torch.where(positive | negative, cross_entropy, 0.0).sum() / count,
-            "box": torch.where(positive, box, 0.0).sum() / count,
+            "box": torch.where(positive, box_loss, 0.0).sum() / count,
         }
 
     def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
@@ -166,17 +167,17 @@ class DefaultBoxDetector(Detector):
         for features, index in zip(maps, torch.arange(len(anchors)).split(per_map), strict=True):
             best = index[scores[index].topk(min(20, len(index))).indices]
             rows, columns = features.shape[-2:]
-            about = f"The default boxes of the {rows}x{columns} map that are most sure to hold something."
+            about = f"The default boxes of highest score on the {rows}x{columns} map."
             yield Stage(
                 f"default boxes {rows}x{columns}", boxes=anchors[best], scores=scores[best], about=about
             )
         best = scores.topk(min(100, len(scores))).indices
-        moved = self.coder.decode(offsets[0], anchors)[best]
+        regressed = self.coder.decode(offsets[0], anchors)[best]
         yield Stage(
             "regressed boxes",
-            boxes=moved,
+            boxes=regressed,
             scores=scores[best],
-            about="The same after their offsets, unsuppressed.",
+            about="The boxes of highest score after box regression, before suppression.",
         )
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
@@ -191,7 +192,7 @@ class DefaultBoxDetector(Detector):
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
 
         def compute() -> Tensor:
-            # In float32 whatever the maps are in: bfloat16 would move the boxes by most of a pixel.
+            # In float32, because bfloat16 would move the boxes by almost a pixel.
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
             boxes: Tensor = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
             if scale == (1.0, 1.0):
@@ -206,25 +207,24 @@ class DefaultBoxDetector(Detector):
 class SSD(DefaultBoxDetector):
     """Single Shot MultiBox Detector (Liu et al., ECCV 2016) on any backbone.
 
-    There are no proposals: each cell of feature maps of several strides holds default boxes of a few
-    shapes, and small convolutions say for every one of them at once what class it holds (background
-    is class 0) and how its box is off. Fine maps find small objects, coarse maps large ones. It costs one
-    pass of the backbone. Default boxes, heads and their numbers are torchvision's.
+    There are no proposals. Each cell of feature maps of several strides has default boxes of a few shapes, and small
+    convolutions predict the class (0 is background) and the box offsets of all of them in one pass. Fine maps detect
+    small objects, coarse maps large ones. The cost is one pass of the backbone. Default boxes, heads and their
+    hyper-parameters are torchvision's.
 
-    `SSD300` and `SSD512` are the paper's networks on VGG16, `SSDLite` is MobileNet's.
+    `SSD300` and `SSD512` are the paper's networks on VGG16; `SSDLite` is the one on MobileNetV3.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
-        strides: The backbone's maps that carry default boxes.
-        extra_maps: How many maps follow, each half the size of the one before.
-        width: The channels of those, and of all maps after a 1x1 convolution when ``top_down``.
-        top_down: Whether each map also receives the coarser ones (a feature pyramid, Lin et al., CVPR 2017),
-            which is not in the paper.
-        scales: The sides of the default boxes of each map, as shares of the image, and one more at the end;
-            null for the paper's rule, evenly from 0.07 and 0.15 to 1.05 (min sizes 30 to 315 of 300).
-        aspect_ratios: Of each map, beside 1: each stands for itself and its inverse.
+        weights: See `segdet.nn.backbones.build_backbone`.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        strides: The strides of the backbone's maps with default boxes.
+        extra_maps: The number of additional maps, each half the size of the one before.
+        width: The channels of the additional maps; with ``top_down`` those of all maps.
+        top_down: Whether a feature pyramid (Lin et al., CVPR 2017) adds the coarser maps to each map; not in the paper.
+        scales: The sides of the default boxes of each map relative to the image, and one more at the end; null for the
+            paper's rule, 0.07, then evenly from 0.15 to 1.05 (minimum sizes 30 to 315 of 300).
+        aspect_ratios: The aspect ratios of each map besides 1; each stands for itself and its inverse.
         kwargs: As for `DefaultBoxDetector`.
     """
 
@@ -263,14 +263,14 @@ class SSD(DefaultBoxDetector):
             scales = [0.07, *(0.15 + 0.9 * i / max(1, maps - 1) for i in range(maps))]
         elif len(scales) != maps + 1:
             raise UserError(
-                f"--model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one a map and one more"
+                f"--model.scales: {len(scales)} numbers for {maps} maps; give {maps + 1}, one per map and one more"
             )
         if aspect_ratios is not None and len(aspect_ratios) != maps:
             raise UserError(
-                f"--model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one a map"
+                f"--model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one per map"
             )
         aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
-        # Told, and not guessed from image and map: a map's last cell may lie beyond the image.
+        # Explicit steps: they cannot be derived from the sizes of image and map, whose last cell may exceed the image.
         self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales, steps=self.strides)
         self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
 

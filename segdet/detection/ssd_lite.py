@@ -1,4 +1,4 @@
-"""SSDLite: SSD with depthwise separable convolutions on MobileNetV3, for phones."""
+"""SSDLite: SSD with depthwise separable convolutions on MobileNetV3, for mobile devices."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _HALF = (0.5, 0.5, 0.5)
 class SSDLite(DefaultBoxDetector):
     """SSDLite (Sandler et al., CVPR 2018, section 6.2) on MobileNetV3 (Howard et al., ICCV 2019, section 6.3).
 
-    `SSD` whose extra maps and heads are depthwise convolutions followed by 1x1 ones, on a backbone made of the same;
-    the finest default boxes stand on the expanded features of stride 16. By torchvision's count it takes a
-    sixtieth of the operations of `SSD300`, at 320 pixels. The network is torchvision's, so that its weights fit;
-    images of other sizes than 320 have maps of other sizes, and as many default boxes a cell.
+    An `SSD` whose extra maps and heads are depthwise convolutions followed by 1x1 convolutions, on a backbone of the
+    same. The finest map with default boxes is the expansion layer of stride 16. By torchvision's count it needs a
+    sixtieth of the operations of `SSD300`, at 320 pixels. The network is torchvision's, so that its weights can be
+    loaded. Images of other sizes than 320 have maps of other sizes, with the same number of default boxes per cell.
 
     Args:
-        weights: Of the whole network, torchvision's (``COCO_V1``, or true); or of MobileNetV3 alone
-            (``IMAGENET1K_V1``, ``IMAGENET1K_V2``); or a local file of either. Where a network is of another number of
-            classes, see `DefaultBoxDetector.load_torchvision`.
-        reduced_tail: Whether the backbone's last stage has half the channels (Howard et al., table 6), as torchvision's
-            detector has; ImageNet's weights are of the whole one.
-        mean: As for `Task`; here images become -1..1.
-        std: Likewise.
+        weights: Weights of the whole network, torchvision's (``COCO_V1``, or true); or of MobileNetV3 alone
+            (``IMAGENET1K_V1``, ``IMAGENET1K_V2``); or a local file of either. For another number of classes see
+            `DefaultBoxDetector.load_torchvision`.
+        reduced_tail: Whether the backbone's last stage has half the channels (Howard et al., table 6), as in
+            torchvision's detector; ImageNet weights are for the full network.
+        mean: As for `Task`; by default images are scaled to -1..1.
+        std: As for `Task`.
         score_threshold: As for `DefaultBoxDetector`.
-        nms_threshold: See there.
-        detections_per_class: See there.
-        detections_per_image: See there.
-        kwargs: See there.
+        nms_threshold: As for `DefaultBoxDetector`.
+        detections_per_class: As for `DefaultBoxDetector`.
+        detections_per_image: As for `DefaultBoxDetector`.
+        kwargs: As for `DefaultBoxDetector`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SSDLite(DefaultBoxDetector):
         for layer in features.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.03)
-        # The last block with a stride: the finest map is what it expands its input to.
+        # The finest map is the expansion of the last block with a stride.
         last = [i for i, block in enumerate(features) if getattr(block, "_is_cn", False)][-1]
         self.backbone = SSDLiteFeatureExtractorMobileNet(features, last, norm)
         self.default_boxes = DefaultBoxGenerator([[2, 3] for _ in range(6)], min_ratio=0.2, max_ratio=0.95)
@@ -81,13 +81,13 @@ class SSDLite(DefaultBoxDetector):
             self._channels(), self.default_boxes.num_anchors_per_location(), len(class_names) + 1, norm
         )
         if weights:
-            self._start_from(weights, reduced_tail)
+            self._load_weights(weights, reduced_tail)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images).values())
 
     def _channels(self) -> list[int]:
-        """The channels of the maps, which it takes an image to know."""
+        """Return the channels of the maps, from a forward pass."""
         training = self.backbone.training
         self.backbone.eval()
         with torch.no_grad():
@@ -95,7 +95,7 @@ class SSDLite(DefaultBoxDetector):
         self.backbone.train(training)
         return channels
 
-    def _start_from(self, weights: str | bool, reduced_tail: bool) -> None:
+    def _load_weights(self, weights: str | bool, reduced_tail: bool) -> None:
         published = [SSDLite320_MobileNet_V3_Large_Weights, MobileNet_V3_Large_Weights]
         source, state = read_weights(weights, "SSDLite", published)
         if "features.0.0.weight" not in state:
@@ -103,13 +103,13 @@ class SSDLite(DefaultBoxDetector):
             return
         if reduced_tail:
             raise UserError(
-                f"--model.weights {source}: of MobileNetV3's whole network; give --model.reduced_tail false with them"
+                f"--model.weights {source}: for the full MobileNetV3; add --model.reduced_tail false"
             )
         new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("extra.")}
-        load_state(self.backbone, new | self._of_imagenet(state), source, "SSDLite's MobileNetV3")
+        load_state(self.backbone, new | self._convert_mobilenet(state), source, "SSDLite's MobileNetV3")
 
-    def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's MobileNetV3 by the names of the backbone, which is cut within a block."""
+    def _convert_mobilenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return torchvision's MobileNetV3 weights by the parameter names of the backbone, which splits a block."""
         cut = len(self.backbone.features[0]) - 1  # type: ignore[index]
         ours: dict[str, Tensor] = {}
         for key, value in state.items():

@@ -1,4 +1,4 @@
-"""SSD300 and SSD512 as published: VGG16 with its last layers made convolutions, and 8,732 or 24,564 default boxes."""
+"""SSD300 and SSD512 as published, on VGG16, with 8,732 and 24,564 default boxes."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
-"""Whose default boxes: the paper has smaller ones for COCO, whose objects are smaller (sections 3.1 and 3.4)."""
+"""The data set of the default boxes: those for COCO are smaller, because its objects are (sections 3.1 and 3.4)."""
 
 VGG_MEAN = (0.48235, 0.45882, 0.40784)
-"""The mean colour that the original VGG16 was trained with; it does not divide by a deviation."""
+"""The mean colour of the original VGG16, which does not divide by a standard deviation."""
 
 VGG_STD = (1 / 255, 1 / 255, 1 / 255)
 
 
 class VGG16SSD(DefaultBoxDetector):
-    """What SSD300 and SSD512 have in common; use one of the two.
+    """The common base of `SSD300` and `SSD512`.
 
-    VGG16 up to conv5_3, its third pooling rounding up and its fifth 3x3 with stride 1; fc6 as a 3x3 convolution of
-    dilation 6 and fc7 as a 1x1 one, of 1,024 channels each; extra pairs of convolutions, each coarser. Default boxes
-    stand on conv4_3, whose features are scaled to length 20, learned from there on, and on fc7 and all extra maps
-    (section 3). The modules and their names are torchvision's.
+    VGG16 up to conv5_3, with ceil mode in its third pooling and a fifth pooling of 3x3 with stride 1; fc6 as a 3x3
+    convolution of dilation 6 and fc7 as a 1x1 convolution, of 1,024 channels each; then pairs of extra convolutions,
+    each coarser. The maps with default boxes are conv4_3, whose features are L2-normalized with a learned scale that
+    starts at 20, fc7, and all extra maps (section 3). The modules and their names are torchvision's.
 
     Args:
-        weights: Of the whole network, torchvision's (``COCO_V1``, or true; only SSD300 has some); or of VGG16
-            alone (``IMAGENET1K_FEATURES``, which the paper's authors started from, or ``IMAGENET1K_V1``); or a
-            local file of either. Of a VGG16 with its classifier, fc6 and fc7 take every fourth channel and every third
-            row and column, as in the paper. Where a network is of another number of classes, see
-            `DefaultBoxDetector.load_torchvision`.
-        sizes: Whose default boxes. SSD300's of COCO are torchvision's: no side is longer than the image's.
-        mean: As for `Task`; here of the original VGG16.
-        std: Likewise.
+        weights: Weights of the whole network, torchvision's (``COCO_V1``, or true; only for SSD300); or of VGG16 alone
+            (``IMAGENET1K_FEATURES``, the paper's initialization, or ``IMAGENET1K_V1``); or a local file of either.
+            From a VGG16 with its classifier, fc6 and fc7 use every fourth channel and every third row and column, as
+            in the paper. For another number of classes see `DefaultBoxDetector.load_torchvision`.
+        sizes: The data set of the default boxes. SSD300's boxes for COCO are torchvision's, clipped to the image.
+        mean: As for `Task`; that of the original VGG16 by default.
+        std: As for `Task`; that of the original VGG16 by default.
         kwargs: As for `DefaultBoxDetector`.
 
     Attributes:
-        size: The side of the images in pixels, which is the only one.
-        steps: The strides of the default boxes' centres, one a map.
-        aspect_ratios: Of each map's boxes, beside 1.
-        scales: The sides of the default boxes of each map, as shares of the image, and one more.
+        size: The side of the images in pixels, the only one supported.
+        steps: The strides of the default boxes' centres, one per map.
+        aspect_ratios: The aspect ratios of each map's boxes besides 1.
+        scales: The sides of the default boxes of each map relative to the image, and one more.
     """
 
     size: ClassVar[int]
@@ -70,8 +69,8 @@ class VGG16SSD(DefaultBoxDetector):
         for option, scales in (("multi_scale", self.multi_scale), ("tta_scales", self.tta_scales)):
             if scales not in (None, [1.0]):
                 raise UserError(
-                    f"--model.{option} {scales}: {name} looks at images of {self.size}x{self.size} alone; leave it "
-                    "out, or give SSD, which takes all sizes"
+                    f"--model.{option} {scales}: {name} supports only images of {self.size}x{self.size}; leave it out, "
+                    "or use SSD, which supports all sizes"
                 )
         self.default_boxes = DefaultBoxGenerator(
             self.aspect_ratios,
@@ -83,7 +82,7 @@ class VGG16SSD(DefaultBoxDetector):
         channels = [512, 1024, 512, *[256] * (len(self.steps) - 3)]
         self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
         if weights:
-            self._start_from(weights, sizes)
+            self._load_weights(weights, sizes)
 
     def _network(self) -> nn.Module:
         features = make_layers(cfgs["D"])
@@ -94,39 +93,38 @@ class VGG16SSD(DefaultBoxDetector):
         height, width = images.shape[-2:]
         if (height, width) != (self.size, self.size):
             raise UserError(
-                f"{type(self).__name__} looks at images of {self.size}x{self.size}, and these are {width}x{height}; "
+                f"{type(self).__name__} needs images of {self.size}x{self.size}, and these are {width}x{height}; "
                 f"give --data.recipe SSDAugmentation --data.recipe.size [{self.size},{self.size}], "
                 "or another recipe of that size"
             )
         return list(self.backbone(images).values())
 
-    def _start_from(self, weights: str | bool, sizes: Sizes) -> None:
+    def _load_weights(self, weights: str | bool, sizes: Sizes) -> None:
         name = type(self).__name__
         published = [SSD300_VGG16_Weights] if isinstance(self, SSD300) else []
         source, state = read_weights(weights, name, [*published, VGG16_Weights])
         if source in SSD300_VGG16_Weights.__members__ and sizes != "coco":
             raise UserError(
-                f"--model.weights {source}: they were learned with COCO's default boxes; give "
-                "--model.sizes coco with them"
+                f"--model.weights {source}: they were trained with COCO's default boxes; add --model.sizes coco"
             )
         if "features.0.weight" in state:
             added = ("scale_weight", "extra.0.7.", *(f"extra.{i}." for i in range(1, len(self.steps) - 1)))
             new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith(added)}
-            load_state(self.backbone, new | self._of_imagenet(state), source, f"{name}'s VGG16")
+            load_state(self.backbone, new | self._convert_vgg16(state), source, f"{name}'s VGG16")
         else:
             self.load_torchvision(state, source)
 
-    def _of_imagenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's VGG16 by the names of the backbone."""
+    def _convert_vgg16(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of torchvision's VGG16 by the parameter names of the backbone."""
         ours: dict[str, Tensor] = {}
         for key, value in state.items():
             if key.startswith("features."):
                 _, index, rest = key.split(".")
-                # The fourth pooling, layer 23, is where torchvision cuts.
+                # torchvision splits the network at the fourth pooling, layer 23.
                 place = f"features.{index}" if int(index) < 23 else f"extra.0.{int(index) - 23}"
                 ours[f"{place}.{rest}"] = value
         fc6, fc7 = state.get("classifier.0.weight"), state.get("classifier.3.weight")
-        # IMAGENET1K_FEATURES has NaN in the classifier, for it was never published.
+        # IMAGENET1K_FEATURES has NaN in the classifier, which was never published.
         if fc6 is not None and fc7 is not None and bool(fc6.isfinite().all()):
             ours["extra.0.7.1.weight"] = fc6.unflatten(1, (512, 7, 7))[::4, :, ::3, ::3]
             ours["extra.0.7.1.bias"] = state["classifier.0.bias"][::4]
@@ -136,14 +134,14 @@ class VGG16SSD(DefaultBoxDetector):
 
 
 class SSD300(VGG16SSD):
-    """SSD300 (Liu et al., ECCV 2016): 8,732 default boxes on maps of 38, 19, 10, 5, 3 and 1 cells a side.
+    """SSD300 (Liu et al., ECCV 2016): 8,732 default boxes on maps of side 38, 19, 10, 5, 3 and 1.
 
     Args:
         weights: As for `VGG16SSD`.
-        sizes: See there.
-        mean: See there.
-        std: See there.
-        kwargs: See there.
+        sizes: As for `VGG16SSD`.
+        mean: As for `VGG16SSD`.
+        std: As for `VGG16SSD`.
+        kwargs: As for `VGG16SSD`.
     """
 
     size = 300
@@ -156,16 +154,16 @@ class SSD300(VGG16SSD):
 
 
 class SSD512(VGG16SSD):
-    """SSD512 (Liu et al., ECCV 2016): 24,564 default boxes on maps of 64, 32, 16, 8, 4, 2 and 1 cells a side.
+    """SSD512 (Liu et al., ECCV 2016): 24,564 default boxes on maps of side 64, 32, 16, 8, 4, 2 and 1.
 
-    One extra pair of convolutions more than SSD300, and each of them but the last halves its map.
+    It has one more pair of extra convolutions than SSD300.
 
     Args:
         weights: As for `VGG16SSD`.
-        sizes: See there.
-        mean: See there.
-        std: See there.
-        kwargs: See there.
+        sizes: As for `VGG16SSD`.
+        mean: As for `VGG16SSD`.
+        std: As for `VGG16SSD`.
+        kwargs: As for `VGG16SSD`.
     """
 
     size = 512
@@ -178,7 +176,7 @@ class SSD512(VGG16SSD):
 
     def _network(self) -> nn.Module:
         network = super()._network()
-        # torchvision's own form for 512 pixels goes from 8 cells to 6, 4 and 1, and has other boxes than the paper.
+        # torchvision's version for 512 pixels has maps of side 6, 4 and 1 after 8, and other boxes than the paper.
         last = [_extra(3, 2), _extra(3, 2), _extra(4, 1)]
         network.extra = nn.ModuleList([*list(network.extra)[:3], *last])  # type: ignore[arg-type]
         return network

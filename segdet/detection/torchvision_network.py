@@ -1,4 +1,4 @@
-"""torchvision's detection networks and their weights: by name or from a file, for the classes of the data."""
+"""torchvision's detection networks with pretrained weights, for any classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
 COCO_NAMES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-"""COCO's 91 numbers by name, 0 for the background, as torchvision's weights have them."""
+"""The names of COCO's 91 category ids in torchvision's weights; 0 is background."""
 
 _WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
-"""Of these, torchvision's weights were learned when its frozen batch normalization had no epsilon."""
+"""Networks whose weights torchvision trained with a frozen batch normalization without epsilon."""
 
 
 def torchvision_network(
@@ -29,27 +29,27 @@ def torchvision_network(
     weights_backbone: str | bool | None,
     heads: Mapping[str, int],
 ) -> Any:
-    """torchvision's module, with as many outputs as torchvision would give it for these classes.
+    """Build a detection network of torchvision.
 
-    It has one output more than there are classes, the first, for the background (of which RetinaNet and FCOS make no
-    use). Where ``weights`` are of another number of classes: if they are COCO's, and all classes here have names of
-    COCO's, the rows of these names are taken; else the last layers of the classes, and only they, stay new.
+    The first output of the class heads is background, which RetinaNet and FCOS do not use. If ``weights`` have another
+    number of classes, there are two cases: if they are COCO's and all classes have COCO names, the rows of these
+    classes are used; otherwise the last layers of the classes keep their random weights.
 
-    Batch normalization is frozen in the backbone if it was when the weights were learned, as torchvision does; for
-    weights of the backbone alone likewise, the second versions excepted. A network that is restored has the
-    normalization that its checkpoint shows.
+    As in torchvision, batch normalization of the backbone is frozen if it was frozen when the weights were trained, and
+    with weights of the backbone alone, except in version 2 networks. A network that is restored from a checkpoint has
+    the normalization of the checkpoint.
 
     Args:
-        family: How torchvision's names of such networks begin, ``fasterrcnn``.
-        network: What follows in the name, ``resnet50_fpn``.
-        class_names: The classes, without the background.
-        weights: Of the whole network: a name (``COCO_V1``), true for the default ones, a local file, or null.
-        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``); not looked at when there are
+        family: The prefix of torchvision's name, such as ``fasterrcnn``.
+        network: The rest of the name, such as ``resnet50_fpn``.
+        class_names: The classes, without background.
+        weights: Weights of the whole network: a name (``COCO_V1``), true for the default, a local file, or null.
+        weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``); ignored if there are
             ``weights``.
-        heads: The last layers of the classes, by name, and how many rows in succession belong to one class.
+        heads: The names of the last layers of the classes, and the number of consecutive rows per class.
 
     Raises:
-        UserError: If there is no such network, or weights cannot be had or do not fit.
+        UserError: If there is no such network, or the weights are missing or do not match it.
     """
     name = f"{family}_{network}"
     known = [
@@ -60,7 +60,7 @@ def torchvision_network(
     if network not in known:
         hint = did_you_mean(network, known, cutoff=0)
         raise UserError(f"--model.network {network}: torchvision has no {name}; {hint}")
-    # Without weights in any case, so that a file is read in the same way as what torchvision fetches.
+    # Always without weights, so that files and published weights are loaded in the same way.
     model = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=len(class_names) + 1
     )
@@ -79,38 +79,38 @@ def torchvision_network(
     if weights:
         _load(model, name, source, state, class_names, heads)
     elif weights_backbone:
-        # torchvision's MobileNets have their layers under this name, its detectors have not.
+        # In torchvision's MobileNets the layers have this prefix, in its detectors they do not.
         state = {key.removeprefix("features."): value for key, value in state.items()}
         load_state(model.backbone.body, state, source, f"backbone {backbone}")
     return model
 
 
 def _is_frozen(names: Iterable[str]) -> bool:
-    """Whether weights of these names have frozen batch normalization in the backbone: it counts no batches."""
+    """Whether the backbone of these weights has frozen batch normalization, which has no count of batches."""
     return not any(
         name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names
     )
 
 
 def rows_of_classes(
-    value: Tensor, like: Tensor, class_names: Sequence[str], in_succession: int = 1
+    value: Tensor, like: Tensor, class_names: Sequence[str], rows_per_class: int = 1
 ) -> Tensor | None:
-    """What a last layer of COCO's 91 numbers has for these classes, taken by name.
+    """Return the rows of a last layer for COCO's 91 category ids that belong to classes with COCO names.
 
     Args:
-        value: The layer's weight or bias.
-        like: That of the layer for the background and ``class_names``.
+        value: The weight or bias of the layer.
+        like: The weight or bias of the layer for background and ``class_names``.
         class_names: The classes.
-        in_succession: How many rows in succession belong to one class.
+        rows_per_class: The number of consecutive rows per class.
 
     Returns:
-        In the shape of ``like``; None if ``value`` is of other classes, or some name is none of COCO's.
+        A tensor of the shape of ``like``; None if ``value`` has other classes, or a name is not a COCO name.
     """
-    groups = len(like) // ((len(class_names) + 1) * in_succession)
-    if len(value) != groups * len(COCO_NAMES) * in_succession or not set(class_names) <= set(COCO_NAMES):
+    groups = len(like) // ((len(class_names) + 1) * rows_per_class)
+    if len(value) != groups * len(COCO_NAMES) * rows_per_class or not set(class_names) <= set(COCO_NAMES):
         return None
     rows = [0, *(COCO_NAMES.index(name) for name in class_names)]
-    return value.unflatten(0, (groups, len(COCO_NAMES), in_succession))[:, rows].flatten(0, 2)
+    return value.unflatten(0, (groups, len(COCO_NAMES), rows_per_class))[:, rows].flatten(0, 2)
 
 
 def _load(
@@ -126,19 +126,19 @@ def _load(
     own = model.state_dict()
     fitted = dict(state)
     new = set()
-    for head, in_succession in heads.items():
+    for head, rows_per_class in heads.items():
         for key in (f"{head}.weight", f"{head}.bias"):
             value = state.get(key)
             if value is None or value.shape == own[key].shape:
                 continue
-            rows = rows_of_classes(value, own[key], class_names, in_succession)
+            rows = rows_of_classes(value, own[key], class_names, rows_per_class)
             if rows is None:
                 del fitted[key]
                 new.add(key)
             else:
                 fitted[key] = rows
     try:
-        # torchvision itself knows the names that its layers had in older files.
+        # torchvision's modules convert the parameter names of older files.
         missing = model.load_state_dict(fitted, strict=False).missing_keys
     except RuntimeError as error:
         wrong = str(error).strip().splitlines()[-1].strip()
@@ -149,7 +149,7 @@ def _load(
 
 
 def _freeze_normalization(module: nn.Module, epsilon: float | None) -> None:
-    """Puts torchvision's frozen batch normalization, whose numbers are never learned, in the place of the other."""
+    """Replace batch normalization by torchvision's frozen version, which is not trained."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             eps = child.eps if epsilon is None else epsilon

@@ -1,4 +1,4 @@
-"""YOLOX: YOLO without anchors, a head of two branches, and targets dealt out anew in every step."""
+"""YOLOX: anchor-free YOLO with a decoupled head and dynamic label assignment."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from segdet.util.errors import UserError
 from segdet.util.stages import stage
 
 _PRIOR = 0.01
-"""What every cell takes to be the chance of an object before it has learned anything (RetinaNet, section 4.1)."""
+"""The initial probability of an object in every cell (RetinaNet, section 4.1)."""
 
-_OUTSIDE = 1e5
-"""What it costs a cell not to lie both within an object and near its centre."""
+_OUTSIDE_COST = 1e5
+"""The additional cost of a cell that is not both within an object's box and near its centre."""
 
 
 class YOLOX(Detector):
     """YOLOX (Ge, Liu, Wang, Li, Sun, 2021, "Exceeding YOLO Series in 2021") on any backbone.
 
-    Each cell of maps of several strides says directly where a box is: its centre from the cell's own corner and its
-    sides in strides, with no anchors to choose. What there is and where it is are learned by separate branches of the
-    head (section 2.1, figure 2), and confidence stands beside the classes as in YOLO. Which cells learn which object
-    is decided in every step by what the network already finds (`simota`). It costs one pass of the backbone.
+    Each cell of maps of several strides predicts a box without anchors: the offset of its centre from the cell's corner
+    and its sides in strides. Class and box have separate branches in the head (section 2.1, figure 2), with an
+    objectness besides the classes as in YOLO. Cells are assigned to objects in every step from the current predictions
+    (`simota`). The cost is one pass of the backbone.
 
-    Its COCO recipe has mosaic and mixup, an L1 loss in the last epochs and a backbone of its own; here the
-    backbone is the one given and the data's recipe augments.
+    The paper's COCO training has mosaic and mixup, an L1 loss in the last epochs and its own backbone; here the
+    backbone is an argument and augmentation belongs to the data's recipe.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there.
-        backbone_options: See there.
-        strides: The backbone's maps that are looked at.
+        weights: See `segdet.nn.backbones.build_backbone`.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        strides: The strides of the backbone's maps.
         width: The channels of neck and head.
-        bottom_up: Whether a path back down the strides follows the feature pyramid (PANet, Liu et al., CVPR 2018,
-            section 3.1), as in the paper; without it the neck is the plain pyramid.
-        head_convolutions: The 3x3 convolutions of each branch; 2 in the paper.
-        radius: In strides, how far from an object's centre cells count as near it.
-        most_cells: The most cells that an object is dealt.
+        bottom_up: Whether a bottom-up path follows the feature pyramid (PANet, Liu et al., CVPR 2018, section 3.1), as
+            in the paper; otherwise the neck is the plain pyramid.
+        head_convolutions: The number of 3x3 convolutions in each branch; 2 in the paper.
+        radius: The maximum distance, in strides, of cells near an object's centre.
+        most_cells: The maximum number of cells per object.
         box_weight: The weight of the box loss; 5 in the authors' code.
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_class: How many of a class take part in that.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_class: The maximum number of boxes per class before suppression.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
@@ -77,7 +77,9 @@ class YOLOX(Detector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         if most_cells < 1:
-            raise UserError(f"--model.most_cells {most_cells}: no cell would learn an object; give 1 or more")
+            raise UserError(
+                f"--model.most_cells {most_cells}: no cell would be matched with an object; give 1 or more"
+            )
         self.radius = radius
         self.most_cells = most_cells
         self.box_weight = box_weight
@@ -93,31 +95,31 @@ class YOLOX(Detector):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Cells]:
-        """Images ``[B, 3, H, W]`` to what the A cells of all maps say, fine to coarse, row by row.
+        """Images ``[B, 3, H, W]`` to the predictions of the A cells of all maps, fine to coarse, by row and column.
 
         Returns:
-            Class logits ``[B, A, K]``, objectness logits ``[B, A]``, boxes ``[B, A, 4]`` xyxy in pixels, and where
-            the cells are.
+            Class logits ``[B, A, K]``, objectness logits ``[B, A]``, boxes ``[B, A, 4]`` xyxy in pixels, and the
+            positions of the cells.
         """
         maps = self.neck(self.backbone(images))
-        answers = [head(features) for head, features in zip(self.heads, maps, strict=True)]
+        outputs = [head(features) for head, features in zip(self.heads, maps, strict=True)]
         # [B, outputs, h, w] of each map to [B, A, outputs] of all
-        answer = torch.cat([each.float().flatten(2) for each in answers], 2).transpose(1, 2)
+        output = torch.cat([each.float().flatten(2) for each in outputs], 2).transpose(1, 2)
         cells = self._cells(maps)
-        offsets, objectness, logits = answer[..., :4], answer[..., 4], answer[..., 5:]
+        offsets, objectness, logits = output[..., :4], output[..., 4], output[..., 5:]
         stride = cells.strides[:, None]
         centre = (cells.centres - stride / 2) + offsets[..., :2] * stride
-        # A side of a thousand strides is larger than any image, and its square still finite.
+        # A side of 1,000 strides exceeds any image, and its square is finite.
         half = offsets[..., 2:].clamp(max=math.log(1000)).exp() * stride / 2
         return logits, objectness, torch.cat([centre - half, centre + half], -1), cells
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        logits, objectness, found, cells = self(images)
+        logits, objectness, predicted, cells = self(images)
         boxes, labels = pad_targets(targets, images.device)
         matched, positive, iou = simota(
             logits.detach(),
             objectness.detach(),
-            found.detach(),
+            predicted.detach(),
             cells,
             boxes,
             labels,
@@ -125,18 +127,20 @@ class YOLOX(Detector):
             self.most_cells,
         )
         count = positive.sum().clamp(min=1)
-        wanted = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
-        # Classes are asked for as surely as the box overlaps (section 2.1, "IoU-aware" as the code has it).
-        named = F.one_hot((labels.gather(1, matched) - 1).clamp(min=0), logits.shape[-1]) * iou[..., None]
-        names = F.binary_cross_entropy_with_logits(logits, named, reduction="none").sum(-1)
-        overlap = 1 - paired_iou(found, wanted).square()
-        present = F.binary_cross_entropy_with_logits(
+        target_boxes = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+        # The target of the class is the IoU of the box (section 2.1, "IoU-aware", as in the authors' code).
+        one_hot = F.one_hot((labels.gather(1, matched) - 1).clamp(min=0), logits.shape[-1])
+        class_loss = F.binary_cross_entropy_with_logits(
+            logits, one_hot * iou[..., None], reduction="none"
+        ).sum(-1)
+        box_loss = 1 - paired_iou(predicted, target_boxes).square()
+        objectness_loss = F.binary_cross_entropy_with_logits(
             objectness, positive.to(objectness.dtype), reduction="sum"
         )
         return {
-            "box": self.box_weight * torch.where(positive, overlap, 0.0).sum() / count,
-            "objectness": present / count,
-            "class": torch.where(positive, names, 0.0).sum() / count,
+            "box": self.box_weight * torch.where(positive, box_loss, 0.0).sum() / count,
+            "objectness": objectness_loss / count,
+            "class": torch.where(positive, class_loss, 0.0).sum() / count,
         }
 
     def predict(self, images: Tensor) -> list[Prediction]:
@@ -152,15 +156,20 @@ class YOLOX(Detector):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, objectness, boxes, cells = self(image)
-        sure = objectness[0].sigmoid()
+        presence = objectness[0].sigmoid()
         per_map = [rows * columns for rows, columns in cells.grids]
-        for (rows, columns), stride, part in zip(cells.grids, self.strides, sure.split(per_map), strict=True):
-            about = f"How sure each cell of {stride} pixels is that it finds an object."
+        for (rows, columns), stride, part in zip(
+            cells.grids, self.strides, presence.split(per_map), strict=True
+        ):
+            about = f"The probability of an object in each cell of {stride} pixels."
             yield Stage(f"objectness, stride {stride}", map=part.view(rows, columns), about=about)
-        scores = (logits[0].sigmoid() * sure[:, None]).amax(-1)
+        scores = (logits[0].sigmoid() * presence[:, None]).amax(-1)
         best = scores.topk(min(100, len(scores))).indices
         yield Stage(
-            "boxes", boxes=boxes[0, best], scores=scores[best], about="The surest boxes, unsuppressed."
+            "boxes",
+            boxes=boxes[0, best],
+            scores=scores[best],
+            about="The boxes of highest score, before suppression.",
         )
         final = self._detections(logits, objectness, boxes, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
@@ -178,12 +187,12 @@ class YOLOX(Detector):
 
 
 class Cells(NamedTuple):
-    """Where the A cells of all maps are.
+    """The positions of the A cells of all maps.
 
     Attributes:
         centres: float32 ``[A, 2]``, x and y in pixels.
-        strides: float32 ``[A]``.
-        grids: The rows and columns of each map.
+        strides: float32 ``[A]``, in pixels.
+        grids: The number of rows and columns of each map.
     """
 
     centres: Tensor
@@ -194,34 +203,34 @@ class Cells(NamedTuple):
 def simota(
     logits: Tensor,
     objectness: Tensor,
-    found: Tensor,
+    predicted: Tensor,
     cells: Cells,
     boxes: Tensor,
     labels: Tensor,
     radius: float = 2.5,
     most_cells: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which object each cell is to learn: SimOTA (section 2.1), for a whole batch at once.
+    """Match each cell with an object: SimOTA (section 2.1), batched.
 
-    A cell is a candidate for an object if its centre is within the object's box, or within ``radius`` strides of
-    its centre in x and in y. It costs the cross entropy of the class (of the root of class times objectness, as in
-    the authors' code) and three times -log IoU, and a great deal more where it is not both. An object takes
-    as many of the cheapest candidates as the IoUs of its ``most_cells`` best ones add up to, at least one; a cell
-    that several objects take goes to the one that it is cheapest for.
+    A cell is a candidate for an object if its centre is within the object's box, or within ``radius`` strides of its
+    centre in x and in y. Its cost is the cross entropy of the class (with the square root of class probability times
+    objectness, as in the authors' code) plus three times -log IoU, plus a large constant unless both conditions hold.
+    The number of cells of an object is the sum of the IoUs of its ``most_cells`` best candidates, at least one; it gets
+    that many candidates of lowest cost. A cell of several objects goes to the one of lowest cost.
 
     Args:
         logits: ``[B, A, K]``.
         objectness: Logits ``[B, A]``.
-        found: The cells' boxes ``[B, A, 4]`` xyxy in pixels.
-        cells: Where they are.
-        boxes: The objects, ``[B, G, 4]`` xyxy in pixels, from `pad_targets`.
+        predicted: The cells' boxes ``[B, A, 4]`` xyxy in pixels.
+        cells: The positions of the cells.
+        boxes: The boxes of the objects, ``[B, G, 4]`` xyxy in pixels, from `pad_targets`.
         labels: ``[B, G]``, 0 where there is no object.
         radius: See above.
         most_cells: See above.
 
     Returns:
-        The index of each cell's object, int64 ``[B, A]`` (of use only where it has one); whether it has one, bool
-        ``[B, A]``; and its box's IoU with that object, float32 ``[B, A]``.
+        The index of each cell's object, int64 ``[B, A]`` (meaningful only for matched cells); whether it is matched,
+        bool ``[B, A]``; and the IoU of its box with that object, float32 ``[B, A]``.
     """
     x, y = cells.centres.unbind(-1)
     x0, y0, x1, y1 = boxes.unsqueeze(-1).unbind(-2)  # [B, G, 1] each
@@ -230,32 +239,32 @@ def simota(
     near = ((x - (x0 + x1) / 2).abs() < reach) & ((y - (y0 + y1) / 2).abs() < reach)
     candidate = (inside | near) & (labels > 0)[..., None]  # [B, G, A]
 
-    iou = pairwise_iou(boxes, found) * candidate
-    # The cross entropy of each label is that of "no class at all" but for one term, so that nothing is G x A x K.
-    root = (logits.sigmoid() * objectness.sigmoid()[..., None]).sqrt()
-    no = -torch.log1p(-root.clamp(max=1 - 1e-6))
-    yes = -root.clamp(min=1e-8).log()
+    iou = pairwise_iou(boxes, predicted) * candidate
+    # The cross entropies of the labels differ in one term from that of no class, so that no tensor is G x A x K.
+    probability = (logits.sigmoid() * objectness.sigmoid()[..., None]).sqrt()
+    negative = -torch.log1p(-probability.clamp(max=1 - 1e-6))
+    positive = -probability.clamp(min=1e-8).log()
     index = (labels - 1).clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)  # [B, A, G]
-    naming = no.sum(-1, keepdim=True) + (yes - no).gather(2, index)
-    cost = naming.transpose(1, 2) - 3 * (iou + 1e-8).log() + _OUTSIDE * ~(inside & near)
+    class_cost = negative.sum(-1, keepdim=True) + (positive - negative).gather(2, index)
+    cost = class_cost.transpose(1, 2) - 3 * (iou + 1e-8).log() + _OUTSIDE_COST * ~(inside & near)
     cost = torch.where(candidate, cost, torch.inf)
 
     most = min(most_cells, cost.shape[-1])
-    takes = iou.topk(most, -1).values.sum(-1).int().clamp(min=1)  # [B, G]
-    cheapest = cost.topk(most, -1, largest=False)
-    taken = (torch.arange(most, device=cost.device) < takes[..., None]) & cheapest.values.isfinite()
-    taken = torch.zeros_like(candidate).scatter_(-1, cheapest.indices, taken)
+    counts = iou.topk(most, -1).values.sum(-1).int().clamp(min=1)  # [B, G]
+    lowest = cost.topk(most, -1, largest=False)
+    taken = (torch.arange(most, device=cost.device) < counts[..., None]) & lowest.values.isfinite()
+    taken = torch.zeros_like(candidate).scatter_(-1, lowest.indices, taken)
     matched = torch.where(taken, cost, torch.inf).argmin(1)
     return matched, taken.any(1), iou.gather(1, matched[:, None]).squeeze(1)
 
 
 class PAFPN(nn.Module):
-    """A feature pyramid (Lin et al., CVPR 2017) and, after it, a path from fine to coarse (PANet).
+    """A feature pyramid (Lin et al., CVPR 2017) followed by a bottom-up path (PANet).
 
     Args:
-        channels: Of the maps that come in, fine to coarse.
-        width: Of those that go out.
-        bottom_up: Whether there is the second path.
+        channels: The channels of the input maps, fine to coarse.
+        width: The channels of the output maps.
+        bottom_up: Whether there is a bottom-up path.
     """
 
     def __init__(self, channels: list[int], width: int, bottom_up: bool = True) -> None:
@@ -274,12 +283,12 @@ class PAFPN(nn.Module):
 
 
 class DecoupledHead(nn.Module):
-    """What one map's cells say: box and objectness from one branch, the class from another (figure 2).
+    """The head of one map: box and objectness from one branch, the class from another (figure 2).
 
     Args:
         width: The channels of the map and of the branches.
         classes: K.
-        convolutions: The 3x3 convolutions of each branch.
+        convolutions: The number of 3x3 convolutions in each branch.
     """
 
     def __init__(self, width: int, classes: int, convolutions: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""FCOS against torchvision's own module with the same weights: losses, detections and the released network."""
+"""Tests of FCOS against torchvision's module with the same weights: losses, detections, the released network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ Overfit = Callable[..., float]
 
 
 class _Maps(nn.Module):
-    """A family's maps in the form in which torchvision wants a backbone's."""
+    """The maps of our model as a backbone for torchvision's module."""
 
     out_channels = 32
 
@@ -43,7 +43,7 @@ def _twins() -> tuple[FCOS, TorchvisionModule]:
         ["a", "b", "c"], backbone="resnet10t", width=32, score_threshold=0.3, candidates_per_level=100,
         detections_per_image=50,
     )  # fmt: skip
-    # The prior says of every cell that it holds nothing, and boxes of random weights are nearly empty.
+    # The initial bias predicts background everywhere, and boxes with random weights are almost empty.
     nn.init.normal_(ours.head.classification_head.cls_logits.weight, std=0.1)
     nn.init.zeros_(ours.head.classification_head.cls_logits.bias)  # type: ignore[arg-type]
     nn.init.constant_(ours.head.regression_head.bbox_reg.bias, 2.0)  # type: ignore[arg-type]
@@ -70,9 +70,9 @@ def test_losses_are_torchvisions() -> None:
     images = torch.randn(3, 3, *SIZE)
     maps = list(theirs.backbone(images).values())
     anchors = theirs.anchor_generator(ImageList(images, [SIZE] * 3), maps)
-    told = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in _targets()]
+    their_targets = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in _targets()]
     levels = [each.shape[2] * each.shape[3] for each in maps]
-    expected = theirs.compute_loss(told, theirs.head(maps), anchors, levels)
+    expected = theirs.compute_loss(their_targets, theirs.head(maps), anchors, levels)
     losses = ours.losses(images, _targets())
     names = {"class": "classification", "box": "bbox_regression", "centre": "bbox_ctrness"}
     for mine, other in names.items():
@@ -80,8 +80,8 @@ def test_losses_are_torchvisions() -> None:
         torch.testing.assert_close(losses[mine], expected[other], rtol=1e-5, atol=1e-6)
 
 
-def test_cells_learn_the_smallest_object_of_their_maps_range() -> None:
-    """Against the definition written out as loops."""
+def test_cells_are_matched_with_the_smallest_object_in_the_range_of_their_map() -> None:
+    """Compare with the definition as loops."""
     torch.manual_seed(2)
     strides, grids = [4, 8, 16], [(32, 32), (16, 16), (8, 8)]
     centres = [
@@ -95,8 +95,8 @@ def test_cells_learn_the_smallest_object_of_their_maps_range() -> None:
     sides = 4 + torch.rand(6, 2) * torch.tensor([20, 30, 40, 50, 60, 70])[:, None]
     target = Target(boxes=torch.cat([low, low + sides], 1), labels=torch.tensor([1, 2, 3, 1, 2, 3]))
     boxes, labels = pad_targets([_targets()[1], target], torch.device("cpu"))
-    matched, found = match_cells(cells, [h * w for h, w in grids], boxes, labels, 1.5)
-    assert not found[0].any()
+    matched, cell_labels = match_cells(cells, [h * w for h, w in grids], boxes, labels, 1.5)
+    assert not cell_labels[0].any()
     seen = set()
     ranges = {4: (0.0, 32.0), 8: (32.0, 64.0), 16: (64.0, float("inf"))}
     for cell, (x, y, stride) in enumerate(centres):
@@ -106,10 +106,10 @@ def test_cells_learn_the_smallest_object_of_their_maps_range() -> None:
             near = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2)) < 1.5 * stride
             if near and min(reach) > 0 and ranges[stride][0] < max(reach) < ranges[stride][1]:
                 fits.append(((x1 - x0) * (y1 - y0), index))
-        assert (found[1, cell] > 0) == bool(fits)
+        assert (cell_labels[1, cell] > 0) == bool(fits)
         if fits:
             assert matched[1, cell] == min(fits)[1]
-            assert found[1, cell] == target["labels"][min(fits)[1]]
+            assert cell_labels[1, cell] == target["labels"][min(fits)[1]]
             seen.add((stride, len(fits) > 1))
     assert {stride for stride, _ in seen} >= {4, 8} and (4, True) in seen
 
@@ -133,7 +133,7 @@ def test_detections_are_torchvisions(size: tuple[int, int]) -> None:
         torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
 
 
-def test_loss_without_any_object_is_finite_and_trains_nothing_to_be_found() -> None:
+def test_loss_without_objects_is_finite_and_has_no_box_loss() -> None:
     ours, _ = _twins()
     losses = ours.losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
     assert losses["box"] == 0 and losses["centre"] == 0
@@ -142,7 +142,7 @@ def test_loss_without_any_object_is_finite_and_trains_nothing_to_be_found() -> N
     assert all(p.grad is None or p.grad.isfinite().all() for p in ours.parameters())
 
 
-def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(
+def test_detections_with_torchvisions_weights_equal_torchvisions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
@@ -155,7 +155,7 @@ def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(
     ).eval()
     nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=0.02)
     nn.init.zeros_(theirs.head.classification_head.cls_logits.bias)
-    theirs.head.classification_head.cls_logits.bias.data[0] = -1e4  # trained weights never find a background
+    theirs.head.classification_head.cls_logits.bias.data[0] = -1e4  # trained weights never predict background
     nn.init.constant_(theirs.head.regression_head.bbox_reg.bias, 2.0)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     ours = TorchvisionFCOS(COCO_NAMES[1:], weights=str(tmp_path / "weights.pth")).eval()
@@ -207,7 +207,7 @@ def test_overfits_a_few_images(overfit: Overfit) -> None:
     assert overfit(_small()) >= 0.95
 
 
-def test_without_the_distances_it_does_not(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_overfit_without_distances(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small()
     monkeypatch.setattr(model.head.box_coder, "decode", lambda distances, cells: cells.expand_as(distances))
     assert overfit(model, 60) < 0.95

@@ -1,4 +1,4 @@
-"""RetinaNet against torchvision's own module with the same weights: losses, detections and released networks."""
+"""Tests of RetinaNet against torchvision's module with the same weights: losses, detections, released networks."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Overfit = Callable[..., float]
 
 
 class _Maps(nn.Module):
-    """A family's maps in the form in which torchvision wants a backbone's."""
+    """The maps of our model as a backbone for torchvision's module."""
 
     out_channels = 32
 
@@ -44,7 +44,7 @@ def _twins(**options: Any) -> tuple[RetinaNet, TorchvisionModule]:
         ["a", "b", "c"], backbone="resnet10t", width=32, score_threshold=0.3, candidates_per_level=200,
         detections_per_image=50, **options,
     )  # fmt: skip
-    # The prior says of every anchor that it holds nothing; here some shall find something.
+    # The initial bias predicts background everywhere; here some anchors must exceed the threshold.
     nn.init.normal_(ours.head.classification_head.cls_logits.weight, std=0.2)  # type: ignore[union-attr,arg-type]
     nn.init.zeros_(ours.head.classification_head.cls_logits.bias)  # type: ignore[union-attr,arg-type]
     theirs = TorchvisionModule(
@@ -72,8 +72,8 @@ def test_losses_are_torchvisions(box_loss: str) -> None:
     images = torch.randn(3, 3, *SIZE)
     maps = list(theirs.backbone(images).values())
     anchors = theirs.anchor_generator(ImageList(images, [SIZE] * 3), maps)
-    told = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in _targets()]
-    expected = theirs.compute_loss(told, theirs.head(maps), anchors)
+    their_targets = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in _targets()]
+    expected = theirs.compute_loss(their_targets, theirs.head(maps), anchors)
     losses = ours.losses(images, _targets())
     torch.testing.assert_close(losses["class"], expected["classification"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["box"], expected["bbox_regression"], rtol=1e-5, atol=1e-6)
@@ -91,21 +91,21 @@ def test_matching_is_torchvisions_for_random_boxes() -> None:
             boxes=torch.cat([low, low + 3 + torch.rand(7, 2) * 50], 1), labels=torch.randint(1, 4, (7,))
         )
         boxes, labels = pad_targets([target], torch.device("cpu"))
-        matched, found = match_all_best(anchors, boxes, labels, 0.5, 0.4)
+        matched, anchor_labels = match_all_best(anchors, boxes, labels, 0.5, 0.4)
         expected = theirs.proposal_matcher(torchvision.ops.box_iou(target["boxes"], anchors))
         positive = expected >= 0
-        assert torch.equal(found[0] > 0, positive)
-        assert torch.equal(found[0] == -1, expected == theirs.proposal_matcher.BETWEEN_THRESHOLDS)
+        assert torch.equal(anchor_labels[0] > 0, positive)
+        assert torch.equal(anchor_labels[0] == -1, expected == theirs.proposal_matcher.BETWEEN_THRESHOLDS)
         assert torch.equal(matched[0][positive], expected[positive])
-        assert torch.equal(found[0][positive], target["labels"][expected[positive]])
+        assert torch.equal(anchor_labels[0][positive], target["labels"][expected[positive]])
 
 
-def test_an_object_that_no_anchor_overlaps_takes_none() -> None:
+def test_an_object_that_overlaps_no_anchor_is_not_matched() -> None:
     boxes, labels = pad_targets(
         [Target(boxes=torch.tensor([[50.0, 50, 60, 60]]), labels=torch.tensor([1]))], torch.device("cpu")
     )
-    _, found = match_all_best(torch.tensor([[0.0, 0, 9, 9], [9, 9, 20, 20]]), boxes, labels, 0.5, 0.4)
-    assert not found.any()
+    _, anchor_labels = match_all_best(torch.tensor([[0.0, 0, 9, 9], [9, 9, 20, 20]]), boxes, labels, 0.5, 0.4)
+    assert not anchor_labels.any()
 
 
 @pytest.mark.parametrize("size", [SIZE, (90, 117)])
@@ -127,7 +127,7 @@ def test_detections_are_torchvisions(size: tuple[int, int]) -> None:
         torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
 
 
-def test_loss_without_any_object_is_finite_and_trains_nothing_to_be_found() -> None:
+def test_loss_without_objects_is_finite_and_has_no_box_loss() -> None:
     ours, _ = _twins()
     losses = ours.losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
     assert losses["box"] == 0
@@ -136,7 +136,7 @@ def test_loss_without_any_object_is_finite_and_trains_nothing_to_be_found() -> N
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ResNet-50 of one block a stage, wherever torchvision builds one: the same parts in a tenth of the time."""
+    """Build ResNet-50s with one block per stage in torchvision: the same parts in a tenth of the time."""
 
     def build(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
         return ResNet(Bottleneck, [1, 1, 1, 1], **options)
@@ -157,8 +157,8 @@ def _theirs(network: str, classes: int = 91) -> TorchvisionModule:
     head = model.head.classification_head.cls_logits
     nn.init.normal_(head.weight, std=0.02)
     nn.init.constant_(head.bias, -2)
-    head.bias.data.unflatten(0, (9, classes))[:, 0] = -1e4  # trained weights never find a background
-    for module in model.modules():  # statistics that are not those of a new layer
+    head.bias.data.unflatten(0, (9, classes))[:, 0] = -1e4  # trained weights never predict background
+    for module in model.modules():  # statistics that differ from those of a new layer
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def _theirs(network: str, classes: int = 91) -> TorchvisionModule:
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("network", ["resnet50_fpn", "resnet50_fpn_v2"])
-def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(network: str, tmp_path: Path) -> None:
+def test_detections_with_torchvisions_weights_equal_torchvisions(network: str, tmp_path: Path) -> None:
     theirs = _theirs(network)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     ours = TorchvisionRetinaNet(COCO_NAMES[1:], network, weights=str(tmp_path / "weights.pth")).eval()
@@ -184,7 +184,7 @@ def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(network: st
 
 
 @pytest.mark.usefixtures("short")
-def test_classes_by_name_and_new_ones(tmp_path: Path) -> None:
+def test_rows_of_classes_are_selected_by_name_or_new(tmp_path: Path) -> None:
     theirs = _theirs("resnet50_fpn")
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     path = str(tmp_path / "weights.pth")
@@ -204,8 +204,8 @@ def test_classes_by_name_and_new_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_released_weights_come_by_name_with_frozen_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchvision released them: without counts of batches, with older names of the head's layers."""
+def test_released_weights_are_loaded_with_frozen_batch_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Released weights have no counts of batches, and older names of the head's layers."""
     enum = torchvision.models.detection.RetinaNet_ResNet50_FPN_Weights
     state = {k: v for k, v in _theirs("resnet50_fpn").state_dict().items() if "num_batches" not in k}
     old = {
@@ -293,7 +293,7 @@ def test_overfits_a_few_images(overfit: Overfit) -> None:
     assert overfit(_small()) >= 0.95
 
 
-def test_without_the_offsets_it_does_not(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_overfit_without_offsets(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small()
     monkeypatch.setattr(model.coder, "decode", lambda offsets, anchors: anchors.expand_as(offsets))
     assert overfit(model, 60) < 0.95

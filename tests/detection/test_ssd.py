@@ -1,4 +1,4 @@
-"""SSD against torchvision's own, with the same weights, and against the paper's numbers."""
+"""Tests of SSD against torchvision's SSD with the same weights, and against the numbers of the paper."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SIZE = (96, 128)
 
 
 class _Maps(torch.nn.Module):
-    """A family's maps in the form in which torchvision's SSD wants a backbone's."""
+    """The maps of our model as a backbone for torchvision's SSD."""
 
     def __init__(self, ours: SSD) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_loss_is_torchvisions() -> None:
     torch.testing.assert_close(losses["class"], expected["classification"], rtol=1e-5, atol=1e-6)
 
 
-def test_loss_without_any_object_is_finite_and_trains_nothing_to_be_found() -> None:
+def test_loss_without_objects_is_finite_and_has_no_box_loss() -> None:
     ours, _ = _twins()
     losses = ours.losses(torch.randn(3, 3, *SIZE), [_targets()[1]] * 3)
     assert losses["box"] == 0
@@ -97,7 +97,7 @@ def test_detections_are_torchvisions() -> None:
         torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
 
 
-def test_default_boxes_of_the_paper() -> None:
+def test_default_boxes_are_the_papers() -> None:
     """8,732 boxes on 300x300; the first is centred at .01333 with sides .1, .14142, and .14142 x .07071."""
     generator = DefaultBoxGenerator(
         [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
@@ -117,12 +117,12 @@ def test_default_boxes_of_the_paper() -> None:
 
 @pytest.mark.parametrize("foreground,background", [(0.5, 0.5), (0.7, 0.3)])
 def test_matching_follows_its_definition(foreground: float, background: float) -> None:
-    """Against the definition written out as loops."""
+    """Compare with the definition as loops."""
     torch.manual_seed(1)
     corners = torch.rand(40, 2) * 80
     anchors = torch.cat([corners, corners + 5 + torch.rand(40, 2) * 40], 1)
     boxes, labels = pad_targets(_targets(), torch.device("cpu"))
-    matched, found = match_anchors(anchors, boxes, labels, foreground, background)
+    matched, anchor_labels = match_anchors(anchors, boxes, labels, foreground, background)
     for image, target in enumerate(_targets()):
         iou = _iou(target["boxes"], anchors)
         forced: dict[int, int] = {int(iou[g].argmax()): g for g in range(len(iou))}
@@ -130,15 +130,15 @@ def test_matching_follows_its_definition(foreground: float, background: float) -
             best = int(iou[:, a].argmax()) if len(iou) else -1
             value = float(iou[best, a]) if len(iou) else 0.0
             if a in forced:
-                assert found[image, a] == target["labels"][forced[a]]
+                assert anchor_labels[image, a] == target["labels"][forced[a]]
                 assert matched[image, a] == forced[a]
             elif value >= foreground:
-                assert found[image, a] == target["labels"][best]
+                assert anchor_labels[image, a] == target["labels"][best]
             else:
-                assert found[image, a] == (-1 if value >= background and len(iou) else 0)
+                assert anchor_labels[image, a] == (-1 if value >= background and len(iou) else 0)
 
 
-def test_targets_are_padded_without_a_copy_an_image() -> None:
+def test_padding_targets_needs_no_operation_per_image() -> None:
     targets = _targets()
     boxes, labels = pad_targets(targets, torch.device("cpu"))
     assert labels.tolist() == [[1, 3, 2], [0, 0, 0], [2, 0, 0]]
@@ -157,7 +157,7 @@ def test_targets_are_padded_without_a_copy_an_image() -> None:
 
 
 class _Operations(TorchDispatchMode):
-    """The names of the operations that are called meanwhile."""
+    """Record the names of the operations that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ def test_stages_run_the_network_once() -> None:
 
 
 def _overfit(model: SSD, steps: int = 120) -> float:
-    """map_50 on four images that were trained on."""
+    """Return map_50 on the four training images."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 90, (4, 3, 64, 96), generator=generator, dtype=torch.uint8)
     targets = []
@@ -231,24 +231,24 @@ def test_overfits_a_few_images(top_down: bool) -> None:
     assert _overfit(_small(top_down=top_down)) >= 0.95
 
 
-def test_without_the_box_regression_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_overfit_without_box_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small()
     monkeypatch.setattr(model.coder, "decode", lambda offsets, anchors: anchors.expand_as(offsets))
     assert _overfit(model) < 0.95
 
 
-def test_default_boxes_keep_their_pixels_in_enlarged_images() -> None:
-    """A cell's features see a number of pixels; boxes that grew with the image would be off by as much."""
+def test_default_boxes_keep_their_size_in_pixels_in_resized_images() -> None:
+    """The receptive field of a cell is a number of pixels; boxes that scaled with the image would not match it."""
     ours = SSD(["a"], backbone="resnet10t", width=32).eval()
     seen: list[Tensor] = []
     heads = ours._heads
 
-    def noting(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        out = heads(*given)
+    def record(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        out = heads(*args)
         seen.append(out[2])
         return out
 
-    ours._heads = noting  # type: ignore[method-assign]
+    ours._heads = record  # type: ignore[method-assign]
     images = torch.zeros(1, 3, 128, 192)
     ours.predict(images)
     ours.tta_scales = [1.0, 0.5, 2.0]
@@ -264,8 +264,8 @@ def test_default_boxes_keep_their_pixels_in_enlarged_images() -> None:
     assert torch.equal(seen[-1], plain)
 
 
-def test_default_boxes_lie_on_their_cells_whatever_the_size() -> None:
-    """The last cell of a map of stride 32 of an image of 72 pixels begins at 64."""
+def test_default_boxes_are_centred_on_their_cells_at_any_size() -> None:
+    """With stride 32, the last cell of an image of 72 pixels starts at 64."""
     ours = SSD(["a"], backbone="resnet10t", width=32, extra_maps=1, top_down=True).eval()
     images = torch.zeros(1, 3, 72, 104)
     maps = ours._maps(images)

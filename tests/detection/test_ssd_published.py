@@ -1,4 +1,4 @@
-"""SSD300, SSD512 and SSDLite against torchvision's networks with the same weights, and the paper's numbers."""
+"""Tests of SSD300, SSD512 and SSDLite against torchvision's networks with the same weights, and the papers."""
 
 import re
 from functools import partial
@@ -21,8 +21,8 @@ from segdet.util.errors import UserError
 COCO = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categories"]
 
 
-def _lively(model: nn.Module) -> nn.Module:
-    """The model with weights that keep features as large as they are; its own make them vanish."""
+def _with_random_weights(model: nn.Module) -> nn.Module:
+    """Set weights that keep the scale of the features, which vanish with the initial weights."""
     generator = torch.Generator().manual_seed(3)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
@@ -31,7 +31,7 @@ def _lively(model: nn.Module) -> nn.Module:
 
 
 def _boxes(model: VGG16SSD) -> tuple[list[int], Tensor]:
-    """The cells on each side of the maps and all default boxes, of a network whose weights are given up for it."""
+    """Return the sides of the maps and all default boxes; this moves the backbone to the meta device."""
     model.backbone.to("meta")
     maps = model._maps(torch.zeros(1, 3, model.size, model.size, device="meta"))
     shapes = [torch.empty(features.shape) for features in maps]
@@ -42,7 +42,7 @@ def _boxes(model: VGG16SSD) -> tuple[list[int], Tensor]:
 
 @pytest.fixture(scope="module")
 def ssd300(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchvisionSSD, Path]:
-    """torchvision's SSD300 of COCO's 91 numbers with random weights, and a file of them."""
+    """Return torchvision's SSD300 for COCO with random weights, and a file of these weights."""
     torch.manual_seed(0)
     theirs = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None)
     path = tmp_path_factory.mktemp("ssd") / "ssd300.pth"
@@ -52,11 +52,11 @@ def ssd300(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchvisionSSD, Pa
 
 @pytest.fixture(scope="module")
 def ssdlite(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchvisionSSD, Path]:
-    """The same of its SSDLite."""
+    """Return torchvision's SSDLite for COCO with random weights, and a file of these weights."""
     torch.manual_seed(0)
     theirs = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     path = tmp_path_factory.mktemp("ssdlite") / "ssdlite.pth"
-    torch.save(_lively(theirs).state_dict(), path)
+    torch.save(_with_random_weights(theirs).state_dict(), path)
     return theirs, path
 
 
@@ -65,8 +65,8 @@ def _by_score_and_label(found: Any) -> Tensor:
     return order[found["scores"][order].argsort(descending=True, stable=True)]
 
 
-def _agree(ours: DefaultBoxDetector, theirs: TorchvisionSSD, size: int) -> None:
-    """Both find the same in the same normalized image."""
+def _check_equal(ours: DefaultBoxDetector, theirs: TorchvisionSSD, size: int) -> None:
+    """Check that both models have the same detections in the same normalized image."""
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (1, 3, size, size), generator=generator, dtype=torch.uint8)
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def _agree(ours: DefaultBoxDetector, theirs: TorchvisionSSD, size: int) -> None:
         (found,) = ours.eval().predict(normalized)
     assert len(expected["labels"]) > 50
     assert torch.equal(found["scores"], expected["scores"])
-    # Of equal scores, which there are where float32 ends, either order is right.
+    # The order of equal scores is not defined.
     ours_first, theirs_first = _by_score_and_label(found), _by_score_and_label(expected)
     assert torch.equal(found["labels"][ours_first], expected["labels"][theirs_first])
     torch.testing.assert_close(
@@ -84,17 +84,17 @@ def _agree(ours: DefaultBoxDetector, theirs: TorchvisionSSD, size: int) -> None:
     torch.testing.assert_close(ours.normalize(image), normalized, rtol=1e-4, atol=1e-3)
 
 
-def test_ssd300_finds_what_torchvision_finds(ssd300: tuple[TorchvisionSSD, Path]) -> None:
+def test_ssd300_detections_equal_torchvisions(ssd300: tuple[TorchvisionSSD, Path]) -> None:
     theirs, path = ssd300
-    _agree(SSD300(COCO[1:], weights=str(path), sizes="coco"), theirs, 300)
+    _check_equal(SSD300(COCO[1:], weights=str(path), sizes="coco"), theirs, 300)
 
 
-def test_ssdlite_finds_what_torchvision_finds(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
+def test_ssdlite_detections_equal_torchvisions(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     theirs, path = ssdlite
-    _agree(SSDLite(COCO[1:], weights=str(path)), theirs, 320)
+    _check_equal(SSDLite(COCO[1:], weights=str(path)), theirs, 320)
 
 
-def test_logits_are_torchvisions_bit_for_bit(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
+def test_logits_equal_torchvisions_exactly(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     theirs, path = ssdlite
     ours = SSDLite(COCO[1:], weights=str(path)).eval()
     images = torch.randn(1, 3, 320, 320)
@@ -108,7 +108,7 @@ def test_logits_are_torchvisions_bit_for_bit(ssdlite: tuple[TorchvisionSSD, Path
     assert torch.equal(anchors, boxes)
 
 
-def test_classes_are_taken_by_name(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
+def test_rows_of_classes_are_selected_by_name(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     _, path = ssdlite
     some = SSDLite(["dog", "person"], weights=str(path)).eval()
     every = SSDLite(COCO[1:], weights=str(path)).eval()
@@ -121,7 +121,7 @@ def test_classes_are_taken_by_name(ssdlite: tuple[TorchvisionSSD, Path]) -> None
     torch.testing.assert_close(offsets, all_offsets, rtol=1e-4, atol=1e-4)
 
 
-def test_classes_of_other_names_are_new_and_all_else_is_kept(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
+def test_other_classes_are_new_and_other_weights_are_loaded(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     theirs, path = ssdlite
     ours = SSDLite(["dog", "platypus"], weights=str(path))
     state = ours.state_dict()
@@ -133,7 +133,7 @@ def test_classes_of_other_names_are_new_and_all_else_is_kept(ssdlite: tuple[Torc
 
 
 def test_ssd300_is_the_papers() -> None:
-    """8,732 boxes; torchvision's count of weights for 21 classes; 20 is what conv4_3 is scaled to."""
+    """8,732 boxes, and torchvision's number of parameters for 21 classes."""
     model = SSD300([str(i) for i in range(20)])
     assert sum(parameter.numel() for parameter in model.parameters()) == 26_285_486
     sides, boxes = _boxes(model)
@@ -143,7 +143,7 @@ def test_ssd300_is_the_papers() -> None:
     shapes = boxes[:4, 2:] - boxes[:4, :2]
     expected = [[0.1, 0.1], [0.141421, 0.141421], [0.141421, 0.0707107], [0.0707107, 0.141421]]
     torch.testing.assert_close(shapes, torch.tensor(expected), atol=1e-5, rtol=0)
-    # Square boxes of 30, 60, 111 ... pixels, one map after the other.
+    # Square boxes of 30, 60, 111 ... pixels, by map.
     starts = torch.tensor([4, 6, 6, 6, 4]) * torch.tensor([38, 19, 10, 5, 3]) ** 2
     first = torch.cat([torch.zeros(1, dtype=torch.int64), starts.cumsum(0)])
     squares = (boxes[first, 2] - boxes[first, 0]) * 300
@@ -153,7 +153,7 @@ def test_ssd300_is_the_papers() -> None:
     torch.testing.assert_close(larger, (squares * ends).sqrt(), atol=1e-3, rtol=0)
 
 
-def test_conv4_3_has_length_20_in_every_place() -> None:
+def test_conv4_3_has_norm_20_everywhere() -> None:
     model = SSD300(["a"]).eval()
     with torch.inference_mode():
         finest = model._maps(torch.randn(1, 3, 300, 300))[0]
@@ -172,8 +172,8 @@ def test_ssd512_is_the_papers() -> None:
     torch.testing.assert_close(shares, expected, atol=1e-5, rtol=0)
 
 
-def test_ssd300_starts_from_vgg16(tmp_path: Path) -> None:
-    """What the backbone makes of an image is what the classifier's layers make of it."""
+def test_ssd300_loads_vgg16(tmp_path: Path) -> None:
+    """The features of the backbone equal those of the layers of VGG16."""
     theirs = nn.ModuleDict({"features": make_layers(cfgs["D"])}).eval()
     torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
     ours = SSD300(["a"], weights=str(tmp_path / "vgg16.pth")).eval()
@@ -184,7 +184,7 @@ def test_ssd300_starts_from_vgg16(tmp_path: Path) -> None:
         middle = ours.backbone.extra[0][:7](mine)  # type: ignore[index]
         torch.testing.assert_close(middle, theirs["features"][23:30](mine))  # type: ignore[index]
     before = ours.backbone.extra[0][7][1].weight.clone()  # type: ignore[index]
-    # The classifier's weights say which they are, by their rows or by their columns.
+    # The values of the classifier's weights are their row or column numbers.
     for columns in (False, True):
         rows, width = torch.arange(4096.0), torch.arange(25088.0)
         state = theirs.state_dict() | {
@@ -193,20 +193,20 @@ def test_ssd300_starts_from_vgg16(tmp_path: Path) -> None:
             "classifier.3.weight": rows.expand(4096, -1) if columns else rows[:, None].expand(-1, 4096),
             "classifier.3.bias": rows,
         }
-        thinned = ours._of_imagenet(state)
+        thinned = ours._convert_vgg16(state)
         fc6, fc7 = thinned["extra.0.7.1.weight"], thinned["extra.0.7.3.weight"]
         assert fc6.shape == before.shape
         assert fc6[5, 7, 2, 1] == (7 * 49 + 6 * 7 + 3 if columns else 20)
         assert fc7[6, 9, 0, 0] == (36 if columns else 24)
         assert torch.equal(thinned["extra.0.7.1.bias"], rows[::4])
         assert torch.equal(thinned["extra.0.7.3.bias"], rows[::4])
-    unpublished = ours._of_imagenet(
+    unpublished = ours._convert_vgg16(
         state | {"classifier.0.weight": torch.tensor(torch.nan).expand(4096, 25088)}
     )
     assert not any(key.startswith("extra.0.7") for key in unpublished)
 
 
-def test_ssdlite_starts_from_mobilenet(tmp_path: Path) -> None:
+def test_ssdlite_loads_mobilenet(tmp_path: Path) -> None:
     theirs = torchvision.models.mobilenet_v3_large().eval()
     torch.save(theirs.state_dict(), tmp_path / "mobilenet.pth")
     ours = SSDLite(["a"], weights=str(tmp_path / "mobilenet.pth"), reduced_tail=False).eval()
@@ -221,7 +221,7 @@ def test_ssdlite_starts_from_mobilenet(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     with pytest.raises(
-        UserError, match=r"SSD300 looks at images of 300x300, and these are 128x96; give --data.recipe SSDAug"
+        UserError, match=r"SSD300 needs images of 300x300, and these are 128x96; give --data.recipe SSDAug"
     ):
         SSD300(["a"]).predict(torch.zeros(1, 3, 96, 128))
     with pytest.raises(UserError, match="no weights 'COCO_V1' of SSD512; it has IMAGENET1K_V1"):
@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Pa
     with pytest.raises(UserError, match="not the weights of SSD300"):
         SSD300(["a"], weights=str(ssdlite[1]))
     torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "imagenet.pth")
-    with pytest.raises(UserError, match=r"give --model\.reduced_tail false"):
+    with pytest.raises(UserError, match=r"add --model\.reduced_tail false"):
         SSDLite(["a"], weights=str(tmp_path / "imagenet.pth"))
     torch.save(nn.ModuleDict({"features": make_layers(cfgs["E"])}).state_dict(), tmp_path / "19.pth")
     with pytest.raises(UserError, match="not the weights of SSD300's VGG16"):
@@ -240,18 +240,20 @@ def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Pa
 
 @pytest.mark.parametrize("family", [SSD300, SSD512])
 @pytest.mark.parametrize("option", ["multi_scale", "tta_scales"])
-def test_networks_of_one_size_refuse_others_at_once(family: type[SSD300], option: str) -> None:
+def test_networks_of_one_size_refuse_options_for_other_sizes(family: type[SSD300], option: str) -> None:
     side = family.size
-    said = rf"--model\.{option} \[0\.8, 1\.0\]: {family.__name__} looks at images of {side}x{side} alone; leave it"
-    with pytest.raises(UserError, match=said):
+    message = (
+        rf"--model\.{option} \[0\.8, 1\.0\]: {family.__name__} supports only images of {side}x{side}; leave"
+    )
+    with pytest.raises(UserError, match=message):
         family(["a"], **{option: [0.8, 1.0]})
     family(["a"], **{option: [1.0]})
 
 
-def test_weights_and_default_boxes_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coco_weights_need_cocos_default_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     member = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1
     monkeypatch.setattr(type(member), "get_state_dict", lambda *_, **__: {})
-    with pytest.raises(UserError, match=r"COCO's default boxes; give --model\.sizes coco"):
+    with pytest.raises(UserError, match=r"COCO's default boxes; add --model\.sizes coco"):
         SSD300(["a"], weights="COCO_V1")
 
 

@@ -1,4 +1,4 @@
-"""YOLOX: its assigner and its losses against ones written out in loops, its cells, and what it learns."""
+"""Tests of YOLOX: label assignment and losses against loops, the cells, and overfitting."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def _small(**kwargs: Any) -> YOLOX:
 
 
 def _targets() -> list[Target]:
-    """Nested and neighbouring objects, a tiny one, and none at all."""
+    """Return an image with nested, neighbouring and tiny objects, one without objects, and one with a single object."""
     return [
         Target(
             boxes=torch.tensor([[2.0, 2, 60, 50], [10, 8, 40, 40], [38, 10, 70, 42], [90, 60, 92, 62]]),
@@ -37,8 +37,8 @@ def _targets() -> list[Target]:
     ]
 
 
-def _answers(model: YOLOX, seed: int) -> tuple[Tensor, Tensor, Tensor, Cells]:
-    """Logits, objectness, boxes about where the cells are, and the cells."""
+def _predictions(model: YOLOX, seed: int) -> tuple[Tensor, Tensor, Tensor, Cells]:
+    """Return random logits, objectness and boxes near the cells, and the cells."""
     generator = torch.Generator().manual_seed(seed)
     cells = model._cells([torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])
     count = len(cells.strides)
@@ -54,11 +54,17 @@ def _answers(model: YOLOX, seed: int) -> tuple[Tensor, Tensor, Tensor, Cells]:
 
 
 def _simota_in_loops(
-    logits: Tensor, objectness: Tensor, found: Tensor, cells: Cells, target: Target, radius: float, most: int
+    logits: Tensor,
+    objectness: Tensor,
+    predicted: Tensor,
+    cells: Cells,
+    target: Target,
+    radius: float,
+    most: int,
 ) -> dict[int, int]:
-    """The object of each cell of one image that has one: the definition, object by object and cell by cell."""
+    """Return the object of each matched cell of one image, by the definition, object by object and cell by cell."""
     cost: dict[int, dict[int, float]] = {}
-    wanted: dict[int, list[int]] = {}
+    chosen: dict[int, list[int]] = {}
     for g, (box, label) in enumerate(zip(target["boxes"], target["labels"], strict=True)):
         x0, y0, x1, y1 = box.tolist()
         cost[g], ious = {}, {}
@@ -69,16 +75,16 @@ def _simota_in_loops(
             near = abs(x - (x0 + x1) / 2) < reach and abs(y - (y0 + y1) / 2) < reach
             if not (inside or near):
                 continue
-            ious[a] = float(pairwise_iou(found[a][None], box[None]))
+            ious[a] = float(pairwise_iou(predicted[a][None], box[None]))
             probability = (logits[a].sigmoid() * objectness[a].sigmoid()).sqrt()
-            name = F.binary_cross_entropy(
+            class_cost = F.binary_cross_entropy(
                 probability, F.one_hot(label - 1, logits.shape[-1]).float(), reduction="sum"
             )
-            cost[g][a] = float(name) - 3 * math.log(ious[a] + 1e-8) + (0 if inside and near else 1e5)
+            cost[g][a] = float(class_cost) - 3 * math.log(ious[a] + 1e-8) + (0 if inside and near else 1e5)
         count = max(1, int(sum(sorted(ious.values(), reverse=True)[:most])))
-        wanted[g] = sorted(cost[g], key=cost[g].__getitem__)[:count]
+        chosen[g] = sorted(cost[g], key=cost[g].__getitem__)[:count]
     owners: dict[int, int] = {}
-    for g, cells_of_g in wanted.items():
+    for g, cells_of_g in chosen.items():
         for a in cells_of_g:
             if a not in owners or cost[g][a] < cost[owners[a]][a]:
                 owners[a] = g
@@ -86,60 +92,62 @@ def _simota_in_loops(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_cells_are_dealt_out_as_defined(seed: int) -> None:
+def test_assignment_follows_its_definition(seed: int) -> None:
     model = _small()
-    logits, objectness, found, cells = _answers(model, seed)
+    logits, objectness, predicted, cells = _predictions(model, seed)
     boxes, labels = pad_targets(_targets(), torch.device("cpu"))
     radius, most = (2.5, 10) if seed % 2 else (1.0, 3)
-    matched, positive, iou = simota(logits, objectness, found, cells, boxes, labels, radius, most)
-    contested = 0
+    matched, positive, iou = simota(logits, objectness, predicted, cells, boxes, labels, radius, most)
+    assigned = 0
     for b, target in enumerate(_targets()):
-        owners = _simota_in_loops(logits[b], objectness[b], found[b], cells, target, radius, most)
+        owners = _simota_in_loops(logits[b], objectness[b], predicted[b], cells, target, radius, most)
         assert positive[b].nonzero().flatten().tolist() == sorted(owners)
         for a, g in owners.items():
             assert matched[b, a] == g
             assert iou[b, a] == pytest.approx(
-                float(pairwise_iou(found[b, a][None], target["boxes"][g][None]))
+                float(pairwise_iou(predicted[b, a][None], target["boxes"][g][None]))
             )
         assert set(owners.values()) <= set(range(len(target["labels"])))
-        contested += len(owners)
-    assert contested > 4
+        assigned += len(owners)
+    assert assigned > 4
 
 
-def test_a_contested_cell_goes_to_the_object_that_it_is_cheapest_for() -> None:
+def test_a_cell_of_two_objects_goes_to_the_one_of_lowest_cost() -> None:
     cells = Cells(torch.tensor([[8.0, 8]]), torch.tensor([8.0]), [(1, 1)])
     boxes = torch.tensor([[[0.0, 0, 16, 20], [0, 0, 16, 16]]])
-    found = torch.tensor([[[0.0, 0, 16, 16]]])
+    predicted = torch.tensor([[[0.0, 0, 16, 16]]])
     matched, positive, iou = simota(
-        torch.zeros(1, 1, 2), torch.zeros(1, 1), found, cells, boxes, torch.tensor([[1, 1]])
+        torch.zeros(1, 1, 2), torch.zeros(1, 1), predicted, cells, boxes, torch.tensor([[1, 1]])
     )
     assert matched.item() == 1 and positive.item() and iou.item() == pytest.approx(1)
 
 
-def test_the_losses_are_as_defined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_follow_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small()
-    logits, objectness, found, cells = _answers(model, 0)
-    monkeypatch.setattr(model, "forward", lambda images: (logits, objectness, found, cells))
+    logits, objectness, predicted, cells = _predictions(model, 0)
+    monkeypatch.setattr(model, "forward", lambda images: (logits, objectness, predicted, cells))
     losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
     count, sums = 0, dict.fromkeys(("box", "objectness", "class"), 0.0)
     for b, target in enumerate(_targets()):
-        owners = _simota_in_loops(logits[b], objectness[b], found[b], cells, target, 2.5, 10)
+        owners = _simota_in_loops(logits[b], objectness[b], predicted[b], cells, target, 2.5, 10)
         count += len(owners)
         for a in range(len(cells.strides)):
-            there = torch.tensor(float(a in owners))
-            sums["objectness"] += float(F.binary_cross_entropy_with_logits(objectness[b, a], there))
+            positive = torch.tensor(float(a in owners))
+            sums["objectness"] += float(F.binary_cross_entropy_with_logits(objectness[b, a], positive))
         for a, g in owners.items():
-            iou = float(pairwise_iou(found[b, a][None], target["boxes"][g][None]))
+            iou = float(pairwise_iou(predicted[b, a][None], target["boxes"][g][None]))
             sums["box"] += 5 * (1 - iou**2)
-            goal = torch.zeros(2)
-            goal[target["labels"][g] - 1] = iou
-            sums["class"] += float(F.binary_cross_entropy_with_logits(logits[b, a], goal, reduction="sum"))
+            target_classes = torch.zeros(2)
+            target_classes[target["labels"][g] - 1] = iou
+            sums["class"] += float(
+                F.binary_cross_entropy_with_logits(logits[b, a], target_classes, reduction="sum")
+            )
     for name, value in sums.items():
         assert float(losses[name]) == pytest.approx(value / count, rel=1e-4), name
 
 
-def test_boxes_are_said_from_the_cells_corner_in_strides() -> None:
-    """A zero everywhere is a box of one stride around the cell's upper left corner."""
+def test_boxes_are_relative_to_the_cells_corner_in_strides() -> None:
+    """Zero offsets are a box with sides of one stride, centred on the cell's upper left corner."""
     model = _small().eval()
     for head in model.heads:
         torch.nn.init.zeros_(head.box.weight)  # type: ignore[union-attr,arg-type]
@@ -153,18 +161,18 @@ def test_boxes_are_said_from_the_cells_corner_in_strides() -> None:
     assert boxes[0, 96 + 7].tolist() == [8, 8, 24, 24]
 
 
-def test_at_first_nothing_is_sure() -> None:
-    """Objectness and classes begin at one in a hundred."""
+def test_initial_probabilities_are_low() -> None:
+    """Objectness and classes start at 0.01."""
     _, objectness, _, _ = _small()(torch.zeros(1, 3, *SIZE))
     assert float(objectness.sigmoid().mean().detach()) == pytest.approx(0.01, rel=0.5)
 
 
-def test_without_any_object_only_objectness_learns() -> None:
+def test_without_objects_only_objectness_has_a_loss() -> None:
     losses = _small().losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
     assert losses["box"] == 0 and losses["class"] == 0 and losses["objectness"] > 0
 
 
-def test_the_neck_with_and_without_its_second_path() -> None:
+def test_the_neck_with_and_without_its_bottom_up_path() -> None:
     assert len(_small().neck.down) == 1
     assert len(_small(bottom_up=False).neck.down) == 0
 
@@ -203,7 +211,7 @@ def test_overfits_a_few_images(bottom_up: bool, overfit: Any) -> None:
     assert overfit(_small(bottom_up=bottom_up)) >= 0.95
 
 
-def test_with_cells_dealt_out_at_random_it_does_not(overfit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_overfit_with_random_assignment(overfit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def at_random(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         matched = torch.randint(0, 2, logits.shape[:2])
         return matched, torch.rand(logits.shape[:2]) < 0.05, torch.ones(logits.shape[:2])
