@@ -26,7 +26,7 @@ Polygons = list[np.ndarray]
 
 
 class Layer(NamedTuple):
-    """A rasterized shape: its window's corner, coverage 0..16 ``[h, w]`` and its whole area in pixels."""
+    """A rasterized shape: the corner of its window, coverage 0..16 ``[h, w]``, and its area in pixels."""
 
     x: int
     y: int
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
 
 def _ray(radius: int | np.ndarray, angle: int | np.ndarray) -> np.ndarray:
-    """Points at ``radius`` (1/16 px) and ``angle`` (1/1024 turn) around the origin, int64 ``[V, 2]``."""
+    """Return points at ``radius`` (1/16 px) and ``angle`` (1/1024 turn) around the origin: int64 ``[V, 2]``."""
     angle = np.asarray(angle) % TURN
     return np.stack([radius * COS[angle] // ONE, radius * SIN[angle] // ONE], axis=-1)
 
@@ -55,7 +55,7 @@ def _points(*xy: tuple[int, int]) -> np.ndarray:
 
 
 def _squeezed(rng: np.random.Generator, points: np.ndarray, least: int) -> np.ndarray:
-    """``points`` with their height taken down to between ``least`` and 100 percent."""
+    """Scale the height of ``points`` by a random factor between ``least`` and 100 percent."""
     return points * np.array([100, rng.integers(least, 101)]) // 100
 
 
@@ -138,7 +138,7 @@ def _pentagon(rng: np.random.Generator, r: int) -> Polygons:
 def _blob(rng: np.random.Generator, r: int) -> Polygons:
     knots = rng.integers(75, 101, 7)
     dent = int(rng.integers(0, 7))
-    knots[[dent, (dent + 3) % 7]] = rng.integers(30, 56, 2)  # or it could pass for a circle
+    knots[[dent, (dent + 3) % 7]] = rng.integers(30, 56, 2)  # distinguishes it from a circle
     angle = np.arange(35)
     low, part = angle // 5, angle % 5
     ease = np.array([0, 10, 35, 65, 90])[part]
@@ -161,15 +161,15 @@ DISTRACTORS: list[Form] = [_moon, _ring_part, _stroke, _corner, _tee, _pentagon,
 
 
 def rotate_and_move(polygons: Polygons, angle: int, x: int, y: int) -> Polygons:
-    """``polygons`` rotated by ``angle`` (1/1024 turn) and moved to ``x, y`` (1/16 px)."""
+    """Rotate ``polygons`` by ``angle`` (1/1024 turn) and move them to ``x, y`` (1/16 px)."""
     matrix = np.array([[COS[angle], SIN[angle]], [-SIN[angle], COS[angle]]])
     return [points @ matrix // ONE + np.array([x, y]) for points in polygons]
 
 
 def rasterize(polygons: Polygons) -> Layer:
-    """The share of each pixel that ``polygons`` cover, from 4 x 4 samples and the even-odd rule.
+    """Compute the share of each pixel that ``polygons`` cover, from 4 x 4 samples and the even-odd rule.
 
-    Each outline crosses each scan line at integers; a running parity over the crossings fills it.
+    Outlines cross scan lines at integer positions; the parity of the number of crossings fills the interior.
     """
     vertices = np.concatenate(polygons)
     x, y = vertices.min(0) // 16 - _PAD

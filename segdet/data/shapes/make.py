@@ -7,7 +7,7 @@ from typing import Literal
 from segdet.data.shapes.scenes import SHAPES_CLASSES, Scenes
 from segdet.data.shapes.writers import write_cityscapes, write_coco, write_voc
 from segdet.util.cores import usable_cores
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_choice
 
 _VERSION = 1  # to be raised when the same seed gives other pixels, so that old folders are recognized
 _FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
@@ -26,35 +26,33 @@ def make_shapes(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write a Shapes dataset as a VOC, COCO or Cityscapes folder, once.
+    """Write a Shapes dataset as a VOC, COCO or Cityscapes folder, unless it exists already.
 
-    The settings are kept in ``shapes.json`` in the folder. Where a folder of the same settings is
-    complete, nothing is done; an interrupted one is never taken for complete.
+    The settings are stored in ``shapes.json`` in the folder.
 
     Args:
-        root: The folder to make.
-        format: Whose files to write.
-        train: Number of images in this split; likewise ``val`` and ``test``.
-        val: See ``train``.
-        test: See ``train``.
+        root: The folder to create.
+        format: The format of the files.
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
         size: ``(height, width)`` of the images.
-        seed: Another seed gives another dataset.
-        workers: Processes that draw and write; None for one per core. It changes no byte.
-        progress: Show a bar.
+        seed: Seed of the scenes.
+        workers: Processes; default: one per core. The files do not depend on it.
+        progress: Whether to show a progress bar.
 
     Returns:
         ``root``.
 
     Raises:
-        UserError: If a setting is out of range, or if ``root`` holds something else.
+        UserError: If a setting is out of range, or ``root`` exists with other content.
     """
     root = Path(root)
-    if format not in _WRITERS:
-        raise UserError(f"format: there is no {format!r}; choose one of {', '.join(_WRITERS)}")
+    check_choice("format:", format, list(_WRITERS))
     counts = {"train": train, "val": val, "test": test}
     for name, count in counts.items():
         if not 0 <= count <= 1_000_000:
-            raise UserError(f"{name}: {count} images cannot be made; give a number from 0 to 1000000")
+            raise UserError(f"{name}: {count} images are out of range; give a number from 0 to 1000000")
     if min(size) < 64 or max(size) > 4096:
         raise UserError(f"size: {size[0]}x{size[1]} is out of range; give a height and width from 64 to 4096")
     if seed < 0:
@@ -82,7 +80,7 @@ def make_shapes(
             files={"shapes.json": json.dumps(settings) + "\n"},
         )
     except UserError:
-        # Another process may have finished the same folder in the meantime.
+        # Another process may have created the same folder in the meantime.
         if _is_made(root, settings):
             return root
         raise
@@ -90,7 +88,7 @@ def make_shapes(
 
 
 def _is_made(root: Path, settings: dict[str, object]) -> bool:
-    """Whether ``root`` is complete with just these settings; a `UserError` if it is something else."""
+    """Return whether ``root`` exists with these settings; raise `UserError` if it has other content."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -102,12 +100,12 @@ def _is_made(root: Path, settings: dict[str, object]) -> bool:
         ]
     except (OSError, ValueError, AttributeError):
         raise UserError(
-            f"{root}: exists and is no Shapes folder (no readable shapes.json); name another folder, or say what it "
-            "is: --data VOCDataModule, COCODataModule, CityscapesDataModule or ImageFolder"
+            f"{root}: exists and is not a Shapes folder (no readable shapes.json); choose another folder, or read it "
+            "with --data VOCDataModule, COCODataModule, CityscapesDataModule or ImageFolder"
         ) from None
     if differences:
         raise UserError(
-            f"{root}: holds Shapes with {', '.join(differences)}; give its own settings (--data.num_train and the "
-            "like), or another folder"
+            f"{root}: contains Shapes with {', '.join(differences)}; give the same settings (such as "
+            "--data.num_train), or another folder"
         )
     return True

@@ -40,18 +40,16 @@ _SMALLEST = {"circle": 16, "square": 16, "triangle": 20, "star": 22, "cross": 20
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn image with its exact annotation.
+    """An image with its exact annotation.
 
     Attributes:
         image: uint8 ``[H, W, 3]`` RGB.
-        instances: int32 ``[H, W]``, 0 where there is no object, else n for object n - 1. A higher
-            id lies in front of a lower one.
-        boxes: int32 ``[N, 4]``, xyxy pixels with x1 and y1 exclusive: the tight box of the visible pixels.
+        instances: int32 ``[H, W]``, 0 for background, n for object n - 1. Higher ids are in front of lower ones.
+        boxes: int32 ``[N, 4]``, xyxy pixels with x1 and y1 exclusive, tight around the visible pixels.
         labels: int64 ``[N]``, 1..6 in the order of `SHAPES_CLASSES`.
-        crowd: bool ``[N]``: True for a cluster of touching small shapes of one class, which counts
-            as one region.
-        truncated: bool ``[N]``: part of the object lies outside the image.
-        occluded: bool ``[N]``: part of it is covered.
+        crowd: bool ``[N]``, True for a cluster of touching small shapes of one class, annotated as one region.
+        truncated: bool ``[N]``, True if a part of the object is outside the image.
+        occluded: bool ``[N]``, True if a part of the object is covered.
     """
 
     image: np.ndarray
@@ -63,12 +61,12 @@ class Scene:
     occluded: np.ndarray
 
     def mask(self) -> np.ndarray:
-        """The class of every pixel: uint8 ``[H, W]``, 0 for background, else the label."""
+        """Return the class of each pixel: uint8 ``[H, W]``, 0 for background, else the label."""
         return np.concatenate([[0], self.labels]).astype(np.uint8)[self.instances]
 
 
 class Scenes(Sequence[Scene]):
-    """The scenes of a seed at ``indices``, each drawn when it is asked for."""
+    """The scenes ``indices`` of a seed. A scene is drawn when it is accessed."""
 
     def __init__(self, seed: int, indices: range, size: tuple[int, int] = (128, 128)) -> None:
         self.seed, self.indices, self.size = seed, indices, size
@@ -81,22 +79,22 @@ class Scenes(Sequence[Scene]):
     @overload
     def __getitem__(self, index: slice) -> "Scenes": ...
     def __getitem__(self, index: int | slice) -> "Scene | Scenes":
-        """The scene at a position, or the scenes of a slice."""
+        """Return the scene at a position, or the scenes of a slice."""
         if isinstance(index, slice):
             return Scenes(self.seed, self.indices[index], self.size)
         return draw_scene(self.seed, self.indices[index], self.size)
 
 
-class _Ledger:
-    """Which part of the image belongs to whom, and how much of it each owner cannot do without."""
+class _Ownership:
+    """The owner of each pixel, and the number of visible pixels that each owner needs."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.owner = np.zeros(size, np.int32)
         self.needed: list[int] = []
         self.visible: list[int] = []
 
-    def spares(self, covered: np.ndarray) -> bool:
-        """Whether pixels ``covered`` (bool ``[H, W]``) can be taken from their owners."""
+    def can_cover(self, covered: np.ndarray) -> bool:
+        """Return whether pixels ``covered`` (bool ``[H, W]``) can be covered without hiding an owner too much."""
         lost = np.bincount(self.owner[covered], minlength=len(self.needed) + 1)[1:]
         return all(
             gone == 0 or seen - gone >= needed
@@ -104,7 +102,7 @@ class _Ledger:
         )
 
     def take(self, covered: np.ndarray, needed: int = 0) -> None:
-        """Give pixels ``covered`` to a new owner who needs some of them, or to nobody."""
+        """Assign pixels ``covered`` to a new owner that needs ``needed`` of them, or to no owner if ``needed`` is 0."""
         if needed:
             self.needed.append(needed)
         self.owner[covered] = len(self.needed) if needed else 0
@@ -112,13 +110,13 @@ class _Ledger:
 
 
 class _Canvas:
-    """An image under construction, with the objects and the holes of the rings in it."""
+    """An image under construction, with its objects and the holes of its rings."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng = rng
         self.height, self.width = size
         self.image = random_palette(rng)[texture_field(rng, *size)]
-        self.objects, self.holes = _Ledger(size), _Ledger(size)
+        self.objects, self.holes = _Ownership(size), _Ownership(size)
         self.light = int(rng.integers(0, TURN))
         self.labels: list[int] = []
         self.crowd: list[bool] = []
@@ -126,7 +124,7 @@ class _Canvas:
         self.inside: list[int] = []
 
     def window(self, layer: Layer) -> tuple[slice, slice, np.ndarray] | None:
-        """The part of the image under ``layer`` and the coverage there, or None if it is outside."""
+        """Return the part of the image under ``layer`` and its coverage, or None if the layer is outside."""
         height, width = layer.coverage.shape
         top, left = max(0, layer.y), max(0, layer.x)
         bottom, right = min(self.height, layer.y + height), min(self.width, layer.x + width)
@@ -136,17 +134,17 @@ class _Canvas:
         return slice(top, bottom), slice(left, right), part
 
     def covered(self, layers: list[Layer]) -> np.ndarray:
-        """The pixels of the image that ``layers`` take: bool ``[H, W]``."""
+        """Return the pixels of the image that ``layers`` cover: bool ``[H, W]``."""
         covered = np.zeros((self.height, self.width), bool)
         for layer in layers:
             if (window := self.window(layer)) is not None:
                 covered[window[0], window[1]] |= window[2] >= 8
         return covered
 
-    def ground(self) -> None:
-        """Give the ground beyond a line across the image, straight or bent, a texture of its own.
+    def divide_background(self) -> None:
+        """Give the background on one side of a straight or curved line another texture.
 
-        A piece of ground with corners would be taken for an object.
+        A patch of background with corners would look like an object.
         """
         rng = self.rng
         angle, scale = int(rng.integers(0, TURN)), min(self.height, self.width)
@@ -166,7 +164,7 @@ class _Canvas:
         under += ((colour - under) * coverage[..., None].astype(np.int32)) >> 4
 
     def paint(self, layer: Layer) -> None:
-        """Paint ``layer`` with a texture, shaded by the light, with a rim and a shadow on the ground."""
+        """Paint ``layer`` with a texture and shading, a rim, and a shadow on the background."""
         if (window := self.window(layer)) is None:
             return
         rng = self.rng
@@ -184,12 +182,12 @@ class _Canvas:
         shadow, rim = np.zeros_like(solid), np.zeros_like(solid)
         far = int(rng.integers(1, 4))
         dx, dy = (far * to_x + ONE // 2) // ONE, (far * to_y + ONE // 2) // ONE
-        _shifted(solid, shadow, -dx, -dy)
+        _copy_shifted(solid, shadow, -dx, -dy)
         dx, dy = (to_x + ONE // 2) // ONE, (to_y + ONE // 2) // ONE
-        _shifted(solid, rim, -dx, -dy)
+        _copy_shifted(solid, rim, -dx, -dy)
         under -= under * shadow[..., None] * int(rng.integers(2, 8)) >> 8
 
-        # Lit from one side, as the whole scene is: brighter towards the light, darker away from it.
+        # Like the whole scene, shapes are brighter towards the light.
         across = (np.arange(width) * 2 - width) * to_x + ((np.arange(height) * 2 - height) * to_y)[:, None]
         strength = int(rng.integers(8, 60))
         shade = 256 + across // (ONE // 16) * strength // (16 * max(height, width))
@@ -200,20 +198,20 @@ class _Canvas:
     def place(
         self, layers: list[Layer], label: int = 0, *, hole: Layer | None = None, crowd: bool = False
     ) -> bool:
-        """Add ``layers`` as one object of class ``label`` (0: a distractor) if there is room for it.
+        """Add ``layers`` as one object of class ``label`` (0: a distractor) if there is space for it.
 
-        There is room if enough of the object lies inside the image and enough of all others stays
-        visible. A ring also keeps a quarter of its ``hole`` open, without which it would be a circle.
+        There is space if enough of the object is inside the image and enough of all others stays visible. A quarter
+        of the ``hole`` of a ring must stay visible too; otherwise it would look like a circle.
         """
         covered = self.covered(layers)
         area, inside = _union_area(layers), int(covered.sum())
-        # A cluster of which little is seen is no cluster any more: it needs more than half.
+        # A cluster is recognizable only if more than half of it is visible.
         needed = max(MIN_VISIBLE, -(-area * (7 if crowd else 3) // 12)) if label else 0
         opening = self.covered([hole]) if hole else np.zeros_like(covered)
         opening_needed = -(-hole.area // 4) if hole else 0
         if inside < needed or int(opening.sum()) < opening_needed:
             return False
-        if not self.objects.spares(covered) or not self.holes.spares(covered):
+        if not self.objects.can_cover(covered) or not self.holes.can_cover(covered):
             return False
         self.objects.take(covered, needed)
         self.holes.take(covered)
@@ -229,11 +227,11 @@ class _Canvas:
         return True
 
     def scene(self) -> Scene:
-        """The finished scene: lit, sometimes soft, with the noise of a sensor."""
+        """Return the finished scene: with lighting, sensor noise and sometimes blur."""
         rng = self.rng
         image = self.image
         if rng.integers(0, 5) == 0:
-            image = _softened(image)
+            image = _blurred(image)
         y, x = np.arange(self.height)[:, None] * 2 - self.height, np.arange(self.width) * 2 - self.width
         across = (x * COS[self.light] + y * SIN[self.light]) // 16
         light = 256 + across * int(rng.integers(0, 80)) // (ONE // 16 * max(self.height, self.width))
@@ -253,22 +251,22 @@ class _Canvas:
         )
 
 
-def _shifted(source: np.ndarray, target: np.ndarray, dx: int, dy: int) -> None:
-    """Write ``source``, moved by ``dx, dy`` pixels, into ``target``."""
+def _copy_shifted(source: np.ndarray, target: np.ndarray, dx: int, dy: int) -> None:
+    """Copy ``source``, shifted by ``dx, dy`` pixels, into ``target``."""
     height, width = source.shape
     to_y, to_x = slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx))
     from_y, from_x = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))
     target[to_y, to_x] = source[from_y, from_x]
 
 
-def _softened(image: np.ndarray) -> np.ndarray:
+def _blurred(image: np.ndarray) -> np.ndarray:
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) >> 4
 
 
 def _union_area(layers: list[Layer]) -> int:
-    """The pixels that ``layers`` cover together, those outside the image included."""
+    """Return the number of pixels that ``layers`` cover together, including those outside the image."""
     if len(layers) == 1:
         return layers[0].area
     left, top = min(layer.x for layer in layers), min(layer.y for layer in layers)
@@ -282,7 +280,7 @@ def _union_area(layers: list[Layer]) -> int:
 
 
 def _tight_boxes(instances: np.ndarray, count: int) -> np.ndarray:
-    """The half-open box of each id 1..count, int32 ``[count, 4]`` xyxy."""
+    """Return the half-open box of each id 1..count: int32 ``[count, 4]`` xyxy."""
     height, width = instances.shape
     y, x = np.nonzero(instances)
     at = instances[y, x] - 1
@@ -295,7 +293,7 @@ def _tight_boxes(instances: np.ndarray, count: int) -> np.ndarray:
 
 
 def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
-    """A diameter between ``low`` and ``high`` pixels, in 1/16 px, as likely per octave."""
+    """Return a log-uniform random diameter between ``low`` and ``high`` pixels, in 1/16 px."""
     low, high = 16 * low, 16 * high
     for _ in range(32):
         octave, part = int(rng.integers(0, 4)), int(rng.integers(0, 64))
@@ -306,23 +304,23 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Scene:
-    """Draw scene ``index`` of ``seed``: the same bytes on every platform.
+    """Draw scene ``index`` of ``seed``; the bytes are the same on every platform.
 
-    One scene in 25 is empty, one in 11 is crowded (7 to 12 objects), one in 33 holds a cluster that
-    is annotated as one crowd region, two in three have an object of at least 46 px (at 128 px) beside smaller
-    ones. Later objects and distractors cover earlier ones.
+    One scene in 25 is empty, one in 11 is crowded (7 to 12 objects), one in 33 has a cluster annotated as one crowd
+    region, and two in three have an object of at least 46 px (at 128 px) besides smaller ones. Later objects and
+    distractors cover earlier ones.
 
     Args:
-        seed: Names the dataset.
-        index: Names the scene in it; the splits use disjoint ranges.
-        size: ``(height, width)``, at least 64 px each; large objects grow with it.
+        seed: Seed of the dataset.
+        index: Index of the scene; splits use disjoint ranges.
+        size: ``(height, width)``, at least 64 px each. Large objects scale with it.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
     canvas = _Canvas(rng, size)
     scale = min(size)
 
     for _ in range(int(rng.choice([0, 0, 0, 0, 1, 1]))):
-        canvas.ground()
+        canvas.divide_background()
 
     draw = int(rng.integers(0, 100))
     if draw < 4:
@@ -346,7 +344,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
         label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
         diameter = max(diameter, 16 * _SMALLEST[SHAPES_CLASSES[label - 1]])
         for _ in range(6):
-            polygons = _anywhere(canvas, FORMS[label - 1](rng, diameter // 2), diameter)
+            polygons = _placed(canvas, FORMS[label - 1](rng, diameter // 2), diameter)
             hole = rasterize(polygons[1:]) if polygons[1:] else None
             if canvas.place([rasterize(polygons)], label, hole=hole):
                 break
@@ -355,8 +353,8 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     return canvas.scene()
 
 
-def _anywhere(canvas: _Canvas, polygons: Polygons, diameter: int) -> Polygons:
-    """``polygons`` turned and moved to a place mostly inside the image; one in six may leave it."""
+def _placed(canvas: _Canvas, polygons: Polygons, diameter: int) -> Polygons:
+    """Rotate and move ``polygons`` to a random place inside the image; one in six may extend beyond it."""
     rng = canvas.rng
     margin = diameter // 8 if rng.integers(0, 6) == 0 else diameter // 2
     x, y = (
@@ -371,12 +369,12 @@ def _place_distractor(canvas: _Canvas) -> None:
     diameter = _log_uniform(rng, 14, 64 * min(canvas.height, canvas.width) // 128)
     for _ in range(3):
         polygons = DISTRACTORS[int(rng.integers(0, len(DISTRACTORS)))](rng, diameter // 2)
-        if canvas.place([rasterize(_anywhere(canvas, polygons, diameter))]):
+        if canvas.place([rasterize(_placed(canvas, polygons, diameter))]):
             return
 
 
 def _place_cluster(canvas: _Canvas) -> None:
-    """Six to nine small shapes of one class, side by side and touching, as one crowd region."""
+    """Place six to nine small touching shapes of one class as one crowd region."""
     rng = canvas.rng
     label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
     diameter = 16 * int(rng.integers(13, 18))

@@ -6,7 +6,7 @@ from segdet.data.shapes.forms import COS, ONE, SIN, TURN
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
-    """Value noise, int32 ``[H, W]`` 0..255: random knots ``cell`` pixels apart, bilinear between."""
+    """Return value noise, int32 ``[H, W]`` 0..255: random values every ``cell`` pixels, interpolated bilinearly."""
     knots = rng.integers(0, 256, (height // cell + 2, width // cell + 2), dtype=np.uint8).astype(np.int32)
     y, x = np.arange(height), np.arange(width)
     fy, fx = (y % cell)[:, None], x % cell
@@ -15,11 +15,11 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.n
 
 
 def texture_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A texture before it is coloured: uint8 ``[H, W]``, of a random kind, direction and grain."""
+    """Return a texture without colours: uint8 ``[H, W]``, of random kind, direction and grain size."""
     kind, angle = (
         int(rng.integers(0, 13)),
         int(rng.integers(0, TURN)),
-    )  # more than half are plain: kinds 6 to 12
+    )  # kinds 6 to 12, more than half, are plain
     cell = int(rng.choice([4, 6, 8, 12, 16, 24]))
     rough = _noise(rng, height, width, cell)
     if kind == 0:
@@ -49,7 +49,7 @@ def texture_field(rng: np.random.Generator, height: int, width: int) -> np.ndarr
 
 
 def random_palette(rng: np.random.Generator) -> np.ndarray:
-    """The colour of each field value, int32 ``[256, 3]``: from one random colour to a related one."""
+    """Return a colour for each texture value, int32 ``[256, 3]``: a ramp between two similar random colours."""
     light, *chroma = rng.integers([40, -80, -80, -80], [216, 81, 81, 81]).tolist()
     grey = sum(chroma) // 3
     reach = int(rng.choice([10, 20, 45]))
@@ -61,16 +61,21 @@ def random_palette(rng: np.random.Generator) -> np.ndarray:
 
 
 def contrasting_palette(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """A palette whose mean over the field values ``counts`` [256] is visibly not the colour ``ground``.
+    """Return a random palette whose mean colour differs visibly from the background colour ``ground``.
 
-    Any hue and either sign will do; after six tries the lightness is moved as far as needed.
+    After six attempts, the lightness is shifted as far as necessary.
+
+    Args:
+        rng: Random number generator.
+        counts: Int ``[256]``, frequencies of the texture values, which weight the mean.
+        ground: Int ``[3]``, RGB of the background.
     """
     total = max(1, int(counts.sum()))
     for _ in range(6):
         palette = random_palette(rng)
-        apart = counts @ palette // total - ground
-        if abs(int(apart.sum())) >= 110 and int(np.abs(apart).sum()) >= 160:
+        difference = counts @ palette // total - ground
+        if abs(int(difference.sum())) >= 110 and int(np.abs(difference).sum()) >= 160:
             return palette
     up = int(ground.sum()) < 384
-    shift = (160 - int(apart.sum())) // 3 if up else (-160 - int(apart.sum())) // 3
+    shift = (160 - int(difference.sum())) // 3 if up else (-160 - int(difference.sum())) // 3
     return np.clip(palette + np.int32(shift), 8, 247)

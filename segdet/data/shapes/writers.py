@@ -1,7 +1,7 @@
-"""Writes annotated scenes as the folders of Pascal VOC, COCO and Cityscapes.
+"""Write annotated scenes as Pascal VOC, COCO and Cityscapes folders.
 
-The three writers take the same scenes and differ only in the files. A folder appears whole or not at
-all: it is written beside its place as ``<root>.partial-<pid>`` and renamed at the end.
+A folder is written under a temporary name beside its final one and renamed at the end, so that it is complete or does
+not exist.
 """
 
 import json
@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,14 +22,13 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from segdet.data.shapes.scenes import Scene
+from segdet.util.drawing import voc_palette
 from segdet.util.errors import UserError
 from segdet.util.files import create_folder_atomically
 
-if TYPE_CHECKING:
-    from segdet.data.shapes.scenes import Scene
-
 COCO_CATEGORY_IDS: list[int] = [1, 3, 4, 7, 9, 13, 14, 18]
-"""The category ids of classes 1, 2, ...: with gaps, as COCO's own have."""
+"""Category ids of classes 1, 2, ..., with gaps like COCO's own."""
 
 CITYSCAPES_THINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "person": (24, (220, 20, 60)),
@@ -41,18 +40,18 @@ CITYSCAPES_THINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "motorcycle": (32, (0, 0, 230)),
     "bicycle": (33, (119, 11, 32)),
 }
-"""Label id and colour of the Cityscapes labels that stand for classes 1, 2, ..., in this order."""
+"""Label id and colour of the Cityscapes labels used for classes 1, 2, ..., in this order."""
 
 CITYSCAPES_GROUND = ("road", 7, (128, 64, 128))
-"""Name, label id and colour of the Cityscapes label that stands for the background."""
+"""Name, label id and colour of the Cityscapes label used for the background."""
 
 _CITIES = {"train": ["circleton", "ringburg"], "val": ["starfield"], "test": ["crossville"]}
-_POOL_FROM = 64  # below this many scenes a pool of processes costs more than it saves
+_POOL_FROM = 64  # for fewer scenes, starting processes takes longer than it saves
 
 
 def write_voc(
     root: Path | str,
-    splits: Mapping[str, Sequence["Scene"]],
+    splits: Mapping[str, Sequence[Scene]],
     class_names: Sequence[str],
     *,
     workers: int = 1,
@@ -63,25 +62,25 @@ def write_voc(
 
     ``JPEGImages/*.jpg``, ``Annotations/*.xml`` (1-based inclusive boxes), ``SegmentationClass`` and
     ``SegmentationObject`` (palette PNGs; 255 on the pixel either side of each object's outline),
-    ``ImageSets/{Main,Segmentation}/{train,val,trainval,test}.txt``, and ``labels.txt``: a name a line,
+    ``ImageSets/{Main,Segmentation}/{train,val,trainval,test}.txt``, and ``labels.txt`` with one name per line,
     ``background`` first. A crowd region becomes one ``difficult`` object.
 
     Args:
-        root: The folder to make; it must not exist or be empty.
+        root: The folder to create; it must not exist, or be empty.
         splits: The scenes of each split. With several ``workers`` they are indexed in other processes.
-        class_names: The names of labels 1, 2, ...
+        class_names: Names of labels 1, 2, ...
         workers: Number of processes.
-        progress: Show a bar.
-        files: Further small text files for the folder, by name.
+        progress: Whether to show a progress bar.
+        files: Additional small text files, by name.
 
     Returns:
         ``root``.
 
     Raises:
-        UserError: If ``root`` is taken or cannot be written.
+        UserError: If ``root`` exists or cannot be written.
     """
     root = Path(root)
-    with _appearing(root, files) as folder:
+    with _new_folder(root, files) as folder:
         for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
             (folder / name).mkdir()
         write = partial(_write_voc_scene, folder, root.name, list(class_names))
@@ -99,7 +98,7 @@ def write_voc(
 
 def write_coco(
     root: Path | str,
-    splits: Mapping[str, Sequence["Scene"]],
+    splits: Mapping[str, Sequence[Scene]],
     class_names: Sequence[str],
     *,
     workers: int = 1,
@@ -108,13 +107,13 @@ def write_coco(
 ) -> Path:
     """Write ``splits`` as a COCO folder: ``train2017/*.jpg``, ``annotations/instances_train2017.json``, ...
 
-    A segmentation is polygons along the pixels' edges, one per piece; an object with a hole has a
-    compressed RLE, and a crowd region an uncompressed one. ``area`` counts pixels, category ids are
-    sparse (`COCO_CATEGORY_IDS`), images without objects are listed. Arguments as of `write_voc`.
+    A segmentation consists of polygons along pixel edges, one per connected part; an object with a hole has a
+    compressed RLE, and a crowd region an uncompressed one. ``area`` is the number of pixels, category ids are sparse
+    (`COCO_CATEGORY_IDS`), and images without objects are listed. The arguments are those of `write_voc`.
     """
     root = Path(root)
     _check_classes(class_names, len(COCO_CATEGORY_IDS))
-    with _appearing(root, files) as folder:
+    with _new_folder(root, files) as folder:
         (folder / "annotations").mkdir()
         for split in splits:
             (folder / f"{split}2017").mkdir()
@@ -143,7 +142,7 @@ def write_coco(
 
 def write_cityscapes(
     root: Path | str,
-    splits: Mapping[str, Sequence["Scene"]],
+    splits: Mapping[str, Sequence[Scene]],
     class_names: Sequence[str],
     *,
     workers: int = 1,
@@ -153,13 +152,13 @@ def write_cityscapes(
     """Write ``splits`` as a Cityscapes folder.
 
     ``leftImg8bit/<split>/<city>/*_leftImg8bit.png`` and, under ``gtFine``, ``*_gtFine_labelIds.png``,
-    ``*_gtFine_instanceIds.png`` (16 bits: label id * 1000 + n; a crowd region has the bare label id),
-    ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``. Cityscapes' labels are fixed, so class k is
-    written as the k-th of `CITYSCAPES_THINGS` and the background as road. Arguments as of `write_voc`.
+    ``*_gtFine_instanceIds.png`` (16 bits: label id * 1000 + n; a crowd region has the label id alone),
+    ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``. Cityscapes' labels are fixed, so class k is written as the
+    k-th label of `CITYSCAPES_THINGS` and the background as road. The arguments are those of `write_voc`.
     """
     root = Path(root)
     _check_classes(class_names, len(CITYSCAPES_THINGS))
-    with _appearing(root, files) as folder:
+    with _new_folder(root, files) as folder:
         for kind in ("leftImg8bit", "gtFine"):
             for split in splits:
                 for city in _CITIES.get(split, [split]):
@@ -168,33 +167,30 @@ def write_cityscapes(
     return root
 
 
-# ------------------------------------------------------------------------------------------ scaffolding
-
-
 def _check_classes(class_names: Sequence[str], most: int) -> None:
     if len(class_names) > most:
-        raise UserError(f"class_names: {len(class_names)} classes, this format has room for {most}; use VOC")
+        raise UserError(f"class_names: {len(class_names)} classes, but this format supports {most}; use VOC")
 
 
 @contextmanager
-def _appearing(root: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
-    """A folder to write in, which becomes ``root`` when all went well and vanishes otherwise."""
+def _new_folder(root: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
+    """Yield a folder to write in, which becomes ``root``, with ``files`` in it, if the block succeeds."""
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise UserError(f"{root}: exists already; name another folder or remove this one")
-    with create_folder_atomically(root, "name another folder or free some space") as folder:
+        raise UserError(f"{root}: exists already; choose another folder or remove this one")
+    with create_folder_atomically(root, "choose another folder or free some space") as folder:
         yield folder
         for name, text in (files or {}).items():
             (folder / name).write_text(text)
 
 
-_Write = Callable[[str, int, int, "Scene"], Any]
+_Write = Callable[[str, int, int, Scene], Any]
 _Chunk = tuple[str, range, int]  # split, positions in it, running number of the first
 
 
 def _write_scenes(
-    splits: Mapping[str, Sequence["Scene"]], write: _Write, workers: int, progress: bool, root: Path
+    splits: Mapping[str, Sequence[Scene]], write: _Write, workers: int, progress: bool, root: Path
 ) -> dict[str, list[Any]]:
-    """Call ``write(split, position in it, running number from 1, scene)`` for all; results by split."""
+    """Call ``write(split, position in it, running number from 1, scene)`` for all scenes; return results by split."""
     chunks: list[_Chunk] = []
     number = 1
     for split, scenes in splits.items():
@@ -212,50 +208,50 @@ def _write_scenes(
 
 @contextmanager
 def _mapping(
-    splits: Mapping[str, Sequence["Scene"]], write: _Write, workers: int
+    splits: Mapping[str, Sequence[Scene]], write: _Write, workers: int
 ) -> Iterator[Callable[[Sequence[_Chunk]], Iterator[list[Any]]]]:
-    """`_write_chunk` over chunks in their order, in a pool of processes if there are to be several."""
+    """Yield a function that maps `_write_chunk` over chunks in order, in a pool of processes if ``workers`` > 1."""
     if workers <= 1:
         yield partial(map, partial(_write_chunk, splits, write))
         return
-    # A forked child has everything imported; a fresh one would first import the whole stack.
+    # A forked process has all modules imported already.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     with warnings.catch_warnings():
-        # The children call NumPy, Pillow and OpenCV on small arrays only, which starts no thread.
+        # The children use NumPy, Pillow and OpenCV on small arrays only, which starts no threads.
         warnings.filterwarnings("ignore", message=r".*use of fork\(\).*", category=DeprecationWarning)
         context = multiprocessing.get_context(method)
-        # What is to be written goes with the process, once, and not with each of its chunks.
+        # Splits and writer are sent once per process, not with each chunk.
         pool = ProcessPoolExecutor(workers, context, _start_worker, (splits, write))
         try:
-            yield partial(pool.map, _write_chunk_here)
+            yield partial(pool.map, _write_chunk_in_worker)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _write_chunk(splits: Mapping[str, Sequence["Scene"]], write: _Write, chunk: _Chunk) -> list[Any]:
+def _write_chunk(splits: Mapping[str, Sequence[Scene]], write: _Write, chunk: _Chunk) -> list[Any]:
     split, positions, first = chunk
     return [write(split, at, number, splits[split][at]) for number, at in enumerate(positions, first)]
 
 
-_here: list[Any] = []  # in a worker process: the splits and how to write them
+_worker_state: list[Any] = []  # in a worker process: the splits and the write function
 
 
-def _start_worker(splits: Mapping[str, Sequence["Scene"]], write: _Write) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt
+def _start_worker(splits: Mapping[str, Sequence[Scene]], write: _Write) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles interrupts
     cv2.setNumThreads(0)
-    _here[:] = [splits, write]
+    _worker_state[:] = [splits, write]
 
 
-def _write_chunk_here(chunk: _Chunk) -> list[Any]:
-    splits, write = _here
+def _write_chunk_in_worker(chunk: _Chunk) -> list[Any]:
+    splits, write = _worker_state
     return _write_chunk(splits, write, chunk)
 
 
 def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The outlines and the holes of a bool mask as polygons along pixel edges, int ``[V, 2]`` xy each.
+    """Return outlines and holes of a bool mask as polygons along pixel edges, int ``[V, 2]`` xy each.
 
-    OpenCV follows pixel centres. In the mask at double size each side of a pixel has its own row or
-    column of centres, which halve to the pixel's edges: the polygons enclose exactly the mask.
+    OpenCV follows pixel centres. At double size, each side of a pixel has its own row or column of centres; half of
+    their coordinates are the pixel's edges. The polygons therefore enclose exactly the mask.
     """
     doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -268,34 +264,18 @@ def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return outlines, holes
 
 
-# ------------------------------------------------------------------------------------------- the formats
-
-
-def _voc_palette() -> list[int]:
-    """VOC's 256 colours, flat: the bits of the index dealt out to red, green and blue in turn."""
-    index = np.arange(256)
-    colour = np.zeros((256, 3), int)
-    for bit in range(8):
-        for channel in range(3):
-            colour[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colour.ravel().tolist()
-
-
-_VOC_PALETTE = _voc_palette()
-
-
 def _save_jpeg(path: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
 def _save_voc_png(path: Path, values: np.ndarray, border: np.ndarray) -> None:
     picture = Image.fromarray(np.where(border, 255, values).astype(np.uint8))
-    picture.putpalette(_VOC_PALETTE)  # which turns mode L into P
+    picture.putpalette(voc_palette().tobytes())  # changes the mode from L to P
     picture.save(path)
 
 
 def _outline_band(instances: np.ndarray) -> np.ndarray:
-    """The pixels on both sides of every outline: bool ``[H, W]``."""
+    """Return the pixels on both sides of all outlines: bool ``[H, W]``."""
     band = np.zeros(instances.shape, bool)
     across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
     band[:, 1:] |= across
@@ -306,7 +286,7 @@ def _outline_band(instances: np.ndarray) -> np.ndarray:
 
 
 def _write_voc_scene(
-    folder: Path, name: str, class_names: list[str], split: str, position: int, number: int, scene: "Scene"
+    folder: Path, name: str, class_names: list[str], split: str, position: int, number: int, scene: Scene
 ) -> str:
     stem = f"{number:06d}"
     height, width = scene.instances.shape
@@ -342,7 +322,7 @@ def _write_voc_scene(
 
 
 def _write_coco_scene(
-    folder: Path, split: str, position: int, number: int, scene: "Scene"
+    folder: Path, split: str, position: int, number: int, scene: Scene
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     height, width = scene.instances.shape
     file_name = f"{number:012d}.jpg"
@@ -365,7 +345,7 @@ def _write_coco_scene(
 
 
 def _coco_segmentation(mask: np.ndarray, crowd: bool) -> list[list[float]] | dict[str, Any]:
-    """A bool mask as COCO writes it: polygons where they say it all, else one of the two RLE forms."""
+    """Encode a bool mask like COCO: polygons if there are no holes, else RLE; uncompressed RLE for crowds."""
     size = list(mask.shape)
     if crowd:
         flat = mask.ravel(order="F")
@@ -378,7 +358,7 @@ def _coco_segmentation(mask: np.ndarray, crowd: bool) -> list[list[float]] | dic
     return {"counts": encoded["counts"].decode("ascii"), "size": size}
 
 
-def _write_cityscapes_scene(folder: Path, split: str, position: int, number: int, scene: "Scene") -> str:
+def _write_cityscapes_scene(folder: Path, split: str, position: int, number: int, scene: Scene) -> str:
     cities = _CITIES.get(split, [split])
     city = cities[position % len(cities)]
     stem = f"{city}_{position // len(cities):06d}_{number:06d}"
@@ -416,11 +396,11 @@ def _write_cityscapes_scene(folder: Path, split: str, position: int, number: int
     return stem
 
 
-def _cityscapes_polygons(scene: "Scene", ground: str, things: list[str]) -> list[dict[str, Any]]:
-    """The labelled polygons, each of which covers those before it, as Cityscapes has them.
+def _cityscapes_polygons(scene: Scene, ground: str, things: list[str]) -> list[dict[str, Any]]:
+    """Return labelled polygons as in Cityscapes, where each polygon covers those before it.
 
-    The visible pieces lie apart or one within another's hole, so that painting from the widest to the
-    smallest, each followed by its holes as ground, gives the label image.
+    Visible parts are disjoint or lie in each other's holes. Painting them from the largest to the smallest, each
+    followed by its holes as background, gives the label image.
     """
     height, width = scene.instances.shape
     frame = np.array([[0, 0], [width, 0], [width, height], [0, height]])
@@ -430,12 +410,12 @@ def _cityscapes_polygons(scene: "Scene", ground: str, things: list[str]) -> list
         name = things[label - 1] + ("group" if crowd else "")
         polygons += [(_enclosed(points), name, points) for points in outlines]
         polygons += [(_enclosed(points), ground, points) for points in holes]
-    # Sorting is stable, so that of two equal areas the object that fills a hole comes after the hole.
+    # Of equal areas, an object that fills a hole comes after the hole.
     polygons.sort(key=lambda polygon: (-polygon[0], polygon[1] != ground))
     return [{"label": name, "polygon": points.tolist()} for _, name, points in polygons]
 
 
 def _enclosed(points: np.ndarray) -> int:
-    """Twice the area inside a polygon (the shoelace formula)."""
+    """Return twice the area of a polygon (shoelace formula)."""
     x, y = points.T.astype(np.int64)
     return abs(int((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()))

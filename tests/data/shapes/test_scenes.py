@@ -155,10 +155,10 @@ def test_other_settings_are_named(tmp_path):
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
-    with pytest.raises(UserError, match="no Shapes folder"):
+    with pytest.raises(UserError, match="not a Shapes folder"):
         make_shapes(tmp_path, train=1, val=0, test=0)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
-    with pytest.raises(UserError, match="no Shapes folder"):
+    with pytest.raises(UserError, match="not a Shapes folder"):
         make_shapes(tmp_path / "holiday.jpg", train=1, val=0, test=0)
 
 
