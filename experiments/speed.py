@@ -323,10 +323,11 @@ def lightning_loop(small: bool) -> Iterator[Part]:
     import lightning.pytorch as pl
 
     from segdet.data.sample import Batch, Source, Target
-    from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint
-    from segdet.runs.folder import MetricsFile, RunFolder, RunSettings
+    from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
     from segdet.runs.left_out import LeftOut
+    from segdet.runs.loggers import MetricsFile
     from segdet.runs.panels import ImagePanels
+    from segdet.runs.recorder import RunRecorder, RunSettings
     from segdet.segmentation.base import Segmenter
     from segdet.training.progress import Progress, StepLogger
     from segdet.training.trainer_defaults import TRAINER_DEFAULTS
@@ -369,7 +370,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
         with tempfile.TemporaryDirectory() as root, _silence():
             folder = Path(root)
             watching: list[pl.Callback] = [
-                Progress(), ImagePanels(images=0), RunFolder(RunSettings(folder, "")), LeftOut(folder),
+                Progress(), ImagePanels(images=0), RunRecorder(RunSettings(folder, "")), LeftOut(folder),
                 StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
             ]  # fmt: skip
             trainer = pl.Trainer(

@@ -7,14 +7,12 @@ subcommand imports what it needs when it is called.
 import contextlib
 import importlib
 import os
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from segdet import __version__
-from segdet.util.distributed import is_launched, rank
+from segdet.cli.failures import claims_report, find_user_error, is_reported_by_peer, write_line
+from segdet.util.distributed import RUN_DIR_VARIABLE, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -40,9 +38,6 @@ DATA = {
     "make": ("segdet.cli.data.make:main", "generate the Shapes dataset as a VOC, COCO or Cityscapes folder"),
     "download": ("segdet.cli.data.download:main", "fetch VOC or COCO from their owners"),
 }
-
-RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"
-"""How rank 0 tells the processes that it starts which folder the run has."""
 
 INTERRUPTED = 130
 """The exit status of a command that was interrupted from the keyboard, as shells have it."""
@@ -87,7 +82,7 @@ def _answer(argv: list[str]) -> int:
     except SystemExit as leaving:  # argparse leaves this way, also after --help
         return _status(leaving)
     except KeyboardInterrupt:
-        _say("segdet: interrupted")
+        write_line("segdet: interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # `segdet ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,12 +90,12 @@ def _answer(argv: list[str]) -> int:
     except Exception as error:
         mistake = find_user_error(error)
         if mistake is None:
-            if _told_by_another(error):
+            if is_reported_by_peer(error):
                 return USER_ERROR
             raise
-        if _first_to_say(mistake):
+        if claims_report(mistake):
             # The first process, not this one, may have left its progress bar on the present line.
-            _say(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
+            write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
         return USER_ERROR
 
 
@@ -158,107 +153,10 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"no command '{name}'; {did_you_mean(name, known, cutoff=0.5)}"
 
 
-def find_user_error(error: BaseException) -> str | None:
-    """The one line of the `UserError` behind ``error``, or None if there is none.
-
-    It may be ``error`` itself, the cause of it, or what a DataLoader's worker died of: torch then
-    raises in the parent an exception whose message is the worker's formatted traceback.
-    """
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        told = _line_in_traceback(str(current))
-        if told is not None:
-            return told
-        if isinstance(current, UserError):
-            return " ".join(str(current).split("\n"))
-        pending += [current.__cause__, current.__context__]
-    return None
-
-
-def _line_in_traceback(text: str) -> str | None:
-    """The message of the last `UserError` that a formatted traceback ends with."""
-    if "Traceback (most recent call last)" not in text:
-        return None
-    names = {cls.__name__ for cls in _family(UserError)}
-    for line in reversed(text.splitlines()):
-        match = re.match(r"(?:[\w.]+\.)?(\w+): (.+)", line)
-        if match and match[1] in names:
-            return match[2]
-    return None
-
-
-def _family(cls: type) -> list[type]:
-    children: list[type] = type.__subclasses__(cls)
-    return [cls, *(member for child in children for member in _family(child))]
-
-
-def _first_to_say(message: str) -> bool:
-    """Whether this process is to print ``message``: of the processes of one run the first one does.
-
-    Rank 0 is not always the one that meets the fault, so they agree through a file in the run folder.
-    """
-    folder = os.environ.get(RUN_DIR_VARIABLE)
-    if not is_launched() or folder is None or not Path(folder).is_dir():
-        return True
-    try:
-        with (Path(folder) / "error.txt").open("x", encoding="utf-8") as stream:
-            stream.write(message + "\n")
-    except FileExistsError:
-        return False
-    except OSError:  # a full or read-only disk must not hide the message
-        return True
-    return True
-
-
-LOST_PEER = re.compile(
-    r"(connection (closed|reset|aborted|refused)|socket (closed|timeout)|broken pipe|remote process exited"
-    r"|peer (closed|has exited))",
-    re.IGNORECASE,
-)
-"""How Gloo, NCCL and torch's store word it that another process of the run is gone."""
-
-PATIENCE = 5.0
-"""Seconds that a process whose peer is gone waits for the peer's own word."""
-
-
-def _told_by_another(error: BaseException) -> bool:
-    """Whether ``error`` is but the echo of a mistake that another process of the run has told the user."""
-    folder = os.environ.get(RUN_DIR_VARIABLE)
-    if folder is None or not is_launched():
-        return False
-    told = Path(folder) / "error.txt"
-    lost = _lost_peer(error)
-    end = time.monotonic() + PATIENCE
-    while lost and not told.exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    return told.exists() and (lost or rank() > 0)
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and one after the other what it was raised from or beside."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _lost_peer(error: BaseException) -> bool:
-    return any(LOST_PEER.search(str(one)) for one in causes(error))
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
 def _status(leaving: SystemExit) -> int:
     if leaving.code is None:
         return 0
     if isinstance(leaving.code, int):
         return leaving.code
-    _say(str(leaving.code))
+    write_line(str(leaving.code))
     return 1

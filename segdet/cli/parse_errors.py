@@ -29,7 +29,10 @@ def readable(message: str, parser: ArgumentParser, command: str) -> str:
         return _unrecognized(match[1], parser, command)
     if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
         # Optimization is the one group of options that lies inside of a class.
-        known = [field.name for field in dataclasses.fields(Optimization)] if match[1] == "optim" else []
+        if match[1] != "optim":
+            key = f"{match[1]}.{match[2]}"
+            return f"{key}: no such key{_suggestion(key, _keys(parser))}"
+        known = [field.name for field in dataclasses.fields(Optimization)]
         return f"{'.'.join([*_path(message), match[1], match[2]])}: no such key{_suggestion(match[2], known)}"
     if match := re.search(r"does not accept option '([^']+)'", message):
         known = _keys(parser)
@@ -48,6 +51,10 @@ def readable(message: str, parser: ArgumentParser, command: str) -> str:
         message,
     ):
         name = match[1] or match[2]
+        if not _path(message):  # a section of a configuration file
+            section = name.split(".")[0]
+            key = name if section in _keys(parser) else section
+            return f"{key}: no such key{_suggestion(key, _keys(parser))}"
         key = ".".join([*_path(message), name])
         kind = _class_in(message)
         remedy = (

@@ -1,44 +1,133 @@
-"""Weights & Biases: online where there is an account, offline where there is none, never a question."""
+"""The loggers of a run: ``metrics.csv``, and Weights & Biases, online with an account and offline without."""
 
+import csv
 import netrc
 import os
 import secrets
 import socket
 import string
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from segdet.util.errors import UserError
+from segdet.util.files import write_atomically
 
 HOST = "https://api.wandb.ai"
 MODES = ("online", "offline", "disabled", "shared")
 
 
-def wandb_logger(folder: Path, project: str, continues: bool = False) -> list[Logger]:
-    """The logger of a run's Weights & Biases record, or none where it is switched off.
+class MetricsFile(Logger):
+    """Write every logged value to ``metrics.csv``, one row per call, with the columns ``epoch`` and ``step``.
 
-    The run's id lies in ``<folder>/wandb/run_id.txt``, so that a resumed run goes on in its record.
+    The rows of a resumed run are kept. A new metric becomes a new column.
 
     Args:
-        folder: The run's folder; everything is written below it.
-        project: The project there, unless WANDB_PROJECT names one.
-        continues: For a command that adds to a run that is over. Offline it makes no record of its own:
-            two offline records of one id overwrite each other when they are synchronized.
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._path = folder / "metrics.csv"
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._folder.name
+
+    @property
+    def version(self) -> str:
+        """An empty string: each run has a folder of its own."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._folder)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: ``config.yaml`` contains the hyperparameters."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append a row."""
+        row = {name: _number(value) for name, value in metrics.items()}
+        row["step"] = step
+        if self._columns is None:
+            self._columns = self._read_columns()
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._add_columns(new)
+        with self._path.open("a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, self._columns).writerow(row)
+
+    def _read_columns(self) -> list[str]:
+        if not self._path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return []
+        with self._path.open(newline="", encoding="utf-8") as stream:
+            return next(csv.reader(stream), [])
+
+    def _add_columns(self, new: list[str]) -> None:
+        rows: list[dict[str, Any]] = []
+        if self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+        assert self._columns is not None
+        self._columns = _sorted_columns({*self._columns, *new})
+        with (
+            write_atomically(self._path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
+            writer = csv.DictWriter(stream, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _sorted_columns(names: set[str]) -> list[str]:
+    first = [name for name in ("epoch", "step") if name in names]
+    return first + sorted(names - set(first))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[Logger]:
+    """Return the logger of a run's Weights & Biases record, or an empty list if W&B is disabled.
+
+    The run's id is in ``<folder>/wandb/run_id.txt``, so that a resumed run continues its record.
+
+    Args:
+        folder: The run's folder, which contains all files of the logger.
+        project: The W&B project, unless WANDB_PROJECT names one.
+        adds_to_run: Whether the command adds to a finished run. Offline such a command gets no logger, because two
+            offline records of one id overwrite each other when they are synchronized.
     """
     mode = wandb_mode()
     file = folder / "wandb" / "run_id.txt"
-    if mode == "disabled" or (continues and (mode == "offline" or not file.exists())):
+    if mode == "disabled" or (adds_to_run and (mode == "offline" or not file.exists())):
         return []
     import wandb
 
-    for name, place in (("WANDB_CACHE_DIR", "cache"), ("WANDB_DATA_DIR", "data")):
-        os.environ.setdefault(name, str((folder / "wandb" / place).resolve()))
+    for name, subfolder in (("WANDB_CACHE_DIR", "cache"), ("WANDB_DATA_DIR", "data")):
+        os.environ.setdefault(name, str((folder / "wandb" / subfolder).resolve()))
     settings = wandb.Settings(
-        x_transaction_log_flush_interval=1.0,  # what is killed within the default 15 s leaves no record
+        x_transaction_log_flush_interval=1.0,  # a run that is killed within the default of 15 s leaves no record
         silent=mode == "offline",
         init_timeout=30,
     )
@@ -50,7 +139,7 @@ def wandb_logger(folder: Path, project: str, continues: bool = False) -> list[Lo
         mode=mode,
         settings=settings,
     )
-    logger._wandb_init.pop("anonymous", None)  # Lightning passes it, and W&B warns of it on every run
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it, and W&B warns about it in every run
     return [logger]
 
 
@@ -64,34 +153,34 @@ def _run_id(file: Path) -> str:
 
 
 def wandb_mode() -> str:
-    """``online``, ``offline`` or ``disabled``: WANDB_MODE where it is set, else by account and network.
+    """Return ``online``, ``offline`` or ``disabled``: WANDB_MODE if it is set, else by account and network.
 
     Raises:
-        UserError: If WANDB_MODE is none of the modes that Weights & Biases knows.
+        UserError: If WANDB_MODE is not a mode of Weights & Biases.
     """
     named = os.environ.get("WANDB_MODE", "").lower()
     if named:
         mode = {"dryrun": "offline", "run": "online"}.get(named, named)
         if mode not in MODES:
-            raise UserError(f"WANDB_MODE {named}: no such mode; there are {', '.join(MODES)}")
+            raise UserError(f"WANDB_MODE {named}: no such mode; choose from {', '.join(MODES)}")
         return mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
     if not has_account():
         return "offline"
     if not _reachable():
-        sys.stderr.write(f"segdet: {_base_url()} does not answer; W&B records offline\n")
+        sys.stderr.write(f"segdet: {_base_url()} does not respond; W&B records offline\n")
         return "offline"
     return "online"
 
 
 def has_account() -> bool:
-    """Whether this machine has a key for Weights & Biases."""
+    """Return whether this machine has an API key for Weights & Biases."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(_base_url()).hostname or ""
-    for place in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        file = Path(place).expanduser() if place else None
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        file = Path(path).expanduser() if path else None
         if file is not None and file.is_file():
             try:
                 found: Any = netrc.netrc(str(file)).authenticators(host)
@@ -108,7 +197,7 @@ def _base_url() -> str:
 
 def _reachable(timeout: float = 3.0) -> bool:
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True  # only the proxy can tell
+        return True  # the proxy may reach the server when this machine cannot
     address = urlsplit(_base_url())
     port = address.port or (80 if address.scheme == "http" else 443)
     try:

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, packages, hardware, data and command, as ``provenance.json``."""
+"""The provenance of a run: code, packages, hardware and command, for ``provenance.json``."""
 
 import importlib.metadata
 import os
@@ -29,18 +29,18 @@ PACKAGES = (
 
 
 def now() -> str:
-    """The present time, ISO 8601 with the offset, to the second."""
+    """Return the present time in ISO 8601 with the UTC offset, to the second."""
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:
-    """What can be known of a run before it starts.
+    """Return what is known about a run before it starts.
 
     Args:
-        command: The command line; by default that of this process.
+        command: The command line, by default that of this process.
 
     Returns:
-        ``command``, ``folder`` (the current one), ``started``, ``git``, ``python``, ``packages`` and
+        ``command``, ``folder`` (the working directory), ``started``, ``git``, ``python``, ``packages`` and
         ``hardware``, in plain types.
     """
     return {
@@ -55,12 +55,12 @@ def provenance(command: str | None = None) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """This process's command line, quoted so that a shell reads it back."""
+    """Return the command line of this process, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that ``folder`` is at and whether it has changes beyond it; None outside a repository."""
+    """Return the commit and branch of ``folder`` and whether files differ from it; None outside of a repository."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -78,7 +78,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of what can change a result."""
+    """Return the installed versions of the packages that can change a result."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -89,7 +89,7 @@ def package_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What this process runs on: ``cpu``, ``cores`` (usable ones), ``ram_gb``, ``gpus`` and ``system``."""
+    """Return the hardware of this process: ``cpu``, usable ``cores``, ``ram_gb``, ``gpus``, ``system`` and others."""
     import torch
 
     return {
@@ -121,5 +121,5 @@ def _ram_gb() -> float | None:
 
 
 def seconds_between(started: str, finished: str) -> float:
-    """The seconds from one ISO 8601 time to another."""
+    """Return the seconds between two ISO 8601 times."""
     return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()

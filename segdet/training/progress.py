@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
-from segdet.runs.checkpoints import has_nan
 from segdet.util.errors import UserError
 
 BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
@@ -33,6 +32,11 @@ def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
     values = torch.stack([torch.as_tensor(value).detach().float() for value in losses.values()]).tolist()
     named = {loss_name(name): value for name, value in zip(losses, values, strict=True)}
     return {"train/loss": named.get("train/loss", sum(named.values())), **named}
+
+
+def has_nan(pl_module: pl.LightningModule) -> bool:
+    """Return whether any weight is NaN."""
+    return any(bool(parameter.isnan().any()) for parameter in pl_module.parameters())
 
 
 def loss_name(part: str) -> str:

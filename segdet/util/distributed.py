@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """The variables in which launchers (torchrun, SLURM, Lightning) pass a process its rank."""
 
+RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"
+"""The variable in which rank 0 passes the run's folder to the processes that it starts."""
+
 TIMEOUT = timedelta(days=7)
 """The time that processes wait for each other's work."""
 

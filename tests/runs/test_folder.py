@@ -6,14 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from segdet.runs.folder import (
-    MetricsFile,
-    RunFolder,
-    RunSettings,
-    clear_run,
-    folder_of_checkpoint,
-    holds_run,
-)
+from segdet.runs.folder import clear_run, folder_of_checkpoint, holds_run
+from segdet.runs.loggers import MetricsFile
+from segdet.runs.recorder import RunRecorder, RunSettings
 from segdet.util.errors import UserError
 
 
@@ -73,8 +68,8 @@ def test_peak_memory_is_taken_where_the_model_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After training Lightning moves the model to the CPU, whose memory is another matter."""
-    monkeypatch.setattr("segdet.runs.folder.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
-    folder = RunFolder(RunSettings(tmp_path, ""))
+    monkeypatch.setattr("segdet.runs.recorder.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
+    folder = RunRecorder(RunSettings(tmp_path, ""))
     state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
     model: Any = SimpleNamespace(device="cuda", parameters=list, step_losses={})
     folder.on_train_end(state, model)
@@ -92,12 +87,10 @@ def test_processes_begin_with_the_same_checkpoint_or_not_at_all(tmp_path: Path) 
             reduce_boolean_decision=lambda decision: decision and all(same),
         )
         state: Any = SimpleNamespace(world_size=3, is_global_zero=False, strategy=strategy)
-        with pytest.raises(
-            UserError, match=f"begins with {mine or 'none'}, the first with last.ckpt of step 4"
-        ):
-            RunFolder(RunSettings(tmp_path, "", begins_at=mine)).setup(state, state, "fit")
+        with pytest.raises(UserError, match=f"starts from {mine or 'none'}, rank 0 from last.ckpt of step 4"):
+            RunRecorder(RunSettings(tmp_path, "", checkpoint=mine)).setup(state, state, "fit")
     same = [True]
-    RunFolder(RunSettings(tmp_path, "", begins_at=chosen[0])).setup(state, state, "fit")
+    RunRecorder(RunSettings(tmp_path, "", checkpoint=chosen[0])).setup(state, state, "fit")
 
 
 def test_folder_of_checkpoint(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from segdet.detection.ssd_vgg16 import SSD300
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import restoring
-from segdet.runs.folder import EMBEDDED
+from segdet.runs.checkpoint_file import EMBEDDED
 from segdet.segmentation.fcn_vgg16 import VGG16FCN
 from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3
 

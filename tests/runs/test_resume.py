@@ -217,7 +217,7 @@ def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
     before = last.read_bytes()
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}", *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the training cannot go on from it with these settings" in error and said in error
+    assert "the training cannot be resumed from it with these settings" in error and said in error
     assert last.read_bytes() == before
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
     assert final(run)["epoch"] == 4

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jsonargparse import Namespace
 
-from segdet.cli import train as lightning_cli
 from segdet.cli.main import main
-from segdet.runs.folder import EMBEDDED
+from segdet.runs import assembly
+from segdet.runs.checkpoint_file import EMBEDDED
 from segdet.training.precision import affordable, has_bfloat16
 
 OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"
@@ -26,7 +25,7 @@ def cpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """A machine whose CPU says the parameter of itself."""
     file = tmp_path / "cpuinfo"
     file.write_text(request.param)
-    monkeypatch.setattr(lightning_cli, "affordable", lambda asked: affordable(asked, file))
+    monkeypatch.setattr(assembly, "affordable", lambda asked: affordable(asked, file))
     return file
 
 
@@ -64,7 +63,7 @@ def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
     assert main([*arguments, "--trainer.precision=bf16-mixed"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
     assert said == [
-        "segdet: this CPU has no bfloat16 and would be slow at it; precision bf16-mixed becomes 32-true"
+        "segdet: this CPU computes bfloat16 slowly, by way of float32; precision bf16-mixed becomes 32-true"
     ]
     assert json.loads((run / "result.json").read_text())["hardware"]["precision"] == "32-true"
     assert json.loads((run / "provenance.json").read_text())["precision"] == "32-true"
@@ -76,15 +75,14 @@ def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
 
 def chosen(accelerator: str, asked: str) -> str:
     """The precision that the command takes when ``asked`` is given."""
-    trainer = Namespace(accelerator=accelerator, precision=asked)
-    return str(lightning_cli.chosen_precision(trainer))
+    return str(assembly.choose_precision(asked, accelerator))
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
 def test_a_gpu_keeps_it(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for there in (True, False):
-        monkeypatch.setattr(lightning_cli.CUDAAccelerator, "is_available", lambda there=there: there)
-        monkeypatch.setattr(lightning_cli.MPSAccelerator, "is_available", lambda: False)
+        monkeypatch.setattr(assembly.CUDAAccelerator, "is_available", lambda there=there: there)
+        monkeypatch.setattr(assembly.MPSAccelerator, "is_available", lambda: False)
         expected = "bf16-mixed" if there else "32-true"
         assert chosen("auto", "bf16-mixed") == expected
         assert chosen("gpu", "bf16-mixed") == "bf16-mixed"

@@ -2,8 +2,8 @@
 
 import lightning.pytorch as pl
 import pytest
-
 from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
+
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder import RunFolder
 from segdet.runs.left_out import LeftOut

@@ -1,0 +1,173 @@
+"""Exceptions turned into one line for the user.
+
+All matching of other libraries' error texts is in this module. Importing it does not import torch, so that a mistake
+in the command itself is reported at once.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
+from segdet.util.errors import UserError
+
+PEER_TIMEOUT = 5.0
+"""The seconds that a process waits for the report of another process of the run that has ended."""
+
+_LOST_PEER = re.compile(
+    r"(connection (closed|reset|aborted|refused)|socket (closed|timeout)|broken pipe|remote process exited"
+    r"|peer (closed|has exited))",
+    re.IGNORECASE,
+)
+"""How Gloo, NCCL and torch's store report that another process has ended."""
+
+_KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Bus error|Killed)")
+"""How torch reports that a data-loader worker was killed, as the kernel does when memory is exhausted."""
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""The part of a RuntimeError with which torch reports that it cannot allocate memory on the CPU."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception, then one after the other the exceptions from which it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_user_error(error: BaseException) -> str | None:
+    """Return the message of the `UserError` behind ``error`` in one line, or None if there is none.
+
+    The `UserError` is ``error`` itself, one of its causes, or was raised in a data-loader worker.
+    """
+    for each in causes(error):
+        from_worker = _worker_message(str(each))
+        if from_worker is not None:
+            return from_worker
+        if isinstance(each, UserError):
+            return " ".join(str(each).split("\n"))
+    return None
+
+
+def _worker_message(text: str) -> str | None:
+    """Return the message of the `UserError` at the end of a formatted traceback, or None.
+
+    torch raises a worker's exception again in the main process, with the worker's formatted traceback as its message.
+    """
+    if "Traceback (most recent call last)" not in text:
+        return None
+    names = {cls.__name__ for cls in _subclasses(UserError)}
+    for line in reversed(text.splitlines()):
+        match = re.match(r"(?:[\w.]+\.)?(\w+): (.+)", line)
+        if match and match[1] in names:
+            return match[2]
+    return None
+
+
+def _subclasses(cls: type) -> list[type]:
+    children: list[type] = type.__subclasses__(cls)
+    return [cls, *(member for child in children for member in _subclasses(child))]
+
+
+def memory_advice(error: BaseException, data: Any) -> str | None:
+    """Return advice in one line if ``error`` reports exhausted memory, else None.
+
+    Args:
+        error: The exception that ended the run.
+        data: The data module, which has the batch sizes and the number of workers.
+    """
+    import torch
+
+    sizes = f"--data.batch_size (now {data.batch_size}), --data.eval_batch_size (now {data.eval_batch_size})"
+    for each in causes(error):
+        text = one_line(each)
+        if isinstance(each, torch.OutOfMemoryError):
+            return f"the device's memory is too small ({text}); give a smaller {sizes}, or smaller images"
+        if isinstance(each, MemoryError) or _CPU_ALLOCATOR in text:
+            return f"the machine's memory is too small ({text}); give a smaller {sizes}, or smaller images"
+        if _KILLED_WORKER.match(text):
+            return (
+                f"--data.num_workers {data.num_workers}: a data-loader worker ran out of memory, or of shared memory "
+                f"in /dev/shm ({text}); give fewer workers, or 0, or more memory (docker run --shm-size 8g)"
+            )
+    return None
+
+
+def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool, command: str) -> str | None:
+    """Return advice in one line if ``error`` was raised while a checkpoint was being restored, else None.
+
+    Args:
+        error: The exception that ended the run.
+        checkpoint: The checkpoint file, or None.
+        restored: Whether everything in it had been restored before.
+        command: The subcommand.
+    """
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    mismatches = ValueError | KeyError | RuntimeError | MisconfigurationException
+    if checkpoint is None or restored or not isinstance(error, mismatches):
+        return None
+    if command == "fit":
+        return (
+            f"{checkpoint}: the training cannot be resumed from it with these settings ({one_line(error)}); give the "
+            "settings of the checkpoint, or start a new run"
+        )
+    return (
+        f"{checkpoint}: does not fit the model with these settings ({one_line(error)}); give the settings of the "
+        "checkpoint"
+    )
+
+
+def one_line(error: BaseException, most: int = 240) -> str:
+    """Return the message of an exception in one line of at most ``most`` characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def claims_report(message: str) -> bool:
+    """Return whether this process is the one of its run that reports ``message``.
+
+    The first process that fails reports; it need not be rank 0. The processes agree through a file in the run's
+    folder.
+    """
+    folder = os.environ.get(RUN_DIR_VARIABLE)
+    if not is_launched() or folder is None or not Path(folder).is_dir():
+        return True
+    try:
+        with (Path(folder) / "error.txt").open("x", encoding="utf-8") as stream:
+            stream.write(message + "\n")
+    except FileExistsError:
+        return False
+    except OSError:  # a full or read-only disk must not hide the message
+        return True
+    return True
+
+
+def is_reported_by_peer(error: BaseException) -> bool:
+    """Return whether ``error`` only follows from a mistake that another process of the run has reported."""
+    folder = os.environ.get(RUN_DIR_VARIABLE)
+    if folder is None or not is_launched():
+        return False
+    report = Path(folder) / "error.txt"
+    lost = is_lost_peer(error)
+    end = time.monotonic() + PEER_TIMEOUT
+    while lost and not report.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    return report.exists() and (lost or rank() > 0)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether ``error`` reports that another process of the run has ended."""
+    return any(_LOST_PEER.search(str(each)) for each in causes(error))
+
+
+def write_line(line: str) -> None:
+    """Write a line to stderr at once."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

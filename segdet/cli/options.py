@@ -1,0 +1,387 @@
+"""The options of ``segdet fit|validate|test|predict``: one parser, and one account of what the user gave.
+
+Options come from four sources, each of which overrides the ones before it: the defaults of the classes, the
+configuration in the checkpoint that ``--ckpt_path`` names, ``--config`` files, and the command line.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse.typing import PositiveInt, import_object
+from lightning.pytorch.cli import LightningArgumentParser
+
+from segdet.cli.parse_errors import ParseFault, readable
+from segdet.data.datamodule import DataModule
+from segdet.data.datamodules import ImageFolder
+from segdet.runs.assembly import RunParts
+from segdet.runs.checkpoint_file import Checkpoint, find_checkpoint
+from segdet.runs.classes import model_classes
+from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.panels import ImagePanels
+from segdet.task import Task
+from segdet.training.trainer_defaults import TRAINER_DEFAULTS
+from segdet.util.errors import UserError
+
+DEFAULT_EPOCHS = 12
+
+INHERITED = ("seed_everything", "model", "data")
+"""The sections of a checkpoint's configuration that are the defaults of validate, test and predict; fit takes all."""
+
+_SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+_BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+
+
+class Parser(LightningArgumentParser):
+    """A parser that raises `ParseFault` on an error and accepts no abbreviated options.
+
+    jsonargparse parses the options of nested classes with parsers of this class too.
+
+    Attributes:
+        method_arguments: The names of the options that are arguments of the trainer's method.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.method_arguments: list[str] = []
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise `ParseFault`."""
+        if not self.exit_on_error:  # jsonargparse tries one of several types and handles the error
+            super().error(message, ex)
+        raise ParseFault(message) from ex
+
+
+@dataclass(frozen=True)
+class GivenOptions:
+    """The options that the user gave on the command line and in ``--config`` files.
+
+    Neither the defaults nor the options of a checkpoint are among them.
+
+    Attributes:
+        values: The given values by dotted name, without jsonargparse's ``init_args``: ``model.optim.lr``.
+        classes: The import path of the class of a section, such as ``data``, that has given options.
+    """
+
+    values: Mapping[str, Any]
+    classes: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, parser: Parser, arguments: Sequence[str]) -> "GivenOptions":
+        """Parse ``arguments`` without defaults.
+
+        Raises:
+            ParseFault: If an argument is not valid.
+        """
+        # The rest of the options is missing here, so only the complete configuration can be validated.
+        namespace = parser.parse_args(list(arguments), defaults=False, _skip_validation=True)
+        found = dict(_flattened(namespace))
+        classes = {name: str(path) for name, path in found.items() if name.endswith(".class_path")}
+        values = {name: value for name, value in found.items() if name not in classes}
+        return cls(values, {name.removesuffix(".class_path"): path for name, path in classes.items()})
+
+    def __contains__(self, option: object) -> bool:
+        """Whether the option, or a part of it, is given."""
+        return any(name == option or name.startswith(f"{option}.") for name in self.values)
+
+
+def _flattened(namespace: Namespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in vars(namespace).items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
+        if isinstance(value, Namespace):
+            yield from _flattened(value, name)
+        else:
+            yield name, value
+
+
+@dataclass
+class Options:
+    """A parsed command.
+
+    Attributes:
+        command: The subcommand: fit, validate, test or predict.
+        command_line: The whole command line.
+        parser: The parser of the subcommand.
+        config: The complete configuration.
+        given: The options that the user gave.
+        checkpoint: The checkpoint that ``--ckpt_path`` names, or None.
+    """
+
+    command: str
+    command_line: str
+    parser: Parser
+    config: Namespace
+    given: GivenOptions
+    checkpoint: Checkpoint | None
+
+    def class_of(self, section: str) -> type:
+        """Return the class of ``model`` or ``data``."""
+        return _import(self.config[section].class_path)
+
+    def yaml(self) -> str:
+        """Return the configuration that starts the same run again, without the options of this run alone."""
+        config = self.config.clone()
+        for name in ("config", "ckpt_path"):
+            config.pop(name, None)
+        config.run_dir, config.overwrite = None, False
+        text = self.parser.dump(config, skip_unset=False)
+        return text if text.endswith("\n") else text + "\n"
+
+    def instantiate(self) -> Namespace:
+        """Return the configuration with classes instantiated: data first, then the model, which needs their classes.
+
+        Raises:
+            UserError: If a class cannot be instantiated with its arguments.
+        """
+
+        def build(described: str | None, class_type: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return class_type(*args, **kwargs)
+            except (ValueError, RuntimeError) as error:
+                name = f"{described} {class_type.__name__}" if described else class_type.__name__
+                reason = " ".join(str(error).split())[:240] or type(error).__name__
+                raise UserError(f"{name}: cannot be built: {reason}; fix its arguments") from error
+
+        def build_model(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            return build("--model", class_type, *args, **kwargs)
+
+        def build_data(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            return build("--data", class_type, *args, **kwargs)
+
+        def build_other(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            return build(None, class_type, *args, **kwargs)
+
+        instantiators = [
+            (build_model, Task, True),
+            (build_data, DataModule, True),
+            (build_other, object, True),
+        ]
+        try:
+            return self.parser.instantiate(self.config, instantiators=instantiators)
+        except ParseFault as fault:
+            raise UserError(readable(str(fault), self.parser, self.command)) from None
+
+    def method_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the trainer's method besides model, data and checkpoint."""
+        return {name: self.config[name] for name in self.parser.method_arguments}
+
+    def run_parts(self, instances: Namespace) -> RunParts:
+        """Return the options of callbacks and loggers, from instantiated options."""
+        return RunParts(
+            panels=instances.panels,
+            error_analysis=instances.error_analysis,
+            checkpoint_every_n_steps=self.config.checkpoint_every_n_steps,
+            wandb=self.config.wandb,
+            wandb_project=self.config.wandb_project,
+        )
+
+
+def parse_command(argv: Sequence[str]) -> Options:
+    """Parse a subcommand and its arguments.
+
+    Args:
+        argv: The subcommand and its arguments.
+
+    Raises:
+        UserError: If an argument, a ``--config`` file or the checkpoint is not valid.
+        SystemExit: After ``--help`` and ``--print_config``.
+    """
+    import_classes()
+    command = argv[0]
+    first, arguments = _split(argv[1:])
+    checkpoint = _checkpoint(first.ckpt_path, first.run_dir, command)
+    parser = build_parser(command, lambda data: model_classes(data, command, checkpoint))
+    try:
+        _inherit(parser, command, checkpoint)
+        given = GivenOptions.parse(parser, arguments)
+        if checkpoint is None and first.ckpt_path is None:  # a --config file may name it
+            checkpoint = _checkpoint(given.values.get("ckpt_path"), given.values.get("run_dir"), command)
+            _inherit(parser, command, checkpoint)
+        if checkpoint is None and command != "fit" and first.print_config is None:
+            raise UserError(
+                f"segdet {command}: of which run? give --ckpt_path with the run's folder or a checkpoint in it"
+            )
+        _drop_class_names(parser, checkpoint, given)
+        printing = [] if first.print_config is None else [f"--print_config={first.print_config}"]
+        config = parser.parse_args([*printing, *arguments])
+    except ParseFault as fault:
+        raise UserError(readable(str(fault), parser, command)) from None
+    config.ckpt_path = None if checkpoint is None else str(checkpoint.path)
+    config.run_dir = first.run_dir or config.run_dir
+    options = Options(command, shlex.join(["segdet", *argv]), parser, config, given, checkpoint)
+    _complete(options)
+    return options
+
+
+def import_classes() -> None:
+    """Import all models, data modules and proposers, so that the parser accepts their short names."""
+    for name in ("segdet.segmentation", "segdet.localization", "segdet.detection"):
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__, f"{name}."):
+            importlib.import_module(module.name)
+    importlib.import_module("segdet.proposals")
+
+
+def _split(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Take the options out of ``arguments`` that decide how the others are parsed.
+
+    The checkpoint contains the classes of model and data, and with them the meaning of options such as
+    ``--model.width``.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--run_dir")
+    parser.add_argument("--print_config", nargs="?", const="")
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; give it a value") from None
+
+
+def _checkpoint(name: Any, run_dir: Any, command: str) -> Checkpoint | None:
+    if name is None or str(name).lower() in ("null", "none"):
+        return None
+    return Checkpoint(find_checkpoint(str(name), None if run_dir is None else str(run_dir), command))
+
+
+def build_parser(command: str, classes: Any) -> Parser:
+    """Return the parser of a subcommand.
+
+    Args:
+        command: The subcommand.
+        classes: A function that returns the classes of the model for a data module.
+    """
+    parser = Parser(prog=f"segdet {command}", description=f"The options of segdet {command}.")
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
+    )
+    parser.add_argument(
+        "--seed_everything",
+        type=bool | int,
+        default=0,
+        help="The seed of all random numbers; true for a random seed.",
+    )
+    parser.add_class_arguments(
+        pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip={*_BATCH_LIMITS}
+    )
+    for name in _BATCH_LIMITS:
+        # Lightning declares float before int, by which 1, a single batch, would be parsed as 1.0, all batches.
+        parser.add_argument(
+            f"--trainer.{name}",
+            type=int | float | None,
+            default=None,
+            help="The number of batches (int), or the fraction of all batches (float).",
+        )
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    parser.add_lightning_class_args(Task, "model", subclass_mode=True)
+    parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+    parser.add_argument(
+        "--run_dir",
+        type=str | None,
+        default=None,
+        help="The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.",
+    )
+    parser.add_argument(
+        "--overwrite",
+        type=bool,
+        default=False,
+        help="Remove the run that --run_dir holds and start a new one.",
+    )
+    parser.add_argument(
+        "--wandb",
+        type=bool,
+        default=True,
+        help="Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides it.",
+    )
+    parser.add_argument("--wandb_project", type=str, default="segdet", help="The project on W&B.")
+    parser.add_argument(
+        "--checkpoint_every_n_steps",
+        type=PositiveInt | None,
+        default=None,
+        help="Save last.ckpt after so many steps too, not only after every epoch.",
+    )
+    parser.add_class_arguments(ImagePanels, "panels")
+    parser.add_class_arguments(ErrorAnalysis, "error_analysis")
+    parser.method_arguments = parser.add_method_arguments(pl.Trainer, command, skip=_SKIPPED)
+    if command == "predict":
+        # Predictions are written batch by batch; keeping them would fill the memory.
+        parser.set_defaults({"return_predictions": False})
+    parser.link_arguments(
+        "data", "model.init_args.class_names", lambda data: classes(data).names, "instantiate"
+    )
+    parser.link_arguments(
+        "data", "model.init_args.category_ids", lambda data: classes(data).category_ids, "instantiate"
+    )
+    return parser
+
+
+def _inherit(parser: Parser, command: str, checkpoint: Checkpoint | None) -> None:
+    """Make the configuration in the checkpoint the parser's defaults."""
+    if checkpoint is None:
+        return
+    for section, value in checkpoint.config.items():
+        if command == "fit" or section in INHERITED:
+            _set_default(parser, checkpoint, section, value)
+
+
+def _set_default(parser: Parser, checkpoint: Checkpoint, section: str, value: Any) -> None:
+    try:
+        parser.set_defaults({section: value})
+    except Exception as error:  # jsonargparse raises KeyError, ValueError, AttributeError and others
+        raise UserError(
+            f"{checkpoint.path}: its configuration does not suit this version of segdet "
+            f"({' '.join(str(error).split())}); use the version that wrote it"
+        ) from error
+
+
+def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: GivenOptions) -> None:
+    """Drop the checkpoint's class names, or their file, if the user gives another class of data module.
+
+    jsonargparse passes the arguments on that both classes have.
+    """
+    section = {} if checkpoint is None else checkpoint.config.get("data") or {}
+    if not section or "data" not in given.classes:
+        return
+    if _import(given.classes["data"]) is not _import(section["class_path"]):
+        kept = {
+            name: value for name, value in (section.get("init_args") or {}).items() if name != "class_names"
+        }
+        assert checkpoint is not None
+        _set_default(parser, checkpoint, "data", section | {"init_args": kept})
+
+
+def _complete(options: Options) -> None:
+    """Fill in options that follow from others: the length of training, the data's task, the classes of images."""
+    trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
+    if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+        trainer.max_epochs = DEFAULT_EPOCHS
+    model_class = options.class_of("model")
+    task = getattr(model_class, "task", None)
+    if task is not None and "task" in data and data.task != task:
+        if "data.task" in given:
+            raise UserError(
+                f"--data.task {data.task}: {model_class.__name__} is a {task} model; "
+                f"give --data.task {task}, or leave it out"
+            )
+        data.task = task
+    checkpoint = options.checkpoint
+    images_only = issubclass(options.class_of("data"), ImageFolder)
+    if (
+        checkpoint is not None
+        and checkpoint.classes.names
+        and images_only
+        and "data.class_names" not in given
+    ):
+        data.class_names = list(checkpoint.classes.names)
+
+
+def _import(path: str) -> type:
+    found: type = import_object(path)
+    return found

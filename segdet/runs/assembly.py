@@ -1,0 +1,173 @@
+"""The assembly of a run's trainer: the callbacks and loggers of segdet beside those of the configuration."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.accelerators import (
+    Accelerator,
+    CPUAccelerator,
+    CUDAAccelerator,
+    MPSAccelerator,
+    XLAAccelerator,
+)
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from segdet.data.datamodule import Classes
+from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
+from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.left_out import LeftOut
+from segdet.runs.loggers import MetricsFile, wandb_logger
+from segdet.runs.panels import ImagePanels
+from segdet.runs.predictions import PredictionWriter
+from segdet.runs.recorder import RunRecorder, RunSettings
+from segdet.task import Task
+from segdet.training.precision import REFUSED, affordable
+from segdet.training.progress import Progress, StepLogger
+from segdet.training.seeding import StepSeed
+from segdet.util.distributed import rank
+from segdet.util.errors import UserError
+
+
+@dataclass
+class RunParts:
+    """The options of a run that its callbacks and loggers are made from.
+
+    Attributes:
+        panels: The callback that draws validation images.
+        error_analysis: The callback that analyses the errors of a test.
+        checkpoint_every_n_steps: Also save ``last.ckpt`` after so many steps; None for after every epoch only.
+        wandb: Whether to record on Weights & Biases.
+        wandb_project: The project there.
+    """
+
+    panels: ImagePanels = field(default_factory=ImagePanels)
+    error_analysis: ErrorAnalysis = field(default_factory=ErrorAnalysis)
+    checkpoint_every_n_steps: int | None = None
+    wandb: bool = True
+    wandb_project: str = "segdet"
+
+
+def build_trainer(
+    options: dict[str, Any],
+    settings: RunSettings,
+    model: Task,
+    parts: RunParts,
+    written_classes: Classes | None,
+) -> tuple[pl.Trainer, RunRecorder]:
+    """Return the trainer of a run and the callback that records it.
+
+    Args:
+        options: The trainer's arguments, with callbacks and loggers as objects.
+        settings: The run's properties.
+        model: The model.
+        parts: The options of callbacks and loggers.
+        written_classes: The classes by which predictions are numbered; for predict only.
+
+    Raises:
+        UserError: If the trainer does not accept its arguments.
+    """
+    recorder = RunRecorder(settings)
+    fit = settings.command == "fit"
+    # Lightning calls callbacks in this order, except that those which save checkpoints come last.
+    callbacks = _as_list(options.get("callbacks"))
+    if options.get("enable_progress_bar") is not False:
+        callbacks.append(Progress())  # ends its line before another callback prints one
+    if settings.command == "test":
+        callbacks.append(parts.error_analysis)  # its line precedes the recorder's
+    callbacks += [recorder, LeftOut(settings.folder)]
+    if fit:
+        callbacks += [StepSeed(settings.seed), StepLogger(), LastValidation()]
+        if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
+            callbacks += _checkpoint_callbacks(settings, model, parts.checkpoint_every_n_steps)
+    if settings.command == "predict":
+        callbacks.append(PredictionWriter(settings.folder / "predictions", written_classes))
+    callbacks.append(parts.panels)
+    options = options | {
+        "callbacks": callbacks,
+        "logger": _loggers(options, settings, parts),
+        "default_root_dir": str(settings.folder),
+        "precision": choose_precision(options.get("precision"), options.get("accelerator")),
+    }
+    if not fit:
+        options["enable_checkpointing"] = False
+    try:
+        trainer = pl.Trainer(**options)
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"--trainer: {' '.join(str(error).split())[:240]}") from error
+    if (
+        options.get("sync_batchnorm")
+        and trainer.num_devices * trainer.num_nodes > 1
+        and _runs_on_cpu(options.get("accelerator"))
+    ):
+        raise UserError(
+            "--trainer.sync_batchnorm true: torch supports it on GPUs only; leave it out on the CPU"
+        )
+    return trainer, recorder
+
+
+def _checkpoint_callbacks(settings: RunSettings, model: Task, every_n_steps: int | None) -> list[pl.Callback]:
+    folder = settings.folder / "checkpoints"
+    within_epochs = [] if every_n_steps is None else [LastCheckpoint(folder, every_n_steps)]
+    return [BestCheckpoint(folder, model.monitor, model.monitor_mode), *within_epochs, LastCheckpoint(folder)]
+
+
+def _loggers(options: dict[str, Any], settings: RunSettings, parts: RunParts) -> list[Logger] | bool:
+    given = options.get("logger")
+    if given is False:
+        return False
+    loggers: list[Logger] = [] if given is True else _as_list(given)
+    if settings.command == "predict":
+        return loggers or False
+    own: list[Logger] = [MetricsFile(settings.folder)]
+    if parts.wandb and not options.get("fast_dev_run"):
+        own += wandb_logger(settings.folder, parts.wandb_project, adds_to_run=settings.command != "fit")
+    return own + loggers
+
+
+def _as_list(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, Sequence) else [given]
+
+
+def check_precision(precision: Any) -> None:
+    """Refuse precisions that compute boxes and losses in fewer bits than float32.
+
+    Raises:
+        UserError: If the precision is one of them.
+    """
+    if precision in REFUSED:
+        raise UserError(
+            f"--trainer.precision {precision}: boxes, losses and scores are computed in float32; give 32-true, or "
+            "bf16-mixed or 16-mixed for what loses little by it"
+        )
+
+
+def choose_precision(precision: Any, accelerator: Any) -> Any:
+    """Return the precision to compute in: float32 instead of bfloat16, with a message, on a CPU without bfloat16.
+
+    The run's configuration keeps the given precision, so that it means the same on another machine.
+
+    Args:
+        precision: The trainer's option.
+        accelerator: The trainer's option.
+    """
+    if not _runs_on_cpu(accelerator) or affordable(precision) == precision:
+        return precision
+    if rank() == 0:
+        sys.stderr.write(
+            f"segdet: this CPU computes bfloat16 slowly, by way of float32; precision {precision} becomes "
+            f"{affordable(precision)}\n"
+        )
+    return affordable(precision)
+
+
+def _runs_on_cpu(accelerator: Any) -> bool:
+    if accelerator in ("auto", None):
+        others: list[type[Accelerator]] = [CUDAAccelerator, MPSAccelerator, XLAAccelerator]
+        return not any(other.is_available() for other in others)
+    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)

@@ -1,0 +1,151 @@
+"""The callbacks that save ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from segdet.training.checkpoint_request import SavesOnRequest
+from segdet.training.progress import has_nan
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Save the checkpoint of the best epoch so far.
+
+    A resumed run keeps its best score even if its folder has been moved. An epoch without the monitored score
+    (the validation set contains nothing that it measures) is skipped.
+
+    Args:
+        folder: The run's ``checkpoints``.
+        monitor: The score's logged name.
+        mode: ``max`` or ``min``.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str = "max") -> None:
+        super().__init__(
+            folder,
+            "best",
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.folder = folder
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if the score is the best so far."""
+        if self._has_score(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if the score is the best so far and does not come from validation."""
+        if self._has_score(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score if the checkpoint that achieved it is present."""
+        best = self.folder / "best.ckpt"
+        if not best.exists() or not state_dict["best_model_path"]:
+            return
+        path = str(best)
+        moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        scores = {path: state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | moved | {"best_k_models": scores})
+
+    def _has_score(self, trainer: pl.Trainer) -> bool:
+        present = self.monitor in trainer.callback_metrics
+        if (
+            not present
+            and trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and trainer.num_val_batches
+        ):
+            warnings.warn(f"{self.monitor} has no value; best.ckpt is not updated", stacklevel=1)
+        return present
+
+
+class LastValidation(pl.Callback):
+    """Validate after the last epoch whatever ``check_val_every_n_epoch`` is.
+
+    The last weights are often the best. A run of fewer epochs than ``check_val_every_n_epoch`` would otherwise have no
+    score and no best checkpoint.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check for a run that is resumed within its last epoch."""
+        self._validate_last_epoch(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check whether this epoch is the last."""
+        self._validate_last_epoch(trainer)
+
+    def _validate_last_epoch(self, trainer: pl.Trainer) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            validate_this_epoch(trainer)
+
+
+def validate_this_epoch(trainer: pl.Trainer) -> None:
+    """Make the trainer validate after the present epoch."""
+    # With None, Lightning validates after a number of steps and never by epoch.
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.check_val_every_n_epoch = 1
+
+
+class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
+    """Save the checkpoint of the last finished epoch, or of the moment at which the run is stopped.
+
+    Args:
+        folder: The run's ``checkpoints``.
+        every_n_steps: Save after so many optimizer steps instead of after an epoch. A second instance does so.
+
+    Attributes:
+        trained: Whether this process has trained a step.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
+        super().__init__(
+            folder,
+            "last",
+            save_on_exception=every_n_steps is None,
+            save_on_train_epoch_end=every_n_steps is None,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
+        )
+        self.folder = folder
+        self.trained = False
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save if a checkpoint is due; validate if training ends here, within an epoch."""
+        self.trained = True
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        # Training ends by max_time (Lightning runs checkpoint callbacks last, after the timer) or by max_steps.
+        # Lightning validates within an epoch when it should stop, but compares max_steps only after that.
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+            validate_this_epoch(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save, unless the other processes would have to take part and have not seen the exception.
+
+        Without a trained step there is nothing to save. A run that failed while it was being resumed may not have
+        restored everything, so it must not replace the checkpoint.
+        """
+        if not self.trained:
+            return
+        # Saving waits for all processes. An interruption reaches all of them; an error reaches one, while the others
+        # wait in the next all-reduce.
+        if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            return
+        if not has_nan(pl_module):  # the earlier checkpoint can be resumed from, one with NaN weights cannot
+            super().on_exception(trainer, pl_module, exception)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing: the last checkpoint is always replaced."""

@@ -1,0 +1,138 @@
+"""Checkpoint files: the run's description that they contain, and which of them to start from."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from segdet.data.datamodule import Classes
+from segdet.runs.folder import requeued_checkpoints
+from segdet.util.distributed import rank
+from segdet.util.errors import UserError
+
+EMBEDDED = "segdet"
+"""The key of a checkpoint that holds the run's configuration and classes."""
+
+
+class Checkpoint:
+    """A checkpoint file.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        steps: The number of training steps after which it was written.
+        weights: The names of its weights.
+        config: The run's configuration; empty if the file contains none.
+        classes: The classes of the training data.
+
+    Raises:
+        UserError: If the file is missing or corrupt, or is not a checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such checkpoint; see which files the run's folder holds") from None
+        except PermissionError:
+            raise UserError(f"{path}: permission denied; make the file readable") from None
+        except Exception as error:  # torch raises OSError, RuntimeError, UnpicklingError and others
+            raise UserError(
+                f"{path}: the file is corrupt or is not a checkpoint; give another --ckpt_path"
+            ) from error
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise UserError(
+                f"{path}: not a checkpoint of a training; give a file that `segdet fit` has written"
+            )
+        description = content.get(EMBEDDED) or {}
+        self.steps = int(content.get("global_step", 0))
+        self.weights = frozenset(content["state_dict"])
+        self.config: dict[str, Any] = yaml.safe_load(description.get("config", "")) or {}
+        self.classes = Classes(
+            description.get("class_names", []),
+            description.get("category_ids", []),
+            description.get("mask_values", []),
+            description.get("palette_masks", True),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.path.name} of step {self.steps}"
+
+
+def describe_run(checkpoint: dict[str, Any], config: str, task: str, classes: Classes | None) -> None:
+    """Add a run's configuration and classes to the content of a checkpoint, as plain text and lists.
+
+    Args:
+        checkpoint: The content, which is changed in place.
+        config: The complete configuration, as YAML.
+        task: The model's task.
+        classes: The classes of the training data.
+    """
+    classes = classes or Classes([], [])
+    checkpoint[EMBEDDED] = {
+        "config": config,
+        "task": task,
+        "class_names": [str(name) for name in classes.names],
+        "category_ids": [int(number) for number in classes.category_ids],
+        "mask_values": [int(value) for value in classes.mask_values],
+        "palette_masks": bool(classes.palette_masks),
+    }
+
+
+def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
+    """Return the checkpoint file that ``--ckpt_path`` names.
+
+    Args:
+        name: A file, a run's folder, or ``best`` or ``last`` of the run in ``run_dir``.
+        run_dir: The run's folder, if ``--run_dir`` names it.
+        command: The subcommand: of a run's folder, fit starts from ``last.ckpt`` and the others from ``best.ckpt``.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if name in ("best", "last"):
+        if run_dir is None:
+            raise UserError(f"--ckpt_path {name}: of which run? give its folder as --run_dir too")
+        path = Path(run_dir) / "checkpoints" / f"{name}.ckpt"
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such checkpoint; the run in {run_dir} has not saved one, give a file as --ckpt_path"
+            )
+        return path
+    path = Path(name)
+    if path.is_dir():
+        path = path / "checkpoints" / ("last.ckpt" if command == "fit" else "best.ckpt")
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give the file, or 'best' or 'last' with --run_dir")
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the valid checkpoint in ``folder`` that was written last, from which SLURM resumes a run.
+
+    Every process of the run calls this before they can communicate. Among files of the same time all choose the one
+    with the most steps, then by name. (`RunRecorder` checks that all processes have chosen the same file.)
+    """
+    files = []
+    for file in (folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)):
+        # On a network file system, opening a file refreshes this machine's cached time of it.
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            files.append((os.fstat(stream.fileno()).st_mtime_ns, file))
+    valid: list[tuple[int, int, str, Checkpoint]] = []
+    for time, file in sorted(files, reverse=True):
+        if valid and time != valid[0][0]:
+            break
+        try:
+            checkpoint = Checkpoint(file)
+        except UserError as error:  # the job was stopped while the file was written
+            if rank() == 0:
+                sys.stderr.write(f"segdet: {error}\n")
+            continue
+        valid.append((time, checkpoint.steps, file.name, checkpoint))
+    return max(valid, key=lambda candidate: candidate[:3])[3] if valid else None

@@ -1,0 +1,403 @@
+"""The callback that fills a run's folder: configuration, provenance and the result record."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from segdet.data.datamodule import DataModule
+from segdet.runs.checkpoint_file import describe_run
+from segdet.runs.cost import measure_cost, peak_memory_mb
+from segdet.runs.folder import CONTENTS, first_provenance, recorded_commands, recorded_provenance
+from segdet.runs.placement import fingerprint_of
+from segdet.runs.provenance import now, provenance
+from segdet.runs.record import RECORD_NAME, Cost, Record, Status
+from segdet.task import Task
+from segdet.training.progress import read_losses
+from segdet.util.disk_cache import file_sizes
+from segdet.util.errors import UserError
+from segdet.util.files import write_text
+
+
+@dataclass
+class RunSettings:
+    """The properties of a run that its callbacks need.
+
+    Attributes:
+        folder: The run's folder.
+        config: The complete configuration, as YAML.
+        resumed: Whether this process resumes the run that the folder holds.
+        command: The subcommand: fit, validate, test or predict.
+        command_line: The command line, for the records.
+        seed: The run's seed.
+        fingerprint: The dataset's fingerprint, or None to compute it.
+        checkpoint: The name and step of the checkpoint that this process starts from; empty for none.
+        sections: The parsed ``config``.
+    """
+
+    folder: Path
+    config: str
+    resumed: bool = False
+    command: str = "fit"
+    command_line: str = ""
+    seed: int = 0
+    fingerprint: str | None = None
+    checkpoint: str = ""
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sections = yaml.safe_load(self.config) or {}
+
+    def init_args(self, section: str) -> dict[str, Any]:
+        """Return the arguments of the class in ``section``."""
+        return (self.sections.get(section) or {}).get("init_args") or {}
+
+    def class_name(self, section: str) -> str:
+        """Return the name of the class in ``section``."""
+        return str((self.sections.get(section) or {}).get("class_path", "")).rsplit(".", 1)[-1]
+
+
+class RunRecorder(pl.Callback):
+    """Write a run's configuration, provenance and record, and embed the configuration in its checkpoints.
+
+    The ``val/...`` scores of the record are those of the best epoch, at which ``best.ckpt`` was saved. ``segdet
+    test`` adds its scores and the model's cost to the record of the run that it tests. A resumed run changes nothing
+    in its folder until training starts.
+
+    Args:
+        settings: The run's properties.
+
+    Attributes:
+        restored: Whether everything that a checkpoint holds has been restored.
+        stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.folder = settings.folder
+        self.best: dict[str, float] = {}
+        self.earlier_seconds = 0.0
+        self.start: float | None = None
+        self.started = now()
+        self.peak_memory: float | None = None
+        self.restored = False
+        self.stopped_by: str | None = None
+        self.provenance: dict[str, Any] = {}
+
+    # Before the first step.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` and ``provenance.json``, unless the run is resumed.
+
+        Raises:
+            UserError: In all processes, if they do not start from the same checkpoint.
+        """
+        self._check_same_checkpoint(trainer)
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.provenance = provenance(self.settings.command_line or None) | {
+            "seed": self.settings.seed,
+            "fingerprint": self._fingerprint(trainer),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "launcher": _launcher(),
+        }
+        self.started = self.provenance["started"]
+        if not (self.folder / "config.yaml").exists() or (stage == "fit" and not self.settings.resumed):
+            self._write_description(trainer)
+
+    def _check_same_checkpoint(self, trainer: pl.Trainer) -> None:
+        """Compare the checkpoints that the processes start from: each process chose its own."""
+        if trainer.world_size == 1:
+            return
+        own = self.settings.checkpoint
+        first = trainer.strategy.broadcast(own)
+        if not trainer.strategy.reduce_boolean_decision(own == first):
+            raise UserError(
+                f"{self.folder}: the processes see different checkpoints (this one starts from {own or 'none'}, "
+                f"rank 0 from {first or 'none'}); start the command again, or give --ckpt_path"
+            )
+
+    def _fingerprint(self, trainer: pl.Trainer) -> str:
+        if self.settings.fingerprint is None:
+            return fingerprint_of(getattr(trainer, "datamodule", None))
+        return self.settings.fingerprint
+
+    def _write_description(self, trainer: pl.Trainer) -> None:
+        header = f"{self.folder.name}, {self.provenance['started']}: {self.provenance['command']}"
+        # The command may contain YAML text of several lines.
+        comment = "".join(f"# {line}\n" for line in header.splitlines())
+        write_text(self.folder / "config.yaml", comment + self.settings.config)
+        first: dict[str, Any] = {}
+        if self.settings.resumed:
+            first = first_provenance(self.folder) or recorded_provenance(self.folder)
+        content = self.provenance
+        if first:
+            self.started = first.get("started", self.started)
+            content = first | {"resumed": [*first.get("resumed", []), self.provenance]}
+        write_text(self.folder / "provenance.json", json.dumps(content, indent=1) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(self.settings.sections | {"provenance": self.provenance})
+
+    # During the run.
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; describe a resumed run anew, since its settings may differ from here on.
+
+        Raises:
+            ValueError: If the checkpoint's optimizer state does not fit the optimizer.
+        """
+        if self.settings.checkpoint:
+            _check_optimizer_states(trainer)
+        self.restored = True
+        self.start = time.monotonic()
+        if trainer.is_global_zero and self.settings.resumed:
+            self._write_description(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the checkpoint fits the model."""
+        self.restored = True
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the checkpoint fits the model."""
+        self.restored = True
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the checkpoint fits the model."""
+        self.restored = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the peak memory while the model is still on the device of the training."""
+        self.peak_memory = peak_memory_mb(pl_module.device)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the scores of the best epoch."""
+        if trainer.sanity_checking:
+            return
+        scores = _scores(trainer, "val/")
+        name = str(pl_module.monitor)
+        sign = 1 if getattr(pl_module, "monitor_mode", "max") == "max" else -1
+        # As for the checkpoint, the first score is the best so far even if it is NaN.
+        better = sign * scores.get(name, float("nan")) > sign * self.best.get(name, float("nan"))
+        if better or name not in self.best or self.best[name] != self.best[name]:
+            self.best = scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best scores so far and the seconds of training."""
+        return {"best": dict(self.best), "seconds": self._seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the scores and the seconds of a resumed run."""
+        if self.settings.resumed:
+            self.best = dict(state["best"])
+            self.earlier_seconds = state["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Embed the configuration and the classes in the checkpoint."""
+        classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
+        describe_run(checkpoint, self.settings.config, str(getattr(pl_module, "task", "")), classes)
+
+    # At the end.
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the record of the training."""
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / RECORD_NAME
+        if self.start is None and (self.settings.resumed or path.exists()):
+            sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
+            # The run may have been stopped at its very end, or its end may have been moved before the present step.
+            complete = _is_complete(self.folder, trainer)
+            record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "interrupted")
+            (replace(record, status="finished") if complete else record).write(path)
+            return
+        record = self._record(trainer, pl_module, "finished")
+        record.write(path)
+        self._report_training(pl_module, record)
+
+    def _report_training(self, pl_module: pl.LightningModule, record: Record) -> None:
+        score = record.metrics.get(str(pl_module.monitor))
+        best = "" if score is None else f"best {pl_module.monitor} {score:.4f}, "
+        minutes, seconds = divmod(round(record.cost.train_seconds or 0), 60)
+        duration = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        sys.stderr.write(
+            f"segdet: {best}{record.epochs} epoch{'s' * (record.epochs != 1)} in {duration}; see {self.folder}\n"
+        )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Write the record of a run that was stopped or failed.
+
+        A run that could not be resumed keeps its record; a run that failed after it was resumed keeps the earlier
+        measurements. A new run that failed before its first step gets a record too, which marks its folder as free.
+        """
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            self.stopped_by = type(exception).__name__
+        fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
+        if not fit or not trainer.is_global_zero or not (self.folder / "config.yaml").exists():
+            return
+        path = self.folder / RECORD_NAME
+        if self.start is None and (self.settings.resumed or path.exists()):
+            return
+        status: Status = "interrupted" if self.stopped_by else "failed"
+        record = self._record(trainer, pl_module, status)
+        if self.settings.resumed and path.exists():
+            with contextlib.suppress(UserError):  # a corrupt record is replaced
+                record = _merged_with_earlier(Record.read(path), record, str(pl_module.monitor))
+        record.write(path)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the cost; add it and the scores to the record."""
+        if trainer.is_global_zero:
+            self._merge(trainer, pl_module, "test", _cost(trainer, pl_module))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Add the scores of `segdet validate` to the record."""
+        if stage == "validate" and trainer.is_global_zero and trainer.state.status.value != "interrupted":
+            self._merge(trainer, pl_module, "val", None)
+
+    def _merge(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str, cost: Cost | None
+    ) -> None:
+        path = self.folder / RECORD_NAME
+        scores = _scores(trainer, f"{split}/")
+        record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "finished")
+        record.merge(scores, cost).write(path)
+        name = f"{split}/" + str(pl_module.monitor).split("/", 1)[-1]
+        score = f"{name} {scores[name]:.4f}; " if name in scores else ""
+        sys.stderr.write(f"segdet: {score}see {path}\n")
+
+    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: Status) -> Record:
+        trained = self.settings.command == "fit"
+        backbone = self.settings.init_args("model").get("backbone")
+        return Record(
+            name=self.folder.name,
+            task=str(getattr(pl_module, "task", "")),
+            model=self.settings.class_name("model") or type(pl_module).__name__,
+            data=self.settings.class_name("data"),
+            seed=self.settings.seed,
+            status=status,
+            metrics={**self.best, **read_losses(pl_module)},
+            cost=Cost(
+                parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
+                train_seconds=round(self._seconds(), 2) if trained else None,
+                peak_memory_mb=peak_memory_mb(pl_module.device)
+                if self.peak_memory is None
+                else self.peak_memory,
+                disk_mb=_disk_mb(self.folder, getattr(trainer, "datamodule", None))
+                if status == "finished" and trained
+                else None,
+            ),
+            epochs=trainer.current_epoch if trained else 0,
+            steps=trainer.global_step if trained else 0,
+            hardware=self.provenance.get("hardware", {})
+            | {"processes": trainer.world_size, "precision": str(trainer.precision)},
+            fingerprint=self.provenance.get("fingerprint", ""),
+            command=" && ".join(recorded_commands(self.folder)) or self.provenance.get("command", ""),
+            started=self.started,
+            finished=now(),
+            backbone=backbone if isinstance(backbone, str) else None,
+            launcher=_launcher(),
+        )
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + (0.0 if self.start is None else time.monotonic() - self.start)
+
+
+def _check_optimizer_states(trainer: pl.Trainer) -> None:
+    """Compare the restored options of each optimizer with those that it uses.
+
+    An optimizer restores the state of another kind of optimizer without complaint, and fails in its first step.
+    """
+    for optimizer in trainer.optimizers:
+        missing = {
+            name for group in optimizer.param_groups for name in optimizer.defaults.keys() - group.keys()
+        }
+        if missing:
+            raise ValueError(
+                f"its optimizer state lacks {', '.join(sorted(missing))}, which {type(optimizer).__name__} needs"
+            )
+
+
+def _is_complete(folder: Path, trainer: pl.Trainer) -> bool:
+    """Return whether the run in ``folder`` has reached the end that its own configuration sets.
+
+    A run that is resumed with an end before its present step has nothing left to train, but is not complete.
+    """
+    try:
+        own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False
+    ends = (
+        (own.get("max_epochs"), trainer.fit_loop.epoch_progress.current.processed),  # type: ignore[attr-defined]
+        (own.get("max_steps"), trainer.global_step),
+    )
+    return any(end not in (None, -1) and reached >= end for end, reached in ends)
+
+
+def _disk_mb(folder: Path, data: Any) -> float:
+    """Return the megabytes of the run's files, without those of Weights & Biases, and of its data's caches."""
+    files = {
+        file for name in CONTENTS if name != "wandb" for file in (folder / name, *(folder / name).rglob("*"))
+    }
+    if isinstance(data, DataModule):
+        files |= data.kept_files()
+    return round(file_sizes(files) / 1e6, 2)
+
+
+def _merged_with_earlier(earlier: Record, record: Record, monitor: str) -> Record:
+    """Return the record of a resumed run, with the earlier measurements that are still valid."""
+    if earlier.metrics.get(monitor) != record.metrics.get(monitor):  # a new best checkpoint is not tested yet
+        kept = {name: value for name, value in earlier.metrics.items() if not name.startswith("test/")}
+        earlier = replace(earlier, metrics=kept)
+    return replace(
+        earlier.merge(record.metrics, record.cost),
+        status=record.status,
+        epochs=max(earlier.epochs, record.epochs),
+        steps=max(earlier.steps, record.steps),
+        finished=record.finished,
+        command=record.command,
+    )
+
+
+def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _launcher() -> str | None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "slurm" if "SLURM_JOB_ID" in os.environ and "SLURM_PROCID" in os.environ else None
+
+
+def _cost(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Cost | None:
+    """Return the cost of one image of the test set; None, with a message, if it cannot be measured."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    try:
+        # The FLOP counter intercepts single operations, which inference mode hides.
+        with torch.inference_mode(False), trainer.precision_plugin.forward_context():
+            sample = data.dataset("test")[0]
+            inputs = pl_module.benchmark_inputs(sample) if isinstance(pl_module, Task) else {}
+            return measure_cost(pl_module, sample.image[None].to(pl_module.device), inputs=inputs)  # type: ignore[arg-type]
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1]
+        sys.stderr.write(f"segdet: the cost was not measured: {type(error).__name__} {' '.join(reason)}\n")
+        return None

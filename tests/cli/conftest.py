@@ -1,0 +1,3 @@
+from run_fixtures import fitted, line, run, shapes
+
+__all__ = ["fitted", "line", "run", "shapes"]

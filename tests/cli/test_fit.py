@@ -1,0 +1,156 @@
+"""``segdet fit``: the run's folder and its files."""
+
+import csv
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_runs import MODELS, TINY, Line
+
+from segdet.cli.main import main
+from segdet.runs.checkpoint_file import EMBEDDED
+
+
+def test_run_folder_holds_everything(fitted: Path) -> None:
+    names = {path.relative_to(fitted).as_posix() for path in fitted.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "provenance.json", "metrics.csv", "result.json", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt", "predictions/val_0001.png",
+    }  # fmt: skip
+
+
+def test_record(fitted: Path, shapes: Path) -> None:
+    record = json.loads((fitted / "result.json").read_text())
+    assert (record["task"], record["model"], record["data"]) == ("detection", "SSD", "ShapesDataModule")
+    assert (record["status"], record["epochs"], record["steps"], record["seed"]) == ("finished", 1, 2, 0)
+    assert {"val/map", "val/map_50", "train/loss"} <= record["metrics"].keys()
+    assert record["cost"]["parameters"] > 1000
+    assert record["cost"]["train_seconds"] > 0
+    assert record["command"].startswith("segdet fit --model=SSD")
+    assert record["backbone"] == "test_resnet"
+
+
+def test_provenance(fitted: Path) -> None:
+    about = json.loads((fitted / "provenance.json").read_text())
+    assert about["packages"]["torch"] == torch.__version__.split("+")[0] or about["packages"]["torch"]
+    assert about["hardware"]["cores"] >= 1
+    assert about["hardware"]["cpu"]
+    assert about["fingerprint"]
+    assert about["seed"] == 0
+    assert about["command"].startswith("segdet fit")
+    assert "git" in about
+
+
+def test_metrics_file(fitted: Path) -> None:
+    rows = list(csv.DictReader((fitted / "metrics.csv").read_text().splitlines()))
+    trained = [row for row in rows if row["train/loss"]]
+    scored = [row for row in rows if row["val/map"]]
+    assert [row["step"] for row in trained] == ["1"]
+    assert [row["step"] for row in scored] == ["1"]
+    parts = float(trained[0]["train/loss_class"]) + float(trained[0]["train/loss_box"])
+    assert float(trained[0]["train/loss"]) == pytest.approx(parts, rel=1e-5)
+    assert float(trained[0]["lr"]) > 0
+
+
+def test_config_starts_the_same_run(fitted: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((fitted / "config.yaml").read_text())
+    assert config["run_dir"] is None
+    again = tmp_path / "again"
+    assert main(["fit", "--config", str(fitted / "config.yaml"), "--run_dir", str(again)]) == 0
+    assert yaml.safe_load((again / "config.yaml").read_text()) == config
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (fitted, again))
+    assert first["metrics"] == second["metrics"]
+
+
+def test_checkpoint_knows_its_configuration(fitted: Path) -> None:
+    for name in ("best", "last"):
+        content = torch.load(fitted / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        about = content[EMBEDDED]
+        assert yaml.safe_load(about["config"])["model"]["class_path"].endswith("SSD")
+        assert len(about["class_names"]) == len(about["category_ids"]) >= 5
+        assert about["task"] == "detection"
+
+
+def test_default_folder_is_named_after_model_and_data(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}"]) == 0
+    assert main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}"]) == 0
+    made = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(made) == 2
+    assert all(name.startswith("fcn-shapes-20") for name in made)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "localization"])
+def test_data_follow_the_task_of_the_model(task: str, shapes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["fit", *MODELS[task], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["task"] == task
+
+
+def test_a_run_is_not_overwritten(run: Path, shapes: Path, line: Line) -> None:
+    before = (run / "result.json").read_text()
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
+    said = line(arguments)
+    assert said.startswith(f"{run}: holds a run; ")
+    assert "--ckpt_path last" in said
+    assert (run / "result.json").read_text() == before
+    (run / "mine.txt").write_text("kept")
+    (run / "predictions" / "old.png").write_text("")
+    assert main([*arguments, "--overwrite=true"]) == 0
+    assert (run / "mine.txt").exists()
+    assert not (run / "predictions" / "old.png").exists()
+
+
+def test_a_command_of_several_lines_leaves_the_configuration_readable(shapes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    given = ["--config", "trainer:\n  max_epochs: 3\n  fast_dev_run: true\n", f"--run_dir={folder}"]
+    arguments = [word for word in TINY if "max_epochs" not in word]
+    assert main(["fit", *MODELS["detection"], *arguments, f"--data.root={shapes}", *given]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "end", [["--trainer.max_epochs=1"], ["--trainer.max_epochs=3", "--trainer.max_steps=1"]]
+)
+def test_a_training_that_ends_before_its_first_validation_has_a_score_and_a_best_checkpoint(
+    end: list[str], shapes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*MODELS["segmentation"], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]
+    assert main(["fit", *arguments, "--trainer.check_val_every_n_epoch=5", *end]) == 0
+    assert (folder / "predictions" / "val_0001.png").exists()
+    assert "val/miou" in json.loads((folder / "result.json").read_text())["metrics"]
+    assert (folder / "checkpoints" / "best.ckpt").exists()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["trainer"]["check_val_every_n_epoch"] == 5
+
+
+def test_bad_sample_in_a_worker_is_one_line(
+    shapes: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+    for image in (root / "JPEGImages").iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    folder = tmp_path / "run"
+    arguments = [*MODELS["segmentation"], *TINY, f"--data.root={root}", "--data.num_workers=1"]
+    assert main(["fit", *arguments, f"--run_dir={folder}"]) == 2
+    said = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+    assert len(said) == 1
+    assert said[0].startswith(f"segdet: error: {root}/JPEGImages/")
+    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+
+
+def test_what_a_user_cannot_mend_is_not_said() -> None:
+    from segdet.cli.train import _without_irrelevant_messages
+
+    with _without_irrelevant_messages():  # warnings are errors here
+        warnings.warn("\n  Dump of a value that does not round-trip: a tuple is", UserWarning, stacklevel=1)
+        with pytest.raises(UserWarning):
+            warnings.warn("another", UserWarning, stacklevel=1)

@@ -1,0 +1,112 @@
+"""Mistakes in options are one line that names the option, the fault and the fix."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import MODELS, TINY, Line
+
+
+def test_key(line: Line) -> None:
+    assert line(["fit", "--model=SSD", "--model.bakbone=resnet18"]) == (
+        "--model.bakbone: SSD has no argument 'bakbone'; did you mean backbone?"
+    )
+    assert line(["fit", "--model=SSD", "--model.optim.lrr=0.1"]) == (
+        "--model.optim.lrr: SSD has no argument 'optim.lrr'; did you mean optim.lr?"
+    )
+    said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
+    assert said.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
+    said = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
+    assert said.startswith("--run_dri: no such option; did you mean --run_dir?")
+
+
+def test_key_in_a_file(line: Line, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("trainer: {max_epoch: 3}\n")
+    assert (
+        line(["fit", "--config=c.yaml"]) == "trainer.max_epoch: no such key; did you mean trainer.max_epochs?"
+    )
+    (tmp_path / "c.yaml").write_text("modle: {class_path: SSD}\n")
+    assert line(["fit", "--config=c.yaml"]) == "modle: no such key; did you mean model?"
+    (tmp_path / "c.yaml").write_text("model: {class_path: SSD, init_args: {optim: {lrr: 1}}}\n")
+    said = line(["fit", "--config=c.yaml"])
+    assert "lrr" in said
+    assert "lr" in said.split("did you mean")[1]
+
+
+def test_value(line: Line) -> None:
+    assert (
+        line(["fit", "--model=SSD", "--model.width=wide"])
+        == "--model.width: expected a whole number, got wide"
+    )
+    said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epochs=many"])
+    assert said == "--trainer.max_epochs: expected a whole number, got many"
+    said = line(["fit", *MODELS["detection"], *TINY, "--data.on_bad_sample=ignore"])
+    assert said == "--data.on_bad_sample: expected one of raise, skip, got ignore"
+
+
+def test_class(line: Line) -> None:
+    assert line(["fit", "--model=SDS"]) == "--model SDS: no such model; did you mean SSD?"
+    said = line(["fit", "--model=SSD", "--data=VOCDatamodul"])
+    assert said == "--data VOCDatamodul: no such data module; did you mean VOCDataModule?"
+
+
+def test_missing(line: Line) -> None:
+    assert line(["fit"]).startswith("--data, --model: missing")
+    assert line(["fit", "--model=SSD", "--data=VOCDataModule"]).startswith(
+        "--data.root: missing, VOCDataModule"
+    )
+    assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; mend the path")
+
+
+def test_torn_config(line: Line, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: [a\n b: 3")
+    assert line(["fit", "--config=c.yaml"]).startswith("--config: no valid YAML: ")
+
+
+def test_task(line: Line, shapes: Path) -> None:
+    said = line(["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--data.task=segmentation"])
+    assert (
+        said == "--data.task segmentation: SSD is a detection model; give --data.task detection, or "
+        "leave it out"
+    )
+
+
+def test_checkpoint(line: Line, tmp_path: Path, fitted: Path) -> None:
+    assert line(["test", "--ckpt_path=none.ckpt"]).startswith("none.ckpt: no such checkpoint")
+    assert line(["test", "--ckpt_path=best"]).startswith("--ckpt_path best: of which run?")
+    assert "no such checkpoint" in line(["fit", "--ckpt_path=last", "--run_dir=nowhere"])
+    (tmp_path / "torn.ckpt").write_bytes((fitted / "checkpoints" / "best.ckpt").read_bytes()[:5000])
+    assert line(["test", "--ckpt_path=torn.ckpt"]).startswith(
+        "torn.ckpt: the file is corrupt or is not a checkpoint"
+    )
+    torch.save({"a": 1}, tmp_path / "other.ckpt")
+    assert line(["test", "--ckpt_path=other.ckpt"]).startswith("other.ckpt: not a checkpoint of a training")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_absent_device(line: Line, shapes: Path, tmp_path: Path) -> None:
+    said = line(
+        ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--trainer.accelerator=cuda",
+         "--run_dir=here"]
+    )  # fmt: skip
+    assert said.startswith("--trainer: ")
+    assert "CUDA" in said
+
+
+def test_time(line: Line, shapes: Path) -> None:
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--run_dir=here"]
+    assert "abc" in line([*arguments, "--trainer.max_time=abc"])
+
+
+def test_model_that_cannot_be_built(line: Line, shapes: Path) -> None:
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--run_dir=here"]
+    said = line([*arguments, "--model.backbone=resnet1888"])
+    assert "resnet1888" in said
+
+
+def test_data_folder(line: Line, tmp_path: Path) -> None:
+    said = line(
+        ["fit", *MODELS["detection"], "--data=VOCDataModule", "--data.root=nowhere", "--run_dir=here"]
+    )
+    assert said.startswith("nowhere")
+    assert not (tmp_path / "here" / "config.yaml").exists()

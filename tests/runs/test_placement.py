@@ -1,0 +1,79 @@
+"""A test that differs from the run uses a separate folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from segdet.cli.main import main
+from segdet.runs.checkpoint_file import EMBEDDED
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "other data",
+        "other data options",
+        "last",
+        "other model options",
+        "part of the data",
+        "one batch",
+        "less precision",
+    ],
+)
+def test_other_scores_stay_out_of_the_record(
+    case: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "result.json").read_text()
+    name = "last" if case == "last" else "best"
+    given = {
+        "other data": ["--data.num_test=3", f"--data.root={run.parent}/more"],
+        "other data options": ["--data.max_proposals=5"],
+        "other model options": ["--model.tta_flip=true"],
+        "one batch": ["--trainer.fast_dev_run=true"],
+        "less precision": ["--trainer.precision=bf16-mixed"],
+        "part of the data": ["--trainer.limit_test_batches=1"],
+    }.get(case, [])
+    assert main(["test", f"--ckpt_path={run}/checkpoints/{name}.ckpt", *given]) == 0
+    said = capsys.readouterr().err
+    assert (run / "result.json").read_text() == before
+    (other,) = run.parent.glob("run-test-*")
+    record = json.loads((other / "result.json").read_text())
+    assert "test/map" in record["metrics"]
+    assert said.splitlines()[-1].endswith(f"see {other}/result.json")
+
+
+def test_what_changes_no_score_goes_into_the_record(run: Path) -> None:
+    before = json.loads((run / "result.json").read_text())["metrics"]
+    given = ["--data.batch_size=2", "--model.channels_last=false", "--trainer.limit_test_batches=1.0"]
+    moved = shutil.copytree(
+        yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["root"],
+        run.parent / "moved",
+    )
+    assert main(["test", f"--ckpt_path={run}", f"--data.root={moved}", *given]) == 0
+    assert not list(run.parent.glob("run-test-*"))
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert "test/map" in metrics and metrics.items() >= before.items()
+
+
+@pytest.mark.parametrize("form", ["not given", "argument", "config"])
+def test_an_option_that_an_old_checkpoint_lacks_makes_a_difference_if_it_is_given(
+    form: str, run: Path, tmp_path: Path
+) -> None:
+    best = run / "checkpoints" / "best.ckpt"
+    content = torch.load(best, weights_only=True)
+    config = yaml.safe_load(content[EMBEDDED]["config"])
+    del config["model"]["init_args"]["tta_flip"]
+    content[EMBEDDED]["config"] = yaml.safe_dump(config)
+    torch.save(content, best)
+    before = (run / "result.json").read_text()
+    file = tmp_path / "more.yaml"
+    file.write_text("model: {init_args: {tta_flip: true}}\n")
+    given = {"not given": [], "argument": ["--model.tta_flip=true"], "config": ["--config", str(file)]}[form]
+    assert main(["test", f"--ckpt_path={run}", *given]) == 0
+    separate = form != "not given"
+    assert len(list(run.parent.glob("run-test-*"))) == separate
+    assert ((run / "result.json").read_text() == before) == separate

@@ -1,0 +1,64 @@
+"""SLURM jobs that are stopped and started again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import MODELS, TINY, Line
+
+from segdet.cli.main import main
+
+
+def test_a_job_that_slurm_restarts_goes_on(run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main([*arguments, "--trainer.max_epochs=2", "--overwrite=true"]) == 0
+    record = json.loads((run / "result.json").read_text())
+    assert (record["epochs"], record["steps"]) == (2, 4)
+    assert len(json.loads((run / "provenance.json").read_text())["resumed"]) == 1
+
+
+def test_a_requeued_job_finds_its_folder(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task, no --run_dir, and two commands in the script: each goes on with its own run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train.sh")
+    first = ["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
+    second = [*first, "--model.optim.lr=0.02"]
+    assert main(first) == main(second) == 0
+    folders = [tmp_path / "runs" / name for name in ("fcn-shapes-4711", "fcn-shapes-4711-2")]
+    assert sorted((tmp_path / "runs").iterdir()) == folders
+    (folders[1] / "result.json").unlink()  # it was cut off
+    last = folders[1] / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(first) == main(second) == 0
+    assert sorted((tmp_path / "runs").iterdir()) == folders
+    assert (folders[1] / "result.json").exists()
+    assert torch.load(last, weights_only=True)["global_step"] == state["global_step"]
+    assert len(json.loads((folders[0] / "provenance.json").read_text()).get("resumed", [])) == 0
+
+
+def test_a_shell_on_a_node_is_no_job(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    arguments = ["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
+    assert main(arguments) == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert "4711" not in made.name
+
+
+def test_a_run_that_slurm_stopped_goes_on_at_that_moment(
+    run: Path, shapes: Path, tmp_path: Path, line: Line
+) -> None:
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
+    (run / "checkpoints" / "last.ckpt").rename(run / "hpc_ckpt_1.ckpt")
+    assert "holds a run" in line(arguments)  # for it was finished all the same
+    record = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    assert main([*arguments, "--trainer.max_epochs=2"]) == 0
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
