@@ -4,8 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
-from segdet.runs.checkpoints import LastCheckpoint
 
+from segdet.runs.checkpoint_callbacks import LastCheckpoint
 from segdet.training.checkpoint_request import SavesOnRequest, request_checkpoint
 
 

@@ -2,12 +2,12 @@
 
 import lightning.pytorch as pl
 import pytest
-from segdet.runs.checkpoints import BestCheckpoint, LastCheckpoint, LastValidation
 
+from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.runs.error_analysis import ErrorAnalysis
-from segdet.runs.folder import RunFolder
 from segdet.runs.left_out import LeftOut
 from segdet.runs.panels import ImagePanels
+from segdet.runs.recorder import RunRecorder
 from segdet.training.progress import Progress, StepLogger
 
 STEP_HOOKS = (
@@ -29,7 +29,7 @@ STEP_HOOKS = (
         (ErrorAnalysis, set()),
         (LeftOut, set()),
         (ImagePanels, set()),
-        (RunFolder, set()),
+        (RunRecorder, set()),
         (Progress, {"on_train_batch_end"}),
         (StepLogger, {"on_train_batch_end"}),
     ],
