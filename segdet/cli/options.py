@@ -178,6 +178,7 @@ class Options:
             panels=instances.panels,
             error_analysis=instances.error_analysis,
             checkpoint_every_n_steps=self.config.checkpoint_every_n_steps,
+            ema=self.config.ema,
             wandb=self.config.wandb,
             wandb_project=self.config.wandb_project,
         )
@@ -306,6 +307,12 @@ def build_parser(command: str, classes: Any) -> Parser:
         type=PositiveInt | None,
         default=None,
         help="Save last.ckpt after so many steps too, not only after every epoch.",
+    )
+    parser.add_argument(
+        "--ema",
+        type=float | None,
+        default=None,
+        help="Decay of a moving average of the weights, such as 0.999, which is validated, saved and tested.",
     )
     parser.add_class_arguments(ImagePanels, "panels")
     parser.add_class_arguments(ErrorAnalysis, "error_analysis")

@@ -18,11 +18,11 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from segdet.cli.failures import find_user_error, memory_advice, restore_advice, write_line
 from segdet.cli.options import Options, parse_command
 from segdet.nn.weights import restoring
-from segdet.runs.assembly import build_trainer, check_precision
+from segdet.runs.assembly import Assembly, build_trainer, check_precision
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.folder import shown_path
 from segdet.runs.placement import Placement, RunRequest, place_run, separate_scores
-from segdet.runs.recorder import RunRecorder, RunSettings
+from segdet.runs.recorder import RunSettings
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 
@@ -49,14 +49,15 @@ def main(argv: Sequence[str]) -> int:
         except SystemExit as leaving:
             # Lightning exits with 1 after Ctrl-C, and with an exception of its own after SIGTERM, when its callbacks
             # have saved the run.
-            if run.recorder.stopped_by is None:
+            stopped_by = run.assembly.recorder.stopped_by
+            if stopped_by is None:
                 raise
             _report_interruption(run)
-            if run.recorder.stopped_by == KeyboardInterrupt.__name__:
+            if stopped_by == KeyboardInterrupt.__name__:
                 return INTERRUPTED
             raise SystemExit(TERMINATED) from leaving
         except Exception as error:
-            _end_children(run.trainer)
+            _end_children(run.assembly.trainer)
             advice = None
             if find_user_error(error) is None:
                 advice = memory_advice(error, run.data) or _restore_advice(error, run)
@@ -73,15 +74,14 @@ class Run:
     options: Options
     placement: Placement
     data: Any
-    trainer: pl.Trainer
-    recorder: RunRecorder
+    assembly: Assembly
     arguments: dict[str, Any]
 
     def start(self) -> None:
         """Fit, validate, test or predict."""
         if rank() == 0:
             sys.stderr.write(f"segdet: {self.options.command} in {shown_path(self.placement.folder)}\n")
-        getattr(self.trainer, self.options.command)(**self.arguments)
+        getattr(self.assembly.trainer, self.options.command)(**self.arguments)
 
 
 def prepare(options: Options) -> Run:
@@ -123,19 +123,19 @@ def prepare(options: Options) -> Run:
         checkpoint="" if checkpoint is None else str(checkpoint),
     )
     classes = written_classes(data, command, checkpoint) if command == "predict" else None
-    trainer, recorder = build_trainer(
+    assembly = build_trainer(
         instances.trainer.as_dict(), settings, model, options.run_parts(instances), classes
     )
     arguments = options.method_arguments() | {"model": model, "datamodule": data}
     if checkpoint is not None:
         arguments["ckpt_path"] = str(checkpoint.path)
-    return Run(options, placement, data, trainer, recorder, arguments)
+    return Run(options, placement, data, assembly, arguments)
 
 
 def _restore_advice(error: BaseException, run: Run) -> str | None:
     checkpoint = run.placement.checkpoint
     path = None if checkpoint is None else checkpoint.path
-    return restore_advice(error, path, run.recorder.restored, run.options.command)
+    return restore_advice(error, path, run.assembly.restoration.complete, run.options.command)
 
 
 def _report_interruption(run: Run) -> None:

@@ -24,12 +24,28 @@ from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.runs.recorder import RunRecorder, RunSettings
+from segdet.runs.restoration import Restoration
 from segdet.task import Task
+from segdet.training.ema import EMA
 from segdet.training.precision import REFUSED, affordable
 from segdet.training.progress import Progress, StepLogger
-from segdet.training.seeding import StepSeed
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
+
+
+@dataclass
+class Assembly:
+    """The trainer of a run, and the callbacks that tell how it ended.
+
+    Attributes:
+        trainer: The trainer, with all callbacks.
+        recorder: Records the run.
+        restoration: Notes whether a checkpoint has been restored completely.
+    """
+
+    trainer: pl.Trainer
+    recorder: RunRecorder
+    restoration: Restoration
 
 
 @dataclass
@@ -40,6 +56,7 @@ class RunParts:
         panels: The callback that draws validation images.
         error_analysis: The callback that analyses the errors of a test.
         checkpoint_every_n_steps: Also save ``last.ckpt`` after so many steps; None for after every epoch only.
+        ema: The decay of a moving average of the weights; None for none.
         wandb: Whether to record on Weights & Biases.
         wandb_project: The project there.
     """
@@ -47,6 +64,7 @@ class RunParts:
     panels: ImagePanels = field(default_factory=ImagePanels)
     error_analysis: ErrorAnalysis = field(default_factory=ErrorAnalysis)
     checkpoint_every_n_steps: int | None = None
+    ema: float | None = None
     wandb: bool = True
     wandb_project: str = "segdet"
 
@@ -57,8 +75,8 @@ def build_trainer(
     model: Task,
     parts: RunParts,
     written_classes: Classes | None,
-) -> tuple[pl.Trainer, RunRecorder]:
-    """Return the trainer of a run and the callback that records it.
+) -> Assembly:
+    """Return the trainer of a run with its callbacks and loggers.
 
     Args:
         options: The trainer's arguments, with callbacks and loggers as objects.
@@ -70,7 +88,7 @@ def build_trainer(
     Raises:
         UserError: If the trainer does not accept its arguments.
     """
-    recorder = RunRecorder(settings)
+    recorder, restoration = RunRecorder(settings), Restoration()
     fit = settings.command == "fit"
     # Lightning calls callbacks in this order, except that those which save checkpoints come last.
     callbacks = _as_list(options.get("callbacks"))
@@ -78,14 +96,17 @@ def build_trainer(
         callbacks.append(Progress())  # ends its line before another callback prints one
     if settings.command == "test":
         callbacks.append(parts.error_analysis)  # its line precedes the recorder's
-    callbacks += [recorder, LeftOut(settings.folder)]
+    # The recorder regards training as started, so the restored state is checked before.
+    callbacks += [restoration, recorder, LeftOut(settings.folder)]
     if fit:
-        callbacks += [StepSeed(settings.seed), StepLogger(), LastValidation()]
+        callbacks += [StepLogger(), LastValidation()]
         if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
             callbacks += _checkpoint_callbacks(settings, model, parts.checkpoint_every_n_steps)
     if settings.command == "predict":
         callbacks.append(PredictionWriter(settings.folder / "predictions", written_classes))
     callbacks.append(parts.panels)
+    if fit and parts.ema is not None:
+        callbacks.append(EMA(parts.ema))  # replaces the average after a validation, when the panels are drawn
     options = options | {
         "callbacks": callbacks,
         "logger": _loggers(options, settings, parts),
@@ -106,7 +127,7 @@ def build_trainer(
         raise UserError(
             "--trainer.sync_batchnorm true: torch supports it on GPUs only; leave it out on the CPU"
         )
-    return trainer, recorder
+    return Assembly(trainer, recorder, restoration)
 
 
 def _checkpoint_callbacks(settings: RunSettings, model: Task, every_n_steps: int | None) -> list[pl.Callback]:

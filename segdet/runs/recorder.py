@@ -78,7 +78,6 @@ class RunRecorder(pl.Callback):
         settings: The run's properties.
 
     Attributes:
-        restored: Whether everything that a checkpoint holds has been restored.
         stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
     """
 
@@ -90,7 +89,6 @@ class RunRecorder(pl.Callback):
         self.start: float | None = None
         self.started = now()
         self.peak_memory: float | None = None
-        self.restored = False
         self.stopped_by: str | None = None
         self.provenance: dict[str, Any] = {}
 
@@ -154,29 +152,10 @@ class RunRecorder(pl.Callback):
     # During the run.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; describe a resumed run anew, since its settings may differ from here on.
-
-        Raises:
-            ValueError: If the checkpoint's optimizer state does not fit the optimizer.
-        """
-        if self.settings.checkpoint:
-            _check_optimizer_states(trainer)
-        self.restored = True
+        """Start the clock; describe a resumed run anew, since its settings may differ from here on."""
         self.start = time.monotonic()
         if trainer.is_global_zero and self.settings.resumed:
             self._write_description(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the checkpoint fits the model."""
-        self.restored = True
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the checkpoint fits the model."""
-        self.restored = True
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the checkpoint fits the model."""
-        self.restored = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the peak memory while the model is still on the device of the training."""
@@ -317,21 +296,6 @@ class RunRecorder(pl.Callback):
 
     def _seconds(self) -> float:
         return self.earlier_seconds + (0.0 if self.start is None else time.monotonic() - self.start)
-
-
-def _check_optimizer_states(trainer: pl.Trainer) -> None:
-    """Compare the restored options of each optimizer with those that it uses.
-
-    An optimizer restores the state of another kind of optimizer without complaint, and fails in its first step.
-    """
-    for optimizer in trainer.optimizers:
-        missing = {
-            name for group in optimizer.param_groups for name in optimizer.defaults.keys() - group.keys()
-        }
-        if missing:
-            raise ValueError(
-                f"its optimizer state lacks {', '.join(sorted(missing))}, which {type(optimizer).__name__} needs"
-            )
 
 
 def _is_complete(folder: Path, trainer: pl.Trainer) -> bool:

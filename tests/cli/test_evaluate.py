@@ -144,7 +144,7 @@ class TestOnlyTheTestFolder:
         assert f"{folder}/annotations/image_info_test-dev2017.json: images without annotations" in error
         for command in ("check", "stats", "show"):
             assert main(["data", command, str(folder), "--split", "test-dev2017"]) == 2
-            assert "names images alone; `segdet predict` can use them" in capsys.readouterr().err
+            assert "lists images without annotations; use it with `segdet predict`" in capsys.readouterr().err
 
     def test_an_image_without_annotation_is_upright(self, run: Path, folder: Path) -> None:
         """As it is in a folder of images; annotated, it lies as its boxes do."""

@@ -19,7 +19,7 @@ class TestFindUserError:
             except UserError as error:
                 raise RuntimeError("step failed") from error
         except RuntimeError as outer:
-            assert find_user_error(outer) == "x.jpg: is torn; mend or remove the file"
+            assert find_user_error(outer) == "x.jpg: is torn; fix or remove the file"
         assert find_user_error(RuntimeError("a bug")) is None
 
     @pytest.mark.parametrize(

@@ -378,5 +378,5 @@ def test_batch_normalization_in_step_needs_a_gpu(
     assert status == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "sync_batchnorm" in line]
     assert lines == [
-        "segdet: error: --trainer.sync_batchnorm true: torch has it on GPUs alone; leave it out on the CPU"
+        "segdet: error: --trainer.sync_batchnorm true: torch supports it on GPUs only; leave it out on the CPU"
     ]
