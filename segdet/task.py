@@ -208,6 +208,9 @@ class Model(L.LightningModule):
                 predictions[position] = prediction
         return predictions  # type: ignore[return-value]
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        return self.predict_batch(batch)
+
     def predict_tensors(
         self,
         images: Tensor,
@@ -408,9 +411,6 @@ class Task(Model):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test_")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        return self.predict_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``."""

@@ -4,7 +4,18 @@ The names below are imported on first use, so that `segdet data check` and simil
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segdet.data.datamodule import DataModule
+    from segdet.data.datamodules import (
+        CityscapesDataModule,
+        COCODataModule,
+        ImageFolder,
+        ShapesDataModule,
+        VOCDataModule,
+    )
+    from segdet.data.transforms import Plain, Recipe, ScaleJitter, SSDAugmentation
 
 _MODULES = {
     "CityscapesDataModule": "datamodules",
@@ -19,7 +30,18 @@ _MODULES = {
     "ScaleJitter": "transforms",
 }
 
-__all__ = list(_MODULES)
+__all__ = [
+    "COCODataModule",
+    "CityscapesDataModule",
+    "DataModule",
+    "ImageFolder",
+    "Plain",
+    "Recipe",
+    "SSDAugmentation",
+    "ScaleJitter",
+    "ShapesDataModule",
+    "VOCDataModule",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -92,6 +92,59 @@ def _rates(trainer: pl.Trainer) -> dict[str, float]:
     return {f"lr/{index}": rate for index, rate in enumerate(rates)}
 
 
+class _Line:
+    """One line of progress on stderr, redrawn at most once per interval.
+
+    Args:
+        interval: The least number of seconds between two redraws.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self.bar: tqdm | None = None
+        self._next = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the line is open and the interval has passed."""
+        return self.bar is not None and time.monotonic() >= self._next
+
+    def open(self, title: str, total: float, enabled: bool) -> None:
+        """Open the line, in place of an open one; ``total`` may be infinite."""
+        self.close()
+        bar = tqdm(
+            desc=title,
+            total=int(total) if total != float("inf") else None,
+            disable=not enabled,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            smoothing=0,
+            mininterval=0,
+            bar_format=BAR,
+        )
+        self._next = time.monotonic() + self.interval
+        self.bar = None if bar.disable else bar
+
+    def draw(self, done: int, text: str) -> None:
+        """Draw the line with ``done`` steps and a text behind the bar."""
+        assert self.bar is not None
+        self.bar.n = done
+        self.bar.set_postfix_str(text, refresh=True)
+        self._next = time.monotonic() + self.interval
+
+    def finish(self, text: str = "") -> None:
+        """Draw the completed line and close it."""
+        if self.bar is not None:
+            self.draw(int(self.bar.total or self.bar.n), text)
+            self.close()
+
+    def close(self) -> None:
+        """End the line, if it is open."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
 class Progress(ProgressBar):
     """One line on stderr: epoch, batch, loss and the last validation score.
 
@@ -101,10 +154,8 @@ class Progress(ProgressBar):
 
     def __init__(self, interval: float = 0.25) -> None:
         super().__init__()
-        self.interval = interval
         self._enabled = True
-        self._bar: tqdm | None = None
-        self._next = 0.0
+        self._line = _Line(interval)
         self._score = ""
 
     def disable(self) -> None:
@@ -123,122 +174,91 @@ class Progress(ProgressBar):
         """Open a bar for the epoch."""
         last = trainer.max_epochs
         of = f"/{last}" if last is not None and last > 0 else ""
-        self._open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches)
+        self._line.open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches, self._enabled)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraw, if the interval has passed."""
-        if self._bar is not None and time.monotonic() >= self._next:
-            losses = read_losses(pl_module)
-            loss = f"loss {losses['train/loss']:.4g}" if losses else ""
-            self._draw(batch_idx + 1, "  ".join(part for part in (loss, self._score) if part))
+        if self._line.due:
+            self._line.draw(batch_idx + 1, self._text(pl_module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the final state of the epoch; the line stays."""
-        if self._bar is not None:
-            losses = read_losses(pl_module)
-            loss = f"loss {losses['train/loss']:.4g}" if losses else ""
+        if self._line.bar is not None:
             self._read_score(trainer, pl_module)
-            self._draw(int(self._bar.total or self._bar.n), "  ".join(p for p in (loss, self._score) if p))
-            self._close()
+            self._line.finish(self._text(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show that validation runs; outside of training, open a bar for it."""
         if trainer.state.fn is not None and trainer.state.fn.value == "fit":
-            if self._bar is not None:
-                self._bar.set_postfix_str("validating", refresh=True)
+            if self._line.bar is not None:
+                self._line.bar.set_postfix_str("validating", refresh=True)
         else:
-            self._open("validate", sum(trainer.num_val_batches))
+            self._line.open("validate", sum(trainer.num_val_batches), self._enabled)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Redraw, if the interval has passed."""
-        if self._bar is not None and time.monotonic() >= self._next:
-            fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
-            if fit:
-                self._draw(self._bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
+        if self._line.due:
+            assert self._line.bar is not None
+            if trainer.state.fn is not None and trainer.state.fn.value == "fit":
+                self._line.draw(
+                    self._line.bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}"
+                )
             else:
-                self._draw(batch_idx + 1, "")
+                self._line.draw(batch_idx + 1, "")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the new score."""
         self._read_score(trainer, pl_module)
         if trainer.state.fn is not None and trainer.state.fn.value != "fit":
-            self._finish()
+            self._line.finish()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
-        self._open("test", sum(trainer.num_test_batches))
+        self._line.open("test", sum(trainer.num_test_batches), self._enabled)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Redraw, if the interval has passed."""
-        if self._bar is not None and time.monotonic() >= self._next:
-            self._draw(batch_idx + 1, "")
+        if self._line.due:
+            self._line.draw(batch_idx + 1, "")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
-        self._finish()
+        self._line.finish()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
-        self._open("predict", sum(trainer.num_predict_batches))
+        self._line.open("predict", sum(trainer.num_predict_batches), self._enabled)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Redraw, if the interval has passed."""
-        if self._bar is not None and time.monotonic() >= self._next:
-            self._draw(batch_idx + 1, "")
+        if self._line.due:
+            self._line.draw(batch_idx + 1, "")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
-        self._finish()
+        self._line.finish()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """End the line, so that the next message starts on a new one."""
-        self._close()
+        self._line.close()
 
-    def _open(self, title: str, total: float) -> None:
-        self._close()
-        finite = int(total) if total != float("inf") else None
-        self._bar = tqdm(
-            desc=title,
-            total=finite,
-            disable=not self._enabled,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            smoothing=0,
-            mininterval=0,
-            bar_format=BAR,
-        )
-        self._next = time.monotonic() + self.interval
-        if self._bar.disable:
-            self._bar = None
-
-    def _draw(self, done: int, text: str) -> None:
-        assert self._bar is not None
-        self._bar.n = done
-        self._bar.set_postfix_str(text, refresh=True)
-        self._next = time.monotonic() + self.interval
-
-    def _finish(self) -> None:
-        if self._bar is not None:
-            self._draw(int(self._bar.total or self._bar.n), "")
-            self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def _text(self, pl_module: pl.LightningModule) -> str:
+        losses = read_losses(pl_module)
+        loss = f"loss {losses['train/loss']:.4g}" if losses else ""
+        return "  ".join(part for part in (loss, self._score) if part)
 
     def _read_score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor = getattr(pl_module, "monitor", None)
