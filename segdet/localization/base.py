@@ -1,4 +1,4 @@
-"""The base of localization: one object in an image, its class and its box."""
+"""The base class of classification with localization: one object per image, with a class and a box."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from segdet.task import Task
 
 
 class Localizer(Task):
-    """A network that gives class logits ``[B, K]`` and a box for each image.
+    """A network that predicts class logits ``[B, K]`` and a box for each image.
 
-    A family's ``predict`` returns ``(logits [B, K], boxes)``, the boxes xyxy in pixels of the images, either
-    ``[B, 4]`` (one for all classes) or ``[B, K, 4]``. Labels are 1..K; logit ``k`` is of label ``k + 1``.
+    A family's ``predict`` returns ``(logits [B, K], boxes)``. The boxes are xyxy in pixels of the images, either
+    ``[B, 4]`` (one for all classes) or ``[B, K, 4]``. Labels are 1..K; logit ``k`` belongs to label ``k + 1``.
 
     Args:
-        kwargs: As for `Task`.
+        kwargs: See `Task`.
     """
 
     task = "localization"
     monitor = "val/loc_acc"
     guesses = GUESSES
-    """How many classes a prediction lists (ILSVRC's top-5)."""
+    """The number of classes per prediction (ILSVRC's top-5)."""
 
     def build_scores(self) -> Scores:
         return LocalizationScores(self.class_names)

@@ -22,34 +22,34 @@ BoxLoss = Literal["l2", "smooth_l1", "giou"]
 
 
 class BoxHead(Localizer):
-    """A classifier with a second head of four numbers: the box of the image's one object.
+    """A classifier with a second head that regresses the box of the image's only object.
 
-    The regression head stands on the same features as the classifier (Sermanet et al., OverFeat, ICLR
-    2014; Simonyan and Zisserman, ICLR 2015, section A). It costs one pass of the backbone. There are two ways for the
-    heads to read the features:
+    The regression head uses the same features as the classifier (Sermanet et al., OverFeat, ICLR
+    2014; Simonyan and Zisserman, ICLR 2015, appendix A). The cost is one pass of the backbone. There are two kinds of
+    heads:
 
-    - ``flat``: linear layers on what is left of the maps after pooling (see `FlatHeads`), as in VGG;
-    - ``voting``: class and box at every place, as in OverFeat, and one answer from all of them (see
-      `VotingHeads`). A place sees an object where it is, so one image teaches all places that look at its object,
-      and the classes are learned from several times fewer images.
+    - ``flat``: linear layers on pooled maps, as in VGG (see `FlatHeads`);
+    - ``voting``: class and box at every cell, as in OverFeat, combined to one prediction (see `VotingHeads`). The
+      cells share their weights, so one image trains all cells that see its object, and the classes are learned from
+      several times fewer images.
 
     Args:
         backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
         weights: Its pretrained weights, see `segdet.nn.backbones.build_backbone`.
         backbone_options: Further arguments of `segdet.nn.backbones.build_backbone`.
-        strides: The strides of the features that the heads stand on.
+        strides: The strides of the maps that the heads use.
         heads: ``flat`` or ``voting``, see above.
-        grid: The side of the features after pooling, for the box head of ``flat``.
-        width: The units of the hidden layer of either head.
-        dropout: The rate before either head's last layer.
-        per_class: Whether each class has four numbers of its own.
+        grid: The side of the pooled map, for the box head of ``flat``.
+        width: The units of the hidden layer of each head.
+        dropout: The dropout rate before the last layer of each head.
+        per_class: Whether each class has its own box.
         box_loss: ``l2``, ``smooth_l1`` or ``giou``.
-        box_weight: The box loss's weight beside the cross entropy.
-        views: What is seen of an image in testing: ``one`` is the whole image, ``two`` adds its mirror image,
-            ``five`` are four corners and the centre, ``ten`` adds their mirror images (see `MultiCrop`). Each costs a
+        box_weight: The weight of the box loss; the cross entropy has weight 1.
+        views: The views of an image in testing: ``one`` is the whole image, ``two`` adds its mirror image, ``five`` are
+            the four corners and the centre, ``ten`` adds their mirror images (see `MultiCrop`). Each view costs one
             pass.
-        crop_share: The side of a corner or of the centre, as a share of the image's.
-        test_scales: The sizes that the image is resized to for each view, as shares of its own.
+        crop_share: The side of the corner and centre crops, as a fraction of the image's side.
+        test_scales: The factors by which the image is resized for the views.
         kwargs: See `Localizer`.
     """
 
@@ -89,7 +89,7 @@ class BoxHead(Localizer):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to logits ``[B, K]`` and centre, width, height as shares, ``[B, 1 or K, 4]``."""
+        """Return logits ``[B, K]`` and boxes ``[B, 1 or K, 4]``, cxcywh as fractions of the image's sides."""
         logits, boxes = self.heads(self.backbone(images))
         return logits, boxes
 
@@ -97,23 +97,25 @@ class BoxHead(Localizer):
         logits, boxes = self(images)
         labels = torch.cat([target["labels"] for target in targets]) - 1
         height, width = images.shape[-2:]
-        wanted = torch.cat([target["boxes"] for target in targets]) / images.new_tensor([width, height] * 2)
+        target_boxes = torch.cat([target["boxes"] for target in targets]) / images.new_tensor(
+            [width, height] * 2
+        )
         boxes = (
             boxes[torch.arange(len(boxes), device=boxes.device), labels] if self.per_class else boxes[:, 0]
         )
         return {
             "class": F.cross_entropy(logits.float(), labels),
-            "box": self.box_weight * self._box_loss(boxes.float(), wanted),
+            "box": self.box_weight * self._box_loss(boxes.float(), target_boxes),
         }
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy in pixels."""
+        """Return logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy in pixels."""
         if self.multi_crop.single:
-            return self.answer_of_view(images)
-        return merge_views(*self.multi_crop.ask(self.answer_of_view, images))
+            return self.predict_view(images)
+        return merge_views(*self.multi_crop.predict(self.predict_view, images))
 
-    def answer_of_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """As `predict`, of the images as they are."""
+    def predict_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same as `predict`, from the given view only."""
         logits, boxes = self(images)
         height, width = images.shape[-2:]
         pixels = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor(
@@ -123,47 +125,51 @@ class BoxHead(Localizer):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self.backbone(image)
-        energy = maps[-1].square().mean(1).sqrt()[0]
-        yield Stage("features", map=energy, about="Where the features that both heads read are strong.")
+        strength = maps[-1].square().mean(1).sqrt()[0]
+        yield Stage("features", map=strength, about="The strength of the features that both heads use.")
         if isinstance(self.heads, VotingHeads):
             votes = self.heads.weights(self.heads.features(maps))[0]
-            yield Stage("votes", map=votes, about="How much each place's own class and box count.")
+            yield Stage("votes", map=votes, about="The weight of each cell's class and box.")
         if not self.multi_crop.single:
-            said, found = self.multi_crop.ask(self.answer_of_view, image)
-            sure, label = said[:, 0].softmax(1).max(1)
-            own = found[:, 0, 0] if found.shape[2] == 1 else found[torch.arange(len(found)), 0, label]
-            about = f"What each of the {len(found)} views of the image says of its object."
-            yield Stage("boxes of the views", boxes=own, scores=sure, about=about)
+            view_logits, view_boxes = self.multi_crop.predict(self.predict_view, image)
+            scores, labels = view_logits[:, 0].softmax(1).max(1)
+            count = len(view_boxes)
+            best_boxes = (
+                view_boxes[:, 0, 0]
+                if view_boxes.shape[2] == 1
+                else view_boxes[torch.arange(count), 0, labels]
+            )
+            about = f"The prediction from each of the {count} views of the image."
+            yield Stage("boxes of the views", boxes=best_boxes, scores=scores, about=about)
         logits, boxes = self.predict(image)
         best = logits.argmax(1)
         box = boxes[0] if boxes.ndim == 2 else boxes[0, best[0]]
-        yield Stage(
-            "box", boxes=box[None], scores=logits.softmax(1).amax(1), about="The one box it answers with."
-        )
+        yield Stage("box", boxes=box[None], scores=logits.softmax(1).amax(1), about="The predicted box.")
 
-    def _box_loss(self, boxes: Tensor, wanted: Tensor) -> Tensor:
+    def _box_loss(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of boxes ``[B, 4]`` cxcywh for target boxes ``[B, 4]`` xyxy."""
         if self.box_loss == "giou":
-            return generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), wanted, reduction="mean")
-        wanted = box_convert(wanted, "xyxy", "cxcywh")
+            return generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), targets, reduction="mean")
+        targets = box_convert(targets, "xyxy", "cxcywh")
         if self.box_loss == "l2":
-            return F.mse_loss(boxes, wanted, reduction="none").sum(1).mean()
-        return F.smooth_l1_loss(boxes, wanted, reduction="none", beta=0.1).sum(1).mean()
+            return F.mse_loss(boxes, targets, reduction="none").sum(1).mean()
+        return F.smooth_l1_loss(boxes, targets, reduction="none", beta=0.1).sum(1).mean()
 
 
 class FlatHeads(nn.Module):
     """A class head and a box head, each of two linear layers, on pooled features.
 
-    For the box the coarsest map is pooled to a grid and flattened, for an average forgets where things are;
-    for the class, which is the same wherever the object stands, each channel's maximum and average over the
-    image are enough, and are learned from fewer images.
+    The box head uses the coarsest map, pooled to a grid and flattened, because a global average loses positions. The
+    class does not depend on the position: the class head uses the maximum and the mean of each channel, which
+    takes fewer images to train.
 
     Args:
-        channels: Of each map.
+        channels: The channels of each map.
         classes: K.
-        boxes: How many boxes an image has: 1, or K.
+        boxes: The number of boxes per image: 1, or K.
         grid: The side of the grid.
         width: The units of the hidden layers.
-        dropout: The rate before the last layers.
+        dropout: The dropout rate before the last layers.
     """
 
     def __init__(
@@ -175,33 +181,33 @@ class FlatHeads(nn.Module):
         self.box_head = _two_layers(channels[-1] * grid * grid, width, 4 * boxes, dropout)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps, fine to coarse, to logits ``[B, K]`` and boxes ``[B, boxes, 4]``: centre and sides, 0..1."""
-        what = torch.cat([pooled for m in maps for pooled in (m.amax((2, 3)), m.mean((2, 3)))], 1)
-        where = F.adaptive_avg_pool2d(maps[-1], self.grid).flatten(1)
-        return self.class_head(what), self.box_head(where).unflatten(1, (-1, 4)).sigmoid()
+        """Map features, fine to coarse, to logits ``[B, K]`` and boxes ``[B, boxes, 4]``, cxcywh, 0..1."""
+        pooled = torch.cat([value for m in maps for value in (m.amax((2, 3)), m.mean((2, 3)))], 1)
+        grid = F.adaptive_avg_pool2d(maps[-1], self.grid).flatten(1)
+        return self.class_head(pooled), self.box_head(grid).unflatten(1, (-1, 4)).sigmoid()
 
 
 class VotingHeads(nn.Module):
-    """A class head and a box head at every place of a map, and a weight for each place's say.
+    """A class head, a box head and a weight at every cell of a map.
 
-    OverFeat runs its classifier and its regressor at all places and merges what they find by rules; here
-    a softmax over the places, learned with the rest, says whose answer counts, and the answer is
-    the weighted mean of all logits and of all boxes. A place gives its box by the distances from itself to the four
-    sides, so that the same features mean the same box wherever they stand.
+    OverFeat applies its classifier and its regressor at all cells and merges their predictions by rules. Here the
+    weights are a learned softmax over the cells, and the prediction is the weighted mean of all logits and of all
+    boxes. A cell predicts its box as distances from itself to the four sides, so the same features predict the same
+    box at any position.
 
-    The maps are added, from the coarsest to the finest, so that places are fine and each knows the whole image.
+    The maps are added, from the coarsest to the finest, so that cells are fine and depend on the whole image.
 
     Args:
-        channels: Of each map.
+        channels: The channels of each map.
         classes: K.
-        boxes: How many boxes an image has: 1, or K.
-        width: The channels that the maps are added in.
-        dropout: The rate before the last layers.
+        boxes: The number of boxes per image: 1, or K.
+        width: The channels of the sum of the maps.
+        dropout: The dropout rate before the last layers.
     """
 
     def __init__(self, channels: list[int], classes: int, boxes: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(before, width, 1) for before in channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(in_channels, width, 1) for in_channels in channels)
         self.shared = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
@@ -215,23 +221,23 @@ class VotingHeads(nn.Module):
         self.weight_head = nn.Conv2d(width, 1, 1)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps, fine to coarse, to logits ``[B, K]`` and boxes ``[B, boxes, 4]``: centre and sides as shares."""
+        """Map features, fine to coarse, to logits ``[B, K]`` and boxes ``[B, boxes, 4]``, cxcywh as fractions."""
         features = self.features(maps)
         weights = self.weights(features).flatten(1)
         logits = self.class_head(features).float().flatten(2)
         height, width = features.shape[-2:]
         x = (torch.arange(width, device=features.device) + 0.5) / width
         y = ((torch.arange(height, device=features.device) + 0.5) / height)[:, None]
-        # A quarter of the image to begin with, and never negative.
-        reach = F.softplus(self.box_head(features).float()) / 4
-        left, top, right, bottom = reach.unflatten(1, (-1, 4)).unbind(2)
+        # Positive, with initial distances of about a sixth of the image.
+        distances = F.softplus(self.box_head(features).float()) / 4
+        left, top, right, bottom = distances.unflatten(1, (-1, 4)).unbind(2)
         boxes = torch.stack(
             [x + (right - left) / 2, y + (bottom - top) / 2, left + right, top + bottom], 2
         ).flatten(3)
         return (logits * weights[:, None]).sum(-1), (boxes * weights[:, None, None]).sum(-1)
 
     def features(self, maps: list[Tensor]) -> Tensor:
-        """The sum of the maps, ``[B, width, h, w]`` at the finest stride."""
+        """Return the sum of the maps, ``[B, width, h, w]`` at the finest stride."""
         total = self.laterals[-1](maps[-1])
         for lateral, finer in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
             total = F.interpolate(total, finer.shape[-2:], mode="bilinear", align_corners=False) + lateral(
@@ -241,7 +247,7 @@ class VotingHeads(nn.Module):
         return summed
 
     def weights(self, features: Tensor) -> Tensor:
-        """How much each place counts, ``[B, h, w]``; the sum over an image is one."""
+        """Return the weight of each cell, ``[B, h, w]``, which sums to one over an image."""
         scores: Tensor = self.weight_head(features).float()
         return scores.flatten(1).softmax(1).view(len(features), *features.shape[-2:])
 

@@ -1,4 +1,4 @@
-"""The sliding window: the class of a pixel from a window around it, one window at a time or all at once."""
+"""Sliding-window segmentation: a classifier of windows predicts the class of each window's centre pixel."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ Sampling = Literal["balanced", "uniform"]
 class SlidingWindow(Segmenter):
     """A classifier of the centre pixel of a window (Ciresan et al., NIPS 2012; Farabet et al., PAMI 2013).
 
-    A small network of unpadded convolutions and poolings looks at a window and names the class of the pixel in
-    its middle; sliding it over the image names all of them. It is trained on windows cut out of images at
-    random. Beyond the border of the image there is its mean colour, so that every pixel can be a centre.
+    A small network of unpadded convolutions and poolings classifies the centre pixel of a window; sliding the window
+    over the image classifies all pixels. It is trained on random windows. The image is padded with its mean colour,
+    so that every pixel can be a centre.
 
-    What it costs is the windows: a pixel is looked at by every window that holds it, and each of them computes its
-    features anew (``mode: crops``). ``mode: dense`` runs the same weights on the whole image at once (see
-    `DensePass`), which gives the same logits in one pass; a checkpoint can be tested either way. A pass of the
-    cost tables is one window there, and one image here, in fragments or not: none of its computation is done twice.
+    The cost is proportional to the number of windows: with ``mode: crops``, the features of a pixel are computed again
+    for every window that contains it. ``mode: dense`` applies the same weights to the whole image (see
+    `DensePass`), which gives the same logits in one pass without repeated computation. A checkpoint can be tested in
+    either mode. In cost tables a pass is one window with ``crops`` and one image with ``dense``.
 
-    The logits between the centres, which lie ``stride`` pixels apart, are interpolated. The centre of a window
-    is its pixel ``window // 2``, the first centre in an image the pixel ``stride // 2``.
+    The centres lie ``stride`` pixels apart; the logits between them are interpolated. The centre of a window
+    is its pixel ``window // 2``, and the first centre in an image is the pixel ``stride // 2``.
 
     Args:
         window: The side of the window in pixels.
-        channels: Of the stages, each a convolution, normalization, ReLU and max pooling.
+        channels: The channels of each stage, which consists of a convolution, normalization, ReLU and max pooling.
         kernels: The side of each stage's convolution.
         pools: The side and stride of each stage's pooling; 1 for none.
-        hidden: The width of the layer between the features and the classes.
-        dropout: The rate before and behind it.
-        mode: ``crops`` cuts out every window, ``dense`` takes all at once: the logits are the same.
-        stride: From one window to the next in testing, in pixels.
-        crop_batch: How many windows go through the network at a time in ``crops``.
-        windows_per_image: How many to train on, times the images of the batch.
-        sampling: Where to cut them out: ``balanced`` draws the centre's class first, each that the batch shows being as
-            likely as the others, ``uniform`` draws pixels.
+        hidden: The units of the layer between features and classes.
+        dropout: The dropout rate before and after the hidden layer.
+        mode: ``crops`` classifies every window, ``dense`` all windows in one pass; the logits are the same.
+        stride: The distance of windows in testing, in pixels.
+        crop_batch: The number of windows per batch with ``crops``.
+        windows_per_image: The number of windows per image in training.
+        sampling: How windows are drawn in training: ``balanced`` draws a class uniformly from those in the batch, then
+            a pixel of it as the centre; ``uniform`` draws pixels uniformly.
         kwargs: See `Segmenter`.
     """
 
@@ -75,7 +75,7 @@ class SlidingWindow(Segmenter):
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip
             if value < 1:
-                raise UserError(f"--model.{name}: {value}; give at least 1")
+                raise UserError(f"--model.{name} {value}: must be at least 1")
         self.window, self.stride, self.crop_batch = window, stride, crop_batch
         self.windows_per_image, self.sampling, self.mode = windows_per_image, sampling, mode
         self.classifier = patch_classifier(
@@ -85,40 +85,41 @@ class SlidingWindow(Segmenter):
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The classifier, and the network of its layers that goes over a whole image."""
+        """The classifier, and its dense form for a whole image."""
         return [*super().compiled_modules, self.dense]
 
     @property
     def pass_module(self) -> nn.Module:
-        """The classifier, one window a pass; or the dense network, one image a pass."""
+        """The classifier, where a pass is one window, or the dense network, where a pass is one image."""
         return self.classifier if self.mode == "crops" else self.dense
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = masks_of(targets)
         number = self.windows_per_image * len(images)
         index, rows, columns = sample_pixels(masks, number, self.sampling)
-        # A centre's window begins, in the padded image, where the centre is in the image.
+        # In the padded image, the window of a centre starts at the position of the centre in the image.
         before, after = self.window // 2, self.window - 1 - self.window // 2
         padded = F.pad(images, (before, after, before, after))
         logits = self.classifier(crop_windows(padded, index, rows, columns, self.window))
         labels = masks[index, rows, columns]
-        # As one image of one column, since the loss is one of images.
+        # pixel_loss expects images: pass the windows as one image of one column.
         return {"segmentation": self.pixel_loss(logits.t()[None, :, :, None], labels[None, :, None])}
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, H, W]``: the classifier's at the centres, interpolated between them."""
+        """Return logits ``[B, C, H, W]``: those of the classifier at the centres, interpolated between them."""
         size = (images.shape[2], images.shape[3])
-        logits = at_least_float32(self.at_centres(images))
-        return _between_centres(logits, _first(size, self.stride), self.stride, size)
+        logits = at_least_float32(self.logits_at_centres(images))
+        return _interpolate_between(logits, _first_centre(size, self.stride), self.stride, size)
 
-    def at_centres(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, rows, columns]`` of the windows alone, whose centres begin at ``stride // 2``."""
+    def logits_at_centres(self, images: Tensor) -> Tensor:
+        """Return logits ``[B, C, rows, columns]`` of the windows, whose centres start at ``stride // 2``."""
         size = (images.shape[2], images.shape[3])
         sides: list[int] = []
-        for whole, first in zip(reversed(size), reversed(_first(size, self.stride)), strict=True):
-            last = first + (whole - 1 - first) // self.stride * self.stride
-            sides += [self.window // 2 - first, last - self.window // 2 + self.window - whole]
-        padded = F.pad(images, sides)  # at a great stride it cuts off what no window needs
+        first_centre = _first_centre(size, self.stride)
+        for length, first in zip(reversed(size), reversed(first_centre), strict=True):
+            last = first + (length - 1 - first) // self.stride * self.stride
+            sides += [self.window // 2 - first, last - self.window // 2 + self.window - length]
+        padded = F.pad(images, sides)  # negative padding crops pixels that no window contains
         if self.mode == "dense":
             return self.dense(padded, self.classifier)
         rows, columns = window_grid(padded.shape[-2:], self.window, self.stride)
@@ -132,33 +133,33 @@ class SlidingWindow(Segmenter):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         size = (image.shape[2], image.shape[3])
-        logits = self.at_centres(image)
+        logits = self.logits_at_centres(image)
         rows, columns = logits.shape[-2:]
-        first = _first(size, self.stride)
-        # About a dozen windows tell more than all of them, which would cover the image.
+        first = _first_centre(size, self.stride)
+        # Show about a dozen windows; all of them would cover the image.
         every = max(1, round((rows * columns / 12) ** 0.5))
-        # Also in an image with fewer rows than that: then the middle one.
+        # With fewer rows than that, show the middle one.
         tops = torch.arange(min(every, rows) // 2, rows, every, device=image.device)
         lefts = torch.arange(min(every, columns) // 2, columns, every, device=image.device)
-        places = torch.stack(torch.meshgrid(tops, lefts, indexing="ij")).flatten(1)
+        cells = torch.stack(torch.meshgrid(tops, lefts, indexing="ij")).flatten(1)
         probabilities = logits.float().softmax(1)[0]
-        centres = torch.stack([places[1] * self.stride + first[1], places[0] * self.stride + first[0]], 1)
+        centres = torch.stack([cells[1] * self.stride + first[1], cells[0] * self.stride + first[0]], 1)
         corners = (centres - self.window // 2).float()
         best = probabilities.amax(0)
         yield Stage(
             "windows",
             boxes=torch.cat([corners, corners + self.window], 1),
-            scores=best[places[0], places[1]],
-            about=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each of which is "
-            "classified by itself; the score is how sure it is of its centre.",
+            scores=best[cells[0], cells[1]],
+            about=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each classified by itself; the "
+            "score is the probability of the predicted class.",
         )
         yield Stage(
             "confidence",
             map=best,
-            about="How sure the classifier is of the pixel in the middle of each window.",
+            about="The probability of the predicted class at the centre of each window.",
         )
         for name, map_ in zip(self.class_names, probabilities, strict=True):
-            yield Stage(name, map=map_, about=f"How probable {name} is in the middle of each window.")
+            yield Stage(name, map=map_, about=f"The probability of {name} at the centre of each window.")
 
 
 def patch_classifier(
@@ -170,10 +171,10 @@ def patch_classifier(
     classes: int,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """A classifier of windows ``[N, 3, window, window]`` into ``[N, classes]``, without any padding.
+    """Return an unpadded classifier of windows, ``[N, 3, window, window]`` to ``[N, classes]``.
 
     Raises:
-        UserError: If the stages do not fit each other or the window.
+        UserError: If the stages have different lengths or do not fit the window.
     """
     layers, features = window_features(window, channels, kernels, pools)
     layers += [
@@ -188,12 +189,13 @@ def patch_classifier(
 
 
 def sample_pixels(masks: Tensor, number: int, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws ``number`` pixels of masks ``[B, H, W]``, with replacement, by torch's random numbers.
+    """Draw ``number`` pixels of masks ``[B, H, W]`` with replacement, with torch's random generator.
 
     Args:
-        masks: int64; pixels of 255 are never drawn, unless there are no others.
-        number: How many.
-        sampling: ``uniform`` over the pixels; ``balanced`` over the classes that occur, and over the pixels of each.
+        masks: int64. Pixels with the value 255 are drawn only if there are no others.
+        number: The number of pixels.
+        sampling: ``uniform`` over the pixels, or ``balanced``: uniform over the classes that occur, and over the
+            pixels of each class.
 
     Returns:
         Image, row and column, int64 ``[number]`` each.
@@ -206,32 +208,33 @@ def sample_pixels(masks: Tensor, number: int, sampling: Sampling) -> tuple[Tenso
         weights = torch.where(valid, 1 / counts.clamp(min=1)[flat], 0.0)
     else:
         weights = valid.double()
-    # The n-th part of the total weight lies in the pixel that is drawn: no list of pixels a class is needed.
-    reached = weights.cumsum(0)
-    drawn = torch.rand(number, dtype=torch.float64, device=masks.device) * reached[-1]
-    chosen = torch.searchsorted(reached, drawn, right=True).clamp(max=len(flat) - 1)
+    # Inverse transform sampling: draw a fraction of the total weight and find its pixel.
+    cumulative = weights.cumsum(0)
+    drawn = torch.rand(number, dtype=torch.float64, device=masks.device) * cumulative[-1]
+    chosen = torch.searchsorted(cumulative, drawn, right=True).clamp(max=len(flat) - 1)
     _, height, width = masks.shape
     return chosen // (height * width), chosen // width % height, chosen % width
 
 
-def _first(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The row and the column of the first centre; images smaller than half a stride have it in their middle."""
+def _first_centre(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return row and column of the first centre: ``stride // 2``, or the middle of smaller images."""
     return min(stride // 2, size[0] // 2), min(stride // 2, size[1] // 2)
 
 
-def _between_centres(logits: Tensor, first: tuple[int, int], stride: int, size: tuple[int, int]) -> Tensor:
-    """Logits ``[B, C, rows, columns]`` at pixels ``first``, ``first + stride`` ... as ``[B, C, *size]``.
+def _interpolate_between(
+    logits: Tensor, first: tuple[int, int], stride: int, size: tuple[int, int]
+) -> Tensor:
+    """Interpolate logits ``[B, C, rows, columns]`` at pixels ``first``, ``first + stride`` ... to ``[B, C, *size]``.
 
-    At the centres they stay as they are; between them they are interpolated bilinearly, and beyond the first and the
-    last one the nearest holds. Resizing the grid to the image would do nearly that, but half a pixel beside it where
-    the stride is even, and more where it does not divide the image.
+    The interpolation is bilinear, with replication beyond the first and the last centre. Resizing the grid to the image
+    would shift the logits by half a pixel if the stride is even, and by more if it does not divide the image.
     """
     if stride == 1:
         return logits
-    around = F.pad(logits, (1, 1, 1, 1), mode="replicate")
-    rows, columns = around.shape[-2:]
+    padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
+    rows, columns = padded.shape[-2:]
     fine = F.interpolate(
-        around, ((rows - 1) * stride + 1, (columns - 1) * stride + 1), mode="bilinear", align_corners=True
+        padded, ((rows - 1) * stride + 1, (columns - 1) * stride + 1), mode="bilinear", align_corners=True
     )
     top, left = stride - first[0], stride - first[1]
     return fine[:, :, top : top + size[0], left : left + size[1]]

@@ -1,4 +1,4 @@
-"""Any architecture and encoder of segmentation_models_pytorch, through one adapter."""
+"""An adapter for all architectures and encoders of segmentation_models_pytorch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from segdet.task import Stage
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
-_OURS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
-"""Arguments of an architecture that this adapter gives itself."""
+_RESERVED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+"""Arguments of an architecture that the adapter sets."""
 
 
 class SMP(Segmenter):
@@ -29,25 +29,25 @@ class SMP(Segmenter):
 
     The library combines decoders (``Unet``, ``UnetPlusPlus``, ``MAnet``, ``Linknet``, ``FPN``, ``PSPNet``,
     ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders: its own
-    (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). Here they learn,
-    predict and are scored as all families are. What each decoder does is in its paper, which the
-    library's documentation names; it costs one pass of the encoder and what the decoder adds.
+    (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). They are trained
+    and scored like all other families. The library's documentation names the paper of each decoder. The cost is
+    one pass of the encoder and of the decoder.
 
-    An image whose sides the encoder's stride does not divide is padded on the right and at the bottom with
-    its mean colour, and the logits are cropped.
+    Images whose sides are not multiples of the encoder's stride are padded at the right and bottom with
+    the mean colour, and the logits are cropped.
 
     Args:
-        architecture: The decoder's class.
-        encoder: The encoder's name. `DPT` takes vision transformers of timm's alone, such as
+        architecture: The class of the decoder.
+        encoder: The name of the encoder. `DPT` supports vision transformers of timm only, such as
             ``tu-vit_tiny_patch16_224`` with ``options: {dynamic_img_size: true}`` for sides other than 224.
         encoder_weights: The name of the encoder's pretrained weights (``imagenet``; for ``tu-`` encoders timm's tag,
-            such as ``a1_in1k``, or true for its default ones), a local file of them, or null for random ones.
+            such as ``a1_in1k``, or true for its default weights), a local file, or null for random weights.
         options: Further arguments of the architecture, such as ``{decoder_channels: 128}``.
         kwargs: See `Segmenter`.
 
     Raises:
-        UserError: If the library is not there, has no such part, or the weights cannot be had or
-            were learned from images normalized otherwise than ``mean`` and ``std`` say.
+        UserError: If the library is not installed or has no such part, or the weights cannot be loaded or
+            expect another normalization than ``mean`` and ``std``.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class SMP(Segmenter):
             ) from error
         for layer in self.network.segmentation_head.modules():
             if isinstance(layer, nn.Upsample):
-                layer.register_forward_pre_hook(_in_float32)
+                layer.register_forward_pre_hook(_to_float32)
         if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):
-            # What lies behind the last of the transformer's maps would be learned by nobody.
+            # Layers after the last map of the transformer would receive no gradient, which DDP refuses.
             last = options.get("encoder_output_indices") or 1
             self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
         if encoder_weights and from_file:
@@ -119,7 +119,7 @@ class SMP(Segmenter):
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         try:
             return self.network(self._padded(images))[:, :, : images.shape[-2], : images.shape[-1]]
-        except AssertionError as error:  # how timm's transformers refuse a size
+        except AssertionError as error:  # timm's transformers check the size with assertions
             raise UserError(
                 f"SMP on {self.network.encoder.name}: {_first_line(error)}; give images of that size "  # type: ignore[union-attr]
                 "(--data.recipe.size), or --model.options='{dynamic_img_size: true}'"
@@ -128,63 +128,63 @@ class SMP(Segmenter):
     def stages(self, image: Tensor) -> Iterator[Stage]:
         padded = self._padded(image)
         maps = self.network.encoder(padded)  # type: ignore[operator]
-        maps = maps[0] if isinstance(maps, tuple) else maps  # a transformer's tokens come beside its maps
+        maps = maps[0] if isinstance(maps, tuple) else maps  # transformers also return tokens
         for index, features in enumerate(maps):
             if not features.shape[1] or features.shape[2] == padded.shape[2]:
-                continue  # an empty place, or the image itself
-            shares = [features.shape[i] / padded.shape[i] for i in (2, 3)]
-            height, width = (math.ceil(image.shape[i + 2] * share) for i, share in enumerate(shares))
-            seen = feature_strength(features[:, :, :height, :width])
-            yield Stage(f"encoder {index}", map=seen, about=f"The encoder's map of {height}x{width} cells.")
+                continue  # an empty map, or the image itself
+            height, width = (math.ceil(image.shape[i] * features.shape[i] / padded.shape[i]) for i in (2, 3))
+            strength = feature_strength(features[:, :, :height, :width])
+            about = f"The strength of the encoder's map of {height}x{width} cells."
+            yield Stage(f"encoder {index}", map=strength, about=about)
         yield from class_heat_maps(self(image), self.class_names)
 
     def _padded(self, images: Tensor) -> Tensor:
-        """Images with sides that the network takes."""
+        """Pad images to sides that the network accepts."""
         if not getattr(self.network, "requires_divisible_input_shape", True):
             return images
         stride = int(self.network.encoder.output_stride)  # type: ignore[union-attr,arg-type]
         if type(self.network).__name__ == "DPT":
-            stride *= 2  # its decoder halves the transformer's grid once more
+            stride *= 2  # the decoder halves the transformer's grid once more
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % stride, 0, -height % stride))
 
     def _check_normalization(self, smp: Any, encoder: str, named: str | bool) -> None:
-        """Raises `UserError` if the weights want another normalization than this model has."""
+        """Raise `UserError` if the weights expect another normalization than the model's."""
         try:
-            wanted = smp.encoders.get_preprocessing_params(encoder, named)
+            expected = smp.encoders.get_preprocessing_params(encoder, named)
         except OSError as error:
             raise download_error(f"encoder {encoder}", error) from error
-        full = wanted["input_range"][-1] if wanted.get("input_range") else 1
-        mean, std = ([round(value / full, 6) for value in wanted[key]] for key in ("mean", "std"))
+        white = expected["input_range"][-1] if expected.get("input_range") else 1
+        mean, std = ([round(value / white, 6) for value in expected[key]] for key in ("mean", "std"))
         own_std = 1 / (255 * self._scale.flatten())
         own_mean = self._shift.flatten() * own_std
         if not torch.allclose(torch.stack([own_mean, own_std]), torch.tensor([mean, std]), atol=1e-4):
             raise UserError(
-                f"--model.encoder_weights: those of {encoder} were learned with another normalization; give "
+                f"--model.encoder_weights: those of {encoder} expect another normalization; give "
                 f"--model.mean='{mean}' --model.std='{std}'"
             )
-        if wanted.get("input_space", "RGB") != "RGB":
+        if expected.get("input_space", "RGB") != "RGB":
             raise UserError(
-                f"--model.encoder_weights: those of {encoder} want {wanted['input_space']}, images are RGB; "
+                f"--model.encoder_weights: those of {encoder} expect {expected['input_space']}, images are RGB; "
                 "choose other weights"
             )
 
 
-def _in_float32(layer: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
-    """What goes into an interpolation of logits."""
-    return (at_least_float32(given[0]),)
+def _to_float32(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """A hook that converts the input of an interpolation of logits to float32."""
+    return (at_least_float32(inputs[0]),)
 
 
 def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
     known = [
         name
         for name, parameter in inspect.signature(kind).parameters.items()
-        if name not in _OURS and parameter.kind is not parameter.VAR_KEYWORD
+        if name not in _RESERVED and parameter.kind is not parameter.VAR_KEYWORD
     ]
     for name in options:
-        if name in _OURS:
-            raise UserError(f"--model.options.{name}: is given by SMP itself; leave it out")
-        # timm's encoders take what is left, and refuse what they do not know; the library's own ignore it.
+        if name in _RESERVED:
+            raise UserError(f"--model.options.{name}: is set by SMP itself; remove it")
+        # timm's encoders receive the other options and reject unknown ones; the library's own encoders ignore them.
         if name not in known and not encoder.startswith("tu-"):
             raise UserError(
                 f"--model.options.{name}: {kind.__name__} has no such option; {did_you_mean(name, known)}"
@@ -192,15 +192,15 @@ def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
 
 
 def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool]:
-    """The encoder's name and the name of its weights, as the library wants them."""
+    """Return the names of encoder and weights in the library's notation."""
     if encoder.startswith("tu-"):
-        # A tag belongs to timm's name of the model.
+        # In timm, a tag is part of the name of the model.
         return (encoder, True) if weights is True else (f"{encoder.split('.')[0]}.{weights}", True)
     choices = list(smp.encoders.encoders[encoder]["pretrained_settings"])
     chosen = choices[0] if weights is True and choices else weights
     if chosen not in choices:
         raise UserError(
-            f"--model.encoder_weights: there are no weights {weights!r} of {encoder}; there are {', '.join(choices)}"
+            f"--model.encoder_weights: there are no weights {weights!r} of {encoder}; choose from {', '.join(choices)}"
         )
     return encoder, chosen
 

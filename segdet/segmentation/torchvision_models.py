@@ -1,4 +1,4 @@
-"""DeepLabV3, LR-ASPP and FCN as torchvision has them, with its weights."""
+"""DeepLabV3, LR-ASPP and FCN of torchvision, with its weights."""
 
 from __future__ import annotations
 
@@ -29,25 +29,23 @@ from segdet.util.suggest import did_you_mean
 
 
 class TorchvisionSegmenter(Segmenter):
-    """What torchvision's segmentation networks have in common; use one of the three below.
+    """The base class of torchvision's segmentation networks; use one of the three subclasses.
 
-    The network is torchvision's own module, so that its weights fit and its logits come out. Where
-    weights are of another number of classes than the data, the last convolutions, which alone depend on it,
-    are replaced by new ones and all the rest is kept. The normalization of all of torchvision's weights is
-    the default of ``mean`` and ``std``.
+    The network is torchvision's own module, with the same weights and logits. If the weights were trained for another
+    number of classes, the last convolutions, which depend on it, are replaced by new ones. All of torchvision's
+    weights expect the default ``mean`` and ``std``.
 
     Args:
-        backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``, as far as torchvision combines it.
-        weights: Of the whole network: the name of torchvision's (``COCO_WITH_VOC_LABELS_V1``) or true for its
-            default ones, a local file, or null for none.
-        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``); not looked at when there
-            are ``weights``.
-        kwargs: See `Segmenter`. ``auxiliary_weight`` is of a second classifier on the backbone's last but one
-            stage, which helps training and is not run in prediction; 0 for none.
+        backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``, if torchvision supports the combination.
+        weights: The weights of the whole network: a name of torchvision's (``COCO_WITH_VOC_LABELS_V1``), true for its
+            default weights, a local file, or null for random weights.
+        weights_backbone: The weights of the backbone, likewise (``IMAGENET1K_V1``). Ignored if ``weights`` are given.
+        kwargs: See `Segmenter`. ``auxiliary_weight`` is the weight of the loss of a second classifier on the backbone's
+            last but one stage, which is used in training only; 0 for no such classifier.
 
     Attributes:
-        family: How torchvision's names of these networks begin.
-        heads: The convolutions whose outputs are the classes, by name.
+        family: The prefix of torchvision's names of these networks.
+        heads: The names of the convolutions that output the classes.
     """
 
     family: ClassVar[str]
@@ -62,7 +60,7 @@ class TorchvisionSegmenter(Segmenter):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        self.network = self._network(backbone, weights, weights_backbone)
+        self.network = self._build(backbone, weights, weights_backbone)
 
     @property
     def pass_module(self) -> nn.Module:
@@ -71,11 +69,11 @@ class TorchvisionSegmenter(Segmenter):
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The network's parts: in prediction the auxiliary one is left out."""
+        """The parts of the network, because prediction does not run the auxiliary classifier."""
         return list(self.network.children())
 
     def classify(self, features: dict[str, Tensor]) -> Tensor:
-        """The backbone's maps to logits ``[B, C, h, w]`` of a stride of the backbone's."""
+        """Return logits ``[B, C, h, w]``, at a stride of the backbone, of the backbone's maps."""
         return self.network.classifier(features["out"])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,23 +91,25 @@ class TorchvisionSegmenter(Segmenter):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         features = self.network.backbone(image)
-        yield from self.looks(features)
+        yield from self.feature_stages(features)
         if self.auxiliary_weight:
             auxiliary = self.network.aux_classifier(features["aux"])
             confidence = auxiliary[0].float().softmax(0).amax(0)
-            yield Stage("auxiliary confidence", map=confidence, about="How sure the second classifier is.")
+            yield Stage(
+                "auxiliary confidence", map=confidence, about="The auxiliary classifier's probability."
+            )
         yield from class_heat_maps(self.classify(features), self.class_names)
 
-    def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        """What the classifier stands on."""
+    def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
+        """Yield the inputs of the classifier."""
         yield Stage(
             "features",
             map=feature_strength(features["out"]),
-            about="The backbone's last map, which is classified.",
+            about="The strength of the backbone's last map.",
         )
 
-    def _network(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
-        """torchvision's module with the weights asked for and as many outputs as there are classes."""
+    def _build(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
+        """Return torchvision's module with the given weights and one output per class."""
         kind, name = type(self).__name__, f"{self.family}_{backbone}"
         known = torchvision.models.list_models(module=torchvision.models.segmentation)
         backbones = [k.removeprefix(self.family + "_") for k in known if k.startswith(self.family + "_")]
@@ -117,7 +117,7 @@ class TorchvisionSegmenter(Segmenter):
             hint = did_you_mean(backbone, backbones, cutoff=0)
             raise UserError(f"--model.backbone {backbone}: torchvision has no such {kind}; {hint}")
         options: dict[str, Any] = {"weights": None, "weights_backbone": None}
-        if self.family != "lraspp":  # which refuses even to hear of an auxiliary head
+        if self.family != "lraspp":  # LR-ASPP has no such argument
             options["aux_loss"] = self.auxiliary_weight > 0
         options["num_classes"] = len(self.class_names)
         source, state = "", None
@@ -133,32 +133,34 @@ class TorchvisionSegmenter(Segmenter):
         except (OSError, RuntimeError) as error:
             raise download_error(f"{kind} {backbone}", error) from error
         if not self.auxiliary_weight and self.family != "lraspp":
-            network.aux_classifier = None  # torchvision's weights bring one
+            network.aux_classifier = None  # torchvision adds one with its weights
         if state is not None:
             if not any(key.startswith("aux_classifier.") for key in state):
-                # A file without the auxiliary head, which only training needs, leaves it new.
+                # The auxiliary head, which only training needs, may be missing; it stays random.
                 own = network.state_dict()
                 state |= {key: own[key] for key in own if key.startswith("aux_classifier.")}
             load_state(network, state, source, f"{kind} {backbone}")
         elif weights_backbone and not weights and is_weights_file(weights_backbone):
-            load_weights(network.backbone, weights_backbone, f"backbone {backbone}", convert=_of_features)
+            load_weights(
+                network.backbone, weights_backbone, f"backbone {backbone}", convert=_remove_features_prefix
+            )
         for head in self.heads:
-            _give_outputs(network, head, len(self.class_names))
+            _set_outputs(network, head, len(self.class_names))
         return network
 
 
 class TorchvisionFCN(TorchvisionSegmenter):
     """torchvision's FCN: a dilated ResNet and two convolutions at stride 8 (Long et al., CVPR 2015).
 
-    No skips, as fine maps are missed less where nothing is coarser than stride 8: dilation keeps the resolution that
-    strides of 16 and 32 would lose, and costs one pass of a backbone whose last stages run on 4 and 16 times as
+    Dilation replaces the strides of the backbone's last two stages, so no map is coarser than stride 8, and skip
+    connections are less necessary. The cost is one pass of a backbone whose last stages have 4 and 16 times as
     many cells.
 
     Args:
         backbone: ``resnet50`` or ``resnet101``.
-        weights: As for `TorchvisionSegmenter`.
-        weights_backbone: See there.
-        kwargs: See there.
+        weights: See `TorchvisionSegmenter`.
+        weights_backbone: See `TorchvisionSegmenter`.
+        kwargs: See `TorchvisionSegmenter`.
     """
 
     family = "fcn"
@@ -166,25 +168,29 @@ class TorchvisionFCN(TorchvisionSegmenter):
 
 
 class DeepLabV3(TorchvisionSegmenter):
-    """DeepLabV3 (Chen, Papandreou, Schroff, Adam, 2017, "Rethinking Atrous Convolution"), torchvision's.
+    """torchvision's DeepLabV3 (Chen, Papandreou, Schroff, Adam, 2017, "Rethinking Atrous Convolution").
 
-    The backbone's last strides are replaced by dilations, and on its map stands atrous spatial pyramid pooling:
-    a 1x1 convolution, three 3x3 ones of dilations 12, 24 and 36, and the mean of the whole image, side by
-    side, so that each pixel is judged by surroundings of several sizes (section 3.3). It costs one pass of a
-    backbone that stays at stride 8 (MobileNet: 16).
+    Dilations replace the backbone's last strides. Atrous spatial pyramid pooling follows: a 1x1 convolution, three 3x3
+    convolutions of dilations 12, 24 and 36, and the mean of the whole image, in parallel, so that each pixel is
+    classified with context of several sizes (section 3.3). The cost is one pass of a backbone at stride 8 (16
+    for MobileNet).
 
     Args:
         backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``.
-        weights: As for `TorchvisionSegmenter`.
-        weights_backbone: See there.
-        kwargs: See there.
+        weights: See `TorchvisionSegmenter`.
+        weights_backbone: See `TorchvisionSegmenter`.
+        kwargs: See `TorchvisionSegmenter`.
     """
 
     family = "deeplabv3"
     heads = ("classifier.4", "aux_classifier.4")
 
-    def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        yield Stage("features", map=feature_strength(features["out"]), about="The backbone's last map.")
+    def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
+        yield Stage(
+            "features",
+            map=feature_strength(features["out"]),
+            about="The strength of the backbone's last map.",
+        )
         for branch in self.network.classifier[0].convs[:-1]:
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
@@ -196,17 +202,17 @@ class DeepLabV3(TorchvisionSegmenter):
 
 
 class LRASPP(TorchvisionSegmenter):
-    """Lite R-ASPP on MobileNetV3 (Howard et al., ICCV 2019, section 6.4), torchvision's.
+    """torchvision's Lite R-ASPP on MobileNetV3 (Howard et al., ICCV 2019, section 6.4), designed for phones.
 
-    Made for phones: the map of stride 16, weighted channel by channel by what the mean of the whole
-    image says, is classified by a 1x1 convolution, and so is the map of stride 8; the two are added. It costs one
-    pass of a small backbone and little more; by torchvision's count of operations `DeepLabV3` on
-    ResNet-50 takes 85 times as many.
+    The channels of the map of stride 16 are weighted by a function of the mean of the whole image. A 1x1 convolution
+    classifies the result, another one the map of stride 8, and the two are added. The cost is one pass of a
+    small backbone and little more; by torchvision's count of operations, `DeepLabV3` on ResNet-50 needs 85 times as
+    many.
 
     Args:
         backbone: ``mobilenet_v3_large``.
-        weights: As for `TorchvisionSegmenter`.
-        weights_backbone: See there.
+        weights: See `TorchvisionSegmenter`.
+        weights_backbone: See `TorchvisionSegmenter`.
         kwargs: See `Segmenter`.
     """
 
@@ -226,38 +232,38 @@ class LRASPP(TorchvisionSegmenter):
     def classify(self, features: dict[str, Tensor]) -> Tensor:
         return self.network.classifier(features)
 
-    def looks(self, features: dict[str, Tensor]) -> Iterator[Stage]:
+    def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         yield Stage(
             "low features",
             map=feature_strength(features["low"]),
-            about="The map of stride 8: where things are.",
+            about="The strength of the map of stride 8.",
         )
         yield Stage(
             "high features",
             map=feature_strength(features["high"]),
-            about="The map of stride 16: what things are.",
+            about="The strength of the map of stride 16.",
         )
         head = self.network.classifier
         weighted = head.cbr(features["high"]) * head.scale(features["high"])
         yield Stage(
             "weighted features",
             map=feature_strength(weighted),
-            about="The same after the image as a whole has had its say.",
+            about="The same after the channels are weighted by the mean of the image.",
         )
 
 
 def _published(option: str, model: str, weights: str | bool) -> str:
-    """The name of weights that torchvision has for ``model``."""
+    """Return the name of torchvision's weights of ``model``."""
     return published_name(weights, model, [torchvision.models.get_model_weights(model)], f"--model.{option}")
 
 
-def _of_features(state: StateDict) -> StateDict:
-    """The weights by the names of torchvision's segmentation networks, which take a MobileNet's ``features`` alone."""
+def _remove_features_prefix(state: StateDict) -> StateDict:
+    """Return weights of a MobileNet by the names in segmentation networks, which contain its ``features`` only."""
     return {key.removeprefix("features."): value for key, value in state.items()}
 
 
-def _give_outputs(network: nn.Module, name: str, classes: int) -> None:
-    """Replaces the convolution ``name`` where it has not as many outputs as there are classes."""
+def _set_outputs(network: nn.Module, name: str, classes: int) -> None:
+    """Replace the convolution ``name`` if it has another number of outputs than ``classes``."""
     parent_name, _, child = name.rpartition(".")
     parent = dict(network.named_modules()).get(parent_name)
     if parent is None:  # no auxiliary head

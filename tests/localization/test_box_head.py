@@ -1,4 +1,4 @@
-"""The box head and the base of localization."""
+"""Test the box head and the base class of localization."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def _scenes(count: int = 6) -> tuple[torch.Tensor, list[Target]]:
 
 
 def _overfit(model: BoxHead) -> float:
-    """The share of images with the right class and a box of IoU >= .5."""
+    """Train on a few images and return the fraction with the correct class and a box of IoU >= .5."""
     images, targets = _scenes()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     model.train()
@@ -46,12 +46,12 @@ def _overfit(model: BoxHead) -> float:
         optimizer.step()
     model.eval()
     with torch.inference_mode():
-        found = model.predict_tensors(images)
-    right = [
+        predictions = model.predict_tensors(images)
+    correct = [
         bool(p["labels"][0] == t["labels"][0] and box_iou(p["boxes"][:1], t["boxes"]) >= 0.5)
-        for p, t in zip(found, targets, strict=True)
+        for p, t in zip(predictions, targets, strict=True)
     ]
-    return sum(right) / len(right)
+    return sum(correct) / len(correct)
 
 
 @pytest.mark.parametrize(("box_loss", "per_class"), [("l2", False), ("smooth_l1", True), ("giou", False)])
@@ -62,12 +62,12 @@ def test_overfits_a_few_images(heads: str, box_loss: str, per_class: bool) -> No
 
 
 @pytest.mark.parametrize("heads", ["flat", "voting"])
-def test_without_a_box_loss_it_does_not(heads: str) -> None:
+def test_without_a_box_loss_it_does_not_overfit(heads: str) -> None:
     assert _overfit(_model(heads=heads, box_weight=0.0)) < 1.0
 
 
-def test_votes_count_by_their_weights() -> None:
-    """A place that has all the weight answers alone, with a box around itself."""
+def test_votes_are_weighted() -> None:
+    """If one cell has all the weight, the prediction is its own, with a box around the cell."""
     heads = VotingHeads([4], classes=2, boxes=1, width=8, dropout=0.0).eval()
     maps = [torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(0))]
     with torch.inference_mode():
@@ -98,8 +98,8 @@ def test_boxes_are_scaled_to_the_original_image_and_stay_inside() -> None:
     assert same["scores"].tolist() == sorted(same["scores"].tolist(), reverse=True)
 
 
-def test_the_box_layer_of_alexnets_features_has_16388_numbers() -> None:
-    """4096 -> 4 has 16,388 parameters for one box, a thousand times that for one a class (OverFeat, VGG)."""
+def test_the_box_layer_of_alexnets_features_has_16388_parameters() -> None:
+    """4096 -> 4 has 16,388 parameters for one box, a thousand times as many for one per class (OverFeat, VGG)."""
     single = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096)
     assert sum(p.numel() for p in single.heads.box_head[-1].parameters()) == 16_388
     classes = BoxHead(

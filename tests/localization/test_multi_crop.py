@@ -1,4 +1,4 @@
-"""Multi-crop testing: boxes come back to where they belong, whatever was cut out, mirrored or resized."""
+"""Test multi-crop prediction: boxes of crops, mirror images and resized images are mapped to the image and merged."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ BOX = torch.tensor([20.0, 15, 50, 40])
 
 
 def _coordinates() -> Tensor:
-    """A picture of its own coordinates: x, y and nothing."""
+    """Return an image of its own coordinates: x, y and zero."""
     rows, columns = torch.meshgrid(torch.arange(SIZE[0]) + 0.5, torch.arange(SIZE[1]) + 0.5, indexing="ij")
     return torch.stack([columns, rows, rows * 0])[None]
 
 
-def _reads(views: Tensor) -> tuple[Tensor, Tensor]:
-    """A network that knows where `BOX` is in a view, for it reads the coordinates in it."""
+def _locate(views: Tensor) -> tuple[Tensor, Tensor]:
+    """A network that locates `BOX` in a view of the coordinates."""
     height, width = views.shape[-2:]
     middle, centre = height // 2, width // 2
     x0, x1 = views[:, 0, middle, centre - 1], views[:, 0, middle, centre]
@@ -38,7 +38,7 @@ def _reads(views: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("views", "count"), [("one", 1), ("two", 2), ("five", 5), ("ten", 10)])
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.7)])
 @pytest.mark.parametrize("share", [0.875, 0.61, 1.0])
-def test_boxes_of_all_views_come_back_to_one_place(
+def test_boxes_of_all_views_are_mapped_to_the_image(
     views: Any, count: int, scales: tuple[float, ...], share: float
 ) -> None:
     crops = MultiCrop(views, share, scales)
@@ -46,10 +46,10 @@ def test_boxes_of_all_views_come_back_to_one_place(
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(images)
-        return _reads(images)
+        return _locate(images)
 
     images = _coordinates().repeat(2, 1, 1, 1)
-    logits, boxes = crops.ask(network, images)
+    logits, boxes = crops.predict(network, images)
     assert logits.shape == (count * len(scales), 2, 3) and boxes.shape == (count * len(scales), 2, 1, 4)
     torch.testing.assert_close(boxes, BOX.expand_as(boxes), rtol=0, atol=1e-3)
     assert crops.single == (views == "one" and scales == (1.0,))
@@ -75,20 +75,20 @@ def test_boxes_of_all_views_come_back_to_one_place(
             ).abs().max() < 1.01  # a pixel of half the size
 
 
-def test_boxes_of_each_class_come_back_as_well() -> None:
+def test_boxes_of_each_class_are_mapped_to_the_image() -> None:
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, box = _reads(images)
+        logits, box = _locate(images)
         return logits, torch.stack([box, box * 0.5, box + 1], 1)
 
-    _, boxes = MultiCrop("two").ask(network, _coordinates())
+    _, boxes = MultiCrop("two").predict(network, _coordinates())
     torch.testing.assert_close(boxes[:, 0, 0], BOX.expand(2, 4))
     torch.testing.assert_close(boxes[0, 0, 2], BOX + 1)
-    mirrored = BOX + torch.tensor([-1.0, 1, -1, 1])  # to the right in the mirror is to the left
+    mirrored = BOX + torch.tensor([-1.0, 1, -1, 1])  # right in the mirror image is left
     torch.testing.assert_close(boxes[1, 0, 2], mirrored)
 
 
 @pytest.mark.parametrize("per_class", [False, True])
-def test_merging_views_by_its_definition(per_class: bool) -> None:
+def test_merged_views_equal_the_definition(per_class: bool) -> None:
     torch.manual_seed(0)
     views, batch, classes = 7, 3, 4
     logits = torch.randn(views, batch, classes)
@@ -103,15 +103,15 @@ def test_merging_views_by_its_definition(per_class: bool) -> None:
         for k in range(classes):
             of_views = boxes[:, b, k if per_class else 0]
             p = probabilities[:, b, k]
-            surest = int(p.argmax())
-            agree = [v for v in range(views) if box_iou(of_views[v : v + 1], of_views[surest][None]) >= 0.5]
+            best = int(p.argmax())
+            agree = [v for v in range(views) if box_iou(of_views[v : v + 1], of_views[best][None]) >= 0.5]
             voters.append(len(agree))
             expected = sum(p[v] * of_views[v] for v in agree) / sum(p[v] for v in agree)
             torch.testing.assert_close(merged[b, k], expected)
     assert min(voters) < views and max(voters) > 1
 
 
-def test_a_view_that_sees_half_of_the_object_has_no_say_in_its_box() -> None:
+def test_a_view_of_half_the_object_does_not_affect_its_box() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 4, 10]])[:, None, None]
     logits = torch.tensor([[3.0, 0], [2, 0], [2, 0]])[:, None]
     _, merged = merge_views(logits, boxes)
@@ -120,7 +120,7 @@ def test_a_view_that_sees_half_of_the_object_has_no_say_in_its_box() -> None:
     torch.testing.assert_close(merged[0, 0], expected)
 
 
-def test_a_box_without_area_is_merged_with_nothing() -> None:
+def test_an_empty_box_is_not_merged() -> None:
     boxes = torch.tensor([[3.0, 3, 3, 8], [20, 20, 30, 30]])[:, None, None]
     _, merged = merge_views(torch.tensor([[5.0, 0], [0, 0]])[:, None], boxes)
     torch.testing.assert_close(merged[0, 0], torch.tensor([3.0, 3, 3, 8]))
@@ -134,16 +134,16 @@ def _head(**options: Any) -> BoxHead:
 
 
 @pytest.mark.parametrize("per_class", [False, True])
-def test_the_box_head_answers_with_all_its_views(per_class: bool) -> None:
+def test_the_box_head_predicts_from_all_views(per_class: bool) -> None:
     options = {"views": "ten", "test_scales": [1.0, 1.5], "per_class": per_class}
     model = _head(**options)
     images = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
     with torch.inference_mode():
-        found = model.predict_tensors(images)
+        predictions = model.predict_tensors(images)
         normal = model.normalize(images)
-        logits, boxes = merge_views(*MultiCrop("ten", 0.875, [1.0, 1.5]).ask(model.answer_of_view, normal))
+        logits, boxes = merge_views(*MultiCrop("ten", 0.875, [1.0, 1.5]).predict(model.predict_view, normal))
         best = logits.softmax(1).argmax(1)
-    for i, prediction in enumerate(found):
+    for i, prediction in enumerate(predictions):
         assert prediction["labels"][0] == best[i] + 1 and len(prediction["labels"]) == 3
         expected = boxes[i, best[i]].clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
         torch.testing.assert_close(prediction["boxes"][0], expected)
@@ -153,20 +153,20 @@ def test_the_box_head_answers_with_all_its_views(per_class: bool) -> None:
     assert stages["boxes of the views"].boxes.shape == (20, 4)  # type: ignore[union-attr]
 
 
-def test_views_do_not_touch_the_weights() -> None:
+def test_views_do_not_change_the_weights() -> None:
     one, ten = _head(), _head(views="ten")
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), ten.parameters(), strict=True))
     assert list(one.state_dict()) == list(ten.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        ({"crop_share": 0.0}, "model.crop_share: 0.0; give a share greater than 0, at most 1"),
-        ({"test_scales": []}, "model.test_scales: []; give one or more numbers"),
+        ({"crop_share": 0.0}, "model.crop_share 0.0: must be above 0 and at most 1"),
+        ({"test_scales": []}, "model.test_scales []: give one or more numbers"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], says: str) -> None:
+def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         _head(**options)
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""The sliding window: it learns, crops and the whole agree, and every centre is where it should be."""
+"""Test the sliding window: overfitting, agreement of both modes, and the positions of centres."""
 
 import io
 from pathlib import Path
@@ -36,7 +36,7 @@ def _model(**kwargs: Any) -> SlidingWindow:
 
 
 def _scenes(count: int = 4, side: int = 48) -> tuple[torch.Tensor, list[Target]]:
-    """Noise with a bright and a striped rectangle each."""
+    """Return images of noise with a bright and a striped rectangle, and their masks."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 120, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     masks = torch.zeros(count, side, side, dtype=torch.int64)
@@ -74,7 +74,7 @@ def _accuracy(model: SlidingWindow) -> float:
 def test_overfits_four_images_and_not_with_a_broken_part(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _trained(_model(mode="dense", stride=1, windows_per_image=64))
     assert _accuracy(model) >= 0.98
-    # Without the dilation of what stands behind a pooling, the windows are not those that were learned.
+    # Without dilation after poolings, the network does not see the windows that it was trained on.
     model.dense = dense_windows.DensePass(model.classifier, model.window, 1, "dilation")
     assert _accuracy(model) >= 0.98
     monkeypatch.setattr(dense_windows._StepPlan, "dilation_of", lambda plan, step: step.dilation)
@@ -97,7 +97,7 @@ def test_both_modes_agree(stride: int, size: tuple[int, int]) -> None:
 
 
 class _Centre(nn.Module):
-    """A classifier that repeats the three channels of its window's centre."""
+    """A classifier that returns the three channels of the window's centre."""
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Centre(nn.Module):
 
 
 def test_synchronized_normalization_is_in_the_dense_network_too() -> None:
-    """--trainer.sync_batchnorm puts other layers into the network once it has been built."""
+    """--trainer.sync_batchnorm replaces layers after the network has been built."""
     model = nn.SyncBatchNorm.convert_sync_batchnorm(_model()).double().eval()
     for norm in (m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)):
         nn.init.normal_(norm.running_mean)
@@ -123,8 +123,8 @@ def test_synchronized_normalization_is_in_the_dense_network_too() -> None:
 @pytest.mark.parametrize("window", [8, 9])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [(24, 28), (23, 31)])
-def test_every_centre_is_where_it_should_be(window: int, stride: int, size: tuple[int, int]) -> None:
-    """Of a picture that is its own coordinates, the answer is the picture: any shift of the grid would show."""
+def test_centres_are_at_their_positions(window: int, stride: int, size: tuple[int, int]) -> None:
+    """For an image of its own coordinates the prediction is the image; a shift of the grid would be detected."""
     model = _model(window=window, channels=[4], kernels=[3], pools=[2], stride=stride).eval()
     model.classifier = _Centre(window)  # type: ignore[assignment]
     rows, columns = torch.meshgrid(
@@ -133,15 +133,15 @@ def test_every_centre_is_where_it_should_be(window: int, stride: int, size: tupl
     picture = torch.stack([rows, columns, rows * 0 + 1])[None]
     found = model.predict(picture)
     assert found.shape == picture.shape
-    # Between the first and the last centre; beyond them the nearest one holds.
+    # Between the first and the last centre; beyond them the nearest value is repeated.
     inner = [slice(stride // 2, (n - 1 - stride // 2) // stride * stride + stride // 2 + 1) for n in size]
     torch.testing.assert_close(found[:, :, inner[0], inner[1]], picture[:, :, inner[0], inner[1]])
     assert (found - picture).abs().max() < stride
-    centres = model.at_centres(picture)
+    centres = model.logits_at_centres(picture)
     assert torch.equal(centres, picture[:, :, stride // 2 :: stride, stride // 2 :: stride])
 
 
-def test_windows_are_cut_around_the_pixels_whose_labels_they_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_windows_are_centred_at_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     for window in (8, 9):
         model = _model(window=window, channels=[4], kernels=[3], pools=[2])
         model.classifier = _Centre(window)  # type: ignore[assignment]
@@ -154,7 +154,7 @@ def test_windows_are_cut_around_the_pixels_whose_labels_they_get(monkeypatch: py
         assert torch.equal(logits[:, 0].long(), labels)
 
 
-def test_windows_beyond_the_border_see_the_mean_colour() -> None:
+def test_windows_are_padded_with_the_mean_colour() -> None:
     model = _model(window=9, channels=[4], kernels=[3], pools=[2], stride=1, crop_batch=1000)
     seen: list[torch.Tensor] = []
     model.classifier = nn.Sequential(nn.Flatten(), nn.Linear(243, 3))
@@ -169,7 +169,7 @@ def test_windows_beyond_the_border_see_the_mean_colour() -> None:
 # Sampling.
 
 
-def test_balanced_sampling_draws_every_class_as_often() -> None:
+def test_balanced_sampling_draws_every_class_equally_often() -> None:
     torch.manual_seed(0)
     masks = torch.zeros(2, 40, 50, dtype=torch.int64)
     masks[0, :2, :5] = 1
@@ -178,18 +178,18 @@ def test_balanced_sampling_draws_every_class_as_often() -> None:
     number = 30_000
     index, rows, columns = sample_pixels(masks, number, "balanced")
     labels = masks[index, rows, columns]
-    shares = torch.bincount(labels, minlength=256) / number
-    assert shares.nonzero().flatten().tolist() == [0, 1, 4]
-    # Five standard deviations of a share of a third.
-    assert (shares[[0, 1, 4]] - 1 / 3).abs().max() < 5 * (2 / 9 / number) ** 0.5
-    # Within a class, each pixel as often.
+    fractions = torch.bincount(labels, minlength=256) / number
+    assert fractions.nonzero().flatten().tolist() == [0, 1, 4]
+    # Five standard deviations of a fraction of a third.
+    assert (fractions[[0, 1, 4]] - 1 / 3).abs().max() < 5 * (2 / 9 / number) ** 0.5
+    # Within a class, each pixel equally often.
     ones = labels == 1
     counts = torch.bincount(rows[ones] * 5 + columns[ones], minlength=10).float()
     chi_squared = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
     assert chi_squared < 27.9  # of 9 degrees of freedom, once in a thousand seeds
 
 
-def test_uniform_sampling_draws_every_pixel_as_often() -> None:
+def test_uniform_sampling_draws_every_pixel_equally_often() -> None:
     torch.manual_seed(0)
     masks = torch.zeros(2, 6, 8, dtype=torch.int64)
     masks[1, 3] = 2
@@ -220,7 +220,7 @@ def test_a_batch_without_any_label_has_a_loss_of_zero() -> None:
     assert model.losses(torch.randn(1, 3, 20, 20), targets)["segmentation"] == 0
 
 
-# The rest.
+# Cost, progress, stages and arguments.
 
 
 def test_passes_are_windows_in_crops_and_images_in_dense() -> None:
@@ -232,7 +232,7 @@ def test_passes_are_windows_in_crops_and_images_in_dense() -> None:
     assert crops.flops is not None and dense.flops is not None and dense.flops < crops.flops
 
 
-def test_cropping_shows_its_progress_once_it_takes_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_show_progress_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
 
     class Bar(sliding_window.tqdm):  # type: ignore[misc,name-defined]
@@ -253,7 +253,7 @@ def test_a_checkpoint_holds_the_weights_once() -> None:
     )
 
 
-def test_stages_are_windows_and_a_map_a_class() -> None:
+def test_stages_are_windows_and_a_map_per_class() -> None:
     model = _model(stride=4).eval()
     with torch.inference_mode():
         stages = list(model.stages(torch.randn(1, 3, 48, 40)))
@@ -269,29 +269,29 @@ def test_stages_are_windows_and_a_map_a_class() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 400), (300, 9), (1, 1)])
-def test_narrow_images_show_windows_too(size: tuple[int, int]) -> None:
+def test_stages_of_narrow_images_have_windows(size: tuple[int, int]) -> None:
     with torch.inference_mode():
         windows = next(iter(_model(stride=4).eval().stages(torch.randn(1, 3, *size))))
     assert windows.boxes is not None and 1 <= len(windows.boxes) <= 40
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"window": 8}, "model.window 8: stage 2 receives 2 pixels, too few for a kernel of 3"),
         ({"pools": [2]}, "2, 2 and 1 numbers; give one number per stage"),
-        ({"stride": 0}, "model.stride: 0; give at least 1"),
-        ({"crop_batch": 0}, "model.crop_batch: 0"),
-        ({"windows_per_image": -1}, "model.windows_per_image: -1"),
+        ({"stride": 0}, "model.stride 0: must be at least 1"),
+        ({"crop_batch": 0}, "model.crop_batch 0"),
+        ({"windows_per_image": -1}, "model.windows_per_image -1"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says.replace(".", r"\.")) as refused:
+def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")) as refused:
         _model(**options)
     assert "\n" not in str(refused.value)
 
 
-def test_one_checkpoint_is_tested_either_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_checkpoint_is_tested_in_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_shapes(tmp_path / "shapes", train=8, val=2, test=3, size=(64, 64), workers=1, progress=False)
     run, options = tmp_path / "run", ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     model = ["--model=SlidingWindow", "--model.window=13", "--model.channels=[8,8]", "--model.kernels=[4,2]"]
@@ -308,7 +308,7 @@ def test_one_checkpoint_is_tested_either_way(tmp_path: Path, capsys: pytest.Capt
     assert (crops["cost"]["passes_per_image"], dense["cost"]["passes_per_image"]) == (256, 1)
 
 
-def test_the_shipped_configs_differ_in_the_mode_alone() -> None:
+def test_the_shipped_configs_differ_in_the_mode_only() -> None:
     configs = Path(__file__).parents[2] / "configs"
     crops = yaml.safe_load((configs / "shapes" / "sliding_window.yaml").read_text())
     dense = yaml.safe_load((configs / "shapes" / "dense_sliding_window.yaml").read_text())
