@@ -228,7 +228,7 @@ def _decode_jpeg(path: Path | str, data: bytes) -> np.ndarray:
         reason = str(error)
     # simplejpeg reports all faults as a ValueError with libjpeg's text: "Premature end of JPEG file", "Corrupt JPEG
     # data: bad Huffman code".
-    if "remature" in reason or "Huffman code" in reason:
+    if "remature" in reason or "Huffman code" in reason or _start_of_scan(data) == len(data):
         raise BadSample(path, f"truncated JPEG ({reason})", _REMEDY)
     # Harmless faults, such as stray bytes between markers, and rare kinds of JPEG.
     return _decode_other(path, data)

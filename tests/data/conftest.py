@@ -1,4 +1,4 @@
-"""Small folders of each format, written by hand so that a test can break just one thing in them."""
+"""Small valid folders of each format, in which tests change one thing."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Box = tuple[str, float | str, float | str, float | str, float | str]
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """A smooth colourful image of (height, width) that no other seed gives."""
+    """Return a smooth colour image of (height, width) that differs for each seed."""
     y, x = np.mgrid[: size[0], : size[1]]
     waves = [
         np.sin(x / (7 + seed % 5) + channel + seed) + np.cos(y / (5 + channel) + seed) for channel in range(3)
@@ -21,7 +21,7 @@ def picture(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
 
 
 def voc_xml(name: str, boxes: list[Box], size: tuple[int, int] = (48, 64)) -> str:
-    """An annotation file; boxes are (class, xmin, ymin, xmax, ymax) as written."""
+    """Return the text of an annotation file; boxes are (class, xmin, ymin, xmax, ymax) as written."""
     objects = "".join(
         f"<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
         f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
@@ -33,7 +33,7 @@ def voc_xml(name: str, boxes: list[Box], size: tuple[int, int] = (48, 64)) -> st
 
 @pytest.fixture
 def voc_folder(tmp_path: Path) -> Path:
-    """A flawless VOC folder: train holds a and b, val holds c; classes cat and dog; 64x48 pixels."""
+    """A valid VOC folder: a and b in train, c in val; classes cat and dog; 64x48 pixels."""
     root = tmp_path / "voc"
     for name in (
         "JPEGImages",
@@ -65,7 +65,7 @@ def voc_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Path:
-    """A flawless COCO folder of the splits train and val, two images each, the second without objects."""
+    """A valid COCO folder: splits train and val with two images each, the second without objects."""
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     for first, split in enumerate(("train", "val")):
@@ -96,7 +96,7 @@ def coco_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cityscapes_folder(tmp_path: Path) -> Path:
-    """A flawless Cityscapes folder of the splits train and val, one image each: a road with a car."""
+    """A valid Cityscapes folder: splits train and val with one image each, a car on a road."""
     root = tmp_path / "cityscapes"
     for seed, (split, city) in enumerate((("train", "aachen"), ("val", "ulm"))):
         images, annotations = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
@@ -126,7 +126,7 @@ def voc_xml_fixture() -> Callable[..., str]:
 
 @pytest.fixture
 def edit_json() -> Callable[[Path, Callable[[dict], None]], None]:
-    """Changes a JSON file in place."""
+    """Return a function that changes a JSON file in place."""
 
     def edit(path: Path, change: Callable[[dict], None]) -> None:
         document = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Bad samples through the command: one line that names the file, or skipped, counted and listed."""
+"""Bad samples in `segdet fit` and `segdet validate`: one line that names the file, or skipped and listed."""
 
 from pathlib import Path
 
@@ -27,24 +27,24 @@ def _fit(folder: Path, run: Path, *options: str) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("fault", ["torn", "empty", "missing", "xml"])
-def test_a_bad_sample_stops_with_one_line_that_names_it(
+@pytest.mark.parametrize("fault", ["truncated", "empty", "missing", "xml"])
+def test_a_bad_sample_stops_with_one_line(
     workers: int, fault: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    victim = sorted((folder / "JPEGImages").iterdir())[0]
-    if fault == "torn":
-        victim.write_bytes(victim.read_bytes()[:-700])
+    path = sorted((folder / "JPEGImages").iterdir())[0]
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-700])
     elif fault == "empty":
-        victim.write_bytes(b"")
+        path.write_bytes(b"")
     elif fault == "missing":
-        victim.unlink()
+        path.unlink()
     else:
-        victim = folder / "Annotations" / f"{victim.stem}.xml"
-        victim.write_text("<annotation><object>")
+        path = folder / "Annotations" / f"{path.stem}.xml"
+        path.write_text("<annotation><object>")
     assert _fit(folder, tmp_path / "run", f"--data.num_workers={workers}") == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("segdet: error:")]
     assert len(lines) == 1
-    assert victim.name in lines[0] and ";" in lines[0]
+    assert path.name in lines[0] and ";" in lines[0]
     assert lines[0].endswith(", or run without such samples: --data.on_bad_sample skip")
 
 
@@ -57,12 +57,12 @@ def test_skipped_samples_are_counted_and_listed(
     assert _fit(folder, tmp_path / "run", "--data.num_workers=0", "--data.on_bad_sample=skip") == 0
     listed = (tmp_path / "run" / "left_out.txt").read_text()
     assert first.name in listed and second.name in listed
-    told = capfd.readouterr().err
-    assert f"left out of the data, {len(listed.splitlines())} in all" in told
-    assert first.name in told
+    printed = capfd.readouterr().err
+    assert f"left out of the data, {len(listed.splitlines())} in all" in printed
+    assert first.name in printed
 
 
-def test_validate_lists_what_it_skips_beside_what_training_left_out(
+def test_validate_adds_to_the_list_of_skipped_samples(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = (folder / "ImageSets" / "Main" / "train.txt").read_text().split()
@@ -75,8 +75,8 @@ def test_validate_lists_what_it_skips_beside_what_training_left_out(
     validated.write_bytes(validated.read_bytes()[:-700])
     capfd.readouterr()
     assert main(["validate", f"--ckpt_path={run}", f"--run_dir={run}", "--data.num_workers=0"]) == 0
-    told = capfd.readouterr().err
-    assert "left out of the data, 1 in all" in told and validated.name in told
+    printed = capfd.readouterr().err
+    assert "left out of the data, 1 in all" in printed and validated.name in printed
     folders = [run, *tmp_path.glob("run-validate-*")]
     listed = "".join(
         (each / "left_out.txt").read_text() for each in folders if (each / "left_out.txt").exists()

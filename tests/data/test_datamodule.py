@@ -1,4 +1,4 @@
-"""Which split a stage reads, and what is said of it."""
+"""The subsets that each stage reads."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from segdet.proposals import UniformWindows
 
 
 def modules(voc: Path, coco: Path, cityscapes: Path, test: bool) -> list[DataModule]:
-    """A module of each format, with ``val`` given as its test split or with none."""
+    """Return a DataModule of each format, with ``val`` or none as the test split."""
     name = "val" if test else None
     return [
         VOCDataModule(voc, test=[name] if name else None),
@@ -22,7 +22,7 @@ def modules(voc: Path, coco: Path, cityscapes: Path, test: bool) -> list[DataMod
 
 
 @pytest.mark.parametrize("test", [False, True])
-def test_says_when_the_validation_split_is_tested(
+def test_testing_on_the_validation_split_prints_a_warning(
     voc_folder: Path,
     coco_folder: Path,
     cityscapes_folder: Path,
@@ -34,12 +34,12 @@ def test_says_when_the_validation_split_is_tested(
             module.setup(stage)
         assert capsys.readouterr().err == ""
         module.setup("test")
-        said = capsys.readouterr().err
-        assert ("no --data.test is given" in said) is not test
-        assert said.count("\n") == (not test)
+        printed = capsys.readouterr().err
+        assert ("no --data.test is given" in printed) is not test
+        assert printed.count("\n") == (not test)
 
 
-def test_predicting_reads_no_annotation_and_leaves_nothing_to_a_test(voc_folder: Path) -> None:
+def test_prediction_reads_no_annotations_and_a_later_test_does(voc_folder: Path) -> None:
     module: Any = VOCDataModule(voc_folder, test=["val"], task="detection")
     module.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"), is_global_zero=True)
     (sample,) = module.dataset("test")
@@ -49,7 +49,7 @@ def test_predicting_reads_no_annotation_and_leaves_nothing_to_a_test(voc_folder:
     assert sample.original is not None and len(sample.target["boxes"]) == 1
 
 
-def test_what_two_subsets_keep_on_disk_is_counted_once(voc_folder: Path) -> None:
+def test_cached_files_of_two_subsets_are_counted_once(voc_folder: Path) -> None:
     module = VOCDataModule(voc_folder, val=["train"], task="detection", proposals=UniformWindows())
     assert module.kept_files() == set()
     module.setup("fit")

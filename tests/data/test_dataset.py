@@ -1,4 +1,4 @@
-"""Samples of every task from any reader: targets, originals, dominant objects, bad files."""
+"""Samples of each task: targets, originals, dominant objects and bad files."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def _objects(*rows: tuple[float, float, float, float, int, bool, bool]) -> Objec
 
 
 class _Reader(Reader):
-    """Images of growing width with given objects; the mask is 1 in the left half, 255 in the top row."""
+    """Images of increasing width with given objects; masks are 1 in the left half and 255 in the top row."""
 
     class_names = ["a", "b"]
     mask_names = ["background", "left"]
@@ -66,7 +66,7 @@ OUTSIDE_PARTLY = (20, 10, 40, 30, 2, False, False)
 DEGENERATE = (4, 4, 4, 9, 1, False, False)
 
 
-def test_detection_trains_on_what_can_be_found_and_scores_against_all(tmp_path: Path) -> None:
+def test_detection_trains_on_ordinary_objects_and_scores_against_all(tmp_path: Path) -> None:
     reader = _Reader(tmp_path, [_objects(PLAIN_BOX, CROWD, DIFFICULT, OUTSIDE_PARTLY, DEGENERATE)])
     sample = TaskDataset(reader, "detection", Plain(), training=True)[0]
     assert sample.image.dtype == torch.uint8 and sample.image.shape == (3, 20, 30)
@@ -89,7 +89,7 @@ def test_detection_trains_on_what_can_be_found_and_scores_against_all(tmp_path: 
     torch.testing.assert_close(scored.target["boxes"][0], torch.tensor([4.0, 6, 24, 26]))
 
 
-def test_an_image_without_objects_has_no_boxes_not_a_dummy(tmp_path: Path) -> None:
+def test_an_image_without_objects_has_empty_targets(tmp_path: Path) -> None:
     sample = TaskDataset(
         _Reader(tmp_path, [_objects()]), "detection", ScaleJitter(size=(20, 30)), training=True
     )[0]
@@ -108,7 +108,7 @@ def test_segmentation_scores_at_the_original_resolution(tmp_path: Path) -> None:
     assert (mask[0] == 255).all() and (mask[1:, :15] == 1).all() and (mask[1:, 15:] == 0).all()
 
 
-def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
     dataset = TaskDataset(
         _Reader(tmp_path, [_objects()], mask_height=7), "segmentation", Plain(), training=True
     )
@@ -124,7 +124,7 @@ def test_the_dominant_object_is_the_largest_that_counts() -> None:
     assert dominant_object(_objects(CROWD)) is None
 
 
-def test_localization_leaves_out_images_without_one(tmp_path: Path) -> None:
+def test_localization_leaves_out_images_without_dominant_object(tmp_path: Path) -> None:
     reader = _Reader(
         tmp_path, [_objects(), _objects(PLAIN_BOX, OUTSIDE_PARTLY), _objects(DEGENERATE), _objects(CROWD)]
     )
@@ -143,16 +143,16 @@ def test_localization_never_loses_its_object(tmp_path: Path) -> None:
         assert len(dataset[Draw(0, epoch)].target["labels"]) == 1
 
 
-def test_augmentation_depends_on_seed_epoch_and_sample_alone(tmp_path: Path) -> None:
+def test_augmentation_depends_only_on_seed_epoch_and_sample(tmp_path: Path) -> None:
     reader = _Reader(tmp_path, [_objects(PLAIN_BOX)] * 3)
     recipe = ScaleJitter(size=(20, 30))
     one, two = (TaskDataset(reader, "detection", recipe, training=True, seed=4) for _ in range(2))
-    two[0], two[1]  # another history of random draws
+    two[0], two[1]  # other random numbers have been drawn before
     assert (one[Draw(2, 1)].image == two[Draw(2, 1)].image).all()
     assert any((one[Draw(2, e)].image != one[Draw(2, 1)].image).any() for e in range(2, 6))
 
 
-def test_a_bad_sample_stops_or_is_replaced_and_listed(tmp_path: Path) -> None:
+def test_a_bad_sample_raises_or_is_replaced_and_listed(tmp_path: Path) -> None:
     reader = _Reader(tmp_path, [_objects(PLAIN_BOX)] * 3)
     reader.paths[1].write_bytes(b"")
     with pytest.raises(BadSample, match=r"1\.png: .*empty|1\.png: .*zero"):
@@ -161,7 +161,7 @@ def test_a_bad_sample_stops_or_is_replaced_and_listed(tmp_path: Path) -> None:
     assert train.source.path.name == "2.png" and not train.source.duplicate
     assert "1.png" in train.source.notes[0]
     scored = TaskDataset(reader, "detection", Plain(), training=False, on_bad_sample="skip")[1]
-    assert scored.source.duplicate  # it is scored in its own place
+    assert scored.source.duplicate  # it is scored at its own index
     for path in reader.paths:
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of the 3 samples can be read"):

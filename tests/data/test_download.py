@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole, cut off, wrong, refused, and without a network."""
+"""Downloads from a local server: complete, interrupted, wrong, refused, and without a network."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from segdet.util.errors import UserError
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``; ``cuts`` breaks off so many answers halfway, ``ranges`` says if it can resume."""
+    """A server of ``files`` that interrupts the first ``cuts`` responses, and supports resuming if ``ranges``."""
 
     daemon_threads = True
 
@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.cuts = 0
         self.ranges = True
-        self.asked: list[str | None] = []
+        self.ranges_requested: list[str | None] = []
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -40,12 +40,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = self.server.files.get(self.path.lstrip("/"))
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
+        requested = self.headers.get("Range")
+        self.server.ranges_requested.append(requested)
         if content is None:
             self.send_error(404)
             return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and self.server.ranges else 0
         if start >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -112,7 +112,7 @@ def voc_part(server: Server, content: bytes = VOC, checksum: str | None = None) 
     return Part("trainval", urls, checksum or md5(VOC), len(VOC), MARKER, inside="VOCdevkit")
 
 
-def test_a_tar_is_fetched_checked_and_unpacked(server, tmp_path):
+def test_a_tar_is_downloaded_verified_and_unpacked(server, tmp_path):
     lines = download([voc_part(server)], tmp_path / "voc")
     assert (tmp_path / "voc" / MARKER).read_text() == "000001\n"
     assert (tmp_path / "voc/VOC2007/JPEGImages/000001.jpg").stat().st_size == 7000
@@ -120,7 +120,7 @@ def test_a_tar_is_fetched_checked_and_unpacked(server, tmp_path):
     assert sorted(path.name for path in (tmp_path / "voc").iterdir()) == ["VOC2007"]
 
 
-def test_a_zip_is_unpacked_and_kept_when_asked(server, tmp_path):
+def test_a_zip_is_unpacked_and_kept_on_request(server, tmp_path):
     content = zip_of({"val2017/1.jpg": b"1", "val2017/2.jpg": b"22"})
     server.files["val2017.zip"] = content
     part = Part("val", (server.url("val2017.zip"),), md5(content), len(content), "val2017")
@@ -129,38 +129,38 @@ def test_a_zip_is_unpacked_and_kept_when_asked(server, tmp_path):
     assert (tmp_path / "val2017.zip").read_bytes() == content
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     server.cuts = 2
     server.files["file"] = bytes(range(256)) * 64
     fetch([server.url("file")], tmp_path / "file", md5(server.files["file"]), pause=0.0)
     assert (tmp_path / "file").read_bytes() == server.files["file"]
-    assert server.asked == [None, "bytes=8192-", "bytes=12288-"]
+    assert server.ranges_requested == [None, "bytes=8192-", "bytes=12288-"]
     assert not (tmp_path / "file.part").exists()
 
 
-def test_an_earlier_run_is_taken_up(server, tmp_path):
+def test_the_partial_file_of_an_earlier_run_is_resumed(server, tmp_path):
     server.files["file"] = b"0123456789"
     (tmp_path / "file.part").write_bytes(b"0123")
     fetch([server.url("file")], tmp_path / "file", md5(b"0123456789"))
     assert (tmp_path / "file").read_bytes() == b"0123456789"
-    assert server.asked == ["bytes=4-"]
+    assert server.ranges_requested == ["bytes=4-"]
 
 
-def test_a_whole_partial_file_is_not_fetched_again(server, tmp_path):
+def test_a_complete_partial_file_is_not_downloaded_again(server, tmp_path):
     server.files["file"] = b"0123456789"
     (tmp_path / "file.part").write_bytes(b"0123456789")
     fetch([server.url("file")], tmp_path / "file", md5(b"0123456789"), pause=0.0)
     assert (tmp_path / "file").read_bytes() == b"0123456789"
 
 
-def test_a_partial_file_of_something_longer_is_started_anew(server, tmp_path):
+def test_a_partial_file_that_is_too_long_is_restarted(server, tmp_path):
     server.files["file"] = b"0123456789"
     (tmp_path / "file.part").write_bytes(b"x" * 30)
     fetch([server.url("file")], tmp_path / "file", md5(b"0123456789"), pause=0.0)
     assert (tmp_path / "file").read_bytes() == b"0123456789"
 
 
-def test_a_server_without_ranges_starts_anew(server, tmp_path, capsys):
+def test_a_server_without_ranges_restarts(server, tmp_path, capsys):
     server.ranges = False
     server.cuts = 1
     server.files["file"] = b"0123456789"
@@ -169,7 +169,7 @@ def test_a_server_without_ranges_starts_anew(server, tmp_path, capsys):
     assert "the server cannot resume, restarting" in capsys.readouterr().err
 
 
-def test_a_wrong_checksum_deletes_what_came(server, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_deleted(server, tmp_path):
     part = voc_part(server, tar_of({"other": b"file"}))
     with pytest.raises(UserError, match=f"has the MD5 .* instead of {md5(VOC)} and was deleted; run"):
         download([part], tmp_path)
@@ -182,7 +182,7 @@ def test_the_next_address_is_tried(server, tmp_path):
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
-def test_a_connection_that_keeps_breaking_says_what_is_kept(server, tmp_path):
+def test_repeated_interruptions_report_the_received_bytes(server, tmp_path):
     server.cuts = 99
     server.files["file"] = b"0123456789" * 100
     message = r"interrupted at .* \(875 bytes were received in file.part\); download http.*/file manually to"
@@ -192,7 +192,7 @@ def test_a_connection_that_keeps_breaking_says_what_is_kept(server, tmp_path):
     fetch([server.url("file")], tmp_path / "file", md5(server.files["file"]))
 
 
-def test_without_a_network_one_line_says_what_to_fetch(server, tmp_path, monkeypatch, capsys):
+def test_without_a_network_one_line_says_what_to_download(server, tmp_path, monkeypatch, capsys):
     server.files.clear()
     url = server.url("VOCtest.tar")
     part = Part("test", (url,), "0" * 32, 1, "VOC2007/ImageSets/Main/test.txt")
@@ -212,7 +212,7 @@ def test_an_unreachable_host_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["VOC2007", "VOCdevkit/VOC2007"])
-def test_a_present_folder_is_not_touched(server, tmp_path, monkeypatch, capsys, place):
+def test_an_existing_folder_is_not_changed(server, tmp_path, monkeypatch, capsys, place):
     marker = tmp_path / place / "ImageSets/Main/trainval.txt"
     marker.parent.mkdir(parents=True)
     marker.write_text("mine\n")
@@ -231,31 +231,31 @@ def test_a_second_part_adds_to_a_folder_and_overwrites_nothing(server, tmp_path)
     assert (tmp_path / MARKER).exists()
 
 
-def test_an_archive_put_there_by_hand_is_used_and_stays(server, tmp_path):
+def test_an_existing_archive_is_used_and_kept(server, tmp_path):
     (tmp_path / "voc.tar").write_bytes(VOC)
     download([voc_part(server)], tmp_path)
-    assert server.asked == []
+    assert server.ranges_requested == []
     assert (tmp_path / MARKER).exists()
     assert (tmp_path / "voc.tar").exists()
 
 
-def test_a_wrong_archive_put_there_by_hand_is_left_and_named(server, tmp_path):
+def test_an_existing_archive_with_a_wrong_checksum_is_refused(server, tmp_path):
     (tmp_path / "voc.tar").write_bytes(b"half")
     with pytest.raises(UserError, match=r"voc\.tar: has the MD5 .* delete it to download it again"):
         download([voc_part(server)], tmp_path)
     assert (tmp_path / "voc.tar").read_bytes() == b"half"
 
 
-def test_too_little_room_is_told_before_anything_is_fetched(server, tmp_path, monkeypatch):
+def test_disk_space_is_checked_before_the_download(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
     with pytest.raises(UserError, match=r"are needed and 100 bytes are free; free some space"):
         download([voc_part(server)], tmp_path)
-    assert server.asked == []
+    assert server.ranges_requested == []
 
 
 @pytest.mark.parametrize("pack", [tar_of, zip_of])
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil"])
-def test_a_path_out_of_the_folder_is_refused(tmp_path, pack, name):
+def test_a_path_outside_the_folder_is_refused(tmp_path, pack, name):
     archive = tmp_path / "archive"
     archive.write_bytes(pack({"fine": b"1", name: b"2"}))
     with pytest.raises(UserError, match="unsafe path"):
@@ -273,13 +273,13 @@ def test_a_link_in_an_archive_is_refused(tmp_path):
         unpack(tmp_path / "archive", tmp_path / "root")
 
 
-def test_a_torn_archive_is_one_line(tmp_path):
+def test_a_corrupt_archive_is_one_line(tmp_path):
     (tmp_path / "archive").write_bytes(VOC[:5000])
     with pytest.raises(UserError, match="archive: corrupt or not an archive"):
         unpack(tmp_path / "archive", tmp_path / "root")
 
 
-def test_cityscapes_says_what_to_fetch_and_where_to_put_it(tmp_path, capsys):
+def test_cityscapes_prints_instructions(tmp_path, capsys):
     assert main(["cityscapes", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "leftImg8bit_trainvaltest.zip" in text
@@ -297,7 +297,7 @@ def test_an_unknown_part_or_dataset_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_list_of_datasets_is_sound(name):
+def test_the_list_of_datasets_is_consistent(name):
     for part in DATASETS[name]:
         assert len(part.md5) == 32
         assert {Path(url).name for url in part.urls} == {part.archive}

@@ -28,7 +28,7 @@ def write_masks(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def test_pixels_are_counted_from_the_files(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_counted_once_per_set_of_files(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_masks(voc_folder)
     found = class_frequency(data(voc_folder).dataset("train"))
     assert found.pixels.tolist() == [48 * 64 * 2 - 100 - 8 * 64 - 4 * 64 - 64, 100, 4 * 64]
@@ -46,13 +46,13 @@ def test_pixels_are_counted_from_the_files(voc_folder: Path, monkeypatch: pytest
             class_frequency(other.dataset("train"))
 
 
-def test_only_the_images_that_are_trained_on_count(voc_folder: Path) -> None:
+def test_only_training_images_are_counted(voc_folder: Path) -> None:
     write_masks(voc_folder)
     found = class_frequency(data(voc_folder, limit_train=1).dataset("train"))
     assert found.pixels[1:].tolist() == [100, 0] and found.pixels_where.tolist() == [48 * 64, 48 * 64, 0]
 
 
-def test_a_torn_mask_stops_or_is_left_out(voc_folder: Path) -> None:
+def test_a_truncated_mask_raises_or_is_left_out(voc_folder: Path) -> None:
     write_masks(voc_folder)
     path = voc_folder / "SegmentationClass/b.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -16,7 +16,7 @@ SIZE = (40, 56)
 
 @pytest.fixture
 def photo() -> Image.Image:
-    """A smooth picture, so that JPEG keeps it, with no two quarters alike."""
+    """A smooth image, which JPEG preserves, with four different quarters."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(cv2.resize(small, SIZE[::-1], interpolation=cv2.INTER_CUBIC))
@@ -35,7 +35,7 @@ def with_orientation(image: Image.Image, path: Path, orientation: int) -> Path:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_is_what_pil_makes_of_it(photo, tmp_path, mode, progressive):
+def test_jpeg_equals_pil(photo, tmp_path, mode, progressive):
     path = saved(photo.convert(mode), tmp_path / "a.jpg", quality=95, progressive=progressive)
     image = read_image(path)
     expected = np.asarray(Image.open(path).convert("RGB"))
@@ -45,10 +45,10 @@ def test_jpeg_is_what_pil_makes_of_it(photo, tmp_path, mode, progressive):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
-def test_png_is_what_pil_makes_of_it(photo, tmp_path, mode):
+def test_png_equals_pil(photo, tmp_path, mode):
     source = photo.convert(mode)
     if mode in ("RGBA", "LA"):
-        source.putalpha(40)  # Dropped, not blended with black.
+        source.putalpha(40)  # dropped, not blended with black
     path = saved(source, tmp_path / "a.png")
     assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
 
@@ -74,7 +74,7 @@ def test_16_bits_are_scaled_to_8(tmp_path, suffix):
         assert image_info(path).bits == 16
 
 
-def test_the_content_decides_not_the_name(photo, tmp_path):
+def test_the_content_determines_the_format(photo, tmp_path):
     path = tmp_path / "really_a_png.jpg"
     photo.save(path, format="PNG")
     assert np.array_equal(read_image(path), np.asarray(photo))
@@ -89,7 +89,7 @@ def test_exif_rotation(photo, tmp_path, orientation):
     assert np.array_equal(read_image(path, declared_size=SIZE), stored)
     upright = read_image(path, upright=True)
     assert np.array_equal(upright, turned) and upright.flags.c_contiguous
-    # The declared size is the rotated one exactly where the rotation swaps the sides.
+    # The declared size is the rotated one only if the rotation swaps the sides.
     assert np.array_equal(read_image(path, declared_size=SIZE[::-1]), turned if orientation >= 5 else stored)
     assert image_info(path).orientation == orientation
 
@@ -121,12 +121,13 @@ def expect_one_line(path: Path, fault: str, read=read_image) -> None:
     with pytest.raises(BadSample) as caught:
         read(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ") and fault in message and "\n" not in message, message
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert fault in message.removeprefix(f"{path}: ")
     assert ".cpp" not in message
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask, image_size, image_info])
-def test_missing_empty_and_foreign_files(tmp_path, read):
+def test_missing_empty_and_other_files(tmp_path, read):
     expect_one_line(tmp_path / "none.jpg", "no such file", read)
     empty = tmp_path / "empty.jpg"
     empty.touch()
@@ -140,18 +141,18 @@ def test_missing_empty_and_foreign_files(tmp_path, read):
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("fraction", [0.03, 0.5, 0.9, 0.999])
-def test_torn_jpeg(photo, tmp_path, fraction, progressive):
+def test_truncated_jpeg(photo, tmp_path, fraction, progressive):
     whole = saved(
         photo.resize((560, 400)), tmp_path / "a.jpg", quality=95, progressive=progressive
     ).read_bytes()
-    path = tmp_path / "torn.jpg"
+    path = tmp_path / "truncated.jpg"
     path.write_bytes(whole[: int(len(whole) * fraction)])
-    expect_one_line(path, "torn")
+    expect_one_line(path, "truncated JPEG")
 
 
-def test_jpeg_without_its_last_two_bytes_or_with_a_tail_of_zeros_is_torn(photo, tmp_path):
+def test_jpeg_without_its_end_marker_is_truncated(photo, tmp_path):
     whole = saved(photo, tmp_path / "a.jpg").read_bytes()
-    path = tmp_path / "torn.jpg"
+    path = tmp_path / "truncated.jpg"
     path.write_bytes(whole[:-2])
     expect_one_line(path, "truncated JPEG: the end of the image is missing")
     half = len(whole) * 3 // 4
@@ -159,7 +160,7 @@ def test_jpeg_without_its_last_two_bytes_or_with_a_tail_of_zeros_is_torn(photo, 
     expect_one_line(path, "truncated JPEG: the end of the image is missing")
 
 
-def test_torn_jpeg_with_a_whole_thumbnail_in_its_header(photo, tmp_path):
+def test_truncated_jpeg_with_a_complete_thumbnail(photo, tmp_path):
     thumbnail = io.BytesIO()
     photo.resize((28, 20)).save(thumbnail, "JPEG")
     body = saved(photo, tmp_path / "a.jpg").read_bytes()
@@ -171,11 +172,11 @@ def test_torn_jpeg_with_a_whole_thumbnail_in_its_header(photo, tmp_path):
     path.write_bytes(whole[:-40])
     expect_one_line(path, "truncated JPEG: the end of the image is missing")
     path.write_bytes(whole[: len(inside) + 2])
-    expect_one_line(path, "torn")
+    expect_one_line(path, "truncated JPEG")
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\n", b"trailer" * 3000])
-def test_trailing_bytes_do_not_tear_an_image(photo, tmp_path, tail):
+def test_trailing_bytes_are_ignored(photo, tmp_path, tail):
     for name in ("a.jpg", "a.png"):
         path = saved(photo, tmp_path / name)
         expected = read_image(path)
@@ -185,9 +186,9 @@ def test_trailing_bytes_do_not_tear_an_image(photo, tmp_path, tail):
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_torn_png(photo, tmp_path, read, mode):
+def test_truncated_png(photo, tmp_path, read, mode):
     whole = saved(photo.convert(mode), tmp_path / "a.png").read_bytes()
-    path = tmp_path / "torn.png"
+    path = tmp_path / "truncated.png"
     for length in (20, 60, len(whole) // 2, len(whole) - 13):
         path.write_bytes(whole[:length])
         expect_one_line(path, "truncated PNG" if length > 26 or read is read_image else "", read)
@@ -219,7 +220,7 @@ def test_mask_values_are_the_stored_indices(tmp_path, bits, kind):
 
 
 def write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
-    """A grayscale PNG of fewer than 8 bits, which PIL does not write."""
+    """Write a grayscale PNG of fewer than 8 bits, which PIL cannot write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return (
@@ -233,7 +234,7 @@ def write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def test_masks_that_hold_no_indices_are_refused(photo, tmp_path):
+def test_masks_without_indices_are_refused(photo, tmp_path):
     for mode in ("RGB", "RGBA", "LA"):
         path = saved(photo.convert(mode), tmp_path / f"{mode}.png")
         expect_one_line(path, "a mask must hold class indices", read_mask)

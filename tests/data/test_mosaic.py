@@ -1,4 +1,4 @@
-"""Four images in one: every pixel, box and mask comes from where it is said to, and from the seed."""
+"""Mosaics: pixels, boxes and masks match, and the seed determines them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ SIDE = 64
 
 
 def quartered(count: int) -> list[Sample]:
-    """Images of one colour each, with an object of another that is its box's mask."""
+    """Return images of one colour each, with a rectangular object of another colour."""
     samples = []
     for place in range(count):
         image = torch.full((3, SIDE, SIDE), 40 * place + 10, dtype=torch.uint8)
@@ -38,7 +38,7 @@ def quartered(count: int) -> list[Sample]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_boxes_and_masks_are_where_the_pixels_are(seed: int) -> None:
+def test_boxes_and_masks_match_the_pixels(seed: int) -> None:
     made = mosaic(quartered(4), np.random.default_rng(seed))
     assert made.image.shape == (3, SIDE, SIDE)
     target = made.target
@@ -61,7 +61,7 @@ def test_boxes_and_masks_are_where_the_pixels_are(seed: int) -> None:
     assert colours == {0, 1, 2, 3}
 
 
-def test_little_of_a_box_is_too_little() -> None:
+def test_boxes_below_min_visibility_are_dropped() -> None:
     few, many = (
         sum(len(mosaic(quartered(4), np.random.default_rng(s), least).target["boxes"]) for s in range(10))
         for least in (0.9, 0.0)
@@ -69,7 +69,7 @@ def test_little_of_a_box_is_too_little() -> None:
     assert 0 < few < many
 
 
-def test_small_images_leave_the_mean_colour() -> None:
+def test_small_images_are_padded_with_the_mean_colour() -> None:
     large, *others = quartered(4)
     small = [Sample(o.image[:, :5, :5], Target(**{k: v[:0] for k, v in o.target.items() if k != "masks"}), o.source)  # type: ignore[index,misc]
              for o in others]  # fmt: skip
@@ -95,7 +95,7 @@ def epoch(data: ShapesDataModule, number: int) -> list[torch.Tensor]:
     ]
 
 
-def test_the_seed_decides_and_not_the_worker(tmp_path: Path) -> None:
+def test_mosaics_depend_on_the_seed_and_not_on_workers(tmp_path: Path) -> None:
     alone = epoch(module(tmp_path, num_workers=0, mosaic=0.5), 1)
     by_worker = epoch(module(tmp_path, num_workers=1, mosaic=0.5), 1)
     assert all(torch.equal(one, other) for one, other in zip(alone, by_worker, strict=True))
@@ -103,7 +103,7 @@ def test_the_seed_decides_and_not_the_worker(tmp_path: Path) -> None:
     assert not torch.equal(alone[0], another[0])
 
 
-def test_the_last_epochs_are_without_and_so_is_evaluation(tmp_path: Path) -> None:
+def test_the_last_epochs_have_no_mosaics(tmp_path: Path) -> None:
     data = module(tmp_path, num_workers=0, mosaic=1.0, mosaic_off_epochs=2)
 
     class Five:
@@ -121,7 +121,7 @@ def test_the_last_epochs_are_without_and_so_is_evaluation(tmp_path: Path) -> Non
         _with_mosaic(data, data.dataset("train"))
 
 
-def test_what_has_no_mosaic(tmp_path: Path) -> None:
+def test_mosaics_of_other_tasks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is for detection, not for segmentation"):
         module(tmp_path, task="segmentation", mosaic=0.5)
     with pytest.raises(UserError, match="must be from 0 to 1"):

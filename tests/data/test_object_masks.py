@@ -1,4 +1,4 @@
-"""Objects' masks from COCO's and Cityscapes' shape to the batch."""
+"""Masks of objects, from COCO and Cityscapes folders to the batch."""
 
 from pathlib import Path
 
@@ -34,14 +34,14 @@ def _reader(folder: tuple[str, Path], masks: bool = True) -> Reader:
     return CityscapesReader(root, "train", "detection", masks)
 
 
-def test_masks_are_the_scenes_objects(folder: tuple[str, Path]) -> None:
+def test_masks_equal_the_objects_of_the_scenes(folder: tuple[str, Path]) -> None:
     reader = _reader(folder)
     scenes = [draw_scene(0, index, (96, 128)) for index in range(COUNT)]
     seen = 0
     for index in range(COUNT):
         objects = reader.objects(index)
         assert objects.masks is not None and objects.masks.shape == (len(objects), 96, 128)
-        # Files are in another order than scenes: an object is known by its box.
+        # Files and scenes have different orders; boxes identify the objects.
         found = {tuple(box): mask for box, mask in zip(objects.boxes.tolist(), objects.masks, strict=True)}
         for scene in scenes:
             boxes = {tuple(map(float, box)): place for place, box in enumerate(scene.boxes.tolist())}
@@ -67,7 +67,7 @@ def test_masks_go_through_the_same_transforms(folder: tuple[str, Path]) -> None:
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
             y, x = mask.nonzero(as_tuple=True)
             around = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
-            # Cut off by the border, a mask may be narrower than its box.
+            # Masks clipped at the border may be narrower than their boxes.
             assert around[0] >= x0 - 2 and around[1] >= y0 - 2 and around[2] <= x1 + 2 and around[3] <= y1 + 2
             if min(x0, y0) > 1 and max(x1, y1) < 95:
                 np.testing.assert_allclose(around, [x0, y0, x1, y1], atol=2)

@@ -1,4 +1,4 @@
-"""How a batch travels to the device."""
+"""Moving batches to a device."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Copies(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_objects_of_all_images_travel_in_one_piece() -> None:
+def test_objects_of_all_images_are_moved_in_one_copy_per_key() -> None:
     seen = []
     for counts in ([2, 0, 3], [1] * 20):
         with Copies() as copies:
@@ -43,15 +43,15 @@ def test_objects_of_all_images_travel_in_one_piece() -> None:
         assert moved.images.device.type == "meta"
         assert [len(target["labels"]) for target in moved.targets] == counts
         assert {value.device.type for target in moved.targets for value in target.values()} == {"meta"}  # type: ignore[attr-defined]
-    assert seen == [4, 4]  # the images and three keys
+    assert seen == [4, 4]  # the images and three keys of the targets
 
 
-def test_what_is_where_it_belongs_stays_itself() -> None:
+def test_a_batch_on_the_device_is_returned_itself() -> None:
     here = batch([1, 2])
     assert here.to("cpu") is here
 
 
-def test_values_are_each_image_s_own() -> None:
+def test_moved_targets_are_equal() -> None:
     targets = batch([2, 0, 3]).targets
     for one, other in zip(_moved(targets, torch.device("cpu"), False), targets, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in other)  # type: ignore[literal-required]

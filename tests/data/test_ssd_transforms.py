@@ -1,4 +1,4 @@
-"""SSD's augmentation: what it does to pixels, boxes and masks, and how often."""
+"""SSD's augmentation of pixels, boxes and masks."""
 
 import colorsys
 from typing import Any
@@ -25,7 +25,7 @@ OBJECTS = np.array([[10, 20, 50, 40], [60, 5, 78, 30]], np.float32)
 
 
 def _scene() -> tuple[np.ndarray, np.ndarray]:
-    """Two white rectangles on black, and their mask."""
+    """Return two white rectangles on black, and their mask."""
     image = np.zeros((60, 80, 3), np.uint8)
     for x0, y0, x1, y1 in OBJECTS.astype(int):
         image[y0:y1, x0:x1] = 255
@@ -52,7 +52,7 @@ def test_boxes_and_mask_follow_the_pixels(seed: int) -> None:
         assert inner.all()
     everywhere = np.ones_like(white)
     for x0, y0, x1, y1 in boxes:
-        # Beyond them is only what is left of objects whose centre is gone.
+        # Other white pixels belong to objects whose centre is outside.
         everywhere[int(max(0, y0 - 3)) : int(y1 + 4), int(max(0, x0 - 3)) : int(x1 + 4)] = False
     if len(boxes) == 2:
         assert not (white & everywhere).any()
@@ -61,7 +61,7 @@ def test_boxes_and_mask_follow_the_pixels(seed: int) -> None:
     assert (out_mask[canvas] == IGNORE).mean() > 0.9 if canvas.any() else not (out_mask == IGNORE).any()
 
 
-def test_a_whole_image_is_resized() -> None:
+def test_the_whole_image_is_resized() -> None:
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8), (5, 5), 0)
     transform = ExpandAndCrop((90, 100), p=1.0)
     whole: dict[str, Any] = {"crop": np.array([0.0, 0, 80, 60]), "colours": None}
@@ -70,8 +70,8 @@ def test_a_whole_image_is_resized() -> None:
     assert (transform.apply(image, flip=True, **whole) == expected[:, ::-1]).all()
 
 
-def test_an_expanded_image_is_resized_to_its_part() -> None:
-    """The image is the lower right quarter of a canvas of twice its sides, but for what its edge is mixed with."""
+def test_an_expanded_image_is_resized() -> None:
+    """The image is the lower right quarter of a canvas of twice its sides; pixels at its edge are interpolated."""
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8), (5, 5), 0)
     crop = np.array([-80.0, -60, 80, 60])
     out = ExpandAndCrop((90, 120)).apply(image, flip=False, crop=crop, colours=None).astype(int)
@@ -80,7 +80,7 @@ def test_an_expanded_image_is_resized_to_its_part() -> None:
     assert (out[:45] == MEAN_COLOUR).all() and (out[:, :60] == MEAN_COLOUR).all()
 
 
-def test_colours_are_distorted_on_the_image_alone() -> None:
+def test_colours_of_the_canvas_are_not_distorted() -> None:
     image = np.full((60, 80, 3), 100, np.uint8)
     crop = np.array([-80.0, -60, 80, 60])
     transform = ExpandAndCrop((90, 120), distort=PhotometricDistort())
@@ -91,8 +91,8 @@ def test_colours_are_distorted_on_the_image_alone() -> None:
         assert (out[:45] == MEAN_COLOUR).all() and (out[:, :60] == MEAN_COLOUR).all()
 
 
-def test_crops_are_what_was_drawn() -> None:
-    """Every crop that is no whole canvas reaches an IoU with an object whose centre it holds, of the right shape."""
+def test_crops_fulfil_the_drawn_conditions() -> None:
+    """Crops other than the whole canvas have the least IoU with an object whose centre they contain."""
     transform = ExpandAndCrop((30, 30), expand_p=0.0, hflip=0.0)
     normalized = OBJECTS / np.array([80, 60, 80, 60], np.float32)
     whole = 0
@@ -106,19 +106,19 @@ def test_crops_are_what_was_drawn() -> None:
         assert 0.5 <= sides[0] / sides[1] <= 2
         assert contains_centres(crop[None], OBJECTS).any()
         assert (crop >= 0).all() and (crop[2:] <= (80, 60)).all()
-    # One choice in seven, and where no crop reaches an IoU of .7 or .9.
+    # One choice in seven is the whole canvas; it is also used if no crop has an IoU of .7 or .9.
     assert 300 / 7 < whole < 200
 
 
 @pytest.mark.parametrize("least", MIN_IOUS[:4])
-def test_the_least_overlap_is_kept(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of the drawn crops that reaches it, counted in a loop."""
+def test_the_first_crop_with_the_least_iou_is_used(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with the first sufficient crop, found in a loop."""
     objects = np.array([[8, 6, 72, 56]], np.float64)
     transform = ExpandAndCrop((30, 30), hflip=0.0)
     canvas = np.array([0.0, 0, 80, 60])
 
     class Drawn:
-        """A generator that draws ``least`` first, and then what numpy's would."""
+        """A generator that draws ``least`` first, then the same numbers as NumPy's."""
 
         def __init__(self, seed: int) -> None:
             self.rng = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ def test_the_least_overlap_is_kept(least: float, monkeypatch: pytest.MonkeyPatch
         np.testing.assert_allclose(crop, expected)
 
 
-def test_objects_without_their_centre_are_lost_and_so_are_proposals() -> None:
+def test_boxes_whose_centre_is_outside_are_dropped() -> None:
     transform = ExpandAndCrop((60, 80), hflip=0.0)
     boxes = np.array([[0, 0, 30, 30, 0], [16, 16, 60, 50, 1], [50, 40, 60, 60, 2]], np.float32)
     boxes[:, :4] /= (80, 60, 80, 60)
@@ -159,7 +159,7 @@ def test_objects_without_their_centre_are_lost_and_so_are_proposals() -> None:
     np.testing.assert_allclose(flipped[1, :4], [0, 20 / 40, 10 / 40, 1], atol=1e-6)
 
 
-def test_proposals_travel_along_and_do_not_choose_the_crop() -> None:
+def test_proposals_do_not_influence_the_crop() -> None:
     image, _ = _scene()
     rng = np.random.default_rng(0)
     corners = rng.random((500, 2)) * (60, 45)
@@ -175,7 +175,7 @@ def test_proposals_travel_along_and_do_not_choose_the_crop() -> None:
     assert len(moved)
 
 
-def test_without_objects_a_crop_is_drawn_or_the_image_stays() -> None:
+def test_without_objects_any_crop_or_the_whole_image_is_used() -> None:
     transform = ExpandAndCrop((30, 30), expand_p=0.0)
     crops = [_params(transform, (60, 80), seed, bboxes=np.zeros((0, 5)))["crop"] for seed in range(40)]
     whole = sum(crop.tolist() == [0, 0, 80, 60] for crop in crops)
@@ -195,13 +195,13 @@ def test_expanding_surrounds_the_image() -> None:
     assert 3.9 < max(ratios) <= 4
 
 
-def test_flips_half_of_the_time() -> None:
+def test_flip_probability() -> None:
     transform = ExpandAndCrop((30, 30))
     flips = [_params(transform, (60, 80), seed, bboxes=None)["flip"] for seed in range(400)]
     assert 0.4 < np.mean(flips) < 0.6
 
 
-def test_overlaps_are_as_defined() -> None:
+def test_iou_and_centres() -> None:
     crops, boxes = (
         np.array([[0.0, 0, 10, 10]]),
         np.array([[5.0, 0, 15, 10], [20, 20, 30, 30], [9, 9, 13, 13]]),
@@ -228,7 +228,7 @@ def test_saturation_and_hue_are_changed_in_hsv() -> None:
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
     less = [255 * c for c in colorsys.hsv_to_rgb(hue, saturation / 2, value)]
     np.testing.assert_allclose(_distorted(colour, saturation=0.5), less, atol=3)
-    for shift in (15.0, -15.0):  # 30 degrees, over the end of the circle as well
+    for shift in (15.0, -15.0):  # 30 degrees, also across the end of the circle
         turned = [255 * c for c in colorsys.hsv_to_rgb((hue + shift / 180) % 1, saturation, value)]
         np.testing.assert_allclose(_distorted(colour, shift=shift), turned, atol=5)
 
@@ -244,7 +244,7 @@ def test_each_distortion_happens_half_of_the_time() -> None:
     assert all(0.5 <= params["contrast"] <= 1.5 and abs(params["added"]) <= 32 for params in drawn)
 
 
-def test_the_same_seed_gives_the_same_and_another_another() -> None:
+def test_the_seed_determines_the_result() -> None:
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     train = SSDAugmentation(size=(50, 50)).train()
     one, again, other = (train(image, {"objects": OBJECTS}, seed=s)[0] for s in (5, 5, 6))
@@ -252,8 +252,8 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
     assert (one != other).any()
 
 
-def test_alone_in_a_composition_of_albumentations() -> None:
-    """All boxes are objects where nobody says otherwise."""
+def test_in_a_plain_albumentations_pipeline() -> None:
+    """Without box sets, all boxes are objects."""
     image, _ = _scene()
     compose = A.Compose(
         [PhotometricDistort(), ExpandAndCrop((40, 40))], bbox_params=A.BboxParams("pascal_voc", clip=True)
@@ -263,6 +263,6 @@ def test_alone_in_a_composition_of_albumentations() -> None:
     assert Pipeline([ExpandAndCrop((40, 40))])(image)[0].shape == (40, 40, 3)
 
 
-def test_a_mistake_is_one_line() -> None:
+def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match=r"data\.recipe\.size 300: .*give \[height, width\]"):
         SSDAugmentation(size=300)

@@ -1,4 +1,4 @@
-"""Pipelines: boxes of several sets and masks stay with the pixels they belong to."""
+"""Pipelines: box sets and masks follow the pixels."""
 
 import albumentations as A
 import numpy as np
@@ -8,7 +8,7 @@ from segdet.data.transforms import Pipeline, Plain, Recipe, ScaleJitter, SSDAugm
 
 
 def _scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A white rectangle on black, with its box and mask."""
+    """Return a white rectangle on black, its box and its mask."""
     image = np.zeros((60, 80, 3), np.uint8)
     image[20:40, 10:50] = 255
     return image, np.array([[10, 20, 50, 40]], np.float32), (image[..., 0] > 0).astype(np.uint8)
@@ -29,7 +29,7 @@ def test_boxes_and_mask_follow_the_pixels(seed: int) -> None:
     assert inner[out_mask != 255].mean() > 0.97
 
 
-def test_the_same_seed_gives_the_same_and_another_another() -> None:
+def test_the_seed_determines_the_result() -> None:
     image, boxes, _ = _scene()
     image = np.random.default_rng(0).integers(0, 255, image.shape, np.uint8)
     train = ScaleJitter(size=(60, 80)).train()
@@ -38,20 +38,20 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
     assert (one != other).any()
 
 
-def test_leaving_boxes_are_clipped_and_vanished_ones_dropped_with_their_indices() -> None:
+def test_boxes_are_clipped_and_dropped_with_their_indices() -> None:
     image, _, _ = _scene()
     crop = Pipeline([A.Crop(0, 0, 40, 60)], min_visibility=0.25)
     objects = np.array([[60, 0, 80, 10], [10, 20, 50, 40], [38, 0, 78, 40]], np.float32)
     proposals = np.array([[0, 0, 10, 10]], np.float32)
     _, sets, _ = crop(image, {"objects": objects, "proposals": proposals})
     boxes, kept = sets["objects"]
-    assert kept.tolist() == [1]  # the first is gone, of the third a twentieth is left
+    assert kept.tolist() == [1]  # the first left the image; 5% of the third are visible
     np.testing.assert_allclose(boxes, [[10, 20, 40, 40]], atol=1e-3)
     np.testing.assert_allclose(sets["proposals"][0], proposals, atol=1e-3)
     assert sets["proposals"][1].tolist() == [0]
 
 
-def test_no_boxes_at_all_stay_an_array_of_none() -> None:
+def test_no_boxes_stay_an_empty_array() -> None:
     image, _, _ = _scene()
     _, sets, _ = Plain(size=(30, 40)).train()(image, {"objects": np.zeros((0, 4), np.float32)})
     assert sets["objects"][0].shape == (0, 4)
@@ -67,7 +67,7 @@ def test_evaluation_only_resizes(size: int | tuple[int, int] | None, expected: t
     np.testing.assert_allclose(sets["objects"][0][0], boxes[0] * ratio, atol=1e-3)
 
 
-def test_padding_is_ignored_in_masks() -> None:
+def test_padding_of_masks_is_ignored() -> None:
     image, _, mask = _scene()
     recipe = ScaleJitter(size=(60, 80), scale=(0.5, 0.5))
     _, _, out = recipe.train()(image, mask=mask, seed=0)
@@ -75,7 +75,7 @@ def test_padding_is_ignored_in_masks() -> None:
     assert (out == 255).sum() == 60 * 80 - 30 * 40
 
 
-def test_resize_of_masks_invents_no_classes() -> None:
+def test_resizing_masks_creates_no_classes() -> None:
     mask = np.random.default_rng(0).choice(np.array([0, 7, 255], np.uint8), (60, 80))
     _, _, out = Pipeline(resize((33, 47)))(np.zeros((60, 80, 3), np.uint8), mask=mask)
     assert out is not None
@@ -93,8 +93,8 @@ def test_resize_of_masks_invents_no_classes() -> None:
     ],
     ids=["plain", "jitter", "ssd", "affine"],
 )
-def test_more_masks_than_opencv_takes_at_once(recipe: Recipe, count: int) -> None:
-    """They are what they are a few at a time."""
+def test_more_masks_than_opencv_transforms_at_once(recipe: Recipe, count: int) -> None:
+    """The result equals that of several calls with fewer masks."""
     generator = np.random.default_rng(0)
     image = generator.integers(0, 255, (60, 80, 3), np.uint8)
     corners = generator.integers(0, (50, 30), (count, 2))

@@ -23,7 +23,7 @@ class Computed:
         return {"a": np.arange(1000), "b": np.eye(2, dtype=np.float32)}
 
 
-def test_what_is_there_is_not_computed_again(folder: Path) -> None:
+def test_an_entry_is_computed_once(folder: Path) -> None:
     compute = Computed()
     for _ in range(2):
         found = cache.cached("kind", "abc", compute)
@@ -36,7 +36,7 @@ def test_what_is_there_is_not_computed_again(folder: Path) -> None:
     assert compute.times == 3
 
 
-@pytest.mark.parametrize("damage", ["torn", "empty", "flipped", "another format"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "another format"])
 def test_a_damaged_file_is_computed_again(damage: str) -> None:
     compute = Computed()
     cache.cached("kind", "abc", compute)
@@ -44,7 +44,7 @@ def test_a_damaged_file_is_computed_again(damage: str) -> None:
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[len(content) // 3] ^= 255
-    whole = {"torn": content[: len(content) // 2], "empty": b"", "another format": b"x" * 100}
+    whole = {"truncated": content[: len(content) // 2], "empty": b"", "another format": b"x" * 100}
     path.write_bytes(whole.get(damage, content))
     assert cache.load("kind", "abc") is None
     assert np.array_equal(cache.cached("kind", "abc", compute)["a"], np.arange(1000))
@@ -52,7 +52,7 @@ def test_a_damaged_file_is_computed_again(damage: str) -> None:
     assert cache.load("kind", "abc") is not None
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(
+def test_a_read_only_folder_is_reported_and_not_fatal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_nothing_behind(folder: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_those_may_read_an_entry_whom_the_umask_lets(mask: int, mode: int) -> None:
+def test_entries_have_the_permissions_of_the_umask(mask: int, mode: int) -> None:
     before = os.umask(mask)
     try:
         assert cache.save("kind", "abc", {"a": np.zeros(1)})
@@ -82,7 +82,7 @@ def test_those_may_read_an_entry_whom_the_umask_lets(mask: int, mode: int) -> No
     assert stat.S_IMODE(cache.path_of("kind", "abc").stat().st_mode) == mode
 
 
-def test_the_key_of_files_follows_name_size_and_time(tmp_path: Path) -> None:
+def test_the_key_of_files_depends_on_name_size_and_time(tmp_path: Path) -> None:
     path = tmp_path / "one" / "mask.png"
     path.parent.mkdir()
     path.write_bytes(b"abc")
@@ -92,7 +92,7 @@ def test_the_key_of_files_follows_name_size_and_time(tmp_path: Path) -> None:
     copy.parent.mkdir()
     copy.write_bytes(b"abd")
     os.utime(copy, ns=(5, 5))
-    assert cache.files_key([copy], "part") == key  # moved with its time, it is the same
+    assert cache.files_key([copy], "part") == key  # a copy with the same time has the same key
     assert cache.files_key([path], "other part") != key
     os.utime(path, ns=(6, 6))
     assert cache.files_key([path], "part") != key
@@ -102,12 +102,12 @@ def test_the_key_of_files_follows_name_size_and_time(tmp_path: Path) -> None:
     assert cache.files_key([tmp_path / "none"]) != cache.files_key([])
 
 
-def test_parts_of_a_key_do_not_run_together() -> None:
+def test_parts_of_a_key_are_separated() -> None:
     assert cache.key_of("ab", "c") != cache.key_of("a", "bc")
     assert cache.key_of(1) != cache.key_of("1")
 
 
-def test_the_folder_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.VARIABLE, "~/elsewhere")
     assert cache.cache_folder() == Path.home() / "elsewhere"
     monkeypatch.delenv(cache.VARIABLE)

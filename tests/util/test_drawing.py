@@ -18,11 +18,11 @@ from segdet.util.drawing import (
 GREY = np.full((120, 160, 3), 128, np.uint8)
 
 
-def test_the_palette_is_vocs():
+def test_voc_palette():
     colours = voc_palette()
     assert colours.shape == (256, 3)
     assert colours.dtype == np.uint8
-    # From VOC's own table: background, aeroplane, bicycle, bird, boat, ..., tvmonitor, and the border.
+    # From VOC's table: background, aeroplane, bicycle, bird, boat, ..., tvmonitor, and the border.
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0)}
     known |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     assert {value: tuple(colours[value].tolist()) for value in known} == known
@@ -41,7 +41,7 @@ def test_a_mask_without_background_has_no_black_class():
     assert mask_colours(["Sky", "Road"])[0].tolist() == [128, 0, 0]
 
 
-def test_boxes_are_drawn_where_they_are():
+def test_boxes_are_drawn_at_their_coordinates():
     boxes = np.array([[40.0, 50.0, 100.0, 90.0]])
     before = GREY.copy()
     picture = draw_boxes(GREY, boxes, np.array([2]), ["cat", "dog"])
@@ -53,12 +53,12 @@ def test_boxes_are_drawn_where_they_are():
     assert (picture[60:80, 50:90] == 128).all()
     assert (picture[100:] == 128).all()
     changed = (picture != 128).any(axis=2)
-    assert changed[36:48, 40:60].any(), "the tag stands above the box"
+    assert changed[36:48, 40:60].any(), "the tag is above the box"
     plain = draw_boxes(GREY, boxes, np.array([2]), ["cat", "dog"], tags=False)
     assert (plain[:48] == 128).all()
 
 
-def test_drawing_is_deterministic_and_takes_anything():
+def test_drawing_is_deterministic_and_accepts_invalid_boxes():
     boxes = np.array([[0, 0, 160, 120], [-50, -50, 500, 500], [np.nan, 0, 1, 1], [5, 5, 5, 5]])
     labels = np.array([1, 2, 1, 9])
     first = draw_boxes(GREY, boxes, labels, ["a", "b"], scores=np.array([0.9, 0.5, 0.1, 0.2]))
@@ -86,7 +86,7 @@ def test_crowds_are_hatched():
     assert len(edge) > 1, "the outline is dashed"
 
 
-def test_masks_tint_classes_hatch_what_is_ignored_and_leave_the_background():
+def test_masks_tint_classes_and_hatch_ignored_pixels():
     mask = np.zeros((120, 160), np.uint8)
     mask[:, 80:] = 1
     mask[80:] = 255
@@ -108,7 +108,7 @@ def test_a_mask_of_another_size_is_refused():
         draw_mask(GREY, np.zeros((5, 5), np.uint8), ["a"])
 
 
-def test_the_legend_names_what_is_seen():
+def test_the_legend_lists_the_classes_in_the_mask():
     mask = np.array([[0, 2, 2], [255, 2, 1]], np.uint8)
     assert mask_legend(mask, ["background", "cat", "dog"]) == [
         ("dog", (0, 128, 0)),
@@ -120,18 +120,18 @@ def test_the_legend_names_what_is_seen():
     assert draw_legend(entries, 200).shape[0] > draw_legend(entries, 2000).shape[0]
 
 
-def test_boxes_take_the_colours_given():
+def test_boxes_with_given_colours():
     boxes, labels = np.array([[20.0, 20, 60, 60], [80, 20, 120, 60]]), np.array([1, 1])
     drawn = draw_boxes(GREY, boxes, labels, ["a"], tags=False, colours=[(255, 0, 0), (0, 0, 255)])
     assert drawn[40, 20].tolist() == [255, 0, 0] and drawn[40, 80].tolist() == [0, 0, 255]
 
 
-def test_a_matrix_is_blue_where_it_is_right_and_red_beside():
+def test_a_matrix_is_blue_on_the_diagonal_and_red_elsewhere():
     counts = np.array([[9, 1, 0], [0, 0, 0], [0, 5, 5]])
     names = ["a", "$b_c$", "nothing"]
     picture = draw_matrix(counts, names, names, heading="all of it")
     height, width = picture.shape[:2]
-    # Three cells of 58 pixels, from the right edge and the lower one; corners, since counts stand in the middle.
+    # Corners of three cells of 58 pixels, counted from the right and bottom edges; counts are in the middle.
     corner = {
         (row, column): picture[height - 14 - 58 * (3 - row) + 5, width - 14 - 58 * (3 - column) + 5].astype(
             int
@@ -144,23 +144,23 @@ def test_a_matrix_is_blue_where_it_is_right_and_red_beside():
             assert min(corner[place]) > 240, place
         else:
             assert (blue > red + 60) if place[0] == place[1] else (red > blue + 10), place
-    assert corner[2, 1][1] < corner[0, 1][1]  # half of its row is darker than a tenth
+    assert corner[2, 1][1] < corner[0, 1][1]  # half of a row is darker than a tenth
     assert np.array_equal(picture, draw_matrix(counts, names, names, heading="all of it"))
 
 
 @pytest.mark.parametrize(("classes", "most"), [(0, 200), (1, 400), (81, 2000), (1204, 2600)])
-def test_a_matrix_of_any_size_is_a_picture_of_some(classes, most):
+def test_a_matrix_of_any_size_fits_a_picture(classes, most):
     names = ["a name that is as long as names of classes sometimes are, and longer"] * classes
     picture = draw_matrix(np.ones((classes, classes), int), names, names)
     assert picture.dtype == np.uint8 and classes < min(picture.shape[:2]) <= max(picture.shape[:2]) < most
 
 
-def test_a_matrix_without_its_names_is_refused():
+def test_a_matrix_with_other_numbers_of_names_is_refused():
     with pytest.raises(ValueError, match="2 and 1 names"):
         draw_matrix(np.zeros((2, 2), int), ["a", "b"], ["a"])
 
 
-def test_a_sheet_holds_every_image():
+def test_a_sheet_contains_every_image():
     images = [np.full((30 + 40 * i, 100, 3), 40 * i, np.uint8) for i in range(5)]
     page = draw_sheet(images, [f"image {i}" for i in range(5)], columns=3, cell=100, heading="five")
     assert page.shape[1] == 14 + 3 * 114

@@ -23,7 +23,7 @@ def write(root: Path, ids=None, instances=None, city="aachen", stem=STEM, suffix
         cv2.imwrite(str(annotations / f"{stem}_gtFine_instanceIds.png"), np.asarray(instances, np.uint16))
 
 
-def test_the_table_of_labels():
+def test_label_table():
     assert [label.id for label in LABELS] == [*range(34), -1]
     classes = [label for label in LABELS if not label.ignored]
     assert [label.train_id for label in classes] == list(range(19))
@@ -52,14 +52,14 @@ def test_label_ids_become_train_ids(tmp_path):
     assert (found.path, found.fault, found.fatal) == (path, fault, False)
 
 
-def test_objects_groups_and_what_is_neither(tmp_path):
+def test_objects_and_groups(tmp_path):
     values = np.full((H, W), 7, np.uint16)
-    values[2:5, 3:9] = 26001  # a car,
-    values[2, 3] = 33000  # its corner hidden by a bicycle,
-    values[10:12, 0:2] = values[14:16, 22:24] = 24002  # a person in two pieces,
-    values[6:8, 10:20] = 26  # a group of cars,
-    values[8, 0] = 32  # a group of one pixel,
-    values[12, 12] = 29001  # a caravan, which counts nowhere
+    values[2:5, 3:9] = 26001  # a car
+    values[2, 3] = 33000  # a bicycle in front of its corner
+    values[10:12, 0:2] = values[14:16, 22:24] = 24002  # a person in two parts
+    values[6:8, 10:20] = 26  # a group of cars
+    values[8, 0] = 32  # a group of one pixel
+    values[12, 12] = 29001  # a caravan, which is ignored
     write(tmp_path, instances=values)
     reader = CityscapesReader(tmp_path, "val", "detection")
     assert reader.class_names == ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
@@ -81,7 +81,7 @@ def test_objects_groups_and_what_is_neither(tmp_path):
     assert list(reader.faults(0, "detection")) == []
 
 
-def test_boxes_equal_a_search_by_hand(tmp_path):
+def test_boxes_enclose_the_pixels_of_each_value(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.choice([0, 7, 24000, 24001, 26003, 27, 33017, 65000], size=(H, W)).astype(np.uint16)
     values[: H // 2] = 0
@@ -102,7 +102,7 @@ def test_an_image_without_objects_has_empty_arrays(tmp_path):
     assert objects.boxes.shape == (0, 4) and len(objects) == 0 and objects.iscrowd.shape == (0,)
 
 
-def test_images_are_sorted_and_jpegs_stand_in(tmp_path):
+def test_images_are_sorted_and_jpegs_are_used_where_there_is_no_png(tmp_path):
     ids = np.zeros((H, W))
     write(tmp_path, ids, city="ulm", stem="ulm_000001_000019", suffix="jpg")
     write(tmp_path, ids, city="bonn", stem="bonn_000002_000019", suffix="jpg")
@@ -120,7 +120,7 @@ def test_images_are_sorted_and_jpegs_stand_in(tmp_path):
     assert (reader.mask(2) == 255).all() and reader.declared_size(0) is None and reader.image_id(2) == 3
 
 
-def test_missing_packages_are_named(tmp_path):
+def test_missing_archives_are_named(tmp_path):
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError) as caught:
             CityscapesReader(missing, "val", "segmentation")
@@ -138,7 +138,7 @@ def test_missing_packages_are_named(tmp_path):
         CityscapesReader(tmp_path, "train", "segmentation")
 
 
-def test_polygons_alone_do_not_do(tmp_path):
+def test_polygons_without_masks_are_refused(tmp_path):
     write(tmp_path)
     polygons = tmp_path / "gtFine/val/aachen" / f"{STEM}_gtFine_polygons.json"
     polygons.write_text("{}")
@@ -147,7 +147,7 @@ def test_polygons_alone_do_not_do(tmp_path):
             CityscapesReader(tmp_path, "val", task)
 
 
-def test_missing_and_torn_annotations_speak_when_read(tmp_path):
+def test_missing_and_truncated_annotations_raise_when_read(tmp_path):
     write(tmp_path, np.zeros((H, W)), np.zeros((H, W)))
     write(tmp_path, stem="aachen_000001_000019")
     reader = CityscapesReader(tmp_path, "val", "detection")

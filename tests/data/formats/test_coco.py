@@ -48,14 +48,14 @@ def read(root: Path, *annotations: dict, task="detection", images=None, **option
     return COCOReader(root, "train", task, **options)
 
 
-def test_ids_are_mapped_and_mapped_back(tmp_path):
+def test_category_ids_become_labels(tmp_path):
     images = [image(30, "c.jpg"), image(7, "a.jpg"), image(9, "b.jpg")]
     reader = read(tmp_path, annotation(1, 7, 90), annotation(2, 9, 5), annotation(3, 7, 44), images=images)
     assert reader.class_names == ["ant", "cat", "zebra"] and reader.category_ids == [5, 44, 90]
     assert reader.mask_names == ["background", "ant", "cat", "zebra"]
     assert [reader.image_id(i) for i in range(len(reader))] == [30, 7, 9]
     assert [reader.objects(i).labels.tolist() for i in range(3)] == [[], [3, 2], [1]]
-    assert reader.objects(0).boxes.shape == (0, 4)  # Images without annotations are kept.
+    assert reader.objects(0).boxes.shape == (0, 4)  # images without annotations are kept
     assert reader.image_path(1) == tmp_path / "train" / "a.jpg" and reader.declared_size(1) == (H, W)
     assert reader.annotation_paths(0, "detection") == [tmp_path / "annotations/instances_train.json"]
 
@@ -73,7 +73,7 @@ def test_boxes_areas_and_crowds(tmp_path):
     ]
     assert objects.area.tolist() == [7.5, 12] and objects.iscrowd.tolist() == [False, True]
     assert not objects.difficult.any()
-    objects.labels[:] = 0  # The caller's to change.
+    objects.labels[:] = 0  # changing the copy has no effect
     assert reader.objects(0).labels.tolist() == [1, 1]
 
 
@@ -88,7 +88,7 @@ def test_a_subset_of_classes_in_a_given_order(tmp_path):
         read(tmp_path, class_names=["ant", "ant"])
 
 
-def test_a_choice_of_classes_from_a_file(tmp_path):
+def test_a_subset_of_classes_from_a_file(tmp_path):
     (tmp_path / "mine.txt").write_text("zebra\n\nant\n")
     for file in ("mine.txt", tmp_path / "mine.txt"):
         assert read(tmp_path, class_names=file).class_names == ["zebra", "ant"]
@@ -97,7 +97,7 @@ def test_a_choice_of_classes_from_a_file(tmp_path):
 
 
 def full(mask: np.ndarray, compressed: bool) -> dict:
-    """A run-length mask in one of COCO's two forms."""
+    """Return a mask as RLE, compressed or not."""
     if compressed:
         encoded = rle.encode(np.asfortranarray(mask))
         return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
@@ -115,7 +115,7 @@ def test_run_length_masks(tmp_path, compressed):
     assert mask.dtype == np.uint8 and mask.flags.c_contiguous and np.array_equal(mask, drawn)
 
 
-def test_smaller_objects_lie_on_top_and_crowds_below_everything(tmp_path):
+def test_smaller_objects_are_on_top_and_crowds_at_the_bottom(tmp_path):
     whole = np.ones((H, W), np.uint8)
     left = whole.copy()
     left[:, 20:] = 0
@@ -163,7 +163,7 @@ def test_several_polygons_are_one_object(tmp_path):
         ({"size": [H, W], "counts": "0000"}, "do not add up"),
     ],
 )
-def test_bad_outlines_speak_in_one_line(tmp_path, outline, fault):
+def test_bad_outlines_raise_one_line(tmp_path, outline, fault):
     reader = read(tmp_path, annotation(3, segmentation=outline), task="segmentation")
     with pytest.raises(BadSample, match=f"instances_train.json: annotation 3 of a.jpg: .*{fault}") as caught:
         reader.mask(0)
@@ -171,7 +171,7 @@ def test_bad_outlines_speak_in_one_line(tmp_path, outline, fault):
 
 
 @pytest.mark.parametrize("box", [..., None, [1, 2, 3], [1, 2, "x", 4], [1, 2, float("nan"), 4], {"x": 1}])
-def test_bad_boxes_speak_when_their_image_is_read(tmp_path, box):
+def test_bad_boxes_raise_when_their_image_is_read(tmp_path, box):
     images = [image(), image(8, "b.jpg")]
     reader = read(tmp_path, annotation(1, 8), annotation(3, 7, bbox=box), images=images)
     assert len(reader.objects(1)) == 1
@@ -179,7 +179,7 @@ def test_bad_boxes_speak_when_their_image_is_read(tmp_path, box):
         reader.objects(0)
 
 
-def test_an_unknown_category_speaks_when_its_image_is_read(tmp_path):
+def test_an_unknown_category_raises_when_its_image_is_read(tmp_path):
     reader = read(tmp_path, annotation(3, category=6), task="segmentation")
     for use in (reader.objects, reader.mask):
         with pytest.raises(BadSample, match=r"annotation 3 of a\.jpg: category_id 6 is not among"):
@@ -240,7 +240,7 @@ def test_files_that_are_not_coco(tmp_path, key, value, fault):
         ("\xff", "cannot be read as JSON"),
     ],
 )
-def test_files_that_are_no_json(tmp_path, text, fault):
+def test_files_that_are_not_json(tmp_path, text, fault):
     written(tmp_path).write_text(text, encoding="latin-1")
     with pytest.raises(BadSample, match=fault):
         COCOReader(tmp_path, "train", "detection")
@@ -268,7 +268,7 @@ def test_missing_folders_and_splits(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["annotations/train.json", "train/_annotations.coco.json"])
-def test_files_by_other_names_than_coco_s(tmp_path, place):
+def test_other_names_of_annotation_files(tmp_path, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     written(tmp_path, [annotation()])
     (tmp_path / "annotations/captions_train.json").write_text("{}")
@@ -286,7 +286,7 @@ def test_files_by_other_names_than_coco_s(tmp_path, place):
 
 
 @pytest.mark.parametrize("folder", ["images/train", "images", "."])
-def test_images_in_other_places(tmp_path, folder):
+def test_other_image_folders(tmp_path, folder):
     written(tmp_path)
     (tmp_path / "train").rmdir()
     place = tmp_path / folder
@@ -298,7 +298,7 @@ def test_images_in_other_places(tmp_path, folder):
         assert reader.image_path(0) == place / "a.jpg"
 
 
-def test_without_declared_size_the_image_has_the_word(tmp_path):
+def test_without_declared_size_the_image_is_read_for_it(tmp_path):
     reader = read(tmp_path, annotation(), images=[{"id": 7, "file_name": "a.png"}], task="segmentation")
     assert reader.declared_size(0) is None
     Image.new("RGB", (W, H)).save(tmp_path / "train" / "a.png")
@@ -314,7 +314,7 @@ def test_outlines_are_kept_for_segmentation_only(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools on NumPy 2
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
-def test_real_masks_are_pycocotools(real_data, split):
+def test_real_masks_equal_pycocotools(real_data, split):
     reader = COCOReader(real_data / "tiny_coco", split, "segmentation")
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(reader.annotation_file)

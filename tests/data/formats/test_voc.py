@@ -41,7 +41,7 @@ def write_mask(folder: Path, name: str, values, mode="P") -> Path:
 
 
 def one(folder: Path, *objects: str, **options) -> VOCReader:
-    """A reader of one annotated image."""
+    """Return a reader of one annotated image."""
     write_xml(folder, "a", *objects)
     write_list(folder, "train", "a\n")
     return VOCReader(folder, ["train"], "detection", **options)
@@ -57,7 +57,7 @@ def test_boxes_become_0_based_and_half_open(tmp_path):
     assert reader.annotation_paths(0, "detection") == [tmp_path / "Annotations" / "a.xml"]
 
 
-def test_boxes_written_degenerate_come_out_degenerate(tmp_path):
+def test_degenerate_boxes_stay_degenerate(tmp_path):
     boxes = [(5, 5, 5, 9), (5, 9, 9, 9), (9, 5, 5, 9), (5.5, 5, 5, 9), (5, 5, 6, 9)]
     reader = one(tmp_path, *(thing(box=box) for box in boxes))
     objects = reader.objects(0)
@@ -108,7 +108,7 @@ def test_an_image_without_objects_has_empty_arrays(tmp_path):
         ("<object>", "not valid XML"),
     ],
 )
-def test_bad_annotations_speak_in_one_line(tmp_path, content, fault):
+def test_bad_annotations_raise_one_line(tmp_path, content, fault):
     reader = one(tmp_path, content, class_names=["cat", "dog"])
     with pytest.raises(BadSample) as caught:
         reader.objects(0)
@@ -133,7 +133,7 @@ def test_missing_and_empty_annotations(tmp_path):
 @pytest.mark.parametrize(
     "size", ["", "<width>0</width><height>0</height>", "<width>x</width><height>1</height>"]
 )
-def test_declared_size_is_none_where_it_says_nothing(tmp_path, size):
+def test_an_invalid_declared_size_is_none(tmp_path, size):
     reader = one(tmp_path, thing())
     write_xml(tmp_path, "a", thing(), size=size)
     assert reader.declared_size(0) is None
@@ -147,7 +147,7 @@ def test_images_are_found_by_their_stem(tmp_path):
     write_list(tmp_path, "train", "a  1\n\nb.jpg\nc\nd.v2\ne\n")
     reader = VOCReader(tmp_path, ["train"], "detection", class_names=["cat"])
     found = [reader.image_path(i).name for i in range(len(reader))]
-    assert found == ["a.PNG", "b.jpeg", "c.jpg", "d.v2.JPG", "e.jpg"]  # The last does not exist.
+    assert found == ["a.PNG", "b.jpeg", "c.jpg", "d.v2.JPG", "e.jpg"]  # the last does not exist
 
 
 def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
@@ -169,7 +169,7 @@ def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
     assert reader.class_names[int(reader.objects(0).labels[0]) - 1] == "cat"
 
 
-def test_lists_of_names_with_spaces_are_splits_and_lists_of_flags_are_not(tmp_path):
+def test_lists_with_flags_are_not_splits(tmp_path):
     (tmp_path / "JPEGImages").mkdir()
     write_list(tmp_path, "train", "red cell 1\n")
     write_list(tmp_path, "val", "red cell 2.jpg\n")
@@ -191,7 +191,7 @@ def test_years_and_several_sets(tmp_path):
         "VOCdevkit/VOC2012/JPEGImages/a.jpg",
         "VOCdevkit/VOC2012/JPEGImages/b.jpg",
     ]
-    # A year's folder whose names are all VOC's has all of VOC's classes; one's own folder those it uses.
+    # A folder of a year has all of VOC's classes if it uses no other; other folders have those they use.
     assert reader.class_names == VOC_CLASSES and reader.category_ids == list(range(1, 21))
     assert reader.mask_names[:2] == ["background", "aeroplane"]
     assert reader.objects(0).labels.tolist() == [12] and reader.objects(1).labels.tolist() == [8]
@@ -227,7 +227,7 @@ def test_class_names_from_files(tmp_path):
         one(tmp_path, class_names=elsewhere)
 
 
-def test_wrong_roots_and_splits_are_refused_at_once_with_what_exists(tmp_path):
+def test_wrong_roots_and_splits_are_refused_with_the_existing_ones(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         VOCReader(tmp_path / "none", ["train"], "detection")
     with pytest.raises(UserError, match="no ImageSets/ folder"):
@@ -266,7 +266,7 @@ def masked(folder: Path, values, mode="P", **options) -> VOCReader:
 
 
 @pytest.mark.parametrize("mode", ["P", "L"])
-def test_masks_without_names_are_voc(tmp_path, mode):
+def test_masks_without_names_have_vocs_classes(tmp_path, mode):
     values = [[0, 20, 255], [15, 1, 0]]
     reader = masked(tmp_path, values, mode)
     assert reader.mask_names == ["background", *VOC_CLASSES] and reader.class_names == VOC_CLASSES
@@ -276,13 +276,13 @@ def test_masks_without_names_are_voc(tmp_path, mode):
     assert reader.declared_size(0) is None
 
 
-def test_masks_beyond_voc_ask_for_names(tmp_path):
+def test_masks_with_more_values_need_names(tmp_path):
     with pytest.raises(UserError, match="value 21 is not one of VOC's 21 classes; give class_names"):
         masked(tmp_path, [[0, 21, 255]])
 
 
 @pytest.mark.parametrize("ignore_index", [2, 1, 0])
-def test_the_name_at_ignore_index_is_no_class(tmp_path, ignore_index):
+def test_the_name_at_ignore_index_is_left_out(tmp_path, ignore_index):
     (tmp_path / "labels.txt").write_text("sky\nroad\nvoid\n")
     reader = masked(tmp_path, [[0, 1, 2, 255]], "L", ignore_index=ignore_index)
     kept = [name for value, name in enumerate(["sky", "road", "void"]) if value != ignore_index]
@@ -292,13 +292,13 @@ def test_the_name_at_ignore_index_is_no_class(tmp_path, ignore_index):
 
 
 @pytest.mark.parametrize("ignore_index", [2, 1, 0])
-def test_a_folder_without_names_is_read_with_those_that_are_known(tmp_path, ignore_index):
+def test_a_folder_without_names_is_read_with_the_models(tmp_path, ignore_index):
     names = [name for value, name in enumerate(["sky", "road", "void"]) if value != ignore_index]
     reader = masked(tmp_path, [[0, 1, 2, 255]], "L", ignore_index=ignore_index, known=names)
     assert reader.mask_names == names
     expected = {2: [0, 1, 255, 255], 1: [0, 255, 1, 255], 0: [255, 0, 1, 255]}
     assert reader.mask(0).tolist() == [expected[ignore_index]]
-    (tmp_path / "labels.txt").write_text("a\nb\nc\n")  # which a folder's own names overrule
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")  # names in the folder take precedence
     assert set(masked(tmp_path, [[0]], ignore_index=ignore_index, known=names).mask_names) < set("abc")
     boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
     assert boxes.class_names == ["a", "b", "c"]
@@ -313,7 +313,7 @@ def test_ignore_index_beyond_the_names(tmp_path):
     assert reader.mask(0).tolist() == [[0, 1, 255, 255]]
 
 
-def test_mask_values_that_are_no_class(tmp_path):
+def test_unknown_mask_values_are_refused(tmp_path):
     reader = masked(tmp_path, [[0, 1, 2, 9, 255]], class_names=["background", "pear"])
     with pytest.raises(BadSample, match=r"a\.png: value 2, 9 is none of the 2 classes; .*ignore_index"):
         reader.mask(0)

@@ -1,4 +1,4 @@
-"""`segdet data check`: a flawless folder passes, and each way to break one gives its own line."""
+"""`segdet data check`: a valid folder has no faults, and each fault has its own line."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def run(capsys, *arguments: object) -> tuple[int, list[str]]:
 
 
 def only_line(capsys, *arguments: object) -> tuple[int, str]:
-    """The status, and the one line besides the summary."""
+    """Return the status and the only line besides the summary."""
     status, lines = run(capsys, *arguments)
     assert len(lines) == 2, lines
     return status, lines[0]
@@ -44,7 +44,7 @@ def objects(*boxes: tuple[float, float, float, float]) -> Objects:
     )
 
 
-# The rule that training shares
+# The rules for boxes, which training shares
 
 
 def test_boxes_are_clipped_and_their_areas_kept():
@@ -54,7 +54,7 @@ def test_boxes_are_clipped_and_their_areas_kept():
     assert dropped == []
 
 
-def test_each_box_that_is_dropped_is_named():
+def test_each_dropped_box_is_described():
     nan = float("nan")
     given = objects((5, 5, 5, 9), (7, 9, 8, 4), (70, 0, 80, 9), (nan, 0, 1, 1), (0, 0, 64, 48))
     kept, dropped = clean_objects(given, (48, 64), ["RBC"])
@@ -77,12 +77,12 @@ def test_no_objects_stay_no_objects():
     assert clip_boxes(kept.boxes, (1, 1)).shape == (0, 4)
 
 
-# Flawless folders
+# Valid folders
 
 
 @pytest.mark.parametrize("task", ["detection", "localization", "segmentation"])
 @pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
-def test_a_flawless_folder_has_no_fault(folder, task, request, capsys):
+def test_a_valid_folder_has_no_faults(folder, task, request, capsys):
     status, lines = run(capsys, request.getfixturevalue(folder), "--task", task)
     assert status == 0
     assert len(lines) == 1
@@ -101,7 +101,7 @@ def test_the_summary_counts(coco_folder, capsys):
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_a_missing_image_that_a_split_names(voc_folder, capsys, task):
+def test_a_missing_image(voc_folder, capsys, task):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     status, line = only_line(capsys, voc_folder, "--task", task)
     assert status == 1
@@ -111,22 +111,22 @@ def test_a_missing_image_that_a_split_names(voc_folder, capsys, task):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("corrupt", "fault"),
     [
         (lambda data: b"", "the file is empty (0 bytes)"),
         (lambda data: data[: len(data) // 2], "truncated JPEG: the end of the image is missing"),
         (lambda data: b"<html>not here</html>", "not an image"),
     ],
 )
-def test_a_spoilt_image(voc_folder, capsys, spoil, fault):
+def test_a_corrupt_image(voc_folder, capsys, corrupt, fault):
     path = voc_folder / "JPEGImages/b.jpg"
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(corrupt(path.read_bytes()))
     status, line = only_line(capsys, voc_folder)
     assert status == 1
     assert line.startswith(f"fatal    {path}: {fault}")
 
 
-def test_a_torn_png(voc_folder, capsys, picture):
+def test_a_truncated_png(voc_folder, capsys, picture):
     path = voc_folder / "JPEGImages/b.png"
     (voc_folder / "JPEGImages/b.jpg").unlink()
     Image.fromarray(picture(1)).save(path)
@@ -176,7 +176,7 @@ def test_an_exif_rotation_is_a_warning(voc_folder, capsys, picture):
     assert line.endswith("EXIF orientation 6; it is turned upright, as its annotation's size says")
 
 
-def test_an_image_of_another_size_than_its_annotation_says(voc_folder, capsys, picture):
+def test_image_and_annotation_of_different_size(voc_folder, capsys, picture):
     path = voc_folder / "JPEGImages/a.jpg"
     Image.fromarray(picture(0, (60, 80))).save(path)
     status, line = only_line(capsys, voc_folder)
@@ -213,7 +213,7 @@ def test_bad_json(coco_folder, capsys, content):
 
 @pytest.fixture
 def write_box(voc_folder, voc_xml):
-    """Gives the image a of the VOC folder a second box."""
+    """Return a function that adds a second box to image a of the VOC folder."""
 
     def write(*corners: object) -> Path:
         path = voc_folder / "Annotations/a.xml"
@@ -251,7 +251,7 @@ def test_a_box_wholly_outside_is_dropped(voc_folder, capsys, write_box):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "x"])
-def test_a_coordinate_that_is_no_number(voc_folder, capsys, value, write_box):
+def test_a_coordinate_that_is_not_a_number(voc_folder, capsys, value, write_box):
     path = write_box(9, 9, value, 30)
     status, line = only_line(capsys, voc_folder)
     assert status == 1
@@ -300,7 +300,7 @@ def test_a_mask_of_another_size(voc_folder, capsys):
     assert line.startswith(f"fatal    {path}: the mask is 64x40 but its image a.jpg 64x48; ")
 
 
-def test_a_mask_value_that_is_no_class(voc_folder, capsys):
+def test_an_unknown_mask_value(voc_folder, capsys):
     path = voc_folder / "SegmentationClass/a.png"
     Image.fromarray(np.full((48, 64), 9, np.uint8)).save(path)
     status, line = only_line(capsys, voc_folder, "--task", "segmentation")
@@ -310,14 +310,14 @@ def test_a_mask_value_that_is_no_class(voc_folder, capsys):
     assert status == 0
 
 
-def test_a_missing_or_torn_mask(voc_folder, capsys):
+def test_a_missing_and_a_truncated_mask(voc_folder, capsys):
     (voc_folder / "SegmentationClass/a.png").unlink()
-    torn = voc_folder / "SegmentationClass/b.png"
-    torn.write_bytes(torn.read_bytes()[:-20])
+    truncated = voc_folder / "SegmentationClass/b.png"
+    truncated.write_bytes(truncated.read_bytes()[:-20])
     status, lines = run(capsys, voc_folder, "--task", "segmentation")
     assert status == 1
     assert lines[0].startswith(f"fatal    {voc_folder / 'SegmentationClass/a.png'}: no such mask; ")
-    assert lines[1].startswith(f"fatal    {torn}: truncated PNG")
+    assert lines[1].startswith(f"fatal    {truncated}: truncated PNG")
 
 
 def test_cityscapes_annotations(cityscapes_folder, capsys):
@@ -383,7 +383,7 @@ def test_an_image_listed_twice(voc_folder, capsys):
     assert line.startswith(f"warning  {voc_folder / 'JPEGImages/a.jpg'}: is listed twice in the split")
 
 
-def test_namesakes_are_noted_once(coco_folder, capsys, edit_json):
+def test_images_of_the_same_name_are_noted_once(coco_folder, capsys, edit_json):
     (coco_folder / "val/0011.jpg").rename(coco_folder / "val/0001.jpg")
     path = coco_folder / "annotations/instances_val.json"
     edit_json(path, lambda document: document["images"][0].update(file_name="0001.jpg"))
@@ -413,7 +413,7 @@ def test_every_fault_is_listed_at_once_and_as_json(voc_folder, tmp_path, capsys,
     assert record["faults"][1]["severity"] == "warning"
 
 
-def test_check_gives_the_faults_of_one_reader(voc_folder):
+def test_check_returns_the_faults_of_one_reader(voc_folder):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     readers = open_readers(voc_folder)
     assert check(readers["val"], "detection") == []
@@ -422,7 +422,7 @@ def test_check_gives_the_faults_of_one_reader(voc_folder):
     assert (fault.path, fault.fatal) == (voc_folder / "JPEGImages/a.jpg", True)
 
 
-def test_what_nobody_foresaw_is_a_line_too(voc_folder, monkeypatch):
+def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
     reader = open_readers(voc_folder)["train"]
     monkeypatch.setattr(type(reader), "objects", lambda *_: 1 / 0)
     first, second = check(reader, "detection")
@@ -466,25 +466,25 @@ def test_a_wrong_option_is_one_line(capsys):
     assert "did you mean" not in capsys.readouterr().err
 
 
-def test_a_folder_near_by_is_named(voc_folder, monkeypatch, capsys):
+def test_a_nearby_dataset_is_suggested(voc_folder, monkeypatch, capsys):
     for given in (voc_folder.parent, voc_folder / "JPEGImages"):
         assert main([str(given)]) == 2
         assert f"did you mean {voc_folder}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [main, stats_main])
-def test_an_output_that_cannot_be_written_is_told_first(voc_folder, tmp_path, capsys, command):
+def test_outputs_are_checked_first(voc_folder, tmp_path, capsys, command):
     (tmp_path / "file").write_text("")
     assert command([str(voc_folder), "--json", str(tmp_path / "file" / "a.json")]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "a.json: cannot be written (" in said.err
-    assert len(said.err.splitlines()) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "a.json: cannot be written (" in captured.err
+    assert len(captured.err.splitlines()) == 1
     assert command([str(voc_folder), "--json", str(tmp_path / "new" / "a.json")]) == 0
     assert (tmp_path / "new" / "a.json").exists()
 
 
-def test_a_class_that_is_none_is_noted(voc_folder, capsys):
+def test_a_class_named_like_an_ignored_one_is_noted(voc_folder, capsys):
     arguments = [voc_folder, "--task", "segmentation", "--class_names", "background,cat,dog,Void"]
     status, note = only_line(capsys, *arguments)
     assert status == 0
@@ -495,7 +495,7 @@ def test_a_class_that_is_none_is_noted(voc_folder, capsys):
     assert len(run(capsys, *arguments, "--ignore_index", 3)[1]) == 1
 
 
-# Which dataset is meant
+# Detection of the dataset
 
 
 def test_formats_and_splits_are_guessed(voc_folder, coco_folder, tmp_path):
@@ -513,7 +513,7 @@ def test_formats_and_splits_are_guessed(voc_folder, coco_folder, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
-def test_the_hidden_companions_of_files_from_a_mac_are_passed_over(folder, request, capsys):
+def test_hidden_files_of_macos_are_skipped(folder, request, capsys):
     root = request.getfixturevalue(folder)
     for path in [path for path in root.rglob("*") if path.is_file()]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
@@ -534,13 +534,13 @@ def test_years_and_the_devkit_are_found(voc_folder, tmp_path):
     assert len(dataset.open("2007/trainval")) == 2
 
 
-def test_a_folder_of_masks_alone_is_for_segmentation(voc_folder):
+def test_a_folder_with_only_masks_is_for_segmentation(voc_folder):
     assert find_dataset(voc_folder).task == "detection"
     (voc_folder / "Annotations").rename(voc_folder / "Elsewhere")
     assert find_dataset(voc_folder).task == "segmentation"
 
 
-def test_no_split_is_told(voc_folder):
+def test_a_folder_without_splits_is_refused(voc_folder):
     for path in (voc_folder / "ImageSets/Main").iterdir():
         path.unlink()
     with pytest.raises(
@@ -568,7 +568,7 @@ def test_bccd_has_two_degenerate_boxes(real_data, capsys):
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_tiny_coco_is_sound(real_data, capsys, task):
+def test_tiny_coco_has_no_faults(real_data, capsys, task):
     status, lines = run(capsys, real_data / "tiny_coco", "--task", task)
     assert status == 0
     assert len(lines) == 1

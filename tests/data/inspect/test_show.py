@@ -17,7 +17,7 @@ def test_show_writes_a_sheet(voc_folder, tmp_path, capsys, task):
     assert (page != 255).any(axis=2).mean() > 0.3
 
 
-def test_show_takes_the_samples_asked_for(coco_folder, tmp_path, capsys):
+def test_show_draws_the_requested_samples(coco_folder, tmp_path, capsys):
     def show(name: str, *arguments: str) -> np.ndarray:
         output = tmp_path / name
         assert main([str(coco_folder), "--cell", "64", *arguments, "--output", str(output)]) == 0
@@ -43,17 +43,17 @@ def test_mistakes_are_one_line(voc_folder, capsys, arguments, line):
     assert capsys.readouterr().err == f"segdet data show: {line}\n"
 
 
-def test_others_stand_in_for_bad_samples_which_are_told(voc_folder, tmp_path, capsys):
+def test_bad_samples_are_replaced_and_reported(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     arguments = [str(voc_folder), "--cell", "128", "--output", str(tmp_path / "sheet.png")]
     for count in ("2", "3"):
         assert main([*arguments, "--count", count]) == 0
         assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == 14 + 2 * 142
-    told = capsys.readouterr().err
-    assert "segdet: left out: " in told and "a.jpg: no such file" in told
+    printed = capsys.readouterr().err
+    assert "segdet: left out: " in printed and "a.jpg: no such file" in printed
 
 
-def test_of_many_bad_samples_a_few_are_told(voc_folder, tmp_path, capsys):
+def test_the_first_bad_samples_are_reported(voc_folder, tmp_path, capsys):
     names = [f"missing{number}" for number in range(9)]
     split = voc_folder / "ImageSets/Main/train.txt"
     split.write_text(split.read_text() + "\n".join(names) + "\n")
@@ -62,7 +62,7 @@ def test_of_many_bad_samples_a_few_are_told(voc_folder, tmp_path, capsys):
     assert len(lines) == 6 and lines[-1].startswith("segdet: and 4 more; ")
 
 
-def test_a_bad_sample_that_was_asked_for_is_one_line(voc_folder, tmp_path, capsys):
+def test_a_requested_bad_sample_is_one_line(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     arguments = [str(voc_folder), "--split", "train", "--output", str(tmp_path / "sheet.png")]
     assert main([*arguments, "--index", "1", "0"]) == 2

@@ -1,4 +1,4 @@
-"""`segdet data stats`: the figures of small folders, counted by hand."""
+"""`segdet data stats`: the numbers of small folders, counted by hand."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_a_mask_of_background_alone_is_without_objects(voc_folder):
     assert measure(open_readers(voc_folder, task="segmentation")["val"], "segmentation").empty == 1
 
 
-def test_a_split_that_cannot_be_read_still_has_a_table(voc_folder):
+def test_an_unreadable_split_has_a_table(voc_folder):
     (voc_folder / "Annotations/c.xml").write_text("<")
     readers = open_readers(voc_folder)
     stats = {split: measure(reader, "detection") for split, reader in readers.items()}
@@ -87,7 +87,7 @@ def test_the_command_writes_tables_json_and_a_plot(folder, task, request, tmp_pa
         assert len(np.unique(np.asarray(image.convert("L")))) > 20
 
 
-def test_what_cannot_be_read_is_told(voc_folder, capsys):
+def test_unreadable_samples_are_reported(voc_folder, capsys):
     (voc_folder / "Annotations/c.xml").write_text("<")
     assert main([str(voc_folder)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]

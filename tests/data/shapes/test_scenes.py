@@ -28,7 +28,7 @@ def test_same_bytes_on_every_platform():
     assert digest.hexdigest() == "7da9982b97f60bc74e970f878a176970a3970972be1c724d306da2636ef4a29c"
 
 
-def test_seed_and_index_name_a_scene():
+def test_scenes_differ_by_seed_and_index():
     first, again = draw_scene(3, 5), draw_scene(3, 5)
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.instances, again.instances)
@@ -85,7 +85,7 @@ def test_composition(scenes):
         assert 0 < share < 0.5, flag
 
 
-def test_objects_stand_out_from_the_ground_around_them(scenes):
+def test_objects_contrast_with_their_background(scenes):
     faint = []
     for scene in scenes:
         for index, (x0, y0, x1, y1) in enumerate(scene.boxes.tolist()):
@@ -96,7 +96,7 @@ def test_objects_stand_out_from_the_ground_around_them(scenes):
     assert np.mean(faint) < 0.02
 
 
-def test_no_colour_tells_a_class(scenes):
+def test_colours_do_not_identify_classes(scenes):
     def table(scene):
         key = (scene.image.astype(int) >> 4) @ [256, 16, 1]
         return key.ravel() * 7 + scene.mask().ravel()
@@ -125,7 +125,7 @@ def test_scenes_are_a_sequence():
         scenes[4]
 
 
-def test_made_once_and_the_same_with_any_number_of_workers(tmp_path):
+def test_a_folder_is_made_once_and_does_not_depend_on_workers(tmp_path):
     kwargs = {"train": 70, "val": 3, "test": 2, "seed": 5, "progress": False}
     one = make_shapes(tmp_path / "one" / "Shapes", workers=1, **kwargs)
     two = make_shapes(tmp_path / "two" / "Shapes", workers=2, **kwargs)
@@ -153,7 +153,7 @@ def test_other_settings_are_named(tmp_path):
         make_shapes(root, "coco", train=1, val=0, test=0)
 
 
-def test_a_folder_of_someone_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     with pytest.raises(UserError, match="not a Shapes folder"):
         make_shapes(tmp_path, train=1, val=0, test=0)
@@ -176,7 +176,7 @@ def test_settings_out_of_range(tmp_path, setting, key):
         make_shapes(tmp_path / "shapes", **setting)
 
 
-def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
     def stop(self, index):
         raise KeyboardInterrupt
 
@@ -186,7 +186,7 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_process_was_faster(tmp_path, monkeypatch):
+def test_a_folder_made_by_another_process_meanwhile_is_used(tmp_path, monkeypatch):
     root = tmp_path / "shapes"
     kwargs = {"train": 1, "val": 0, "test": 0, "progress": False}
 

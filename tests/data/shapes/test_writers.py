@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def with_crowds(count):
-    """``count`` scenes, of which some are crowded, empty or hold a crowd region."""
+    """Return ``count`` scenes, some of which are crowded, empty or have a crowd region."""
     scenes = list(Scenes(11, range(120)))
     crowds = [scene for scene in scenes if scene.crowd.any()]
     empty = [scene for scene in scenes if not len(scene.labels)]
@@ -115,7 +115,7 @@ def test_voc_images_and_masks(voc, splits):
             assert (~kept == differs).all()
 
 
-def test_coco_is_what_the_scenes_are(coco, splits, capsys):
+def test_coco_files_equal_the_scenes(coco, splits, capsys):
     start, forms = 1, set()
     for split, scenes in splits.items():
         api = COCO(coco / "annotations" / f"instances_{split}2017.json")
@@ -145,7 +145,7 @@ def test_coco_is_what_the_scenes_are(coco, splits, capsys):
     capsys.readouterr()
 
 
-def test_cityscapes_is_what_the_scenes_are(cityscapes, splits):
+def test_cityscapes_files_equal_the_scenes(cityscapes, splits):
     identifiers = np.array([7, *(number for number, _ in CITYSCAPES_THINGS.values())])
     for number, scene in numbered(splits):
         (path,) = cityscapes.glob(f"leftImg8bit/*/*/*_{number:06d}_leftImg8bit.png")
@@ -178,12 +178,12 @@ def test_cityscapes_is_what_the_scenes_are(cityscapes, splits):
             ImageDraw.Draw(drawn).polygon(corners, fill=names[item["label"].removesuffix("group")])
         groups = sum(item["label"].endswith("group") for item in document["objects"])
         assert (groups > 0) == scene.crowd.any()
-        # Pillow fills the right and bottom edges, too: the outlines may differ, the rest may not.
+        # Pillow also fills the right and bottom edges, so outlines may differ.
         inside = (np.asarray(drawn) == labels) | (scene.instances != np.roll(scene.instances, (1, 1), (0, 1)))
         assert inside.mean() > 0.97
 
 
-def test_objects_within_holes_are_painted_after_them():
+def test_objects_in_holes_are_painted_after_the_holes():
     from segdet.data.shapes.writers import _cityscapes_polygons
 
     instances = np.zeros((64, 64), np.int32)
@@ -195,14 +195,14 @@ def test_objects_within_holes_are_painted_after_them():
     polygons = _cityscapes_polygons(scene, "road", ["car", "bus"])
     assert [item["label"] for item in polygons] == ["road", "car", "road", "bus"]
     assert sorted(polygons[2]["polygon"]) == [[20, 20], [20, 40], [40, 20], [40, 40]]
-    # Where an object fills the hole, both outlines are the same and the hole has to come first.
+    # If an object fills a hole, both outlines are equal, and the hole must come first.
     instances[20:40, 20:40] = 2
     labels = [item["label"] for item in _cityscapes_polygons(scene, "road", ["car", "bus"])]
     assert labels == ["road", "car", "road", "bus"]
 
 
 @pytest.mark.parametrize("write", [write_voc, write_coco, write_cityscapes])
-def test_taken_folders_are_left_alone(tmp_path, write, splits):
+def test_existing_folders_are_refused(tmp_path, write, splits):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="exists already"):
@@ -237,7 +237,7 @@ def test_an_error_in_a_worker_ends_the_writing(tmp_path):
 
 
 def assert_objects_are(reader, index, scene, crowd):
-    """The reader's objects are the scene's, in whatever order."""
+    """Check that the reader's objects equal the scene's, in any order."""
     objects = reader.objects(index)
     rows = zip(objects.labels.tolist(), objects.boxes.tolist(), getattr(objects, crowd).tolist(), strict=True)
     truth = zip(scene.labels.tolist(), scene.boxes.tolist(), scene.crowd.tolist(), strict=True)
@@ -247,7 +247,7 @@ def assert_objects_are(reader, index, scene, crowd):
 def test_voc_reader_reads_the_scenes(voc, splits):
     for split, scenes in splits.items():
         readers = {task: VOCReader(voc, [split], task) for task in ("detection", "segmentation")}
-        # Without a list, a reader that meets the names in annotations may order them otherwise.
+        # Without labels.txt, the classes may have another order.
         names = VOCReader(voc, [split], "detection", SHAPES_CLASSES)
         assert names.class_names == SHAPES_CLASSES
         assert readers["segmentation"].mask_names == ["background", *SHAPES_CLASSES]
@@ -267,7 +267,7 @@ def test_coco_reader_reads_the_scenes(coco, splits):
         assert len(reader) == len(scenes)
         for index, scene in enumerate(scenes):
             assert_objects_are(reader, index, scene, "iscrowd")
-            # Which of a crowd's pixels are objects, its region does not say.
+            # A crowd region does not identify the pixels of objects.
             crowd = np.concatenate([[False], scene.crowd])[scene.instances]
             assert (reader.mask(index) == np.where(crowd, 255, scene.mask())).all()
             assert reader.objects(index).area.sum() == (scene.instances > 0).sum()
