@@ -1,4 +1,4 @@
-"""Faster R-CNN: a small network on the same features proposes the regions that are classified."""
+"""Faster R-CNN: a region proposal network on the features of the detector."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from segdet.util.stages import stage
 Pooling = Literal["align", "pool"]
 
 Maps = dict[str, Tensor]
-"""Feature maps by their place, fine to coarse."""
+"""Feature maps by level, fine to coarse."""
 
 _MIN_SIDE = 1e-2
-"""Of detections, in pixels, as torchvision has it."""
+"""The minimum side of a detection in pixels, as in torchvision."""
 
 
-class Proposed(NamedTuple):
-    """What the proposal network says of a batch.
+class ProposalOutput(NamedTuple):
+    """The output of the region proposal network for a batch.
 
     Attributes:
-        objectness: Logits ``[B * A, 1]`` of all anchors.
-        offsets: ``[B * A, 4]`` from the anchors.
+        objectness: Logits of all anchors, ``[B * A, 1]``.
+        offsets: Box offsets from the anchors, ``[B * A, 4]``.
         anchors: ``[A, 4]`` for each image.
-        boxes: For each image ``[P, 4]`` xyxy, the best first, without gradient.
-        scores: For each image ``[P]``.
+        boxes: The proposals of each image, ``[P, 4]`` xyxy, best first, without gradient.
+        scores: The scores of each image's proposals, ``[P]``.
     """
 
     objectness: Tensor
@@ -58,29 +58,29 @@ class Proposed(NamedTuple):
 
 
 class TwoStageDetector(Detector):
-    """What Faster R-CNN's forms have in common; use `FasterRCNN` or `TorchvisionFasterRCNN`.
+    """The common base of `FasterRCNN` and `TorchvisionFasterRCNN`.
 
-    Both stages are learned at once from the sum of four losses, in which proposals count as given ("approximate joint
-    training", section 3.2).
+    Both stages are trained jointly on the sum of four losses, without gradients through the proposals ("approximate
+    joint training", section 3.2).
 
     Args:
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as all of these.
-        rpn: torchvision's proposal network.
+        backbone: Maps images to features; set by the family, as are the others.
+        rpn: torchvision's region proposal network.
         roi_heads: torchvision's second stage.
-        multiple: What the sides of images are padded to multiples of.
+        size_divisor: The sides of images are padded to multiples of this.
     """
 
     backbone: nn.Module
     rpn: RegionProposalNetwork
     roi_heads: RoIHeads
-    multiple: int
+    size_divisor: int
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The proposal network and the second stage are called by their parts."""
+        """The modules, with the proposal network and the second stage as their parts, which are called separately."""
         stages = (self.rpn, self.roi_heads)
         others = [part for part in super().compiled_modules if part not in stages]
         parts = [part for stage in stages for part in stage.children()]
@@ -88,82 +88,95 @@ class TwoStageDetector(Detector):
 
     @abstractmethod
     def features(self, images: Tensor) -> Maps:
-        """The maps that both stages stand on, of images whose sides are multiples of ``multiple``."""
+        """Return the maps of both stages for images whose sides are multiples of ``size_divisor``."""
 
     def anchor_targets(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]], size: tuple[int, int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the proposal network learns of each image's anchors ``[A, 4]``.
+        """Return the training targets of the anchors ``[A, 4]`` of each image.
 
         Args:
-            anchors: The same for all images.
-            targets: ``boxes`` and ``labels`` of each.
+            anchors: Equal for all images.
+            targets: ``boxes`` and ``labels`` of each image.
             size: ``(height, width)`` of the images.
 
         Returns:
-            For each image 1 (an object), 0 (none) or -1 (not learned from), float32 ``[A]``, and the box of the object,
-            ``[A, 4]``.
+            For each image the labels, float32 ``[A]``: 1 (object), 0 (background) or -1 (ignored), and the boxes of the
+            objects, ``[A, 4]``.
         """
         return self.rpn.assign_targets_to_anchors(anchors, targets)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        grid = pad_to_stride(images, self.multiple)
-        maps = self.features(grid.tensors)
-        proposed = self._propose(grid, maps)
-        told = [self._told(target) for target in targets]
-        wanted, matched = self.anchor_targets(proposed.anchors, told, grid.image_sizes[0])
-        goals = self.rpn.box_coder.encode(matched, proposed.anchors)
-        objectness, offsets = self.rpn.compute_loss(proposed.objectness, proposed.offsets, wanted, goals)
-        drawn = self.roi_heads.select_training_samples(list(proposed.boxes), told)
-        regions, objects, labels, region_goals = drawn
-        logits, moves = self._classify(grid, maps, regions)
-        names, boxes = fastrcnn_loss(logits, moves, labels, region_goals)
-        losses = {"rpn_class": objectness, "rpn_box": offsets, "class": names, "box": boxes}
-        return losses | self._more_losses(grid, maps, told, regions, objects, labels)
+        padded = pad_to_stride(images, self.size_divisor)
+        maps = self.features(padded.tensors)
+        proposed = self._propose(padded, maps)
+        module_targets = [self.torchvision_target(target) for target in targets]
+        anchor_labels, anchor_boxes = self.anchor_targets(
+            proposed.anchors, module_targets, padded.image_sizes[0]
+        )
+        rpn_targets = self.rpn.box_coder.encode(anchor_boxes, proposed.anchors)
+        rpn_class_loss, rpn_box_loss = self.rpn.compute_loss(
+            proposed.objectness, proposed.offsets, anchor_labels, rpn_targets
+        )
+        sampled = self.roi_heads.select_training_samples(list(proposed.boxes), module_targets)
+        regions, matched, labels, target_offsets = sampled
+        logits, offsets = self._classify(padded, maps, regions)
+        class_loss, box_loss = fastrcnn_loss(logits, offsets, labels, target_offsets)
+        losses = {"rpn_class": rpn_class_loss, "rpn_box": rpn_box_loss, "class": class_loss, "box": box_loss}
+        return losses | self.region_losses(padded, maps, module_targets, regions, matched, labels)
 
-    def _told(self, target: Target) -> dict[str, Tensor]:
-        """What torchvision's second stage is told of an image."""
+    def torchvision_target(self, target: Target) -> dict[str, Tensor]:
+        """Return the target of an image in the format of torchvision's modules."""
         return {"boxes": target["boxes"], "labels": target["labels"]}
 
-    def _more_losses(
+    def region_losses(
         self,
         images: ImageList,
         maps: Maps,
         targets: list[dict[str, Tensor]],
         regions: list[Tensor],
-        objects: list[Tensor],
+        matched: list[Tensor],
         labels: list[Tensor],
     ) -> dict[str, Tensor]:
-        """The losses of further branches on the drawn regions, of which each image's objects and labels are known."""
+        """Return the losses of other branches on the sampled regions; none by default.
+
+        Args:
+            images: The padded images.
+            maps: Their feature maps.
+            targets: One per image.
+            regions: The sampled regions of each image, ``[R, 4]``.
+            matched: The index of each region's object, int64 ``[R]``.
+            labels: The label of each region, int64 ``[R]``, 0 for background.
+        """
         return {}
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        grid = pad_to_stride(images, self.multiple)
+        padded = pad_to_stride(images, self.size_divisor)
         with stage("network"):
-            maps = self.features(grid.tensors)
+            maps = self.features(padded.tensors)
         with stage("proposals"):
-            regions = self._propose(grid, maps).boxes
-        return self._detections(grid, maps, regions)
+            regions = self._propose(padded, maps).boxes
+        return self._detections(padded, maps, regions)
 
     def propose(self, images: Tensor) -> list[Tensor]:
-        """The proposal network alone: where in normalized images ``[B, 3, H, W]`` something may be.
+        """Return the proposals for normalized images ``[B, 3, H, W]``.
 
         Returns:
-            For each image boxes float32 ``[P, 4]``, xyxy in its pixels, the most promising first.
+            For each image boxes float32 ``[P, 4]``, xyxy in its pixels, best first.
         """
         return self.propose_scored(images)[0]
 
     def propose_scored(self, images: Tensor, count: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """As `propose`, with the scores ``[P]`` of each image's boxes.
+        """Return the proposals as `propose`, and their scores ``[P]`` for each image.
 
         Args:
-            images: See there.
-            count: How many boxes of an image to let remain, if that is more than the network itself does; suppression
-                begins with no fewer of each map.
+            images: Normalized, ``[B, 3, H, W]``.
+            count: The maximum number of boxes per image, if it exceeds the network's own limit; also the minimum
+                number of candidates per map before suppression.
         """
-        grid = pad_to_stride(images, self.multiple)
+        padded = pad_to_stride(images, self.size_divisor)
         with stage("network"):
-            maps = self.features(grid.tensors)
+            maps = self.features(padded.tensors)
         limits = self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n
         if count is not None:
             self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n = (
@@ -171,47 +184,47 @@ class TwoStageDetector(Detector):
             )
         try:
             with stage("proposals"):
-                proposed = self._propose(grid, maps)
+                proposed = self._propose(padded, maps)
         finally:
             self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n = limits
         return proposed.boxes, proposed.scores
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        grid = pad_to_stride(image, self.multiple)
-        maps = self.features(grid.tensors)
-        proposed = self._propose(grid, maps)
-        sure = proposed.objectness.flatten().sigmoid()
-        best = sure.topk(min(50, len(sure))).indices
+        padded = pad_to_stride(image, self.size_divisor)
+        maps = self.features(padded.tensors)
+        proposed = self._propose(padded, maps)
+        probabilities = proposed.objectness.flatten().sigmoid()
+        best = probabilities.topk(min(50, len(probabilities))).indices
         yield Stage(
             "anchors",
             boxes=proposed.anchors[0][best],
-            scores=sure[best],
-            about="The anchors that the proposal network takes for objects most surely.",
+            scores=probabilities[best],
+            about="The anchors of highest objectness in the proposal network.",
         )
         boxes, scores = proposed.boxes[0], proposed.scores[0]
-        about = f"The best of {len(boxes)} regions: anchors after their offsets, without near duplicates."
+        about = f"The best of {len(boxes)} proposals: anchors after box regression and suppression."
         yield Stage("proposals", boxes=boxes[:100], scores=scores[:100], about=about)
-        (final,) = self._detections(grid, maps, proposed.boxes)
+        (final,) = self._detections(padded, maps, proposed.boxes)
         yield Stage(
             "detections",
             boxes=final["boxes"],
             scores=final["scores"],
-            about="The regions, classified and moved.",
+            about="The proposals after classification, box regression and suppression.",
         )
 
-    def _propose(self, images: ImageList, maps: Maps) -> Proposed:
+    def _propose(self, images: ImageList, maps: Maps) -> ProposalOutput:
         features = list(maps.values())
         objectness, offsets = self.rpn.head(features)
         anchors = self.rpn.anchor_generator(images, features)
         levels = [each[0].numel() for each in objectness]
         objectness, offsets = concat_box_prediction_layers(objectness, offsets)
-        # Not learned through: the second stage takes its regions as given.
+        # Detached: the losses of the second stage have no gradient through the proposals.
         boxes = self.rpn.box_coder.decode(offsets.detach(), anchors).view(len(anchors), -1, 4)
         chosen, scores = self.rpn.filter_proposals(boxes, objectness, images.image_sizes, levels)
-        return Proposed(objectness, offsets, anchors, chosen, scores)
+        return ProposalOutput(objectness, offsets, anchors, chosen, scores)
 
     def _classify(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits ``[R, K + 1]`` and offsets ``[R, 4 (K + 1)]`` of the regions of all images."""
+        """Return logits ``[R, K + 1]`` and offsets ``[R, 4 (K + 1)]`` of the regions of all images."""
         pooled = self.roi_heads.box_roi_pool(maps, regions, images.image_sizes)
         logits, offsets = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits, offsets
@@ -234,8 +247,8 @@ class TwoStageDetector(Detector):
             size = images.image_sizes[0]
             return [select_detections(b, s, size, selection) for b, s in zip(boxes, scores, strict=True)]
 
-    def _exact(self) -> None:
-        """Boxes in float32, in whatever precision the network computes."""
+    def _predict_in_float32(self) -> None:
+        """Convert the outputs for boxes to float32, whatever the precision of the network."""
         output_float32(self.rpn.head)
         output_float32(self.roi_heads.box_predictor)
 
@@ -243,47 +256,48 @@ class TwoStageDetector(Detector):
 class FasterRCNN(TwoStageDetector):
     """Faster R-CNN (Ren, He, Girshick, Sun, TPAMI 2017) on any backbone.
 
-    Fast R-CNN spends most of its time waiting for Selective Search. Here a small convolutional network on the same
-    features says for anchors, boxes of several sizes and shapes around every cell, whether they hold anything and how
-    they are off; the best of them are the regions that are pooled, classified and moved once more. It costs one pass
-    of the backbone, and the second stage once for each region.
+    In Fast R-CNN, Selective Search takes most of the time. Here a small convolutional network on the same features, the
+    region proposal network (RPN), predicts the objectness and the box offsets of anchors: boxes of several sizes and
+    aspect ratios around every cell. The best of them are the regions that are pooled, classified and regressed again.
+    The cost is one pass of the backbone, and the second stage per region.
 
-    Two forms: on a feature pyramid (Lin et al., CVPR 2017), where each map has anchors of one size, and on a
+    There are two variants: on a feature pyramid (Lin et al., CVPR 2017), with anchors of one size per map; and on a
     single map as published (``pyramid: false`` and one stride: 16 for VGG16 and for a ResNet's C4), with nine anchors
-    of three sizes. Proposal network, second stage and their numbers are torchvision's; it says of an anchor that it
-    holds something by one logistic output where the paper has two of a softmax.
+    of three sizes. The RPN, the second stage and their hyper-parameters are torchvision's; its objectness is one
+    logistic output instead of the paper's softmax over two.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See there. Of torchvision's VGG16, the two layers on a pooled region start from its classifier when
-            there is no pyramid, ``head_width`` is 4096 and ``pool_size`` 7.
-        backbone_options: See there.
-        strides: The backbone's maps: those of the pyramid, or the one.
-        pyramid: Which form.
+        weights: See `segdet.nn.backbones.build_backbone`. With torchvision's VGG16, the two layers on a pooled region
+            are initialized from its classifier if there is no pyramid, ``head_width`` is 4096 and ``pool_size`` 7.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        strides: The strides of the backbone's maps: those of the pyramid, or of the single map.
+        pyramid: Whether there is a feature pyramid.
         width: The channels of the pyramid.
-        norm: Whether batch normalization follows the pyramid's convolutions, which is not in the paper and helps from
+        norm: Whether batch normalization follows the pyramid's convolutions. Not in the paper; improves training from
             scratch.
-        anchor_sizes: The sides of the square anchors in pixels, a list for each map (the pyramid has one map more than
-            there are strides). Null for 8 strides each, and on a single map for 8, 16 and 32, rounded as the
-            paper's code does.
-        aspect_ratios: Of the anchors, height over width.
-        rpn_samples: The anchors of an image that the proposal network learns from, at most half of them objects.
-        ignore_crossing: Whether it learns nothing from anchors that cross the image's border (section 3.3).
-        before_nms: The anchors of each map that suppression among proposals begins with, in training and in prediction.
-        proposals: How many remain, in training and in prediction.
-        proposal_nms_threshold: Of two proposals with a greater IoU, the worse is dropped.
-        proposal_min_size: Proposals with a shorter side, in pixels, are dropped.
-        pooling: ``align`` (RoIAlign, He et al., ICCV 2017), or ``pool`` (RoIPool, as published; on a single map).
-        pool_size: The side of what a region is pooled to.
-        canonical_size: The side of a region that the pyramid's map of stride 16 answers for; a region of half of it
-            is of the next finer map.
+        anchor_sizes: The sides of the square anchors in pixels, a list per map (the pyramid has one map more than
+            ``strides``). Null for 8 strides on each map of a pyramid, and for 8, 16 and 32 strides on a single map,
+            rounded as in the paper's code.
+        aspect_ratios: The aspect ratios of the anchors, height over width.
+        rpn_samples: The number of anchors per image in the RPN's losses, at most half of them positive.
+        ignore_crossing: Whether the RPN's losses ignore anchors that cross the image's border (section 3.3).
+        before_nms: The number of anchors per map before suppression of proposals, in training and in prediction.
+        proposals: The number of proposals per image after suppression, in training and in prediction.
+        proposal_nms_threshold: Of two proposals whose IoU exceeds this, the one of lower score is removed.
+        proposal_min_size: Proposals with a shorter side, in pixels, are removed.
+        pooling: ``align`` (RoI Align, He et al., ICCV 2017), or ``pool`` (RoI max pooling, as published; only without a
+            pyramid).
+        pool_size: The side of a pooled region.
+        canonical_size: The side of a region that is pooled from the map of stride 16; regions of half this side are
+            pooled from the next finer map.
         head_width: The units of the two layers on a pooled region.
-        head_dropout: The rate after each.
-        regions: The regions of an image that the second stage learns from.
-        foreground_share: How many of them hold objects, at most.
+        head_dropout: The dropout rate after each of them.
+        regions: The number of regions per image in the second stage's losses.
+        foreground_share: The maximum share of positive regions.
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
@@ -325,11 +339,11 @@ class FasterRCNN(TwoStageDetector):
             )
         if pooling == "pool" and pyramid:
             raise UserError(
-                "--model.pooling pool: RoIPool is of a single map; give --model.pyramid false, or align"
+                "--model.pooling pool: RoI max pooling needs a single map; give --model.pyramid false, or align"
             )
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         strides = self.backbone.strides
-        self.multiple = strides[-1]
+        self.size_divisor = strides[-1]
         self.neck: FeaturePyramid | None = None
         channels, levels = self.backbone.channels[0], strides
         if pyramid:
@@ -337,7 +351,7 @@ class FasterRCNN(TwoStageDetector):
             channels, levels = width, self.neck.strides
         if anchor_sizes is not None and len(anchor_sizes) != len(levels):
             raise UserError(
-                f"--model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}; give one a map"
+                f"--model.anchor_sizes: {len(anchor_sizes)} lists for maps of strides {levels}; give one per map"
             )
         if anchor_sizes is None and not pyramid:
             anchors: GridAnchors = RoundedAnchors(strides[0], aspect_ratios=aspect_ratios)
@@ -346,7 +360,7 @@ class FasterRCNN(TwoStageDetector):
             anchors = GridAnchors(sizes, [aspect_ratios] * len(levels))
         if len(set(anchors.num_anchors_per_location())) > 1:
             raise UserError(
-                "--model.anchor_sizes: all maps share one head; give as many sizes for each of them"
+                "--model.anchor_sizes: all maps share one head; give the same number of sizes for each"
             )
         self.ignore_crossing = ignore_crossing
         self.nms_threshold = nms_threshold
@@ -381,7 +395,7 @@ class FasterRCNN(TwoStageDetector):
             nms_thresh=nms_threshold,
             detections_per_img=detections_per_image,
         )
-        self._exact()
+        self._predict_in_float32()
 
     def features(self, images: Tensor) -> Maps:
         maps = self.backbone(images)
@@ -393,37 +407,38 @@ class FasterRCNN(TwoStageDetector):
         if not self.ignore_crossing:
             return super().anchor_targets(anchors, targets, size)
         height, width = size
-        every = anchors[0]
-        within = ((every >= 0) & (every <= every.new_tensor([width, height] * 2))).all(1).nonzero()[:, 0]
+        all_anchors = anchors[0]
+        limits = all_anchors.new_tensor([width, height] * 2)
+        within = ((all_anchors >= 0) & (all_anchors <= limits)).all(1).nonzero()[:, 0]
         if not len(within):
             raise UserError(
                 f"--model.ignore_crossing true: no anchor lies within images of {width}x{height}; give smaller "
                 "--model.anchor_sizes, or larger images"
             )
-        labels, boxes = super().anchor_targets([every[within]] * len(anchors), targets, size)
+        labels, boxes = super().anchor_targets([all_anchors[within]] * len(anchors), targets, size)
         return (
-            [each.new_full((len(every),), -1.0).index_copy(0, within, each) for each in labels],
-            [each.new_zeros(len(every), 4).index_copy(0, within, each) for each in boxes],
+            [each.new_full((len(all_anchors),), -1.0).index_copy(0, within, each) for each in labels],
+            [each.new_zeros(len(all_anchors), 4).index_copy(0, within, each) for each in boxes],
         )
 
 
 class TorchvisionFasterRCNN(TwoStageDetector):
-    """torchvision's Faster R-CNNs, with its weights of COCO: the same detections for the same pixels.
+    """torchvision's Faster R-CNNs, with COCO weights and the same detections.
 
     Args:
-        network: Which one: ResNet-50 with a pyramid, its second version (batch normalization in pyramid and head, Li
-            et al., 2021), or MobileNetV3, for large images or for 320 pixels.
-        weights: Of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random ones;
-            for other classes see `segdet.detection.torchvision_network`.
-        weights_backbone: Of the backbone alone, likewise (``IMAGENET1K_V1``).
+        network: ``resnet50_fpn``; ``resnet50_fpn_v2`` (batch normalization in pyramid and head, Li et al., 2021);
+            ``mobilenet_v3_large_fpn``, or ``mobilenet_v3_large_320_fpn`` for images of 320 pixels.
+        weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
+            weights; for other classes see `segdet.detection.torchvision_network`.
+        weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
 
     Attributes:
-        family: How torchvision's names of these networks begin.
-        heads: The last layers of the classes, and how many rows in succession belong to one class.
+        family: The prefix of torchvision's names of these networks.
+        heads: The names of the last layers of the classes, and the number of consecutive rows per class.
     """
 
     family: ClassVar[str] = "fasterrcnn"
@@ -444,34 +459,38 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        whole = torchvision_network(
+        network_module = torchvision_network(
             self.family, network, self.class_names, weights, weights_backbone, self.heads
         )
-        self.backbone, self.rpn, self.roi_heads = whole.backbone, whole.rpn, whole.roi_heads
-        self.multiple = 32
+        self.backbone, self.rpn, self.roi_heads = (
+            network_module.backbone,
+            network_module.rpn,
+            network_module.roi_heads,
+        )
+        self.size_divisor = 32
         generator = self.rpn.anchor_generator
         self.rpn.anchor_generator = GridAnchors(generator.sizes, generator.aspect_ratios)
-        # The finest map, of which torchvision's pooling guesses the stride from the first images, is known.
+        # Explicit strides: torchvision's pooling derives them from the sizes of the first images.
         strides = [32, 32] if network.startswith("mobilenet") else [4, 8, 16, 32]
         self.roi_heads.box_roi_pool = RoIAlign(7, strides)
         self.roi_heads.score_thresh = score_threshold
         self.roi_heads.nms_thresh = self.nms_threshold = nms_threshold
         self.roi_heads.detections_per_img = self.detections_per_image = detections_per_image
-        self._exact()
+        self._predict_in_float32()
 
     def features(self, images: Tensor) -> Maps:
         return {str(place): each for place, each in enumerate(self.backbone(images).values())}
 
 
 class RoIAlign(MultiScaleRoIAlign):
-    """torchvision's RoIAlign on the maps of a pyramid, or on one; the strides are told, not guessed.
+    """torchvision's RoI Align on the maps of a pyramid or on a single map, with explicit strides.
 
-    A region is pooled from the map that its size calls for (Lin et al., CVPR 2017, equation 1).
+    A region is pooled from the map for its size (Lin et al., CVPR 2017, equation 1).
 
     Args:
-        output_size: The side of what a region is pooled to.
-        strides: Of the maps "0", "1" ..., fine to coarse.
-        canonical_size: The side of a region that the map of stride 16 answers for.
+        output_size: The side of a pooled region.
+        strides: The strides of the maps "0", "1" ..., fine to coarse.
+        canonical_size: The side of a region that is pooled from the map of stride 16.
     """
 
     def __init__(self, output_size: int, strides: list[int], canonical_size: int = 224) -> None:
@@ -483,14 +502,14 @@ class RoIAlign(MultiScaleRoIAlign):
         self.map_levels = LevelMapper(finest, coarsest, canonical_size)
 
     def forward(self, x: Maps, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """The regions ``boxes`` ``[P, 4]`` of each image, pooled: ``[R, C, side, side]`` in the maps' own type."""
+        """Pool the regions ``boxes``, ``[P, 4]`` for each image, to ``[R, C, side, side]`` in the type of the maps."""
         dtype = x["0"].dtype
         maps = {name: x[name].float() for name in self.featmap_names}
         return super().forward(maps, boxes, image_shapes).to(dtype)
 
 
 class RegionHead(TwoLayerHead):
-    """`TwoLayerHead`, as torchvision's second stage calls them."""
+    """`TwoLayerHead` with the interface of torchvision's second stage."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled regions ``[R, C, side, side]`` to ``[R, width]``."""
@@ -498,11 +517,11 @@ class RegionHead(TwoLayerHead):
 
 
 class RoIPool(nn.Module):
-    """RoI max pooling (Fast R-CNN, ICCV 2015, section 2.1) of a single map, as torchvision's second stage calls it.
+    """RoI max pooling (Fast R-CNN, ICCV 2015, section 2.1) with the interface of torchvision's second stage.
 
     Args:
-        output_size: The side of what a region is pooled to.
-        stride: The map's.
+        output_size: The side of a pooled region.
+        stride: The stride of the map.
     """
 
     def __init__(self, output_size: int, stride: int) -> None:
@@ -510,6 +529,6 @@ class RoIPool(nn.Module):
         self.pooling = RoIPooling(output_size, stride, "max")
 
     def forward(self, maps: Maps, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """The regions ``boxes`` ``[P, 4]`` of each image, pooled: ``[R, C, side, side]`` in the map's own type."""
+        """Pool the regions ``boxes``, ``[P, 4]`` for each image, to ``[R, C, side, side]`` in the type of the map."""
         pooled: Tensor = self.pooling(maps["0"], rois_of(boxes))
         return pooled

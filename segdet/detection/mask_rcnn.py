@@ -1,4 +1,4 @@
-"""Mask R-CNN: Faster R-CNN with a third branch that says which pixels of its box an object has."""
+"""Mask R-CNN: Faster R-CNN with a mask branch."""
 
 from __future__ import annotations
 
@@ -24,46 +24,48 @@ from segdet.util.stages import stage
 
 
 class MaskBranch(TwoStageDetector):
-    """What Mask R-CNN's forms add to Faster R-CNN's; use `MaskRCNN` or `TorchvisionMaskRCNN`.
+    """The common part of `MaskRCNN` and `TorchvisionMaskRCNN`.
 
-    The masks of small maps are put into the image's boxes as torchvision does it, and are where they exceed a half.
-    Their scores are ``mask_map``, ``mask_map_50`` and so on beside those of the boxes.
+    The small masks are resized to the boxes as in torchvision, with a threshold of 0.5. The scores of masks are
+    ``mask_map``, ``mask_map_50`` and so on, besides those of boxes.
     """
 
     def build_scores(self) -> Scores:
         return DetectionScores(self.class_names, self.category_ids, masks=True)
 
-    def _told(self, target: Target) -> dict[str, Tensor]:
+    def torchvision_target(self, target: Target) -> dict[str, Tensor]:
         if "masks" not in target:
-            raise UserError(f"{type(self).__name__} learns from objects' masks; give --data.masks true")
-        return super()._told(target) | {"masks": target["masks"]}
+            raise UserError(f"{type(self).__name__} needs masks of objects; give --data.masks true")
+        return super().torchvision_target(target) | {"masks": target["masks"]}
 
-    def _more_losses(
+    def region_losses(
         self,
         images: ImageList,
         maps: Maps,
         targets: list[dict[str, Tensor]],
         regions: list[Tensor],
-        objects: list[Tensor],
+        matched: list[Tensor],
         labels: list[Tensor],
     ) -> dict[str, Tensor]:
         positive = [each > 0 for each in labels]
-        held = [boxes[keep] for boxes, keep in zip(regions, positive, strict=True)]
-        which = [index[keep] for index, keep in zip(objects, positive, strict=True)]
-        logits = self._mask_logits(images, maps, held)
+        boxes = [each[keep] for each, keep in zip(regions, positive, strict=True)]
+        objects = [index[keep] for index, keep in zip(matched, positive, strict=True)]
+        logits = self._mask_logits(images, maps, boxes)
         masks = [target["masks"] for target in targets]
-        names = [target["labels"] for target in targets]
-        return {"mask": maskrcnn_loss(logits, held, masks, names, which)}
+        target_labels = [target["labels"] for target in targets]
+        return {"mask": maskrcnn_loss(logits, boxes, masks, target_labels, objects)}
 
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
-        found = super()._detections(images, maps, regions)
+        detections = super()._detections(images, maps, regions)
         with stage("classifier"):
-            logits = self._mask_logits(images, maps, [each["boxes"] for each in found])
-            masks = maskrcnn_inference(logits, [each["labels"] for each in found])
-        return [Prediction(**{**each, "masks": mask[:, 0]}) for each, mask in zip(found, masks, strict=True)]
+            logits = self._mask_logits(images, maps, [each["boxes"] for each in detections])
+            masks = maskrcnn_inference(logits, [each["labels"] for each in detections])
+        return [
+            Prediction(**{**each, "masks": mask[:, 0]}) for each, mask in zip(detections, masks, strict=True)
+        ]
 
     def _mask_logits(self, images: ImageList, maps: Maps, boxes: list[Tensor]) -> Tensor:
-        """Logits ``[R, K + 1, 28, 28]`` of the boxes of all images."""
+        """Return logits ``[R, K + 1, 28, 28]`` of the boxes of all images."""
         heads = self.roi_heads
         pooled = heads.mask_roi_pool(maps, boxes, images.image_sizes)
         logits: Tensor = heads.mask_predictor(heads.mask_head(pooled))
@@ -72,27 +74,27 @@ class MaskBranch(TwoStageDetector):
     def postprocess(
         self, output: list[Prediction], original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        found = super().postprocess(output, original_sizes, size)
-        for prediction, small, original in zip(found, output, original_sizes, strict=True):
+        predictions = super().postprocess(output, original_sizes, size)
+        for prediction, small, original in zip(predictions, output, original_sizes, strict=True):
             masks = paste_masks_in_image(small["masks"][:, None].float(), prediction["boxes"], original)
             prediction["masks"] = (masks[:, 0] > 0.5).to(torch.uint8)
-        return found
+        return predictions
 
 
 class MaskRCNN(MaskBranch, FasterRCNN):
     """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) on any backbone.
 
-    A region that holds an object is pooled once more, to twice the size, and a small fully convolutional network gives
-    a mask of 28x28 for each class, each by a logistic output of its own; the class is the other branch's to say
-    (section 3). RoIAlign, whose samples lie where the region says, is what makes masks exact to the pixel. It costs one
-    pass of the backbone, and the third branch once for each detection. Branch and losses are torchvision's.
+    The features of a positive region are pooled again, to twice the size, and a small fully convolutional network
+    predicts a mask of 28x28 for each class, with a separate logistic output per class; the class itself comes from the
+    box branch (section 3). RoI Align samples the features without rounding, which makes masks accurate to the pixel.
+    The cost is one pass of the backbone, and the mask branch per detection. Branch and losses are torchvision's.
 
     Args:
         class_names: As for `FasterRCNN`.
-        mask_width: The channels of the third branch.
-        mask_convolutions: Its 3x3 convolutions.
+        mask_width: The channels of the mask branch.
+        mask_convolutions: The number of its 3x3 convolutions.
         canonical_size: As for `FasterRCNN`.
-        kwargs: See there.
+        kwargs: As for `FasterRCNN`.
     """
 
     def __init__(
@@ -113,11 +115,11 @@ class MaskRCNN(MaskBranch, FasterRCNN):
 
 
 class TorchvisionMaskRCNN(MaskBranch, TorchvisionFasterRCNN):
-    """torchvision's Mask R-CNNs, with its weights of COCO: the same detections and masks for the same pixels.
+    """torchvision's Mask R-CNNs, with COCO weights and the same detections and masks.
 
     Args:
         class_names: As for `TorchvisionFasterRCNN`.
-        network: Which one: ResNet-50 with a pyramid, or its second version.
+        network: ``resnet50_fpn``, or its second version ``resnet50_fpn_v2``.
         kwargs: As for `TorchvisionFasterRCNN`.
     """
 

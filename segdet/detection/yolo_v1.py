@@ -1,4 +1,4 @@
-"""YOLO version 1: one regression from the whole image to a grid of cells, a few boxes and one class each."""
+"""YOLO version 1: one regression from the image to a grid of cells with boxes and classes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from segdet.util.errors import UserError
 from segdet.util.stages import stage
 
 _SLOPE = 0.1
-"""Of the leaky rectifier (section 2.1)."""
+"""The negative slope of the leaky ReLU (section 2.1)."""
 
 _ROUNDING = 1e-6
-"""The share of a cell that is no cell."""
+"""The share of a cell below which a fraction is a rounding error."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Grid:
     """The cells of an image.
 
     Attributes:
-        height: The image's height in cells; with a fraction where the last row reaches beyond the image.
-        width: Its width in cells, likewise.
+        height: The height of the image in cells; fractional if the last row exceeds the image.
+        width: The width of the image in cells; fractional if the last column exceeds the image.
     """
 
     height: float
@@ -59,41 +59,40 @@ class Grid:
 class YOLOv1(Detector):
     """You Only Look Once, version 1 (Redmon, Divvala, Girshick, Farhadi, CVPR 2016).
 
-    The image is a grid of S x S cells. The cell in which an object's centre falls is to find it: each cell says
-    once what class it would hold, and for each of B boxes where it is and how sure it is of it. No proposals, no
-    anchors: all of it is one regression of squared errors, from one pass over the whole image. What that costs is
-    that a cell holds one object only, and small ones in groups are missed (section 2.4).
+    The image is a grid of S x S cells. The cell that contains an object's centre is responsible for it. Each cell
+    predicts one distribution over classes, and B boxes with a confidence each. There are no proposals and no anchors:
+    detection is one regression with squared errors, from one pass over the whole image. As a consequence each cell can
+    detect only one object, and groups of small objects are missed (section 2.4).
 
-    The network is the paper's of 24 convolutions and two fully connected layers (figure 3) when ``backbone``
-    is null: twenty, which the authors trained on ImageNet first, and four that are added for detection, the
-    second of them with stride 2. Any other backbone takes the place of the twenty.
+    With ``backbone: null`` the network is the paper's, of 24 convolutions and two fully connected layers (figure 3):
+    twenty convolutions, which the authors pretrained on ImageNet, and four for detection, the second of them with
+    stride 2. Any other backbone replaces the twenty.
 
-    Of several objects in one cell the first counts, as in Darknet; of a cell's boxes that one is responsible
-    which overlaps the object most, or is the least far off where none overlaps it (Darknet too).
+    If several objects have their centre in one cell, the first is used, as in Darknet. Of a cell's boxes the one of
+    highest IoU with the object is responsible, or the one of smallest distance if none overlaps it, also as in Darknet.
 
-    Without fully connected layers (``hidden`` 0) a cell sees only what is near it: in images that are resized for
-    training or testing at several scales cells become more or fewer, and sides remain shares of the images as the data
-    gave them. With these layers there are S x S cells in any case, and images of another size than in training
-    make no sense to them: ``tta_scales`` is refused.
+    Without fully connected layers (``hidden`` 0) the network is convolutional: in images that are resized for
+    multi-scale training or test-time augmentation the number of cells changes, and sides remain relative to the loaded
+    image. With them there are always S x S cells, and images of another size than in training are meaningless:
+    ``tta_scales`` is refused.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`; null for the paper's twenty convolutions.
-        weights: See there; for the paper's, a local file of them.
-        backbone_options: See there.
-        stride: The backbone's map that the four convolutions stand on; 32 in the paper.
-        grid: S, the cells on each side. A map of another size becomes as large as that by averaging: each cell has
-            of the map what lies over its own pixels.
-        boxes: B, the boxes of each cell.
+        weights: See `segdet.nn.backbones.build_backbone`; for the paper's convolutions a local file.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        stride: The stride of the backbone's map that the four convolutions follow; 32 in the paper.
+        grid: S, the number of cells per side. A map of another size is resized by averaging over the area of each cell.
+        boxes: B, the number of boxes per cell.
         width: The channels of the four convolutions.
-        hidden: The units of the first fully connected layer. With 0 a 1x1 convolution takes the place of both, which
-            is not the paper's: cells then share their weights, and less has to be learned.
-        batch_norm: Whether batch normalization follows each convolution; it does in Darknet, not in the paper.
-        dropout: The rate behind the first fully connected layer.
-        coordinate_weight: The paper's lambda of the two box losses.
-        no_object_weight: The paper's lambda of the confidence of boxes that hold nothing.
+        hidden: The units of the first fully connected layer. With 0 a 1x1 convolution replaces both layers, unlike in
+            the paper: cells share their weights, and there are fewer parameters.
+        batch_norm: Whether batch normalization follows each convolution, as in Darknet but not in the paper.
+        dropout: The dropout rate after the first fully connected layer.
+        coordinate_weight: The paper's weight of the two box losses, lambda_coord.
+        no_object_weight: The paper's weight of the confidence loss of boxes without an object, lambda_noobj.
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class with a greater IoU, the worse is dropped.
-        detections_per_image: How many remain.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
@@ -120,15 +119,15 @@ class YOLOv1(Detector):
         super().__init__(class_names, **kwargs)
         if grid < 1 or boxes < 1:
             raise UserError(
-                f"model: a grid of {grid} with {boxes} boxes a cell finds nothing; give 1 or more of both"
+                f"model: a grid of {grid} with {boxes} boxes per cell detects nothing; give 1 or more of both"
             )
         if hidden and self.tta_scales != [1.0]:
             raise UserError(
-                f"--model.tta_scales {self.tta_scales}: YOLO's fully connected layers know images of one size; "
+                f"--model.tta_scales {self.tta_scales}: YOLO's fully connected layers need images of one size; "
                 "leave it out, or train with --model.hidden 0"
             )
         self.grid = grid
-        self.pitch = 2 * stride
+        self.cell_side = 2 * stride
         self.fully_connected = hidden > 0
         self.boxes = boxes
         self.coordinate_weight = coordinate_weight
@@ -168,14 +167,16 @@ class YOLOv1(Detector):
                     nn.init.zeros_(layer.bias)
         last = self.head[-2] if isinstance(self.head, nn.Sequential) else self.head
         assert isinstance(last, nn.Linear | nn.Conv2d) and last.bias is not None
-        # At first every cell says: a box in the middle, a tenth as large as the image, that holds nothing.
-        begin = torch.tensor([0.5, 0.5, 0.3, 0.3, 0.0] * boxes + [0.0] * len(class_names))
+        # The initial output of every cell: boxes in its middle, of 0.09 times the image's sides, and confidence 0.
+        initial = torch.tensor([0.5, 0.5, 0.3, 0.3, 0.0] * boxes + [0.0] * len(class_names))
         nn.init.normal_(last.weight, std=0.01)
-        last.bias.data.copy_(begin.repeat_interleave(len(last.bias) // outputs))
+        last.bias.data.copy_(initial.repeat_interleave(len(last.bias) // outputs))
 
     def cells(self, scale: tuple[float, float] = (1.0, 1.0)) -> Grid:
-        """Return the grid of images that were resized by ``scale``: S x S cells if they were not, or if there are
-        fully connected layers."""
+        """Return the grid of images that were resized by ``scale``.
+
+        It has S x S cells if they were not resized, or if there are fully connected layers.
+        """
         height, width = (1.0, 1.0) if self.fully_connected else scale
         return Grid(self.grid * height, self.grid * width)
 
@@ -188,33 +189,35 @@ class YOLOv1(Detector):
     def forward(
         self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to the outputs of S * S cells, row by row.
+        """Images ``[B, 3, H, W]`` to the outputs of S * S cells, by row and column.
 
         Args:
             images: Normalized.
             scale: Their height and width divided by those of the loaded images.
 
         Returns:
-            Boxes ``[B, S * S, boxes, 4]``: the centre's place in its cell, 0..1 from its left and upper edge, and the
-            square roots of width and height as shares of the image's; confidences ``[B, S * S, boxes]``;
-            class scores ``[B, S * S, K]``. All of them are linear, as in the paper.
+            Boxes ``[B, S * S, boxes, 4]``: the position of the centre in its cell, 0..1 from its left and upper edge,
+            and the square roots of width and height relative to the image; confidences ``[B, S * S, boxes]``; class
+            scores ``[B, S * S, K]``. All outputs are linear, as in the paper.
         """
-        features = self.neck(_last(self.backbone(images)))
+        features = self.neck(_coarsest(self.backbone(images)))
         size = (images.shape[2], images.shape[3])
         cells = self.cells(scale)
-        pitches = [size[0] / cells.height, size[1] / cells.width]
-        if features.shape[-2:] != cells.shape or any(abs(p - self.pitch) > _ROUNDING * p for p in pitches):
-            features = self._averaged(features, cells, pitches)
+        cell_sides = [size[0] / cells.height, size[1] / cells.width]
+        if features.shape[-2:] != cells.shape or any(
+            abs(side - self.cell_side) > _ROUNDING * side for side in cell_sides
+        ):
+            features = self._average(features, cells, cell_sides)
         # [B, outputs, S, S] to [B, S * S, outputs]
-        answer = self.head(features).float().flatten(2).transpose(1, 2)
-        boxes = answer[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
-        return boxes[..., :4], boxes[..., 4], answer[..., 5 * self.boxes :]
+        output = self.head(features).float().flatten(2).transpose(1, 2)
+        boxes = output[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
+        return boxes[..., :4], boxes[..., 4], output[..., 5 * self.boxes :]
 
-    def _averaged(self, features: Tensor, cells: Grid, pitches: list[float]) -> Tensor:
-        """The map ``[B, C, h, w]``, averaged over each cell of so many pixels' height and width."""
+    def _average(self, features: Tensor, cells: Grid, cell_sides: list[float]) -> Tensor:
+        """Average the map ``[B, C, h, w]`` over cells with these sides (vertical, horizontal) in pixels."""
         rows, columns = (
-            _shares(number, pitch / self.pitch, there).to(features)
-            for number, pitch, there in zip(cells.shape, pitches, features.shape[-2:], strict=True)
+            _cell_weights(number, side / self.cell_side, places).to(features)
+            for number, side, places in zip(cells.shape, cell_sides, features.shape[-2:], strict=True)
         )
         return rows @ features @ columns.T
 
@@ -222,44 +225,43 @@ class YOLOv1(Detector):
         self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
     ) -> dict[str, Tensor]:
         """Return the five sums of equation 3, each divided by the number of images."""
-        found, confidence, classes = self(images, scale)
+        predicted, confidence, classes = self(images, scale)
         cells = self.cells(scale)
         size = (images.shape[2], images.shape[3])
         boxes, labels = pad_targets(targets, images.device)
-        has_object, wanted, wanted_labels = self._assign(boxes, labels, size, cells)
+        has_object, target_boxes, target_labels = self._assign(boxes, labels, size, cells)
         with torch.no_grad():
-            goal = self._encode(wanted, cells)[:, :, None]
-            decoded = self._decode(found, cells)
-            iou = pairwise_iou(decoded, wanted[:, :, None]).squeeze(-1)
-            distance = (found - goal).square().sum(-1)
-            nearness = torch.where(iou.amax(-1, keepdim=True) > 0, iou, -distance)
-            best = nearness.argmax(-1, keepdim=True)
+            encoded = self._encode(target_boxes, cells)[:, :, None]
+            iou = pairwise_iou(self._decode(predicted, cells), target_boxes[:, :, None]).squeeze(-1)
+            distance = (predicted - encoded).square().sum(-1)
+            rank = torch.where(iou.amax(-1, keepdim=True) > 0, iou, -distance)
+            best = rank.argmax(-1, keepdim=True)
             responsible = torch.zeros_like(iou, dtype=torch.bool).scatter_(-1, best, True)
             responsible &= has_object[..., None]
-        off = (found - goal).square()
-        wrong = (confidence - torch.where(responsible, iou, 0.0)).square()
-        one_hot = F.one_hot((wanted_labels - 1).clamp(min=0), classes.shape[-1])
-        images_count = len(images)
-        place, extent = off[..., :2].sum(-1), off[..., 2:].sum(-1)
-        misnamed = (classes - one_hot).square().sum(-1)
+        box_error = (predicted - encoded).square()
+        centre_error, side_error = box_error[..., :2].sum(-1), box_error[..., 2:].sum(-1)
+        confidence_error = (confidence - torch.where(responsible, iou, 0.0)).square()
+        one_hot = F.one_hot((target_labels - 1).clamp(min=0), classes.shape[-1])
+        class_error = (classes - one_hot).square().sum(-1)
+        count = len(images)
         return {
-            "coord_xy": self.coordinate_weight * torch.where(responsible, place, 0.0).sum() / images_count,
-            "coord_wh": self.coordinate_weight * torch.where(responsible, extent, 0.0).sum() / images_count,
-            "obj": torch.where(responsible, wrong, 0.0).sum() / images_count,
-            "noobj": self.no_object_weight * torch.where(responsible, 0.0, wrong).sum() / images_count,
-            "class": torch.where(has_object, misnamed, 0.0).sum() / images_count,
+            "coord_xy": self.coordinate_weight * torch.where(responsible, centre_error, 0.0).sum() / count,
+            "coord_wh": self.coordinate_weight * torch.where(responsible, side_error, 0.0).sum() / count,
+            "obj": torch.where(responsible, confidence_error, 0.0).sum() / count,
+            "noobj": self.no_object_weight * torch.where(responsible, 0.0, confidence_error).sum() / count,
+            "class": torch.where(has_object, class_error, 0.0).sum() / count,
         }
 
     def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
         with stage("network"):
-            found, confidence, classes = self(images, scale)
+            predicted, confidence, classes = self(images, scale)
         size = (images.shape[2], images.shape[3])
-        return self._detections(found, confidence, classes, size, self.cells(scale))
+        return self._detections(predicted, confidence, classes, size, self.cells(scale))
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         size = (image.shape[2], image.shape[3])
-        found, confidence, classes = self(image)
-        sure = confidence[0].clamp(0, 1)
+        predicted, confidence, classes = self(image)
+        confidences = confidence[0].clamp(0, 1)
         cells = self.cells()
         rows, columns = cells.shape
         grid = cells.sides(image.float())
@@ -268,46 +270,51 @@ class YOLOv1(Detector):
         yield Stage(
             f"grid cells {columns}x{rows}",
             boxes=torch.cat([corner, corner + 1 / grid], -1) * pixels,
-            scores=sure.amax(-1),
-            about="Each cell is to find the object whose centre is in it; its score is that of its surer box.",
+            scores=confidences.amax(-1),
+            about="The cells. Each is responsible for objects centred in it; its score is its highest confidence.",
         )
         yield Stage(
             "confidence",
-            map=sure.amax(-1).view(rows, columns),
-            about="How sure the cells are to hold an object.",
+            map=confidences.amax(-1).view(rows, columns),
+            about="The highest confidence of each cell.",
         )
-        named = classes[0].clamp(0, 1).amax(-1).view(rows, columns)
+        class_scores = classes[0].clamp(0, 1).amax(-1).view(rows, columns)
         yield Stage(
-            "class", map=named, about="How sure each cell is of the class that an object in it would have."
+            "class", map=class_scores, about="The highest class score of each cell, given an object in it."
         )
         yield Stage(
             "boxes",
-            boxes=(self._decode(found, cells)[0] * pixels).flatten(0, 1),
-            scores=sure.flatten(),
-            about=f"All {rows * columns * self.boxes} boxes with their confidence, unsuppressed.",
+            boxes=(self._decode(predicted, cells)[0] * pixels).flatten(0, 1),
+            scores=confidences.flatten(),
+            about=f"All {rows * columns * self.boxes} boxes with their confidence, before suppression.",
         )
-        final = self._detections(found, confidence, classes, size, cells)[0]
+        final = self._detections(predicted, confidence, classes, size, cells)[0]
         yield detections_stage(final)
 
     def _detections(
-        self, found: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int], cells: Grid
+        self, predicted: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int], cells: Grid
     ) -> list[Prediction]:
         with stage("nms"):
-            boxes = (self._decode(found, cells) * found.new_tensor([size[1], size[0]] * 2)).flatten(1, 2)
-            # Linear outputs may leave 0..1; two that are below it must not make a sure detection (equation 1).
+            boxes = (self._decode(predicted, cells) * predicted.new_tensor([size[1], size[0]] * 2)).flatten(
+                1, 2
+            )
+            # Linear outputs may exceed 0..1: the product of two negative ones must not be a high score (equation 1).
             scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)
             return self.selected(boxes, scores, size)
 
     def _assign(
         self, boxes: Tensor, labels: Tensor, size: tuple[int, int], grid: Grid
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The object of each cell: whether there is one ``[B, S * S]``, its box as a share of the image, its label.
+        """Assign each cell an object.
 
         Args:
             boxes: ``[B, G, 4]`` in pixels, from `pad_targets`.
             labels: ``[B, G]``.
             size: ``(height, width)`` of the images.
-            grid: Their cells.
+            grid: The cells of the images.
+
+        Returns:
+            Whether there is an object, bool ``[B, S * S]``; its box ``[B, S * S, 4]`` relative to the image; its label.
         """
         batch, most = labels.shape
         rows, columns = grid.shape
@@ -315,7 +322,7 @@ class YOLOv1(Detector):
         boxes = boxes / boxes.new_tensor([size[1], size[0]] * 2)
         column, row = ((boxes[..., :2] + boxes[..., 2:]) / 2 * grid.sides(boxes)).long().unbind(-1)
         column, row = column.clamp(0, columns - 1), row.clamp(0, rows - 1)
-        # What is absent goes to one cell too many, which is cut off.
+        # Missing objects are written to an extra cell, which is cut off.
         cell = torch.where(labels > 0, row * columns + column, cells)
         order = torch.arange(most, device=labels.device).expand(batch, most)
         first = torch.full((batch, cells + 1), most, dtype=torch.int64, device=labels.device)
@@ -325,32 +332,32 @@ class YOLOv1(Detector):
         return has_object, boxes.gather(1, first[..., None].expand(-1, -1, 4)), labels.gather(1, first)
 
     def _encode(self, boxes: Tensor, cells: Grid) -> Tensor:
-        """Boxes ``[B, S * S, 4]`` xyxy, shares of the image, one a cell, as that cell is to say them."""
+        """Encode one box per cell, ``[B, S * S, 4]`` xyxy relative to the image, as the target outputs of the cells."""
         grid = cells.sides(boxes)
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2 * grid - cells.corners(boxes)
         sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0) * (grid / self.grid)
         return torch.cat([centre, sides.sqrt()], -1)
 
-    def _decode(self, found: Tensor, cells: Grid) -> Tensor:
-        """What cells say of boxes, ``[B, S * S, boxes, 4]``, as boxes xyxy, shares of the image."""
-        grid = cells.sides(found)
-        centre = (found[..., :2] + cells.corners(found)[:, None]) / grid
-        # A root below zero stands for no size at all.
-        half = found[..., 2:].clamp(min=0).square() / (2 * grid / self.grid)
+    def _decode(self, predicted: Tensor, cells: Grid) -> Tensor:
+        """Decode the outputs of cells, ``[B, S * S, boxes, 4]``, to boxes xyxy relative to the image."""
+        grid = cells.sides(predicted)
+        centre = (predicted[..., :2] + cells.corners(predicted)[:, None]) / grid
+        # A negative square root is a side of 0.
+        half = predicted[..., 2:].clamp(min=0).square() / (2 * grid / self.grid)
         return torch.cat([centre - half, centre + half], -1)
 
 
 def _paper_backbone(
     weights: str | bool | None, batch_norm: bool, options: dict[str, Any] | None, stride: int
 ) -> tuple[nn.Sequential, int]:
-    """The first twenty convolutions of figure 3, and their channels."""
+    """Return the first twenty convolutions of figure 3, and their output channels."""
     if options:
         raise UserError(
-            "--model.backbone_options: YOLO's own backbone has no options; name a backbone, or give none"
+            "--model.backbone_options: the paper's backbone has no options; name a backbone, or give none"
         )
     if stride != 32:
         raise UserError(
-            f"--model.stride {stride}: YOLO's own backbone has stride 32; name another backbone, or give 32"
+            f"--model.stride {stride}: the paper's backbone has stride 32; name another backbone, or give 32"
         )
 
     def conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -374,15 +381,19 @@ def _paper_backbone(
     return network, 1024
 
 
-def _shares(cells: int, side: float, places: int) -> Tensor:
-    """By how much each cell of so many ``places``, one long, averages each of them: ``[cells, places]``, sums of 1."""
+def _cell_weights(cells: int, side: float, places: int) -> Tensor:
+    """Return the weights with which cells of ``side`` average the ``places`` of a map along one axis.
+
+    Returns:
+        ``[cells, places]``; rows sum to 1.
+    """
     start = (torch.arange(cells)[:, None] * side).clamp(max=places - 1)
     place = torch.arange(places)
     overlap = (torch.minimum(start + side, place + 1) - torch.maximum(start, place)).clamp(min=0)
     return overlap / overlap.sum(1, keepdim=True)
 
 
-def _last(maps: Any) -> Tensor:
+def _coarsest(maps: Any) -> Tensor:
     return maps if isinstance(maps, Tensor) else maps[-1]
 
 

@@ -1,4 +1,4 @@
-"""Faster R-CNN against torchvision's own module with the same weights, against the paper, and its proposals alone."""
+"""Tests of Faster R-CNN against torchvision's module with the same weights, and against the paper."""
 
 import re
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Few = Callable[[int], tuple[Tensor, list[Target]]]
 
 
 class _Maps(nn.Module):
-    """A family's maps in the form in which torchvision wants a backbone's."""
+    """The maps of our model as a backbone for torchvision's module."""
 
     def __init__(self, ours: FasterRCNN, width: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _targets() -> list[Target]:
 
 
 def _twins() -> tuple[FasterRCNN, TorchvisionModule]:
-    """Ours, and torchvision's own module with the same backbone and weights, whose transform leaves images alone."""
+    """Return our model, and torchvision's with the same weights and a transform that keeps images unchanged."""
     torch.manual_seed(0)
     ours = FasterRCNN(
         ["a", "b", "c"], backbone="resnet10t", width=16, head_width=32, before_nms=(200, 100), proposals=(60, 40),
@@ -89,7 +89,7 @@ def test_losses_are_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *SIZE)
     ours.rpn.train(), ours.roi_heads.train(), theirs.train()
-    # Which anchors and regions are looked at is drawn; before that, torchvision draws images' sizes.
+    # Both sample anchors and regions; before that, torchvision samples image sizes.
     theirs.rpn.register_forward_pre_hook(_seed)
     expected = theirs(list(images), [dict(target) for target in _targets()])
     torch.manual_seed(3)
@@ -120,33 +120,33 @@ def test_detections_and_proposals_are_torchvisions(size: tuple[int, int]) -> Non
         assert torch.equal(mine["labels"], other["labels"])
         torch.testing.assert_close(mine["scores"], other["scores"], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
-    for boxes, sure, other in zip(proposed, scores, kept[0], strict=True):
+    for boxes, of_image, other in zip(proposed, scores, kept[0], strict=True):
         assert 10 < len(boxes) <= 40
         torch.testing.assert_close(boxes, other, rtol=1e-4, atol=1e-3)
-        assert (sure.diff() <= 0).all()
+        assert (of_image.diff() <= 0).all()
         assert (boxes >= 0).all() and (boxes[:, 2] <= size[1]).all() and (boxes[:, 3] <= size[0]).all()
 
 
-def test_what_is_chosen_is_what_torchvisions_second_stage_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, of equal scores too, of boxes out of the image, and where there is no region at all."""
+def test_selection_equals_that_of_torchvisions_second_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly, also with equal scores, boxes outside the image, and images without regions."""
     model = _small()
     generator = torch.Generator().manual_seed(0)
     corners = 110 * torch.rand(2, 40, 2, generator=generator) - 10
     regions = [torch.cat([each, each + 30], 1) for each in corners]
     for counts in ((40, 40), (40, 0)):
-        some = [each[:count] for each, count in zip(regions, counts, strict=True)]
+        given = [each[:count] for each, count in zip(regions, counts, strict=True)]
         logits = torch.randn(sum(counts), 3, generator=generator).round()
         offsets = 4 * torch.randn(sum(counts), 12, generator=generator)
-        monkeypatch.setattr(model, "_classify", lambda *_, answer=(logits, offsets): answer)
-        expected = model.roi_heads.postprocess_detections(logits, offsets, some, [SIZE] * 2)
-        found = model._detections(pad_to_stride(torch.zeros(2, 3, *SIZE), 16), {}, some)
+        monkeypatch.setattr(model, "_classify", lambda *_, output=(logits, offsets): output)
+        expected = model.roi_heads.postprocess_detections(logits, offsets, given, [SIZE] * 2)
+        found = model._detections(pad_to_stride(torch.zeros(2, 3, *SIZE), 16), {}, given)
         assert len(expected[0][0]) > 20
         for each, *other in zip(found, *expected, strict=True):
             for key, value in zip(("boxes", "scores", "labels"), other, strict=True):
                 assert torch.equal(each[key], value)  # type: ignore[literal-required]
 
 
-def test_images_without_objects_train_nothing_to_be_found() -> None:
+def test_images_without_objects_have_no_box_losses() -> None:
     ours, _ = _twins()
     losses = ours.train().losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
     assert losses["rpn_box"] == 0 and losses["box"] == 0
@@ -158,7 +158,7 @@ def test_images_without_objects_train_nothing_to_be_found() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ResNet-50 of one block a stage and narrow heads, wherever torchvision builds them: the same parts, faster."""
+    """Build ResNet-50s with one block per stage and narrow heads in torchvision: the same parts, faster."""
 
     def build(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
         return ResNet(Bottleneck, [1, 1, 1, 1], **options)
@@ -189,14 +189,14 @@ def _theirs(network: str) -> TorchvisionModule:
     )
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.1)
     model.roi_heads.score_thresh = LOW
-    for module in model.modules():  # statistics that are not those of a new layer
+    for module in model.modules():  # statistics that differ from those of a new layer
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
     return model.eval()
 
 
-def _agree(ours: TwoStageDetector, theirs: TorchvisionModule) -> None:
+def _check_equal(ours: TwoStageDetector, theirs: TorchvisionModule) -> None:
     image = torch.rand(3, 64, 72)
     with torch.inference_mode():
         (expected,) = theirs.eval()([image])
@@ -211,10 +211,10 @@ def _agree(ours: TwoStageDetector, theirs: TorchvisionModule) -> None:
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(network: str, tmp_path: Path) -> None:
+def test_detections_with_torchvisions_weights_equal_torchvisions(network: str, tmp_path: Path) -> None:
     theirs = _theirs(network)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    _agree(
+    _check_equal(
         TorchvisionFasterRCNN(
             COCO_NAMES[1:], network, weights=str(tmp_path / "weights.pth"), score_threshold=LOW
         ),
@@ -223,8 +223,8 @@ def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(network: st
 
 
 @pytest.mark.usefixtures("short")
-def test_released_weights_come_by_name_with_frozen_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchvision released them: without counts of batches, with older names of pyramid and proposal network."""
+def test_released_weights_are_loaded_with_frozen_batch_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Released weights have no counts of batches, and older names in pyramid and proposal network."""
     enum = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights
     state = {k: v for k, v in _theirs("resnet50_fpn").state_dict().items() if "num_batches" not in k}
     name = re.compile(r"(_blocks\.\d|rpn\.head\.conv)(\.0)+\.(weight|bias)$")
@@ -236,11 +236,11 @@ def test_released_weights_come_by_name_with_frozen_normalization(monkeypatch: py
     )
     theirs.roi_heads.score_thresh = LOW
     for weights in ("COCO_V1", True):
-        _agree(TorchvisionFasterRCNN(COCO_NAMES[1:], weights=weights, score_threshold=LOW), theirs)
+        _check_equal(TorchvisionFasterRCNN(COCO_NAMES[1:], weights=weights, score_threshold=LOW), theirs)
 
 
 @pytest.mark.usefixtures("short")
-def test_classes_by_name_and_new_ones(tmp_path: Path) -> None:
+def test_rows_of_classes_are_selected_by_name_or_new(tmp_path: Path) -> None:
     theirs = _theirs("resnet50_fpn")
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     path, before = str(tmp_path / "weights.pth"), theirs.roi_heads.box_predictor
@@ -256,11 +256,11 @@ def test_classes_by_name_and_new_ones(tmp_path: Path) -> None:
     assert torch.equal(new.roi_heads.box_head.fc7.weight, theirs.roi_heads.box_head.fc7.weight)  # type: ignore[union-attr]
 
 
-# The paper's form.
+# The network of the paper.
 
 
 def test_vgg16_is_the_papers() -> None:
-    """137,078,239 weights for 21 classes (py-faster-rcnn), less the second of two outputs for each of nine anchors."""
+    """py-faster-rcnn has 137,078,239 parameters for 21 classes, with a second objectness output for nine anchors."""
     with torch.device("meta"):
         features = torchvision.models.vgg16().features
         rpn = theirs_module.RPNHead(512, 9)
@@ -285,13 +285,13 @@ def _c4(**options: Any) -> FasterRCNN:
     )  # fmt: skip
 
 
-def test_anchors_that_cross_the_border_teach_nothing() -> None:
+def test_anchors_that_cross_the_border_are_ignored() -> None:
     model = _c4(ignore_crossing=True, anchor_sizes=[[16.0, 48.0]])
     images = torch.zeros(2, 3, *SIZE)
     maps = [torch.zeros(2, 16, 6, 8)]
     anchors = model.rpn.anchor_generator(pad_to_stride(images, 16), maps)
-    told = [dict(target) for target in _targets()]
-    labels, boxes = model.anchor_targets(anchors, told, SIZE)  # type: ignore[arg-type]
+    module_targets = [dict(target) for target in _targets()]
+    labels, boxes = model.anchor_targets(anchors, module_targets, SIZE)  # type: ignore[arg-type]
     every = anchors[0]
     outside = (every[:, 0] < 0) | (every[:, 1] < 0) | (every[:, 2] > SIZE[1]) | (every[:, 3] > SIZE[0])
     assert 0 < outside.sum() < len(every)
@@ -300,7 +300,7 @@ def test_anchors_that_cross_the_border_teach_nothing() -> None:
     assert (labels[1][~outside] == 0).all()
     positive = labels[0] == 1
     assert positive.any()
-    # Among those within, each object has its best anchor.
+    # Each object has its best anchor among those within the image.
     iou = torchvision.ops.box_iou(_targets()[0]["boxes"], every[~outside])
     assert (labels[0][~outside][iou.argmax(1)] == 1).all()
     assert all(box.tolist() in _targets()[0]["boxes"].tolist() for box in boxes[0][positive])
@@ -309,7 +309,7 @@ def test_anchors_that_cross_the_border_teach_nothing() -> None:
 
 
 def test_pooling() -> None:
-    """RoIAlign of a pyramid as torchvision guesses it, and RoIPool's maxima."""
+    """RoI Align on a pyramid equals torchvision's with derived strides; RoI max pooling has the maxima."""
     torch.manual_seed(0)
     maps = {str(i): torch.randn(2, 3, 256 // s, 256 // s) for i, s in enumerate((4, 8, 16, 32))}
     low = torch.rand(30, 2) * 120
@@ -324,20 +324,20 @@ def test_pooling() -> None:
     assert RoIPool(2, 16)({"0": values.bfloat16()}, [torch.zeros(1, 4)], sizes).dtype == torch.bfloat16
 
 
-def test_the_head_starts_from_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_head_loads_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
     monkeypatch.setattr(
-        TwoLayerHead, "start_from", lambda self, *given: asked.append((len(self.fc6.weight), *given))
+        TwoLayerHead, "start_from", lambda self, *args: calls.append((len(self.fc6.weight), *args))
     )
     FasterRCNN(["a"], "torchvision:resnet18", strides=[16], pyramid=False, head_width=24)
-    assert asked == [(24, "torchvision:resnet18", None)]
+    assert calls == [(24, "torchvision:resnet18", None)]
 
 
 def test_mistakes_are_one_line() -> None:
     small = partial(FasterRCNN, ["a"], "resnet10t", width=8, head_width=8)
     with pytest.raises(UserError, match=r"strides \[4, 8, 16, 32\]: without a pyramid there is one map"):
         small(pyramid=False)
-    with pytest.raises(UserError, match="pooling pool: RoIPool is of a single map"):
+    with pytest.raises(UserError, match="pooling pool: RoI max pooling needs a single map"):
         small(pooling="pool")
     with pytest.raises(UserError, match=r"anchor_sizes: 1 lists for maps of strides \[4, 8, 16, 32, 64\]"):
         small(anchor_sizes=[[8.0]])
@@ -383,7 +383,7 @@ def test_overfits_a_few_images(options: dict[str, Any], overfit: Overfit) -> Non
     assert overfit(_small(**options), 70) >= 0.95
 
 
-def test_without_the_second_stage_boxes_it_does_not(
+def test_does_not_overfit_without_the_second_stage_boxes(
     overfit: Overfit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = _small()

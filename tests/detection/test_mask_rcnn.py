@@ -1,4 +1,4 @@
-"""Mask R-CNN against torchvision's own module with the same weights, and learning masks that are no boxes."""
+"""Tests of Mask R-CNN against torchvision's module with the same weights, and of overfitting masks of discs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ SIZE = (64, 96)
 
 
 class _Maps(nn.Module):
-    """A family's maps in the form in which torchvision wants a backbone's."""
+    """The maps of our model as a backbone for torchvision's module."""
 
     out_channels = 16
 
@@ -81,7 +81,7 @@ def test_losses_are_torchvisions() -> None:
     images = torch.randn(2, 3, *SIZE)
     for module in (ours.rpn, ours.roi_heads, theirs):
         module.train()
-    # Which anchors and regions are looked at is drawn; before that, torchvision draws images' sizes.
+    # Both sample anchors and regions; before that, torchvision samples image sizes.
     theirs.rpn.register_forward_pre_hook(_seed)
     expected = theirs(list(images), [dict(target) for target in _targets()])
     torch.manual_seed(3)
@@ -108,11 +108,11 @@ def test_masks_are_torchvisions() -> None:
         assert torch.equal(mine["masks"], (other["masks"][:, 0] > 0.5).to(torch.uint8))
 
 
-def test_masks_are_found_in_the_original_image() -> None:
+def test_masks_have_the_size_of_the_original_image() -> None:
     ours, _ = _twins()
     with torch.inference_mode():
-        answer = ours.eval().predict(torch.randn(1, 3, *SIZE))
-        (found,) = ours.postprocess(answer, [(100, 80)], SIZE)
+        output = ours.eval().predict(torch.randn(1, 3, *SIZE))
+        (found,) = ours.postprocess(output, [(100, 80)], SIZE)
     assert found["masks"].shape == (len(found["labels"]), 100, 80)
     for mask, (x0, y0, x1, y1) in zip(found["masks"], found["boxes"].tolist(), strict=True):
         y, x = mask.nonzero(as_tuple=True)
@@ -120,10 +120,10 @@ def test_masks_are_found_in_the_original_image() -> None:
             assert x.min() >= x0 - 2 and y.min() >= y0 - 2 and x.max() <= x1 + 2 and y.max() <= y1 + 2
 
 
-def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(
+def test_detections_with_torchvisions_weights_equal_torchvisions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a ResNet-50 of one block a stage and a narrow second stage: the same parts, faster."""
+    """A ResNet-50 with one block per stage and a narrow second stage have the same parts and are faster."""
     monkeypatch.setattr(
         theirs_module,
         "resnet50",
@@ -153,7 +153,7 @@ def test_a_file_of_torchvisions_weights_finds_what_torchvision_finds(
 
 
 def _discs(count: int) -> tuple[Tensor, list[Target]]:
-    """Images with a red and a green disc each, of which a box is more than a quarter ground."""
+    """Return images with a red and a green disc each; more than a quarter of their boxes is background."""
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 90, (count, 3, *SIZE), generator=generator, dtype=torch.uint8)
     y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
@@ -207,24 +207,22 @@ def _overfit(steps: int, change: Callable[[MaskRCNN], None] = lambda model: None
 def test_overfits_boxes_and_masks() -> None:
     scores = _overfit(70)
     assert scores["map_50"] >= 0.95
-    assert (
-        scores["mask_map_75"] >= 0.95
-    )  # where the whole box would be an IoU of .79 at most, and its half less
+    assert scores["mask_map_75"] >= 0.95  # the IoU of a disc with its box is at most .79
 
 
-def test_with_its_branch_cut_off_it_finds_boxes_alone() -> None:
-    def cut(model: MaskRCNN) -> None:
+def test_without_its_mask_branch_only_boxes_are_detected() -> None:
+    def zero_masks(model: MaskRCNN) -> None:
         for parameter in model.roi_heads.mask_predictor.parameters():  # type: ignore[union-attr]
             nn.init.zeros_(parameter).requires_grad_(False)
 
-    scores = _overfit(40, cut)
+    scores = _overfit(40, zero_masks)
     assert scores["mask_map_50"] < 0.5 < scores["map_50"]
 
 
 def test_mistakes_are_one_line() -> None:
     model = MaskRCNN(["a"], backbone="resnet10t", width=8, head_width=8, mask_width=8)
     target = Target(boxes=torch.tensor([[1.0, 1, 9, 9]]), labels=torch.tensor([1]))
-    with pytest.raises(UserError, match=r"MaskRCNN learns from objects' masks; give --data\.masks true"):
+    with pytest.raises(UserError, match=r"MaskRCNN needs masks of objects; give --data\.masks true"):
         model.losses(torch.zeros(1, 3, 64, 64), [target])
     with pytest.raises(UserError, match="mask_convolutions 0: must be at least 1"):
         MaskRCNN(["a"], backbone="resnet10t", width=8, head_width=8, mask_convolutions=0)

@@ -1,4 +1,4 @@
-"""YOLO version 1: the paper's network and numbers, and its loss against one written out in loops."""
+"""Tests of YOLO version 1: the network of the paper, its loss against loops, and image sizes."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ def _small(**kwargs: Any) -> YOLOv1:
 
 
 def _targets() -> list[Target]:
-    """Two objects in one cell, one on the far border, and none at all."""
+    """Return an image with two objects in one cell and two near the far border, one without objects, one with one."""
     return [
         Target(
             boxes=torch.tensor([[2.0, 2, 20, 13], [4, 3, 16, 12], [60, 40, 96, 64], [95, 63, 96, 64]]),
@@ -61,9 +61,9 @@ def test_the_network_is_the_papers() -> None:
     assert boxes.numel() + confidence.numel() + classes.numel() == 7 * 7 * 30
 
 
-def _loss_in_loops(model: YOLOv1, answer: tuple[Tensor, ...], targets: list[Target]) -> dict[str, float]:
+def _loss_in_loops(model: YOLOv1, output: tuple[Tensor, ...], targets: list[Target]) -> dict[str, float]:
     """Equation 3, object by object and box by box."""
-    found, confidence, classes = answer
+    predicted, confidence, classes = output
     side, (height, width) = model.grid, SIZE
     sums = dict.fromkeys(("coord_xy", "coord_wh", "obj", "noobj", "class"), 0.0)
     for b, target in enumerate(targets):
@@ -76,36 +76,37 @@ def _loss_in_loops(model: YOLOv1, answer: tuple[Tensor, ...], targets: list[Targ
             responsible, overlap = -1, 0.0
             if cell in owner:
                 x0, y0, x1, y1 = target["boxes"][owner[cell]].tolist()
-                goal = [
+                encoded = [
                     (x0 + x1) / 2 / width * side - cell % side,
                     (y0 + y1) / 2 / height * side - cell // side,
                     math.sqrt((x1 - x0) / width),
                     math.sqrt((y1 - y0) / height),
                 ]
                 ious, distances = [], []
-                for x, y, w, h in found[b, cell].tolist():
+                for x, y, w, h in predicted[b, cell].tolist():
                     cx, cy = (x + cell % side) / side * width, (y + cell // side) / side * height
                     w2, h2 = max(w, 0.0) ** 2 * width / 2, max(h, 0.0) ** 2 * height / 2
                     box = torch.tensor([[cx - w2, cy - h2, cx + w2, cy + h2]])
                     ious.append(float(pairwise_iou(box, torch.tensor([[x0, y0, x1, y1]]))))
-                    distances.append(sum((p - q) ** 2 for p, q in zip((x, y, w, h), goal, strict=True)))
+                    distances.append(sum((p - q) ** 2 for p, q in zip((x, y, w, h), encoded, strict=True)))
                 if max(ious) > 0:
                     responsible = max(range(len(ious)), key=ious.__getitem__)
                 else:
                     responsible = min(range(len(ious)), key=distances.__getitem__)
                 overlap = ious[responsible]
-                off = [(p - q) ** 2 for p, q in zip(found[b, cell, responsible].tolist(), goal, strict=True)]
-                sums["coord_xy"] += 5 * (off[0] + off[1])
-                sums["coord_wh"] += 5 * (off[2] + off[3])
+                box = predicted[b, cell, responsible].tolist()
+                errors = [(p - q) ** 2 for p, q in zip(box, encoded, strict=True)]
+                sums["coord_xy"] += 5 * (errors[0] + errors[1])
+                sums["coord_wh"] += 5 * (errors[2] + errors[3])
                 for k in range(2):
-                    is_it = float(target["labels"][owner[cell]] == k + 1)
-                    sums["class"] += (float(classes[b, cell, k]) - is_it) ** 2
+                    target_class = float(target["labels"][owner[cell]] == k + 1)
+                    sums["class"] += (float(classes[b, cell, k]) - target_class) ** 2
             for box_index in range(model.boxes):
-                said = float(confidence[b, cell, box_index])
+                score = float(confidence[b, cell, box_index])
                 if box_index == responsible:
-                    sums["obj"] += (said - overlap) ** 2
+                    sums["obj"] += (score - overlap) ** 2
                 else:
-                    sums["noobj"] += 0.5 * said**2
+                    sums["noobj"] += 0.5 * score**2
     return {name: value / len(targets) for name, value in sums.items()}
 
 
@@ -113,14 +114,14 @@ def _loss_in_loops(model: YOLOv1, answer: tuple[Tensor, ...], targets: list[Targ
 def test_the_loss_is_equation_3(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small(boxes=3)
     generator = torch.Generator().manual_seed(seed)
-    answer = (
+    output = (
         torch.rand(3, 16, 3, 4, generator=generator) * 1.4 - 0.3,
         torch.rand(3, 16, 3, generator=generator),
         torch.rand(3, 16, 2, generator=generator),
     )
-    monkeypatch.setattr(model, "forward", lambda images, scale: answer)
+    monkeypatch.setattr(model, "forward", lambda images, scale: output)
     losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
-    expected = _loss_in_loops(model, answer, _targets())
+    expected = _loss_in_loops(model, output, _targets())
     assert list(losses) == list(expected)
     for name, value in expected.items():
         assert value > 0
@@ -129,27 +130,29 @@ def test_the_loss_is_equation_3(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_where_no_box_overlaps_the_nearest_is_responsible(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small()
-    found = torch.zeros(1, 16, 2, 4)
-    found[..., 1, 2:] = -0.1  # both without any size, the second farther off
+    predicted = torch.zeros(1, 16, 2, 4)
+    predicted[..., 1, 2:] = -0.1  # both have no size; the second is farther from the object
     confidence = torch.tensor([0.4, 0.8]).expand(1, 16, 2)
-    monkeypatch.setattr(model, "forward", lambda images, scale: (found, confidence, torch.zeros(1, 16, 2)))
+    monkeypatch.setattr(
+        model, "forward", lambda images, scale: (predicted, confidence, torch.zeros(1, 16, 2))
+    )
     losses = model.losses(torch.zeros(1, 3, *SIZE), _targets()[2:])
     assert float(losses["obj"]) == pytest.approx(0.4**2)
 
 
-def test_losses_teach_what_predict_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the network says what the losses ask for, the objects come out, and no loss of boxes is left."""
+def test_predict_decodes_the_targets_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the target outputs, the detections are the objects and the box losses are 0."""
     model = _small().eval()
     targets = _targets()[2:]
     x, y, w, h = 40 / 96 * 4 - 1, 32 / 64 * 4 - 2, math.sqrt(20 / 96), math.sqrt(24 / 64)
     cell = 2 * 4 + 1
-    found, confidence, classes = torch.zeros(1, 16, 2, 4), torch.zeros(1, 16, 2), torch.zeros(1, 16, 2)
-    found[0, cell, 1] = torch.tensor([x, y, w, h])
+    predicted, confidence, classes = torch.zeros(1, 16, 2, 4), torch.zeros(1, 16, 2), torch.zeros(1, 16, 2)
+    predicted[0, cell, 1] = torch.tensor([x, y, w, h])
     confidence[0, cell, 1] = 1.0
     classes[0, cell, 0] = 1.0
-    # Two numbers below zero are no detection.
+    # Negative confidence and class score are no detection.
     confidence[0, 3], classes[0, 3] = -0.9, -0.9
-    monkeypatch.setattr(model, "forward", lambda images, scale: (found, confidence, classes))
+    monkeypatch.setattr(model, "forward", lambda images, scale: (predicted, confidence, classes))
     losses = model.losses(torch.zeros(1, 3, *SIZE), targets)
     assert all(float(losses[name]) < 1e-9 for name in ("coord_xy", "coord_wh", "obj", "class"))
     (prediction,) = model.predict(torch.zeros(1, 3, *SIZE))
@@ -166,9 +169,9 @@ def test_any_image_size(hidden: int) -> None:
 @pytest.mark.parametrize("factor", [(2.0, 1.5), (0.8, 0.9), (1.1, 0.75)])
 @pytest.mark.parametrize("hidden", [0, 32])
 def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
-    """Without fully connected layers an answer stands for so many pixels, with them for such a share."""
+    """Without fully connected layers outputs are in pixels, with them relative to the image."""
     model = _small(hidden=hidden).eval()
-    answer = torch.tensor([0.5, 0.25, 0.5, 0.5])  # half of a cell in, a quarter of the sides
+    output = torch.tensor([0.5, 0.25, 0.5, 0.5])  # half of a cell from its left, sides a quarter of the image
     size = (round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1]))
     scale = size[0] / SIZE[0], size[1] / SIZE[1]
     cells = model.cells(scale)
@@ -176,13 +179,13 @@ def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
     rows, columns = cells.shape
     assert (rows, columns) == ((4, 4) if hidden else (math.ceil(size[0] / 16), math.ceil(size[1] / 24)))
     assert model(torch.zeros(1, 3, *size), scale)[1].shape == (1, rows * columns, 2)
-    boxes = model._decode(answer.expand(1, rows * columns, 1, 4), cells)
-    torch.testing.assert_close(model._encode(boxes[:, :, 0], cells)[0, -1], answer)
+    boxes = model._decode(output.expand(1, rows * columns, 1, 4), cells)
+    torch.testing.assert_close(model._encode(boxes[:, :, 0], cells)[0, -1], output)
     left, top, right, bottom = (boxes[0, -1, 0] * pixels).tolist()
-    pitch = (size[0] / 4, size[1] / 4) if hidden else (16, 24)
-    centre = ((columns - 1 + 0.5) * pitch[1], (rows - 1 + 0.25) * pitch[0])
+    cell = (size[0] / 4, size[1] / 4) if hidden else (16, 24)
+    centre = ((columns - 1 + 0.5) * cell[1], (rows - 1 + 0.25) * cell[0])
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx(centre, abs=1e-4)
-    assert (right - left, bottom - top) == pytest.approx((pitch[1], pitch[0]), abs=1e-4)
+    assert (right - left, bottom - top) == pytest.approx((cell[1], cell[0]), abs=1e-4)
     target = Target(boxes=boxes[0, 1] * pixels, labels=torch.tensor([2]))
     assert set(model.losses(torch.zeros(1, 3, *size), [target], scale)) >= {"coord_xy", "class"}
     assert model._assign(boxes[:, 1], torch.tensor([[2]]), (1, 1), cells)[0].flatten().nonzero().tolist() == [
@@ -190,16 +193,16 @@ def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
     ]
 
 
-class Places(nn.Module):
-    """In place of a network: a map of stride 16 that says where in the image its places are, ``[1, 2, h, w]``."""
+class Positions(nn.Module):
+    """A network whose output is a map of stride 16 with the positions of its places, ``[1, 2, h, w]``."""
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = (16 * (torch.arange(math.ceil(side / 16)) + 0.5) for side in images.shape[2:])
         return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
 
 
-class Noting(nn.Module):
-    """In place of a head: keeps what it is given, and answers with zeros."""
+class Recorder(nn.Module):
+    """A head that keeps its input and returns zeros."""
 
     def forward(self, features: Tensor) -> Tensor:
         self.given = features
@@ -208,13 +211,15 @@ class Noting(nn.Module):
 
 @pytest.mark.parametrize("size", [(48, 96), (48, 44), (64, 96)])
 @pytest.mark.parametrize("factor", [(1.25, 1.5), (0.75, 0.75)])
-def test_a_cell_sees_the_same_pixels_at_any_scale(size: tuple[int, int], factor: tuple[float, float]) -> None:
-    """Of images that go on it averages what it did of smaller ones, whether or not its cells are the map's places."""
+def test_a_cell_averages_the_same_pixels_at_any_scale(
+    size: tuple[int, int], factor: tuple[float, float]
+) -> None:
+    """In larger images, cells average the same pixels as in smaller ones, aligned with the map or not."""
     model = _small(grid=3, boxes=1).eval()
-    model.backbone, model.neck, model.head = Places(), nn.Sequential(), Noting()
+    model.backbone, model.neck, model.head = Positions(), nn.Sequential(), Recorder()
 
     def seen(height: int, width: int, scale: tuple[float, float] = (1.0, 1.0)) -> Tensor:
-        """The middle, in pixels of the image, of what each cell averages: ``[rows, columns, 2]``."""
+        """Return the centre of the area that each cell averages, in pixels: ``[rows, columns, 2]``."""
         model(torch.zeros(1, 3, height, width), scale)
         given: Any = model.head.given
         assert given.shape == (1, 2, *model.cells(scale).shape)
@@ -228,7 +233,7 @@ def test_a_cell_sees_the_same_pixels_at_any_scale(size: tuple[int, int], factor:
     torch.testing.assert_close(again[:rows, :columns], whole[:rows, :columns])
 
 
-def test_views_of_many_scales_want_a_network_of_convolutions() -> None:
+def test_views_of_several_scales_need_a_convolutional_network() -> None:
     assert _small(tta_scales=[0.8, 1.0]).tta_scales == [0.8, 1.0]
     with pytest.raises(UserError, match=r"--model.tta_scales \[0.8, 1.0\]: YOLO's fully connected layers"):
         _small(tta_scales=[0.8, 1.0], hidden=32)
@@ -249,9 +254,9 @@ def test_stages_show_the_grid() -> None:
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match="a grid of 0 with 2 boxes"):
         _small(grid=0)
-    with pytest.raises(UserError, match=r"model\.backbone_options: YOLO's own"):
+    with pytest.raises(UserError, match=r"model\.backbone_options: the paper's backbone"):
         YOLOv1(["a"], backbone_options={"channels": [8]})
-    with pytest.raises(UserError, match=r"model\.stride 16: YOLO's own"):
+    with pytest.raises(UserError, match=r"model\.stride 16: the paper's backbone"):
         YOLOv1(["a"], stride=16)
     with pytest.raises(UserError, match=r"model\.weights: there are no published weights"):
         YOLOv1(["a"], weights="IMAGENET1K_V1")
@@ -272,13 +277,17 @@ def test_overfits_a_few_images(hidden: int, overfit: Any) -> None:
     assert overfit(_small(hidden=hidden, dropout=0.0)) >= 0.95
 
 
-def test_with_sizes_for_their_roots_it_does_not(overfit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that learns roots and is read as if they were sizes."""
+def test_does_not_overfit_with_sizes_in_place_of_square_roots(
+    overfit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode the square roots that the network is trained on as if they were sizes."""
     model = _small()
     decode = model._decode
     monkeypatch.setattr(
         model,
         "_decode",
-        lambda found, cells: decode(torch.cat([found[..., :2], found[..., 2:].clamp(0).sqrt()], -1), cells),
+        lambda predicted, cells: decode(
+            torch.cat([predicted[..., :2], predicted[..., 2:].clamp(0).sqrt()], -1), cells
+        ),
     )
     assert overfit(model) < 0.95
