@@ -182,6 +182,20 @@ def test_a_plain_trainers_checkpoint_is_loaded_without_arguments(voc: Path, tmp_
         assert torch.equal(loaded.predict_image(picture)["mask"], expected)
         assert torch.equal(loaded.known_weights(), model.known_weights())  # type: ignore[arg-type]
     assert FCN.load_from_checkpoint(tmp_path / "model.ckpt", tta_flip=True).tta_flip
+    # The command tests it, too.
+    options = [
+        f"--data.root={voc}",
+        "--data.recipe=Plain",
+        "--data.recipe.size=[64, 96]",
+        "--data.num_workers=0",
+    ]
+    checkpoint, run = tmp_path / "model.ckpt", tmp_path / "run"
+    assert (
+        main(["test", f"--ckpt_path={checkpoint}", "--data=VOCDataModule", *options, f"--run_dir={run}"]) == 0
+    )
+    recorded = json.loads((run / "result.json").read_text())["metrics"]
+    (scores,) = trainer.test(model, data, verbose=False)
+    assert recorded["test/miou"] == pytest.approx(scores["test/miou"])
     with pytest.raises(
         UserError, match=r"model\.ckpt: segdet\.segmentation\.fcn\.FCN: is not a subclass of SMP"
     ):

@@ -1,21 +1,19 @@
 """Checkpoint files: the run's description that they contain, and which of them to start from."""
 
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from segdet.data.datamodule import Classes
 from segdet.runs.folder import requeued_checkpoints
+from segdet.training.checkpoint import DESCRIPTION, read_checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
-
-EMBEDDED = "segdet"
-"""The key of a checkpoint that holds the run's configuration and classes."""
 
 
 class Checkpoint:
@@ -27,7 +25,7 @@ class Checkpoint:
     Attributes:
         steps: The number of training steps after which it was written.
         weights: The names of its weights.
-        config: The run's configuration; empty if the file contains none.
+        config: The run's configuration; of a script's checkpoint the model's section alone.
         classes: The classes of the training data.
 
     Raises:
@@ -36,24 +34,13 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such checkpoint; see which files the run's folder holds") from None
-        except PermissionError:
-            raise UserError(f"{path}: permission denied; make the file readable") from None
-        except Exception as error:  # torch raises OSError, RuntimeError, UnpicklingError and others
-            raise UserError(
-                f"{path}: the file is corrupt or is not a checkpoint; give another --ckpt_path"
-            ) from error
-        if not isinstance(content, dict) or "state_dict" not in content:
-            raise UserError(
-                f"{path}: not a checkpoint of a training; give a file that `segdet fit` has written"
-            )
-        description = content.get(EMBEDDED) or {}
+        content = read_checkpoint(path)
+        description = content.get(DESCRIPTION) or {}
         self.steps = int(content.get("global_step", 0))
         self.weights = frozenset(content["state_dict"])
         self.config: dict[str, Any] = yaml.safe_load(description.get("config", "")) or {}
+        if not self.config and "class_path" in description:
+            self.config = {"model": _model_section(description["class_path"], content["hyper_parameters"])}
         self.classes = Classes(
             description.get("class_names", []),
             description.get("category_ids", []),
@@ -65,24 +52,10 @@ class Checkpoint:
         return f"{self.path.name} of step {self.steps}"
 
 
-def describe_run(checkpoint: dict[str, Any], config: str, task: str, classes: Classes | None) -> None:
-    """Add a run's configuration and classes to the content of a checkpoint, as plain text and lists.
-
-    Args:
-        checkpoint: The content, which is changed in place.
-        config: The complete configuration, as YAML.
-        task: The model's task.
-        classes: The classes of the training data.
-    """
-    classes = classes or Classes([], [])
-    checkpoint[EMBEDDED] = {
-        "config": config,
-        "task": task,
-        "class_names": [str(name) for name in classes.names],
-        "category_ids": [int(number) for number in classes.category_ids],
-        "mask_values": [int(value) for value in classes.mask_values],
-        "palette_masks": bool(classes.palette_masks),
-    }
+def _model_section(class_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``model`` section of a configuration; the classes are taken from the data."""
+    given = {name: value for name, value in arguments.items() if name not in ("class_names", "category_ids")}
+    return {"class_path": class_path, "init_args": json.loads(json.dumps(given))}  # tuples become lists
 
 
 def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:

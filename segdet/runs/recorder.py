@@ -16,13 +16,13 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.data.datamodule import DataModule
-from segdet.runs.checkpoint_file import describe_run
 from segdet.runs.cost import measure_cost, peak_memory_mb
 from segdet.runs.folder import CONTENTS, first_provenance, recorded_commands, recorded_provenance
 from segdet.runs.placement import fingerprint_of
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
+from segdet.training.checkpoint import DESCRIPTION
 from segdet.training.progress import read_losses
 from segdet.util.disk_cache import file_sizes
 from segdet.util.errors import UserError
@@ -186,9 +186,8 @@ class RunRecorder(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Embed the configuration and the classes in the checkpoint."""
-        classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
-        describe_run(checkpoint, self.settings.config, str(getattr(pl_module, "task", "")), classes)
+        """Embed the configuration in the checkpoint; the model adds its class and its classes."""
+        checkpoint.setdefault(DESCRIPTION, {})["config"] = self.settings.config
 
     # At the end.
 

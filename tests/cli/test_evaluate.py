@@ -15,7 +15,7 @@ from tiny_runs import MODELS, TINY, Line
 from segdet.cli.main import main
 from segdet.data.formats.voc import VOCReader
 from segdet.data.shapes.make import make_shapes
-from segdet.runs.checkpoint_file import EMBEDDED
+from segdet.training.checkpoint import DESCRIPTION
 
 
 def test_test_adds_to_the_record_of_the_run(run: Path) -> None:
@@ -100,7 +100,7 @@ class TestOnlyTheTestFolder:
         return folder, file, document
 
     def test_test(self, run: Path, folder: Path, recwarn: pytest.WarningsRecorder) -> None:
-        trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[EMBEDDED]["class_names"]
+        trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[DESCRIPTION]["class_names"]
         found = VOCReader(folder, ["test"], "detection").class_names
         assert set(found) < set(trained)
         assert main(["test", *self.given(run, folder)]) == 0

@@ -12,7 +12,7 @@ import yaml
 from tiny_runs import MODELS, TINY, Line
 
 from segdet.cli.main import main
-from segdet.runs.checkpoint_file import EMBEDDED
+from segdet.training.checkpoint import DESCRIPTION
 
 
 def test_run_folder_holds_everything(fitted: Path) -> None:
@@ -69,7 +69,7 @@ def test_config_starts_the_same_run(fitted: Path, tmp_path: Path) -> None:
 def test_checkpoint_knows_its_configuration(fitted: Path) -> None:
     for name in ("best", "last"):
         content = torch.load(fitted / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        about = content[EMBEDDED]
+        about = content[DESCRIPTION]
         assert yaml.safe_load(about["config"])["model"]["class_path"].endswith("SSD")
         assert len(about["class_names"]) == len(about["category_ids"]) >= 5
         assert about["task"] == "detection"

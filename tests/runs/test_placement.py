@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from segdet.cli.main import main
-from segdet.runs.checkpoint_file import EMBEDDED
+from segdet.training.checkpoint import DESCRIPTION
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_an_option_that_an_old_checkpoint_lacks_makes_a_difference_if_it_is_give
 ) -> None:
     best = run / "checkpoints" / "best.ckpt"
     content = torch.load(best, weights_only=True)
-    config = yaml.safe_load(content[EMBEDDED]["config"])
+    config = yaml.safe_load(content[DESCRIPTION]["config"])
     del config["model"]["init_args"]["tta_flip"]
-    content[EMBEDDED]["config"] = yaml.safe_dump(config)
+    content[DESCRIPTION]["config"] = yaml.safe_dump(config)
     torch.save(content, best)
     before = (run / "result.json").read_text()
     file = tmp_path / "more.yaml"

@@ -30,9 +30,9 @@ from segdet.detection.ssd_vgg16 import SSD300
 from segdet.detection.yolo_v1 import YOLOv1
 from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import restoring
-from segdet.runs.checkpoint_file import EMBEDDED
 from segdet.segmentation.fcn_vgg16 import VGG16FCN
 from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3
+from segdet.training.checkpoint import DESCRIPTION
 
 TINY = [
     "--data=ShapesDataModule", "--data.num_train=2", "--data.num_val=2", "--data.num_test=2",
@@ -148,9 +148,9 @@ def test_smp_asks_for_no_connection(shapes: Path, tmp_path: Path, monkeypatch: p
     assert main(["fit", *model, *TINY, f"--data.root={shapes}", f"--run_dir={run}"]) == 0
     for file in (run / "checkpoints").glob("*.ckpt"):
         content = torch.load(file, weights_only=True)
-        config = content[EMBEDDED]["config"]
+        config = content[DESCRIPTION]["config"]
         assert "encoder_weights: null" in config
-        content[EMBEDDED]["config"] = config.replace("encoder_weights: null", "encoder_weights: imagenet")
+        content[DESCRIPTION]["config"] = config.replace("encoder_weights: null", "encoder_weights: imagenet")
         torch.save(content, file)
 
     def offline(*_: Any, **__: Any) -> None:
@@ -246,7 +246,7 @@ def test_proposals_of_a_network_of_frozen_normalization(short_resnets: None, tmp
         }
     }
     about = {"config": yaml.safe_dump(config), "class_names": ["a", "b"]}
-    torch.save({"state_dict": model.state_dict(), EMBEDDED: about}, tmp_path / "a.ckpt")
+    torch.save({"state_dict": model.state_dict(), DESCRIPTION: about}, tmp_path / "a.ckpt")
     Path(weights).unlink()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     boxes, _ = RPN(str(tmp_path / "a.ckpt"))(image)

@@ -9,7 +9,7 @@ import yaml
 
 from segdet.cli.main import main
 from segdet.runs import assembly
-from segdet.runs.checkpoint_file import EMBEDDED
+from segdet.training.checkpoint import DESCRIPTION
 from segdet.training.precision import affordable, has_bfloat16
 
 OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"
@@ -70,7 +70,7 @@ def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
     # On a machine that has it, the same configuration is to run in what was asked for.
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    assert yaml.safe_load(checkpoint[EMBEDDED]["config"])["trainer"]["precision"] == "bf16-mixed"
+    assert yaml.safe_load(checkpoint[DESCRIPTION]["config"])["trainer"]["precision"] == "bf16-mixed"
 
 
 def chosen(accelerator: str, asked: str) -> str:
