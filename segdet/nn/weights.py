@@ -67,7 +67,7 @@ def read_weights(
     Raises:
         UserError: If there are no such weights, the file is missing or corrupt, or the download fails.
     """
-    members = {member.name: member for kind in published for member in kind}
+    members = {member.name: member for kind in reversed(published) for member in kind}
     if isinstance(weights, str) and weights not in (*members, "DEFAULT"):
         path = Path(weights)
         if is_weights_file(weights) or path.exists():

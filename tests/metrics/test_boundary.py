@@ -1,3 +1,5 @@
+"""Test boundary F1 and boundary IoU against loops over pixels, OpenCV and the authors' definitions."""
+
 import math
 
 import cv2
@@ -12,7 +14,7 @@ NAMES = ["sky", "road", "car", "tree"]
 
 
 def blobs(seed: int, size: tuple[int, int] = (37, 61)) -> tuple[np.ndarray, np.ndarray]:
-    """A prediction and a target of patches of four classes, with patches to ignore."""
+    """Return a prediction and a target with patches of four classes and ignored patches."""
     rng = np.random.default_rng(seed)
 
     def patches(classes: int) -> np.ndarray:
@@ -27,23 +29,23 @@ def blobs(seed: int, size: tuple[int, int] = (37, 61)) -> tuple[np.ndarray, np.n
     return prediction.astype(np.int64), target.astype(np.int64)
 
 
-def joined_by_hand(target: np.ndarray, tolerance: float) -> np.ndarray:
-    """The target with strips to ignore shared out to the nearer of the classes beside them."""
+def filled_by_hand(target: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return the target with ignored strips filled with the nearest class."""
     limit = 2 * tolerance * math.hypot(*target.shape)
-    joined = target.copy()
-    places = {number: np.argwhere(target == number) for number in range(4) if (target == number).any()}
+    filled = target.copy()
+    pixels = {number: np.argwhere(target == number) for number in range(4) if (target == number).any()}
     for y, x in np.argwhere(target == 255):
-        away = sorted((np.hypot(*(of - (y, x)).T).min(), number) for number, of in places.items())
-        if len(away) > 1 and away[0][0] + away[1][0] < limit:
-            joined[y, x] = away[0][1]
-    return joined
+        nearest = sorted((np.hypot(*(each - (y, x)).T).min(), number) for number, each in pixels.items())
+        if len(nearest) > 1 and nearest[0][0] + nearest[1][0] < limit:
+            filled[y, x] = nearest[0][1]
+    return filled
 
 
 def f1_by_hand(prediction: np.ndarray, target: np.ndarray, tolerance: float) -> dict[int, float]:
-    """Each class's F1, by every pair of boundary pixels."""
+    """Return the F1 of each class by comparing every pair of boundary pixels."""
     height, width = target.shape
     limit = tolerance * math.hypot(height, width)
-    target = joined_by_hand(target, tolerance)
+    target = filled_by_hand(target, tolerance)
 
     def boundary(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
         found = []
@@ -73,11 +75,11 @@ def f1_by_hand(prediction: np.ndarray, target: np.ndarray, tolerance: float) -> 
 
 
 def bands_by_hand(prediction: np.ndarray, target: np.ndarray, tolerance: float) -> np.ndarray:
-    """The pixels of each class's intersection and union, by every pixel's neighbourhood."""
+    """Return the pixels of each class's intersection and union by visiting every pixel's neighbourhood."""
     height, width = target.shape
     steps = max(1, round(0.02 * math.hypot(height, width)))
     counts = target != 255
-    target = joined_by_hand(target, tolerance)
+    target = filled_by_hand(target, tolerance)
 
     def band(labels: np.ndarray, number: int) -> set[tuple[int, int]]:
         found = set()
@@ -104,8 +106,8 @@ def scores_of(*pairs: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("tolerance", [0.0075, 0.045])
-def test_scores_are_those_counted_by_hand(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the paper's tolerance small images must meet exactly; a wider one tries the disk's shape too."""
+def test_scores_equal_counts_by_hand(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small images the paper's tolerance is below one pixel; a larger one tests the shape of the disk too."""
     pairs = [blobs(seed) for seed in range(3)]
     monkeypatch.setattr("segdet.metrics.boundary.BF_TOLERANCE", tolerance)
     by_image = [f1_by_hand(*pair, tolerance) for pair in pairs]
@@ -115,7 +117,7 @@ def test_scores_are_those_counted_by_hand(tolerance: float, monkeypatch: pytest.
     for number, name in enumerate(NAMES):
         of_class = [f1[number] for f1 in by_image if number in f1]
         assert found[f"bf/{name}"] == pytest.approx(np.mean(of_class), abs=1e-9)
-    strips = [(joined_by_hand(target, tolerance) != target).mean() for _, target in pairs]
+    strips = [(filled_by_hand(target, tolerance) != target).mean() for _, target in pairs]
     assert (min(strips) > 0.02) == (tolerance == 0.045)
     common, either = sum(bands_by_hand(*pair, tolerance) for pair in pairs)
     assert found["boundary_iou"] == pytest.approx((common / either).mean(), abs=1e-12)
@@ -123,15 +125,15 @@ def test_scores_are_those_counted_by_hand(tolerance: float, monkeypatch: pytest.
 
 
 def distances(where: np.ndarray) -> np.ndarray:
-    """Every pixel's distance to the nearest one of ``where``; its square is a whole number."""
+    """Return every pixel's distance to the nearest one of ``where``; its square is an integer."""
     away = cv2.distanceTransform((~where).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.sqrt(np.rint(away**2))
 
 
-def joined_by_transforms(
+def filled_by_transforms(
     truth: np.ndarray, ignored: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `fill_strips` gives, by the distances of the whole image to each class."""
+    """Return the result of `fill_strips`, by the distances of the whole image to each class."""
     numbers = np.unique(truth[~ignored])
     if len(numbers) < 2:
         return truth, ignored
@@ -142,7 +144,7 @@ def joined_by_transforms(
 
 
 def f1_by_transforms(found: np.ndarray, truth: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarray:
-    """What `boundary_f1` gives, by the distances of the whole image to each class's boundary."""
+    """Return the result of `boundary_f1`, by the distances of the whole image to each class's boundary."""
     tolerance = BF_TOLERANCE * math.hypot(*truth.shape)
 
     def boundary(labels: np.ndarray, number: int) -> np.ndarray:
@@ -165,13 +167,13 @@ def f1_by_transforms(found: np.ndarray, truth: np.ndarray, ignored: np.ndarray, 
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Curved regions of some classes, in part with strips to ignore between them, and regions to ignore."""
+    """Return curved regions of some classes, partly with ignored strips between them, and ignored regions."""
     rng = np.random.default_rng(seed)
     height, width = int(rng.integers(60, 420)), int(rng.integers(60, 420))
     classes = int(rng.integers(2, 20))
 
     def regions(number: int) -> np.ndarray:
-        """As many regions as ``number`` says, each numbered."""
+        """Return ``number`` numbered regions."""
         best, which = np.full((height, width), np.inf), np.zeros((height, width), np.uint8)
         y, x = np.mgrid[:height, :width] + 6 * np.sin(np.mgrid[:height, :width][::-1] / 9)
         for index in range(number):
@@ -194,20 +196,20 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_parts_of_an_image_give_what_the_whole_does(seed: int) -> None:
+def test_tiles_equal_the_whole_image(seed: int) -> None:
     found, truth, classes = scene(seed)
     ignored = truth == 255
-    expected = joined_by_transforms(truth, ignored, classes)
-    joined, unknown = fill_strips(truth, ignored, classes)
-    np.testing.assert_array_equal(joined, expected[0])
-    np.testing.assert_array_equal(unknown, expected[1])
+    expected = filled_by_transforms(truth, ignored, classes)
+    filled, unfilled = fill_strips(truth, ignored, classes)
+    np.testing.assert_array_equal(filled, expected[0])
+    np.testing.assert_array_equal(unfilled, expected[1])
     np.testing.assert_allclose(
-        boundary_f1(found, joined, unknown, classes), f1_by_transforms(found, joined, unknown, classes)
+        boundary_f1(found, filled, unfilled, classes), f1_by_transforms(found, filled, unfilled, classes)
     )
 
 
-def test_of_classes_that_are_equally_near_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where OpenCV's distances of the same length differ in the last digit, as they now and then do."""
+def test_the_first_of_equally_near_classes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV's distances of the same length can differ in the last digit."""
     exact = cv2.distanceTransform
     calls: list[int] = []
 
@@ -219,20 +221,20 @@ def test_of_classes_that_are_equally_near_the_first_is_taken(monkeypatch: pytest
     monkeypatch.setattr(cv2, "distanceTransform", rounded_up_at_first)
     truth = np.full((900, 1200), 255, np.uint8)
     truth[500 - 2, 600 - 6], truth[500 + 6, 600 + 2] = 7, 3
-    joined, unknown = fill_strips(truth, truth == 255, 8)
-    assert joined[500, 600] == 3 and not unknown[500, 600] and joined[499, 599] == 7
+    filled, unfilled = fill_strips(truth, truth == 255, 8)
+    assert filled[500, 600] == 3 and not unfilled[500, 600] and filled[499, 599] == 7
     assert len(calls) >= 2
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 46])
-def test_squares_are_those_of_opencv(width: int) -> None:
+def test_square_filters_equal_opencv(width: int) -> None:
     values = np.random.default_rng(width).integers(0, 255, (61, 87)).astype(np.uint8)
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     np.testing.assert_array_equal(_filter_squares(values, width, np.maximum), cv2.dilate(values, kernel))
     np.testing.assert_array_equal(_filter_squares(values, width, np.minimum), cv2.erode(values, kernel))
 
 
-def test_a_band_is_the_mask_without_its_core_as_the_authors_have_it() -> None:
+def test_a_band_is_the_mask_minus_its_erosion_as_in_the_authors_code() -> None:
     prediction, target = (np.where(labels == 255, 0, labels) for labels in blobs(5, (200, 300)))
     bands = []
     for labels in (prediction, target):
@@ -244,10 +246,10 @@ def test_a_band_is_the_mask_without_its_core_as_the_authors_have_it() -> None:
     assert scores_of((prediction, target))["boundary_iou/car"] == pytest.approx(iou)
 
 
-def test_right_is_one_and_the_other_scores_stay() -> None:
+def test_a_perfect_prediction_scores_1_and_pixel_scores_are_unchanged() -> None:
     prediction, target = blobs(1)
-    right = np.where(target == 255, prediction, target)
-    found = scores_of((right, target))
+    perfect = np.where(target == 255, prediction, target)
+    found = scores_of((perfect, target))
     assert found["bf"] == found["boundary_iou"] == found["miou"] == 1
     whole = SegmentationScores(NAMES)
     whole.update(torch.from_numpy(prediction), torch.from_numpy(target))
@@ -257,7 +259,7 @@ def test_right_is_one_and_the_other_scores_stay() -> None:
     )
 
 
-def test_neither_batches_nor_order_matter() -> None:
+def test_scores_do_not_depend_on_batches_and_order() -> None:
     pairs = [blobs(seed) for seed in range(5)]
     expected = scores_of(*pairs)
     assert scores_of(*pairs[::-1]) == pytest.approx(expected, abs=0, rel=0)
@@ -266,19 +268,19 @@ def test_neither_batches_nor_order_matter() -> None:
 
 
 def bordered(strip: int) -> tuple[np.ndarray, np.ndarray]:
-    """A car on a road, with a strip to ignore around it as VOC has it, and where its contour is taken to be."""
+    """Return a car with an ignored strip around it, as in VOC, and the car with the assumed contour."""
     target = np.zeros((240, 320), np.int64)
     target[80:160, 100:200] = 2
-    joined = target.copy()
+    filled = target.copy()
     side = strip // 2
     target[80 - side : 160 + side, 100 - side : 200 + side] = 255
     target[80 + side : 160 - side, 100 + side : 200 - side] = 2
-    return target, joined
+    return target, filled
 
 
 @pytest.mark.parametrize(("moved", "found"), [(0, 1.0), (2, 1.0), (12, 0.0)])
-def test_a_contour_runs_in_the_middle_of_a_strip_to_ignore(moved: int, found: float) -> None:
-    """Four pixels, where the tolerance is three: that is met which ends within the strip, and nothing else."""
+def test_a_contour_is_assumed_in_the_middle_of_an_ignored_strip(moved: int, found: float) -> None:
+    """The strip has four pixels, the tolerance is three: contours within the strip match, others do not."""
     target, car = bordered(4)
     prediction = np.zeros_like(car)
     prediction[80 - moved : 160 + moved, 100 - moved : 200 + moved] = 2
@@ -289,29 +291,29 @@ def test_a_contour_runs_in_the_middle_of_a_strip_to_ignore(moved: int, found: fl
     assert nothing["bf"] == 0 and nothing["boundary_iou/car"] == 0
 
 
-def test_the_band_of_a_car_with_a_strip_around_it_is_that_of_its_contour() -> None:
+def test_the_band_along_a_strip_is_that_of_the_assumed_contour() -> None:
     target, car = bordered(4)
     everything = scores_of((car, target))
     assert everything["boundary_iou"] == everything["boundary_iou/car"] == 1
     smaller = np.zeros_like(car)
     smaller[85:155, 105:195] = 2
-    # 8 pixels of the car on all sides without its outer 2, which are ignored; 3 of them are lost, and 3 further in won.
+    # The band has 8 pixels on each side, of which the outer 2 are ignored. The smaller car loses 3 and gains 3 inside.
     both, either = 90 * 70 - 84 * 64, 96 * 76 - 74 * 54
     assert scores_of((smaller, target))["boundary_iou/car"] == pytest.approx(both / either)
 
 
-def test_a_region_to_ignore_that_is_wider_leaves_no_boundary() -> None:
+def test_a_wide_ignored_region_has_no_boundary() -> None:
     target, car = bordered(20)
     moved = np.roll(car, 5, 1)
     found = scores_of((moved, target))
     assert math.isnan(found["bf"]) and math.isnan(found["bf/sky"])
-    # Only the image's edge is a contour, and only of the sky.
+    # The only contour is the edge of the image, of the class sky.
     assert found["boundary_iou/sky"] == 1 and math.isnan(found["boundary_iou/car"])
     moved[120, 150] = 0
     assert scores_of((moved, target))["bf"] == 0
 
 
-def test_a_class_only_predicted_does_not_enter_bf() -> None:
+def test_bf_leaves_out_classes_that_are_not_in_the_target() -> None:
     target = np.zeros((30, 30), np.int64)
     target[:, 15:] = 1
     prediction = target.copy()
@@ -322,17 +324,17 @@ def test_a_class_only_predicted_does_not_enter_bf() -> None:
 
 
 def test_more_classes_than_bits() -> None:
-    """Stripes of 65 classes, then the same moved by half a stripe, farther than any tolerance."""
+    """Stripes of 65 classes, predicted exactly and shifted by half a stripe, more than the tolerance."""
     target = np.arange(65).repeat(160)[None].repeat(2, 0)
     scores = BoundaryScores([str(number) for number in range(65)])
-    for moved in (0, 80):
-        scores.update(torch.from_numpy(np.roll(target, moved, 1)), torch.from_numpy(target))
+    for shift in (0, 80):
+        scores.update(torch.from_numpy(np.roll(target, shift, 1)), torch.from_numpy(target))
     found = scores.compute()
     assert found["bf"].item() == 0.5
     assert all(found[f"bf/{number}"].item() == 0.5 for number in range(65))
 
 
-def test_reset_forgets_and_nothing_is_nan() -> None:
+def test_scores_are_nan_after_reset_and_without_pixels() -> None:
     scores = BoundaryScores(NAMES)
     scores.update(*map(torch.from_numpy, blobs(0)))
     scores.reset()
@@ -342,7 +344,7 @@ def test_reset_forgets_and_nothing_is_nan() -> None:
     assert all(value.isnan() for value in scores.compute().values())
 
 
-def test_shapes_and_values_are_checked_as_ever() -> None:
+def test_values_are_checked() -> None:
     scores = BoundaryScores(NAMES)
     with pytest.raises(ValueError, match="the target holds 7"):
         scores.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 7))

@@ -1,3 +1,5 @@
+"""Test scores from the confusion matrix against counts by hand and torchmetrics."""
+
 import warnings
 
 import pytest
@@ -10,7 +12,7 @@ NAMES = ["sky", "road", "car", "tree"]
 
 
 def counted_by_hand(prediction, target, classes):
-    """Every score by its definition, a pixel at a time."""
+    """Return every score by its definition, one pixel at a time."""
     pixels = [
         (p, t)
         for p, t in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True)
@@ -45,9 +47,9 @@ def random_masks(seed, classes=4, shape=(3, 9, 7)):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_are_those_counted_by_hand(seed):
+def test_scores_equal_counts_by_hand(seed):
     prediction, target = random_masks(seed)
-    # Class 3 is nowhere that counts, class 2 is predicted but never there.
+    # Class 3 occurs at ignored pixels only; class 2 is predicted but not in the target.
     target[target == 3] = 255
     target[target == 2] = 1
     prediction[prediction == 3] = 0
@@ -71,7 +73,7 @@ def test_rows_of_the_matrix_are_the_target():
     assert scores.confusion.tolist() == [[0, 2], [1, 0]]
 
 
-def test_equals_torchmetrics_where_that_is_defined():
+def test_equals_torchmetrics():
     prediction, target = random_masks(5)
     scores = SegmentationScores(NAMES)
     scores.update(prediction, target)
@@ -79,7 +81,7 @@ def test_equals_torchmetrics_where_that_is_defined():
     assert scores.compute()["miou"].item() == pytest.approx(peer(prediction, target).item(), abs=1e-6)
 
 
-def test_neither_batches_nor_order_matter():
+def test_scores_do_not_depend_on_batches_and_order():
     prediction, target = random_masks(1, shape=(5, 8, 8))
     whole, parts = SegmentationScores(NAMES), SegmentationScores(NAMES)
     whole.update(prediction, target)
@@ -95,9 +97,9 @@ def test_the_best_class_of_logits(classes, dtype):
     logits = torch.randn(2, classes, 6, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = logits.argmax(1)
     before = logits.clone()
-    for same in (logits, logits.to(memory_format=torch.channels_last), logits.clone().requires_grad_()):
-        answer = classes_of(same)
-        assert answer.dtype == torch.int64 and torch.equal(answer, expected)
+    for variant in (logits, logits.to(memory_format=torch.channels_last), logits.clone().requires_grad_()):
+        predicted = classes_of(variant)
+        assert predicted.dtype == torch.int64 and torch.equal(predicted, expected)
     assert torch.equal(classes_of(logits[0]), expected[0])
     assert torch.equal(logits, before)
 
@@ -110,7 +112,7 @@ def test_of_equal_logits_the_first_class_is_best():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "target", "says"),
+    ("prediction", "target", "message"),
     [
         ([0, 1], [0, 4], "the target holds 4, but the classes are 0..3 and 255 to ignore"),
         ([0, 1], [0, 254], "the target holds 254"),
@@ -122,9 +124,9 @@ def test_of_equal_logits_the_first_class_is_best():
         ([0, 7], [0, 255], "the prediction holds 7"),
     ],
 )
-def test_a_value_that_is_no_class_is_an_error(prediction, target, says):
+def test_a_value_out_of_range_is_an_error(prediction, target, message):
     scores = SegmentationScores(NAMES)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         scores.update(torch.tensor([prediction]), torch.tensor([target]))
     assert scores.confusion.sum() == 0
 
@@ -140,21 +142,21 @@ def test_arguments_out_of_range(names, ignore):
         SegmentationScores(names, ignore)
 
 
-def test_another_ignored_value_even_one_of_a_class():
+def test_the_ignored_value_may_be_a_class():
     scores = SegmentationScores(NAMES, ignore_index=3)
     scores.update(torch.tensor([[0, 1, 3, 0]]), torch.tensor([[0, 1, 0, 3]]))
     assert scores.confusion.sum() == 3
     assert scores.compute()["pixel_acc"].item() == pytest.approx(2 / 3)
 
 
-def test_256_classes_leave_no_room_for_an_ignored_value_but_work():
+def test_with_256_classes_the_last_one_is_ignored():
     scores = SegmentationScores([str(i) for i in range(256)])
     scores.update(torch.tensor([[7, 254]]), torch.tensor([[7, 255]]))
     assert scores.compute()["pixel_acc"].item() == 1
 
 
 @pytest.mark.parametrize("empty", ["never updated", "all ignored", "no pixel"])
-def test_nothing_counted_is_nan_without_a_warning(empty):
+def test_scores_without_pixels_are_nan_without_a_warning(empty):
     scores = SegmentationScores(NAMES)
     if empty == "all ignored":
         scores.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 255))
@@ -165,7 +167,7 @@ def test_nothing_counted_is_nan_without_a_warning(empty):
         assert all(value.isnan() for value in scores.compute().values())
 
 
-def test_reset_forgets():
+def test_reset():
     scores = SegmentationScores(NAMES)
     scores.update(*random_masks(0))
     scores.compute()

@@ -1,4 +1,4 @@
-"""Each number against the evaluator that defines it: pycocotools, and voc_eval written out."""
+"""Test every detection score against the evaluator that defines it: pycocotools, and a copy of voc_eval."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from segdet.metrics.average_precision import COCO_NAMES
 
 
 def image(found=(), truth=(), image_id=1):
-    """One image: ``found`` of (box, score, label), ``truth`` of (box, label) or (box, label, extra dict)."""
+    """Return an image: ``found`` are (box, score, label), ``truth`` are (box, label) or (box, label, extra dict)."""
     truth = [(*each, {}) if len(each) == 2 else each for each in truth]
     boxes = torch.tensor([box for box, _, _ in truth], dtype=torch.float64).reshape(-1, 4)
     return (
@@ -51,7 +51,7 @@ def scored(images, classes, batch=4):
 
 
 def reference(images, classes):
-    """pycocotools' twelve numbers and the AP of each class."""
+    """Return the twelve numbers of pycocotools and the AP of each class."""
     header = {
         "info": {},
         "images": [{"id": image_id} for _, _, image_id in images],
@@ -105,7 +105,7 @@ def evaluated(evaluator, classes):
 
 
 def same(scores):
-    """Exactly these numbers, NaN included."""
+    """Compare exactly, including NaN."""
     return pytest.approx(scores, abs=0, rel=0, nan_ok=True)
 
 
@@ -118,7 +118,7 @@ def assert_equal(ours, theirs):
 def random_images(
     seed, count=12, classes=4, objects=6, noise=4.0, extra=0.3, missed=0.2, crowd=0.1, levels=None, size=160
 ):
-    """Objects with detections of them: shifted, missed, doubled, of the wrong class, out of nowhere, tied."""
+    """Return objects with shifted, missing, duplicate, misclassified and background detections, and equal scores."""
     rng = np.random.default_rng(seed)
     images = []
     for number in range(count):
@@ -170,7 +170,7 @@ def test_equals_pycocotools_on_real_annotations(real_data, tmp_path, split, dtyp
             shift = rng.normal(0, 0.08, 4) * [w, h, w, h]
             box = np.float32(np.array([x, y, x + w, y + h]) + shift).tolist()
             named = int(rng.integers(1, 81)) if rng.random() < 0.1 else label
-            # Two digits, so that many scores are tied.
+            # Two digits, so that many scores are equal.
             found.append((box, round(float(rng.random()), 2), named))
     made = [image(found, truth, image_id) for image_id, (found, truth) in images.items()]
     scores = DetectionScores([f"c{label}" for label in range(1, 81)], category_ids)
@@ -205,7 +205,7 @@ def test_equals_pycocotools_on_real_annotations(real_data, tmp_path, split, dtyp
     ids=str,
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_pycocotools_on_made_sets(options, seed):
+def test_equals_pycocotools_on_random_sets(options, seed):
     images = random_images(seed, **options)
     # An image without objects, one without detections and one without either.
     images += [
@@ -217,12 +217,12 @@ def test_equals_pycocotools_on_made_sets(options, seed):
     assert_equal(scored(images, classes), reference(sorted(images, key=lambda each: each[2]), classes))
 
 
-def test_the_made_sets_reach_beyond_a_hundred_detections():
+def test_the_random_sets_have_more_than_a_hundred_detections():
     images = random_images(0, count=3, classes=2, objects=70, extra=2.0, size=90)
     assert max((p["labels"] == 1).sum().item() for p, _, _ in images) > 100
 
 
-def test_of_more_than_a_hundred_detections_coco_sees_the_best():
+def test_coco_evaluates_the_hundred_best_detections():
     boxes = [([20.0 * i, 0, 20.0 * i + 10, 10], i) for i in range(130)]
     images = [
         image([(box, 1 - i / 200, 1) for box, i in boxes][::-1], [(box, 1) for box, _ in boxes]),
@@ -233,8 +233,8 @@ def test_of_more_than_a_hundred_detections_coco_sees_the_best():
     assert ours["map_voc12"] == pytest.approx(1)
 
 
-def test_overlaps_and_areas_exactly_at_a_threshold():
-    # IoU .5, .55 ... .95, and the areas that are both small and medium, or both medium and large.
+def test_overlaps_and_areas_equal_to_a_threshold():
+    # IoU .5, .55 ... .95; and areas that are both small and medium, or both medium and large.
     for across in range(10, 20):
         images = [image([([0, 0, across, 10], 0.9, 1)], [([0, 0, 20, 10], 1)])]
         ours = scored(images, 1)
@@ -247,7 +247,7 @@ def test_overlaps_and_areas_exactly_at_a_threshold():
         assert ours["mar_medium"] == ours["mar_small" if area == 1024 else "mar_large"] == 1
 
 
-def test_of_two_equal_overlaps_coco_takes_the_later_object():
+def test_of_equal_overlaps_coco_matches_the_later_object():
     left, right = ([0, 0, 20, 20], 1), ([4, 0, 24, 20], 1)
     found = [([2, 0, 22, 20], 0.9, 1), ([0, 0, 20, 20], 0.8, 1)]
     for truth, recall in (([left, right], 0.85), ([right, left], 0.7)):
@@ -257,14 +257,14 @@ def test_of_two_equal_overlaps_coco_takes_the_later_object():
         assert ours["mar_100"] == pytest.approx(recall)
 
 
-def test_a_set_without_any_object_has_no_score():
+def test_scores_without_any_object_are_nan():
     ours = scored([image([([0, 0, 9, 9], 0.5, 1)], [])], 2)
     assert all(math.isnan(value) for value in ours.values())
     only_crowds = scored([image([([0, 0, 9, 9], 0.5, 1)], [([0, 0, 9, 9], 1, {"iscrowd": True})])], 2)
     assert all(math.isnan(value) for value in only_crowds.values())
 
 
-def test_nothing_seen_is_nan_without_a_warning():
+def test_scores_without_any_image_are_nan_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = DetectionScores(["a", "b"])
@@ -277,13 +277,13 @@ def test_nothing_seen_is_nan_without_a_warning():
         assert scores.compute()["map"].isnan()
 
 
-def test_nothing_found_is_zero():
+def test_scores_without_detections_are_zero():
     ours = scored([image([], [([0, 0, 50, 50], 1)])], 2)
     assert ours["map"] == ours["mar_100"] == ours["map_voc07"] == ours["map_voc12"] == ours["ap/c1"] == 0
     assert math.isnan(ours["ap/c2"]) and math.isnan(ours["map_small"])
 
 
-def test_neither_batches_nor_order_nor_repetition_matter():
+def test_scores_do_not_depend_on_batches_order_and_repetition():
     images = random_images(3, levels=5)
     expected = scored(images, 4, batch=len(images))
     assert scored(images[::-1], 4, batch=1) == same(expected)
@@ -291,14 +291,14 @@ def test_neither_batches_nor_order_nor_repetition_matter():
     assert scored([*images, images[2], images[0]], 4, batch=5) == same(expected)
 
 
-def test_comparing_in_small_pieces_changes_nothing(monkeypatch):
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch):
     images = random_images(4)
     expected = scored(images, 4)
     monkeypatch.setattr(average_precision, "_CHUNK", 3)
     assert scored(images, 4) == same(expected)
 
 
-def test_what_the_format_does_not_have_may_be_left_out():
+def test_optional_target_fields_may_be_missing():
     images = random_images(2, crowd=0.0)
     for _, target, _ in images:
         del target["area"]
@@ -314,7 +314,7 @@ def test_what_the_format_does_not_have_may_be_left_out():
     assert scored(images, 4) == same(expected)
 
 
-def test_answers_that_are_not_finite_are_left_out():
+def test_detections_that_are_not_finite_are_left_out():
     images = random_images(6)
     expected = scored(images, 4)
     prediction, target, image_id = images[0]
@@ -333,7 +333,7 @@ def test_answers_that_are_not_finite_are_left_out():
 
 
 @pytest.mark.parametrize("label", [0, 3])
-def test_a_label_that_is_no_class_is_an_error(label):
+def test_a_label_out_of_range_is_an_error(label):
     with pytest.raises(ValueError, match=rf"a prediction has the label {label}, but the labels are 1\.\.2"):
         scored([image([([0, 0, 9, 9], 0.5, label)], [])], 2)
     with pytest.raises(ValueError, match=f"a target has the label {label}"):
@@ -348,10 +348,10 @@ def test_lists_of_different_lengths_are_an_error():
         DetectionScores(["a", "b"], [7])
 
 
-def test_results_have_the_formats_own_ids():
+def test_results_have_the_datasets_ids():
     prediction, target, _ = image([([10, 20, 40, 60], 0.5, 2), ([0, 0, 5, 6], 0.25, 1)], [([0, 0, 5, 5], 1)])
     scores = DetectionScores(["cat", "dog"], category_ids=[17, 90])
-    # An id that a float32 or float64 state would round.
+    # A float64 state would round this id.
     image_id = 2**60 + 1
     scores.update([prediction], [target], [image_id])
     expected = [
@@ -368,13 +368,13 @@ def test_results_have_the_formats_own_ids():
 
 
 def row(hits, objects, difficult=0):
-    """One image with ``objects`` apart from one another and detections, best first, that hit or miss."""
-    places = [[30.0 * i, 0, 30.0 * i + 20, 20] for i in range(objects + difficult)]
-    found, free = [], iter(places)
+    """Return an image of separate objects with detections, best first, that hit or miss."""
+    boxes = [[30.0 * i, 0, 30.0 * i + 20, 20] for i in range(objects + difficult)]
+    found, free = [], iter(boxes)
     for i, hit in enumerate(hits):
         box = next(free) if hit else [30.0 * i, 500, 30.0 * i + 20, 520]
         found.append((box, 1 - i / 100, 1))
-    return image(found, [(box, 1, {"difficult": i >= objects}) for i, box in enumerate(places)])
+    return image(found, [(box, 1, {"difficult": i >= objects}) for i, box in enumerate(boxes)])
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def row(hits, objects, difficult=0):
         ([True, False, True, False, True], 5, (3 + 4 / 3 + 6 / 5) / 11, 0.45333333, 0.45874587),
         ([True], 2, 6 / 11, 0.5, 0.50495050),
         ([True, True, True], 10, 4 / 11, 0.3, 31 / 101),
-        # COCO's own tenths are floating point: its .7 is above 7 / 10, and is not reached.
+        # COCO's recalls are floating point: its .7 is above 7 / 10 and is not reached.
         ([True] * 7, 10, 8 / 11, 0.7, 70 / 101),
         ([False, False], 3, 0, 0, 0),
     ],
@@ -397,7 +397,7 @@ def test_worked_examples(hits, objects, voc07, voc12, coco):
 
 
 def voc_eval(images, label, eleven):
-    """voc_eval as written: inclusive boxes counted from 1, one detection after the other."""
+    """Return the AP by a copy of voc_eval: with inclusive 1-based boxes, one detection at a time."""
     objects, detections = {}, []
     for prediction, target, image_id in images:
         of_class = target["labels"] == label
@@ -463,21 +463,21 @@ def test_equals_voc_eval_on_inclusive_boxes(seed):
                 found.append((moved.tolist(), rng.random(), truth[-1][1]))
         images.append(image(found, truth, image_id))
     ours = scored(images, 4)
-    # Nothing is ever of class 4, which is left out of the mean.
+    # Class 4 does not occur and is left out of the mean.
     for name, eleven in (("map_voc07", True), ("map_voc12", False)):
         expected = [voc_eval(images, label, eleven) for label in (1, 2, 3)]
         assert 0.1 < np.mean(expected) < 0.9
         assert ours[name] == pytest.approx(np.mean(expected), abs=1e-9), name
 
 
-def test_voc_needs_more_than_half():
+def test_voc_requires_an_iou_above_half():
     half = scored([image([([0, 0, 10, 10], 0.9, 1)], [([0, 0, 10, 20], 1)])], 1)
     assert half["map_voc12"] == 0 and half["map_50"] == pytest.approx(1)
     more = scored([image([([0, 0, 10, 11], 0.9, 1)], [([0, 0, 10, 20], 1)])], 1)
     assert more["map_voc12"] == 1
 
 
-def test_a_second_detection_is_wrong_and_one_of_a_difficult_object_is_nothing():
+def test_duplicates_are_wrong_and_detections_of_difficult_objects_are_ignored():
     box, other, far = [0, 0, 20, 20], [40, 0, 60, 20], [80, 0, 100, 20]
     truth = [(box, 1), (other, 1), (far, 1, {"difficult": True})]
     alone = scored([image([(box, 0.9, 1), (other, 0.5, 1)], truth)], 1)

@@ -1,4 +1,4 @@
-"""Each kind of mistake by itself with its price, everything at once against a slow reference, and the edges."""
+"""Test each kind of error and its cost, all kinds against a slow reference, and edge cases."""
 
 import math
 import warnings
@@ -14,8 +14,8 @@ from segdet.metrics.detection_errors import CORRECT, IGNORED, KINDS, SPECIAL, De
 A, B, FAR = [0, 0, 100, 100], [200, 0, 300, 100], [600, 600, 700, 700]
 
 
-def found_of(rows):
-    """``Found`` of rows (image, box, label, score)."""
+def detections_of(rows):
+    """Return `Detections` from rows (image, box, label, score)."""
     return Detections(
         np.array([row[0] for row in rows], np.int64),
         np.array([row[1] for row in rows], np.float64).reshape(-1, 4),
@@ -24,8 +24,8 @@ def found_of(rows):
     )
 
 
-def truth_of(rows):
-    """``Truth`` of rows (image, box, label[, "crowd" or "difficult"])."""
+def objects_of(rows):
+    """Return `Objects` from rows (image, box, label[, "crowd" or "difficult"])."""
     boxes = np.array([row[1] for row in rows], np.float64).reshape(-1, 4)
     return Objects(
         np.array([row[0] for row in rows], np.int64),
@@ -38,16 +38,18 @@ def truth_of(rows):
 
 
 def errors_of(found, truth, classes=2):
-    return DetectionErrors([f"c{label}" for label in range(1, classes + 1)], found_of(found), truth_of(truth))
+    return DetectionErrors(
+        [f"c{label}" for label in range(1, classes + 1)], detections_of(found), objects_of(truth)
+    )
 
 
 HALF = 51 / 101
-"""The AP of a class whose better half is found without a mistake: the recalls 0, .01 ... .5."""
+"""The AP of a class with half of its objects detected and no other error: recalls 0, .01 ... .5."""
 SECOND_WRONG = (51 + 50 * 2 / 3) / 101
-"""The AP where right, wrong, right are found of two objects."""
+"""The AP of correct, wrong, correct detections of two objects."""
 
 SCENES = {
-    # The only object of class 2 was read as of class 1.
+    # The only object of class 2 is detected as class 1.
     "classification": (
         [(1, A, 1, 0.9), (1, B, 1, 0.8)],
         [(1, A, 1), (1, B, 2)],
@@ -60,7 +62,7 @@ SCENES = {
         HALF,
         {"localization": 1 - HALF, "false_negative": 1 - HALF},
     ),
-    # Class 1 is right, wrong, right; the wrong one has 30 % of an object of class 2, which is found besides.
+    # Class 1: correct, wrong, correct. The wrong one covers 30 % of an object of class 2, which is also detected.
     "both": (
         [(1, A, 1, 0.9), (1, [200, 0, 300, 30], 1, 0.8), (2, A, 1, 0.7), (1, B, 2, 0.9)],
         [(1, A, 1), (2, A, 1), (1, B, 2)],
@@ -89,7 +91,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_by_itself(kind):
+def test_each_kind_alone(kind):
     found, truth, ap, gains = SCENES[kind]
     errors = errors_of(found, truth)
     assert errors.counts() == {name: int(name == kind) for name in KINDS}
@@ -101,15 +103,15 @@ def test_each_kind_by_itself(kind):
 @pytest.mark.parametrize(
     ("box", "kind"),
     [
-        ([0, 0, 100, 50], None),  # IoU .5 has found it
+        ([0, 0, 100, 50], None),  # IoU .5 is correct
         ([0, 0, 100, 49], "localization"),
         ([0, 0, 100, 10], "localization"),
         ([0, 0, 100, 9], "background"),
     ],
 )
 def test_the_thresholds_within_a_class(box, kind):
-    made = errors_of([(1, box, 1, 0.9)], [(1, A, 1)]).counts()
-    assert {name for name, count in made.items() if count} == {kind} - {None} | (
+    counts = errors_of([(1, box, 1, 0.9)], [(1, A, 1)]).counts()
+    assert {name for name, count in counts.items() if count} == {kind} - {None} | (
         {"missed"} if kind == "background" else set()
     )
 
@@ -119,30 +121,30 @@ def test_the_thresholds_within_a_class(box, kind):
     [([0, 0, 100, 50], "classification"), ([0, 0, 100, 49], "both"), ([0, 0, 100, 9], "background")],
 )
 def test_the_thresholds_across_classes(box, kind):
-    made = errors_of([(1, box, 2, 0.9)], [(1, A, 1)]).counts()
-    assert made[kind] == 1 and sum(made.values()) == 1 + (kind != "classification")
+    counts = errors_of([(1, box, 2, 0.9)], [(1, A, 1)]).counts()
+    assert counts[kind] == 1 and sum(counts.values()) == 1 + (kind != "classification")
 
 
-def test_a_mistake_has_one_kind():
-    # 30 % of an object of its class and most of another's: its place is what is wrong.
+def test_an_error_has_one_kind():
+    # It covers 30 % of an object of its class and most of another's: a localization error.
     errors = errors_of([(1, [0, 0, 100, 30], 1, 0.9)], [(1, A, 1), (1, [0, 0, 100, 31], 2)])
     assert errors.counts() == dict.fromkeys(KINDS, 0) | {"localization": 1, "missed": 1}
-    # A second one of its object that is another's too is of the wrong class.
+    # A duplicate that also overlaps an object of another class: a classification error.
     errors = errors_of([(1, A, 1, 0.9), (1, [0, 0, 100, 90], 1, 0.8)], [(1, A, 1), (1, [0, 0, 100, 80], 2)])
     assert errors.counts() == dict.fromkeys(KINDS, 0) | {"classification": 1}
 
 
-def test_of_those_put_right_the_better_one_stays():
-    # The object is found, and a better one that lies badly is put right: the one that found it is the one to go.
+def test_of_fixed_detections_the_best_is_kept():
+    # A localization error with a higher score than the correct detection is fixed and replaces it.
     better = [(1, [0, 0, 100, 40], 1, 0.9), (1, A, 1, 0.8), (1, FAR, 1, 0.85)]
     errors = errors_of(better, [(1, A, 1)])
     assert errors.counts() == dict.fromkeys(KINDS, 0) | {"localization": 1, "background": 1}
     assert errors.ap() == pytest.approx(1 / 3)
-    assert errors.ap({"localization"}) == pytest.approx(1)  # right at .9, then only background
+    assert errors.ap({"localization"}) == pytest.approx(1)  # correct at .9, then background only
     worse = [(1, [0, 0, 100, 40], 1, 0.7), (1, A, 1, 0.8), (1, FAR, 1, 0.85)]
     errors = errors_of(worse, [(1, A, 1)])
     assert errors.ap({"localization"}) == errors.ap() == pytest.approx(1 / 2)
-    # Two of the wrong class on one object: the worse one is no second hit.
+    # Of two classification errors of one object, only the better one is fixed.
     twice = [(1, A, 2, 0.9), (1, A, 2, 0.8), (2, B, 1, 0.7)]
     errors = errors_of(twice, [(1, A, 1), (2, B, 1)])
     assert errors.counts()["classification"] == 2
@@ -150,7 +152,7 @@ def test_of_those_put_right_the_better_one_stays():
     assert errors.object_states().tolist() == [KINDS.index("classification"), CORRECT]
 
 
-def test_crowds_and_difficult_objects_are_neither_mistakes_nor_missed():
+def test_crowds_and_difficult_objects_are_ignored():
     for flag in ("crowd", "difficult"):
         truth = [(1, A, 1), (1, [400, 0, 600, 200], 1, flag)]
         found = [(1, A, 1, 0.5), (1, [400, 0, 500, 100], 1, 0.9), (1, [450, 50, 550, 150], 1, 0.8)]
@@ -158,16 +160,16 @@ def test_crowds_and_difficult_objects_are_neither_mistakes_nor_missed():
         assert sum(errors.counts().values()) == 0 and errors.ap() == pytest.approx(1)
         assert errors.confusion(0.0).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
         assert errors.object_states().tolist() == [CORRECT, IGNORED]
-        # To another class they are nothing, as in the AP.
+        # They are not matched with detections of another class, as in the AP.
         errors = errors_of([(1, [400, 0, 500, 100], 2, 0.9)], truth)
         assert errors.counts() == dict.fromkeys(KINDS, 0) | {"background": 1, "missed": 1}
 
 
-# Everything at once.
+# All kinds together.
 
 
 def random_set(seed, images=15, classes=4, objects=5.0, ignored=0.15, levels=None):
-    """Objects with detections of them: shifted, missed, doubled, of the wrong class, out of nowhere, tied."""
+    """Return objects with shifted, missing, duplicate, misclassified and background detections, and equal scores."""
     rng = np.random.default_rng(seed)
     found, truth = [], []
     for image in range(images):
@@ -207,7 +209,7 @@ def iou_of(one, other, whole=None):
 
 
 class Reference:
-    """The same, one detection after the other."""
+    """The same analysis, one detection at a time."""
 
     def __init__(self, found, truth, classes):
         self.classes = classes
@@ -261,13 +263,13 @@ class Reference:
         self.about.append(about)
 
     def ap(self, fixed=None):
-        """The AP with one kind put right."""
+        """Return the AP with one kind of error fixed."""
         points = {label: [] for label in range(1, self.classes + 1)}
         objects = dict.fromkeys(points, 0)
         for o, (_, row) in enumerate(self.truth):
             objects[row[2]] += not self.ignored(o)
         counted = {label for label in points if objects[label]}
-        best = {}  # in which turn an object's best comes
+        best = {}  # the rank of each object's best detection
         for d, (kind, o) in enumerate(zip(self.kind, self.about, strict=True)):
             if kind == "right" or (kind == fixed and fixed in ("localization", "classification")):
                 best.setdefault(o, d)
@@ -349,12 +351,14 @@ def test_equals_the_slow_reference(options, seed):
 
 @pytest.mark.parametrize("levels", [None, 5, 1])
 @pytest.mark.parametrize("options", SETS, ids=str)
-def test_the_ap_is_the_one_that_is_reported_and_all_of_it_is_accounted_for(options, levels):
+def test_the_ap_equals_map_50_and_is_1_with_all_errors_fixed(options, levels):
     found, truth = random_set(7, levels=levels, **options)
-    classes = options.get("classes", 4) + 1  # the last of which does not occur
+    classes = options.get("classes", 4) + 1  # the last one does not occur
     errors = errors_of(found, truth, classes)
     names = [f"c{label}" for label in range(1, classes + 1)]
-    assert errors.ap() == pytest.approx(Evaluation(names, found_of(found), truth_of(truth)).coco()["map_50"])
+    assert errors.ap() == pytest.approx(
+        Evaluation(names, detections_of(found), objects_of(truth)).coco()["map_50"]
+    )
     assert errors.ap(SPECIAL) == pytest.approx(1)
     assert errors.ap(KINDS) == pytest.approx(1)
     assert all(gain > -1e-12 for gain in errors.gains().values())
@@ -375,7 +379,7 @@ def test_the_matrix_counts_every_object_and_detection_once():
     assert table[-1, -1] == 0
 
 
-def test_images_and_the_worst_of_them():
+def test_errors_per_image_and_the_worst_images():
     found = [
         (1, A, 1, 0.9), (1, FAR, 1, 0.4), (1, B, 1, 0.1),
         (2, FAR, 1, 0.8),
@@ -386,8 +390,8 @@ def test_images_and_the_worst_of_them():
     images = errors_of(found, truth).of_images(0.3)
     assert images.images.tolist() == [1, 2, 3, 4, 5, 6]
     assert images.correct.tolist() == [1, 0, 0, 0, 1, 0]
-    made = [dict(zip(KINDS, row, strict=True)) for row in images.counts.tolist()]
-    assert [{name: n for name, n in row.items() if n} for row in made] == [
+    rows = [dict(zip(KINDS, row, strict=True)) for row in images.counts.tolist()]
+    assert [{name: n for name, n in row.items() if n} for row in rows] == [
         {"background": 1, "missed": 1}, {"background": 1}, {"missed": 2}, {"localization": 1}, {}, {},
     ]  # fmt: skip
     assert images.f1 == pytest.approx([2 / 4, 0, 0, 0, 1, math.nan], nan_ok=True)
@@ -397,13 +401,15 @@ def test_images_and_the_worst_of_them():
 def test_the_score_of_the_best_f1():
     found = [(1, A, 1, 0.9), (2, A, 1, 0.5), (1, FAR, 1, 0.5), (2, FAR, 1, 0.2)]
     truth = [(1, A, 1), (2, A, 1)]
-    assert errors_of(found, truth).best_score() == 0.5  # 2 of 3 and 2 of 2, against 1 of 1 and 1 of 2
+    assert (
+        errors_of(found, truth).best_score() == 0.5
+    )  # precision 2/3 and recall 2/2, compared to 1/1 and 1/2
     assert errors_of([*found, (3, FAR, 1, 0.5), (4, FAR, 1, 0.5)], truth).best_score() == 0.9
     assert errors_of([(1, FAR, 1, 0.9)], truth).best_score() == 0.3
 
 
 @pytest.mark.parametrize("classes", [0, 2])
-def test_nothing_at_all(classes):
+def test_without_detections_and_objects(classes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         errors = errors_of([], [], classes)
@@ -414,7 +420,7 @@ def test_nothing_at_all(classes):
     assert len(images.images) == len(images.worst()) == 0
 
 
-def test_nothing_found_and_nothing_to_find():
+def test_without_detections_or_without_objects():
     errors = errors_of([], [(1, A, 1), (2, A, 2)])
     assert errors.ap() == 0
     nothing = dict.fromkeys([*KINDS, *SPECIAL], 0.0)
@@ -423,24 +429,24 @@ def test_nothing_found_and_nothing_to_find():
     errors = errors_of([(1, A, 1, 0.9)], [])
     assert math.isnan(errors.ap()) and errors.counts()["background"] == 1
     assert errors.confusion(0.3).tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
-    # A class of which everything that is found is wrong stays at 0 however few are looked for.
+    # The AP of a class without correct detections stays 0 for any number of objects.
     errors = errors_of([(1, FAR, 1, 0.9)], [(1, A, 1)])
     assert errors.gains() == nothing
     assert errors.ap(SPECIAL) == 1
 
 
-def test_beyond_a_hundred_of_a_class_nothing_is_seen():
+def test_only_a_hundred_detections_per_class_are_evaluated():
     truth = [(1, [20 * i, 0, 20 * i + 10, 10], 1) for i in range(120)]
     errors = errors_of([(*row, 1 - i / 200) for i, row in enumerate(truth)], truth)
     assert errors.counts() == dict.fromkeys(KINDS, 0) | {"missed": 20}
 
 
-def test_from_the_scores_of_a_test():
+def test_errors_of_detection_scores():
     found, truth = random_set(5)
     scores = DetectionScores([f"c{label}" for label in range(1, 5)])
     for image in range(15):
         rows, objects = ([row for row in side if row[0] == image] for side in (found, truth))
-        both = found_of(rows), truth_of(objects)
+        both = detections_of(rows), objects_of(objects)
         scores.update(
             [{name: torch.from_numpy(getattr(both[0], name)) for name in ("boxes", "scores", "labels")}],
             [
@@ -453,4 +459,4 @@ def test_from_the_scores_of_a_test():
         )
     errors = scores.errors()
     assert errors.gains() == pytest.approx(errors_of(found, truth, 4).gains())
-    assert errors.ap() == pytest.approx(scores.compute()["map_50"].item())  # which still has all it had
+    assert errors.ap() == pytest.approx(scores.compute()["map_50"].item())  # the state is preserved

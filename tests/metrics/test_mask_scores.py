@@ -1,4 +1,4 @@
-"""AP of masks against pycocotools' numbers for segmentations."""
+"""Test the AP of masks against pycocotools' numbers for segmentations."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def _boxes(masks: np.ndarray) -> np.ndarray:
 def _scene(
     random: np.random.Generator, objects: int, extra: int
 ) -> tuple[Prediction, Target, tuple[int, int]]:
-    """Objects of all of COCO's sizes, among them crowds; each found with its edge moved, some twice, some wrongly."""
+    """Return objects of all COCO sizes, including crowds, with shifted, duplicate and wrong detections."""
     size = (int(random.integers(90, 240)), int(random.integers(90, 240)))
     truth = np.stack(
         [_ellipse(random, size, random.choice([12, 40, 150])) for _ in range(objects)] or [np.zeros(size)]
@@ -122,7 +122,7 @@ def test_equal_to_pycocotools(tmp_path: Path) -> None:
     for start in range(0, len(scenes), 7):
         predictions, targets, _ = zip(*scenes[start : start + 7], strict=True)
         scores.update(predictions, targets, ids[start : start + 7])
-    # Images that fill up the last round of several processes come twice.
+    # Images that pad the last batch of several processes occur twice.
     scores.update(*map(list, zip(*[scene[:2] for scene in scenes[:3]], strict=True)), ids[:3])  # type: ignore[arg-type]
     found = {name: float(value) for name, value in scores.compute().items()}
     for name, value in expected.items():
@@ -135,7 +135,7 @@ def test_equal_to_pycocotools(tmp_path: Path) -> None:
     assert found["mask_map"] != found["map"]
 
 
-def test_a_detection_that_is_no_number_takes_its_mask_along() -> None:
+def test_a_detection_that_is_not_finite_is_left_out_with_its_mask() -> None:
     mask = torch.zeros(2, 20, 20, dtype=torch.uint8)
     mask[0, 2:9, 2:9] = 1
     mask[1, 10:19, 10:19] = 1
@@ -151,7 +151,7 @@ def test_a_detection_that_is_no_number_takes_its_mask_along() -> None:
     assert found["mask_ap/b"] == pytest.approx(1)
 
 
-def test_nothing_at_all() -> None:
+def test_without_images_and_with_an_empty_one() -> None:
     scores = DetectionScores(CLASSES, masks=True)
     assert scores.compute()["mask_map"].isnan()
     empty = Prediction(

@@ -1,4 +1,4 @@
-"""The same numbers from one process and from two, whatever each of them has seen."""
+"""Test that two processes compute the same scores as one, for any distribution of the images."""
 
 import json
 import warnings
@@ -15,14 +15,14 @@ SHARES = {
     "alternating": [[0, 2, 4, 6], [1, 3, 5]],
     "the second has none": [[0, 1, 2, 3, 4, 5, 6], []],
     "the first has none": [[], [6, 5, 4, 3, 2, 1, 0]],
-    "one is filled up": [[0, 2, 4, 6], [1, 3, 5, 0]],
+    "one is padded": [[0, 2, 4, 6], [1, 3, 5, 0]],
     "neither has any": [[], []],
 }
 
 
 def box_sample(i):
     generator = torch.Generator().manual_seed(i)
-    # Image 3 has nothing at all, image 5 no detection.
+    # Image 3 has neither objects nor detections, image 5 no detection.
     objects = 0 if i == 3 else 2 + i % 3
     start = torch.rand(objects, 2, generator=generator) * 50
     boxes = torch.cat([start, start + 10 + 40 * torch.rand(objects, 2, generator=generator)], 1)
@@ -39,7 +39,7 @@ def box_sample(i):
 
 
 def scores_of(images):
-    """All three metrics after one update per image."""
+    """Return all three metrics after one update per image."""
     names = ["a", "b", "c"]
     detection, localization, segmentation = (
         DetectionScores(names),
@@ -72,14 +72,14 @@ def numbers(metrics):
 
 
 def worker(rank, folder):
-    """What process ``rank`` of two computes of each of the shares, twice."""
+    """Return the scores of process ``rank`` of two for each distribution, computed twice."""
     results = {}
     with process_of_two(rank, folder, seconds=60), warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, shares in SHARES.items():
             metrics = scores_of(shares[rank])
             first = numbers(metrics)
-            # Gathering must leave each process what it had, to go on from.
+            # Gathering must preserve the state of each process.
             for metric in metrics.values():
                 metric._computed = None
             results[name] = [first, numbers(metrics)]
@@ -92,7 +92,7 @@ def other_process(_, folder):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    # This process is the first of the two, so that only one has to start and import everything.
+    # This process is the first of the two, so that only one has to be started.
     folder = tmp_path_factory.mktemp("processes")
     other = mp.spawn(other_process, (folder,), nprocs=1, join=False)
     try:
@@ -105,14 +105,14 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", list(SHARES))
-def test_two_processes_give_what_one_does(two_processes, name):
+def test_two_processes_equal_one(two_processes, name):
     whole = range(COUNT) if any(SHARES[name]) else ()
     expected = numbers(scores_of(whole))
     if whole:
         assert 0.05 < expected["detection/map"] < 1 and 0 < expected["localization/loc_acc"] < 1
     for rank in range(2):
         for result in two_processes[rank][name]:
-            if name == "one is filled up":
-                # Only detection knows images by their id; the others are not given what fills up a round.
+            if name == "one is padded":
+                # Only detection identifies images by id; the other metrics never receive padding.
                 result = {key: value for key, value in result.items() if key.startswith("detection/")}
             assert result == pytest.approx({key: expected[key] for key in result}, abs=0, rel=0, nan_ok=True)

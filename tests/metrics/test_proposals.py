@@ -1,4 +1,4 @@
-"""Recall and MABO of proposals against loops."""
+"""Test recall and MABO of proposals against loops."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_equals_loops_over_images_objects_and_boxes() -> None:
     assert scores.images == 12
 
 
-def test_a_class_counts_as_much_as_any_other() -> None:
+def test_mabo_weighs_all_classes_equally() -> None:
     box = np.array([[0, 0, 10, 10]])
     scores = ProposalScores([1])
     scores.update(box, np.repeat(box, 9, 0), np.ones(9))
@@ -52,7 +52,7 @@ def test_a_class_counts_as_much_as_any_other() -> None:
     assert scores.boxes_per_image == 0.5
 
 
-def test_nothing_to_find_is_no_score() -> None:
+def test_scores_without_objects_are_nan() -> None:
     scores = ProposalScores([1, 2])
     assert np.isnan(scores.boxes_per_image)
     scores.update(np.ones((3, 4)), np.zeros((0, 4)), np.zeros(0))

@@ -1,4 +1,4 @@
-"""How much of the objects the proposals cover, beside the scores of detection."""
+"""Test the recall of proposals and the detection scores with it."""
 
 import math
 
@@ -10,7 +10,7 @@ from segdet.metrics.detection import DetectionScores
 from segdet.metrics.region_detection import RegionScores
 
 
-def test_recall_of_proposals_beside_the_scores() -> None:
+def test_recall_of_proposals_and_detection_scores() -> None:
     scores, plain = RegionScores(["a"]), DetectionScores(["a"])
     objects = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]])
     # IoU 1, 0.6 and 0.25 with one of them each.
@@ -19,7 +19,7 @@ def test_recall_of_proposals_beside_the_scores() -> None:
     target = Target(
         boxes=objects, labels=torch.ones(3, dtype=torch.int64), iscrowd=torch.zeros(3, dtype=torch.bool)
     )
-    other = Target(  # of the second image only the first object counts
+    other = Target(  # only the first object of the second image is scored
         boxes=objects,
         labels=torch.ones(3, dtype=torch.int64),
         iscrowd=torch.tensor([False, True, False]),
@@ -29,7 +29,7 @@ def test_recall_of_proposals_beside_the_scores() -> None:
     given = [found, nothing], [target, other], [1, 2]
     scores.update(*given, [proposals, proposals[:0]])
     plain.update(*given)
-    # In other pixels than those of the original images, where objects and proposals are resized alike.
+    # Objects and proposals in the pixels of resized images.
     half = [Target(**{**each, "boxes": each["boxes"] / 2}) for each in (target, other)]
     resized = RegionScores(["a"])
     resized.update(*given, [proposals / 2, proposals[:0]], half)
@@ -43,12 +43,12 @@ def test_recall_of_proposals_beside_the_scores() -> None:
     assert all(torch.equal(values[k], v) or math.isnan(v) for k, v in plain.compute().items())
 
 
-def test_without_an_image_they_are_undefined() -> None:
+def test_without_an_image_they_are_nan() -> None:
     values = RegionScores(["a"]).compute()
     assert math.isnan(values["proposal_recall_50"]) and math.isnan(values["proposals"])
 
 
-def test_proposals_and_detections_are_of_the_same_images() -> None:
+def test_proposals_and_detections_must_have_the_same_images() -> None:
     nothing = Prediction(
         boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64)
     )
