@@ -1,4 +1,4 @@
-"""A few images with a red and a green rectangle each, and training on them."""
+"""Images with a red and a green rectangle each, and training on them."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Score = Callable[[Detector, Tensor, list[Target]], float]
 
 @pytest.fixture
 def few_images() -> Few:
-    """So many uint8 images ``[N, 3, 64, 96]`` and what is in them."""
+    """Return a function that makes N uint8 images ``[N, 3, 64, 96]`` and their targets."""
 
     def make(count: int) -> tuple[Tensor, list[Target]]:
         generator = torch.Generator().manual_seed(4)
@@ -39,7 +39,7 @@ def few_images() -> Few:
 
 @pytest.fixture
 def map_50() -> Score:
-    """What a detector scores on uint8 images ``[N, 3, H, W]``."""
+    """Return a function that computes a detector's AP at IoU 0.5 on uint8 images ``[N, 3, H, W]``."""
 
     def score(model: Detector, images: Tensor, targets: list[Target]) -> float:
         model.eval()
@@ -54,7 +54,7 @@ def map_50() -> Score:
 
 @pytest.fixture
 def overfit(few_images: Few, map_50: Score) -> Callable[..., float]:
-    """Trains a detector of two classes on eight images and returns its map_50 on them."""
+    """Return a function that trains a detector of two classes on eight images and returns its map_50 on them."""
 
     def train(model: Detector, steps: int = 100, lr: float = 3e-3) -> float:
         images, targets = few_images(8)

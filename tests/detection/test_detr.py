@@ -1,4 +1,4 @@
-"""DETR: matching and losses against ones written out, its transformer against torch's, padding, published weights."""
+"""Tests of DETR: matching and losses against their definition, the transformer, padding, published weights."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ from two_processes import other_process, process_of_two
 from segdet.data.sample import Batch, Source, Target
 from segdet.detection.detr import (
     DETR,
-    Answer,
     DecoderLayer,
+    DETROutput,
     EncoderLayer,
     _published_name,
     in_pixels,
@@ -33,7 +33,7 @@ from segdet.util.errors import UserError
 
 SIZE = (64, 96)
 _WRAPPED = r"backbone\.(body\.|extractor\.)+"
-"""How the names of a backbone's weights begin, whichever library it is of."""
+"""The prefix of the parameter names of backbones, for all libraries."""
 Overfit = Callable[..., float]
 Few = Callable[[int], tuple[Tensor, list[Target]]]
 
@@ -59,80 +59,80 @@ def _targets() -> list[Target]:
     ]
 
 
-def _answer(seed: int, queries: int = 5) -> Answer:
+def _output(seed: int, queries: int = 5) -> DETROutput:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, 3, queries, 3, generator=generator)
     boxes = 0.1 + 0.6 * torch.rand(2, 3, queries, 4, generator=generator)
-    return Answer(logits, boxes, None)
+    return DETROutput(logits, boxes, None)
 
 
-def _shares(target: Target) -> Tensor:
+def _relative_boxes(target: Target) -> Tensor:
     return target["boxes"] / torch.tensor([SIZE[1], SIZE[0]] * 2)
 
 
 def _cost(logits: Tensor, box: Tensor, label: int, corners: Tensor) -> float:
-    """What a pair of one query and one object costs."""
-    apart = (box - box_convert(corners, "xyxy", "cxcywh")).abs().sum()
+    """Return the matching cost of a query and an object."""
+    distance = (box - box_convert(corners, "xyxy", "cxcywh")).abs().sum()
     overlap = generalized_box_iou(box_convert(box[None], "cxcywh", "xyxy"), corners[None])
-    return float(-logits.softmax(-1)[label - 1] + 5 * apart - 2 * overlap)
+    return float(-logits.softmax(-1)[label - 1] + 5 * distance - 2 * overlap)
 
 
-def _cheapest(answer: Answer, layer: int, b: int, target: Target) -> dict[int, int]:
-    """The query of each object: the cheapest of all ways to give each its own."""
-    labels, corners = target["labels"].tolist(), _shares(target)
-    count, queries = len(labels), answer.logits.shape[2]
+def _best_matching(output: DETROutput, layer: int, b: int, target: Target) -> dict[int, int]:
+    """Return the query of each object in the matching of lowest cost, by trying all."""
+    labels, corners = target["labels"].tolist(), _relative_boxes(target)
+    count, queries = len(labels), output.logits.shape[2]
     cost = [
-        [_cost(answer.logits[layer, b, q], answer.boxes[layer, b, q], labels[g], corners[g])
+        [_cost(output.logits[layer, b, q], output.boxes[layer, b, q], labels[g], corners[g])
          for q in range(queries)] for g in range(count)
     ]  # fmt: skip
-    ways = itertools.permutations(range(queries), count)
-    return dict(enumerate(min(ways, key=lambda way: sum(cost[g][q] for g, q in enumerate(way)))))
+    matchings = itertools.permutations(range(queries), count)
+    return dict(enumerate(min(matchings, key=lambda queries: sum(cost[g][q] for g, q in enumerate(queries)))))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_matching_is_the_cheapest_of_all(seed: int) -> None:
-    answer = _answer(seed)
+def test_the_matching_has_the_lowest_cost(seed: int) -> None:
+    output = _output(seed)
     targets = _targets()
     labels = torch.cat([target["labels"] for target in targets]) - 1
-    corners = torch.cat([_shares(target) for target in targets])
-    image, query, which = match(answer.logits, answer.boxes, labels, corners, [3, 0, 1])
-    assert image.shape == query.shape == which.shape == (2, 4)
+    corners = torch.cat([_relative_boxes(target) for target in targets])
+    image, query, matched = match(output.logits, output.boxes, labels, corners, [3, 0, 1])
+    assert image.shape == query.shape == matched.shape == (2, 4)
     starts = [0, 3, 3]
     for layer in range(2):
         expected = {
             (b, q, starts[b] + g)
             for b, target in enumerate(targets)
-            for g, q in _cheapest(answer, layer, b, target).items()
+            for g, q in _best_matching(output, layer, b, target).items()
         }
-        found = zip(image[layer].tolist(), query[layer].tolist(), which[layer].tolist(), strict=True)
+        found = zip(image[layer].tolist(), query[layer].tolist(), matched[layer].tolist(), strict=True)
         assert set(found) == expected
 
 
-def test_of_more_objects_than_queries_as_many_are_matched() -> None:
-    answer = _answer(0, queries=2)
-    corners = torch.cat([_shares(target) for target in _targets()])
-    image, query, which = match(answer.logits, answer.boxes, torch.tensor([1, 0, 0, 0]), corners, [3, 0, 1])
+def test_with_more_objects_than_queries_all_queries_are_matched() -> None:
+    output = _output(0, queries=2)
+    corners = torch.cat([_relative_boxes(target) for target in _targets()])
+    image, query, matched = match(output.logits, output.boxes, torch.tensor([1, 0, 0, 0]), corners, [3, 0, 1])
     for layer in range(2):
         assert sorted(query[layer, image[layer] == 0].tolist()) == [0, 1]
-        assert which[layer].unique().numel() == 3 and (image[layer] == 2).sum() == 1
+        assert matched[layer].unique().numel() == 3 and (image[layer] == 2).sum() == 1
 
 
-def test_the_losses_are_as_defined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pair by pair, with the weights 1, 5 and 2, averages over four objects, and a tenth for what finds nothing."""
-    model, answer = _small(), _answer(1)
-    monkeypatch.setattr(model, "forward", lambda images, sizes: answer)
+def test_losses_follow_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of 1, 5 and 2, averages over four objects, and a weight of 0.1 for the class "no object"."""
+    model, output = _small(), _output(1)
+    monkeypatch.setattr(model, "forward", lambda images, sizes: output)
     losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
     sums = [{"class": 0.0, "weight": 0.0, "box": 0.0, "giou": 0.0} for _ in range(2)]
     for layer, parts in enumerate(sums):
         for b, target in enumerate(_targets()):
-            pairs = {q: g for g, q in _cheapest(answer, layer, b, target).items()}
+            pairs = {q: g for g, q in _best_matching(output, layer, b, target).items()}
             for q in range(5):
-                wanted = int(target["labels"][pairs[q]]) - 1 if q in pairs else 2
+                target_label = int(target["labels"][pairs[q]]) - 1 if q in pairs else 2
                 weight = 1.0 if q in pairs else 0.1
-                parts["class"] -= weight * float(answer.logits[layer, b, q].log_softmax(-1)[wanted])
+                parts["class"] -= weight * float(output.logits[layer, b, q].log_softmax(-1)[target_label])
                 parts["weight"] += weight
             for q, g in pairs.items():
-                box, corners = answer.boxes[layer, b, q], _shares(target)[g]
+                box, corners = output.boxes[layer, b, q], _relative_boxes(target)[g]
                 parts["box"] += float((box - box_convert(corners, "xyxy", "cxcywh")).abs().sum())
                 overlap = generalized_box_iou(box_convert(box[None], "cxcywh", "xyxy"), corners[None])
                 parts["giou"] += 1 - float(overlap)
@@ -148,11 +148,11 @@ def test_the_losses_are_as_defined(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone == {name: losses[name] for name in ("class", "box", "giou")}
 
 
-def test_a_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One query on one object: the object is the image's left half, the box is the whole image."""
+def test_losses_of_a_single_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is the left half of the image, the predicted box the whole image."""
     model = _small()
-    answer = Answer(torch.zeros(1, 1, 1, 3), torch.tensor([0.5, 0.5, 1.0, 1.0]).view(1, 1, 1, 4), None)
-    monkeypatch.setattr(model, "forward", lambda images, sizes: answer)
+    output = DETROutput(torch.zeros(1, 1, 1, 3), torch.tensor([0.5, 0.5, 1.0, 1.0]).view(1, 1, 1, 4), None)
+    monkeypatch.setattr(model, "forward", lambda images, sizes: output)
     target = Target(boxes=torch.tensor([[0.0, 0, 48, 64]]), labels=torch.tensor([1]))
     losses = model.losses(torch.zeros(1, 3, *SIZE), [target])
     assert float(losses["class"]) == pytest.approx(math.log(3), rel=1e-5)
@@ -161,10 +161,10 @@ def test_a_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _losses_of(images: slice) -> dict[str, float]:
-    """The losses of some of the images, whatever this process is one of."""
-    model, answer = _small(), _answer(1)
-    mine = Answer(answer.logits[:, images], answer.boxes[:, images], None)
-    model.forward = lambda images, sizes: mine  # type: ignore[method-assign,assignment]
+    """Return the losses of some of the images in this process."""
+    model, output = _small(), _output(1)
+    part = DETROutput(output.logits[:, images], output.boxes[:, images], None)
+    model.forward = lambda images, sizes: part  # type: ignore[method-assign,assignment]
     targets = _targets()[images]
     return {
         name: float(loss) for name, loss in model.losses(torch.zeros(len(targets), 3, *SIZE), targets).items()
@@ -172,7 +172,7 @@ def _losses_of(images: slice) -> dict[str, float]:
 
 
 def _process(rank: int, folder: Path) -> dict[str, float]:
-    """Those of process ``rank`` of two: three objects are in the image of the first, one in those of the second."""
+    """Return the losses of process ``rank`` of two: the first has three objects, the second one."""
     with process_of_two(rank, folder, seconds=120):
         return _losses_of(slice(0, 1) if rank == 0 else slice(1, 3))
 
@@ -181,8 +181,8 @@ def _other_process(folder: Path) -> None:
     (folder / "other.json").write_text(json.dumps(_process(1, folder)))
 
 
-def test_objects_weigh_the_same_however_processes_share_them(tmp_path: Path) -> None:
-    """The mean of the processes' losses of boxes is the loss of all images in one process."""
+def test_objects_have_equal_weight_for_any_number_of_processes(tmp_path: Path) -> None:
+    """The mean box loss of two processes is the loss of all images in one process."""
     whole = _losses_of(slice(0, 3))
     with other_process(_other_process, tmp_path, 120):
         first = _process(0, tmp_path)
@@ -191,20 +191,20 @@ def test_objects_weigh_the_same_however_processes_share_them(tmp_path: Path) -> 
         assert (first[name] + second[name]) / 2 == pytest.approx(whole[name], rel=1e-5), name
 
 
-def test_without_any_object_only_the_class_learns() -> None:
+def test_without_objects_only_the_class_has_a_loss() -> None:
     losses = _small().losses(torch.randn(2, 3, *SIZE), [_targets()[1]] * 2)
     assert losses["box"] == 0 and losses["giou"] == 0 and losses["class"] > 0
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def test_a_network_that_diverged_says_so_by_its_loss() -> None:
+def test_a_diverged_network_has_a_loss_of_nan() -> None:
     model = _small()
     nn.init.constant_(model.class_embed.bias, math.nan)
     assert _total(model.losses(torch.randn(3, 3, *SIZE), _targets())).isnan()
 
 
-def test_places_are_encoded_as_defined() -> None:
-    """Appendix A.4: half of the channels for y, half for x, sines and cosines in turns."""
+def test_positions_are_encoded_as_in_the_paper() -> None:
+    """Appendix A.4: half of the channels for y, half for x, alternating sines and cosines."""
     encoded = sine_encoding(torch.tensor([[0.3, 0.8]]), 16)[0]
     for start, place in ((0, 0.8), (8, 0.3)):
         for channel in range(8):
@@ -213,14 +213,14 @@ def test_places_are_encoded_as_defined() -> None:
             assert float(encoded[start + channel]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_places_its_layers_are_torchs() -> None:
+def test_without_positions_the_layers_equal_torchs() -> None:
     torch.manual_seed(3)
-    cells, answers, none = torch.randn(2, 12, 32), torch.randn(2, 5, 32), torch.zeros(1, 1, 32)
+    cells, outputs, zeros = torch.randn(2, 12, 32), torch.randn(2, 5, 32), torch.zeros(1, 1, 32)
     padding = torch.arange(12) >= torch.tensor([[12], [7]])
     ours, theirs = EncoderLayer(32, 4, 48, 0.0), nn.TransformerEncoderLayer(32, 4, 48, 0.0, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(
-        ours(cells, none, padding)[~padding], theirs(cells, src_key_padding_mask=padding)[~padding]
+        ours(cells, zeros, padding)[~padding], theirs(cells, src_key_padding_mask=padding)[~padding]
     )
     decoder, other = (
         DecoderLayer(32, 4, 48, 0.0),
@@ -228,28 +228,28 @@ def test_without_places_its_layers_are_torchs() -> None:
     )
     other.load_state_dict(decoder.state_dict())
     torch.testing.assert_close(
-        decoder(answers, none[0], cells, none, padding)[0],
-        other(answers, cells, memory_key_padding_mask=padding),
+        decoder(outputs, zeros[0], cells, zeros, padding)[0],
+        other(outputs, cells, memory_key_padding_mask=padding),
     )
 
 
-def test_places_are_added_where_attention_asks_and_is_asked_but_not_to_what_it_brings() -> None:
+def test_positions_are_added_to_queries_and_keys_but_not_to_values() -> None:
     torch.manual_seed(3)
-    layer, cells, places = EncoderLayer(32, 4, 48, 0.0), torch.randn(2, 12, 32), torch.randn(1, 12, 32)
+    layer, cells, positions = EncoderLayer(32, 4, 48, 0.0), torch.randn(2, 12, 32), torch.randn(1, 12, 32)
     project, bias = layer.self_attn.in_proj_weight.chunk(3), layer.self_attn.in_proj_bias.chunk(3)
-    given = (cells + places, cells + places, cells)
+    inputs = (cells + positions, cells + positions, cells)
     q, k, v = (
         F.linear(x, w, b).view(2, 12, 4, 8).transpose(1, 2)
-        for x, w, b in zip(given, project, bias, strict=True)
+        for x, w, b in zip(inputs, project, bias, strict=True)
     )
-    seen = ((q @ k.mT / math.sqrt(8)).softmax(-1) @ v).transpose(1, 2).flatten(2)
-    out = layer.norm1(cells + layer.self_attn.out_proj(seen))
+    attended = ((q @ k.mT / math.sqrt(8)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    out = layer.norm1(cells + layer.self_attn.out_proj(attended))
     out = layer.norm2(out + layer.linear2(layer.linear1(out).relu()))
-    torch.testing.assert_close(layer(cells, places, None), out)
+    torch.testing.assert_close(layer(cells, positions, None), out)
 
 
 def _on_patches(spatial_prior: bool) -> DETR:
-    """On a backbone whose cells see nothing beyond themselves."""
+    """Return a model whose backbone has no receptive field beyond a cell."""
     model = _small(spatial_prior=spatial_prior).eval()
     model.backbone = Backbone(nn.Conv2d(3, 32, 8, 8), [32], [8])
     model.backbone.forward = lambda images: [model.backbone.body(images)]  # type: ignore[method-assign]
@@ -260,10 +260,10 @@ def _on_patches(spatial_prior: bool) -> DETR:
 def test_padding_changes_nothing(spatial_prior: bool) -> None:
     model = _on_patches(spatial_prior)
     small, large = torch.randn(1, 3, 40, 56), torch.randn(1, 3, *SIZE)
-    together = torch.cat([F.pad(small, (0, 40, 0, 24)), large])
+    batch = torch.cat([F.pad(small, (0, 40, 0, 24)), large])
     with torch.inference_mode():
-        padded = model(together, [(40, 56), SIZE])
-        unaware = model(together)
+        padded = model(batch, [(40, 56), SIZE])
+        unaware = model(batch)
         for place, image in enumerate((small, large)):
             alone = model(image)
             for mine, other in zip(alone[:2], padded[:2], strict=True):
@@ -272,7 +272,7 @@ def test_padding_changes_nothing(spatial_prior: bool) -> None:
 
 
 def test_losses_of_a_padded_batch_are_those_of_its_images() -> None:
-    """As the training step asks for them: each box in shares of its own image."""
+    """In the training step, boxes are relative to their own image without padding."""
     model = _on_patches(False)
     sizes = [(40, 56), SIZE]
     images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
@@ -293,7 +293,7 @@ def test_losses_of_a_padded_batch_are_those_of_its_images() -> None:
 
 
 def _published(classes: int = 92) -> dict[str, Tensor]:
-    """The names and shapes of the authors' file for ResNet-50, with random numbers."""
+    """Return weights with the names and shapes of the authors' file for ResNet-50."""
     shapes: dict[str, tuple[int, ...]] = {
         "query_embed.weight": (100, 256), "input_proj.weight": (256, 2048, 1, 1), "input_proj.bias": (256,),
         "class_embed.weight": (classes, 256), "class_embed.bias": (classes,),
@@ -323,7 +323,7 @@ def _published(classes: int = 92) -> dict[str, Tensor]:
         for name, value in body.items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }
-    # Of one number each, repeated, so that the file is small and no two weights are alike.
+    # Each weight is one number, repeated: the file is small, and all weights differ.
     return {name: torch.full((1,), float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
@@ -332,7 +332,7 @@ def _file(path: Path, state: dict[str, Tensor]) -> str:
     return str(path)
 
 
-def test_every_published_weight_finds_its_place(tmp_path: Path) -> None:
+def test_every_published_weight_is_loaded(tmp_path: Path) -> None:
     published = _published()
     model = DETR(COCO_NAMES, weights=_file(tmp_path / "detr.pth", published))
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -393,14 +393,14 @@ def test_published_outputs_are_taken_by_the_classes_names(tmp_path: Path) -> Non
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.width 66: cannot be shared by 4 heads"):
+    with pytest.raises(UserError, match=r"model\.width 66: cannot be divided by 4 heads"):
         _small(width=66)
-    with pytest.raises(UserError, match=r"model\.queries 0: nothing could be found"):
+    with pytest.raises(UserError, match=r"model\.queries 0: nothing can be detected"):
         _small(queries=0)
-    with pytest.raises(UserError, match=r"model\.decoder_layers 0: nothing could be found"):
+    with pytest.raises(UserError, match=r"model\.decoder_layers 0: nothing can be detected"):
         _small(decoder_layers=0)
     path = _file(tmp_path / "detr.pth", _small_published())
-    with pytest.raises(UserError, match=r"detr\.pth: not the weights of this DETR.* no place for"):
+    with pytest.raises(UserError, match=r"detr\.pth: not the weights of this DETR.* no parameters for"):
         _small(encoder_layers=0, weights=path)
     with pytest.raises(UserError, match=r"detr\.pth: query_embed\.weight has another shape"):
         _small(queries=10, weights=path)
@@ -408,13 +408,13 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         _small(weights=str(tmp_path / "none.pth"))
 
 
-def test_detections_are_each_querys_likeliest_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where nothing is likelier, best first, cut at the image's edge."""
+def test_detections_are_the_most_probable_class_of_each_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where "no object" is more probable; best first, clipped to the image."""
     model = _small().eval()
-    chances = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
+    probabilities = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
     boxes = torch.tensor([[0.5, 0.5, 0.25, 0.5], [0.125, 0.25, 0.5, 0.25]])
-    answer = Answer(chances.log()[None, None], boxes[None, None], None)
-    monkeypatch.setattr(model, "forward", lambda images: answer)
+    output = DETROutput(probabilities.log()[None, None], boxes[None, None], None)
+    monkeypatch.setattr(model, "forward", lambda images: output)
     (found,) = model.predict(torch.zeros(1, 3, *SIZE))
     torch.testing.assert_close(found["scores"], torch.tensor([0.5, 0.2]))
     assert found["labels"].tolist() == [1, 2]
@@ -424,7 +424,7 @@ def test_detections_are_each_querys_likeliest_class(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("spatial_prior", [False, True])
-def test_stages_show_where_the_surest_queries_look(spatial_prior: bool) -> None:
+def test_stages_show_the_attention_of_the_best_queries(spatial_prior: bool) -> None:
     model = _small(spatial_prior=spatial_prior).eval()
     entered: list[int] = []
     model.backbone.register_forward_hook(lambda *_: entered.append(1))
@@ -434,8 +434,8 @@ def test_stages_show_where_the_surest_queries_look(spatial_prior: bool) -> None:
         assert entered == [1]
         (found,) = model.predict(image)
     names = [stage.name.split(",")[0] for stage in stages]
-    looks = [f"attention {place}" for place in (1, 2, 3)]
-    assert names == [*(["points"] if spatial_prior else []), *looks, "queries", "queries", "detections"]
+    attention = [f"attention {place}" for place in (1, 2, 3)]
+    assert names == [*(["points"] if spatial_prior else []), *attention, "queries", "queries", "detections"]
     for place, stage in enumerate(stages[-6:-3]):
         assert stage.map is not None and stage.map.shape == (8, 12)
         assert float(stage.map.sum()) == pytest.approx(1, abs=1e-5)
@@ -444,7 +444,7 @@ def test_stages_show_where_the_surest_queries_look(spatial_prior: bool) -> None:
     torch.testing.assert_close(stages[-1].boxes, found["boxes"])
 
 
-def test_a_query_with_a_prior_begins_at_its_point() -> None:
+def test_a_query_with_a_spatial_prior_starts_at_its_point() -> None:
     model = _small(spatial_prior=True).eval()
     assert model.prior is not None
     for parameter in (model.bbox_embed.layers[-1].weight, model.bbox_embed.layers[-1].bias):
@@ -452,10 +452,10 @@ def test_a_query_with_a_prior_begins_at_its_point() -> None:
     for parameter in model.transformer.decoder.layers[-1].multihead_attn.parameters():  # type: ignore[union-attr]
         nn.init.zeros_(parameter)
     points = model.prior.centres.weight
-    _, boxes, attention = model(torch.randn(2, 3, *SIZE), look=True)
+    _, boxes, attention = model(torch.randn(2, 3, *SIZE), need_attention=True)
     torch.testing.assert_close(boxes[0, 0, :, :2], points.clamp(1e-3, 1 - 1e-3))
     assert in_pixels(torch.tensor([0.5, 0.5, 0.5, 1.0]), SIZE).tolist() == [24, 0, 72, 64]
-    # With nothing to say of its own, attention is the Gaussian around the point: of a tenth of the image's sides.
+    # With zero weights, the attention is the Gaussian around the point, of 0.1 times the image's sides.
     y, x = (torch.arange(8) + 0.5) / 8, (torch.arange(12) + 0.5) / 12
     for query in (0, 7):
         px, py = points[query].tolist()
@@ -486,9 +486,7 @@ def test_overfits_a_few_images(spatial_prior: bool, steps: int, lr: float, overf
     assert overfit(_small(spatial_prior=spatial_prior), steps, lr) >= 0.95
 
 
-def test_with_objects_matched_at_random_it_does_not(
-    overfit: Overfit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_does_not_overfit_with_random_matching(overfit: Overfit, monkeypatch: pytest.MonkeyPatch) -> None:
     def at_random(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         layers, batch, queries = logits.shape[:3]
         image = torch.arange(batch).repeat_interleave(2).expand(layers, -1)

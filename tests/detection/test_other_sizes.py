@@ -1,4 +1,4 @@
-"""Families find in images of other sizes, and in views of other scales, what they learned to find."""
+"""Tests that trained families detect equally well in images of other sizes and in views of other scales."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ FAMILIES: list[Any] = [
 
 
 def resized(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tuple[Tensor, list[Target]]:
-    """Images ``[N, 3, H, W]`` and what is in them in another size."""
+    """Resize images ``[N, 3, H, W]`` and their targets."""
     scale = torch.tensor([size[1] / images.shape[3], size[0] / images.shape[2]] * 2)
     new = F.interpolate(images.float(), size, mode="bilinear", align_corners=False).round().to(torch.uint8)
     return new, [
@@ -65,28 +65,29 @@ def resized(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tup
 
 
 SIZES = [(64, 96), (80, 112), (64, 112), (80, 96), (80, 128), (96, 144)]
-"""What is learned from: the strides divide all sides, so that what other sizes ask for is not learned."""
+"""The sizes of training images. Strides divide all sides, unlike in the test."""
 
 
 @pytest.mark.parametrize(("family", "options", "steps", "lr"), FAMILIES)
-def test_finds_as_well_at_other_sizes(
+def test_detects_equally_well_at_other_sizes(
     family: type[Detector], options: dict[str, Any], steps: int, lr: float, few_images: Any, map_50: Any
 ) -> None:
     torch.manual_seed(0)
     model = family(["red", "green"], **options).train()
     images, targets = few_images(8)
-    given = [resized(images, targets, size) for size in SIZES]
+    batches = [resized(images, targets, size) for size in SIZES]
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     for step in range(steps):
-        seen, wanted = given[step % len(SIZES)]
-        view = View([(64, 96)] * len(seen), (seen.shape[2] / 64, seen.shape[3] / 96))
+        batch, batch_targets = batches[step % len(SIZES)]
+        view = View([(64, 96)] * len(batch), (batch.shape[2] / 64, batch.shape[3] / 96))
         optimizer.zero_grad()
-        sum(model.losses(model.normalize(seen), wanted, **model.loss_inputs(view)).values()).backward()  # type: ignore[union-attr]
+        losses = model.losses(model.normalize(batch), batch_targets, **model.loss_inputs(view))
+        sum(losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         schedule.step()
     found: dict[Any, float] = {}
-    if family is not YOLOv1:  # its cells are shares of the images as the data gives them, all of one size
+    if family is not YOLOv1:  # its cells are relative to the loaded images, which have one size
         found[67, 102] = map_50(model, *resized(images, targets, (67, 102)))
     for scales in ((1.0,), (1.25,), (1.3,), (1.0, 1.25)):
         model.tta_scales = list(scales)

@@ -1,4 +1,4 @@
-"""Test-time augmentation of detectors, and suppression across classes."""
+"""Tests of test-time augmentation of detectors, and of class-agnostic suppression."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -10,7 +10,7 @@ from torchvision.ops import box_iou, nms
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector
-from segdet.detection.detr import DETR, Answer
+from segdet.detection.detr import DETR, DETROutput
 from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.mask_rcnn import MaskRCNN
@@ -27,9 +27,9 @@ SMALL_DETR = {"width": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, 
 
 
 class Bright(Detector):
-    """Finds the bounding box of what is red as class 1, and of what is green as class 2; and says so with masks.
+    """Detect the bounding box of red pixels as class 1 and of green pixels as class 2, with masks.
 
-    It does the same to mirror images and to images of any size, as far as pixels allow.
+    The detections are equivariant to mirroring and resizing, up to whole pixels.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -68,7 +68,7 @@ def scene() -> Tensor:
 
 
 @pytest.mark.parametrize("options", [{"tta_flip": True}, {"tta_flip": True, "tta_scales": [1.0, 2.0, 0.5]}])
-def test_views_of_what_is_equivariant_change_nothing(options: dict[str, Any]) -> None:
+def test_views_do_not_change_the_detections_of_an_equivariant_model(options: dict[str, Any]) -> None:
     model = Bright(**options)
     plain = Bright().predict_tensors(scene())
     for found, expected in zip(model.predict_tensors(scene()), plain, strict=True):
@@ -79,7 +79,7 @@ def test_views_of_what_is_equivariant_change_nothing(options: dict[str, Any]) ->
 
 
 class Twice(Bright):
-    """Finds everything a second time, a fifth of its width farther right: at an IoU of 2/3."""
+    """Repeat every detection, shifted to the right by a fifth of its width: an IoU of 2/3."""
 
     def predict(self, images: Tensor) -> list[Prediction]:
         found = super().predict(images)
@@ -93,7 +93,7 @@ class Twice(Bright):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_a_single_view_is_not_suppressed_once_more(scale: float) -> None:
+def test_a_single_view_is_not_suppressed_again(scale: float) -> None:
     first, second = Twice(tta_scales=[scale]).predict_tensors(scene())
     assert len(first["boxes"]) == 4 and len(second["boxes"]) == 2
 
@@ -101,7 +101,7 @@ def test_a_single_view_is_not_suppressed_once_more(scale: float) -> None:
 @pytest.mark.parametrize(
     ("own", "given", "left"), [(0.5, None, 2), (0.3, None, 2), (0.7, None, 4), (0.5, 0.7, 4), (0.7, 0.5, 2)]
 )
-def test_views_are_put_together_by_the_familys_own_threshold(
+def test_views_are_merged_with_the_threshold_of_the_family(
     own: float, given: float | None, left: int
 ) -> None:
     model = Twice(tta_scales=[1.0, 2.0], tta_nms_threshold=given)
@@ -112,9 +112,9 @@ def test_views_are_put_together_by_the_familys_own_threshold(
 @pytest.mark.parametrize(
     ("tta", "refused"), [({}, True), ({"tta_scales": [1.25]}, True), ({"tta_flip": True}, False)]
 )
-def test_detr_suppresses_across_classes_what_several_views_find(tta: dict[str, Any], refused: bool) -> None:
+def test_detr_has_class_agnostic_suppression_only_between_views(tta: dict[str, Any], refused: bool) -> None:
     with (
-        pytest.raises(UserError, match="suppresses nothing, but for what several")
+        pytest.raises(UserError, match="has no suppression, except between several views")
         if refused
         else nullcontext()
     ):
@@ -122,7 +122,7 @@ def test_detr_suppresses_across_classes_what_several_views_find(tta: dict[str, A
 
 
 class RedProposals(RegionDetector):
-    """Says of each proposal how red and how green it is."""
+    """Score each proposal by its mean red and green."""
 
     def losses(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -137,7 +137,7 @@ class RedProposals(RegionDetector):
         return torch.tensor(scores), torch.cat(proposals)[:, None]
 
 
-def test_proposals_are_seen_in_every_view() -> None:
+def test_proposals_are_transformed_for_every_view() -> None:
     proposals = [torch.tensor([[4.0, 8, 24, 20], [30.0, 22, 52, 36]]), torch.tensor([[40.0, 0, 60, 12]])]
 
     def found(**options: Any) -> list[Prediction]:
@@ -153,15 +153,15 @@ def test_proposals_are_seen_in_every_view() -> None:
             torch.testing.assert_close(one["scores"], other["scores"], atol=0.1, rtol=0)
 
 
-def test_each_view_adds_what_it_alone_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A detector that sees the left half of an image alone sees the other one in its mirror image."""
+def test_views_add_their_own_detections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector of the left half of an image detects the right half in the mirror image."""
     model = Bright(tta_flip=True)
     predict = model.predict
 
     def left(images: Tensor) -> list[Prediction]:
-        seen = images.clone()
-        seen[..., images.shape[3] // 2 :] = 0
-        return predict(seen)
+        half = images.clone()
+        half[..., images.shape[3] // 2 :] = 0
+        return predict(half)
 
     monkeypatch.setattr(model, "predict", left)
     first, second = model.predict_tensors(scene())
@@ -172,24 +172,24 @@ def test_each_view_adds_what_it_alone_finds(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(model.predict_tensors(scene())[0]["boxes"]) == 1
 
 
-def test_masks_of_boxes_are_mirrored_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_mirrored_with_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scene()
     images[:, 2] = 255
     model = Bright(tta_flip=True)
-    model.postprocess = lambda answer, *_: answer  # type: ignore[method-assign,assignment]
+    model.postprocess = lambda output, *_: output  # type: ignore[method-assign,assignment]
     monkeypatch.setattr(model, "_merged", lambda views: views[1])
     assert model.predict_tensors(images)[0]["masks"][0].tolist() == [[0, 1], [0, 1]]
 
 
-def test_scales_are_numbers_above_zero() -> None:
+def test_scales_must_be_above_zero() -> None:
     with pytest.raises(UserError, match=r"--model.tta_scales \[\]: give one or more"):
         Bright(tta_scales=[])
     with pytest.raises(UserError, match="numbers above 0"):
         Bright(tta_scales=[1.0, 0.0])
 
 
-def test_suppression_across_classes_is_that_of_one_class() -> None:
-    """B of another class hides behind A and hides C no longer: what is suppressed suppresses nothing."""
+def test_class_agnostic_suppression() -> None:
+    """A suppresses B of another class; a suppressed box does not suppress C."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
     scores = torch.tensor([[0.9, 0.0], [0.0, 0.8], [0.0, 0.7]])
     assert float(box_iou(boxes[:1], boxes[1:2])) > 0.4
@@ -220,22 +220,22 @@ def test_suppression_across_classes_is_that_of_one_class() -> None:
         ),
     ],
 )
-def test_every_family_suppresses_across_classes(family: type[Detector], options: dict[str, Any]) -> None:
+def test_every_family_has_class_agnostic_suppression(family: type[Detector], options: dict[str, Any]) -> None:
     found = []
     images = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    if family is not DETR:  # which suppresses only what several views find
+    if family is not DETR:  # which suppresses only between views
         options = {"nms_threshold": 0.3, "detections_per_image": 5000} | options
     for across in (False, True):
         torch.manual_seed(0)
         given = {"backbone": "test_resnet", "score_threshold": 0.0, "class_agnostic_nms": across} | options
         model = family(["a", "b", "c"], **given).eval()
         if isinstance(model, DETR):
-            # New queries all say about the same.
-            said = Answer(torch.randn(1, 1, 50, 4), torch.rand(1, 1, 50, 4), None)
-            model.forward = lambda *_, said=said: said  # type: ignore[method-assign,misc]
+            # The boxes of untrained queries are almost equal.
+            output = DETROutput(torch.randn(1, 1, 50, 4), torch.rand(1, 1, 50, 4), None)
+            model.forward = lambda *_, output=output: output  # type: ignore[method-assign,misc]
         with torch.inference_mode():
             found.append(model.predict_tensors(images)[0])
     plain, across_classes = found
-    left = across_classes["boxes"], across_classes["scores"]
-    assert 0 < len(nms(*left, 0.3)) == len(left[0])
+    remaining = across_classes["boxes"], across_classes["scores"]
+    assert 0 < len(nms(*remaining, 0.3)) == len(remaining[0])
     assert len(nms(plain["boxes"], plain["scores"], 0.3)) < len(plain["boxes"])
