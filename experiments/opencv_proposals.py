@@ -1,4 +1,4 @@
-"""OpenCV's Selective Search on a folder of images, as a file that ``segdet proposals`` scores beside ours.
+"""Run OpenCV's Selective Search on a folder of images, and write a file that ``segdet proposals`` scores.
 
 ::
 
@@ -6,9 +6,9 @@
     opencv/bin/python experiments/opencv_proposals.py fast DIR/JPEGImages opencv_fast.npz --images DIR/list.txt
     segdet proposals DIR --split test --proposer fast opencv_fast.npz --workers 1
 
-OpenCV with its contributed modules and the OpenCV that albumentations installs are one package to Python, so the
-peer has an environment of its own, and this file needs nothing of segdet's. It searches on one thread, and
-tells the seconds that an image took, decoding left out.
+OpenCV with its contributed modules has the same Python package as the OpenCV that albumentations installs. It
+therefore needs its own environment, and this script does not import segdet. The search uses one thread. The script
+prints the seconds without decoding.
 """
 
 import argparse
@@ -27,19 +27,19 @@ STRATEGIES = {
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("strategy", choices=STRATEGIES)
-    parser.add_argument("folder", type=Path, help="of the images")
+    parser.add_argument("folder", type=Path, help="the folder of images")
     parser.add_argument("out", type=Path, help="the .npz file to write")
     parser.add_argument(
-        "--images", type=Path, metavar="FILE", help="names of the images, one a line, with or without .jpg"
+        "--images", type=Path, metavar="FILE", help="names of images, one per line, with or without .jpg"
     )
     arguments = parser.parse_args()
     import cv2
 
     if not hasattr(cv2, "ximgproc"):
-        sys.exit(f"{cv2.__file__}: has no ximgproc; install opencv-contrib-python-headless, and only that")
+        sys.exit(f"{cv2.__file__}: no ximgproc; install opencv-contrib-python-headless and no other OpenCV")
     cv2.setNumThreads(1)
     if arguments.images:
         words = [line.split() for line in arguments.images.read_text(encoding="utf-8").splitlines()]
@@ -50,7 +50,7 @@ def main() -> None:
     for name in tqdm(names, desc=f"OpenCV, {arguments.strategy}", unit="image"):
         image = cv2.imread(str(arguments.folder / name))
         if image is None:
-            sys.exit(f"{arguments.folder / name}: no image that OpenCV reads; leave it out of --images")
+            sys.exit(f"{arguments.folder / name}: OpenCV cannot read it as an image; remove it from --images")
         start = time.perf_counter()
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(image)

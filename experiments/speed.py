@@ -1,15 +1,15 @@
-"""Our parts against what a user would take instead, measured side by side on this machine.
+"""Measure the speed of our parts against the usual alternatives on this machine.
 
 ::
 
-    python experiments/speed.py                  # all of them, some minutes
-    python experiments/speed.py miou decode      # some of them
+    python experiments/speed.py                  # all parts, some minutes
+    python experiments/speed.py miou decode      # some parts
     python experiments/speed.py --rounds 20
     python experiments/speed.py decode --images photos/
     python experiments/speed.py dense_windows_8 dense_windows_1 --images photos/
 
-The two sides take turns, and the ratio is the median of the ratios of neighbouring turns, so that what else
-the machine does meanwhile weighs on both alike. Ratios carry over to other machines, milliseconds do not.
+The two sides take turns, and the ratio is the median over neighbouring turns, so that other load on the machine
+affects both sides. Ratios are comparable between machines, milliseconds are not.
 """
 
 import argparse
@@ -38,25 +38,26 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 from segdet.util.tables import markdown_row
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that we do and somebody else does too.
+    """A part of segdet and its peer, which does the same.
 
     Attributes:
-        what: What is measured, in a few words.
-        unit: What the times are of: an update, an image ...
-        ours: Does it our way and returns the seconds per unit.
-        peer: The name of the other way.
-        theirs: Does it the other way, likewise; None where there is none to compare with.
-        speedup: How many times faster than the peer ours is to be, if it is to be faster.
-        overhead_ms: How many milliseconds per unit ours may take more, if it does more than the peer.
-        compare: Says how far the answers of both sides are apart, where they are to be the same.
+        title: A description in a few words.
+        unit: What is timed: an update, an image ...
+        ours: Runs our side and returns the seconds per unit.
+        peer: The name of the peer.
+        theirs: Runs the peer and returns the seconds per unit; None without a peer.
+        speedup: The ratio to reach, if our side should be faster.
+        overhead_ms: The milliseconds per unit that our side may take in addition, if it does more than the peer.
+        compare: Describes the difference between the results of both sides, if they should be equal.
     """
 
-    what: str
+    title: str
     unit: str
     ours: Callable[[], float]
     peer: str = ""
@@ -68,13 +69,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """The medians of a part's rounds.
+    """Medians over the rounds of a part.
 
     Attributes:
-        ours_ms: Milliseconds per unit.
-        peer_ms: The same of the peer, or None.
-        ratio: The peer's time over ours, of neighbouring turns, or None.
-        overhead_ms: Our time less the peer's, of neighbouring turns, or None.
+        ours_ms: Our milliseconds per unit.
+        peer_ms: The peer's milliseconds per unit, or None.
+        ratio: The peer's time divided by ours, over neighbouring turns, or None.
+        overhead_ms: Our time minus the peer's, over neighbouring turns, or None.
     """
 
     ours_ms: float
@@ -84,7 +85,7 @@ class Measured:
 
 
 def measure(part: Part, rounds: int, name: str = "") -> Measured:
-    """Measures a part: one turn of each side to warm up, then ``rounds`` of ours, peer, ours, peer ..."""
+    """Measure a part: one turn of each side to warm up, then ``rounds`` of ours, peer, ours, peer ..."""
     sides = [part.ours] if part.theirs is None else [part.ours, part.theirs]
     for side in sides:
         side()
@@ -109,12 +110,12 @@ def _timed(work: Callable[[], object], units: float = 1) -> Callable[[], float]:
     return turn
 
 
-# The parts. Each makes its data, yields itself and cleans up; ``small`` only shows that it runs.
+# The parts. Each creates its data, yields itself and cleans up. ``small`` sizes only show that it runs.
 
 
 @contextmanager
 def coco_map(small: bool) -> Iterator[Part]:
-    """Detection's scores of a whole validation set, from tensors to numbers."""
+    """The detection scores of a whole validation set, from tensors to numbers."""
     from torchmetrics.detection import MeanAveragePrecision
 
     from segdet.metrics import DetectionScores
@@ -159,7 +160,7 @@ def coco_map(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def miou(small: bool) -> Iterator[Part]:
-    """One update of segmentation's scores, from logits."""
+    """One update of the segmentation scores, from logits."""
     from torchmetrics import JaccardIndex
 
     from segdet.metrics import SegmentationScores, classes_of
@@ -182,14 +183,14 @@ def miou(small: bool) -> Iterator[Part]:
 
 
 def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 ``[H, W, 3]`` with detail of all sizes, as photographs have it and plain noise has not."""
+    """Return an image uint8 ``[H, W, 3]`` with detail at all scales, unlike plain noise."""
     import cv2
 
     image = np.full((height, width, 3), 128, np.float32)
     cell = 128
     while cell:
         noise = rng.normal(0, 1, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-        # Mostly light and dark, and the weaker the finer.
+        # Mostly luminance, and weaker at finer scales.
         noise = 0.3 * noise + 0.7 * noise.mean(2, keepdims=True)
         image += 11 * cell**0.2 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
         cell //= 2
@@ -198,10 +199,10 @@ def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarr
 
 @contextmanager
 def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
-    """From JPEG files to RGB arrays: made ones, or those of a folder.
+    """Decode JPEG files, generated or from a folder, to RGB arrays.
 
-    How much there is to gain depends on the files: entropy decoding, which takes the larger part of the
-    time where little was compressed away, is the same code on both sides.
+    The possible gain depends on the files: entropy decoding, which dominates for files with little compression, is the
+    same code on both sides.
     """
     from segdet.data.images import read_image
 
@@ -220,7 +221,7 @@ def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
 
         def ours() -> None:
             for path in paths:
-                read_image(path)  # and let it go, as the other side does: fresh memory has its price
+                read_image(path)  # the result is freed, as on the other side: new memory costs time
 
         def theirs() -> None:
             for path in paths:
@@ -238,20 +239,20 @@ def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
 
 
 def jpegs_in(folder: Path) -> list[Path]:
-    """The JPEG files of a folder and those below it, in order.
+    """Return the JPEG files of a folder and its subfolders, in order.
 
     Raises:
         UserError: If there are none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
-        raise UserError(f"--images {folder}: no JPEG in this folder; give one that holds some")
+        raise UserError(f"--images {folder}: no JPEG in this folder; give a folder of JPEGs")
     return paths
 
 
 @contextmanager
 def ssd_augmentation(small: bool) -> Iterator[Part]:
-    """From JPEG files to training images of SSD, with eight objects each."""
+    """Load training images of SSD with eight objects each from JPEG files."""
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
@@ -305,7 +306,7 @@ def ssd_augmentation(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def shapes_make(small: bool) -> Iterator[Part]:
-    """The generator of the embedded dataset, files included, on one core."""
+    """The generator of Shapes on one core, including the files."""
     from segdet.data.shapes.make import make_shapes
 
     count = 2 if small else 200
@@ -319,7 +320,7 @@ def shapes_make(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def lightning_loop(small: bool) -> Iterator[Part]:
-    """A training step as ``segdet fit`` runs it, with all that watches it, against a bare loop."""
+    """A training step of ``segdet fit`` with all callbacks, against a plain loop."""
     import lightning.pytorch as pl
 
     from segdet.data.sample import Batch, Source, Target
@@ -333,7 +334,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
     from segdet.training.trainer_defaults import TRAINER_DEFAULTS
 
     class Tiny(Segmenter):
-        """As little network as possible, so that the loop is what takes the time."""
+        """The smallest network, so that the loop dominates the time."""
 
         def __init__(self) -> None:
             super().__init__(["a", "b"])
@@ -347,7 +348,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
             return self.network(images)
 
     class Clock(pl.Callback):
-        """The seconds from the first to the last step, without what comes before and after."""
+        """The seconds from the first to the last step."""
 
         seconds = 0.0
 
@@ -410,7 +411,7 @@ def lightning_loop(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What Lightning says, and the bar, which is drawn all the same, go nowhere."""
+    """Hide Lightning's messages and the progress bar, which is still drawn."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -424,14 +425,14 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def dense_windows(small: bool, stride: int, speedup: float, images: Path | None = None) -> Iterator[Part]:
-    """A classifier's answers for all windows of an image, in one pass against one crop after the other.
+    """The logits of a classifier for all windows of an image, in one pass and crop by crop.
 
-    The image is noise, or the first one of a folder in its own size. The classifier's weights are random, and so are
-    its normalizations' statistics: what is compared does not depend on what it has learned.
+    The image is noise, or the first image of a folder in its own size. The classifier's weights and the statistics of
+    its normalization are random, since the comparison does not depend on them.
 
-    Of the crops up to 2,048 are timed, spread over the image, and the time of all is taken from theirs: at stride 8
-    that is every one, while a round with all of them would take minutes at stride 1. It is their logits that are
-    compared with those of the one pass. Both sides have channels last in memory.
+    Up to 2,048 crops, spread over the image, are timed, and their time is scaled to all. At stride 8 these are all
+    crops; at stride 1 a round of all would take minutes. Their logits are compared with those of the single pass.
+    Both sides use the channels-last memory format.
     """
     from segdet.data.images import read_image
     from segdet.nn.dense_windows import DenseWindows
@@ -459,7 +460,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
     total = rows * columns
     if not total:
         raise UserError(
-            f"{path}: {width}x{height} (width x height) hold no window of {side} px; give larger images"
+            f"{path}: {width}x{height} (width x height) is smaller than a window of {side} px; give larger images"
         )
     timed = min(total, 2048)
     number = torch.arange(timed) * total // timed
@@ -509,19 +510,19 @@ PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
     "dense_windows_2": partial(dense_windows, stride=2, speedup=300),
     "dense_windows_1": partial(dense_windows, stride=1, speedup=300),
 }
-"""All parts by the names that the command takes."""
+"""The parts by their names on the command line."""
 
 OF_IMAGES: dict[str, Callable[..., AbstractContextManager[Part]]] = {
     name: PARTS[name] for name in PARTS if name == "decode" or name.startswith("dense_windows")
 }
-"""Those of them that take a folder of images."""
+"""The parts that accept a folder of images."""
 
 
 COLUMNS = ["part", "ours", "peer", "peer's time", "ratio", "aim"]
 
 
 def row(part: Part, measured: Measured) -> str:
-    """One line of the table, in Markdown."""
+    """Return a row of the table in Markdown."""
     ours = f"{measured.ours_ms:,.2f} ms an {part.unit}"
     if part.unit[0] not in "aeiou":
         ours = ours.replace(" an ", " a ")
@@ -540,29 +541,31 @@ def row(part: Part, measured: Measured) -> str:
         )
     if part.compare is not None:
         ratio = f"{ratio}; {part.compare()}"
-    return markdown_row([part.what, ours, part.peer or "-", peer, ratio, aim])
+    return markdown_row([part.title, ours, part.peer or "-", peer, ratio, aim])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see the module. Returns the exit status 0."""
+    """Print the table. Returns the exit status 0."""
     parser = argparse.ArgumentParser(
         prog="python experiments/speed.py",
-        description="Measure our parts against their peers, side by side.",
+        description="Measure our parts against their peers.",
     )
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(PARTS)}; all if none")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
-    parser.add_argument("--threads", type=int, help="torch's threads (default: one per core)")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"parts to measure: {', '.join(PARTS)} (all)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (7)")
+    parser.add_argument("--threads", type=int, help="threads of torch (one per core)")
     parser.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="decode the JPEGs of this folder, and take all windows of its first one, in place of made images",
+        help="use the JPEGs of this folder, and the windows of its first one, instead of generated images",
     )
-    parser.add_argument("--small", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to check that it runs")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in PARTS:
-            parser.error(f"no part is called {name}; there are {', '.join(PARTS)}")
+            parser.error(f"no part is called {name}; {did_you_mean(name, PARTS)}")
     if arguments.rounds < 1:
         parser.error(f"--rounds {arguments.rounds}: give at least 1")
     if arguments.images is not None:

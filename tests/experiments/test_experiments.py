@@ -1,4 +1,4 @@
-"""Every shipped experiment file is read, and the command accepts what it makes of each of its runs."""
+"""Every shipped experiment file can be read, and the command accepts the arguments of each of its runs."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ def test_the_command_accepts_every_run(path: Path, tmp_path: Path, monkeypatch: 
                 continue
             assert got == value, (job.name, name)
         seen.append({section: config[section] for section in ("model", "data", "trainer")})
-    assert all(one not in seen[:number] for number, one in enumerate(seen))  # no run is there twice
+    assert all(one not in seen[:number] for number, one in enumerate(seen))  # all runs differ
 
 
 def test_there_are_experiments() -> None:

@@ -1,4 +1,4 @@
-"""The peer's boxes come into a file that ``segdet proposals`` reads; OpenCV itself is played by a stub."""
+"""The boxes of OpenCV are written to a file that ``segdet proposals`` reads. A stub replaces OpenCV."""
 
 import os
 import subprocess
@@ -54,10 +54,11 @@ def test_boxes_are_corners_by_file_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stub, said", [("", "opencv-contrib-python-headless"), (STUB, "c.jpg: no image that OpenCV reads")]
+    "stub, message",
+    [("", "opencv-contrib-python-headless"), (STUB, "c.jpg: OpenCV cannot read it as an image")],
 )
-def test_what_it_needs_is_said_in_one_line(tmp_path: Path, stub: str, said: str) -> None:
+def test_errors_are_one_line(tmp_path: Path, stub: str, message: str) -> None:
     (tmp_path / "list.txt").write_text("c\n")
     done = _run(tmp_path, stub, "--images", str(tmp_path / "list.txt"))
     assert done.returncode == 1
-    assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -39,7 +39,7 @@ def test_mistakes_are_one_line(argv, says, capsys):
     assert says in capsys.readouterr().err
 
 
-def test_a_folder_of_one_s_own_images(tmp_path, capsys):
+def test_a_folder_of_images(tmp_path, capsys):
     argv = ["decode", "--rounds", "1", "--images", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
         speed.main(argv)
@@ -65,7 +65,7 @@ def _differences(folder, capsys):
     return [float(re.search(r"differ by (\S+) at most", line)[1]) for line in rows]
 
 
-def test_windows_of_one_s_own_image_are_timed_and_compared(tmp_path, capsys, monkeypatch):
+def test_windows_of_an_image_of_the_folder_are_timed_and_compared(tmp_path, capsys, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
     Image.new("RGB", (99, 99)).save(tmp_path / "b.jpg")
@@ -78,7 +78,7 @@ def test_windows_of_one_s_own_image_are_timed_and_compared(tmp_path, capsys, mon
 
 
 @pytest.mark.parametrize("name", ["decode", *WINDOWS[:1]])
-def test_an_image_that_cannot_be_used_is_one_line(name, tmp_path, capsys):
+def test_an_unusable_image_is_one_line(name, tmp_path, capsys):
     if name == "decode":
         (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff and no more")
     else:
@@ -88,7 +88,10 @@ def test_an_image_that_cannot_be_used_is_one_line(name, tmp_path, capsys):
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"{tmp_path / 'a.jpg'}" in last and "Traceback" not in last
-    assert name == "decode" or "100x20 (width x height) hold no window of 24 px; give larger images" in last
+    assert (
+        name == "decode"
+        or "100x20 (width x height) is smaller than a window of 24 px; give larger images" in last
+    )
 
 
 def test_medians_of_neighbouring_turns():

@@ -26,7 +26,7 @@ runs:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with an experiment file and the configs that it names."""
+    """The current directory, with an experiment file and the configs that it names."""
     monkeypatch.chdir(tmp_path)
     for name in ("configs/data.yaml", "configs/fcn.yaml", "configs/ssd.yaml"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Command:
-    """Stands for the processes: does to the run folder what fit and test do, or fails."""
+    """A substitute for the processes, which writes to the run folder what fit and test write, or fails."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -79,16 +79,16 @@ class Command:
         return Path(given["--run_dir"]) if arguments[0] == "fit" else Path(given["--ckpt_path"]).parents[1]
 
     def started(self) -> list[str]:
-        """What was started since the last look: ``fit fcn``, ``resume fcn``, ``test fcn``, ``data``."""
-        said = []
+        """Return the commands started since the last call: ``fit fcn``, ``resume fcn``, ``test fcn``, ``data``."""
+        started = []
         for call in self.calls:
             words = call.split()
             if words[0] == "fit":
-                said.append(("resume " if "--ckpt_path" in call else "fit ") + self.folder(words).name)
+                started.append(("resume " if "--ckpt_path" in call else "fit ") + self.folder(words).name)
             else:
-                said.append(f"test {self.folder(words).name}" if words[0] == "test" else words[0])
+                started.append(f"test {self.folder(words).name}" if words[0] == "test" else words[0])
         self.calls.clear()
-        return said
+        return started
 
 
 @pytest.fixture
@@ -135,13 +135,13 @@ def test_all_runs_once_and_never_again(
     assert command.started() == []
     out, err = capsys.readouterr()
     assert "### Segmentation" in out and "was already finished" in err
-    # One seed more needs its own runs and no other.
+    # One more seed needs only its own runs.
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0, 1, 2]"))
     assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
     assert command.started() == ["data", "fit ssd-seed2"]
 
 
-def test_a_failure_is_told_at_the_end_and_stops_no_other(
+def test_a_failure_is_printed_at_the_end_and_stops_no_other(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command.fail = {"run_dir=runs/demo/fcn ": "fail"}
@@ -161,9 +161,9 @@ def test_a_failure_is_told_at_the_end_and_stops_no_other(
     line = next(line for line in out.splitlines() if line.startswith("| fcn"))
     assert [cell.strip() for cell in line.split("|")][1:-1] == ["fcn", "FCN", "0.400"]  # seed 1 alone
     command.fail = {}
-    Path("configs/fcn.yaml").write_text("mended: 1\n")
+    Path("configs/fcn.yaml").write_text("fixed: 1\n")
     assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
-    # It had nothing to keep, so that its config may be mended without further ado.
+    # The failed run had no checkpoint, so its config may change. The other seed was trained with the old config.
     with pytest.raises(
         UserError, match=r"fcn-seed1 was trained with other settings \(configs/fcn.yaml changed\)"
     ):
@@ -174,7 +174,7 @@ def test_a_failure_is_told_at_the_end_and_stops_no_other(
     assert command.started() == ["data", "fit fcn", "test fcn"]
 
 
-def test_a_run_that_was_cut_off_goes_on(folder: Path, command: Command) -> None:
+def test_an_interrupted_run_is_resumed(folder: Path, command: Command) -> None:
     command.fail = {"fit --config configs/fcn.yaml": "die"}
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 1
     command.fail = {"test --config": "fail"}
@@ -207,7 +207,7 @@ def test_a_fit_that_does_not_finish_is_a_failure(
     assert "fit left the status interrupted" in capsys.readouterr().err
 
 
-def test_other_settings_are_said_and_need_rerun(folder: Path, command: Command) -> None:
+def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Command) -> None:
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0]"))
     main(["experiments/demo.yaml"])
     command.started()
@@ -244,7 +244,9 @@ def test_a_file_that_a_config_names_is_part_of_the_settings(folder: Path, comman
         main(["experiments/demo.yaml"])
 
 
-def test_ctrl_c_says_how_to_go_on(folder: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_how_to_resume(
+    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command.fail = {"test --config": "ctrl-c"}
     assert main(["experiments/demo.yaml"]) == 130
     assert command.started() == ["data", "fit fcn", "test fcn"]
@@ -263,7 +265,9 @@ def test_a_failed_preparation_stops_before_the_runs(folder: Path, command: Comma
     assert command.started() == ["data"]
 
 
-def test_two_at_once_are_kept_apart(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_benches_of_one_folder_are_refused(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def again(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
         with pytest.raises(UserError, match="another segdet bench works in it"):
             main(["experiments/demo.yaml"])
@@ -273,8 +277,8 @@ def test_two_at_once_are_kept_apart(folder: Path, command: Command, monkeypatch:
     assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
 
 
-def _in_turn(fcn: str = "", ssd: str = "after: fcn") -> None:
-    """Writes an experiment whose second run takes from the first, with two seeds."""
+def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
+    """Write an experiment whose second run uses the first, with two seeds."""
     Path("experiments/turn.yaml").write_text(
         "seeds: [0, 1]\nat_once: 2\nruns:\n"
         f"  fcn: {{configs: configs/fcn.yaml, {fcn}}}\n"
@@ -283,8 +287,8 @@ def _in_turn(fcn: str = "", ssd: str = "after: fcn") -> None:
     )
 
 
-def test_a_run_takes_from_one_above_it(folder: Path, command: Command) -> None:
-    _in_turn()
+def test_a_run_uses_one_above_it(folder: Path, command: Command) -> None:
+    write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     fits = {call.split("--run_dir=")[1].split()[0]: call for call in command.calls if call.startswith("fit")}
     assert fits["runs/turn/ssd"].endswith('--model.weights={"a": "runs/turn/fcn"}')
@@ -294,7 +298,7 @@ def test_a_run_takes_from_one_above_it(folder: Path, command: Command) -> None:
         assert begun == sorted(begun)
 
 
-def test_a_run_waits_for_the_one_that_it_takes_from(
+def test_a_run_waits_for_the_run_that_it_uses(
     folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str] = []
@@ -310,18 +314,18 @@ def test_a_run_waits_for_the_one_that_it_takes_from(
         return status
 
     monkeypatch.setattr(module, "run_command", slow)
-    _in_turn()
+    write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
 
 
-def test_without_what_it_takes_from_a_run_is_not_begun(
+def test_a_run_is_not_started_without_the_run_that_it_uses(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _in_turn()
+    write_dependent_runs()
     with pytest.raises(UserError, match="--only: ssd uses fcn, which is not finished; name it as well"):
         main(["experiments/turn.yaml", "--only", "ssd"])
     command.fail = {"--run_dir=runs/turn/fcn ": "exit"}
-    _in_turn("overrides: {model.width: 1}")
+    write_dependent_runs("overrides: {model.width: 1}")
     assert main(["experiments/turn.yaml"]) == 1
     assert "fcn, which it uses, is not finished" in capsys.readouterr().err
     assert not any("runs/turn/ssd " in call for call in command.calls)
@@ -331,20 +335,20 @@ def test_without_what_it_takes_from_a_run_is_not_begun(
     assert main(["experiments/turn.yaml", "--only", "ssd"]) == 0
 
 
-def test_what_took_from_a_run_that_has_changed_is_trained_anew(folder: Path, command: Command) -> None:
-    _in_turn()
+def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: Command) -> None:
+    write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     with pytest.raises(UserError, match=r"other settings|to be trained again"):
         main(["experiments/turn.yaml", "--overrides", "model.width=1"])
-    # Its own settings are the same; those of what it takes from are not.
-    _in_turn("overrides: {model.width: 1}")
+    # The settings of the second run are unchanged, but those of the first are not.
+    write_dependent_runs("overrides: {model.width: 1}")
     for only in ([], ["--only", "ssd"]):
         with pytest.raises(UserError, match="other settings"):
             main(["experiments/turn.yaml", *only])
     command.calls.clear()
     assert main(["experiments/turn.yaml", "--rerun"]) == 0
     assert len([call for call in command.calls if call.startswith("fit")]) == 4
-    # What it took from is gone.
+    # The run that it used is gone.
     shutil.rmtree("runs/turn/fcn")
     with pytest.raises(UserError, match="ssd used runs/turn/fcn, which is to be trained again; pass --rerun"):
         main(["experiments/turn.yaml"])
@@ -354,8 +358,8 @@ def test_what_took_from_a_run_that_has_changed_is_trained_anew(folder: Path, com
     assert fits == ["runs/turn/fcn", "runs/turn/ssd"]
 
 
-def test_where_runs_lie_makes_no_difference(folder: Path, command: Command) -> None:
-    _in_turn()
+def test_the_folder_of_the_runs_is_not_a_setting(folder: Path, command: Command) -> None:
+    write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     command.calls.clear()
     assert main(["experiments/turn.yaml", "--runs_dir", str(Path("runs").resolve())]) == 0
@@ -366,10 +370,8 @@ def test_where_runs_lie_makes_no_difference(folder: Path, command: Command) -> N
     assert sorted(json.loads(each)["a"] for each in given) == ['a "b/turn/fcn', 'a "b/turn/fcn-seed1']
 
 
-def test_a_run_that_waits_takes_no_lane(
-    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two lanes: the one that is free does the last run, and not the one that has to wait for the first."""
+def test_a_waiting_run_takes_no_slot(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two slots, the free one does the last run, and not the one that waits for the first."""
     begun: list[str] = []
 
     def slow(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
@@ -379,7 +381,7 @@ def test_a_run_that_waits_takes_no_lane(
         return command(arguments, log, mode, *slot)
 
     monkeypatch.setattr(module, "run_command", slow)
-    _in_turn()
+    write_dependent_runs()
     text = Path("experiments/turn.yaml").read_text().replace("seeds: [0, 1]", "seeds: [0]")
     Path("experiments/turn.yaml").write_text(text + "  last: {configs: configs/data.yaml, test: false}\n")
     assert main(["experiments/turn.yaml"]) == 0

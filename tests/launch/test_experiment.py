@@ -21,7 +21,7 @@ runs:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with an experiment file and the configs that it names."""
+    """The current directory, with an experiment file and the configs that it names."""
     monkeypatch.chdir(tmp_path)
     for name in ("configs/data.yaml", "configs/fcn.yaml", "configs/ssd.yaml"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -31,8 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _in_turn(fcn: str = "", ssd: str = "after: fcn") -> None:
-    """Writes an experiment whose second run takes from the first, with two seeds."""
+def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
+    """Write an experiment whose second run uses the first, with two seeds."""
     Path("experiments/turn.yaml").write_text(
         "seeds: [0, 1]\nat_once: 2\nruns:\n"
         f"  fcn: {{configs: configs/fcn.yaml, {fcn}}}\n"
@@ -112,7 +112,7 @@ def test_a_wrong_file_is_one_line(folder: Path, before: str, after: str, message
     ],
 )
 def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
-    _in_turn(ssd=ssd)
+    write_dependent_runs(ssd=ssd)
     text = Path("experiments/turn.yaml").read_text()
     Path("experiments/turn.yaml").write_text(text.replace("test: false, ", ""))
     with pytest.raises(UserError) as error:
@@ -120,8 +120,8 @@ def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_what_is_taken_is_said_where_it_is_taken(folder: Path) -> None:
-    _in_turn()
+def test_after_and_its_placeholder_belong_together(folder: Path) -> None:
+    write_dependent_runs()
     path = Path("experiments/turn.yaml")
     text = path.read_text()
     path.write_text(text.replace('"{after}"', "1"))
@@ -133,7 +133,7 @@ def test_what_is_taken_is_said_where_it_is_taken(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_experiment_is_sound_and_opens_with_its_command(
+def test_a_shipped_experiment_is_valid_and_opens_with_its_command(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -14,12 +14,10 @@ from segdet.cli.bench import main
 from segdet.launch.local import last_line, run_command
 from segdet.util.cores import usable_cores
 
-# What follows starts real processes, of a package `segdet` that the tests make up.
-
 
 @pytest.fixture
 def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose ``python -m segdet`` runs what its ``script.py`` says."""
+    """A folder in which ``python -m segdet`` runs ``script.py``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "segdet").mkdir()
     (tmp_path / "segdet/__main__.py").write_text("import runpy\nrunpy.run_path('script.py')\n")
@@ -27,7 +25,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_output_is_shown_as_it_comes_and_kept_without_the_bars_states(
+def test_output_is_shown_at_once_and_logged_without_the_states_of_progress_bars(
     scripted: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("script.py").write_text(
@@ -41,7 +39,7 @@ def test_output_is_shown_as_it_comes_and_kept_without_the_bars_states(
     assert last_line(Path("x.log")) == "no newline"
 
 
-def test_a_helper_that_outlives_the_run_keeps_nobody_waiting(scripted: Path) -> None:
+def test_a_worker_that_outlives_the_command_delays_nothing(scripted: Path) -> None:
     Path("script.py").write_text(
         "import subprocess, sys\n"
         "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])\n"
@@ -76,7 +74,7 @@ def test_a_stopped_bench_ends_its_run(scripted: Path, number: int, obedient: boo
     Path("a.yaml").write_text("runs: {a: {configs: a.yaml}}")
     code = f"""
 import signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a shell's background job
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells do for background jobs
 sys.path = {sys.path!r}
 from segdet.cli.bench import main
 sys.exit(main(["a.yaml"]))
@@ -97,15 +95,15 @@ import os, sys, time
 run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
 open(f"share-{run}", "w").write(os.environ["OMP_NUM_THREADS"] + " " + os.environ["SEGDET_CORES"])
 open(f".started-{run}", "w").write(str(os.getpid()))
-os.replace(f".started-{run}", f"started-{run}")  # whole, once it is there
+os.replace(f".started-{run}", f"started-{run}")  # complete when it appears
 sys.stderr.write(f"\\repoch {run} 1/2")
 """
 
 
-def test_runs_at_once_share_the_cores_and_are_shown_side_by_side(
+def test_simultaneous_runs_share_the_cores_and_show_their_progress(
     scripted: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each of two waits for the other, which would never come if they were done in turn."""
+    """Each of the two runs waits until the other has started."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     Path("script.py").write_text(
         TOGETHER
@@ -123,7 +121,7 @@ def test_runs_at_once_share_the_cores_and_are_shown_side_by_side(
     assert err.index("  a  FAILED") < err.index("  b  FAILED") and "exit status 3 (epoch b 1/2)" in err
 
 
-def test_runs_at_once_are_all_ended(scripted: Path) -> None:
+def test_all_simultaneous_runs_are_stopped(scripted: Path) -> None:
     Path("script.py").write_text(TOGETHER + "while True:\n    time.sleep(0.05)\n")
     Path("x.yaml").write_text("runs: {a: {configs: x.yaml}, b: {configs: x.yaml}, c: {configs: x.yaml}}")
     code = f"""

@@ -1,7 +1,7 @@
-"""Every shipped sweep file is what W&B accepts, and what its agent makes of it is what the command accepts.
+"""W&B accepts every shipped sweep file, and the command accepts the arguments that W&B's agent passes.
 
-There is no offline check of sweep files in wandb, so the rules that matter are written out here; the
-command lines are compared with the agent's own.
+wandb has no offline check of sweep files, so the relevant rules are repeated here. The command lines are compared
+with those of the agent.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ DISTRIBUTIONS = RANGES | {"constant", "categorical", "normal", "q_normal", "beta
 
 
 def faults(sweep: dict[str, Any]) -> list[str]:
-    """What W&B would refuse or, worse, misread."""
+    """Return what W&B would reject or misread."""
     found = [f"unknown key {key}" for key in sweep.keys() - KEYS]
     method, metric = sweep.get("method"), sweep.get("metric")
     if method not in ("grid", "random", "bayes"):
@@ -78,7 +78,7 @@ def parameter_faults(parameter: dict[str, Any], method: str | None) -> Iterator[
 
 
 def sampled(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Both ends of every range and every value of every choice, in few points, and two random ones."""
+    """Return few points with both ends of every range and every value of every choice, and two random points."""
     rng = random.Random(0)
     choices = {
         name: _choices(parameter) or [parameter["min"], parameter["max"]]
@@ -101,12 +101,12 @@ def sampled(sweep: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _choices(parameter: dict[str, Any]) -> list[Any]:
-    """The values to choose from; none of a range."""
+    """Return the values of a choice, or nothing for a range."""
     return [parameter["value"]] if "value" in parameter else parameter.get("values", [])
 
 
 def command_line(sweep: dict[str, Any], point: dict[str, Any]) -> list[str]:
-    """What the agent starts for a point."""
+    """Return the command that the agent starts for a point."""
     macros = {
         "${env}": ["/usr/bin/env"],
         "${interpreter}": ["python"],
@@ -117,7 +117,7 @@ def command_line(sweep: dict[str, Any], point: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_is_sound_and_its_metric_is_logged(path: Path) -> None:
+def test_a_sweep_is_valid_and_its_metric_is_logged(path: Path) -> None:
     sweep = yaml.safe_load(path.read_text())
     assert faults(sweep) == []
     assert sweep["metric"] == {"name": MONITOR[path.stem], "goal": "maximize"}
@@ -126,12 +126,12 @@ def test_a_sweep_is_sound_and_its_metric_is_logged(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_hyperband_has_validations_to_stop_a_run_between(path: Path) -> None:
+def test_hyperband_has_enough_validations_to_stop_a_run(path: Path) -> None:
     sweep = yaml.safe_load(path.read_text())
     stop, parameters = sweep["early_terminate"], sweep["parameters"]
     epochs = parameters["trainer.max_epochs"]["value"]
     validations = epochs // parameters["trainer.check_val_every_n_epoch"]["value"]
-    # It looks at the first `min_iter` values, and at `eta` times as many.
+    # Hyperband compares runs after `min_iter` values, and after `eta` times as many.
     assert validations > stop["min_iter"] * stop["eta"]
 
 
@@ -140,7 +140,7 @@ def test_there_is_one_for_each_task() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_agent_makes_the_same_command(path: Path) -> None:
+def test_the_agent_builds_the_same_command(path: Path) -> None:
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")  # private, so it may move
     sweep = yaml.safe_load(path.read_text())
     for point in sampled(sweep):
@@ -201,6 +201,6 @@ def test_the_command_accepts_every_point(path: Path, monkeypatch: pytest.MonkeyP
         ({"command": ["segdet", "fit"]}, "command without ${args}"),
     ],
 )
-def test_unsound_sweeps_are_found(change: dict[str, Any], fault: str) -> None:
+def test_faults_of_sweeps_are_found(change: dict[str, Any], fault: str) -> None:
     sweep = yaml.safe_load(SWEEPS[0].read_text()) | change
     assert any(fault in found for found in faults(sweep)), faults(sweep)

@@ -66,7 +66,7 @@ def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
 
 
 def test_contours_and_masks_have_columns_where_a_run_has_them() -> None:
-    """``bf`` and ``boundary_iou`` come from every test of segmentation, ``mask_map`` from Mask R-CNN's."""
+    """Every test of segmentation has ``bf`` and ``boundary_iou``, and that of Mask R-CNN has ``mask_map``."""
     unet = replace(FCN, name="unet", metrics={"test/miou": 0.6, "test/bf": 0.7, "test/boundary_iou": 0.4})
     mask = replace(SSD, name="mask", metrics=SSD.metrics | {"test/mask_map": 0.3, "test/mask_map_50": 0.6})
     fcn_head, fcn, with_contours, ssd_head, ssd, with_masks = rows(table([FCN, unet, SSD, mask]))
@@ -111,10 +111,10 @@ def test_seeds_are_one_line_of_mean_and_deviation() -> None:
     assert cells["test/pixel_acc"] == "0.900" and cells["training (min:s)"] == "1:02"
     several = rows(table([FCN, replace(other, model="UNet")]))  # another model is another run
     assert [row[several[0].index("seeds")] for row in several[1:]] == ["0", "1"]
-    assert len(rows(table([FCN, replace(other, seed=2)]))) == 3  # the name does not say this seed
+    assert len(rows(table([FCN, replace(other, seed=2)]))) == 3  # the name has another seed
 
 
-def test_detectors_whose_mistakes_were_analysed_have_a_table_of_them() -> None:
+def test_detectors_with_an_error_analysis_have_a_table_of_errors() -> None:
     assert "without one kind of mistake" not in table([SSD, FCN])
     gains = {f"test/dap_{kind}": at / 100 for at, kind in enumerate(MISTAKES)}
     analysed = replace(SSD, name="yolo", metrics=SSD.metrics | gains)
@@ -122,14 +122,14 @@ def test_detectors_whose_mistakes_were_analysed_have_a_table_of_them() -> None:
     text = table([SSD, analysed, again, FCN])
     section = text.split("### Detection: what test/map_50 would gain without one kind of mistake")[1]
     assert "The gains do not add up." in section
-    heading, line = rows(section)  # and none of the run that has no analysis
+    heading, line = rows(section)  # the run without an analysis has no row
     cells = dict(zip(heading, line, strict=True))
     assert (cells["run"], cells["test/map_50"]) == ("yolo", "0.700 ± 0.000")
     assert (cells["classification"], cells["missed"]) == ("0.000 ± 0.000", "0.060 ± 0.014")
     assert cells["false negative"] == "0.070 ± 0.000"
 
 
-def test_a_run_that_is_not_tested_is_compared_by_validation_and_takes_no_test_scores_away() -> None:
+def test_an_untested_run_adds_a_column_of_validation_scores() -> None:
     untested = replace(FCN, name="unet", metrics={"val/miou": 0.6, "val/pixel_acc": 0.8})
     text = table([FCN, untested])
     assert [row[3:6] for row in rows(text)] == [
@@ -143,7 +143,7 @@ def test_a_run_that_is_not_tested_is_compared_by_validation_and_takes_no_test_sc
     assert "ot tested yet" not in text
 
 
-def test_what_was_not_measured_is_a_dash_and_unfinished_runs_are_named() -> None:
+def test_missing_values_are_dashes_and_unfinished_runs_are_listed() -> None:
     text = table(
         [
             replace(FCN, metrics={"test/miou": None}, cost=Cost(), backbone=None),
@@ -154,7 +154,7 @@ def test_what_was_not_measured_is_a_dash_and_unfinished_runs_are_named() -> None
     assert "Not finished: ssd (interrupted)." in text
 
 
-def test_other_data_and_other_machines_are_said() -> None:
+def test_different_data_and_machines_are_listed() -> None:
     text = table(
         [
             FCN,
@@ -189,7 +189,7 @@ def test_sorted_by_score_downwards_and_by_cost_upwards() -> None:
         order("speed")
 
 
-def test_report_finds_records_and_lists_the_torn_and_the_missing(
+def test_report_finds_records_and_lists_corrupt_and_missing_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path / "demo", FCN, SSD, replace(FCN, name="torn"), replace(FCN, name="gone"))
@@ -213,7 +213,7 @@ def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
         main([str(tmp_path / "absent")])
 
 
-def test_reports_without_torch_and_at_once(tmp_path: Path) -> None:
+def test_reports_quickly_and_without_torch(tmp_path: Path) -> None:
     put(tmp_path, FCN)
     code = (
         "import sys; from segdet.cli.report import main; "

@@ -24,7 +24,7 @@ def record() -> Record:
     )
 
 
-def test_reads_what_it_wrote(record: Record, tmp_path: Path) -> None:
+def test_a_written_record_is_read_back(record: Record, tmp_path: Path) -> None:
     record.write(tmp_path / "result.json")
     again = Record.read(tmp_path / "result.json")
     record.metrics["val/iou/star"] = None  # JSON has no NaN
@@ -96,7 +96,7 @@ def test_a_wrong_value_is_one_line(record: Record, tmp_path: Path, change: dict,
     assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
 
 
-def test_a_torn_missing_or_foreign_file_is_one_line(record: Record, tmp_path: Path) -> None:
+def test_a_corrupt_missing_or_other_file_is_one_line(record: Record, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     with pytest.raises(UserError, match="no such result record"):
         Record.read(path)
@@ -113,7 +113,7 @@ def test_a_torn_missing_or_foreign_file_is_one_line(record: Record, tmp_path: Pa
         Record.read(path)
 
 
-def test_a_key_of_a_later_version_is_passed_over(record: Record, tmp_path: Path) -> None:
+def test_a_key_of_a_later_version_is_ignored(record: Record, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     record.write(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "energy": 3}))
