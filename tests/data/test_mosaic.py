@@ -10,7 +10,7 @@ import torch
 
 from segdet.data import ShapesDataModule
 from segdet.data.datamodule import _with_mosaic
-from segdet.data.mosaic import mosaic
+from segdet.data.mosaic import MosaicDataset, mosaic
 from segdet.data.sample import Sample, Source, Target
 from segdet.data.sampler import Draw
 from segdet.data.transforms import ScaleJitter
@@ -126,3 +126,13 @@ def test_mosaics_of_other_tasks_are_refused(tmp_path: Path) -> None:
         module(tmp_path, task="segmentation", mosaic=0.5)
     with pytest.raises(UserError, match="must be from 0 to 1"):
         module(tmp_path, mosaic=1.5)
+
+
+def test_a_bad_sample_of_a_mosaic_is_replaced_and_listed(tmp_path: Path) -> None:
+    data = module(tmp_path, num_workers=0, on_bad_sample="skip")
+    dataset = data.dataset("train")
+    bad = dataset.reader.image_path(1)
+    bad.write_bytes(b"")
+    mosaics = MosaicDataset(dataset, 1.0)
+    notes = {note for index in range(8) for note in mosaics[index].source.notes}
+    assert any(bad.name in note for note in notes)

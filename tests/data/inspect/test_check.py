@@ -411,6 +411,12 @@ def test_every_fault_is_listed_at_once_and_as_json(voc_folder, tmp_path, capsys,
     assert record["images"] == {"train": 2, "val": 1}
     assert record["faults"][0]["path"] == str(voc_folder / "JPEGImages/a.jpg")
     assert record["faults"][1]["severity"] == "warning"
+    assert [fault["kind"] for fault in record["faults"]] == [
+        "unreadable",
+        "clipped",
+        "unreadable",
+        "unreadable",
+    ]
 
 
 def test_check_returns_the_faults_of_one_reader(voc_folder):
