@@ -58,11 +58,11 @@ class Part:
         return next((place for place in places if place.exists()), None)
 
 
-def _voc(name: str, path: str, md5: str, size: int, year: int, split: str) -> Part:
+def _voc(split: str, path: str, md5: str, size: int, year: int) -> Part:
     hosts = ("https://thor.robots.ox.ac.uk", "http://host.robots.ox.ac.uk")
     marker = f"VOC{year}/ImageSets/Main/{split}.txt"
     urls = tuple(f"{host}/pascal/VOC/voc{year}/{path}" for host in hosts)
-    return Part(name, urls, md5, size, marker, (f"VOCdevkit/{marker}",), "VOCdevkit")
+    return Part(split, urls, md5, size, marker, (f"VOCdevkit/{marker}",), "VOCdevkit")
 
 
 def _coco(name: str, path: str, md5: str, size: int, marker: str) -> Part:
@@ -72,40 +72,19 @@ def _coco(name: str, path: str, md5: str, size: int, marker: str) -> Part:
 
 DATASETS: dict[str, tuple[Part, ...]] = {
     "voc2007": (
-        _voc(
-            "trainval",
-            "VOCtrainval_06-Nov-2007.tar",
-            "c52e279531787c972589f7e41ab4ae64",
-            460_032_000,
-            2007,
-            "trainval",
-        ),
-        _voc(
-            "test", "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800, 2007, "test"
-        ),
+        _voc("trainval", "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 460_032_000, 2007),
+        _voc("test", "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800, 2007),
     ),
     "voc2012": (
-        _voc(
-            "trainval",
-            "VOCtrainval_11-May-2012.tar",
-            "6cd6e144f989b92b3379bac3b3de84fd",
-            1_999_639_040,
-            2012,
-            "trainval",
-        ),
+        _voc("trainval", "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040, 2012),
     ),
     "coco2017": (
-        _coco(
-            "annotations",
-            "annotations/annotations_trainval2017.zip",
-            "f4bbac642086de4f52a3fdda2de5fa2c",
-            252_907_541,
-            "annotations/instances_train2017.json",
-        ),
+        _coco("annotations", "annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c",
+              252_907_541, "annotations/instances_train2017.json"),
         _coco("val", "zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330, "val2017"),
         _coco("train", "zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798, "train2017"),
     ),
-}
+}  # fmt: skip
 """Datasets that can be downloaded without registration."""
 
 

@@ -16,7 +16,7 @@ Cityscapes is available to registered users only:
   2. From https://www.cityscapes-dataset.com/downloads/ download
        leftImg8bit_trainvaltest.zip   (11 GB, the images)
        gtFine_trainvaltest.zip        (241 MB, the annotations)
-  3. Unpack both in {root}, which then holds
+  3. Unpack both in {root}, which then contains
        leftImg8bit/{{train,val,test}}/<city>/*_leftImg8bit.png
        gtFine/{{train,val,test}}/<city>/*_gtFine_{{labelIds,instanceIds}}.png
   4. Check the result: segdet data check {root}

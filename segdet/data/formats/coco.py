@@ -66,7 +66,7 @@ class COCOReader(Reader):
         self.task = task
         self.masks = masks
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; give the folder that holds annotations/")
+            raise UserError(f"{self.root}: no such folder; give the folder that contains annotations/")
         if isinstance(class_names, str | Path):
             class_names = names_from(class_names, self.root)
         self.annotation_file = _find_annotation_file(self.root, split, annotation_file)
@@ -408,7 +408,7 @@ def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 def _decompressed(counts: bytes) -> np.ndarray:
     """Decode COCO's compressed run lengths to int64.
 
-    Each character minus 48 holds five bits of a number, lowest first, and a sixth bit that is set if more follow; the
+    Each character minus 48 has five bits of a number, lowest first, and a sixth bit that is set if more follow; the
     highest of the last five bits is the sign. From the fourth number on, values are differences to the number two
     places earlier. (pycocotools decodes this as well, but with warnings on NumPy 2.)
     """

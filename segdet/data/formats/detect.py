@@ -83,7 +83,7 @@ def guess_format(root: Path) -> str:
     near = [str(folder) for folder in around if _format_of(folder) is not None]
     remedy = f"did you mean {' or '.join(near[:3])}?" if near else "give the dataset's folder"
     raise UserError(
-        f"{root}: holds neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
+        f"{root}: contains neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
         f"JPEGImages or VOC2007 (voc); {remedy}"
     )
 

@@ -1,6 +1,6 @@
 """The interface between dataset formats and tasks.
 
-A reader knows its format but no task; `segdet.data.dataset.TaskDataset` knows the tasks but no format.
+Readers depend on a format but not on a task; `segdet.data.dataset.TaskDataset` depends on a task but not on a format.
 """
 
 import copy
@@ -179,7 +179,7 @@ def checked_names(names: list[str], origin: str) -> list[str]:
         UserError: Otherwise.
     """
     if not names:
-        raise UserError(f"{origin}: no class is named; write one name for each class")
+        raise UserError(f"{origin}: no class names; give one name per class")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"{origin}: the class {repeated[0]!r} is named twice; name each class once")

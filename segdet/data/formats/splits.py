@@ -55,9 +55,9 @@ def list_splits(root: Path, format: str, task: "TaskName") -> list[str]:
         other = "Main" if task == "segmentation" else "Segmentation"
         if not stems and any(_voc_lists(folder, other) for folder in folders.values()):
             remedy = "detection or localization" if other == "Main" else "segmentation"
-            raise UserError(f"{where}: holds no split for {task}; there are some for --task {remedy}")
+            raise UserError(f"{where}: has no split for {task}; there are some for --task {remedy}")
     if not stems:
-        raise UserError(f"{where}: holds no split for {task}; give --split, or another --task")
+        raise UserError(f"{where}: has no split for {task}; give --split, or another --task")
     order = ("train", "val", "test")
     ranks = {
         stem: [order.index(o) if (o := stem.rpartition("/")[2].rstrip("0123456789")) in order else 3]

@@ -88,10 +88,12 @@ class VOCReader(Reader):
         self.task = task
         self.ignore_index = ignore_index
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; give the one that holds JPEGImages/ or VOC2007/")
+            raise UserError(
+                f"{self.root}: no such folder; give the folder that contains JPEGImages/ or VOC2007/"
+            )
         names = [sets] if isinstance(sets, str) else list(sets)
         if not names:
-            raise UserError(f"{self.root}: no split is named; give for example [train]")
+            raise UserError(f"{self.root}: no split is given; give, for example, [train]")
         self._members = [member for name in names for member in self._list(name)]
         self._folders = sorted({member.folder for member in self._members})
         given = self._given_names(class_names)
@@ -169,7 +171,7 @@ class VOCReader(Reader):
             wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
             raise BadSample(
                 path,
-                f"value {_shortened(wrong.tolist())} is none of the {len(self.mask_names)} classes",
+                f"value {_shortened(wrong.tolist())} is not one of the {len(self.mask_names)} classes",
                 "give all names in class_names (one for each value, from 0) or another ignore_index",
             )
         return cv2.LUT(values, lookup)
@@ -291,7 +293,7 @@ class VOCReader(Reader):
         if given is not None:
             self.class_names = given[1:] if _is_background(given[0]) else given
             if not self.class_names:
-                raise UserError("class_names: no class besides the background; name the object classes")
+                raise UserError("class_names: only the background is named; name the object classes")
         else:
             found = set().union(*(_classes_in(folder / "Annotations") for folder in self._folders))
             if not found:
@@ -320,7 +322,7 @@ def _folder_of(root: Path, name: str) -> tuple[Path, str]:
                     f"name the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
                 )
             else:
-                advice = "give the folder that holds JPEGImages/, ImageSets/ and the annotations"
+                advice = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
             raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
         return root, split
     for folder in (root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}", root / year):

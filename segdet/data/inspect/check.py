@@ -208,7 +208,7 @@ def _check_image(path: Path, declared: tuple[int, int] | None, finding: _Finding
     for fault, handling in _pixel_format_faults(info, rotated=size != info.size):
         finding.faults.append(Fault(path, fault, False, handling, kind=FaultKind.PIXEL_FORMAT))
     if declared is not None and declared != size:
-        fault = f"is {_wh(size)} but its annotation says {_wh(declared)}"
+        fault = f"is {_wh(size)} but its annotation states {_wh(declared)}"
         handling = "the annotation is assumed to be in pixels of the file; check that it is"
         finding.faults.append(Fault(path, fault, False, handling, kind=FaultKind.SIZE))
     return size
@@ -227,7 +227,7 @@ def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, 
     if info.orientation != 1:
         yield (
             f"has the EXIF orientation {info.orientation}",
-            "it is turned upright, as its annotation's size says"
+            "it is turned upright, because the annotation states the rotated size"
             if rotated
             else "its pixels are used as they are stored; check that the annotation refers to these",
         )

@@ -156,8 +156,8 @@ def measure(
     stats.difficult = sum(int(objects.difficult.sum()) for _, objects in pairs)
     stats.unusable = sum(item.unusable for item in good)
     stats.empty = int((stats.per_image == 0).sum())
-    held = [np.unique(objects.labels) - 1 for _, objects in pairs]
-    stats.images_with = np.bincount(np.concatenate(held), minlength=len(names))[: len(names)]
+    present = [np.unique(objects.labels) - 1 for _, objects in pairs]
+    stats.images_with = np.bincount(np.concatenate(present), minlength=len(names))[: len(names)]
     return stats
 
 
@@ -321,11 +321,11 @@ def _plot_images(axes: "Axes", stats: Mapping[str, SplitStats]) -> None:
 
 def _plot_presence(axes: "Axes", stats: Mapping[str, SplitStats], names: Sequence[str]) -> None:
     images = sum(len(item.sizes) for item in stats.values())
-    held = np.zeros(len(names))
+    counts = np.zeros(len(names))
     for item in stats.values():
-        held[[names.index(name) for name in item.names]] += item.images_with
-    order = np.argsort(-held, kind="stable")[:_MOST_CLASSES]
-    axes.barh(range(len(order)), 100 * held[order] / max(1, images), color="#7a6ff0", height=0.72)
+        counts[[names.index(name) for name in item.names]] += item.images_with
+    order = np.argsort(-counts, kind="stable")[:_MOST_CLASSES]
+    axes.barh(range(len(order)), 100 * counts[order] / max(1, images), color="#7a6ff0", height=0.72)
     axes.set_yticks(range(len(order)), [names[index] for index in order])
     axes.set_xlim(0, 100)
     axes.set_ylim(max(len(order), _FEWEST_ROWS) - 0.5, -0.5)
@@ -338,6 +338,7 @@ def _plot_ignored(axes: "Axes", stats: Mapping[str, SplitStats]) -> None:
     shares = [100 * item.pixels[255] / max(1, item.pixels.sum()) for item in stats.values()]
     axes.bar(range(len(stats)), shares, color=list(COLOURS[: len(stats)]), width=0.5)
     axes.set_xticks(range(len(stats)), list(stats))
+    axes.set_ylim(0, 1.05 * max(shares) or 1.0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     style_axes(axes, "Pixels ignored, %")
 

@@ -116,18 +116,8 @@ def _corner(rng: np.random.Generator, r: int) -> Polygons:
 
 def _tee(rng: np.random.Generator, r: int) -> Polygons:
     a, b = r * int(rng.integers(22, 34)) // 100, r * 7 // 8
-    return [
-        _points(
-            (-b, -b),
-            (b, -b),
-            (b, 2 * a - b),
-            (a, 2 * a - b),
-            (a, b),
-            (-a, b),
-            (-a, 2 * a - b),
-            (-b, 2 * a - b),
-        )
-    ]
+    c = 2 * a - b
+    return [_points((-b, -b), (b, -b), (b, c), (a, c), (a, b), (-a, b), (-a, c), (-b, c))]
 
 
 def _pentagon(rng: np.random.Generator, r: int) -> Polygons:
@@ -147,12 +137,8 @@ def _blob(rng: np.random.Generator, r: int) -> Polygons:
 
 
 def _chevron(rng: np.random.Generator, r: int) -> Polygons:
-    deep = r * int(rng.integers(35, 60)) // 100
-    return [
-        _points(
-            (-r, -r * 3 // 4), (0, -r * 3 // 4), (r, 0), (0, r * 3 // 4), (-r, r * 3 // 4), (deep - r // 2, 0)
-        )
-    ]
+    notch, top, bottom = r * int(rng.integers(35, 60)) // 100 - r // 2, -r * 3 // 4, r * 3 // 4
+    return [_points((-r, top), (0, top), (r, 0), (0, bottom), (-r, bottom), (notch, 0))]
 
 
 Form = Callable[[np.random.Generator, int], Polygons]

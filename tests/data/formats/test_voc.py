@@ -10,7 +10,7 @@ from segdet.data.formats.voc import VOC_CLASSES, VOCReader
 from segdet.util.errors import BadSample, UserError
 
 
-def thing(name="cat", box=(10, 20, 30, 50), extra="") -> str:
+def object_xml(name="cat", box=(10, 20, 30, 50), extra="") -> str:
     corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
     return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
 
@@ -40,7 +40,7 @@ def write_mask(folder: Path, name: str, values, mode="P") -> Path:
     return path
 
 
-def one(folder: Path, *objects: str, **options) -> VOCReader:
+def read_one(folder: Path, *objects: str, **options) -> VOCReader:
     """Return a reader of one annotated image."""
     write_xml(folder, "a", *objects)
     write_list(folder, "train", "a\n")
@@ -48,7 +48,7 @@ def one(folder: Path, *objects: str, **options) -> VOCReader:
 
 
 def test_boxes_become_0_based_and_half_open(tmp_path):
-    reader = one(tmp_path, thing("cat", (1, 1, 60, 40)), thing("dog", (10.5, 20.25, 30.5, 50)))
+    reader = read_one(tmp_path, object_xml("cat", (1, 1, 60, 40)), object_xml("dog", (10.5, 20.25, 30.5, 50)))
     objects = reader.objects(0)
     assert objects.boxes.dtype == np.float32 and objects.labels.dtype == np.int64
     assert objects.boxes.tolist() == [[0, 0, 60, 40], [9.5, 19.25, 30.5, 50]]
@@ -59,7 +59,7 @@ def test_boxes_become_0_based_and_half_open(tmp_path):
 
 def test_degenerate_boxes_stay_degenerate(tmp_path):
     boxes = [(5, 5, 5, 9), (5, 9, 9, 9), (9, 5, 5, 9), (5.5, 5, 5, 9), (5, 5, 6, 9)]
-    reader = one(tmp_path, *(thing(box=box) for box in boxes))
+    reader = read_one(tmp_path, *(object_xml(box=box) for box in boxes))
     objects = reader.objects(0)
     width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
     assert ((width <= 0) | (height <= 0)).tolist() == [True, True, True, True, False]
@@ -72,12 +72,12 @@ def test_degenerate_boxes_stay_degenerate(tmp_path):
 
 
 def test_difficult_and_parts(tmp_path):
-    part = thing("head", (1, 1, 3, 3)).replace("object>", "part>")
-    reader = one(
+    part = object_xml("head", (1, 1, 3, 3)).replace("object>", "part>")
+    reader = read_one(
         tmp_path,
-        thing(extra="<difficult>1</difficult>"),
-        thing(extra="<difficult>0</difficult>"),
-        thing(extra=part),
+        object_xml(extra="<difficult>1</difficult>"),
+        object_xml(extra="<difficult>0</difficult>"),
+        object_xml(extra=part),
         "<owner><name>nobody</name></owner>",
     )
     assert reader.class_names == ["cat"]
@@ -86,8 +86,8 @@ def test_difficult_and_parts(tmp_path):
 
 
 def test_an_image_without_objects_has_empty_arrays(tmp_path):
-    write_xml(tmp_path, "b", thing())
-    objects = one(tmp_path).objects(0)
+    write_xml(tmp_path, "b", object_xml())
+    objects = read_one(tmp_path).objects(0)
     assert objects.boxes.shape == (0, 4) and objects.labels.shape == (0,) and len(objects) == 0
 
 
@@ -95,21 +95,21 @@ def test_an_image_without_objects_has_empty_arrays(tmp_path):
     ("content", "fault"),
     [
         (
-            thing("dragon"),
+            object_xml("dragon"),
             "unknown class 'dragon'; fix the name or add it to class_names, which are cat, dog",
         ),
-        (thing("cta"), "unknown class 'cta' (did you mean cat?)"),
+        (object_xml("cta"), "unknown class 'cta' (did you mean cat?)"),
         ("<object><name>cat</name></object>", "an object of class 'cat' has no <bndbox>"),
-        (thing(box=("x", 1, 2, 3)), "<xmin> of an object of class 'cat' is 'x', not a number"),
-        (thing(box=(1, "nan", 2, 3)), "<ymin> of an object of class 'cat' is 'nan', not a number"),
-        (thing(box=(1, 1, 2, "inf")), "<ymax> of an object of class 'cat' is 'inf', not a number"),
+        (object_xml(box=("x", 1, 2, 3)), "<xmin> of an object of class 'cat' is 'x', not a number"),
+        (object_xml(box=(1, "nan", 2, 3)), "<ymin> of an object of class 'cat' is 'nan', not a number"),
+        (object_xml(box=(1, 1, 2, "inf")), "<ymax> of an object of class 'cat' is 'inf', not a number"),
         ("<object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object>", "has no <ymin>"),
         ("<object></object>", "object 1 has no <name>"),
         ("<object>", "not valid XML"),
     ],
 )
 def test_bad_annotations_raise_one_line(tmp_path, content, fault):
-    reader = one(tmp_path, content, class_names=["cat", "dog"])
+    reader = read_one(tmp_path, content, class_names=["cat", "dog"])
     with pytest.raises(BadSample) as caught:
         reader.objects(0)
     message = str(caught.value)
@@ -134,8 +134,8 @@ def test_missing_and_empty_annotations(tmp_path):
     "size", ["", "<width>0</width><height>0</height>", "<width>x</width><height>1</height>"]
 )
 def test_an_invalid_declared_size_is_none(tmp_path, size):
-    reader = one(tmp_path, thing())
-    write_xml(tmp_path, "a", thing(), size=size)
+    reader = read_one(tmp_path, object_xml())
+    write_xml(tmp_path, "a", object_xml(), size=size)
     assert reader.declared_size(0) is None
 
 
@@ -154,9 +154,9 @@ def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
     (tmp_path / "JPEGImages").mkdir()
     for name in ("red cell 1.jpg", "b.jpg", "c 0.jpg"):
         Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / name)
-    write_xml(tmp_path, "red cell 1", thing("cat"))
+    write_xml(tmp_path, "red cell 1", object_xml("cat"))
     for name in ("b", "c", "c 0"):
-        write_xml(tmp_path, name, thing("dog"))
+        write_xml(tmp_path, name, object_xml("dog"))
     write_list(tmp_path, "train", "red cell 1.jpg\nb  1\nc\nc 0\nb.jpg masks/b.png\n")
     reader = VOCReader(tmp_path, ["train"], "detection")
     assert [reader.image_path(i).name for i in range(5)] == [
@@ -183,7 +183,7 @@ def test_years_and_several_sets(tmp_path):
     write_list(tmp_path / "VOCdevkit/VOC2012", "trainval", "a\nb\n")
     for folder in ("VOC2007", "VOCdevkit/VOC2012"):
         for name in "ab":
-            write_xml(tmp_path / folder, name, thing("dog" if folder == "VOC2007" else "cat"))
+            write_xml(tmp_path / folder, name, object_xml("dog" if folder == "VOC2007" else "cat"))
     reader = VOCReader(tmp_path, ["2007/trainval", "2012/trainval"], "detection")
     paths = [reader.image_path(i).relative_to(tmp_path).as_posix() for i in range(len(reader))]
     assert paths == [
@@ -201,30 +201,30 @@ def test_years_and_several_sets(tmp_path):
 
 
 def test_discovered_classes_are_those_of_all_splits(tmp_path):
-    write_xml(tmp_path, "b", thing("zebra"))
-    write_xml(tmp_path, "c", thing("ant"))
+    write_xml(tmp_path, "b", object_xml("zebra"))
+    write_xml(tmp_path, "c", object_xml("ant"))
     (tmp_path / "Annotations/broken.xml").write_text("<annotation>")
-    assert one(tmp_path, thing("cat")).class_names == ["ant", "cat", "zebra"]
+    assert read_one(tmp_path, object_xml("cat")).class_names == ["ant", "cat", "zebra"]
 
 
 def test_class_names_from_files(tmp_path):
-    write_xml(tmp_path, "a", thing("cat"))
+    write_xml(tmp_path, "a", object_xml("cat"))
     (tmp_path / "labels.txt").write_text("background\ndog\n\n cat \n")
-    reader = one(tmp_path, thing("cat"))
+    reader = read_one(tmp_path, object_xml("cat"))
     assert reader.class_names == ["dog", "cat"] and reader.objects(0).labels.tolist() == [2]
     elsewhere = tmp_path / "names.txt"
     elsewhere.write_text("cat\n")
-    assert one(tmp_path, class_names=str(elsewhere)).class_names == ["cat"]
-    assert one(tmp_path, class_names="names.txt").class_names == ["cat"]
-    assert one(tmp_path, class_names=["cow"]).class_names == ["cow"]
+    assert read_one(tmp_path, class_names=str(elsewhere)).class_names == ["cat"]
+    assert read_one(tmp_path, class_names="names.txt").class_names == ["cat"]
+    assert read_one(tmp_path, class_names=["cow"]).class_names == ["cow"]
     with pytest.raises(UserError, match="no such file of class names"):
-        one(tmp_path, class_names="none.txt")
+        read_one(tmp_path, class_names="none.txt")
     elsewhere.write_text("cat\ncat\n")
     with pytest.raises(UserError, match="'cat' is named twice"):
-        one(tmp_path, class_names=elsewhere)
+        read_one(tmp_path, class_names=elsewhere)
     elsewhere.write_text("\n")
-    with pytest.raises(UserError, match="no class is named"):
-        one(tmp_path, class_names=elsewhere)
+    with pytest.raises(UserError, match="no class names"):
+        read_one(tmp_path, class_names=elsewhere)
 
 
 def test_wrong_roots_and_splits_are_refused_with_the_existing_ones(tmp_path):
@@ -245,14 +245,14 @@ def test_wrong_roots_and_splits_are_refused_with_the_existing_ones(tmp_path):
     write_list(tmp_path / "VOC2007", "empty", "\n \n")
     with pytest.raises(UserError, match="the split list is empty"):
         VOCReader(tmp_path, ["2007/empty"], "detection")
-    with pytest.raises(UserError, match="no split is named"):
+    with pytest.raises(UserError, match="no split is given"):
         VOCReader(tmp_path, [], "detection")
     with pytest.raises(UserError, match=r"no object of any class .* give class_names"):
         VOCReader(tmp_path, ["2007/trainval"], "detection")
 
 
 def test_an_image_listed_twice_is_a_fault(tmp_path):
-    reader = one(tmp_path, thing())
+    reader = read_one(tmp_path, object_xml())
     write_list(tmp_path, "train", "a\na\n")
     reader = VOCReader(tmp_path, ["train"], "detection")
     assert list(reader.faults(0, "detection")) == []
@@ -300,10 +300,10 @@ def test_a_folder_without_names_is_read_with_the_models(tmp_path, ignore_index):
     assert reader.mask(0).tolist() == [expected[ignore_index]]
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")  # names in the folder take precedence
     assert set(masked(tmp_path, [[0]], ignore_index=ignore_index, known=names).mask_names) < set("abc")
-    boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
+    boxes = read_one(tmp_path, object_xml("cat"), known=["dog", "cat"])
     assert boxes.class_names == ["a", "b", "c"]
     (tmp_path / "labels.txt").unlink()
-    boxes = one(tmp_path, thing("cat"), known=["dog", "cat"])
+    boxes = read_one(tmp_path, object_xml("cat"), known=["dog", "cat"])
     assert boxes.class_names == ["dog", "cat"] and boxes.objects(0).labels.tolist() == [2]
 
 
@@ -315,7 +315,7 @@ def test_ignore_index_beyond_the_names(tmp_path):
 
 def test_unknown_mask_values_are_refused(tmp_path):
     reader = masked(tmp_path, [[0, 1, 2, 9, 255]], class_names=["background", "pear"])
-    with pytest.raises(BadSample, match=r"a\.png: value 2, 9 is none of the 2 classes; .*ignore_index"):
+    with pytest.raises(BadSample, match=r"a\.png: value 2, 9 is not one of the 2 classes; .*ignore_index"):
         reader.mask(0)
     (tmp_path / "SegmentationClass/a.png").unlink()
     with pytest.raises(BadSample, match=r"a\.png: no such mask"):

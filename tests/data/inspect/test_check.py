@@ -173,15 +173,17 @@ def test_an_exif_rotation_is_a_warning(voc_folder, capsys, picture):
     Image.fromarray(picture(0, (64, 48))).save(path, exif=exif)
     status, line = only_line(capsys, voc_folder)
     assert status == 0
-    assert line.endswith("EXIF orientation 6; it is turned upright, as its annotation's size says")
+    assert line.endswith(
+        "EXIF orientation 6; it is turned upright, because the annotation states the rotated size"
+    )
 
 
-def test_image_and_annotation_of_different_size(voc_folder, capsys, picture):
+def test_image_and_annotation_of_different_sizes(voc_folder, capsys, picture):
     path = voc_folder / "JPEGImages/a.jpg"
     Image.fromarray(picture(0, (60, 80))).save(path)
     status, line = only_line(capsys, voc_folder)
     assert status == 0
-    assert line.startswith(f"warning  {path}: is 80x60 but its annotation says 64x48; ")
+    assert line.startswith(f"warning  {path}: is 80x60 but its annotation states 64x48; ")
 
 
 # Annotations
@@ -305,7 +307,7 @@ def test_an_unknown_mask_value(voc_folder, capsys):
     Image.fromarray(np.full((48, 64), 9, np.uint8)).save(path)
     status, line = only_line(capsys, voc_folder, "--task", "segmentation")
     assert status == 1
-    assert line.startswith(f"fatal    {path}: value 9 is none of the 3 classes; ")
+    assert line.startswith(f"fatal    {path}: value 9 is not one of the 3 classes; ")
     status, _ = run(capsys, voc_folder, "--task", "segmentation", "--ignore_index", "9")
     assert status == 0
 
@@ -442,7 +444,7 @@ def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
     ("arguments", "line"),
     [
         (["nowhere"], "nowhere: there is no such folder"),
-        (["."], ".: holds neither annotations/instances_"),
+        (["."], ".: contains neither annotations/instances_"),
         (["voc", "--split", "tset"], "tset.txt: no such split list for detection"),
         (["voc", "--workers", "0"], "--workers 0: must be 1 or more"),
         (["voc", "--class_names", "names.txt"], "names.txt: no such file of class names"),
@@ -549,13 +551,11 @@ def test_a_folder_with_only_masks_is_for_segmentation(voc_folder):
 def test_a_folder_without_splits_is_refused(voc_folder):
     for path in (voc_folder / "ImageSets/Main").iterdir():
         path.unlink()
-    with pytest.raises(
-        UserError, match=r"Main: holds no split for detection; there are some for --task segm"
-    ):
+    with pytest.raises(UserError, match=r"Main: has no split for detection; there are some for --task segm"):
         find_dataset(voc_folder)
     for path in (voc_folder / "ImageSets/Segmentation").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"ImageSets.Main: holds no split for detection; give --split"):
+    with pytest.raises(UserError, match=r"ImageSets.Main: has no split for detection; give --split"):
         find_dataset(voc_folder)
 
 
