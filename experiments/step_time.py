@@ -1,13 +1,13 @@
-"""Time the training steps of ``segdet fit``: beside a plain PyTorch loop, or beside another checkout.
+"""Time the training steps of ``segdet fit`` against a plain PyTorch loop, or against another checkout.
 
 ::
 
     python experiments/step_time.py configs/camvid/fcn.yaml --root path/to/camvid
     python experiments/step_time.py configs/camvid/fcn.yaml --root path/to/camvid --against ../other/checkout
 
-Both sides take turns, so that a change of the machine's speed reaches both: step by step beside the plain loop, and
-process by process beside another checkout. Each side reads its own batches in the main process. Times are those of
-the process's processor (user and system), which other processes disturb less than the clock on the wall.
+Both sides take turns, so that changes of the machine's speed affect both: step by step against the plain loop, and
+process by process against another checkout. Each side reads its own batches in the main process. Times are processor
+times (user and system), which other processes affect less than the wall clock.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from typing import Any
 import lightning.pytorch as pl
 
 SKIPPED = 5
-"""The first steps of a process, which allocate memory and fill caches."""
+"""The number of first steps to ignore, because they allocate memory and fill caches."""
 
 
 class StepTimes(pl.Callback):
     """Write the times of all training steps to a file when training ends.
 
     Args:
-        path: A JSON file: seconds of processor time, and of the clock, per step.
-        plain: Whether a plain PyTorch loop takes turns with Lightning's, on a copy of the model. Its times are
-            written, too.
+        path: A JSON file: seconds of processor time and of the wall clock per step.
+        plain: Whether a plain PyTorch loop on a copy of the model takes turns with Lightning's. Its times are
+            written as well.
     """
 
     def __init__(self, path: str, plain: bool = False) -> None:
@@ -88,12 +88,12 @@ def plain_loop(model: Any, trainer: pl.Trainer) -> Iterator[None]:
 
 
 def now() -> tuple[float, float]:
-    """Return the processor time of this process and the time of the clock, in seconds."""
+    """Return the processor time of this process and the time of the wall clock, in seconds."""
     return time.process_time(), time.perf_counter()
 
 
 def passed(since: tuple[float, float]) -> tuple[float, float]:
-    """Return the seconds since ``since``, of both clocks."""
+    """Return the seconds since ``since`` on both clocks."""
     return tuple(a - b for a, b in zip(now(), since, strict=True))  # type: ignore[return-value]
 
 
@@ -119,7 +119,7 @@ def fit(checkout: Path, config: Path, root: Path, steps: int, plain: bool) -> di
 
 
 def median_ms(times: Sequence[Sequence[float]], clock: int) -> float:
-    """Return the median in milliseconds of one clock's times, the first steps left out."""
+    """Return the median time of a step on one clock in milliseconds, without the first steps."""
     return 1000 * statistics.median(step[clock] for step in times[SKIPPED:])
 
 
@@ -135,15 +135,15 @@ def compare(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the comparison that the command line asks for."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", type=Path, help="a configuration of segdet fit")
+    parser.add_argument("config", type=Path, help="a config of segdet fit")
     parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
-    parser.add_argument("--against", type=Path, help="another checkout; a plain PyTorch loop when left out")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each process")
-    parser.add_argument("--rounds", type=int, default=3, help="how many processes of each side")
+    parser.add_argument("--against", type=Path, help="another checkout (a plain PyTorch loop)")
+    parser.add_argument("--steps", type=int, default=40, help="number of steps of each process (40)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of processes of each side (3)")
     given = parser.parse_args(argv)
     here = Path(__file__).resolve().parents[1]
     ours, peer = [], []
