@@ -236,6 +236,7 @@ class DataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the training batches; the last incomplete batch of an epoch is dropped."""
         dataset = self.dataset("train")
         rank, world_size = _rank_and_world_size(self.trainer)
         if len(dataset) < self.batch_size * world_size:
@@ -256,12 +257,15 @@ class DataModule(L.LightningDataModule):
         return self._loader(samples, sampler, self.batch_size, True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation batches."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test batches."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the batches of the test split, without annotations."""
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, int]:

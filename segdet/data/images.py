@@ -26,7 +26,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION = 0x0112
 _REMEDY = "download or export it again"
 
-# What PIL raises for corrupt files of its various formats.
+# Exceptions that PIL raises for corrupt files, depending on the format.
 _PIL_ERRORS = (
     OSError,
     SyntaxError,

@@ -1,4 +1,4 @@
-"""Count what a dataset holds; describe it in tables, as JSON and in a plot."""
+"""Count the images, objects, classes and sizes of a dataset, for tables, JSON and plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
