@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import yaml
 
 from segdet.data.transforms import Pipeline, resize
-from segdet.nn.weights import restoring
+from segdet.detection.base import Detector
+from segdet.detection.faster_rcnn import TwoStageDetector
 from segdet.proposals.base import Proposer, check_image
 from segdet.util.errors import UserError
-
-if TYPE_CHECKING:
-    from segdet.detection.faster_rcnn import TwoStageDetector
 
 _CACHED_MODELS = 2
 """The number of checkpoints whose networks stay in memory."""
@@ -63,8 +59,8 @@ class RPN(Proposer):
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check_image(image)
         path = _checkpoint_file(self.checkpoint)
-        model, trained_size = _load_model(path, path.stat().st_mtime_ns)
-        size = self.size if self.size is not None else trained_size
+        model = _load_model(path, path.stat().st_mtime_ns)
+        size = self.size if self.size is not None else model.image_size
         resized = Pipeline(resize(size))(image)[0]
         pixels = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)[None]
         with torch.inference_mode():
@@ -92,26 +88,10 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 @lru_cache(maxsize=_CACHED_MODELS)
-def _load_model(path: Path, changed: int) -> tuple[TwoStageDetector, Any]:
-    """Return the model of a checkpoint in evaluation mode, and the image size of its training."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        training = content["segdet"]
-        config = yaml.safe_load(training["config"])
-        class_path, arguments = config["model"]["class_path"], dict(config["model"].get("init_args") or {})
-        state = content["state_dict"]
-    except Exception as error:  # torch and yaml raise errors of many types
+def _load_model(path: Path, changed: int) -> TwoStageDetector:
+    model = Detector.load_from_checkpoint(path, compile=False)
+    if not isinstance(model, TwoStageDetector):
         raise UserError(
-            f"{path}: the file is corrupt or is not a checkpoint of a training; give one of `segdet fit`"
-        ) from error
-    module, _, name = class_path.rpartition(".")
-    family = getattr(importlib.import_module(module), name)
-    if not hasattr(family, "propose_scored"):
-        raise UserError(f"{path}: holds a {name}, which has no proposal network; give one of FasterRCNN")
-    for unused in ("optim", "class_names", "category_ids"):
-        arguments.pop(unused, None)
-    with restoring(state):
-        model = family(training["class_names"], **arguments)
-    model.load_state_dict(state)
-    recipe = ((config.get("data") or {}).get("init_args") or {}).get("recipe") or {}
-    return model.eval(), (recipe.get("init_args") or {}).get("size")
+            f"{path}: holds a {type(model).__name__}, which has no proposal network; give one of FasterRCNN"
+        )
+    return model

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from proposal_images import make_voc, noisy_scene
 
 from segdet.cli.main import main
@@ -15,6 +14,7 @@ from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.rpn_proposer import RPN
 from segdet.task import Task
+from segdet.training.checkpoint import DESCRIPTION
 from segdet.util.errors import UserError
 
 OPTIONS: dict[str, Any] = {
@@ -39,20 +39,14 @@ def scene() -> np.ndarray:
 
 
 def _save(path: Path, model: Task, options: dict[str, Any], size: Any = None) -> Path:
-    kind = type(model)
-    config = {
-        "model": {
-            "class_path": f"{kind.__module__}.{kind.__name__}",
-            "init_args": {**options, "optim": {"name": "sgd"}, "category_ids": None},
-        },
-        "data": {
-            "class_path": "VOCDataModule",
-            "init_args": {"recipe": {"class_path": "Plain", "init_args": {"size": size}}},
-        },
+    description = {"class_path": f"{type(model).__module__}.{type(model).__name__}", "image_size": size}
+    content = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": {**model.hparams, **options},
+        DESCRIPTION: description,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"config": yaml.safe_dump(config), "class_names": ["a", "b"]}
-    torch.save({"state_dict": model.state_dict(), "segdet": about}, path)
+    torch.save(content, path)
     return path
 
 
@@ -133,7 +127,7 @@ def test_mistakes_are_one_line(tmp_path: Path, scene: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"best\.ckpt: no such checkpoint; give the folder of a run"):
         RPN(str(tmp_path))
     (tmp_path / "corrupt.ckpt").write_bytes(b"PK")
-    with pytest.raises(UserError, match="not a checkpoint of a training"):
+    with pytest.raises(UserError, match="the file is corrupt or is not a checkpoint"):
         RPN(str(tmp_path / "corrupt.ckpt"))(scene)
     options = {"backbone": "small_vgg", "strides": [8], "width": 8}
     other = _save(tmp_path / "fcos.ckpt", FCOS(["a", "b"], **options), options)

@@ -239,14 +239,12 @@ def test_the_checkpoint_shows_the_normalization(frozen: bool, short_resnets: Non
 def test_proposals_of_a_network_of_frozen_normalization(short_resnets: None, tmp_path: Path) -> None:
     weights = coco_like("fasterrcnn_resnet50_fpn", tmp_path / "coco.pth")
     model = TorchvisionFasterRCNN(["a", "b"], weights=weights).eval()
-    config = {
-        "model": {
-            "class_path": "segdet.detection.faster_rcnn.TorchvisionFasterRCNN",
-            "init_args": {"weights": weights},
-        }
+    content = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        DESCRIPTION: {"class_path": "segdet.detection.faster_rcnn.TorchvisionFasterRCNN"},
     }
-    about = {"config": yaml.safe_dump(config), "class_names": ["a", "b"]}
-    torch.save({"state_dict": model.state_dict(), DESCRIPTION: about}, tmp_path / "a.ckpt")
+    torch.save(content, tmp_path / "a.ckpt")
     Path(weights).unlink()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     boxes, _ = RPN(str(tmp_path / "a.ckpt"))(image)
