@@ -1,7 +1,7 @@
-"""The command ``segdet``: finds the subcommand, runs it, and turns a user's mistake into one line.
+"""The command ``segdet``: run a subcommand, and report a user's mistake in one line.
 
-Nothing here imports torch: ``segdet --help`` and a mistyped subcommand answer at once, and each
-subcommand imports what it needs when it is called.
+Importing this module does not import torch, so that ``segdet --help`` and a misspelled subcommand respond at once.
+Each subcommand's module is imported when the subcommand is called.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ Handler = Callable[[Sequence[str]], int | None]
 TRAINING = {
     "fit": "train a model, in a run folder of its own",
     "validate": "score a checkpoint on the validation split",
-    "test": "score a checkpoint on the test split and measure what it costs",
+    "test": "score a checkpoint on the test split and measure its cost",
     "predict": "run a checkpoint on a folder of images",
 }
 
@@ -32,37 +32,37 @@ OTHERS = {
 }
 
 DATA = {
-    "check": ("segdet.cli.data.check:main", "read a whole dataset and list every fault"),
+    "check": ("segdet.cli.data.check:main", "read a whole dataset and list all faults"),
     "stats": ("segdet.cli.data.stats:main", "count a dataset's images, classes and sizes"),
     "show": ("segdet.cli.data.show:main", "draw annotated samples on one sheet"),
     "make": ("segdet.cli.data.make:main", "generate the Shapes dataset as a VOC, COCO or Cityscapes folder"),
-    "download": ("segdet.cli.data.download:main", "fetch VOC or COCO from their owners"),
+    "download": ("segdet.cli.data.download:main", "download VOC or COCO from their official servers"),
 }
 
 INTERRUPTED = 130
-"""The exit status of a command that was interrupted from the keyboard, as shells have it."""
+"""The exit status after an interrupt from the keyboard, by the convention of shells."""
 
 USER_ERROR = 2
-"""The exit status of a user's mistake, as argparse has it."""
+"""The exit status after a user's mistake, as argparse has it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments after the command's name; by default those of the process.
+        argv: The arguments after the command's name, by default those of the process.
 
     Returns:
-        The exit status: 0, 1 where a check failed, 2 for a user's mistake, 130 when interrupted.
+        The exit status: 0, 1 if a check failed, 2 after a user's mistake, 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     with _restored_environment():
-        return _answer(argv)
+        return _run(argv)
 
 
 @contextlib.contextmanager
 def _restored_environment() -> Iterator[None]:
-    """Undoes what a run sets in the environment, so that a second one in this process starts clean."""
+    """Restore the environment variables that a run sets, so that they do not affect another run in this process."""
     names = (RUN_DIR_VARIABLE, "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
     before = {name: os.environ.get(name) for name in names}
     try:
@@ -75,11 +75,11 @@ def _restored_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _answer(argv: list[str]) -> int:
-    """Runs the command and gives its exit status, whatever happens but a bug."""
+def _run(argv: list[str]) -> int:
+    """Run the command and return its exit status; only bugs raise."""
     try:
         return _dispatch(argv)
-    except SystemExit as leaving:  # argparse leaves this way, also after --help
+    except SystemExit as leaving:  # from argparse, also after --help
         return _status(leaving)
     except KeyboardInterrupt:
         write_line("segdet: interrupted")
@@ -94,7 +94,7 @@ def _answer(argv: list[str]) -> int:
                 return USER_ERROR
             raise
         if claims_report(mistake):
-            # The first process, not this one, may have left its progress bar on the present line.
+            # The progress bar of rank 0 may be on the present line.
             write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
         return USER_ERROR
 
@@ -142,7 +142,7 @@ def _help() -> str:
         *(f"  {name:<10} {text}" for name, (_, text) in OTHERS.items()),
         f"  {'data':<10} {', '.join(DATA)}: datasets on disk",
         "",
-        "segdet COMMAND --help tells a command's options; segdet --version the version.",
+        "segdet COMMAND --help lists the options of a command; segdet --version prints the version.",
         "  segdet fit --model FCN --data VOCDataModule --data.root data/camvid --run_dir runs/camvid",
         "  segdet test --ckpt_path runs/camvid/checkpoints/best.ckpt",
     ]

@@ -1,129 +1,178 @@
-"""What the parser finds wrong with the command line or a configuration file, in one readable line."""
+"""jsonargparse's messages about wrong options, turned into one line that names the option, the fault and the fix.
+
+jsonargparse reports errors only as text, so all matching of its text is in this module.
+"""
 
 import dataclasses
 import inspect
 import re
 import typing
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
+from segdet.data.datamodule import DataModule
+from segdet.task import Task
 from segdet.training.optim import Optimization
 from segdet.util.suggest import closest, did_you_mean
 
 
 class ParseFault(Exception):
-    """The parser's own message, which may have many lines."""
+    """An error of the parser, with jsonargparse's message, which may have many lines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fault:
+    """A message of jsonargparse, and where it comes from."""
+
+    message: str
+    parser: ArgumentParser
+    command: str
+
+    @cached_property
+    def path(self) -> list[str]:
+        """The names of the option at fault, from the outermost section to the innermost."""
+        parts = re.findall(r"Parser key \"([^\"]+)\"", self.message)
+        return [part for index, part in enumerate(parts) if index == 0 or part != parts[index - 1]]
+
+    @property
+    def option(self) -> str:
+        """The dotted name of the option at fault; empty for the top level."""
+        return ".".join(self.path)
+
+    @cached_property
+    def class_path(self) -> str | None:
+        """The import path of the class whose arguments are at fault."""
+        found = re.findall(r"Problem with given class_path '([^']+)'", self.message)
+        return found[-1] if found else None
+
+    @property
+    def class_name(self) -> str:
+        """The name of that class; empty if there is none."""
+        return (self.class_path or "").rsplit(".", 1)[-1]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All options of the parser and all sections."""
+        options = getattr(self.parser, "_option_string_actions", {})
+        names = [option[2:] for option in options if option.startswith("--")]
+        sections = {name.rsplit(".", 1)[0] for name in names if "." in name}
+        return sorted({*names, *sections, "model", "data"})
 
 
 def readable(message: str, parser: ArgumentParser, command: str) -> str:
-    """One line that names the key, the fault and the remedy.
+    """Return one line that names the option, the fault and the fix.
 
     Args:
-        message: What jsonargparse says.
+        message: The message of jsonargparse.
         parser: The subcommand's parser, whose options are suggested.
         command: The subcommand's name.
     """
-    if match := re.match(r"unrecognized arguments: (.+)", message, re.S):
-        return _unrecognized(match[1], parser, command)
-    if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
-        # Optimization is the one group of options that lies inside of a class.
-        if match[1] != "optim":
-            key = f"{match[1]}.{match[2]}"
-            return f"{key}: no such key{_suggestion(key, _keys(parser))}"
-        known = [field.name for field in dataclasses.fields(Optimization)]
-        return f"{'.'.join([*_path(message), match[1], match[2]])}: no such key{_suggestion(match[2], known)}"
-    if match := re.search(r"does not accept option '([^']+)'", message):
-        known = _keys(parser)
-        section = match[1].split(".")[0]
-        key = match[1] if section in known else section  # of a section unknown as a whole, the section
-        return f"{key}: no such key{_suggestion(key, known)}"
-    if match := re.search(r"the following arguments are required: (.+)", message):
-        key = ".".join(_path(message))
-        missing = [name.strip().removeprefix(command + ".") for name in match[1].splitlines()[0].split(",")]
-        options = ", ".join(f"--{key}.{name}" if key else f"--{name}" for name in missing)
-        kind = _class_in(message)
-        return f"{options}: missing{f', {kind} needs it' if kind else ''}; give it here or in --config"
-    # The second is how an option of a group of a class's options, such as optim, is refused on the command line.
-    if match := re.search(
-        r"Option '([^']+)' is not accepted|given class_path '[^']+':\s+unrecognized arguments: --([\w.+-]+)",
-        message,
-    ):
-        name = match[1] or match[2]
-        if not _path(message):  # a section of a configuration file
-            section = name.split(".")[0]
-            key = name if section in _keys(parser) else section
-            return f"{key}: no such key{_suggestion(key, _keys(parser))}"
-        key = ".".join([*_path(message), name])
-        kind = _class_in(message)
-        remedy = (
-            _suggestion(name, _argument_names(message))
-            or f"; see segdet {command} --{_path(message)[0]}.help {kind}"
-        )
-        return f"--{key}: {kind or 'the class'} has no argument '{name}'{remedy}"
-    if match := re.search(
-        r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either", message
-    ):
-        return _unknown_class(match[1] or match[2], ".".join(_path(message)), parser)
-    if match := re.search(r"File does not exist: '?([^'\n]+)'?", message):
-        return f"--config {match[1]}: no such file; mend the path"
-    if "Problems parsing config" in message:
-        return "--config: no valid YAML: " + _joined(message.split(":", 1)[1])
-    return _wrong_value(message)
+    fault = _Fault(message, parser, command)
+    for pattern, describe in _PATTERNS:
+        if match := re.search(pattern, message):
+            return describe(fault, match)
+    return _wrong_value(fault)
 
 
-def _unrecognized(text: str, parser: ArgumentParser, command: str) -> str:
-    tokens = text.split()
+def _unrecognized(fault: _Fault, match: re.Match[str]) -> str:
+    tokens = match[1].split()
     option = next((token for token in tokens if token.startswith("-")), None)
+    usage = f"see segdet {fault.command} --help"
     if option is None:
-        return f"{tokens[0]}: belongs to no option; see segdet {command} --help"
+        return f"{tokens[0]}: a value without an option; {usage}"
     name = option.lstrip("-").split("=", 1)[0]
-    return f"--{name}: no such option{_suggestion(name, _keys(parser), '--')}; see segdet {command} --help"
+    return f"--{name}: no such option{_suggestion(name, fault.keys, '--')}; {usage}"
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
-    options = getattr(parser, "_option_string_actions", {})
-    names = [option[2:] for option in options if option.startswith("--")]
-    sections = {name.rsplit(".", 1)[0] for name in names if "." in name}
-    return sorted({*names, *sections, "model", "data"})
+def _unknown_key_of_group(fault: _Fault, match: re.Match[str]) -> str:
+    group, key = match[1], match[2]
+    if group != "optim":  # a section of a configuration file
+        return _unknown_key(fault, f"{group}.{key}")
+    known = [field.name for field in dataclasses.fields(Optimization)]
+    return f"{'.'.join([*fault.path, group, key])}: no such key{_suggestion(key, known)}"
+
+
+def _unknown_section(fault: _Fault, match: re.Match[str]) -> str:
+    return _unknown_key(fault, match[1])
+
+
+def _unknown_key(fault: _Fault, key: str) -> str:
+    section = key.split(".")[0]
+    if section not in fault.keys:
+        key = section
+    return f"{key}: no such key{_suggestion(key, fault.keys)}"
+
+
+def _unknown_argument(fault: _Fault, match: re.Match[str]) -> str:
+    name = match[1] or match[2]
+    if not fault.path:
+        return _unknown_key(fault, name)
+    fix = _suggestion(name, _argument_names(fault.class_path))
+    if not fix:
+        fix = f"; see segdet {fault.command} --{fault.path[0]}.help {fault.class_name}"
+    return f"--{fault.option}.{name}: {fault.class_name or 'the class'} has no argument '{name}'{fix}"
+
+
+def _missing(fault: _Fault, match: re.Match[str]) -> str:
+    names = [name.strip() for name in match[1].splitlines()[0].split(",")]
+    options = ", ".join(f"--{fault.option}.{name}" if fault.path else f"--{name}" for name in names)
+    needed = f", {fault.class_name} needs it" if fault.class_path else ""
+    return f"{options}: missing{needed}; give it here or in --config"
+
+
+def _unknown_class(fault: _Fault, match: re.Match[str]) -> str:
+    bases: dict[str, type] = {"model": Task, "data": DataModule}
+    base = bases.get(fault.option)
+    known = sorted(_subclass_names(base)) if base is not None else []
+    kind = {"model": "model", "data": "data module"}.get(fault.option, "class")
+    name = match[1] or match[2]
+    fix = did_you_mean(name, known, cutoff=0.5) if known else "fix the name"
+    return f"--{fault.option} {name}: no such {kind}; {fix}"
+
+
+def _missing_file(fault: _Fault, match: re.Match[str]) -> str:
+    return f"--config {match[1]}: no such file; fix the path"
+
+
+def _invalid_yaml(fault: _Fault, match: re.Match[str]) -> str:
+    return "--config: not valid YAML: " + _joined(match[1])
+
+
+_PATTERNS: list[tuple[str, Callable[[_Fault, re.Match[str]], str]]] = [
+    (r"(?s)^unrecognized arguments: (.+)", _unrecognized),
+    (r"Group '([^']+)' does not accept option '([^']+)'", _unknown_key_of_group),
+    (r"does not accept option '([^']+)'", _unknown_section),
+    (r"the following arguments are required: (.+)", _missing),
+    # The second alternative reports an unknown option of a group within a class, such as optim.
+    (
+        r"Option '([^']+)' is not accepted|given class_path '[^']+':\s+unrecognized arguments: --([\w.+-]+)",
+        _unknown_argument,
+    ),
+    (r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either", _unknown_class),
+    (r"File does not exist: '?([^'\n]+)'?", _missing_file),
+    (r"(?s)Problems parsing config[^:]*:(.+)", _invalid_yaml),
+]
+"""Patterns of jsonargparse's messages, the most specific first."""
 
 
 def _suggestion(name: str, known: list[str], prefix: str = "") -> str:
     near = closest(name, known)
-    if not near and "." not in name:  # the last part may be right and its section missing
+    if not near and "." not in name:  # the user may have left out the section
         near = next((key for key in known if key.rsplit(".", 1)[-1] == name), None)
     return f"; did you mean {prefix}{near}?" if near else ""
 
 
-def _path(message: str) -> list[str]:
-    """The key at fault, from the outside to the inside."""
-    parts = re.findall(r"Parser key \"([^\"]+)\"", message)
-    seen: list[str] = []
-    for part in parts:
-        if not seen or part != seen[-1]:
-            seen.append(part)
-    return seen
-
-
-def _class_path_in(message: str) -> str | None:
-    found = re.findall(r"Problem with given class_path '([^']+)'", message)
-    return found[-1] if found else None
-
-
-def _class_in(message: str) -> str | None:
-    path = _class_path_in(message)
-    return path.rsplit(".", 1)[-1] if path else None
-
-
-def _argument_names(message: str) -> list[str]:
-    """The arguments of the class that ``message`` is about, those of its dataclasses with their prefix."""
-    path = _class_path_in(message)
-    if path is None:
+def _argument_names(class_path: str | None) -> list[str]:
+    """Return the arguments of a class and of its bases, with the fields of dataclasses as ``argument.field``."""
+    if class_path is None:
         return []
     try:
-        cls = import_object(path)
-    except Exception:  # whatever keeps it from being imported, there is nothing to suggest
+        cls = import_object(class_path)
+    except Exception:  # a class that cannot be imported has no arguments to suggest
         return []
     names: list[str] = []
     for parent in inspect.getmro(cls):
@@ -132,32 +181,24 @@ def _argument_names(message: str) -> list[str]:
             continue
         try:
             hints = typing.get_type_hints(init)
-        except Exception:  # a name that only a type checker knows
+        except Exception:  # an annotation that is imported for type checkers only
             hints = {}
         for name, parameter in inspect.signature(init).parameters.items():
             if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 continue
             names.append(name)
-            names += [f"{name}.{field}" for field in _fields(hints.get(name))]
+            names += [f"{name}.{field}" for field in _dataclass_fields(hints.get(name))]
     return list(dict.fromkeys(names))
 
 
-def _fields(hint: Any) -> list[str]:
+def _dataclass_fields(hint: Any) -> list[str]:
     options = [hint, *typing.get_args(hint)]
     return [
-        f.name for option in options if dataclasses.is_dataclass(option) for f in dataclasses.fields(option)
+        field.name
+        for option in options
+        if dataclasses.is_dataclass(option)
+        for field in dataclasses.fields(option)
     ]
-
-
-def _unknown_class(name: str, key: str, parser: ArgumentParser) -> str:
-    from segdet.data.datamodule import DataModule
-    from segdet.task import Task
-
-    bases: dict[str, type] = {"model": Task, "data": DataModule}
-    known = sorted(_subclass_names(bases[key])) if key in bases else []
-    kind = {"model": "model", "data": "data module"}.get(key, "class")
-    remedy = did_you_mean(name, known, cutoff=0.5) if known else "fix the name"
-    return f"--{key} {name}: no such {kind}; {remedy}"
 
 
 def _subclass_names(base: Any) -> set[str]:
@@ -169,22 +210,22 @@ def _subclass_names(base: Any) -> set[str]:
     return names
 
 
-def _wrong_value(message: str) -> str:
-    """A value of the wrong type: the innermost key and what it expects."""
-    key = ".".join(_path(message))
+def _wrong_value(fault: _Fault) -> str:
+    """Describe a value of the wrong type: the innermost option and the expected types."""
+    message, option = fault.message, fault.option
     given = re.findall(r"Got value: (.+)", message) or re.findall(r"Given value: (.+)", message)
     nested = re.search(r"NestedArg\(key='([^']+)', val=(.+?)\)\s*$", message)
-    if nested and not key.endswith(nested[1]):
-        key = f"{key}.{nested[1]}"
+    if nested and not option.endswith(nested[1]):
+        option = f"{option}.{nested[1]}"
     expected = [
         _type_name(text)
         for text in re.findall(r"Expected a ((?:<class )?[^\n]+?)(?:\. Got value|\n|$)", message)
     ]
-    expected = [text for text in dict.fromkeys(expected) if text not in ("null",)] or expected
-    if key and expected:
+    expected = [text for text in dict.fromkeys(expected) if text != "null"] or expected
+    if option and expected:
         value = nested[2].strip("'\"") if nested else (given[0].strip() if given else "")
-        return f"--{key}: expected {' or '.join(expected)}, got {value}"
-    return (f"--{key}: " if key else "") + _joined(re.sub(r"Parser key \"[^\"]+\":?", "", message))
+        return f"--{option}: expected {' or '.join(expected)}, got {value}"
+    return (f"--{option}: " if option else "") + _joined(re.sub(r"Parser key \"[^\"]+\":?", "", message))
 
 
 def _type_name(text: str) -> str:

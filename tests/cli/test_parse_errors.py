@@ -55,12 +55,12 @@ def test_missing(line: Line) -> None:
     assert line(["fit", "--model=SSD", "--data=VOCDataModule"]).startswith(
         "--data.root: missing, VOCDataModule"
     )
-    assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; mend the path")
+    assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; fix the path")
 
 
 def test_torn_config(line: Line, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: [a\n b: 3")
-    assert line(["fit", "--config=c.yaml"]).startswith("--config: no valid YAML: ")
+    assert line(["fit", "--config=c.yaml"]).startswith("--config: not valid YAML: ")
 
 
 def test_task(line: Line, shapes: Path) -> None:
