@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, PrivateAttr, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, StrictBool, StrictInt, StrictStr
 
 from segdet.util.suggest import closest
 from segdet.util.validation import FileModel, Key, YamlFile
@@ -49,23 +49,10 @@ def _check_override(key: str) -> str:
     return key
 
 
-def _check_seeds(seeds: Any) -> Any:
-    numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not numbers or not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError("it must be a list of different whole numbers, such as [0, 1, 2]")
+def _check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("give each seed once")
     return seeds
-
-
-def _check_count(count: Any) -> int:
-    if type(count) is not int or count < 1:
-        raise ValueError("it must be a whole number from 1 on")
-    return count
-
-
-def _check_runs(runs: Any) -> Any:
-    if runs == {}:
-        raise ValueError("name at least one run")
-    return runs
 
 
 def _as_list(value: Any) -> Any:
@@ -79,14 +66,9 @@ def _as_words(line: Any) -> list[str]:
     return words[1:]
 
 
-def _check_configs(paths: Any) -> Any:
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise ValueError("it must be a config file or a list of config files")
-    return paths
-
-
 Name = Annotated[StrictStr, AfterValidator(_check_name)]
-Configs = Annotated[tuple[str, ...], BeforeValidator(_check_configs), BeforeValidator(_as_list)]
+Configs = Annotated[tuple[StrictStr, ...], BeforeValidator(_as_list)]
+Command = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
 Overrides = dict[Annotated[StrictStr, AfterValidator(_check_override)], Any]
 
 
@@ -100,7 +82,7 @@ class Run(FileModel):
         after: The run that must be finished before this one. Its folder replaces ``{after}`` in the overrides.
     """
 
-    configs: Configs
+    configs: Annotated[Configs, Field(min_length=1)]
     overrides: Overrides = {}
     test: StrictBool = True
     after: StrictStr | None = None
@@ -120,14 +102,14 @@ class Experiment(FileModel):
     """
 
     name: Name
-    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_check_seeds)] = (0,)
-    prepare: Annotated[
-        tuple[Annotated[tuple[str, ...], BeforeValidator(_as_words)], ...], BeforeValidator(_as_list)
-    ] = ()
+    seeds: Annotated[
+        tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_check_seeds)
+    ] = (0,)
+    prepare: Annotated[tuple[Command, ...], BeforeValidator(_as_list)] = ()
     data: Configs = ()
     budget: Overrides = {}
-    at_once: Annotated[StrictInt, BeforeValidator(_check_count)] = 1
-    runs: Annotated[dict[Name, Run], BeforeValidator(_check_runs)]
+    at_once: Annotated[StrictInt, Field(ge=1)] = 1
+    runs: Annotated[dict[Name, Run], Field(min_length=1)]
     _path: Path = PrivateAttr(default=Path())
 
     @property
@@ -162,8 +144,6 @@ def _conflicts(experiment: Experiment) -> Iterator[tuple[Key, str]]:
     for name, run in experiment.runs.items():
         key: Key = ("runs", name)
         yield from _missing_files((*key, "configs"), run.configs)
-        if not run.configs:
-            yield (*key, "configs"), "is empty; name at least one config file"
         for override in run.overrides:
             if override in experiment.budget:
                 yield (

@@ -159,6 +159,8 @@ def explain(error: ValidationError) -> tuple[Key, str]:
         expected = f"one of {context['expected']}"
     elif kind == "greater_than_equal":
         expected = f"at least {context['ge']}"
+    elif kind == "too_short":
+        return key, f"{is_wrong} and needs at least {context['min_length']}"
     return key, f"{is_wrong} and should be {expected}" if expected else f"{is_wrong}: {first['msg']}"
 
 

@@ -47,9 +47,9 @@ def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
         ("budget:", "budgett:", "has the unknown key 'budgett'; did you mean budget?"),
         ("overrides:", "override:", "runs.fcn has the unknown key 'override'; did you mean overrides?"),
         ("test: false", "test: 0", "line 8: runs.ssd.test is 0 and should be true or false"),
-        ("[0, 1]", "[0, 0]", "seeds is [0, 0]; it must be a list of different whole numbers"),
-        ("[0, 1]", "3", "seeds is 3; it must be a list"),
-        ("budget:", "at_once: 0\nbudget:", "at_once is 0; it must be a whole number from 1 on"),
+        ("[0, 1]", "[0, 0]", "seeds is [0, 0]; give each seed once"),
+        ("[0, 1]", "3", "seeds is 3 and should be a list"),
+        ("budget:", "at_once: 0\nbudget:", "at_once is 0 and should be at least 1"),
         ("configs/ssd.yaml", "configs/sdd.yaml", "runs.ssd.configs names configs/sdd.yaml, which is not in"),
         ("configs/ssd.yaml", "configs/sdd.yaml", "did you mean configs/ssd.yaml?"),
         ("configs/ssd.yaml", "x.yaml", "paths are relative to the current directory"),
@@ -84,12 +84,12 @@ def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
         (
             "{configs: configs/ssd.yaml, test: false}",
             "{configs: 1}",
-            "runs.ssd.configs is 1; it must be a config",
+            "runs.ssd.configs is 1 and should be a list",
         ),
         (
             "{configs: configs/ssd.yaml, test: false}",
             "{configs: []}",
-            "runs.ssd.configs is empty; name at least",
+            "runs.ssd.configs is [] and needs at least 1",
         ),
     ],
 )
