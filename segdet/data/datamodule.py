@@ -211,7 +211,7 @@ class DataModule(L.LightningDataModule):
         """Return the samples of ``dataset`` at ``positions``, in this order, in batches of ``eval_batch_size``."""
         return self._loader(dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
 
-    def kept_files(self) -> set[Path]:
+    def cached_files(self) -> set[Path]:
         """Return the cached files of the proposals of all subsets opened so far."""
         opened = self._datasets.values()
         return {file for each in opened if each.proposals is not None for file in each.proposals.files()}

@@ -40,7 +40,7 @@ class VOCDataModule(DataModule):
         super().__init__(root, **kwargs)
         self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
         self.test_is_val = not test
-        self.given_class_names = class_names
+        self.requested_class_names = class_names
         if not 0 <= ignore_index <= 255:
             raise UserError(
                 f"--data.ignore_index {ignore_index}: mask values are 0 to 255; give one of these"
@@ -51,7 +51,7 @@ class VOCDataModule(DataModule):
         known = None if self.known_classes is None else self.known_classes.names
         _refuse_masks(self.root, self.masks)
         return VOCReader(
-            self.root, self.sets[subset], self.task, self.given_class_names, self.ignore_index, known
+            self.root, self.sets[subset], self.task, self.requested_class_names, self.ignore_index, known
         )
 
 
@@ -80,11 +80,15 @@ class COCODataModule(DataModule):
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
         self.test_is_val = not test
-        self.given_class_names = class_names
+        self.requested_class_names = class_names
 
     def open_reader(self, subset: Subset) -> COCOReader:
         return COCOReader(
-            self.root, self.splits[subset], self.task, class_names=self.given_class_names, masks=self.masks
+            self.root,
+            self.splits[subset],
+            self.task,
+            class_names=self.requested_class_names,
+            masks=self.masks,
         )
 
 
@@ -179,15 +183,15 @@ class ImageFolder(DataModule):
 
     def __init__(self, root: str | Path, class_names: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
-        self.given_class_names = class_names
+        self.requested_class_names = class_names
 
     def open_reader(self, subset: Subset) -> FolderReader:
-        if self.given_class_names is None:
+        if self.requested_class_names is None:
             raise UserError(
                 f"{self.root}: a folder of images has no class names; give --ckpt_path, whose checkpoint has them, or "
                 "--data.class_names"
             )
-        return FolderReader(self.root, self.given_class_names)
+        return FolderReader(self.root, self.requested_class_names)
 
 
 def _refuse_masks(root: Path, masks: bool) -> None:

@@ -14,7 +14,7 @@ from segdet.data.cleaning import clean_objects
 from segdet.data.images import image_size
 from segdet.metrics.proposals import ProposalScores
 from segdet.proposals.cache import CachedProposals
-from segdet.util.disk_cache import file_sizes
+from segdet.util.disk_cache import total_size
 from segdet.util.errors import BadSample
 from segdet.util.tables import markdown_table
 
@@ -76,7 +76,7 @@ def evaluate(
         if isinstance(proposals, CachedProposals):
             result.seconds += time.perf_counter() - start
             result.computed += proposals.computed
-            result.bytes += file_sizes(proposals.files())
+            result.bytes += total_size(proposals.files())
             result.folder = proposals.folder
         for index in indices:
             try:

@@ -24,7 +24,7 @@ from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
 from segdet.training.checkpoint import DESCRIPTION
 from segdet.training.progress import read_losses
-from segdet.util.disk_cache import file_sizes
+from segdet.util.disk_cache import total_size
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 
@@ -319,8 +319,8 @@ def _disk_mb(folder: Path, data: Any) -> float:
         file for name in CONTENTS if name != "wandb" for file in (folder / name, *(folder / name).rglob("*"))
     }
     if isinstance(data, DataModule):
-        files |= data.kept_files()
-    return round(file_sizes(files) / 1e6, 2)
+        files |= data.cached_files()
+    return round(total_size(files) / 1e6, 2)
 
 
 def _merged_with_earlier(earlier: Record, record: Record, monitor: str) -> Record:

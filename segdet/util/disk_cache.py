@@ -32,7 +32,7 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("segdet", appauthor=False))
 
 
-def file_sizes(files: Iterable[Path]) -> int:
+def total_size(files: Iterable[Path]) -> int:
     """Return the total size of the regular ``files`` that exist, in bytes."""
     total = 0
     for file in files:

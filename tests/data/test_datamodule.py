@@ -53,9 +53,9 @@ def test_prediction_reads_no_annotations_and_a_later_test_does(voc_folder: Path)
 
 def test_cached_files_of_two_subsets_are_counted_once(voc_folder: Path) -> None:
     module = VOCDataModule(voc_folder, val=["train"], task="detection", proposals=UniformWindows())
-    assert module.kept_files() == set()
+    assert module.cached_files() == set()
     module.setup("fit")
-    assert len(module.kept_files()) == 2 and all(file.is_file() for file in module.kept_files())
+    assert len(module.cached_files()) == 2 and all(file.is_file() for file in module.cached_files())
 
 
 @pytest.mark.parametrize(

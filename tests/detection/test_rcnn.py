@@ -33,7 +33,7 @@ from segdet.proposals.cache import CachedProposals
 from segdet.runs.cost import measure_cost
 from segdet.training import linear_svm
 from segdet.training.progress import StepLogger
-from segdet.util.disk_cache import file_sizes
+from segdet.util.disk_cache import total_size
 from segdet.util.errors import BadSample, UserError
 
 
@@ -394,9 +394,9 @@ def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
     for split, images in (("train", 8), ("val", 3)):
         proposals = UniformWindows().open(readers[split], range(images), workers=1)
         assert isinstance(proposals, CachedProposals) and proposals.computed == 0
-        assert len(proposals.files()) == images and file_sizes(proposals.files()) > 1e5
+        assert len(proposals.files()) == images and total_size(proposals.files()) > 1e5
         files += proposals.files()
-    small = record["cost"]["disk_mb"] - file_sizes(files) / 1e6
+    small = record["cost"]["disk_mb"] - total_size(files) / 1e6
     assert 0.001 < small < 0.05  # the configuration and other small files
 
 
