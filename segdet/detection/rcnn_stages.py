@@ -73,7 +73,7 @@ class LaterStages:
 
     Args:
         model: The fine-tuned network; its SVMs and its regression are trained in place.
-        options: See there.
+        options: See `segdet.detection.rcnn.RCNN`.
         trainer: The trainer of the run, for `run` and for the loggers; None to train without either.
     """
 

@@ -47,6 +47,7 @@ class RegionDetector(Detector):
 
     proposer: Proposer | None = None
     max_proposals: int = 2000
+    _proposer_error: UserError | None = None
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class RegionDetector(Detector):
         return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the proposer and its settings."""
+        """Add the proposer and its arguments."""
         super().on_save_checkpoint(checkpoint)
         proposer = self.proposer
         checkpoint[DESCRIPTION] |= {
@@ -122,18 +123,25 @@ class RegionDetector(Detector):
             if proposer is None
             else {
                 "class_path": f"{type(proposer).__module__}.{type(proposer).__qualname__}",
-                "settings": plain(proposer.settings),
+                "arguments": plain(proposer.arguments),
             },
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the proposer from the checkpoint, if the data does not give one."""
+        """Use the proposer of the checkpoint if there is no data module.
+
+        If it cannot be constructed, such as `RPN` without its own checkpoint, the error is raised when it is needed.
+        """
         super().on_load_checkpoint(checkpoint)
         description = checkpoint.get(DESCRIPTION) or {}
         saved = description.get("proposer")
-        if self._trainer is None and saved is not None:
-            self.proposer = import_class(saved["class_path"], Proposer)(**saved["settings"])  # type: ignore[type-abstract]
-            self.max_proposals = description["max_proposals"]
+        if self._trainer is not None or saved is None:
+            return
+        self.max_proposals = description["max_proposals"]
+        try:
+            self.proposer = import_class(saved["class_path"], Proposer)(**saved["arguments"])  # type: ignore[type-abstract]
+        except UserError as error:
+            self._proposer_error = error
 
     def build_scores(self) -> Scores:
         return RegionScores(self.class_names, self.category_ids)
@@ -153,6 +161,8 @@ class RegionDetector(Detector):
 
     def _available_proposer(self) -> Proposer:
         if self.proposer is None:
+            if self._proposer_error is not None:
+                raise self._proposer_error
             raise UserError(
                 f"{type(self).__name__}: a file of proposals covers only the images of the data; give --data.proposals "
                 "SelectiveSearch"
@@ -201,7 +211,7 @@ class RegionDetector(Detector):
 
         Args:
             images: As for `Task.predict_tensors`.
-            original_sizes: As there.
+            original_sizes: As for `Task.predict_tensors`.
             targets: One per image, with ``proposals`` in the pixels of ``images``.
             originals: The images to propose regions in; see `propose`.
         """

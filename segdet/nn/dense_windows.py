@@ -185,9 +185,9 @@ class DenseWindows(DensePass):
 
     Args:
         classifier: See `DensePass`.
-        window: See there.
-        stride: See there.
-        method: See there.
+        window: See `DensePass`.
+        stride: See `DensePass`.
+        method: See `DensePass`.
     """
 
     def __init__(

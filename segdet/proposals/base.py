@@ -51,9 +51,14 @@ class Proposer(ProposalSource):
         return proposals
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The fields by name."""
+    def arguments(self) -> dict[str, Any]:
+        """The fields by name, from which an equal proposer can be constructed."""
         return asdict(self)  # type: ignore[call-overload]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that identify the boxes: the arguments, unless a subclass replaces some by their content."""
+        return self.arguments
 
     @property
     def key(self) -> str:

@@ -346,23 +346,23 @@ def test_every_published_weight_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "torchvision:resnet50"])
-def test_published_names_are_those_of_either_librarys_backbone(backbone: str) -> None:
+def test_published_names_match_the_backbones_of_both_libraries(backbone: str) -> None:
     with torch.device("meta"):
         own = DETR(COCO_NAMES, backbone).state_dict()
     assert {_published_name(k) for k in own if not k.endswith("num_batches_tracked")} == set(_published())
 
 
-def test_its_parameters_are_the_papers() -> None:
-    """41 million (table 1): by arithmetic, with normalization in the backbone not counted as it is frozen there."""
+def test_number_of_parameters_equals_the_papers() -> None:
+    """41 million (table 1), without the frozen batch normalization of the backbone."""
     with torch.device("meta"):
         model = DETR(COCO_NAMES)
     normalization = {
         id(p) for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
     }
     width, inner = 256, 2048
-    attention, perceptron, norm = 4 * width * (width + 1), 2 * width * inner + inner + width, 2 * width
-    encoder = attention + perceptron + 2 * norm
-    decoder = 2 * attention + perceptron + 3 * norm
+    attention, feedforward, norm = 4 * width * (width + 1), 2 * width * inner + inner + width, 2 * width
+    encoder = attention + feedforward + 2 * norm
+    decoder = 2 * attention + feedforward + 3 * norm
     heads = 92 * (width + 1) + 2 * width * (width + 1) + 4 * (width + 1)
     resnet = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"]
     convolutions = resnet - 1000 * 2049 - sum(p.numel() for p in model.parameters() if id(p) in normalization)
@@ -372,21 +372,21 @@ def test_its_parameters_are_the_papers() -> None:
 
 
 def _small_published() -> dict[str, Tensor]:
-    """A small network's weights under the published names, with outputs for COCO."""
+    """Return the weights of a small network with the published names and outputs for COCO."""
     state = {_published_name(name): value for name, value in _small().state_dict().items()}
     return state | {"class_embed.weight": torch.randn(92, 64), "class_embed.bias": torch.arange(92.0)}
 
 
-def test_published_outputs_are_taken_by_the_classes_names(tmp_path: Path) -> None:
+def test_published_outputs_are_selected_by_class_name(tmp_path: Path) -> None:
     published = _small_published()
     options: dict[str, Any] = {
         "backbone": "small_vgg", "backbone_options": {"channels": [16, 24, 32], "convolutions": 1}, "stride": 8,
         "width": 64, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "queries": 20,
         "weights": _file(tmp_path / "detr.pth", published),
     }  # fmt: skip
-    known = DETR(["dog", "person"], **options)
-    assert known.class_embed.bias.tolist() == [18, 1, 91]
-    assert torch.equal(known.class_embed.weight, published["class_embed.weight"][[18, 1, 91]])
+    selected = DETR(["dog", "person"], **options)
+    assert selected.class_embed.bias.tolist() == [18, 1, 91]
+    assert torch.equal(selected.class_embed.weight, published["class_embed.weight"][[18, 1, 91]])
     new = DETR(["platelet"], **options)
     assert new.class_embed.weight.shape == (2, 64) and new.class_embed.bias.abs().max() < 1
     assert torch.equal(new.query_embed.weight, published["query_embed.weight"])

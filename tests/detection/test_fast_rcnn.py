@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from region_scenes import map_50, scenes, train
@@ -12,10 +13,13 @@ from torchvision.ops import box_iou
 from segdet.cli.main import main
 from segdet.data.sample import Target
 from segdet.detection.fast_rcnn import FastRCNN
+from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.rcnn import RCNN
+from segdet.detection.rpn_proposer import RPN
 from segdet.nn.roi import SampledRoIs
 from segdet.proposals import UniformWindows
 from segdet.runs.cost import measure_cost
+from segdet.task import Task
 from segdet.util.errors import UserError
 
 
@@ -169,6 +173,35 @@ def test_stages() -> None:
         "proposals", "features", "regions of interest", "classified proposals", "regressed boxes", "detections",
     ]  # fmt: skip
     assert torch.equal(found["detections"].boxes, prediction["boxes"])
+
+
+def test_a_checkpoint_is_loaded_with_the_proposals_of_a_network(tmp_path: Path) -> None:
+    """The checkpoint of the proposal network may be missing until proposals are needed."""
+    options = {
+        "backbone": "small_vgg",
+        "backbone_options": {"channels": [8]},
+        "strides": [2],
+        "pyramid": False,
+    }
+    network = FasterRCNN(["a"], **options, head_width=8)
+    _save(network, tmp_path / "rpn.ckpt")
+    model = small()
+    model.proposer, model.max_proposals = RPN(str(tmp_path / "rpn.ckpt"), count=9), 7
+    _save(model, tmp_path / "fast.ckpt")
+    loaded = FastRCNN.load_from_checkpoint(tmp_path / "fast.ckpt")
+    assert (loaded.proposer, loaded.max_proposals) == (model.proposer, 7)
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    assert torch.equal(loaded.predict_image(image)["boxes"], model.eval().predict_image(image)["boxes"])
+    (tmp_path / "rpn.ckpt").unlink()
+    loaded = FastRCNN.load_from_checkpoint(tmp_path / "fast.ckpt")
+    with pytest.raises(UserError, match=r"rpn\.ckpt: no such checkpoint"):
+        loaded.predict_image(image)
+
+
+def _save(model: Task, path: Path) -> None:
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(content)
+    torch.save(content, path)
 
 
 DATA = [

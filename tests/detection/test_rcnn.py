@@ -1,4 +1,4 @@
-"""Tests of R-CNN: what its three stages learn, and that an interruption in any of them changes no result."""
+"""Tests of R-CNN: training in three stages, and equal results after an interruption in any of them."""
 
 import contextlib
 import io
@@ -150,14 +150,14 @@ def test_a_network_without_its_later_stages_is_refused(options: dict[str, str], 
 
 
 def test_fine_tuning_samples_32_and_96_regions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+    sampled = []
     real = rcnn.sample_rois
-    monkeypatch.setattr(rcnn, "sample_rois", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    monkeypatch.setattr(rcnn, "sample_rois", lambda *a, **k: sampled.append(real(*a, **k)) or sampled[-1])
     pictures, targets = scenes()
     network = small()
     losses = network.losses(network.normalize(pictures), targets)
     assert list(losses) == ["class"]
-    labels = drawn[0].labels
+    labels = sampled[0].labels
     assert ((labels > 0).sum(), (labels == 0).sum()) == (32, 96)
 
 

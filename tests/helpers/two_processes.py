@@ -1,4 +1,4 @@
-"""What tests of two processes on one machine share."""
+"""Two processes of one run, on one machine."""
 
 import multiprocessing
 import warnings
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def process_of_two(rank: int, folder: Path, seconds: float) -> Iterator[None]:
-    """This process is ``rank`` of two that meet in ``folder`` and wait for each other so long."""
+    """Make this process ``rank`` of two with a rendezvous in ``folder`` and a timeout of ``seconds``."""
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
@@ -22,15 +22,15 @@ def process_of_two(rank: int, folder: Path, seconds: float) -> Iterator[None]:
     )
     try:
         yield
-    finally:  # or the tests that follow in this process would be one of two as well
+    finally:  # so that later tests in this process are single processes again
         torch.distributed.destroy_process_group()
 
 
 @contextmanager
 def other_process(work: Callable[[Path], None], folder: Path, seconds: float) -> Iterator[None]:
-    """Another process does ``work`` in ``folder`` meanwhile, and is waited for so long at the end."""
+    """Run ``work`` on ``folder`` in another process; at the end, wait up to ``seconds`` for it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about fork in a process with threads
         other = multiprocessing.get_context("fork").Process(target=_alone, args=(work, folder))
         other.start()
     try:
@@ -41,5 +41,5 @@ def other_process(work: Callable[[Path], None], folder: Path, seconds: float) ->
 
 
 def _alone(work: Callable[[Path], None], folder: Path) -> None:
-    torch.set_num_threads(1)  # a fork does not take the threads along that this one has worked with
+    torch.set_num_threads(1)  # a fork does not copy the threads of its parent
     work(folder)

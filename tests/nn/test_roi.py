@@ -59,7 +59,7 @@ def random_targets(number: int = 60) -> list[Target]:
 
 @pytest.mark.parametrize("kind", ["max", "align"])
 def test_regions_stay_where_they_are_in_bfloat16(kind: Any) -> None:
-    """In bfloat16, 601 is rounded to 600; the values of the map are small integers and exact."""
+    """In bfloat16, 600 and 602 are the same number; the values of the map are small integers and exact."""
     features = torch.arange(128.0).repeat(16, 1)[None, None]
     rois = torch.tensor([[0.0, 301, 9, 405, 59], [0, 602, 9, 806, 59]])
     expected = RoIPooling(4, 8, kind)(features, rois)
@@ -71,9 +71,9 @@ def test_regions_stay_where_they_are_in_bfloat16(kind: Any) -> None:
 @pytest.mark.parametrize(("pooled", "fill"), [(False, True), (True, False)])
 def test_sampling_follows_its_definition(pooled: bool, fill: bool) -> None:
     targets = random_targets()
-    drawn = sample_rois(targets, 32, 0.25, background=(0.1, 0.5), pooled=pooled, fill=fill)
-    assert len(drawn.rois) == (32 if pooled else 3 * 32)
-    for region, label, target_box in zip(drawn.rois, drawn.labels.tolist(), drawn.boxes, strict=True):
+    sampled = sample_rois(targets, 32, 0.25, background=(0.1, 0.5), pooled=pooled, fill=fill)
+    assert len(sampled.rois) == (32 if pooled else 3 * 32)
+    for region, label, target_box in zip(sampled.rois, sampled.labels.tolist(), sampled.boxes, strict=True):
         if label < 0:
             continue
         target = targets[int(region[0])]
@@ -84,14 +84,14 @@ def test_sampling_follows_its_definition(pooled: bool, fill: bool) -> None:
             assert torch.equal(target_box, target["boxes"][iou.argmax()])
         else:
             assert 0.1 <= iou.max() < 0.5
-    groups = drawn.labels.view(-1, 32)
+    groups = sampled.labels.view(-1, 32)
     assert ((groups > 0).sum(1) <= 8).all()
     if pooled:
         assert (groups > 0).sum() == 8 and (groups == 0).sum() == 24
     else:
         assert (groups[:2] >= 0).all() and (groups[:2] > 0).sum(1).tolist() == [8, 8]
         assert (groups[2] == -1).all()  # an image without objects has no overlaps
-    kept = drawn.rois[drawn.labels >= 0]
+    kept = sampled.rois[sampled.labels >= 0]
     assert len(kept.unique(dim=0)) == len(kept)
 
 
@@ -106,9 +106,9 @@ def test_background_fills_the_places_that_foreground_leaves_empty() -> None:
 
 def test_objects_themselves_are_among_the_regions() -> None:
     target = Target(**{**random_targets()[0], "proposals": torch.zeros(0, 4)})
-    drawn = sample_rois([target], 32, 0.5)
-    assert sorted(drawn.labels.tolist()) == [2, 3]
-    assert torch.equal(drawn.rois[drawn.labels == 3][:, 1:], target["boxes"][1:])
+    sampled = sample_rois([target], 32, 0.5)
+    assert sorted(sampled.labels.tolist()) == [2, 3]
+    assert torch.equal(sampled.rois[sampled.labels == 3][:, 1:], target["boxes"][1:])
 
 
 def test_truncation_keeps_the_largest_singular_values() -> None:
