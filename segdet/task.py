@@ -27,6 +27,7 @@ from segdet.training.freezing import freeze
 from segdet.training.memory_format import use_channels_last
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
+from segdet.training.score_reader import pass_scores
 from segdet.training.seeding import seed_step, start_epoch_count
 from segdet.util.arguments import constructor_arguments, plain, plain_arguments
 from segdet.util.errors import UserError
@@ -428,6 +429,7 @@ class Task(Model):
 
     def _log_scores(self, stage: str) -> None:
         scores: Scores = self.scores[f"{stage}_"]  # type: ignore[assignment]
+        pass_scores(self, stage, scores)
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
         scores.reset()
         # The score of an absent class or size is undefined, which is not a score of zero.

@@ -1,10 +1,10 @@
-"""What a test leaves beside the scores: where the AP went, what was taken for what, the worst images.
+"""The analysis of a test's errors: causes of lost AP, a confusion matrix, the worst images.
 
 ::
 
-    errors.json       the numbers behind the pictures, for detectors
+    errors.json       the numbers of the analysis, for detectors
     confusion.png     the confusion matrix, of objects or of pixels
-    worst.png         the images with the lowest F1, as annotated and as detected, for detectors
+    worst.png         the images with the lowest F1, annotated and predicted, for detectors
 """
 
 import json
@@ -20,6 +20,7 @@ from PIL import Image
 from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
 from segdet.metrics import DetectionScores, SegmentationScores
+from segdet.metrics.base import Scores
 from segdet.metrics.detection_errors import (
     BACKGROUND,
     CORRECT,
@@ -29,6 +30,7 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
+from segdet.training.score_reader import ReadsScores
 from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
 from segdet.util.errors import UserError
 from segdet.util.files import unwritable, write_text
@@ -42,22 +44,22 @@ _COLOURS: dict[int, Colour] = {
         )
     ),
 }
-"""Of what is right, what does not count, and `KINDS`."""
+"""The colours of correct boxes, of ignored ones, and of `KINDS`."""
 
 _CELL = 400
 
 
-class ErrorAnalysis(pl.Callback):
-    """Explains the scores of ``segdet test``, in the run's folder and for detectors in ``test/dap_...``.
+class ErrorAnalysis(pl.Callback, ReadsScores):
+    """Write the analysis of a test's errors into the run's folder; log ``test/dap_...`` for detectors.
 
-    ``test/dap_<kind>`` is what ``test/map_50`` would gain were one kind of mistake put right: see
+    ``test/dap_<kind>`` is the gain of ``test/map_50`` if all errors of one kind were corrected: see
     `segdet.metrics.detection_errors.DetectionErrors`.
 
     Args:
-        enabled: Whether anything is analysed.
-        min_score: Boxes below it are neither in the confusion matrix nor in the pictures; by default the score at
-            which the test's F1 is best. The AP and what it would gain know no such threshold.
-        worst: How many images to draw.
+        enabled: Whether to analyse errors.
+        min_score: The least score of the detections in the confusion matrix and in the pictures; by default the score
+            with the best F1 of the test. The AP and its gains do not depend on it.
+        worst: The number of images to draw.
     """
 
     def __init__(self, enabled: bool = True, min_score: float | None = None, worst: int = 12) -> None:
@@ -70,11 +72,10 @@ class ErrorAnalysis(pl.Callback):
         self._gains: dict[str, float] = {}
         self._pixels: np.ndarray | None = None
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes what the scores are made of, of all processes, before the task has logged and forgotten them."""
-        scores: Any = pl_module.scores["test_"]  # type: ignore[index]
+    def read_scores(self, pl_module: pl.LightningModule, stage: str, scores: Scores) -> None:
+        """Gather the confusion matrix or the detections of all processes from the metrics of a test."""
         self._errors = self._pixels = None
-        if not self.enabled:
+        if stage != "test" or not self.enabled:
             return
         if isinstance(scores, SegmentationScores):
             with scores.sync_context():
@@ -85,11 +86,11 @@ class ErrorAnalysis(pl.Callback):
             present = {
                 f"test/dap_{name}": value for name, value in self._gains.items() if not math.isnan(value)
             }
-            # All processes computed the same numbers from the gathered states.
+            # All processes have computed the same numbers from the gathered states.
             pl_module.log_dict(present, sync_dist=True)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the files and says where the AP went."""
+        """Write the files, and report the causes of the lost AP."""
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -109,11 +110,11 @@ class ErrorAnalysis(pl.Callback):
             confusion,
             names,
             [*errors.class_names, "nothing"],
-            heading=f"Objects of the test set, detections from score {score:.3g} on",
+            heading=f"Objects of the test set, detections with scores of at least {score:.3g}",
         )
         _save(page, folder / "confusion.png")
         pictures = _Pictures(data) if isinstance(data, DataModule) else None
-        about = {
+        content = {
             "iou": FOREGROUND,
             "background_iou": BACKGROUND,
             "map_50": errors.ap(),
@@ -124,17 +125,17 @@ class ErrorAnalysis(pl.Callback):
             "confusion": confusion.tolist(),
             "images": _rows(images, pictures),
         }
-        write_text(folder / "errors.json", _text(about))
+        write_text(folder / "errors.json", _text(content))
         worst = images.worst()[: self.worst]
         if pictures is not None and len(worst):
             _save(_sheet(errors, images, worst, score, pictures), folder / "worst.png")
         else:
-            (folder / "worst.png").unlink(missing_ok=True)  # an earlier test's
-        sys.stderr.write(_said(errors.ap(), self._gains, folder))
+            (folder / "worst.png").unlink(missing_ok=True)  # of an earlier test
+        sys.stderr.write(_summary(errors.ap(), self._gains, folder))
 
 
 class _Pictures:
-    """The images of the test set by their ids."""
+    """Images of the test set by image id."""
 
     def __init__(self, data: DataModule) -> None:
         self.root = Path(data.root)
@@ -153,7 +154,7 @@ class _Pictures:
 
 
 def _rows(images: ImageErrors, pictures: _Pictures | None) -> list[dict[str, Any]]:
-    """What each image with a mistake has of them, the worst first."""
+    """Return the number of errors of each kind for every image with errors, the worst image first."""
     rows = []
     for row in images.worst().tolist():
         image_id = int(images.images[row])
@@ -164,8 +165,8 @@ def _rows(images: ImageErrors, pictures: _Pictures | None) -> list[dict[str, Any
     return rows
 
 
-def _text(about: dict[str, Any]) -> str:
-    """JSON with a line for each number, each row of the matrix and each image; null where there is no number."""
+def _text(content: dict[str, Any]) -> str:
+    """Return JSON with one line for each number, each row of the matrix and each image; NaN becomes null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -173,7 +174,7 @@ def _text(about: dict[str, Any]) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     parts = []
-    for key, value in about.items():
+    for key, value in content.items():
         text = json.dumps(plain(value), ensure_ascii=False)
         if isinstance(value, list) and value and not isinstance(value[0], str):
             lines = [json.dumps(plain(item), ensure_ascii=False) for item in value]
@@ -185,20 +186,22 @@ def _text(about: dict[str, Any]) -> str:
 def _sheet(
     errors: DetectionErrors, images: ImageErrors, worst: np.ndarray, score: float, pictures: _Pictures
 ) -> np.ndarray:
-    """The worst images, each as annotated and as detected, boxes coloured by what is wrong with them."""
+    """Draw the worst images, each with annotated and with predicted boxes, coloured by the kind of error."""
     states, shown = errors.object_states(score), errors.detections.scores >= score
     panels, titles, seen = [], [], set()
     for row in worst.tolist():
         image_id = int(images.images[row])
         picture = pictures.picture(image_id)
-        of_truth = np.flatnonzero(errors.objects.images == image_id)
-        truth = errors.objects.select(of_truth)
-        of_found = np.flatnonzero((errors.detections.images == image_id) & shown)
-        found = errors.detections.select(of_found)
-        kinds = states[of_truth].tolist(), errors.kinds[of_found].tolist()
+        annotated = np.flatnonzero(errors.objects.images == image_id)
+        truth = errors.objects.select(annotated)
+        predicted = np.flatnonzero((errors.detections.images == image_id) & shown)
+        found = errors.detections.select(predicted)
+        kinds = states[annotated].tolist(), errors.kinds[predicted].tolist()
         seen |= {*kinds[0], *kinds[1]}
-        said = [f"{count} {name}" for count, name in zip(images.counts[row], KINDS, strict=True) if count]
-        titles += [f"{pictures.path(image_id).name}: F1 {images.f1[row]:.2f}", ", ".join(said)]
+        errors_of_image = [
+            f"{count} {name}" for count, name in zip(images.counts[row], KINDS, strict=True) if count
+        ]
+        titles += [f"{pictures.path(image_id).name}: F1 {images.f1[row]:.2f}", ", ".join(errors_of_image)]
         colours = [[_COLOURS[kind] for kind in side] for side in kinds]
         panels += [
             draw_boxes(
@@ -210,19 +213,19 @@ def _sheet(
                 colours=colours[1],
             ),
         ]  # fmt: skip
-    names = {CORRECT: "right", **dict(enumerate(KINDS)), IGNORED: "does not count"}
+    names = {CORRECT: "correct", **dict(enumerate(KINDS)), IGNORED: "ignored"}
     legend = [(name, _COLOURS[kind]) for kind, name in names.items() if kind in seen]
-    heading = f"The worst {len(worst)} images, as annotated and as detected from score {score:.3g} on"
+    heading = f"The worst {len(worst)} images, annotated and predicted with scores of at least {score:.3g}"
     return draw_sheet(panels, titles, min(4, len(panels)), _CELL, heading=heading, legend=legend)
 
 
-def _said(ap: float, gains: dict[str, float], folder: Path) -> str:
-    """Where the AP went, in a line."""
+def _summary(ap: float, gains: dict[str, float], folder: Path) -> str:
+    """Return the gains of AP in one line."""
     if math.isnan(ap):
-        return "segdet: no object to be found, so no AP to be lost\n"
+        return "segdet: the test set has no objects, so its AP is undefined\n"
     order = sorted(KINDS, key=lambda kind: -gains[kind])
     parts = ", ".join(f"{kind} {gains[kind]:.3f}" for kind in order)
-    return f"segdet: map_50 {ap:.4f} would gain without mistakes of one kind: {parts}; see {folder / 'errors.json'}\n"
+    return f"segdet: map_50 {ap:.4f} would gain without errors of one kind: {parts}; see {folder / 'errors.json'}\n"
 
 
 def _save(page: np.ndarray, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tells, at the end, what of the data was left out: unusable boxes, and bad samples that were skipped."""
+"""The list of unusable boxes and skipped samples, at the end of a command."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,11 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 LINES = 20
-"""How many are shown; all of them stand in the run folder's ``left_out.txt``."""
+"""The number of entries that are printed; ``left_out.txt`` in the run's folder lists all."""
 
 
 class LeftOut(pl.Callback):
-    """Counts and lists what the readers dropped, over all processes.
+    """Count and list the boxes and samples that the readers have left out, in all processes.
 
     Args:
         folder: The run's folder.
@@ -21,23 +21,23 @@ class LeftOut(pl.Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lists what training and validation met."""
-        self._tell(trainer)
+        """List what training and its validation have left out."""
+        self._report(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lists what `segdet validate` met; validation within training is told of with that."""
+        """List what `segdet validate` has left out; `on_fit_end` covers validation during training."""
         if trainer.state.fn is not None and trainer.state.fn.value == "validate":
-            self._tell(trainer)
+            self._report(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lists what the test met."""
-        self._tell(trainer)
+        """List what the test has left out."""
+        self._report(trainer)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lists the images that could not be predicted on."""
-        self._tell(trainer)
+        """List the images without predictions."""
+        self._report(trainer)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
+    def _report(self, trainer: pl.Trainer) -> None:
         notes = list(getattr(trainer.datamodule, "notes", ()))  # type: ignore[attr-defined]
         if trainer.world_size > 1 and dist.is_initialized():
             gathered: list[list[str]] = [[] for _ in range(trainer.world_size)]
@@ -47,7 +47,7 @@ class LeftOut(pl.Callback):
         if not notes or not trainer.is_global_zero:
             return
         path = self.folder / "left_out.txt"
-        # A test must not hide what training left out before it, in the same folder.
+        # The list of the training stays when a test adds its own.
         earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         path.write_text("\n".join(sorted({*earlier, *notes})) + "\n", encoding="utf-8")
         shown = "".join(f"  {note}\n" for note in notes[:LINES])

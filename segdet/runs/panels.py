@@ -1,4 +1,4 @@
-"""The same few validation images after every so many epochs, with what the model says of them."""
+"""Pictures of a fixed set of validation images with their predictions, drawn during training."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet
 
 
 class ImagePanels(pl.Callback):
-    """Draws a fixed set of validation images: a sheet in ``predictions/``, panels on Weights & Biases.
+    """Draw a fixed set of validation images: a sheet in ``predictions/``, and panels on Weights & Biases.
 
-    The images are spread evenly over the validation set and are the same for every run on it, so that
-    two runs can be compared picture by picture.
+    The images are spread evenly over the validation set and are the same for all runs on it, so that runs can be
+    compared image by image.
 
     Args:
-        images: How many; 0 for none.
-        every_n_epochs: How often; the last epoch is always drawn.
-        min_score: Boxes below it are not drawn.
-        most_boxes: The best so many boxes of an image are drawn.
+        images: The number of images; 0 for none.
+        every_n_epochs: The number of epochs from one drawing to the next. The last epoch is always drawn.
+        min_score: The least score of a box that is drawn.
+        most_boxes: The largest number of boxes that are drawn in an image, those with the best scores.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class ImagePanels(pl.Callback):
         self._pictures: list[np.ndarray] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, if this epoch is one to draw. Rank 0 does it alone, without a word to the others."""
+        """Draw if this epoch is due. Rank 0 draws alone, without communication."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self._is_due(trainer):
             return
-        samples = self._fixed(trainer)
+        samples = self._read_samples(trainer)
         predictions = self._predict(trainer, pl_module, samples)
         names = list(pl_module.class_names)  # type: ignore[arg-type]
         epoch = trainer.current_epoch + 1
@@ -50,7 +50,7 @@ class ImagePanels(pl.Callback):
         pictures, titles = [], []
         for sample, picture, prediction in zip(samples, self._pictures, predictions, strict=True):
             truth: Target = sample.original if sample.original is not None else sample.target
-            pictures += [overlay(picture, truth, names), overlay(picture, prediction, names)]
+            pictures += [draw_target(picture, truth, names), draw_target(picture, prediction, names)]
             titles += [f"{sample.source.path.name}, annotated", "predicted"]
         page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2)
         cv2.imwrite(str(folder / f"val_{epoch:04d}.png"), page[:, :, ::-1])
@@ -67,11 +67,11 @@ class ImagePanels(pl.Callback):
         ):
             return False
         epoch = trainer.current_epoch + 1
-        # The last validation of all may come within an epoch, by max_steps or max_time.
+        # With max_steps or max_time the last validation may be within an epoch.
         return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.should_stop
 
-    def _fixed(self, trainer: pl.Trainer) -> list[Sample]:
-        """The samples, read once."""
+    def _read_samples(self, trainer: pl.Trainer) -> list[Sample]:
+        """Return the samples, which are read once."""
         if self._samples is None:
             dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
             count = min(self.images, len(dataset))
@@ -120,39 +120,39 @@ class ImagePanels(pl.Callback):
             if "mask" in prediction:
                 labels = dict(enumerate(names)) | {255: "ignored"}
                 masks = {
-                    key: {"mask_data": said["mask"].cpu().numpy().astype(np.uint8), "class_labels": labels}
-                    for key, said in both.items()
+                    key: {"mask_data": target["mask"].cpu().numpy().astype(np.uint8), "class_labels": labels}
+                    for key, target in both.items()
                 }
                 panels.append(wandb.Image(picture, masks=masks, caption=sample.source.path.name))
             else:
                 labels = dict(enumerate(names, start=1))
                 boxes = {
-                    key: {"box_data": _wandb_boxes(said, names), "class_labels": labels}
-                    for key, said in both.items()
+                    key: {"box_data": _wandb_boxes(target, names), "class_labels": labels}
+                    for key, target in both.items()
                 }
                 panels.append(wandb.Image(picture, boxes=boxes, caption=sample.source.path.name))
-        # Never with a step of our own: W&B drops what comes out of order.
+        # Without an explicit step, because W&B drops values whose step is smaller than an earlier one.
         logger.experiment.log({"val/images": panels, "trainer/global_step": step})
 
 
-def overlay(picture: np.ndarray, said: Target | Prediction, names: list[str]) -> np.ndarray:
-    """``picture`` with the boxes or the mask that an annotation or a prediction holds.
+def draw_target(picture: np.ndarray, target: Target | Prediction, names: list[str]) -> np.ndarray:
+    """Return ``picture`` with the boxes or the mask of an annotation or a prediction.
 
     Args:
-        picture: uint8 ``[H, W, 3]`` RGB, the original image.
-        said: In its pixels.
-        names: Of the mask's values, or of the object classes, label 1 first.
+        picture: The original image, uint8 ``[H, W, 3]`` RGB.
+        target: The annotation or the prediction, in pixels of ``picture``.
+        names: The names of the mask's values, or of the object classes, label 1 first.
     """
-    if "mask" in said:
-        return draw_mask(picture, said["mask"].cpu().numpy(), names)
-    scores: Any = said.get("scores")
-    boxes, labels = said["boxes"].cpu().float().numpy(), said["labels"].cpu().numpy()
+    if "mask" in target:
+        return draw_mask(picture, target["mask"].cpu().numpy(), names)
+    scores: Any = target.get("scores")
+    boxes, labels = target["boxes"].cpu().float().numpy(), target["labels"].cpu().numpy()
     return draw_boxes(picture, boxes, labels, names, None if scores is None else scores.cpu().float().numpy())
 
 
-def _wandb_boxes(said: Any, names: list[str]) -> list[dict[str, Any]]:
-    boxes, labels = said["boxes"].cpu().tolist(), said["labels"].cpu().tolist()
-    scores = said["scores"].cpu().tolist() if "scores" in said else [None] * len(boxes)
+def _wandb_boxes(target: Any, names: list[str]) -> list[dict[str, Any]]:
+    boxes, labels = target["boxes"].cpu().tolist(), target["labels"].cpu().tolist()
+    scores = target["scores"].cpu().tolist() if "scores" in target else [None] * len(boxes)
     data = []
     for (x0, y0, x1, y1), label, score in zip(boxes, labels, scores, strict=True):
         entry: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What `segdet predict` writes: COCO results or index PNGs, and overlays, batch by batch."""
+"""The files that `segdet predict` writes, batch by batch: COCO results or index PNGs, and overlays."""
 
 import json
 import sys
@@ -19,28 +19,27 @@ from segdet.data.datamodule import Classes
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Source
 from segdet.metrics.detection import run_lengths
-from segdet.runs.panels import overlay
+from segdet.runs.panels import draw_target
 from segdet.util.drawing import voc_palette
 from segdet.util.files import write_atomically
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes predictions to ``folder`` as they come; nothing is kept in memory.
+    """Write the predictions of each batch to ``folder``; keep none in memory.
 
     - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height), each entry
-      with its ``file_name`` and ``category`` besides, and its ``segmentation`` where a family finds masks. (Whoever
-      has pycocotools score the masks by their sizes leaves ``bbox`` out, for it would take the boxes' sizes.)
-    - ``masks/<stem>.png`` for segmentation: index PNGs in the form of the dataset's own masks, so with VOC's
-      palette, or for Cityscapes grayscale with its label ids, as its evaluation server takes them.
-    - ``overlays/<stem>.png`` for both, boxes from ``min_score`` on.
+      also has its ``file_name`` and ``category``, and its ``segmentation`` if the family predicts masks. (Remove
+      ``bbox`` to score masks by size with pycocotools, which otherwise takes the sizes of the boxes.)
+    - ``masks/<stem>.png`` for segmentation: index PNGs in the form of the dataset's own masks: with VOC's palette, or
+      in grayscale with Cityscapes' label ids, the form that its evaluation server accepts.
+    - ``overlays/<stem>.png`` for all tasks, with boxes of at least ``min_score``.
 
-    Where a folder has both ``a.jpg`` and ``a.png``, theirs are ``a.jpg.png`` and ``a.png.png``.
+    The files of ``a.jpg`` and ``a.png`` in one folder are ``a.jpg.png`` and ``a.png.png``.
 
     Args:
         folder: The run's ``predictions``.
-        classes: How the files that are written number the classes: 1, 2, ... (masks: 0, 1, ...) where it is
-            not said.
-        min_score: Boxes below it are written but not drawn.
+        classes: The numbers of the classes in the files. None for 1, 2, ... in boxes and 0, 1, ... in masks.
+        min_score: The least score of a box that is drawn. Boxes below it are in ``predictions.json`` only.
     """
 
     def __init__(self, folder: Path, classes: Classes | None = None, min_score: float = 0.3) -> None:
@@ -51,7 +50,7 @@ class PredictionWriter(BasePredictionWriter):
         self._names: dict[Path, str] = {}
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the folders; an earlier command's predictions here are replaced file by file."""
+        """Create the folders. The files of an earlier command are replaced one by one."""
         (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
         reader = trainer.datamodule.reader("test")  # type: ignore[attr-defined]
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
@@ -59,41 +58,43 @@ class PredictionWriter(BasePredictionWriter):
         if pl_module.task == "segmentation":
             (self.folder / "masks").mkdir(exist_ok=True)
         else:
-            self._part(trainer.global_rank).write_text("", encoding="utf-8")
+            self._rank_file(trainer.global_rank).write_text("", encoding="utf-8")
 
     def write_on_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, batch_indices: Any,
         batch: Batch, batch_idx: int, dataloader_idx: int,
     ) -> None:  # fmt: skip
-        """Writes a batch."""
+        """Write the predictions of a batch."""
         names = list(pl_module.class_names)  # type: ignore[arg-type]
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
         lines = []
-        for source, answer in zip(batch.sources, prediction, strict=True):
+        for source, raw in zip(batch.sources, prediction, strict=True):
             if source.duplicate:
                 continue
-            said: Any = {key: value.cpu() for key, value in answer.items()}
+            predicted: Any = {key: value.cpu() for key, value in raw.items()}
             name = self._names[source.path]
-            if "mask" in said:
-                _save(self._index_image(said["mask"].numpy()), self.folder / "masks" / f"{name}.png")
+            if "mask" in predicted:
+                _save(self._index_image(predicted["mask"].numpy()), self.folder / "masks" / f"{name}.png")
             else:
-                # What is not finite is nowhere, and no JSON; the scores leave it out, too.
-                finite = said["boxes"].isfinite().all(1) & said["scores"].isfinite()
-                said = {key: value[finite] for key, value in said.items()}
-                lines += [json.dumps(entry) + "\n" for entry in self._entries(said, source, root, names)]
-                drawn = said["scores"] >= self.min_score
-                if pl_module.task == "detection":  # of localization the one box is the answer
-                    said = {key: value[drawn] for key, value in said.items()}
-            picture = overlay(read_image(source.path, source.original_size, source.upright), said, names)
+                # JSON has no infinity or NaN; the metrics drop such boxes too.
+                finite = predicted["boxes"].isfinite().all(1) & predicted["scores"].isfinite()
+                predicted = {key: value[finite] for key, value in predicted.items()}
+                lines += [json.dumps(entry) + "\n" for entry in self._entries(predicted, source, root, names)]
+                drawn = predicted["scores"] >= self.min_score
+                if pl_module.task == "detection":  # localization draws its single box whatever its score
+                    predicted = {key: value[drawn] for key, value in predicted.items()}
+            picture = draw_target(
+                read_image(source.path, source.original_size, source.upright), predicted, names
+            )
             file = self.folder / "overlays" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(file), picture[:, :, ::-1])
         if lines:
-            with self._part(trainer.global_rank).open("a", encoding="utf-8") as stream:
+            with self._rank_file(trainer.global_rank).open("a", encoding="utf-8") as stream:
                 stream.writelines(lines)
 
     def _index_image(self, mask: np.ndarray) -> Image.Image:
-        """Class positions ``[H, W]`` as an image of the values that the dataset's own masks have."""
+        """Convert class indices ``[H, W]`` to an image with the values of the dataset's own masks."""
         values = np.asarray(self.classes.mask_values, np.uint8)
         image = Image.fromarray(values[mask] if len(values) else mask.astype(np.uint8))
         if self.classes.palette_masks:
@@ -101,17 +102,17 @@ class PredictionWriter(BasePredictionWriter):
         return image
 
     def _entries(
-        self, said: Prediction, source: Source, root: Path, names: list[str]
+        self, predicted: Prediction, source: Source, root: Path, names: list[str]
     ) -> list[dict[str, Any]]:
-        boxes = said["boxes"].double()
+        boxes = predicted["boxes"].double()
         rows = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        labels = said["labels"].tolist()
+        labels = predicted["labels"].tolist()
         ids = self.classes.category_ids
-        outlines: list[dict[str, Any]] = [{} for _ in labels]
-        if "masks" in said and labels:
-            outlines = [
+        mask_entries: list[dict[str, Any]] = [{} for _ in labels]
+        if "masks" in predicted and labels:
+            mask_entries = [
                 {"segmentation": {"size": each["size"], "counts": each["counts"].decode("ascii")}}
-                for each in run_lengths(said["masks"])
+                for each in run_lengths(predicted["masks"])
             ]
         return [
             {
@@ -122,31 +123,31 @@ class PredictionWriter(BasePredictionWriter):
                 "bbox": row,
                 "score": score,
             }
-            | outline
-            for row, label, score, outline in zip(
-                _written(rows), labels, _written(said["scores"]), outlines, strict=True
+            | mask_entry
+            for row, label, score, mask_entry in zip(
+                _rounded(rows), labels, _rounded(predicted["scores"]), mask_entries, strict=True
             )
         ]
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Joins what the processes wrote into ``predictions.json``."""
+        """Merge the files of all processes into ``predictions.json``."""
         if pl_module.task != "segmentation":
             trainer.strategy.barrier("predictions")
             if trainer.is_global_zero:
-                self._join(trainer.world_size)
+                self._merge(trainer.world_size)
         if trainer.is_global_zero:
             sys.stderr.write(f"segdet: predictions are in {self.folder}\n")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Makes ``predictions.json`` of what there is when the command is stopped; several processes leave parts."""
-        if trainer.world_size > 1 or not self._part(0).exists():
+        """Write the predictions until now when the command is stopped; several processes leave a file each."""
+        if trainer.world_size > 1 or not self._rank_file(0).exists():
             return
-        self._join(1)
-        sys.stderr.write(f"segdet: stopped; the predictions until then are in {self.folder}\n")
+        self._merge(1)
+        sys.stderr.write(f"segdet: stopped; the predictions until now are in {self.folder}\n")
 
-    def _join(self, world_size: int) -> None:
+    def _merge(self, world_size: int) -> None:
         with (
             write_atomically(self.folder / "predictions.json") as temporary,
             temporary.open("w", encoding="utf-8") as out,
@@ -154,22 +155,22 @@ class PredictionWriter(BasePredictionWriter):
             out.write("[")
             separator = "\n"
             for rank in range(world_size):
-                part = self._part(rank)
-                with part.open(encoding="utf-8") as stream:
+                file = self._rank_file(rank)
+                with file.open(encoding="utf-8") as stream:
                     for line in stream:
                         out.write(separator + line.rstrip("\n"))
                         separator = ",\n"
-                part.unlink()
+                file.unlink()
             out.write("\n]\n")
 
-    def _part(self, rank: int) -> Path:
+    def _rank_file(self, rank: int) -> Path:
         return self.folder / f".predictions.{rank}.jsonl"
 
 
-def _written(values: Tensor) -> list[Any]:
-    """Numbers as they are to be written: as few digits as tell a float32 from all others.
+def _rounded(values: Tensor) -> list[Any]:
+    """Round to the fewest digits that identify a float32.
 
-    Fewer would make equal scores of different ones, and move boxes across the evaluators' thresholds.
+    Fewer digits would make different scores equal, and move boxes across the evaluators' thresholds.
     """
     near = values.float().numpy()
     digits: list[Any] = near.astype(str).astype(np.float64).tolist()
@@ -181,10 +182,9 @@ def _relative(path: Path, root: Path) -> Path:
 
 
 def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """A name of its own for what is written of each image, a path without ending.
+    """Return a unique output path for each image, without the output's own extension.
 
-    It is the image's path below ``root`` without its ending, or with it where two images differ in
-    nothing else.
+    It is the image's path relative to ``root`` without its extension, or with it if two images differ only in that.
     """
     whole = {path: _relative(path, root).as_posix() for path in paths}
     names = {path: _relative(path, root).with_suffix("").as_posix() for path in paths}
@@ -193,7 +193,7 @@ def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
         repeated = [path for path, name in names.items() if counts[name] > 1 and name != whole[path]]
         if not repeated:
             return names
-        names |= {path: whole[path] for path in repeated}  # which may be the stem of a third
+        names |= {path: whole[path] for path in repeated}  # the longer name may be the stem of a third image
 
 
 def _save(image: Image.Image, file: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_detector_s_test_says_where_the_ap_went(
 ) -> None:
     run = run_of("detection", shapes, tmp_path / "run", "--error_analysis.min_score=0.01")
     said = capsys.readouterr().err
-    assert "would gain without mistakes of one kind: " in said and str(run / "errors.json") in said
+    assert "would gain without errors of one kind: " in said and str(run / "errors.json") in said
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     about = json.loads((run / "errors.json").read_text())
     assert about["map_50"] == pytest.approx(metrics["test/map_50"], abs=1e-6)

@@ -60,7 +60,7 @@ def test_what_is_predicted_before_a_fault_is_kept(tmp_path: Path) -> None:
     one: Any = SimpleNamespace(world_size=1)
     writer.on_exception(one, one, KeyboardInterrupt())  # before there is anything
     assert not list(tmp_path.iterdir())
-    writer._part(0).write_text('{"image_id": 1}\n{"image_id": 2}\n')
+    writer._rank_file(0).write_text('{"image_id": 1}\n{"image_id": 2}\n')
     writer.on_exception(one, one, KeyboardInterrupt())
     assert json.loads((tmp_path / "predictions.json").read_text()) == [{"image_id": 1}, {"image_id": 2}]
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.json"]
@@ -113,7 +113,7 @@ def test_pycocotools_gives_the_scores_of_the_test(tmp_path: Path, monkeypatch: p
     assert main(["fit", *model, "--model.mask_width=8", *data, *trainer, f"--run_dir={run}"]) == 0
     truth = COCO(root / "annotations" / "instances_test2017.json")
     found = NearTheTruth(truth)
-    monkeypatch.setattr(MaskRCNN, "infer", lambda self, batch: found(batch))
+    monkeypatch.setattr(MaskRCNN, "predict_batch", lambda self, batch: found(batch))
     for command in ("test", "predict"):
         assert main([command, f"--ckpt_path={run}"]) == 0
     metrics = json.loads((run / "result.json").read_text())["metrics"]
