@@ -8,21 +8,19 @@
     python experiments/speed.py decode --images photos/
     python experiments/speed.py dense_windows_8 dense_windows_1 --images photos/
 
+``experiments/step_time.py`` measures the training loop.
+
 The two sides take turns, and the ratio is the median over neighbouring turns, so that other load on the machine
 affects both sides. Ratios are comparable between machines, milliseconds are not.
 """
 
 import argparse
-import contextlib
-import io
-import logging
 import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -34,7 +32,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segdet.util.errors import UserError
@@ -53,7 +50,6 @@ class Part:
         peer: The name of the peer.
         theirs: Runs the peer and returns the seconds per unit; None without a peer.
         speedup: The ratio to reach, if our side should be faster.
-        overhead_ms: The milliseconds per unit that our side may take in addition, if it does more than the peer.
         compare: Describes the difference between the results of both sides, if they should be equal.
     """
 
@@ -63,7 +59,6 @@ class Part:
     peer: str = ""
     theirs: Callable[[], float] | None = None
     speedup: float | None = None
-    overhead_ms: float | None = None
     compare: Callable[[], str] | None = None
 
 
@@ -75,13 +70,11 @@ class Measured:
         ours_ms: Our milliseconds per unit.
         peer_ms: The peer's milliseconds per unit, or None.
         ratio: The peer's time divided by ours, over neighbouring turns, or None.
-        overhead_ms: Our time minus the peer's, over neighbouring turns, or None.
     """
 
     ours_ms: float
     peer_ms: float | None = None
     ratio: float | None = None
-    overhead_ms: float | None = None
 
 
 def measure(part: Part, rounds: int, name: str = "") -> Measured:
@@ -97,7 +90,6 @@ def measure(part: Part, rounds: int, name: str = "") -> Measured:
         ours,
         statistics.median(turn[1] for turn in turns),
         statistics.median(turn[1] / turn[0] for turn in turns),
-        statistics.median(turn[0] - turn[1] for turn in turns),
     )
 
 
@@ -319,111 +311,6 @@ def shapes_make(small: bool) -> Iterator[Part]:
 
 
 @contextmanager
-def lightning_loop(small: bool) -> Iterator[Part]:
-    """A training step of ``segdet fit`` with all callbacks, against a plain loop."""
-    import lightning.pytorch as pl
-
-    from segdet.data.sample import Batch, Source, Target
-    from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
-    from segdet.runs.left_out import LeftOut
-    from segdet.runs.loggers import MetricsFile
-    from segdet.runs.panels import ImagePanels
-    from segdet.runs.recorder import RunRecorder, RunSettings
-    from segdet.segmentation.base import Segmenter
-    from segdet.training.progress import Progress, StepLogger
-    from segdet.training.trainer_defaults import TRAINER_DEFAULTS
-
-    class Tiny(Segmenter):
-        """The smallest network, so that the loop dominates the time."""
-
-        def __init__(self) -> None:
-            super().__init__(["a", "b"])
-            self.network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
-
-        def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-            masks = torch.stack([target["mask"] for target in targets])
-            return {"segmentation": self.pixel_loss(self.network(images), masks)}
-
-        def predict(self, images: Tensor) -> Tensor:
-            return self.network(images)
-
-    class Clock(pl.Callback):
-        """The seconds from the first to the last step."""
-
-        seconds = 0.0
-
-        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            self.seconds -= time.perf_counter()
-
-        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            self.seconds += time.perf_counter()
-
-    steps, side = (3, 16) if small else (400, 48)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4, 3, side, side), generator=generator, dtype=torch.uint8)
-    masks = torch.randint(0, 2, (4, side, side), generator=generator)
-    source = Source(Path("none.png"), 1, (side, side))
-    batch = Batch(images, [(side, side)] * 4, [Target(mask=mask) for mask in masks], [source] * 4)
-    batches: DataLoader = DataLoader([batch] * steps, batch_size=None)  # type: ignore[arg-type]
-
-    def ours() -> float:
-        clock = Clock()
-        with tempfile.TemporaryDirectory() as root, _silence():
-            folder = Path(root)
-            watching: list[pl.Callback] = [
-                Progress(), ImagePanels(images=0), RunRecorder(RunSettings(folder, "")), LeftOut(folder),
-                StepLogger(), BestCheckpoint(folder, Tiny.monitor), LastCheckpoint(folder),
-            ]  # fmt: skip
-            trainer = pl.Trainer(
-                **TRAINER_DEFAULTS,
-                accelerator="cpu",
-                devices=1,
-                max_epochs=1,
-                logger=MetricsFile(folder),
-                callbacks=[*watching, clock],
-                default_root_dir=folder,
-            )
-            trainer.fit(Tiny(), batches)
-        return clock.seconds / steps
-
-    def theirs() -> float:
-        model = Tiny().to(memory_format=torch.channels_last)
-        optimizer, schedule = model.optim.build(model, steps, steps)
-        start = time.perf_counter()
-        for each in batches:
-            each = each.to("cpu")
-            optimizer.zero_grad()
-            losses = model.losses(model.normalize(each.images, each.sizes), each.targets)
-            torch.stack(list(losses.values())).sum().backward()
-            optimizer.step()
-            schedule.step()
-        return (time.perf_counter() - start) / steps
-
-    yield Part(
-        f"training loop, {steps} steps with bar and logs",
-        "step",
-        ours,
-        "a plain PyTorch loop without either",
-        theirs,
-        overhead_ms=0.5,
-    )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Hide Lightning's messages and the progress bar, which is still drawn."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
 def dense_windows(small: bool, stride: int, speedup: float, images: Path | None = None) -> Iterator[Part]:
     """The logits of a classifier for all windows of an image, in one pass and crop by crop.
 
@@ -503,7 +390,6 @@ PARTS: dict[str, Callable[[bool], AbstractContextManager[Part]]] = {
     "miou": miou,
     "decode": decode,
     "ssd_augmentation": ssd_augmentation,
-    "lightning_loop": lightning_loop,
     "shapes_make": shapes_make,
     "dense_windows_8": partial(dense_windows, stride=8, speedup=60),
     "dense_windows_4": partial(dense_windows, stride=4, speedup=200),
@@ -534,11 +420,6 @@ def row(part: Part, measured: Measured) -> str:
         ratio = f"x{measured.ratio:.1f}"
     if part.speedup is not None and measured.ratio is not None:
         aim = f">= x{part.speedup:g}, {'met' if measured.ratio >= part.speedup else 'MISSED'}"
-    if part.overhead_ms is not None and measured.overhead_ms is not None:
-        ratio = f"{measured.overhead_ms:+.2f} ms"
-        aim = (
-            f"<= {part.overhead_ms:+g} ms, {'met' if measured.overhead_ms <= part.overhead_ms else 'MISSED'}"
-        )
     if part.compare is not None:
         ratio = f"{ratio}; {part.compare()}"
     return markdown_row([part.title, ours, part.peer or "-", peer, ratio, aim])

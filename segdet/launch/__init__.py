@@ -1,1 +1,1 @@
-"""A list of runs, turned into processes."""
+"""Lists of runs become processes."""

@@ -1,1 +1,1 @@
-"""Records of runs, turned into tables."""
+"""Records of runs become tables."""

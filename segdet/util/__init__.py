@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models and data: errors, files, processes, cores."""
+"""Helpers that do not depend on models and data: errors, files, tables, processes, cores."""
