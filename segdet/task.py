@@ -30,7 +30,7 @@ from segdet.training.optim import Optimization
 from segdet.training.score_reader import pass_scores
 from segdet.training.seeding import seed_step, start_epoch_count
 from segdet.util.arguments import constructor_arguments, plain, plain_arguments
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 from segdet.util.seeds import global_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -300,10 +300,9 @@ class Task(Model):
         # A checkpoint holds it as a dictionary.
         self.optim = optim if isinstance(optim, Optimization) else Optimization(**optim)
         self.channels_last = channels_last
-        if multi_scale is not None and (not multi_scale or min(multi_scale) <= 0):
-            raise UserError(f"--model.multi_scale {multi_scale}: give one or more numbers above 0, or null")
-        if multi_scale_every < 1:
-            raise UserError(f"--model.multi_scale_every {multi_scale_every}: must be at least 1")
+        if multi_scale is not None:
+            check_range("--model.multi_scale", multi_scale, above=0)
+        check_range("--model.multi_scale_every", multi_scale_every, least=1)
         self.compile_options: dict[str, Any] | None = {} if compile is True else (compile or None)
         self.freeze_options = (list(freeze or []), frozen_batch_norm)
         self._frozen: list[str] = []

@@ -12,7 +12,7 @@ from segdet.launch.job import Job
 from segdet.launch.local import print_status
 from segdet.report.table import find_records, table
 from segdet.runs.record import RECORD_NAME
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 from segdet.util.files import write_text
 
 
@@ -28,8 +28,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     experiment = read_experiment(arguments.file)
     if arguments.at_once is not None:
-        if arguments.at_once < 1:
-            raise UserError(f"--at_once {arguments.at_once}: give at least 1")
+        check_range("--at_once", arguments.at_once, least=1)
         experiment = experiment.model_copy(update={"at_once": arguments.at_once})
     jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
     if arguments.dry_run:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 if TYPE_CHECKING:
     from segdet.data.proposal_source import ProposalSource
@@ -98,10 +98,9 @@ def _main(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     for name in ("limit", "workers"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
-    if min(arguments.counts) < 1:
-        raise UserError(f"--counts {min(arguments.counts)}: must be 1 or more")
+        if value is not None:
+            check_range(f"--{name}", value, least=1)
+    check_range("--counts", min(arguments.counts), least=1)
     if arguments.save and len(arguments.proposer) > 1:
         raise UserError(
             f"--save {arguments.save}: the file holds the boxes of one proposer; give one --proposer"

@@ -22,7 +22,7 @@ from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
 from segdet.data.transforms import Plain, Recipe
 from segdet.util.cores import usable_cores
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 from segdet.util.seeds import global_seed
 
 Subset = Literal["train", "val", "test"]
@@ -128,8 +128,8 @@ class DataModule(L.LightningDataModule):
             ("max_proposals", max_proposals, 1),
             ("mosaic_off_epochs", mosaic_off_epochs, 0),
         ):
-            if number is not None and number < least:
-                raise UserError(f"--data.{name} {number}: must be at least {least}")
+            if number is not None:
+                check_range(f"--data.{name}", number, least=least)
         check_choice("--data.task", task, TaskName)
         check_choice("--data.on_bad_sample", on_bad_sample, OnBadSample)
         self.root = Path(root)
@@ -153,8 +153,7 @@ class DataModule(L.LightningDataModule):
                 f"--data.masks true: masks of objects are for detection, not for {task}; leave it out"
             )
         self.masks = masks
-        if not 0 <= mosaic <= 1:
-            raise UserError(f"--data.mosaic {mosaic}: must be from 0 to 1")
+        check_range("--data.mosaic", mosaic, least=0, most=1)
         if mosaic and (task != "detection" or proposals is not None):
             what = f"{task}" if task != "detection" else "images with --data.proposals"
             raise UserError(f"--data.mosaic {mosaic}: is for detection, not for {what}; leave it out")

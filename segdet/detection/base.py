@@ -21,7 +21,7 @@ from segdet.nn.boxes import (
 )
 from segdet.task import Stage, Task, View
 from segdet.training.multi_scale import at_scale
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 
 _MERGING = 0.5
 
@@ -72,8 +72,7 @@ class Detector(Task):
     ) -> None:
         self.category_ids = category_ids or list(range(1, len(class_names) + 1))
         super().__init__(class_names, **kwargs)
-        if not tta_scales or min(tta_scales) <= 0:
-            raise UserError(f"--model.tta_scales {tta_scales}: give one or more numbers above 0")
+        check_range("--model.tta_scales", tta_scales, above=0)
         self.class_agnostic_nms = class_agnostic_nms
         self.tta_flip = tta_flip
         self.tta_scales = list(tta_scales)

@@ -19,7 +19,7 @@ from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import StateDict, load_weights
 from segdet.task import Stage, View
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 from segdet.util.stages import stage
 
 _NO_OBJECT_WEIGHT = 0.1
@@ -107,8 +107,7 @@ class DETR(Detector):
                 "coordinates; give a multiple of 4 and of --model.heads"
             )
         for name, value in (("queries", queries), ("decoder_layers", decoder_layers)):
-            if value < 1:
-                raise UserError(f"--model.{name} {value}: nothing can be detected; give 1 or more")
+            check_range(f"--model.{name}", value, least=1)
         self.auxiliary = auxiliary
         self.score_threshold = score_threshold
         backbone_weights = None if weights else weights_backbone

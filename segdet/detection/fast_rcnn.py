@@ -15,7 +15,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, TwoLayerHead, rois_of, sample_rois
 from segdet.task import Stage
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import check_choice, check_range
 from segdet.util.stages import stage
 
 
@@ -67,8 +67,8 @@ class FastRCNN(RegionDetector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         check_choice("--model.pooling", pooling, Pooling)
-        if svd_ranks is not None and min(svd_ranks) < 1:
-            raise UserError(f"--model.svd_ranks: {list(svd_ranks)}; give two ranks of at least 1, or null")
+        if svd_ranks is not None:
+            check_range("--model.svd_ranks", svd_ranks, least=1)
         self.rois_per_image = rois_per_image
         self.positive_share = positive_share
         self.background = background

@@ -19,7 +19,7 @@ from segdet.detection.faster_rcnn import FasterRCNN, Maps, RoIAlign, Torchvision
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.float32 import output_float32
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 from segdet.util.stages import stage
 
 
@@ -106,8 +106,7 @@ class MaskRCNN(MaskBranch, FasterRCNN):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, canonical_size=canonical_size, **kwargs)
-        if mask_convolutions < 1:
-            raise UserError(f"--model.mask_convolutions {mask_convolutions}: must be at least 1")
+        check_range("--model.mask_convolutions", mask_convolutions, least=1)
         self.roi_heads.mask_roi_pool = RoIAlign(14, self.strides, canonical_size)
         self.roi_heads.mask_head = MaskRCNNHeads(self.channels, (mask_width,) * mask_convolutions, 1)
         self.roi_heads.mask_predictor = MaskRCNNPredictor(mask_width, mask_width, len(self.class_names) + 1)

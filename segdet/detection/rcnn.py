@@ -21,7 +21,7 @@ from segdet.training.checkpoint_request import request_checkpoint
 from segdet.training.ema import averaged
 from segdet.training.linear_svm import LinearSVMs, Mining
 from segdet.training.ridge import BoxRidge
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 from segdet.util.stages import stage
 
 Classifier = Literal["svm", "softmax"]
@@ -116,8 +116,8 @@ class RCNN(RegionDetector):
             ("crop_batch", crop_batch), ("regions_per_batch", regions_per_batch), ("svm_images", svm_images),
             ("ridge_regions", ridge_regions),
         ):  # fmt: skip
-            if value is not None and value < 1:
-                raise UserError(f"--model.{name} {value}: must be at least 1")
+            if value is not None:
+                check_range(f"--model.{name}", value, least=1)
         self.warp_size, self.context, self.crop_batch = warp_size, context, crop_batch
         self.regions_per_batch, self.positive_share = regions_per_batch, positive_share
         self.uses_svms, self.box_regression = classifier == "svm", box_regression

@@ -15,7 +15,7 @@ from segdet.data.transforms import Pipeline, resize
 from segdet.detection.base import Detector
 from segdet.detection.faster_rcnn import TwoStageDetector
 from segdet.proposals.base import Proposer, check_image
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 _CACHED_MODELS = 2
 """The number of checkpoints whose networks stay in memory."""
@@ -41,8 +41,8 @@ class RPN(Proposer):
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise UserError(f"count {self.count}: must be at least 1")
+        if self.count is not None:
+            check_range("count", self.count, least=1)
         if not _checkpoint_file(self.checkpoint).is_file():
             raise UserError(
                 f"{_checkpoint_file(self.checkpoint)}: no such checkpoint; give the folder of a run of FasterRCNN, "

@@ -31,7 +31,7 @@ from segdet.nn.window_pyramid import (
 )
 from segdet.nn.windows import Mode, window_features
 from segdet.task import Stage, View
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 from segdet.util.stages import stage
 
 
@@ -123,17 +123,14 @@ class SlidingWindowDetector(Detector):
         for name, value in (
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip
-            if value < 1:
-                raise UserError(f"--model.{name}: {value}; give at least 1")
+            check_range(f"--model.{name}", value, least=1)
         for name, values in (("scales", scales), ("aspects", aspects), ("hidden", hidden)):
-            if not values or min(values) <= 0:
-                raise UserError(f"--model.{name}: {values}; give one or more numbers greater than 0")
+            check_range(f"--model.{name}", values, above=0)
         for name, share in (
             ("positives", positives), ("hard_negatives", hard_negatives),
             ("foreground", foreground), ("background", background),
         ):  # fmt: skip
-            if not 0 <= share <= 1:
-                raise UserError(f"--model.{name}: {share}; give a share from 0 to 1")
+            check_range(f"--model.{name}", share, least=0, most=1)
         if background > foreground:
             raise UserError(
                 f"--model.background: {background} exceeds --model.foreground, {foreground}; give at most that value"

@@ -17,7 +17,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage, View
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 from segdet.util.stages import stage
 
 _SLOPE = 0.1
@@ -117,10 +117,8 @@ class YOLOv1(Detector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if grid < 1 or boxes < 1:
-            raise UserError(
-                f"model: a grid of {grid} with {boxes} boxes per cell detects nothing; give 1 or more of both"
-            )
+        check_range("--model.grid", grid, least=1)
+        check_range("--model.boxes", boxes, least=1)
         if hidden and self.tta_scales != [1.0]:
             raise UserError(
                 f"--model.tta_scales {self.tta_scales}: YOLO's fully connected layers need images of one size; "

@@ -16,7 +16,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 from segdet.util.stages import stage
 
 _PRIOR = 0.01
@@ -76,10 +76,7 @@ class YOLOX(Detector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if most_cells < 1:
-            raise UserError(
-                f"--model.most_cells {most_cells}: no cell would be matched with an object; give 1 or more"
-            )
+        check_range("--model.most_cells", most_cells, least=1)
         self.radius = radius
         self.most_cells = most_cells
         self.box_weight = box_weight

@@ -16,7 +16,7 @@ from torch import Tensor
 from segdet.nn.boxes import paired_iou
 from segdet.nn.float32 import at_least_float32
 from segdet.training.multi_scale import at_scale
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import check_choice, check_range
 
 Views = Literal["one", "two", "five", "ten"]
 
@@ -42,10 +42,8 @@ class MultiCrop:
 
     def __init__(self, views: Views = "one", share: float = 0.875, scales: Sequence[float] = (1.0,)) -> None:
         check_choice("--model.views", views, Views)
-        if not 0 < share <= 1:
-            raise UserError(f"--model.crop_share {share}: must be above 0 and at most 1")
-        if not scales or min(scales) <= 0:
-            raise UserError(f"--model.test_scales {list(scales)}: give one or more numbers above 0")
+        check_range("--model.crop_share", share, above=0, most=1)
+        check_range("--model.test_scales", scales, above=0)
         self.views, self.share, self.scales = views, share, tuple(scales)
 
     @property

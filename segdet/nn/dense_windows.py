@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segdet.nn.window_layers import BatchNorm, Step, leaves, max_before_activation, read_layers
 from segdet.nn.windows import Pair, pair, window_grid
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 
 Method = Literal["auto", "fragments", "dilation", "shift"]
 
@@ -93,8 +93,7 @@ class DensePass(nn.Module):
         self.window = pair(window)
         self._read(_as_sequential(classifier))
         self.stride = self.own_stride if stride is None else pair(stride)
-        if min(self.stride) < 1:
-            raise UserError(f"stride of windows {self.stride}: must be at least 1")
+        check_range("stride of windows", self.stride, least=1)
         check_choice("method of dense windows", method, Method)
         if method == "auto":
             offsets = (own // math.gcd(own, r) for own, r in zip(self.own_stride, self.stride, strict=True))

@@ -11,7 +11,7 @@ from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 
 from segdet.nn.pooling import MaxPooling, Pooled
 from segdet.nn.weights import StateDict, is_restoring, read_weights
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 CHANNELS = (64, 128, 256, 512, 512)
 """The channels of the five stages."""
@@ -26,10 +26,7 @@ def scaled_channels(width: float) -> list[int]:
     Raises:
         UserError: If ``width`` is not positive.
     """
-    if width <= 0:
-        raise UserError(
-            f"--model.width {width}: must be above 0; give the fraction of VGG16's channels, such as 0.125 or 1"
-        )
+    check_range("--model.width", width, above=0)
     return [max(1, round(width * channels)) for channels in CHANNELS]
 
 

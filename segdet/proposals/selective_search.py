@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from segdet.proposals.base import Proposer, check_image, first_occurrences
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 Strategy = Literal["single", "fast", "quality"]
 
@@ -46,8 +46,7 @@ class SelectiveSearch(Proposer):
         if self.strategy not in STRATEGIES:
             raise UserError(f"strategy {self.strategy}: unknown; choose {', '.join(STRATEGIES)}")
         for name, value in (("sigma", self.sigma), ("min_width", self.min_width), ("seed", self.seed)):
-            if value < 0:
-                raise UserError(f"{name} {value}: must be at least 0")
+            check_range(name, value, least=0)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check_image(image)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segdet.proposals.base import Proposer, check_image
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,10 @@ class UniformWindows(Proposer):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, values in (("scales", self.scales), ("aspects", self.aspects)):
-            if not values or min(values) <= 0:
-                raise UserError(f"{name} {list(values)}: must be one or more numbers greater than 0")
-        if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap {self.overlap}: must be at least 0 and less than 1")
-        if self.seed < 0:
-            raise UserError(f"seed {self.seed}: must be at least 0")
+        check_range("scales", self.scales, above=0)
+        check_range("aspects", self.aspects, above=0)
+        check_range("overlap", self.overlap, least=0, below=1)
+        check_range("seed", self.seed, least=0)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check_image(image)

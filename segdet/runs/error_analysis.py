@@ -32,7 +32,7 @@ from segdet.metrics.detection_errors import (
 )
 from segdet.training.score_reader import ReadsScores
 from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 from segdet.util.files import unwritable, write_text
 
 _COLOURS: dict[int, Colour] = {
@@ -63,8 +63,7 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
     """
 
     def __init__(self, enabled: bool = True, min_score: float | None = None, worst: int = 12) -> None:
-        if worst < 0:
-            raise UserError(f"--error_analysis.worst {worst}: must be 0 or more")
+        check_range("--error_analysis.worst", worst, least=0)
         self.enabled = enabled
         self.min_score = min_score
         self.worst = worst

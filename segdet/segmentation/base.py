@@ -23,7 +23,7 @@ from segdet.segmentation.tiling import classes_of_rows, predict_rows
 from segdet.task import Task
 from segdet.training.multi_scale import at_scale
 from segdet.util.distributed import run_on_all_ranks
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 
 BoundaryStages = Literal["never", "test", "validation"]
 
@@ -89,11 +89,9 @@ class Segmenter(Task):
             weights = torch.tensor(_checked_weights(class_weights, self.class_names))
         # Not part of the state: what is given now counts and not what a checkpoint was trained with.
         self.register_buffer("class_weights", weights, persistent=False)
-        for name, value in (("focal_gamma", focal_gamma), ("auxiliary_weight", auxiliary_weight)):
-            if value < 0:
-                raise UserError(f"--model.{name} {value}: must be at least 0")
-        if not tta_scales or min(tta_scales) <= 0:
-            raise UserError(f"--model.tta_scales {tta_scales}: give one or more numbers above 0")
+        check_range("--model.focal_gamma", focal_gamma, least=0)
+        check_range("--model.auxiliary_weight", auxiliary_weight, least=0)
+        check_range("--model.tta_scales", tta_scales, above=0)
         self.focal_gamma = focal_gamma
         self.auxiliary_weight = auxiliary_weight
         self.tta_flip = tta_flip
@@ -303,11 +301,7 @@ def _checked_tile(
         return None, 0
     height, width = (tile, tile) if isinstance(tile, int) else tile
     least = min(height, width)
-    if least < 1:
-        raise UserError(f"--model.tile {tile}: must be at least 1")
+    check_range("--model.tile", tile, least=1)
     overlap = least // 4 if overlap is None else overlap
-    if not 0 <= overlap < least:
-        raise UserError(
-            f"--model.tile_overlap {overlap}: must be at least 0 and less than the tile's {least}"
-        )
+    check_range("--model.tile_overlap", overlap, least=0, below=least)
     return (height, width), overlap

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, feature_strength, record_outputs
 from segdet.task import Stage
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 
 class FullResolutionFCN(Segmenter):
@@ -48,8 +48,8 @@ class FullResolutionFCN(Segmenter):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if depth < 1 or width < 1:
-            raise UserError(f"--model.depth and --model.width: {depth} and {width}; both must be at least 1")
+        check_range("--model.depth", depth, least=1)
+        check_range("--model.width", width, least=1)
         if dilations is None:
             dilations = [1] * depth
         if len(dilations) != depth or min(dilations) < 1:

@@ -16,7 +16,7 @@ from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import Mode, crop_windows, window_batches, window_features, window_grid
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import check_choice, check_range
 
 Sampling = Literal["balanced", "uniform"]
 
@@ -74,8 +74,7 @@ class SlidingWindow(Segmenter):
         for name, value in (
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
         ):  # fmt: skip
-            if value < 1:
-                raise UserError(f"--model.{name} {value}: must be at least 1")
+            check_range(f"--model.{name}", value, least=1)
         self.window, self.stride, self.crop_batch = window, stride, crop_batch
         self.windows_per_image, self.sampling, self.mode = windows_per_image, sampling, mode
         self.classifier = patch_classifier(

@@ -17,7 +17,7 @@ from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
 from segdet.task import Stage
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 
 Channels = Literal[1, 3]
 
@@ -179,13 +179,10 @@ class OriginalUNet(Segmenter):
     ) -> None:
         super().__init__(class_names, **kwargs)
         check_choice("--model.channels", channels, Channels)
-        for name, whole in (("width", width), ("depth", depth)):
-            if whole < 1:
-                raise UserError(f"--model.{name} {whole}: must be at least 1")
-        if not border_weight >= 0:
-            raise UserError(f"--model.border_weight {border_weight}: must be at least 0")
-        if not border_sigma > 0:
-            raise UserError(f"--model.border_sigma {border_sigma}: must be above 0")
+        check_range("--model.width", width, least=1)
+        check_range("--model.depth", depth, least=1)
+        check_range("--model.border_weight", border_weight, least=0)
+        check_range("--model.border_sigma", border_sigma, above=0)
         self.channels = channels
         self.depth = depth
         self.border_weight = border_weight

@@ -13,7 +13,7 @@ from segdet.nn.upsampling import Upsampling, build_upsampler
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, feature_strength, record_outputs
 from segdet.task import Stage
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 
 
 class UpsamplingFCN(Segmenter):
@@ -58,12 +58,8 @@ class UpsamplingFCN(Segmenter):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
-        if not channels or min(channels) < 1:
-            raise UserError(
-                f"--model.channels: {channels}; give a positive integer for each stage, such as [32, 64]"
-            )
-        if convolutions < 1:
-            raise UserError(f"--model.convolutions: {convolutions}; give 1 or more")
+        check_range("--model.channels", channels, least=1)
+        check_range("--model.convolutions", convolutions, least=1)
         self.upsampling = upsampling
         widths = [3, *channels]
         self.encoder = nn.ModuleList(

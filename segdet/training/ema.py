@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from segdet.util.errors import UserError
+from segdet.util.errors import check_range
 
 
 class EMA(WeightAveraging):
@@ -29,8 +29,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise UserError(f"--ema {decay}: must be above 0 and below 1, such as 0.999")
+        check_range("--ema", decay, above=0, below=1)
         super().__init__(multi_avg_fn=_average(decay))
         self._exchanged = False
 

@@ -1,6 +1,6 @@
 """Errors that a user can fix. Each is one line: what is wrong, where, and how to fix it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,3 +58,43 @@ def check_choice(option: str, value: object, choices: Any) -> None:
     near = closest(value, named) if isinstance(value, str) else None
     remedy = f"; did you mean {near}?" if near else ""
     raise UserError(f"{option} {value}: must be one of {', '.join(named)}{remedy}")
+
+
+def check_range(
+    option: str,
+    value: float | Sequence[float],
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Check that a number, or each number of a list, is within bounds. NaN never is, and neither is an empty list.
+
+    Args:
+        option: The option's name for the message, such as ``--model.width``.
+        value: The number, or the numbers.
+        least: The smallest valid number.
+        above: A bound that is not valid itself.
+        most: The largest valid number.
+        below: A bound that is not valid itself.
+
+    Raises:
+        UserError: If a number is out of bounds, or there is none.
+    """
+    several = isinstance(value, Sequence)
+    numbers = list(value) if isinstance(value, Sequence) else [value]
+    valid = bool(numbers) and all(
+        (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
+        for number in numbers
+    )
+    if not valid:
+        words = {"at least": least, "above": above, "at most": most, "below": below}
+        bounds = " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+        shown = numbers if several else value
+        raise UserError(
+            f"{option} {shown}: must be {'one or more numbers, each ' if several else ''}{bounds}"
+        )

@@ -81,8 +81,8 @@ def test_bad_images_are_listed(shapes: Path, tmp_path: Path, capsys: pytest.Capt
     [
         (["--proposer", "slow"], "--proposer slow: unknown; choose single"),
         (["--proposer", "nowhere.npz"], "nowhere.npz: no such file"),
-        (["--counts", "0"], "--counts 0: must be 1 or more"),
-        (["--limit", "0"], "--limit 0: must be 1 or more"),
+        (["--counts", "0"], "--counts 0: must be at least 1"),
+        (["--limit", "0"], "--limit 0: must be at least 1"),
         (["--task", "segmentation"], "--task segmentation"),
         (["--save", "boxes.txt"], "--save boxes.txt: proposals need a .json or .npz file"),
         (["--proposer", "fast", "single", "--save", "a.npz"], "holds the boxes of one proposer; give one"),

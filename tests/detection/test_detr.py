@@ -395,9 +395,9 @@ def test_published_outputs_are_selected_by_class_name(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.width 66: cannot be divided by 4 heads"):
         _small(width=66)
-    with pytest.raises(UserError, match=r"model\.queries 0: nothing can be detected"):
+    with pytest.raises(UserError, match=r"model\.queries 0: must be at least 1"):
         _small(queries=0)
-    with pytest.raises(UserError, match=r"model\.decoder_layers 0: nothing can be detected"):
+    with pytest.raises(UserError, match=r"model\.decoder_layers 0: must be at least 1"):
         _small(decoder_layers=0)
     path = _file(tmp_path / "detr.pth", _small_published())
     with pytest.raises(UserError, match=r"detr\.pth: not the weights of this DETR.* no parameters for"):

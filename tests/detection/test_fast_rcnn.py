@@ -268,5 +268,5 @@ def test_data_without_proposals_is_one_line(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_ranks_are_at_least_one() -> None:
-    with pytest.raises(UserError, match="svd_ranks: \\[0, 4\\]"):
+    with pytest.raises(UserError, match="svd_ranks \\[0, 4\\]: must be one or more numbers, each at least 1"):
         small(svd_ranks=(0, 4))

@@ -182,9 +182,9 @@ def test_masks_are_mirrored_with_their_boxes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_scales_must_be_above_zero() -> None:
-    with pytest.raises(UserError, match=r"--model.tta_scales \[\]: give one or more"):
+    with pytest.raises(UserError, match=r"--model.tta_scales \[\]: must be one or more"):
         Bright(tta_scales=[])
-    with pytest.raises(UserError, match="numbers above 0"):
+    with pytest.raises(UserError, match="numbers, each above 0"):
         Bright(tta_scales=[1.0, 0.0])
 
 

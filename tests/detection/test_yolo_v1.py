@@ -252,7 +252,7 @@ def test_stages_show_the_grid() -> None:
 
 
 def test_mistakes_are_one_line() -> None:
-    with pytest.raises(UserError, match="a grid of 0 with 2 boxes"):
+    with pytest.raises(UserError, match=r"--model\.grid 0: must be at least 1"):
         _small(grid=0)
     with pytest.raises(UserError, match=r"model\.backbone_options: the paper's backbone"):
         YOLOv1(["a"], backbone_options={"channels": [8]})

@@ -399,7 +399,7 @@ def test_wrong_arguments_are_one_line(folder: Path) -> None:
 
 
 def test_at_once_is_at_least_one(folder: Path, command: Command) -> None:
-    with pytest.raises(UserError, match="--at_once 0: give at least 1"):
+    with pytest.raises(UserError, match="--at_once 0: must be at least 1"):
         main(["experiments/demo.yaml", "--at_once", "0"])
     assert main(["experiments/demo.yaml", "--at_once", "3"]) == 0
     assert sorted(command.started()) == sorted(

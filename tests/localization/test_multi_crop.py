@@ -163,7 +163,7 @@ def test_views_do_not_change_the_weights() -> None:
     ("options", "message"),
     [
         ({"crop_share": 0.0}, "model.crop_share 0.0: must be above 0 and at most 1"),
-        ({"test_scales": []}, "model.test_scales []: give one or more numbers"),
+        ({"test_scales": []}, "model.test_scales []: must be one or more numbers, each above 0"),
     ],
 )
 def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:

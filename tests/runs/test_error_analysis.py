@@ -88,7 +88,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
     model = [*MODELS["detection"], "--model.backbone=test_resnet", *DATA, f"--data.root={shapes}"]
     assert main(["fit", *model, f"--run_dir={tmp_path / 'run'}", "--error_analysis.worst=-1"]) == 2
     (*_, said) = capsys.readouterr().err.splitlines()
-    assert said == "segdet: error: --error_analysis.worst -1: must be 0 or more"
+    assert said == "segdet: error: --error_analysis.worst -1: must be at least 0"
 
 
 def test_what_is_no_number_is_null() -> None:

@@ -106,5 +106,5 @@ def test_mistakes_are_one_line() -> None:
         _fcn(dilations=[1, 2])
     with pytest.raises(UserError, match=r"model\.dilations"):
         _fcn(dilations=[1, 2, 0, 2, 1])
-    with pytest.raises(UserError, match=r"--model\.depth and --model\.width: 0 and 12"):
+    with pytest.raises(UserError, match=r"--model\.depth 0: must be at least 1"):
         _fcn(depth=0, dilations=None)

@@ -159,9 +159,11 @@ def test_an_image_is_one_pass() -> None:
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match=r"--model\.upsampling bilinaer: .* did you mean bilinear\?"):
         _fcn("bilinaer")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"model\.channels: \[\]; give a positive integer"):
+    with pytest.raises(
+        UserError, match=r"model\.channels \[\]: must be one or more numbers, each at least 1"
+    ):
         _fcn("nearest", channels=[])
-    with pytest.raises(UserError, match=r"model\.convolutions: 0; give 1 or more"):
+    with pytest.raises(UserError, match=r"model\.convolutions 0: must be at least 1"):
         _fcn("nearest", convolutions=0)
 
 

@@ -14,7 +14,7 @@ import segdet.localization
 import segdet.segmentation
 from segdet.task import Task
 from segdet.training.optim import Optimization
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 
 
 def _families() -> list[type[Task]]:
@@ -100,3 +100,24 @@ def test_choices_are_a_literal_or_a_list_and_only_close_names_are_suggested() ->
     check_choice("--side", 3, Literal[1, 3])
     with pytest.raises(UserError, match=r"^--side 2: must be one of 1, 3$"):
         check_choice("--side", 2, Literal[1, 3])
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "message"),
+    [
+        (0, {"least": 1}, "--x 0: must be at least 1"),
+        (1.5, {"above": 0, "most": 1}, "--x 1.5: must be above 0 and at most 1"),
+        (float("nan"), {"above": 0}, "--x nan: must be above 0"),
+        ((1.0, 0.0), {"above": 0}, "--x [1.0, 0.0]: must be one or more numbers, each above 0"),
+        ([], {"least": 0, "below": 1}, "--x []: must be one or more numbers, each at least 0 and below 1"),
+    ],
+)
+def test_numbers_out_of_range(value: Any, bounds: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_range("--x", value, **bounds)
+    assert str(error.value) == message
+
+
+def test_numbers_in_range() -> None:
+    check_range("--x", 1, least=1, most=1)
+    check_range("--x", [0.5, 0.9], above=0, below=1)

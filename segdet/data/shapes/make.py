@@ -7,7 +7,7 @@ from typing import Literal
 from segdet.data.shapes.scenes import SHAPES_CLASSES, Scenes
 from segdet.data.shapes.writers import write_cityscapes, write_coco, write_voc
 from segdet.util.cores import usable_cores
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 
 _VERSION = 1  # to be raised when the same seed gives other pixels, so that old folders are recognized
 _FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
@@ -48,15 +48,12 @@ def make_shapes(
         UserError: If a setting is out of range, or ``root`` exists with other content.
     """
     root = Path(root)
-    check_choice("format:", format, list(_WRITERS))
+    check_choice("format", format, list(_WRITERS))
     counts = {"train": train, "val": val, "test": test}
     for name, count in counts.items():
-        if not 0 <= count <= 1_000_000:
-            raise UserError(f"{name}: {count} images are out of range; give a number from 0 to 1000000")
-    if min(size) < 64 or max(size) > 4096:
-        raise UserError(f"size: {size[0]}x{size[1]} is out of range; give a height and width from 64 to 4096")
-    if seed < 0:
-        raise UserError(f"seed: {seed} is negative; give 0 or more")
+        check_range(name, count, least=0, most=1_000_000)
+    check_range("size", size, least=64, most=4096)
+    check_range("seed", seed, least=0)
     settings: dict[str, object] = {
         "format": format,
         **counts,

@@ -172,7 +172,7 @@ def test_a_folder_with_other_content_is_refused(tmp_path):
     ],
 )
 def test_settings_out_of_range(tmp_path, setting, key):
-    with pytest.raises(UserError, match=f"^{key}: "):
+    with pytest.raises(UserError, match=f"^{key} "):
         make_shapes(tmp_path / "shapes", **setting)
 
 
