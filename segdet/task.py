@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segdet.data.datamodule import Classes, DataModule
-from segdet.data.images import ImageLike, as_rgb
+from segdet.data.image_like import ImageLike, as_rgb
 from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.data.transforms import Plain, Size
 from segdet.metrics.base import Scores

@@ -211,7 +211,7 @@ def parse_command(argv: Sequence[str]) -> Options:
             )
         _drop_class_names(parser, checkpoint, given)
         printing = [] if first.print_config is None else [f"--print_config={first.print_config}"]
-        config = parser.parse_args([*printing, *arguments])
+        config = parser.parse_args([*arguments, *printing])
     except ParseFault as fault:
         raise UserError(readable(str(fault), parser, command)) from None
     config.ckpt_path = None if checkpoint is None else str(checkpoint.path)

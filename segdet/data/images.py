@@ -11,11 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
-from torch import Tensor
 
-from segdet.util.errors import BadSample, MissingFile, UserError
+from segdet.util.errors import BadSample, MissingFile
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 """Suffixes of image files in a folder, in lower case."""
@@ -95,38 +93,6 @@ def read_image(
         if upright or orientation >= 5:
             image = _rotated_upright(image, orientation)
     return image
-
-
-ImageLike = Path | str | Image.Image | np.ndarray | Tensor
-"""An image in memory or a path."""
-
-
-def as_rgb(image: ImageLike) -> np.ndarray:
-    """Return the pixels of an image: uint8 ``[H, W, 3]``, RGB.
-
-    Args:
-        image: A path (an EXIF rotation is applied), a PIL image, an array uint8 ``[H, W, 3]``, or a tensor uint8
-            ``[3, H, W]``.
-
-    Raises:
-        BadSample: If the file cannot be read.
-        UserError: If the image has another type or shape.
-    """
-    if isinstance(image, Path | str):
-        return read_image(image, upright=True)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, Tensor):
-        if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
-            return image.permute(1, 2, 0).contiguous().cpu().numpy()
-        raise UserError(f"image: a tensor {image.dtype} {list(image.shape)}; give uint8 [3, height, width]")
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"image: a {type(image).__name__}; give a path, a PIL image, an array or a tensor")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(
-            f"image: an array {image.dtype} {list(image.shape)}; give uint8 [height, width, 3], RGB"
-        )
-    return np.ascontiguousarray(image)
 
 
 def read_mask(path: Path | str) -> np.ndarray:
