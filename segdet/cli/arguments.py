@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from segdet.data.formats.detect import FORMATS, TASKS, Dataset, find_dataset
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 from segdet.util.suggest import closest
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
 def check_least(arguments: argparse.Namespace, **least: int) -> None:
     """Raise `UserError` if an argument is below its least value; None is allowed."""
     for name, limit in least.items():
-        value = getattr(arguments, name)
-        if value is not None and value < limit:
-            raise UserError(f"--{name} {value}: must be {limit} or more")
+        if (value := getattr(arguments, name)) is not None:
+            check_range(f"--{name}", value, least=limit)
 
 
 def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:

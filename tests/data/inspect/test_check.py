@@ -446,7 +446,7 @@ def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
         (["nowhere"], "nowhere: there is no such folder"),
         (["."], ".: contains neither annotations/instances_"),
         (["voc", "--split", "tset"], "tset.txt: no such split list for detection"),
-        (["voc", "--workers", "0"], "--workers 0: must be 1 or more"),
+        (["voc", "--workers", "0"], "--workers 0: must be at least 1"),
         (["voc", "--class_names", "names.txt"], "names.txt: no such file of class names"),
         (["coco", "--ignore_index", "3"], "--ignore_index: only voc folders have one"),
     ],

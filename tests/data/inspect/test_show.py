@@ -34,7 +34,7 @@ def test_show_draws_the_requested_samples(coco_folder, tmp_path, capsys):
     ("arguments", "line"),
     [
         (["--index", "9", "--split", "train"], "--index 9: the split train has the samples 0 to 1"),
-        (["--count", "0"], "--count 0: must be 1 or more"),
+        (["--count", "0"], "--count 0: must be at least 1"),
         (["--output", "sheet.pdf"], "--output sheet.pdf: must end in .png or .jpg or .jpeg"),
     ],
 )
