@@ -1,4 +1,4 @@
-"""The base of semantic segmentation: a class for every pixel."""
+"""The base class of semantic segmentation: losses, class weights, test-time augmentation, tiles and scores."""
 
 from __future__ import annotations
 
@@ -28,33 +28,32 @@ from segdet.util.errors import UserError, check_choice, check_range
 BoundaryStages = Literal["never", "test", "validation"]
 
 _WEIGHTS = "class_weights"
-"""Where a checkpoint keeps counted class weights."""
+"""The key of counted class weights in a checkpoint."""
 
 
 class Segmenter(Task):
-    """A network that gives logits ``[B, C, h, w]`` for images ``[B, 3, H, W]``.
+    """A network that computes logits ``[B, C, h, w]`` of images ``[B, 3, H, W]``.
 
-    A family has a ``forward``, whose logits have the images' resolution or a coarser one; it says ``predict`` and
-    ``losses`` too where it trains or answers otherwise. Logits are resized to the original image before the
-    best class is taken, so that scores are those of the pixels on disk. Losses are made of `pixel_loss` and, where
-    there are auxiliary heads, `auxiliary_loss`.
+    A family defines ``forward``, whose logits have the images' resolution or a coarser one, and overrides ``predict``
+    and ``losses`` if these differ from ``forward`` and its `pixel_loss`. Logits are resized to the original image
+    before the class with the largest one is chosen, so that scores refer to the pixels on disk.
 
     Args:
-        loss: cross_entropy; focal (Lin et al., 2017), which cares for what is still wrong; dice, the overlap of
+        loss: cross_entropy; focal (Lin et al., 2017), which emphasizes misclassified pixels; dice, the overlap of
             each class; or cross_entropy_dice, the sum of both.
-        class_weights: How much each class counts in the loss: null for all the same, a number a class, or
-            what is counted from the training set's masks: median_frequency (Eigen, Fergus, 2015) or the gentler
-            inverse_sqrt_frequency.
-        focal_gamma: How little the focal loss counts what is right already; 0 is the cross entropy.
-        auxiliary_weight: How much the losses of auxiliary heads count, in families that have some.
-        tta_flip: Predicts each image and its mirror image, and averages the softmax probabilities.
-        tta_scales: Predicts each image at these scales, and averages the softmax probabilities.
-        tile: Predicts images that are larger in tiles of so many pixels, a number or [height, width], to fit
-            the device's memory: see `segdet.segmentation.tiling`. Multiples of 32 serve best.
-        tile_overlap: The pixels that neighbouring tiles share at least; a quarter of the tile when null.
-        boundary_scores: Where boundary F1 and boundary IoU are measured, which costs more processor time than all other
-            scores (see `BoundaryScores`): in the ``test``, in ``validation`` too, or ``never``.
-        kwargs: As for `Task`.
+        class_weights: The weights of the classes in the loss: null for equal weights, one number per class, or a
+            formula for weights from the class frequencies of the training set: median_frequency (Eigen, Fergus, 2015)
+            or inverse_sqrt_frequency, with smaller differences.
+        focal_gamma: The exponent of the focal loss; 0 is the cross entropy.
+        auxiliary_weight: The weight of the losses of auxiliary heads, in families with such heads.
+        tta_flip: Whether the softmax probabilities of each image and its mirror image are averaged in prediction.
+        tta_scales: The scales at which each image is predicted; the softmax probabilities are averaged.
+        tile: The size of tiles in pixels, a number or [height, width]. Larger images are predicted in tiles to limit
+            the device memory (see `segdet.segmentation.tiling`). Multiples of 32 work best.
+        tile_overlap: The smallest overlap of neighbouring tiles in pixels; a quarter of the tile when null.
+        boundary_scores: When boundary F1 and boundary IoU are computed, which takes more processor time than all other
+            scores (see `BoundaryScores`): in the ``test``, also in ``validation``, or ``never``.
+        kwargs: See `Task`.
     """
 
     task = "segmentation"
@@ -87,7 +86,7 @@ class Segmenter(Task):
         weights = None if class_weights is None else torch.ones(len(class_names))
         if isinstance(class_weights, list | tuple):
             weights = torch.tensor(_checked_weights(class_weights, self.class_names))
-        # Not part of the state: what is given now counts and not what a checkpoint was trained with.
+        # Not part of the state, so that the argument applies and not the weights of a checkpoint.
         self.register_buffer("class_weights", weights, persistent=False)
         check_range("--model.focal_gamma", focal_gamma, least=0)
         check_range("--model.auxiliary_weight", auxiliary_weight, least=0)
@@ -98,58 +97,62 @@ class Segmenter(Task):
         self.tta_scales = list(tta_scales)
         self.tile, self.tile_overlap = _checked_tile(tile, tile_overlap)
 
-    # What most families say.
+    # Implemented for most families.
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         return {"segmentation": self.pixel_loss(self(images), masks_of(targets))}
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C, h, w]``."""
+        """Return logits ``[B, C, h, w]`` of images ``[B, 3, H, W]``."""
         logits: Tensor = self(images)
         return logits
 
-    # What a family's losses are made of.
+    # Used in the losses of families.
 
     def pixel_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """The loss of logits ``[B, C, h, w]`` over the pixels of ``masks`` ``[B, H, W]`` that are not 255.
+        """Return the loss selected by ``loss``, with class weights, over the pixels that are not 255.
 
-        It is the one that ``loss`` names, with the class weights. Coarser logits are resized to the masks. A batch
-        without any pixel that counts has a loss of zero, not of NaN.
+        The loss is zero, not NaN, if all pixels are ignored.
+
+        Args:
+            logits: ``[B, C, h, w]``. Coarser logits are resized to the masks.
+            masks: int64 ``[B, H, W]``.
         """
         weights = self.known_weights()
         logits = _resized(logits.float(), (masks.shape[-2], masks.shape[-1]))
         return losses.pixel_loss(logits, masks, self.loss, weights, self.focal_gamma)
 
     def known_weights(self) -> Tensor | None:
-        """The class weights, float32 ``[C]``, or None where all classes count the same.
+        """Return the class weights, float32 ``[C]``, or None for equal weights.
 
         Raises:
-            UserError: If they are to be counted and have not been.
+            UserError: If the class frequencies have not been counted yet.
         """
         if not self._weights_known:
             raise UserError(
                 f"--model.class_weights {self.weighting}: not counted yet; train with one of segdet's data modules, "
-                "or give a number a class"
+                "or give one number per class"
             )
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
-        # A network that was made bfloat16 as a whole has a bfloat16 buffer of them.
+        # The buffer is bfloat16 if the whole network was converted.
         return None if weights is None else weights.float()
 
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
-        """What auxiliary heads add to the loss: the sum of their `pixel_loss`, times ``auxiliary_weight``.
+        """Return the sum of the `pixel_loss` of auxiliary heads, multiplied by ``auxiliary_weight``.
 
-        Under the name ``auxiliary`` among a family's ``losses`` it is logged as ``train/loss_auxiliary``.
+        Families return it from ``losses`` as ``auxiliary``, and it is logged as ``train/loss_auxiliary``.
 
         Args:
-            auxiliary: The logits of each head, as for `pixel_loss`.
+            auxiliary: The logits of each head, see `pixel_loss`.
             masks: int64 ``[B, H, W]``.
         """
-        return self.auxiliary_weight * torch.stack([self.pixel_loss(one, masks) for one in auxiliary]).sum()
+        parts = [self.pixel_loss(logits, masks) for logits in auxiliary]
+        return self.auxiliary_weight * torch.stack(parts).sum()
 
-    # Class weights that are counted.
+    # Class weights from class frequencies.
 
     def on_fit_start(self) -> None:
-        """Counts the training set's masks, once and for all processes, if no checkpoint brought the weights."""
+        """Compute class weights from the training set, in one process, unless a checkpoint contains them."""
         if self._weights_known:
             return
         weights: list[float] = []
@@ -162,36 +165,36 @@ class Segmenter(Task):
         self._set_weights(self.trainer.strategy.broadcast(weights))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps counted weights, so that a run goes on without the training set's masks being counted again."""
+        """Save computed class weights, so that a resumed run does not count the training set again."""
         super().on_save_checkpoint(checkpoint)
         if self.weighting is not None and self._weights_known:
             weights: Tensor = self.class_weights  # type: ignore[assignment]
             checkpoint[_WEIGHTS] = {"weighting": self.weighting, "weights": weights.tolist()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes counted weights up again, if they were counted as is asked for now."""
+        """Restore computed class weights if they were computed with the same formula."""
         super().on_load_checkpoint(checkpoint)
-        kept = checkpoint.get(_WEIGHTS) or {}
-        wanted = self.weighting is not None and kept.get("weighting") == self.weighting
-        if wanted and len(kept["weights"]) == len(self.class_names):
-            self._set_weights(kept["weights"])
+        saved = checkpoint.get(_WEIGHTS) or {}
+        same_formula = self.weighting is not None and saved.get("weighting") == self.weighting
+        if same_formula and len(saved["weights"]) == len(self.class_names):
+            self._set_weights(saved["weights"])
 
     def _count_weights(self) -> list[float]:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, DataModule) or data.task != "segmentation":
             raise UserError(
                 f"--model.class_weights {self.weighting}: there are no masks to count; train with one of segdet's data "
-                "modules, or give a number a class"
+                "modules, or give one number per class"
             )
         weights = losses.class_weights(class_frequency(data.dataset("train")), self.weighting)  # type: ignore[arg-type]
-        named = sorted(zip(weights.tolist(), self.class_names, strict=True))
-        there = [(weight, name) for weight, name in named if weight > 0]
-        if not there:
-            raise UserError(f"{data.root}: no pixel of the training masks has a class; mend the masks")
-        absent = [name for weight, name in named if weight == 0]
-        (least, lightest), (most, heaviest) = there[0], there[-1]
+        by_weight = sorted(zip(weights.tolist(), self.class_names, strict=True))
+        present = [(weight, name) for weight, name in by_weight if weight > 0]
+        if not present:
+            raise UserError(f"{data.root}: all pixels of the training masks are ignored; fix the masks")
+        absent = [name for weight, name in by_weight if weight == 0]
+        (smallest, frequent), (largest, rare) = present[0], present[-1]
         sys.stderr.write(
-            f"segdet: class weights by {self.weighting}: {least:.3g} ({lightest}) to {most:.3g} ({heaviest})"
+            f"segdet: class weights by {self.weighting}: {smallest:.3g} ({frequent}) to {largest:.3g} ({rare})"
             f"{'; not in the training set: ' + ', '.join(absent) if absent else ''}\n"
         )
         return weights.tolist()
@@ -201,7 +204,7 @@ class Segmenter(Task):
         buffer.copy_(torch.tensor(weights))
         self._weights_known = True
 
-    # From images to masks.
+    # Prediction.
 
     def predict_tensors(
         self,
@@ -254,7 +257,7 @@ class Segmenter(Task):
             for one, original in zip(logits, original_sizes, strict=True)
         ]
 
-    # How masks are scored.
+    # Scores.
 
     def build_scores(self) -> Scores:
         return BoundaryScores(self.class_names)
@@ -268,7 +271,7 @@ class Segmenter(Task):
 
 
 def masks_of(targets: Sequence[Target]) -> Tensor:
-    """The masks of a batch, int64 ``[B, H, W]``."""
+    """Return the masks of a batch, int64 ``[B, H, W]``."""
     return torch.stack([target["mask"] for target in targets])
 
 
@@ -282,11 +285,11 @@ def _checked_weights(weights: Sequence[float], class_names: list[str]) -> list[f
     if len(weights) != len(class_names):
         raise UserError(
             f"--model.class_weights: {len(weights)} numbers for {len(class_names)} classes "
-            f"({', '.join(class_names)}); give one a class"
+            f"({', '.join(class_names)}); give one per class"
         )
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
         raise UserError(
-            f"--model.class_weights: {list(weights)}: give numbers of at least 0, of which one is above it"
+            f"--model.class_weights {list(weights)}: give numbers of at least 0, with at least one above 0"
         )
     return [float(weight) for weight in weights]
 
@@ -294,10 +297,10 @@ def _checked_weights(weights: Sequence[float], class_names: list[str]) -> list[f
 def _checked_tile(
     tile: int | tuple[int, int] | None, overlap: int | None
 ) -> tuple[tuple[int, int] | None, int]:
-    """Height and width of a tile, and the overlap of two."""
+    """Return the size of tiles, (height, width) or None, and their overlap."""
     if tile is None:
         if overlap is not None:
-            raise UserError(f"--model.tile_overlap {overlap}: of which tiles? give --model.tile too")
+            raise UserError(f"--model.tile_overlap {overlap}: there are no tiles; give --model.tile too")
         return None, 0
     height, width = (tile, tile) if isinstance(tile, int) else tile
     least = min(height, width)

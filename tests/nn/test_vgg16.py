@@ -137,7 +137,7 @@ class TestMistakes:
         (tmp_path / "run").mkdir()
         with pytest.raises(UserError, match=r"run/checkpoints/best\.ckpt: no such file of weights"):
             load_vgg16_weights(model, str(tmp_path / "run"))
-        (tmp_path / "corrupt.pth").write_bytes(b"PK torn")
+        (tmp_path / "corrupt.pth").write_bytes(b"PK cut")
         with pytest.raises(UserError, match=r"corrupt\.pth: the file is corrupt or holds no weights"):
             load_vgg16_weights(model, str(tmp_path / "corrupt.pth"))
 

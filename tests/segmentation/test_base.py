@@ -1,4 +1,4 @@
-"""What the base gives to every family: losses, class weights, test-time augmentation, tiles, scores."""
+"""Test the base class of segmentation: losses, class weights, test-time augmentation, tiles and scores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ CLASSES = ["a", "b", "c"]
 
 
 class Small(Segmenter):
-    """Logits at half the resolution; a pixel's answer depends on those up to four pixels away."""
+    """A network with logits at half the resolution and a receptive field of up to four pixels on each side."""
 
     def __init__(self, class_names: list[str] = CLASSES, **kwargs: Any) -> None:
         super().__init__(class_names, **kwargs)
@@ -55,7 +55,7 @@ class Small(Segmenter):
         return self(images)
 
 
-def pictures(count: int, height: int, width: int) -> Tensor:
+def random_images(count: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(4)
     return torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
 
@@ -70,7 +70,7 @@ def batch_of(images: Tensor, originals: list[tuple[int, int]]) -> Batch:
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "dice", "cross_entropy_dice"])
-def test_the_loss_is_the_one_that_is_asked_for(loss: Any) -> None:
+def test_the_selected_loss_is_used(loss: Any) -> None:
     model = Small(loss=loss, class_weights=[0.5, 1.0, 2.0], focal_gamma=1.0)
     logits, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
     expected = losses.pixel_loss(logits, masks, loss, torch.tensor([0.5, 1.0, 2.0]), 1.0)
@@ -81,31 +81,31 @@ def test_the_loss_is_the_one_that_is_asked_for(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "dice", "cross_entropy_dice"])
-def test_class_weights_go_with_a_network_in_bfloat16(loss: Any) -> None:
+def test_class_weights_work_with_a_network_in_bfloat16(loss: Any) -> None:
     model = Small(loss=loss, class_weights=[0.5, 1.0, 2.0]).bfloat16()
     logits = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
     assert model.pixel_loss(logits, torch.randint(0, 3, (2, 8, 8))).dtype == torch.float32
 
 
-def test_auxiliary_heads_are_weighed_and_logged() -> None:
+def test_auxiliary_losses_are_weighted_and_logged() -> None:
     model = Small(auxiliary_weight=0.3)
-    images, masks = pictures(2, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    images, masks = random_images(2, 16, 16), torch.randint(0, 3, (2, 16, 16))
     batch = batch_of(images, [(16, 16)] * 2)
     batch.targets = [Target(mask=mask) for mask in masks]
     total = model.training_step(batch, 0)
     logits = model(model.normalize(images))
-    own, other = model.pixel_loss(logits, masks), model.pixel_loss(2 * logits, masks)
-    torch.testing.assert_close(model.step_losses["loss_auxiliary"], (0.3 * (own + other)).detach())
-    torch.testing.assert_close(total, own + 0.3 * (own + other))
+    first, second = model.pixel_loss(logits, masks), model.pixel_loss(2 * logits, masks)
+    torch.testing.assert_close(model.step_losses["loss_auxiliary"], (0.3 * (first + second)).detach())
+    torch.testing.assert_close(total, first + 0.3 * (first + second))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"class_weights": [1.0, 2.0]}, r"class_weights: 2 numbers for 3 classes \(a, b, c\)"),
-        ({"class_weights": [1.0, -2.0, 1.0]}, "class_weights: .* at least 0"),
-        ({"class_weights": [0.0, 0.0, 0.0]}, "class_weights: .* at least 0"),
-        ({"class_weights": [1.0, float("nan"), 1.0]}, "class_weights: .* at least 0"),
+        ({"class_weights": [1.0, -2.0, 1.0]}, "class_weights .*: .* at least 0"),
+        ({"class_weights": [0.0, 0.0, 0.0]}, "class_weights .*: .* at least 0"),
+        ({"class_weights": [1.0, float("nan"), 1.0]}, "class_weights .*: .* at least 0"),
         ({"focal_gamma": -1.0}, "--model.focal_gamma -1.0: must be at least 0"),
         ({"auxiliary_weight": -0.1}, "--model.auxiliary_weight -0.1"),
         ({"tta_scales": []}, "--model.tta_scales"),
@@ -116,13 +116,13 @@ def test_auxiliary_heads_are_weighed_and_logged() -> None:
         ({"tile_overlap": 8}, "--model.tile_overlap 8: .* give --model.tile too"),
     ],
 )
-def test_options_out_of_range_are_one_line(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says) as error:
+def test_options_out_of_range_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         Small(**options)
     assert "\n" not in str(error.value)
 
 
-# Class weights that are counted.
+# Class weights counted from the training set.
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def trainer_of(folder: Path, steps: int) -> L.Trainer:
 
 
 QUIET = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",  # one process is enough for four images
-    "ignore:.*isinstance.treespec, LeafSpec.",  # Lightning 2.6 with torch from 2.13 on
+    "ignore:.*does not have many workers",  # one process suffices for four images
+    "ignore:.*isinstance.treespec, LeafSpec.",  # Lightning 2.6 with torch 2.13 or later
     "ignore:.*number of training batches",
 )
 
@@ -172,14 +172,14 @@ def test_weights_are_counted_before_training_and_kept_in_the_checkpoint(
     )
     trainer.save_checkpoint(tmp_path / "run.ckpt")
 
-    def not_again(self: Segmenter) -> list[float]:
+    def count_again(self: Segmenter) -> list[float]:
         raise AssertionError
 
-    monkeypatch.setattr(Segmenter, "_count_weights", not_again)
+    monkeypatch.setattr(Segmenter, "_count_weights", count_again)
     resumed = Small(data.class_names, class_weights=weighting)
     trainer_of(tmp_path, 4).fit(resumed, datamodule=data_of(shapes), ckpt_path=tmp_path / "run.ckpt")
     assert torch.equal(resumed.class_weights, expected)  # type: ignore[arg-type]
-    # What was asked for otherwise does not come from the checkpoint.
+    # Other class weights are not taken from the checkpoint.
     other = Small(data.class_names, class_weights=[1.0] * len(data.class_names))
     content = torch.load(tmp_path / "run.ckpt", weights_only=True)
     other.on_load_checkpoint(content)
@@ -188,14 +188,14 @@ def test_weights_are_counted_before_training_and_kept_in_the_checkpoint(
 
 
 @QUIET
-def test_a_torn_mask_is_one_line_before_training(shapes: Path, tmp_path: Path) -> None:
-    class Torn(VOCDataModule):
+def test_a_mask_with_an_unknown_value_is_one_line_before_training(shapes: Path, tmp_path: Path) -> None:
+    class WithUnknownValue(VOCDataModule):
         def open_reader(self, subset: Any) -> Any:
             reader = super().open_reader(subset)
-            reader.ignore_index, reader._values = -1, [0]  # only the background is known
+            reader.ignore_index, reader._values = -1, [0]  # only the background is valid
             return reader
 
-    data = Torn(shapes, task="segmentation", batch_size=2, num_workers=0)
+    data = WithUnknownValue(shapes, task="segmentation", batch_size=2, num_workers=0)
     with pytest.raises(UserError, match=r"\.png: value .* is not one of"):
         trainer_of(tmp_path, 1).fit(
             Small(data.class_names, class_weights="median_frequency"), datamodule=data
@@ -203,7 +203,7 @@ def test_a_torn_mask_is_one_line_before_training(shapes: Path, tmp_path: Path) -
 
 
 def test_a_failure_to_count_reaches_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait in `segdet.util.distributed.run_on_all_ranks`, which passes the failure on; none waits for ever."""
+    """All processes wait in `segdet.util.distributed.run_on_all_ranks`, which raises the error in each of them."""
     waited: list[bool] = []
 
     def run_on_all_ranks(work: Callable[[], None]) -> None:
@@ -211,18 +211,18 @@ def test_a_failure_to_count_reaches_all_processes(monkeypatch: pytest.MonkeyPatc
         work()
 
     def fail(self: Segmenter) -> list[float]:
-        raise UserError("x.png: torn")
+        raise UserError("x.png: corrupt")
 
     monkeypatch.setattr("segdet.segmentation.base.run_on_all_ranks", run_on_all_ranks)
     monkeypatch.setattr(Segmenter, "_count_weights", fail)
     model = Small(class_weights="median_frequency")
     model._trainer = SimpleNamespace(is_global_zero=True, strategy=None)  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"x\.png: torn"):
+    with pytest.raises(UserError, match=r"x\.png: corrupt"):
         model.on_fit_start()
     assert waited
 
 
-def test_uncounted_weights_are_no_weights() -> None:
+def test_class_weights_that_are_not_counted_yet_are_an_error() -> None:
     with pytest.raises(UserError, match="class_weights median_frequency: not counted yet"):
         Small(class_weights="median_frequency").pixel_loss(
             torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long()
@@ -235,7 +235,7 @@ def test_uncounted_weights_are_no_weights() -> None:
 def test_augmented_probabilities_are_the_mean_of_all_views() -> None:
     model = Small(tta_flip=True, tta_scales=[1.0, 0.5, 1.5]).eval()
     plain = Small().eval()
-    images = plain.normalize(pictures(2, 20, 30))
+    images = plain.normalize(random_images(2, 20, 30))
     total = torch.zeros(2, 3, 20, 30)
     with torch.inference_mode():
         for size in ((20, 30), (10, 15), (30, 45)):
@@ -252,12 +252,12 @@ def test_augmented_probabilities_are_the_mean_of_all_views() -> None:
         torch.testing.assert_close(found, total / 6)
         expected = classes_of(total)
         assert torch.equal(
-            torch.stack([p["mask"] for p in model.predict_tensors(pictures(2, 20, 30))]), expected
+            torch.stack([p["mask"] for p in model.predict_tensors(random_images(2, 20, 30))]), expected
         )
 
 
-def test_with_flips_the_mirror_image_has_the_mirrored_answer() -> None:
-    images = pictures(1, 16, 24)
+def test_with_flips_the_mirror_image_has_the_mirrored_prediction() -> None:
+    images = random_images(1, 16, 24)
     for flip in (True, False):
         model = Small(tta_flip=flip).eval()
         with torch.inference_mode():
@@ -266,8 +266,8 @@ def test_with_flips_the_mirror_image_has_the_mirrored_answer() -> None:
         assert (difference < 1e-6) == flip
 
 
-def test_one_view_alone_is_the_plain_prediction() -> None:
-    images = pictures(1, 16, 24)
+def test_a_single_view_is_the_plain_prediction() -> None:
+    images = random_images(1, 16, 24)
     with torch.inference_mode():
         model = Small().eval()
         assert torch.equal(
@@ -276,26 +276,26 @@ def test_one_view_alone_is_the_plain_prediction() -> None:
 
 
 @pytest.mark.parametrize("augmented", [False, True])
-def test_tiles_give_the_answer_of_the_whole_image(augmented: bool) -> None:
+def test_tiles_equal_the_whole_image(augmented: bool) -> None:
     options: dict[str, Any] = {"tta_flip": True} if augmented else {}
-    images = pictures(2, 96, 160)
+    images = random_images(2, 96, 160)
     whole = Small(**options).eval()
     tiled = Small(tile=(64, 96), tile_overlap=24, **options).eval()
-    # Plain coarse logits go to another original size in one step, those of tiles by way of the image's size.
+    # Without augmentation, coarse logits are resized to the original size in one step, those of tiles in two.
     for originals in ([(96, 160)] * 2, [(50, 200), (96, 160)])[: 1 + augmented]:
         batch = batch_of(images, originals)
         with torch.inference_mode():
             for one, other in zip(whole.predict_batch(batch), tiled.predict_batch(batch), strict=True):
                 assert one["mask"].shape == other["mask"].shape and other["mask"].dtype == torch.int64
-                # Rounding may turn a pixel of all but equal logits.
+                # Rounding may change a pixel with nearly equal logits.
                 assert (one["mask"] == other["mask"]).float().mean() > 0.9998
     with torch.inference_mode():
-        found = [prediction["mask"] for prediction in tiled.predict_tensors(images)]
-    assert len({int(v) for v in torch.stack(found).unique()}) > 1
+        masks = [prediction["mask"] for prediction in tiled.predict_tensors(images)]
+    assert len(torch.stack(masks).unique()) > 1
 
 
 def test_passes_are_counted_for_every_view_and_tile() -> None:
-    image = pictures(1, 96, 160)
+    image = random_images(1, 96, 160)
 
     def passes(**options: Any) -> float | None:
         return measure_cost(Small(**options), image, repeats=1, seconds=0.0).passes_per_image
@@ -319,7 +319,7 @@ def test_passes_are_counted_for_every_view_and_tile() -> None:
     ],
 )
 def test_logits_are_interpolated_in_float32(family: type[Segmenter], options: dict[str, Any]) -> None:
-    """In bfloat16, of eight bits, two classes are often level where they cross."""
+    """In bfloat16, the logits of two classes are often equal near their boundary."""
     if family is SMP:
         pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
@@ -333,13 +333,13 @@ def test_logits_are_interpolated_in_float32(family: type[Segmenter], options: di
 # Scores.
 
 
-def test_boundaries_are_scored_in_the_test_and_where_asked_for() -> None:
+def test_boundary_scores_are_computed_in_the_selected_stages() -> None:
     def scored(**options: Any) -> list[str]:
         scores = Small(**options).scores
         assert all("miou" in scores[stage].compute() for stage in ("val_", "test_"))  # type: ignore[operator]
-        with_contours = [s for s in ("val_", "test_") if isinstance(scores[s], BoundaryScores)]
-        assert all({"bf", "boundary_iou"} <= set(scores[stage].compute()) for stage in with_contours)  # type: ignore[operator]
-        return with_contours
+        with_boundaries = [s for s in ("val_", "test_") if isinstance(scores[s], BoundaryScores)]
+        assert all({"bf", "boundary_iou"} <= set(scores[stage].compute()) for stage in with_boundaries)  # type: ignore[operator]
+        return with_boundaries
 
     assert scored() == scored(boundary_scores="test") == ["test_"]
     assert scored(boundary_scores="validation") == ["val_", "test_"]
@@ -350,12 +350,12 @@ def test_boundaries_are_scored_in_the_test_and_where_asked_for() -> None:
         Small(boundary_scores=True)
 
 
-# Training on next to nothing.
+# Errors in training.
 
 
 @pytest.mark.parametrize("family", ["FCN", "DeepLabV3", "SMP"])
-def test_a_single_value_a_channel_is_one_line(family: str) -> None:
-    """Of an image that has shrunk to it, or of the mean that some networks take of an image."""
+def test_a_single_value_per_channel_is_one_line(family: str) -> None:
+    """The map of an image has one pixel, or the network averages the image."""
     side = 64
     if family == "FCN":
         model: Segmenter = FCN(CLASSES, backbone="test_resnet", width=8, strides=[32])
@@ -365,7 +365,7 @@ def test_a_single_value_a_channel_is_one_line(family: str) -> None:
     else:
         pytest.importorskip("segmentation_models_pytorch")
         model = SMP(CLASSES, architecture="DeepLabV3Plus", encoder="resnet18")
-    batch = batch_of(pictures(1, side, side), [(side, side)])
+    batch = batch_of(random_images(1, side, side), [(side, side)])
     batch.targets = [Target(mask=torch.zeros(side, side, dtype=torch.int64))]
     with pytest.raises(
         UserError, match=rf"--data\.batch_size 1: .* images of {side}x{side} .* give"
@@ -374,11 +374,11 @@ def test_a_single_value_a_channel_is_one_line(family: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_another_error_of_the_network_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_the_network_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         raise ValueError("something else")
 
     model = Small()
     monkeypatch.setattr(model, "losses", broken)
     with pytest.raises(ValueError, match="something else"):
-        model.training_step(batch_of(pictures(1, 8, 8), [(8, 8)]), 0)
+        model.training_step(batch_of(random_images(1, 8, 8), [(8, 8)]), 0)
