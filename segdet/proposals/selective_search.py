@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from segdet.proposals.base import Proposer, check_image, first_occurrences
-from segdet.util.errors import UserError, check_range
+from segdet.util.errors import check_choice, check_range
 
 Strategy = Literal["single", "fast", "quality"]
 
@@ -43,8 +43,7 @@ class SelectiveSearch(Proposer):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"strategy {self.strategy}: unknown; choose {', '.join(STRATEGIES)}")
+        check_choice("strategy", self.strategy, STRATEGIES)
         for name, value in (("sigma", self.sigma), ("min_width", self.min_width), ("seed", self.seed)):
             check_range(name, value, least=0)
 
