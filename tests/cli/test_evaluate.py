@@ -54,15 +54,15 @@ def test_what_is_given_beats_the_checkpoint(form: str, run: Path, tmp_path: Path
 
 def test_no_checkpoint(line: Line) -> None:
     for command in ("test", "validate", "predict"):
-        said = line([command, *MODELS["detection"], *TINY])
-        assert said.startswith(f"segdet {command}: of which run? give --ckpt_path")
-        assert line([command]) == said
+        message = line([command, *MODELS["detection"], *TINY])
+        assert message.startswith(f"segdet {command}: of which run? give --ckpt_path")
+        assert line([command]) == message
 
 
 def test_other_classes_are_refused(run: Path, tmp_path: Path, line: Line) -> None:
     arguments = ["--data=ImageFolder", f"--data.root={run}/predictions", "--data.class_names=[cat, dog]"]
-    said = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
-    assert "the data has 2 (cat, dog)" in said
+    message = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
+    assert "the data has 2 (cat, dog)" in message
 
 
 class TestOnlyTheTestFolder:

@@ -1,13 +1,40 @@
-"""Exceptions become one line, tested with the libraries' real messages."""
+"""Exceptions become one line, tested with the libraries' real messages where they can be produced."""
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
+from two_processes import other_process, process_of_two
 
-from segdet.cli.failures import find_user_error, is_reported_by_peer, memory_advice
+from segdet.cli.failures import (
+    find_user_error,
+    is_lost_peer,
+    is_reported_by_peer,
+    memory_advice,
+    restore_advice,
+)
 from segdet.util.errors import BadSample, UserError
+
+
+class Failing(Dataset[int]):
+    """One sample, which cannot be read."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        if self.error is not None:
+            raise self.error
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is exhausted
+        return 0
 
 
 class TestFindUserError:
@@ -15,75 +42,115 @@ class TestFindUserError:
         assert find_user_error(UserError("a: b; c")) == "a: b; c"
         try:
             try:
-                raise BadSample("x.jpg", "is torn")
+                raise BadSample("x.jpg", "is corrupt")
             except UserError as error:
                 raise RuntimeError("step failed") from error
         except RuntimeError as outer:
-            assert find_user_error(outer) == "x.jpg: is torn; fix or remove the file"
+            assert find_user_error(outer) == "x.jpg: is corrupt; fix or remove the file"
         assert find_user_error(RuntimeError("a bug")) is None
 
     @pytest.mark.parametrize(
-        "error", [BadSample("x.jpg", "is torn", "remove it"), UserError("x.jpg: is torn; remove it")]
+        "error", [BadSample("x.jpg", "is corrupt", "remove it"), UserError("x.jpg: is corrupt; remove it")]
     )
     def test_from_a_worker_process(self, error: UserError) -> None:
-        class Torn(torch.utils.data.Dataset):
-            def __len__(self) -> int:
-                return 1
-
-            def __getitem__(self, index: int) -> int:
-                raise error
-
         with pytest.raises((UserError, RuntimeError)) as caught:
-            next(iter(torch.utils.data.DataLoader(Torn(), num_workers=1)))
+            next(iter(DataLoader(Failing(error), num_workers=1)))
         assert "Traceback" in str(caught.value)
-        assert find_user_error(caught.value) == "x.jpg: is torn; remove it"
+        assert find_user_error(caught.value) == "x.jpg: is corrupt; remove it"
+
+    def test_a_bug_in_a_worker_process_keeps_its_traceback(self) -> None:
+        with pytest.raises(ZeroDivisionError) as caught:
+            next(iter(DataLoader(Failing(ZeroDivisionError("a bug")), num_workers=1)))
+        assert find_user_error(caught.value) is None
 
 
-class TestToldByAnother:
+class TestMemory:
+    data = SimpleNamespace(batch_size=64, eval_batch_size=32, num_workers=6)
+
+    def test_of_the_device(self) -> None:
+        device = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB.")
+        outer = RuntimeError("while it was compiled")
+        outer.__cause__ = device
+        for error in (device, outer):
+            advice = memory_advice(error, self.data) or ""
+            assert advice.startswith("the device's memory is too small (CUDA out of memory.")
+            assert "\n" not in advice
+            assert "give a smaller --data.batch_size (now 64), --data.eval_batch_size (now 32)" in advice
+
+    def test_of_the_machine(self) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        assert "the machine's memory" in (memory_advice(caught.value, self.data) or "")
+
+    def test_of_a_worker(self) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            next(iter(DataLoader(Failing(), num_workers=1)))
+        advice = memory_advice(caught.value, self.data) or ""
+        assert advice.startswith("--data.num_workers 6: a data-loader worker ran out of memory")
+
+    def test_shared_memory(self) -> None:
+        killed = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        killed.__cause__ = RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit."
+        )
+        assert "/dev/shm" in (memory_advice(killed, self.data) or "")
+
+    def test_other_errors(self) -> None:
+        assert memory_advice(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), self.data) is None
+
+
+def test_only_an_error_before_the_restoration_is_complete_is_one_of_the_settings() -> None:
+    checkpoint, error = Path("run/last.ckpt"), RuntimeError("size mismatch for head.weight")
+    advice: Any = restore_advice(error, checkpoint, False, "fit")
+    assert advice.startswith(
+        "run/last.ckpt: the training cannot be resumed from it with these settings (size"
+    )
+    assert restore_advice(error, checkpoint, False, "test").startswith(  # type: ignore[union-attr]
+        "run/last.ckpt: does not fit the model with these settings (size"
+    )
+    assert restore_advice(error, checkpoint, True, "fit") is None
+    assert restore_advice(error, None, False, "fit") is None
+    assert restore_advice(ZeroDivisionError(), checkpoint, False, "fit") is None
+
+
+def _leave(folder: Path) -> None:
+    with process_of_two(1, folder, seconds=60):
+        torch.distributed.all_reduce(torch.ones(1))
+        os._exit(0)
+
+
+def test_the_end_of_the_other_process_is_recognized(tmp_path: Path) -> None:
+    with (
+        other_process(_leave, tmp_path, 60),
+        pytest.raises(RuntimeError) as caught,
+        process_of_two(0, tmp_path, 60),
+    ):
+        torch.distributed.all_reduce(torch.ones(1))
+        torch.distributed.all_reduce(torch.ones(1))
+    assert is_lost_peer(caught.value)
+
+
+class TestReportedByPeer:
     @pytest.fixture
-    def told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def report(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The file in which the processes of a run agree on who reports an error."""
         monkeypatch.setenv("SEGDET_RUN_DIR", str(tmp_path))
         monkeypatch.setattr("segdet.cli.failures.PEER_TIMEOUT", 0.0)
         return tmp_path / "error.txt"
 
-    def test_a_lost_peer_is_no_news_once_it_has_spoken(
-        self, told: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_lost_peer_that_has_reported(self, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LOCAL_RANK", "0")
         lost, bug = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]"), RuntimeError("a bug")
         assert not is_reported_by_peer(lost)
-        told.write_text("x.jpg: is torn; mend it\n")
+        report.write_text("x.jpg: is corrupt; fix it\n")
         assert is_reported_by_peer(lost)
         assert not is_reported_by_peer(bug)
         monkeypatch.setenv("LOCAL_RANK", "1")
         assert is_reported_by_peer(bug)
 
-    def test_a_process_alone_has_no_peer(self, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_single_process_has_no_peer(self, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
             monkeypatch.delenv(name, raising=False)
-        told.write_text("of an earlier run\n")
+        report.write_text("of an earlier run\n")
         assert not is_reported_by_peer(RuntimeError("Connection closed by peer"))
-
-
-def test_too_little_memory_is_one_line() -> None:
-    data = SimpleNamespace(batch_size=64, eval_batch_size=32, num_workers=6)
-    device = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB.")
-    outer = RuntimeError("while it was compiled")
-    outer.__cause__ = device
-    for error in (device, outer):
-        said = memory_advice(error, data) or ""
-        assert said.startswith("the device's memory is too small (CUDA out of memory.") and "\n" not in said
-        assert "give a smaller --data.batch_size (now 64), --data.eval_batch_size (now 32)" in said
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)
-    assert "the machine's memory" in (memory_advice(caught.value, data) or "")
-    killed = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
-    killed.__cause__ = RuntimeError(
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
-        "of shared memory. Please try to raise your shared memory limit."
-    )
-    said = memory_advice(killed, data) or ""
-    assert (
-        said.startswith("--data.num_workers 6: a data-loader worker ran out of memory") and "/dev/shm" in said
-    )
-    assert memory_advice(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), data) is None

@@ -97,9 +97,9 @@ def test_data_follow_the_task_of_the_model(task: str, shapes: Path, tmp_path: Pa
 def test_a_run_is_not_overwritten(run: Path, shapes: Path, line: Line) -> None:
     before = (run / "result.json").read_text()
     arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
-    said = line(arguments)
-    assert said.startswith(f"{run}: holds a run; ")
-    assert "--ckpt_path last" in said
+    message = line(arguments)
+    assert message.startswith(f"{run}: holds a run; ")
+    assert "--ckpt_path last" in message
     assert (run / "result.json").read_text() == before
     (run / "mine.txt").write_text("kept")
     (run / "predictions" / "old.png").write_text("")
@@ -141,9 +141,9 @@ def test_bad_sample_in_a_worker_is_one_line(
     folder = tmp_path / "run"
     arguments = [*MODELS["segmentation"], *TINY, f"--data.root={root}", "--data.num_workers=1"]
     assert main(["fit", *arguments, f"--run_dir={folder}"]) == 2
-    said = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
-    assert len(said) == 1
-    assert said[0].startswith(f"segdet: error: {root}/JPEGImages/")
+    message = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+    assert len(message) == 1
+    assert message[0].startswith(f"segdet: error: {root}/JPEGImages/")
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 

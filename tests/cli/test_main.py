@@ -13,8 +13,8 @@ from segdet.cli.main import main
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"]):
         assert main(argv) == 0
-        said = capsys.readouterr().out
-        assert all(name in said for name in ("fit", "test", "predict", "bench", "report", "data"))
+        message = capsys.readouterr().out
+        assert all(name in message for name in ("fit", "test", "predict", "bench", "report", "data"))
 
 
 @pytest.mark.parametrize("argv", [["--help"], [], ["fti"], ["data", "--help"], ["--version"]])

@@ -72,9 +72,9 @@ def test_keys_inside_of_classes_are_not_completed(tmp_path: Path, capsys: pytest
         ["fit", "--model=FCN", "--data=VOCDataModule", f"--data.root={tmp_path}", "--model.optim.nam=sgd"]
     )
     assert status == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "--model.optim.nam: " in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "--model.optim.nam: " in message
 
 
 def test_given_options_come_from_the_command_line_and_from_files(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ def test_key(line: Line) -> None:
     assert line(["fit", "--model=SSD", "--model.optim.lrr=0.1"]) == (
         "--model.optim.lrr: SSD has no argument 'optim.lrr'; did you mean optim.lr?"
     )
-    said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
-    assert said.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
-    said = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
-    assert said.startswith("--run_dri: no such option; did you mean --run_dir?")
+    message = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
+    assert message.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
+    message = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
+    assert message.startswith("--run_dri: no such option; did you mean --run_dir?")
 
 
 def test_key_in_a_file(line: Line, tmp_path: Path) -> None:
@@ -28,9 +28,9 @@ def test_key_in_a_file(line: Line, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("modle: {class_path: SSD}\n")
     assert line(["fit", "--config=c.yaml"]) == "modle: no such key; did you mean model?"
     (tmp_path / "c.yaml").write_text("model: {class_path: SSD, init_args: {optim: {lrr: 1}}}\n")
-    said = line(["fit", "--config=c.yaml"])
-    assert "lrr" in said
-    assert "lr" in said.split("did you mean")[1]
+    message = line(["fit", "--config=c.yaml"])
+    assert "lrr" in message
+    assert "lr" in message.split("did you mean")[1]
 
 
 def test_value(line: Line) -> None:
@@ -38,16 +38,16 @@ def test_value(line: Line) -> None:
         line(["fit", "--model=SSD", "--model.width=wide"])
         == "--model.width: expected a whole number, got wide"
     )
-    said = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epochs=many"])
-    assert said == "--trainer.max_epochs: expected a whole number, got many"
-    said = line(["fit", *MODELS["detection"], *TINY, "--data.on_bad_sample=ignore"])
-    assert said == "--data.on_bad_sample: expected one of raise, skip, got ignore"
+    message = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epochs=many"])
+    assert message == "--trainer.max_epochs: expected a whole number, got many"
+    message = line(["fit", *MODELS["detection"], *TINY, "--data.on_bad_sample=ignore"])
+    assert message == "--data.on_bad_sample: expected one of raise, skip, got ignore"
 
 
 def test_class(line: Line) -> None:
     assert line(["fit", "--model=SDS"]) == "--model SDS: no such model; did you mean SSD?"
-    said = line(["fit", "--model=SSD", "--data=VOCDatamodul"])
-    assert said == "--data VOCDatamodul: no such data module; did you mean VOCDataModule?"
+    message = line(["fit", "--model=SSD", "--data=VOCDatamodul"])
+    assert message == "--data VOCDatamodul: no such data module; did you mean VOCDataModule?"
 
 
 def test_missing(line: Line) -> None:
@@ -64,9 +64,9 @@ def test_torn_config(line: Line, tmp_path: Path) -> None:
 
 
 def test_task(line: Line, shapes: Path) -> None:
-    said = line(["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--data.task=segmentation"])
+    message = line(["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--data.task=segmentation"])
     assert (
-        said == "--data.task segmentation: SSD is a detection model; give --data.task detection, or "
+        message == "--data.task segmentation: SSD is a detection model; give --data.task detection, or "
         "leave it out"
     )
 
@@ -85,12 +85,12 @@ def test_checkpoint(line: Line, tmp_path: Path, fitted: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_absent_device(line: Line, shapes: Path, tmp_path: Path) -> None:
-    said = line(
+    message = line(
         ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--trainer.accelerator=cuda",
          "--run_dir=here"]
     )  # fmt: skip
-    assert said.startswith("--trainer: ")
-    assert "CUDA" in said
+    assert message.startswith("--trainer: ")
+    assert "CUDA" in message
 
 
 def test_time(line: Line, shapes: Path) -> None:
@@ -100,13 +100,13 @@ def test_time(line: Line, shapes: Path) -> None:
 
 def test_model_that_cannot_be_built(line: Line, shapes: Path) -> None:
     arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--run_dir=here"]
-    said = line([*arguments, "--model.backbone=resnet1888"])
-    assert "resnet1888" in said
+    message = line([*arguments, "--model.backbone=resnet1888"])
+    assert "resnet1888" in message
 
 
 def test_data_folder(line: Line, tmp_path: Path) -> None:
-    said = line(
+    message = line(
         ["fit", *MODELS["detection"], "--data=VOCDataModule", "--data.root=nowhere", "--run_dir=here"]
     )
-    assert said.startswith("nowhere")
+    assert message.startswith("nowhere")
     assert not (tmp_path / "here" / "config.yaml").exists()

@@ -38,12 +38,12 @@ def test_other_scores_stay_out_of_the_record(
         "part of the data": ["--trainer.limit_test_batches=1"],
     }.get(case, [])
     assert main(["test", f"--ckpt_path={run}/checkpoints/{name}.ckpt", *given]) == 0
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (run / "result.json").read_text() == before
     (other,) = run.parent.glob("run-test-*")
     record = json.loads((other / "result.json").read_text())
     assert "test/map" in record["metrics"]
-    assert said.splitlines()[-1].endswith(f"see {other}/result.json")
+    assert message.splitlines()[-1].endswith(f"see {other}/result.json")
 
 
 def test_what_changes_no_score_goes_into_the_record(run: Path) -> None:

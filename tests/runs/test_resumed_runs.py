@@ -35,8 +35,8 @@ def test_a_torn_provenance_takes_no_command_out_of_the_record(run: Path) -> None
     (run / "provenance.json").write_text('{"command": "seg')
     resume = ["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2"]
     assert main(resume) == 0
-    said = json.loads((run / "result.json").read_text())["command"]
-    assert said == f"{first} && segdet fit --ckpt_path={run} --trainer.max_epochs=2"
+    message = json.loads((run / "result.json").read_text())["command"]
+    assert message == f"{first} && segdet fit --ckpt_path={run} --trainer.max_epochs=2"
 
 
 def test_a_checkpoint_alone_is_enough_to_resume(run: Path) -> None:
@@ -101,8 +101,8 @@ def test_interrupt_saves_and_tells_how_to_go_on(
         assert main(["fit", *arguments, f"--run_dir={folder}"]) == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning lets go of it
-    said = capsys.readouterr().err
-    assert f"resume with: segdet fit --ckpt_path {folder}/checkpoints/last.ckpt" in said
+    message = capsys.readouterr().err
+    assert f"resume with: segdet fit --ckpt_path {folder}/checkpoints/last.ckpt" in message
     record = json.loads((folder / "result.json").read_text())
     assert (record["status"], record["steps"]) == ("interrupted", 3)
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3

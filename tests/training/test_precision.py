@@ -61,8 +61,8 @@ def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
         "--trainer.accelerator=cpu", "--trainer.max_epochs=1", f"--run_dir={run}",
     ]  # fmt: skip
     assert main([*arguments, "--trainer.precision=bf16-mixed"]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
-    assert said == [
+    message = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
+    assert message == [
         "segdet: this CPU computes bfloat16 slowly, by way of float32; precision bf16-mixed becomes 32-true"
     ]
     assert json.loads((run / "result.json").read_text())["hardware"]["precision"] == "32-true"
@@ -104,6 +104,6 @@ def test_what_would_round_boxes_is_refused(
     (run / "metrics.csv").write_text("epoch,step\n")
     options = ["--model=FCN", "--data=ShapesDataModule", f"--run_dir={run}", "--overwrite=true"]
     assert main(["fit", *options, f"--trainer.precision={asked}"]) == 2
-    said = capsys.readouterr().err
-    assert f"--trainer.precision {asked}: " in said and "; give 32-true, or bf16-mixed" in said
+    message = capsys.readouterr().err
+    assert f"--trainer.precision {asked}: " in message and "; give 32-true, or bf16-mixed" in message
     assert (run / "metrics.csv").exists()

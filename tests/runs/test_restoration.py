@@ -1,0 +1,36 @@
+"""The restored state of an optimizer is compared with the optimizer before the first step."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from segdet.runs.restoration import Restoration
+
+
+def restored(saved: type[Optimizer], present: type[Optimizer]) -> Restoration:
+    """Restore the state of an optimizer with another one."""
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = present(weights, lr=0.1)  # type: ignore[call-arg]
+    trainer: Any = SimpleNamespace(optimizers=[optimizer])
+    restoration = Restoration()
+    restoration.on_fit_start(trainer, trainer)
+    optimizer.load_state_dict(saved(weights, lr=0.2).state_dict())  # type: ignore[call-arg]
+    assert not restoration.complete
+    restoration.on_train_start(trainer, trainer)
+    return restoration
+
+
+@pytest.mark.parametrize(("saved", "present"), [(SGD, SGD), (AdamW, AdamW), (Adam, AdamW)])
+def test_a_state_that_fits(saved: type[Optimizer], present: type[Optimizer]) -> None:
+    assert restored(saved, present).complete
+
+
+@pytest.mark.parametrize(
+    ("saved", "present", "missing"), [(AdamW, SGD, "dampening, momentum"), (SGD, AdamW, "betas, eps")]
+)
+def test_a_state_of_another_optimizer(saved: type[Optimizer], present: type[Optimizer], missing: str) -> None:
+    with pytest.raises(ValueError, match=rf"lacks {missing}.*, which {present.__name__} needs"):
+        restored(saved, present)
