@@ -1,4 +1,4 @@
-"""Two processes are one run: one folder, one W&B record, and the scores that one process gives."""
+"""Two processes are one run: one folder, one W&B record, and the scores of a single process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ MODELS = {
     "localization": "--model BoxHead --model.backbone test_resnet",
     "detection": "--model SSD --model.backbone test_resnet --model.width 16 --model.score_threshold 0.001",
 }
-# 5 and 7 images on 2 processes: one of them has an image less than the other
+# 5 and 7 images on 2 processes: one of them has one image fewer than the other
 DATA = (
     "--data ShapesDataModule --data.root shapes --data.num_train 8 --data.num_val 5 --data.num_test 7 "
     "--data.image_size [64,64] --data.batch_size 2 --data.num_workers 0 --panels.images 1 "
@@ -64,7 +64,7 @@ def test_two_processes_are_one_run(task: str, tmp_path: Path, monkeypatch: pytes
     assert alone
     assert scores(tmp_path / "two", "test/") == pytest.approx(alone, abs=1e-6)
 
-    # what the fit scored on two processes, one process scores too
+    # the scores of the fit on two processes are those of one process
     assert main(["validate", *best, "--trainer.devices=1", "--run_dir=val"]) == 0
     assert scores(run, "val/") == pytest.approx(scores(tmp_path / "val", "val/"), abs=1e-6)
 
@@ -77,14 +77,14 @@ def test_a_mistake_of_two_processes_is_one_line(tmp_path: Path) -> None:
         image.write_bytes(image.read_bytes()[:200])
     done = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
-    assert len(said) == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
+    assert len(errors) == 1, done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 def test_a_mistake_of_one_process_ends_both(tmp_path: Path) -> None:
-    """The other one is in an all-reduce by then, which nobody will ever complete."""
+    """The other process waits in an all-reduce that will never complete."""
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
     assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
     stem = (tmp_path / "shapes" / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
@@ -92,8 +92,8 @@ def test_a_mistake_of_one_process_ends_both(tmp_path: Path) -> None:
     image.write_bytes(image.read_bytes()[:200])
     done = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
     assert done.returncode == 2, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
-    assert len(said) == 1, done.stderr
-    assert image.name in said[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
+    assert len(errors) == 1, done.stderr
+    assert image.name in errors[0]
     assert "Traceback" not in done.stderr
     assert json.loads((tmp_path / "second" / "result.json").read_text())["status"] == "failed"

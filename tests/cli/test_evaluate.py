@@ -39,7 +39,7 @@ def test_validate_gives_the_score_of_the_fit(run: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["argument", "config"])
-def test_what_is_given_beats_the_checkpoint(form: str, run: Path, tmp_path: Path) -> None:
+def test_given_options_override_the_checkpoint(form: str, run: Path, tmp_path: Path) -> None:
     given = ["--model.score_threshold", "0.875"]
     if form == "config":
         (tmp_path / "more.yaml").write_text("model: {init_args: {score_threshold: 0.875}}")
@@ -66,11 +66,11 @@ def test_other_classes_are_refused(run: Path, tmp_path: Path, line: Line) -> Non
 
 
 class TestOnlyTheTestFolder:
-    """Whoever has but the split to test on, or to predict on, can do so: the checkpoint knows the classes."""
+    """A folder with only the split to test or predict on is enough: the checkpoint contains the classes."""
 
     @pytest.fixture
     def folder(self, shapes: Path, tmp_path: Path) -> Path:
-        """Two images of the test split, which do not hold every class, and nothing of the other splits."""
+        """Two images of the test split, without some of the classes, and none of the other splits."""
         folder = tmp_path / "only"
         for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)
@@ -82,13 +82,13 @@ class TestOnlyTheTestFolder:
         return folder
 
     @staticmethod
-    def given(run: Path, folder: Path) -> list[str]:
+    def options(run: Path, folder: Path) -> list[str]:
         data = ["--data=VOCDataModule", f"--data.root={folder}", "--data.test=[test]"]
         return [f"--ckpt_path={run}", *data, f"--run_dir={folder.parent}/out", "--trainer.accelerator=cpu"]
 
     @staticmethod
-    def numbered_otherwise(tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
-        """A folder of COCO's shape, its test split's file, and what is in it with other ids of the categories."""
+    def with_other_ids(tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
+        """Return a COCO folder, the file of its test split, and the content of that file with other category ids."""
         folder = make_shapes(
             tmp_path / "coco", "coco", train=1, val=1, test=2, size=(64, 64), workers=1, progress=False
         )
@@ -103,32 +103,32 @@ class TestOnlyTheTestFolder:
         trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)[DESCRIPTION]["class_names"]
         found = VOCReader(folder, ["test"], "detection").class_names
         assert set(found) < set(trained)
-        assert main(["test", *self.given(run, folder)]) == 0
+        assert main(["test", *self.options(run, folder)]) == 0
         metrics = json.loads((folder.parent / "out" / "result.json").read_text())["metrics"]
         assert {name.removeprefix("test/ap/") for name in metrics if "/ap/" in name} == set(found)
 
     def test_predict(self, run: Path, folder: Path) -> None:
-        assert main(["predict", *self.given(run, folder)]) == 0
+        assert main(["predict", *self.options(run, folder)]) == 0
         assert len(list((folder.parent / "out" / "predictions" / "overlays").rglob("*.png"))) == 2
 
     def test_predict_without_annotations(self, run: Path, folder: Path) -> None:
         shutil.rmtree(folder / "Annotations")
-        assert main(["predict", *self.given(run, folder)]) == 0
+        assert main(["predict", *self.options(run, folder)]) == 0
         assert len(list((folder.parent / "out" / "predictions" / "overlays").rglob("*.png"))) == 2
 
-    def test_to_test_without_annotations_is_one_line(
+    def test_a_test_without_annotations_is_one_line(
         self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (missing,) = sorted((folder / "Annotations").iterdir())[:1]
         missing.unlink()
-        assert main(["test", *self.given(run, folder)]) == 2
+        assert main(["test", *self.options(run, folder)]) == 2
         assert f"error: {missing}: " in capsys.readouterr().err
 
     def test_predict_on_the_images_of_cocos_server(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It gives the images' ids and the categories, and keeps the annotations."""
-        folder, file, document = self.numbered_otherwise(tmp_path)
+        """The server publishes image ids and categories, and keeps the annotations."""
+        folder, file, document = self.with_other_ids(tmp_path)
         del document["annotations"]
         file.rename(file.with_name("image_info_test-dev2017.json")).write_text(json.dumps(document))
         data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test-dev2017"]
@@ -147,7 +147,7 @@ class TestOnlyTheTestFolder:
             assert "lists images without annotations; use it with `segdet predict`" in capsys.readouterr().err
 
     def test_an_image_without_annotation_is_upright(self, run: Path, folder: Path) -> None:
-        """As it is in a folder of images; annotated, it lies as its boxes do."""
+        """As in a folder of images; an annotated image keeps the orientation of its boxes."""
         exif = Image.Exif()
         exif[0x0112] = 6
         names = (folder / "ImageSets" / "Main" / "test.txt").read_text().split()
@@ -158,7 +158,7 @@ class TestOnlyTheTestFolder:
         annotation = folder / "Annotations" / f"{names[1]}.xml"
         annotation.write_text(re.sub(r"<(width|height)>\d+", r"<\1>0", annotation.read_text()))
         (folder / "Annotations" / f"{names[0]}.xml").unlink()
-        assert main(["predict", *self.given(run, folder)]) == 0
+        assert main(["predict", *self.options(run, folder)]) == 0
         sizes = []
         for name in names:
             (picture,) = (folder.parent / "out" / "predictions" / "overlays").rglob(f"{name}.png")
@@ -166,20 +166,20 @@ class TestOnlyTheTestFolder:
                 sizes.append(overlay.size)
         assert sizes == [(40, 60), (60, 40)]
 
-    def test_a_class_that_the_checkpoint_does_not_know(
+    def test_a_class_that_is_not_in_the_checkpoint(
         self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         annotation = sorted((folder / "Annotations").iterdir())[0]
         annotation.write_text(
             re.sub(r"<name>\w+</name>", "<name>zebra</name>", annotation.read_text(), count=1)
         )
-        assert main(["test", *self.given(run, folder)]) == 2
+        assert main(["test", *self.options(run, folder)]) == 2
         assert f"error: {annotation}: unknown class 'zebra'" in capsys.readouterr().err
 
-    def test_categories_that_are_numbered_otherwise(
+    def test_categories_with_other_ids(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder, file, document = self.numbered_otherwise(tmp_path)
+        folder, file, document = self.with_other_ids(tmp_path)
         file.write_text(json.dumps(document))
         (folder / "annotations" / "instances_train2017.json").unlink()
         data = ["--data=COCODataModule", f"--data.root={folder}", "--data.test=test2017"]

@@ -35,14 +35,16 @@ def test_record(fitted: Path, shapes: Path) -> None:
 
 
 def test_provenance(fitted: Path) -> None:
-    about = json.loads((fitted / "provenance.json").read_text())
-    assert about["packages"]["torch"] == torch.__version__.split("+")[0] or about["packages"]["torch"]
-    assert about["hardware"]["cores"] >= 1
-    assert about["hardware"]["cpu"]
-    assert about["fingerprint"]
-    assert about["seed"] == 0
-    assert about["command"].startswith("segdet fit")
-    assert "git" in about
+    provenance = json.loads((fitted / "provenance.json").read_text())
+    assert (
+        provenance["packages"]["torch"] == torch.__version__.split("+")[0] or provenance["packages"]["torch"]
+    )
+    assert provenance["hardware"]["cores"] >= 1
+    assert provenance["hardware"]["cpu"]
+    assert provenance["fingerprint"]
+    assert provenance["seed"] == 0
+    assert provenance["command"].startswith("segdet fit")
+    assert "git" in provenance
 
 
 def test_metrics_file(fitted: Path) -> None:
@@ -66,13 +68,13 @@ def test_config_starts_the_same_run(fitted: Path, tmp_path: Path) -> None:
     assert first["metrics"] == second["metrics"]
 
 
-def test_checkpoint_knows_its_configuration(fitted: Path) -> None:
+def test_checkpoints_contain_their_configuration(fitted: Path) -> None:
     for name in ("best", "last"):
         content = torch.load(fitted / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        about = content[DESCRIPTION]
-        assert yaml.safe_load(about["config"])["model"]["class_path"].endswith("SSD")
-        assert len(about["class_names"]) == len(about["category_ids"]) >= 5
-        assert about["task"] == "detection"
+        description = content[DESCRIPTION]
+        assert yaml.safe_load(description["config"])["model"]["class_path"].endswith("SSD")
+        assert len(description["class_names"]) == len(description["category_ids"]) >= 5
+        assert description["task"] == "detection"
 
 
 def test_default_folder_is_named_after_model_and_data(
@@ -81,9 +83,9 @@ def test_default_folder_is_named_after_model_and_data(
     monkeypatch.chdir(tmp_path)
     assert main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}"]) == 0
     assert main(["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}"]) == 0
-    made = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert len(made) == 2
-    assert all(name.startswith("fcn-shapes-20") for name in made)
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(name.startswith("fcn-shapes-20") for name in folders)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
@@ -141,13 +143,13 @@ def test_bad_sample_in_a_worker_is_one_line(
     folder = tmp_path / "run"
     arguments = [*MODELS["segmentation"], *TINY, f"--data.root={root}", "--data.num_workers=1"]
     assert main(["fit", *arguments, f"--run_dir={folder}"]) == 2
-    message = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
-    assert len(message) == 1
-    assert message[0].startswith(f"segdet: error: {root}/JPEGImages/")
+    errors = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"segdet: error: {root}/JPEGImages/")
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 
-def test_what_a_user_cannot_mend_is_not_said() -> None:
+def test_irrelevant_warnings_are_suppressed() -> None:
     from segdet.cli.train import _without_irrelevant_messages
 
     with _without_irrelevant_messages():  # warnings are errors here

@@ -18,7 +18,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("argv", [["--help"], [], ["fti"], ["data", "--help"], ["--version"]])
-def test_answers_without_torch(argv: list[str]) -> None:
+def test_responds_without_importing_torch(argv: list[str]) -> None:
     code = (
         "import sys; from segdet.cli.main import main; main(sys.argv[1:]); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'jsonargparse', 'numpy')))"

@@ -67,7 +67,9 @@ def test_1_is_one_batch_and_1_0_is_all_batches(
         assert (type(parsed), parsed) == (type(expected), expected)
 
 
-def test_keys_inside_of_classes_are_not_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_abbreviated_options_of_classes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status = main(
         ["fit", "--model=FCN", "--data=VOCDataModule", f"--data.root={tmp_path}", "--model.optim.nam=sgd"]
     )

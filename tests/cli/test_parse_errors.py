@@ -14,7 +14,7 @@ def test_key(line: Line) -> None:
     assert line(["fit", "--model=SSD", "--model.optim.lrr=0.1"]) == (
         "--model.optim.lrr: SSD has no argument 'optim.lrr'; did you mean optim.lr?"
     )
-    message = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])  # no abbreviation either
+    message = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])
     assert message.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
     message = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
     assert message.startswith("--run_dri: no such option; did you mean --run_dir?")
@@ -58,7 +58,7 @@ def test_missing(line: Line) -> None:
     assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; fix the path")
 
 
-def test_torn_config(line: Line, tmp_path: Path) -> None:
+def test_invalid_yaml(line: Line, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: [a\n b: 3")
     assert line(["fit", "--config=c.yaml"]).startswith("--config: not valid YAML: ")
 
@@ -75,9 +75,9 @@ def test_checkpoint(line: Line, tmp_path: Path, fitted: Path) -> None:
     assert line(["test", "--ckpt_path=none.ckpt"]).startswith("none.ckpt: no such checkpoint")
     assert line(["test", "--ckpt_path=best"]).startswith("--ckpt_path best: of which run?")
     assert "no such checkpoint" in line(["fit", "--ckpt_path=last", "--run_dir=nowhere"])
-    (tmp_path / "torn.ckpt").write_bytes((fitted / "checkpoints" / "best.ckpt").read_bytes()[:5000])
-    assert line(["test", "--ckpt_path=torn.ckpt"]).startswith(
-        "torn.ckpt: the file is corrupt or is not a checkpoint"
+    (tmp_path / "corrupt.ckpt").write_bytes((fitted / "checkpoints" / "best.ckpt").read_bytes()[:5000])
+    assert line(["test", "--ckpt_path=corrupt.ckpt"]).startswith(
+        "corrupt.ckpt: the file is corrupt or is not a checkpoint"
     )
     torch.save({"a": 1}, tmp_path / "other.ckpt")
     assert line(["test", "--ckpt_path=other.ckpt"]).startswith("other.ckpt: not a checkpoint of a training")

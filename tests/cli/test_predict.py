@@ -36,12 +36,12 @@ def test_boxes(run: Path, shapes: Path, tmp_path: Path) -> None:
     assert not list((out / "predictions").glob(".*"))
 
 
-def test_photographs_are_upright_and_keep_their_names_apart(run: Path, tmp_path: Path) -> None:
+def test_photographs_are_upright_and_have_distinct_outputs(run: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     picture = Image.fromarray(np.full((40, 70, 3), 90, np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     picture.save(photos / "a.jpg", exif=exif)
     picture.save(photos / "a.png")
     assert main(["predict", f"--ckpt_path={run}", "--data=ImageFolder", f"--data.root={photos}"]) == 0
@@ -52,9 +52,9 @@ def test_photographs_are_upright_and_keep_their_names_apart(run: Path, tmp_path:
     assert sizes == {"a.jpg.png": (40, 70), "a.png.png": (70, 40)}
 
 
-@pytest.mark.usefixtures("fitted")  # which has made the data
-def test_classes_are_the_checkpoint_s(shapes: Path, tmp_path: Path) -> None:
-    """A model of a file of class names, which a folder of images does not take."""
+@pytest.mark.usefixtures("fitted")  # which writes the data
+def test_classes_come_from_the_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    """The model was trained with a file of class names, an option that a folder of images does not have."""
     folder, photos = tmp_path / "run", tmp_path / "photos"
     classes = VOCReader(shapes, ["train"], "detection").class_names
     (tmp_path / "names.txt").write_text("\n".join(classes) + "\n")
@@ -84,7 +84,7 @@ def test_masks(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_masks_of_cityscapes_hold_its_label_ids(tmp_path: Path) -> None:
-    """Of a folder of photographs as well as of a split: the checkpoint knows the ids."""
+    """For a folder of photographs as well as for a split: the checkpoint contains the ids."""
     root = make_shapes(
         tmp_path / "city", "cityscapes", train=4, val=2, test=2, size=(64, 64), workers=1, progress=False
     )
@@ -96,7 +96,7 @@ def test_masks_of_cityscapes_hold_its_label_ids(tmp_path: Path) -> None:
     photos.mkdir()
     for image in sorted((root / "leftImg8bit" / "test").rglob("*.png")):
         shutil.copy(image, photos)
-    (root / "leftImg8bit" / "train").rename(root / "elsewhere")  # only what is read need be there
+    (root / "leftImg8bit" / "train").rename(root / "elsewhere")  # prediction does not need it
     out = [tmp_path / "out", tmp_path / "photos_out"]
     assert main(["predict", f"--ckpt_path={folder}", *data[2:], f"--run_dir={out[0]}"]) == 0
     of_photos = ["--data=ImageFolder", f"--data.root={photos}"]

@@ -1,4 +1,4 @@
-"""What a test leaves beside the scores, from the command to the files."""
+"""The analysis of a test's errors, from the command to the files."""
 
 import json
 import math
@@ -30,32 +30,34 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(task: str, shapes: Path, folder: Path, *options: str) -> Path:
-    """The folder of a test of a model that has learned next to nothing."""
+    """Return the folder of a test of a model that has hardly been trained."""
     model = [*MODELS[task], "--model.backbone=test_resnet"]
     assert main(["fit", *model, *DATA, f"--data.root={shapes}", f"--run_dir={folder}"]) == 0
     assert main(["test", f"--ckpt_path={folder}", f"--run_dir={folder}", *options]) == 0
     return folder
 
 
-def test_a_detector_s_test_says_where_the_ap_went(
+def test_the_test_of_a_detector_reports_the_causes_of_its_lost_ap(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of("detection", shapes, tmp_path / "run", "--error_analysis.min_score=0.01")
-    said = capsys.readouterr().err
-    assert "would gain without errors of one kind: " in said and str(run / "errors.json") in said
+    message = capsys.readouterr().err
+    assert "would gain without errors of one kind: " in message and str(run / "errors.json") in message
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    about = json.loads((run / "errors.json").read_text())
-    assert about["map_50"] == pytest.approx(metrics["test/map_50"], abs=1e-6)
-    assert set(about["dap"]) == {*KINDS, *SPECIAL}
-    for kind, gain in about["dap"].items():
+    content = json.loads((run / "errors.json").read_text())
+    assert content["map_50"] == pytest.approx(metrics["test/map_50"], abs=1e-6)
+    assert set(content["dap"]) == {*KINDS, *SPECIAL}
+    for kind, gain in content["dap"].items():
         assert metrics[f"test/dap_{kind}"] == pytest.approx(gain, abs=1e-6)
-    assert about["min_score"] == 0.01 and about["classes"][-1] == "background"
-    confusion = np.array(about["confusion"])
-    assert confusion.shape == (len(about["classes"]),) * 2
+    assert content["min_score"] == 0.01 and content["classes"][-1] == "background"
+    confusion = np.array(content["confusion"])
+    assert confusion.shape == (len(content["classes"]),) * 2
     assert confusion[:-1].sum() > 0
-    row = about["images"][0]
-    assert (shapes / row["file_name"]).is_file() and row["f1"] == min(each["f1"] for each in about["images"])
-    assert sum(each["right"] for each in about["images"]) <= np.trace(confusion)
+    row = content["images"][0]
+    assert (shapes / row["file_name"]).is_file() and row["f1"] == min(
+        each["f1"] for each in content["images"]
+    )
+    assert sum(each["right"] for each in content["images"]) <= np.trace(confusion)
     for name in ("confusion.png", "worst.png"):
         picture = np.asarray(Image.open(run / name))
         assert picture.ndim == 3 and picture.std() > 5
@@ -63,7 +65,7 @@ def test_a_detector_s_test_says_where_the_ap_went(
     assert main(["report", str(run)]) == 0
     assert "without one kind of mistake" in capsys.readouterr().out
 
-    # None of it where it is turned off, and no picture of none.
+    # When the analysis is disabled there are no files; without images, there is no picture.
     options = [f"--ckpt_path={run}", f"--run_dir={tmp_path / 'off'}"]
     assert main(["test", *options, "--error_analysis.enabled=false"]) == 0
     assert not {"errors.json", "confusion.png", "worst.png"} & {each.name for each in tmp_path.glob("off/*")}
@@ -74,7 +76,7 @@ def test_a_detector_s_test_says_where_the_ap_went(
     assert (tmp_path / "off/errors.json").exists() and not (tmp_path / "off/worst.png").exists()
 
 
-def test_of_pixels_there_is_a_matrix_and_of_single_objects_nothing(shapes: Path, tmp_path: Path) -> None:
+def test_segmentation_has_a_confusion_matrix_and_localization_nothing(shapes: Path, tmp_path: Path) -> None:
     run = run_of("segmentation", shapes, tmp_path / "segmentation")
     assert np.asarray(Image.open(run / "confusion.png")).std() > 5
     assert not (run / "errors.json").exists() and not (run / "worst.png").exists()
@@ -87,12 +89,12 @@ def test_a_mistake_on_the_command_line_is_one_line(
 ) -> None:
     model = [*MODELS["detection"], "--model.backbone=test_resnet", *DATA, f"--data.root={shapes}"]
     assert main(["fit", *model, f"--run_dir={tmp_path / 'run'}", "--error_analysis.worst=-1"]) == 2
-    (*_, said) = capsys.readouterr().err.splitlines()
-    assert said == "segdet: error: --error_analysis.worst -1: must be at least 0"
+    (*_, message) = capsys.readouterr().err.splitlines()
+    assert message == "segdet: error: --error_analysis.worst -1: must be at least 0"
 
 
-def test_what_is_no_number_is_null() -> None:
-    about = {"map_50": math.nan, "dap": {"missed": math.nan}, "images": [], "confusion": [[0, 1], [2, 3]]}
-    assert json.loads(_text(about)) == {
+def test_nan_becomes_null() -> None:
+    content = {"map_50": math.nan, "dap": {"missed": math.nan}, "images": [], "confusion": [[0, 1], [2, 3]]}
+    assert json.loads(_text(content)) == {
         "map_50": None, "dap": {"missed": None}, "images": [], "confusion": [[0, 1], [2, 3]],
     }  # fmt: skip

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import socket
@@ -6,9 +7,34 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from segdet.runs.loggers import has_account, wandb_logger, wandb_mode
+from segdet.runs.loggers import MetricsFile, has_account, wandb_logger, wandb_mode
 from segdet.util.errors import UserError
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+class TestMetricsFile:
+    def test_rows_and_new_columns(self, tmp_path: Path) -> None:
+        file = MetricsFile(tmp_path / "run")
+        file.log_metrics({"train/loss": torch.tensor(2.5), "epoch": 0}, step=49)
+        file.log_metrics({"val/map": 0.25, "epoch": 0}, step=99)
+        file.log_metrics({"train/loss": 1.5, "epoch": 1}, step=149)
+        assert rows(tmp_path / "run") == [
+            {"epoch": "0", "step": "49", "train/loss": "2.5", "val/map": ""},
+            {"epoch": "0", "step": "99", "train/loss": "", "val/map": "0.25"},
+            {"epoch": "1", "step": "149", "train/loss": "1.5", "val/map": ""},
+        ]
+
+    def test_earlier_rows_are_kept(self, tmp_path: Path) -> None:
+        MetricsFile(tmp_path).log_metrics({"train/loss": 2.0}, step=0)
+        MetricsFile(tmp_path).log_metrics({"test/map": 0.5}, step=1)
+        assert [row["step"] for row in rows(tmp_path)] == ["0", "1"]
+        assert rows(tmp_path)[0]["train/loss"] == "2.0"
+        assert rows(tmp_path)[1]["test/map"] == "0.5"
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +45,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class TestMode:
-    def test_what_is_set_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_variable_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
         for mode in ("disabled", "offline", "online"):
             monkeypatch.setenv("WANDB_MODE", mode)
@@ -32,7 +58,7 @@ class TestMode:
     def test_a_mistyped_mode_is_one_line(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("WANDB_MODE", "onlin")
         with pytest.raises(
-            UserError, match="WANDB_MODE onlin: no such mode; there are online, offline, disabled"
+            UserError, match="WANDB_MODE onlin: no such mode; choose from online, offline, disabled"
         ):
             wandb_logger(tmp_path, "p")
 
@@ -46,13 +72,13 @@ class TestMode:
         file.chmod(0o600)
         assert has_account()
 
-    def test_online_where_the_server_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_online_if_the_server_responds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
         with socket.create_server(("127.0.0.1", 0)) as server:
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
             assert wandb_mode() == "online"
 
-    def test_offline_where_it_does_not(
+    def test_offline_if_it_does_not(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
@@ -64,18 +90,18 @@ class TestMode:
 
 
 class TestLogger:
-    def test_none_where_it_is_disabled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_no_logger_if_disabled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("WANDB_MODE", "disabled")
         assert wandb_logger(tmp_path, "p") == []
         assert not (tmp_path / "wandb").exists()
 
-    def test_no_record_of_its_own_for_a_test_offline(self, tmp_path: Path) -> None:
-        assert wandb_logger(tmp_path, "p", continues=True) == []
+    def test_an_offline_test_has_no_record(self, tmp_path: Path) -> None:
+        assert wandb_logger(tmp_path, "p", adds_to_run=True) == []
 
 
 @pytest.mark.slow
 def test_a_real_offline_run(tmp_path: Path) -> None:
-    """A command in its own process: one record, in the run's folder, with scores, configuration, images."""
+    """A command in another process writes one record, in the run's folder, with scores, configuration and images."""
     arguments = (
         "fit --model SSD --model.backbone test_resnet --model.width 16 --data ShapesDataModule "
         "--data.root shapes --data.num_train 8 --data.num_val 4 --data.num_test 4 --data.image_size [64,64] "
@@ -112,6 +138,6 @@ def test_a_real_offline_run(tmp_path: Path) -> None:
     assert "val/map_50" in read.stdout
     assert "train/loss_box" in read.stdout
     assert len(list((record / "files" / "media" / "images" / "val").glob("*.png"))) == 2
-    # nothing outside of the run's folder and the data's
+    # no file outside of the folders of the run and the data
     assert not [path for path in (tmp_path / "home").rglob("*") if "wandb" in path.name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run", "shapes", "tmp"]

@@ -24,7 +24,7 @@ from segdet.training.checkpoint import DESCRIPTION
         "less precision",
     ],
 )
-def test_other_scores_stay_out_of_the_record(
+def test_scores_of_a_different_test_are_kept_out_of_the_record(
     case: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "result.json").read_text()
@@ -40,13 +40,13 @@ def test_other_scores_stay_out_of_the_record(
     assert main(["test", f"--ckpt_path={run}/checkpoints/{name}.ckpt", *given]) == 0
     message = capsys.readouterr().err
     assert (run / "result.json").read_text() == before
-    (other,) = run.parent.glob("run-test-*")
-    record = json.loads((other / "result.json").read_text())
+    (separate,) = run.parent.glob("run-test-*")
+    record = json.loads((separate / "result.json").read_text())
     assert "test/map" in record["metrics"]
-    assert message.splitlines()[-1].endswith(f"see {other}/result.json")
+    assert message.splitlines()[-1].endswith(f"see {separate}/result.json")
 
 
-def test_what_changes_no_score_goes_into_the_record(run: Path) -> None:
+def test_a_test_with_neutral_options_adds_to_the_record(run: Path) -> None:
     before = json.loads((run / "result.json").read_text())["metrics"]
     given = ["--data.batch_size=2", "--model.channels_last=false", "--trainer.limit_test_batches=1.0"]
     moved = shutil.copytree(

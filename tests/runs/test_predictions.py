@@ -20,7 +20,7 @@ from segdet.runs.predictions import PredictionWriter, output_names
 class TestIndexImage:
     MASK = np.array([[0, 1], [2, 1]])
 
-    def test_values_of_the_dataset_s_own_masks(self) -> None:
+    def test_values_of_the_datasets_own_masks(self) -> None:
         gray = Classes(["road", "sidewalk", "building"], [], [7, 8, 11], palette_masks=False)
         image = PredictionWriter(Path(), gray)._index_image(self.MASK)
         assert image.mode == "L"
@@ -34,7 +34,7 @@ class TestIndexImage:
         assert np.asarray(image).tolist() == [[0, 2], [3, 2]]
         assert image.getpalette()[6:9] == [0, 128, 0]  # type: ignore[index]
 
-    def test_positions_where_nothing_is_said(self) -> None:
+    def test_class_indices_without_values(self) -> None:
         assert np.asarray(PredictionWriter(Path())._index_image(self.MASK)).tolist() == self.MASK.tolist()
 
 
@@ -55,10 +55,10 @@ class TestOutputNames:
         assert output_names([path, path], Path("photos")) == {path: "a"}
 
 
-def test_what_is_predicted_before_a_fault_is_kept(tmp_path: Path) -> None:
+def test_predictions_before_an_interruption_are_kept(tmp_path: Path) -> None:
     writer = PredictionWriter(tmp_path)
     one: Any = SimpleNamespace(world_size=1)
-    writer.on_exception(one, one, KeyboardInterrupt())  # before there is anything
+    writer.on_exception(one, one, KeyboardInterrupt())  # before the first prediction
     assert not list(tmp_path.iterdir())
     writer._rank_file(0).write_text('{"image_id": 1}\n{"image_id": 2}\n')
     writer.on_exception(one, one, KeyboardInterrupt())
@@ -67,11 +67,11 @@ def test_what_is_predicted_before_a_fault_is_kept(tmp_path: Path) -> None:
 
 
 NAMES = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100"]
-"""COCO's numbers in the order in which pycocotools has them."""
+"""COCO's numbers in the order of pycocotools."""
 
 
 class NearTheTruth:
-    """Finds each object a few times, moved by some pixels, with scores that differ from the seventh digit on."""
+    """Predict each object a few times, shifted by some pixels, with scores that differ from the seventh digit on."""
 
     def __init__(self, truth: COCO) -> None:
         self.truth = truth
@@ -125,6 +125,6 @@ def test_pycocotools_gives_the_scores_of_the_test(tmp_path: Path, monkeypatch: p
         evaluation.accumulate()
         evaluation.summarize()
         for name, expected in zip(NAMES, evaluation.stats, strict=False):
-            if expected >= 0:  # -1 where there is nothing of that size
+            if expected >= 0:  # -1 if there is no object of that size
                 assert metrics[f"test/{prefix}{name}"] == pytest.approx(expected, abs=1e-6), (kind, name)
         assert 0.1 < metrics[f"test/{prefix}map"] < 0.9

@@ -10,7 +10,9 @@ from tiny_runs import MODELS, TINY, Line
 from segdet.cli.main import main
 
 
-def test_a_job_that_slurm_restarts_goes_on(run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_slurm_restarts_is_resumed(
+    run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main([*arguments, "--trainer.max_epochs=2", "--overwrite=true"]) == 0
@@ -22,7 +24,7 @@ def test_a_job_that_slurm_restarts_goes_on(run: Path, shapes: Path, monkeypatch:
 def test_a_requeued_job_finds_its_folder(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One task, no --run_dir, and two commands in the script: each goes on with its own run."""
+    """One task, no --run_dir, and two commands in the script: each resumes its own run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_JOB_NAME", "train.sh")
@@ -31,7 +33,7 @@ def test_a_requeued_job_finds_its_folder(
     assert main(first) == main(second) == 0
     folders = [tmp_path / "runs" / name for name in ("fcn-shapes-4711", "fcn-shapes-4711-2")]
     assert sorted((tmp_path / "runs").iterdir()) == folders
-    (folders[1] / "result.json").unlink()  # it was cut off
+    (folders[1] / "result.json").unlink()  # as if the job had been stopped
     last = folders[1] / "checkpoints" / "last.ckpt"
     state = torch.load(last, weights_only=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -48,16 +50,16 @@ def test_a_shell_on_a_node_is_no_job(shapes: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     arguments = ["fit", *MODELS["segmentation"], *TINY, f"--data.root={shapes}", "--panels.images=0"]
     assert main(arguments) == 0
-    (made,) = (tmp_path / "runs").iterdir()
-    assert "4711" not in made.name
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "4711" not in folder.name
 
 
-def test_a_run_that_slurm_stopped_goes_on_at_that_moment(
+def test_a_run_that_slurm_stopped_is_resumed_from_that_step(
     run: Path, shapes: Path, tmp_path: Path, line: Line
 ) -> None:
     arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
     (run / "checkpoints" / "last.ckpt").rename(run / "hpc_ckpt_1.ckpt")
-    assert "holds a run" in line(arguments)  # for it was finished all the same
+    assert "holds a run" in line(arguments)  # because its record is that of a finished run
     record = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(record | {"status": "interrupted"}))
     assert main([*arguments, "--trainer.max_epochs=2"]) == 0

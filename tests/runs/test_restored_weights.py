@@ -1,5 +1,5 @@
-"""A checkpoint brings all weights: what a training started from is neither read nor fetched again, and yet decides how
-the network is built."""
+"""A checkpoint contains all weights: pretrained weights are neither read nor downloaded again, but still decide how the
+network is built."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ResNet-50 of one block a stage, wherever torchvision's detectors build one."""
+    """Replace the ResNet-50 of torchvision's detectors by one with one block a stage."""
 
     def short(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
         assert weights is None
@@ -60,10 +60,10 @@ def short_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be fetched."""
+    """Refuse all downloads."""
 
     def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError("something is fetched")
+        raise AssertionError("something is downloaded")
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", refuse)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
@@ -71,7 +71,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coco_like(network: str, path: Path) -> str:
-    """A file of weights as torchvision's of COCO are: no numbers of batches, and channels of hardly any variance."""
+    """Write weights like torchvision's for COCO: without numbers of batches, with channels of tiny variance."""
     torch.manual_seed(1)
     whole = torchvision.models.get_model(network, weights=None, weights_backbone=None, num_classes=5)
     state = {key: value for key, value in whole.state_dict().items() if "num_batches" not in key}
@@ -84,8 +84,8 @@ def coco_like(network: str, path: Path) -> str:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[list[Prediction]]:
-    """What is scored from now on, batch by batch."""
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[list[Prediction]]:
+    """The predictions that are scored from now on, batch by batch."""
     scored: list[list[Prediction]] = []
     score = Detector.score
 
@@ -97,8 +97,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[list[Prediction]]:
     return scored
 
 
-def test_a_network_of_frozen_normalization_answers_as_it_did_in_its_fit(
-    short_resnets: None, answers: list[list[Prediction]], shapes: Path, tmp_path: Path
+def test_a_network_with_frozen_normalization_predicts_as_in_its_training(
+    short_resnets: None, scored: list[list[Prediction]], shapes: Path, tmp_path: Path
 ) -> None:
     weights = Path(coco_like("retinanet_resnet50_fpn", tmp_path / "coco.pth"))
     run = tmp_path / "run"
@@ -107,11 +107,11 @@ def test_a_network_of_frozen_normalization_answers_as_it_did_in_its_fit(
         "--model.detections_per_image=20", "--model.optim.lr=1e-6",
     ]  # fmt: skip
     assert main(["fit", *model, *TINY, f"--data.root={shapes}", f"--run_dir={run}"]) == 0
-    expected = answers[-1]
+    expected = scored[-1]
     weights.rename(tmp_path / "elsewhere.pth")
     assert main(["validate", f"--ckpt_path={run}"]) == 0
-    assert len(answers) == 2
-    for found, one in zip(answers[-1], expected, strict=True):
+    assert len(scored) == 2
+    for found, one in zip(scored[-1], expected, strict=True):
         assert len(found["scores"]) == 20
         assert torch.equal(found["boxes"], one["boxes"]) and torch.equal(found["scores"], one["scores"])
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["weights"] == str(weights)
@@ -120,7 +120,7 @@ def test_a_network_of_frozen_normalization_answers_as_it_did_in_its_fit(
     assert not any("num_batches" in name for name in state)
 
 
-def test_a_staged_training_goes_on_without_the_stage_before(
+def test_a_staged_training_is_resumed_without_the_previous_stage(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [*TINY, f"--data.root={shapes}"]
@@ -135,13 +135,11 @@ def test_a_staged_training_goes_on_without_the_stage_before(
     assert "starts from" not in capsys.readouterr().err
     assert json.loads((second / "result.json").read_text())["status"] == "finished"
     assert main(["test", f"--ckpt_path={second}"]) == 0
-    assert (
-        main(["fit", *model, *stage, *tiny, f"--run_dir={tmp_path}/third"]) == 2
-    )  # where nothing is restored
+    assert main(["fit", *model, *stage, *tiny, f"--run_dir={tmp_path}/third"]) == 2  # a new run needs it
     assert f"{first}: no such file of weights for VGG16" in capsys.readouterr().err
 
 
-def test_smp_asks_for_no_connection(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smp_needs_no_connection(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install 'segdet[smp]'")
     run = tmp_path / "run"
     model = ["--model=SMP", "--model.architecture=FPN", "--model.encoder=resnet18"]
@@ -185,22 +183,22 @@ DETR_SMALL = {
         lambda: TorchvisionFasterRCNN(["a"], "mobilenet_v3_large_320_fpn", weights_backbone=True),
     ],
 )
-def test_nothing_is_fetched_or_read(build: Callable[[], nn.Module], offline: None) -> None:
+def test_nothing_is_downloaded_or_read(build: Callable[[], nn.Module], offline: None) -> None:
     with restoring([]):
         built = build()
     heads = [
         module for name, module in built.named_modules() if name.endswith(("classifier.4", "low_classifier"))
     ]
     assert all(head.out_channels == 2 for head in heads)
-    with pytest.raises(Exception, match=r"something is fetched|gone\.pth: no such file"):
+    with pytest.raises(Exception, match=r"something is downloaded|gone\.pth: no such file"):
         build()
 
 
-# Their classifiers on the way, which only training has, are none of the nodes that are asked for.
+# The auxiliary classifiers, which exist in training only, are not among the requested nodes.
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing the model in eval mode")
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_a_network_that_normalizes_anew_does_so_when_it_is_restored(name: str, offline: None) -> None:
-    """torchvision has it do so where it is to have torchvision's weights, and else not."""
+def test_a_network_that_normalizes_its_input_does_so_when_restored(name: str, offline: None) -> None:
+    """torchvision builds these networks so only if they get its pretrained weights."""
     torch.manual_seed(0)
     images = torch.rand(1, 3, 80, 80)
     with restoring([]):
@@ -215,7 +213,9 @@ def test_a_network_that_normalizes_anew_does_so_when_it_is_restored(name: str, o
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_checkpoint_shows_the_normalization(frozen: bool, short_resnets: None, tmp_path: Path) -> None:
+def test_the_checkpoint_decides_on_the_normalization(
+    frozen: bool, short_resnets: None, tmp_path: Path
+) -> None:
     weights = coco_like("retinanet_resnet50_fpn", tmp_path / "coco.pth")
     if not frozen:
         whole = torchvision.models.get_model(
@@ -236,7 +236,7 @@ def test_the_checkpoint_shows_the_normalization(frozen: bool, short_resnets: Non
             assert torch.equal(one, two)
 
 
-def test_proposals_of_a_network_of_frozen_normalization(short_resnets: None, tmp_path: Path) -> None:
+def test_proposals_of_a_network_with_frozen_normalization(short_resnets: None, tmp_path: Path) -> None:
     weights = coco_like("fasterrcnn_resnet50_fpn", tmp_path / "coco.pth")
     model = TorchvisionFasterRCNN(["a", "b"], weights=weights).eval()
     content = {
@@ -255,8 +255,8 @@ def test_proposals_of_a_network_of_frozen_normalization(short_resnets: None, tmp
     np.testing.assert_allclose(np.unique(boxes, axis=0), expected, atol=1e-3)
 
 
-def test_where_nothing_is_restored_all_is_as_before(offline: None) -> None:
+def test_outside_of_a_restoration_weights_are_loaded(offline: None) -> None:
     with pytest.raises(ZeroDivisionError), restoring([]):
         raise ZeroDivisionError
-    with pytest.raises(AssertionError, match="something is fetched"):
+    with pytest.raises(AssertionError, match="something is downloaded"):
         build_backbone("torchvision:resnet18", weights=True)

@@ -1,4 +1,4 @@
-"""A training that was killed in the middle of an epoch ends where it would have ended without that, bit for bit.
+"""A training that is killed within an epoch and resumed has the same result as without interruption, bit for bit.
 
 Dropout and augmentation are on, so that every random number has to be the same too.
 """
@@ -40,7 +40,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_at(step: int, arguments: list[str]) -> None:
-    """Runs the command in a process of its own, which is killed when it has done ``step`` steps."""
+    """Run the command in another process, which is killed after ``step`` steps."""
 
     def kill(self: StepLogger, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == step:
@@ -51,7 +51,7 @@ def killed_at(step: int, arguments: list[str]) -> None:
         main(arguments)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # about fork in a process with threads
         process = multiprocessing.get_context("fork").Process(target=run)
         process.start()
     process.join(120)
@@ -74,10 +74,10 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["lr_schedulers"] == other["lr_schedulers"]
 
 
-# 5 batches an epoch: 15 steps, or 9 of two batches each, the third of an epoch of one.
+# 5 batches an epoch: 15 steps of one batch, or 9 of two batches, of which the third of each epoch has one.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a single core
 @pytest.mark.parametrize(("accumulate", "every", "kill", "workers"), [(1, 3, 8, [0, 2]), (2, 2, 6, [0])])
-def test_a_killed_training_ends_as_if_nothing_had_happened(
+def test_a_killed_training_is_resumed_bit_for_bit(
     accumulate: int, every: int, kill: int, workers: list[int], shapes: Path, tmp_path: Path
 ) -> None:
     arguments = [
@@ -133,7 +133,7 @@ def _fit(
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """4 steps an epoch in each of them: the checkpoint of step 6 is one from within."""
+    """Each has 4 steps an epoch, so the checkpoint of step 6 is one within an epoch."""
     data = _data(tmp_path / "shapes")
     data.prepare_data()
     two = {"devices": 2, "strategy": "ddp_fork"}
@@ -147,7 +147,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 class SavesBetween(pl.Callback):
-    """Saves as SLURM's signal would before the second epoch's first batch, and ends the training there."""
+    """Save before the first batch of the second epoch, as after SLURM's signal, and end the training."""
 
     def __init__(self, path: Path, late: bool) -> None:
         self.path = path
@@ -165,7 +165,7 @@ class SavesBetween(pl.Callback):
 
 
 def test_stopped_between_two_epochs(tmp_path: Path) -> None:
-    """Neither the samples nor Lightning pass over the epoch that had not begun; and it may be stopped once more."""
+    """Neither the sampler nor Lightning skips the epoch that had not begun; the run may be stopped again."""
     data = _data(tmp_path / "shapes")
     few: dict[str, Any] = {"limit_train_batches": 3}
     _fit(tmp_path / "whole", data, **few)
@@ -184,22 +184,22 @@ def test_stopped_between_two_epochs(tmp_path: Path) -> None:
             assert_same(whole, again)
 
 
-def test_another_batch_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_batch_size_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = _data(tmp_path / "shapes")
     data.load_state_dict({"epoch": 1, "batches": 3, "batch_size": 2})
     assert capsys.readouterr().err == ""
     data.load_state_dict({"epoch": 1, "batches": 0, "batch_size": 8})
     assert capsys.readouterr().err == ""
     data.load_state_dict({"epoch": 1, "batches": 3, "batch_size": 8})
-    said = capsys.readouterr().err
-    assert said.startswith(
+    message = capsys.readouterr().err
+    assert message.startswith(
         "segdet: the checkpoint was saved within an epoch of 8 images per step, now there are 2"
     )
-    assert said.count("\n") == 1
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--trainer.max_epochs=1"], "max_epochs"),
         (["--model.freeze=[backbone]"], "parameter group"),
@@ -208,27 +208,27 @@ def test_another_batch_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
-    options: list[str], said: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A start that failed has not taken up all of the checkpoint, and would replace it."""
+    """A run that fails while it is resumed has not restored everything, and must not replace the checkpoint."""
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
     last = run / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}", *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the training cannot be resumed from it with these settings" in error and said in error
+    assert "the training cannot be resumed from it with these settings" in error and message in error
     assert last.read_bytes() == before
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
     assert final(run)["epoch"] == 4
-    # As one that was stopped at its very end, with nothing left to train.
+    # A run that was stopped at its very end has nothing left to train.
     record = run / "result.json"
     record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
     assert '"status": "finished"' in record.read_text()
 
 
-def test_an_end_that_lies_behind_a_run_does_not_complete_it(stopped: Path, tmp_path: Path) -> None:
+def test_an_end_before_the_present_step_does_not_complete_a_run(stopped: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
     record = run / "result.json"
@@ -239,18 +239,18 @@ def test_an_end_that_lies_behind_a_run_does_not_complete_it(stopped: Path, tmp_p
     assert '"status": "finished"' in record.read_text()
 
 
-def test_a_fault_of_the_training_is_none_of_its_settings(
+def test_an_error_after_the_restoration_is_not_one_of_the_settings(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes wrong once all is restored, be it before the first step ends, keeps its traceback."""
+    """An error after everything is restored keeps its traceback, even in the first step."""
 
     def fail(*_: object, **__: object) -> None:
-        raise ValueError("of no settings")
+        raise ValueError("not from the settings")
 
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
     for name in ("losses", "configure_gradient_clipping"):
-        with monkeypatch.context() as broken, pytest.raises(ValueError, match="of no settings"):
+        with monkeypatch.context() as broken, pytest.raises(ValueError, match="not from the settings"):
             broken.setattr(FCN, name, fail)
             main(["fit", f"--ckpt_path={run}"])
 

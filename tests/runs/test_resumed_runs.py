@@ -15,7 +15,7 @@ from segdet.cli.main import main
 from segdet.util.errors import UserError
 
 
-def test_resume_goes_on_in_the_same_folder(run: Path) -> None:
+def test_a_run_is_resumed_in_its_folder(run: Path) -> None:
     rows = (run / "metrics.csv").read_text().splitlines()
     first = json.loads((run / "result.json").read_text())["command"]
     assert main(["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
@@ -25,18 +25,18 @@ def test_resume_goes_on_in_the_same_folder(run: Path) -> None:
     new = (run / "metrics.csv").read_text().splitlines()
     assert new[: len(rows)] == rows
     assert len(new) == len(rows) + 2
-    about = json.loads((run / "provenance.json").read_text())
-    assert len(about["resumed"]) == 1
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert len(provenance["resumed"]) == 1
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_torn_provenance_takes_no_command_out_of_the_record(run: Path) -> None:
+def test_a_corrupt_provenance_removes_no_command_from_the_record(run: Path) -> None:
     first = json.loads((run / "result.json").read_text())["command"]
     (run / "provenance.json").write_text('{"command": "seg')
     resume = ["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2"]
     assert main(resume) == 0
-    message = json.loads((run / "result.json").read_text())["command"]
-    assert message == f"{first} && segdet fit --ckpt_path={run} --trainer.max_epochs=2"
+    command = json.loads((run / "result.json").read_text())["command"]
+    assert command == f"{first} && segdet fit --ckpt_path={run} --trainer.max_epochs=2"
 
 
 def test_a_checkpoint_alone_is_enough_to_resume(run: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_resumed_run_that_fails_keeps_its_scores(run: Path, monkeypatch: pytes
         raise UserError("a: b; c")
 
     before = json.loads((run / "result.json").read_text())
-    # As if the run until here had taken an hour: what it took is to be carried on, not begun anew.
+    # Pretend that the run has taken an hour: the resumed run adds to its time.
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     (state,) = (kept for kept in last["callbacks"].values() if "seconds" in kept)
     state["seconds"] = 3600.0
@@ -80,13 +80,12 @@ def test_a_resumed_run_that_fails_keeps_its_scores(run: Path, monkeypatch: pytes
     assert after["cost"]["train_seconds"] > 3600
 
 
-def test_interrupt_saves_and_tells_how_to_go_on(
+def test_an_interrupted_run_is_saved_and_reports_how_to_resume(
     shapes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-
     from segdet.training.progress import StepLogger
 
     def interrupt(self: StepLogger, trainer: object, *_: object) -> None:
@@ -100,7 +99,7 @@ def test_interrupt_saves_and_tells_how_to_go_on(
     try:
         assert main(["fit", *arguments, f"--run_dir={folder}"]) == 130
     finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning lets go of it
+        signal.signal(signal.SIGINT, handler)  # Lightning resets it
     message = capsys.readouterr().err
     assert f"resume with: segdet fit --ckpt_path {folder}/checkpoints/last.ckpt" in message
     record = json.loads((folder / "result.json").read_text())
@@ -109,7 +108,7 @@ def test_interrupt_saves_and_tells_how_to_go_on(
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_what_does_not_train_is_not_said_to_go_on(
+def test_only_a_training_reports_how_to_resume(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "checkpoints").mkdir()

@@ -1,0 +1,37 @@
+"""The callback that records a run."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from segdet.runs.recorder import RunRecorder, RunSettings
+from segdet.util.errors import UserError
+
+
+def test_peak_memory_is_that_of_the_training_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After training Lightning moves the model to the CPU."""
+    monkeypatch.setattr("segdet.runs.recorder.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
+    recorder = RunRecorder(RunSettings(tmp_path, ""))
+    state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
+    model: Any = SimpleNamespace(device="cuda", parameters=list, step_losses={})
+    recorder.on_train_end(state, model)
+    model.device = "cpu"
+    assert recorder._record(state, model, "finished").cost.peak_memory_mb == 5.0
+
+
+def test_all_processes_start_from_the_same_checkpoint(tmp_path: Path) -> None:
+    """A process with the right checkpoint is stopped too; it would wait for the others."""
+    chosen = ["last.ckpt of step 4", "last.ckpt of step 4", ""]
+    same = [one == chosen[0] for one in chosen]
+    for own in chosen:
+        strategy = SimpleNamespace(
+            broadcast=lambda _: chosen[0],
+            reduce_boolean_decision=lambda decision: decision and all(same),
+        )
+        state: Any = SimpleNamespace(world_size=3, is_global_zero=False, strategy=strategy)
+        with pytest.raises(UserError, match=f"starts from {own or 'none'}, rank 0 from last.ckpt of step 4"):
+            RunRecorder(RunSettings(tmp_path, "", checkpoint=own)).setup(state, state, "fit")
+    same = [True]
+    RunRecorder(RunSettings(tmp_path, "", checkpoint=chosen[0])).setup(state, state, "fit")
