@@ -24,9 +24,8 @@ BoxLoss = Literal["l2", "smooth_l1", "giou"]
 class BoxHead(Localizer):
     """A classifier with a second head that regresses the box of the image's only object.
 
-    The regression head uses the same features as the classifier (Sermanet et al., OverFeat, ICLR
-    2014; Simonyan and Zisserman, ICLR 2015, appendix A). The cost is one pass of the backbone. There are two kinds of
-    heads:
+    The regression head uses the same features as the classifier (Sermanet et al., OverFeat, ICLR 2014; Simonyan and
+    Zisserman, ICLR 2015, appendix A). The cost is one pass of the backbone. There are two kinds of heads:
 
     - ``flat``: linear layers on pooled maps, as in VGG (see `FlatHeads`);
     - ``voting``: class and box at every cell, as in OverFeat, combined to one prediction (see `VotingHeads`). The

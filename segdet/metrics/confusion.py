@@ -38,8 +38,8 @@ class SegmentationScores(Scores):
     """Mean IoU, pixel accuracy, class accuracy and the IoU of each class.
 
     All are computed from one confusion matrix over all pixels of the dataset, not as a mean over images, as VOC,
-    Cityscapes and CamVid define them. With TP, FP and FN of a class from this matrix, its IoU is ``TP / (TP + FP +
-    FN)`` (Everingham et al., IJCV 2015). ``miou`` equals torchmetrics' multiclass ``JaccardIndex``.
+    Cityscapes and CamVid define them. With TP, FP and FN of a class from this matrix, its IoU is
+    ``TP / (TP + FP + FN)`` (Everingham et al., IJCV 2015). ``miou`` equals torchmetrics' multiclass ``JaccardIndex``.
 
     ``compute`` returns
 

@@ -22,9 +22,9 @@ class DetectionScores(Scores):
 
     ``compute`` returns, with NaN where there is no object,
 
-    - ``map``, ``map_50``, ``map_75``, ``map_small|medium|large``, ``mar_1|10|100``,
-      ``mar_small|medium|large``: equal to pycocotools', with crowds, the annotations' own areas, and at
-      most 100 detections per image and class (Lin et al., ECCV 2014);
+    - ``map``, ``map_50``, ``map_75``, ``map_small|medium|large``, ``mar_1|10|100``, ``mar_small|medium|large``: equal
+      to pycocotools', with crowds, the annotations' own areas, and at most 100 detections per image and class (Lin et
+      al., ECCV 2014);
     - ``ap/<class>``: the AP of the class, whose mean over the classes is ``map``;
     - ``map_voc07``, ``map_voc12``: VOC's mAP at IoU > .5, at eleven recalls (until 2009) and as the area under the
       curve (since 2010), equal to ``voc_eval.py`` of the Fast R-CNN release. Objects marked ``difficult`` and
@@ -82,9 +82,9 @@ class DetectionScores(Scores):
         Args:
             predictions: One per image: ``boxes`` ``[M, 4]``, ``scores`` ``[M]``, ``labels`` ``[M]`` 1..K; and
                 ``masks`` ``[M, H, W]`` if masks are scored.
-            targets: One per image: ``boxes`` ``[N, 4]``, ``labels`` ``[N]`` 1..K; where the format has
-                them, ``iscrowd``, ``difficult`` and ``area`` (by default the box's), each ``[N]``; and
-                ``masks`` ``[N, H, W]`` if masks are scored.
+            targets: One per image: ``boxes`` ``[N, 4]``, ``labels`` ``[N]`` 1..K; where the format has them,
+                ``iscrowd``, ``difficult`` and ``area`` (by default the box's), each ``[N]``; and ``masks``
+                ``[N, H, W]`` if masks are scored.
             image_ids: One per image, unique.
 
         Raises:

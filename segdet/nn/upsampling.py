@@ -173,8 +173,8 @@ def bilinear_convolution(
     Args:
         channels: The number of input and output channels.
         factor: The stride.
-        side: The side of the kernel: at least ``2 * factor - factor % 2``, and of the same parity. The
-            border around the bilinear kernel is initialized to zero.
+        side: The side of the kernel: at least ``2 * factor - factor % 2``, and of the same parity. The border around
+            the bilinear kernel is initialized to zero.
         padding: The number of rows and columns cropped from each side of the output.
         depthwise: See `TransposedConvolution`.
     """

@@ -114,17 +114,15 @@ Variant = Literal[
 
 
 class SegNetBasic(Segmenter):
-    """SegNet-Basic and the decoders compared with it (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 3.2, table
-    1).
+    """SegNet-Basic and the decoders compared with it (Badrinarayanan et al., PAMI 2017, section 3.2, table 1).
 
     The encoder has four 7x7 convolutions of 64 channels, each with batch normalization, ReLU and max pooling. The
     decoders differ in how they return to full resolution:
 
     - ``bilinear_interpolation``: class scores at stride 16, interpolated, without learned upsampling.
     - ``segnet_basic``: four times max unpooling with the encoder's switches and a 7x7 convolution with batch
-      normalization
-      and without ReLU. In ``single_channel_decoder`` each filter sees its own channel only; ``encoder_addition`` adds
-      the encoder's 64 maps to the output of each decoder.
+      normalization and without ReLU. In ``single_channel_decoder`` each filter sees its own channel only;
+      ``encoder_addition`` adds the encoder's 64 maps to the output of each decoder.
     - ``fcn_basic``: the encoder's maps reduced to one channel per class, 8x8 transposed convolutions that are
       initialized to bilinear interpolation, and the encoder's reduced maps added at each resolution;
       ``..._no_addition`` adds none; ``..._no_dim_reduction`` keeps 64 channels and computes class scores last.
@@ -134,8 +132,8 @@ class SegNetBasic(Segmenter):
     (.625 M). For FCN-Basic the paper leaves open where batch normalization is placed and how classes are scored. Here
     batch normalization follows each reduction and each transposed convolution except the one that computes the
     logits. This gives 645,612 parameters (.65 M in the table), and 1,661,067 without reduction (1.625 M); bilinear
-    interpolation has 612,491 (.625 M). The paper does not explain the differences of the other two numbers. The cost
-    is one pass, of 52.6 ms at 360x480 on a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
+    interpolation has 612,491 (.625 M). The paper does not explain the remaining differences. The cost is one pass, of
+    52.6 ms at 360x480 on a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
 
     The evaluation differs from the paper's in two points, as for all families. Batch normalization uses its running
     statistics; the paper computes them again over the training set. The best checkpoint is that with the highest

@@ -33,8 +33,8 @@ class SlidingWindow(Segmenter):
     `DensePass`), which gives the same logits in one pass without repeated computation. A checkpoint can be tested in
     either mode. In cost tables a pass is one window with ``crops`` and one image with ``dense``.
 
-    The centres lie ``stride`` pixels apart; the logits between them are interpolated. The centre of a window
-    is its pixel ``window // 2``, and the first centre in an image is the pixel ``stride // 2``.
+    The centres lie ``stride`` pixels apart; the logits between them are interpolated. The centre of a window is its
+    pixel ``window // 2``, and the first centre in an image is the pixel ``stride // 2``.
 
     Args:
         window: The side of the window in pixels.

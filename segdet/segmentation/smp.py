@@ -33,8 +33,8 @@ class SMP(Segmenter):
     and scored like all other families. The library's documentation names the paper of each decoder. The cost is
     one pass of the encoder and of the decoder.
 
-    Images whose sides are not multiples of the encoder's stride are padded at the right and bottom with
-    the mean colour, and the logits are cropped.
+    Images whose sides are not multiples of the encoder's stride are padded at the right and bottom with the mean
+    colour, and the logits are cropped.
 
     Args:
         architecture: The class of the decoder.

@@ -195,9 +195,7 @@ class DeepLabV3(TorchvisionSegmenter):
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
             name = f"dilation {rate}" if side > 1 else "1x1"
-            about = (
-                f"What it finds with {side}x{side} taps, {rate} cells apart." if side > 1 else "Cell by cell."
-            )
+            about = f"The feature strength of the {side}x{side} convolution of dilation {rate}."
             yield Stage(name, map=feature_strength(branch(features["out"])), about=about)
 
 

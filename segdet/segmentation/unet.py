@@ -31,8 +31,8 @@ class UNet(Segmenter):
     encoder, which is
     expensive: the convolutions at strides 1 and 2 take most of the computation.
 
-    Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size, and
-    followed by batch normalization.
+    Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size, and followed by batch
+    normalization.
 
     Args:
         backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
@@ -160,8 +160,8 @@ class OriginalUNet(Segmenter):
         border_weight: The paper's w_0, 10 there, with a ``loss`` of cross_entropy; 0 for the loss without border
         weights.
         border_sigma: The paper's sigma, in pixels.
-        output_tile: The side of the tiles in prediction, in logits (388 in the paper); null for the whole
-            image at once.
+        output_tile: The side of the tiles in prediction, in logits (388 in the paper); null for the whole image at
+            once.
         kwargs: See `Segmenter`.
     """
 
