@@ -97,8 +97,8 @@ class _Ownership:
         """Return whether pixels ``covered`` (bool ``[H, W]``) can be covered without hiding an owner too much."""
         lost = np.bincount(self.owner[covered], minlength=len(self.needed) + 1)[1:]
         return all(
-            gone == 0 or seen - gone >= needed
-            for gone, seen, needed in zip(lost.tolist(), self.visible, self.needed, strict=True)
+            hidden == 0 or visible - hidden >= needed
+            for hidden, visible, needed in zip(lost.tolist(), self.visible, self.needed, strict=True)
         )
 
     def take(self, covered: np.ndarray, needed: int = 0) -> None:

@@ -61,7 +61,7 @@ def write_voc(
     """Write ``splits`` as a Pascal VOC folder without a year level.
 
     ``JPEGImages/*.jpg``, ``Annotations/*.xml`` (1-based inclusive boxes), ``SegmentationClass`` and
-    ``SegmentationObject`` (palette PNGs; 255 on the pixel either side of each object's outline),
+    ``SegmentationObject`` (palette PNGs; 255 on the pixels on both sides of each outline),
     ``ImageSets/{Main,Segmentation}/{train,val,trainval,test}.txt``, and ``labels.txt`` with one name per line,
     ``background`` first. A crowd region becomes one ``difficult`` object.
 
