@@ -136,6 +136,17 @@ def test_an_option_without_its_value_is_one_line() -> None:
         parse_command(["test", "--ckpt_path"])
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_print_config_prints_the_options_after_a_config_file_too(
+    place: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text("model: SSD\ndata: ShapesDataModule\ntrainer: {max_epochs: 2}\n")
+    arguments = [f"--config={tmp_path / 'a.yaml'}", "--trainer.max_epochs=8"]
+    arguments.insert(place, "--print_config")
+    assert main(["fit", *arguments]) == 0
+    assert "max_epochs: 8" in capsys.readouterr().out
+
+
 def test_help_and_print_config_need_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["test", "--help"]) == 0
     assert "--ckpt_path" in capsys.readouterr().out
