@@ -1,4 +1,4 @@
-"""The base of detection: all objects of an image, each with its class and its box."""
+"""The base class of detection: all objects of an image, each with class and box."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from segdet.training.multi_scale import at_scale
 from segdet.util.errors import check_range
 
 _MERGING = 0.5
+"""The least IoU threshold of merging several views."""
 
 
 class Detector(Task):
-    """A network that finds boxes.
+    """A network that detects boxes.
 
-    A family's ``predict`` returns a `Prediction` for each image: boxes float32 ``[M, 4]`` xyxy in pixels of the
-    images, scores ``[M]`` and labels ``[M]`` of 1..K, best first. Targets of ``losses`` hold neither crowds nor
-    difficult objects, and may be empty.
+    A family's `predict` returns a `Prediction` for each image: boxes float32 ``[M, 4]`` xyxy in pixels of the images,
+    scores ``[M]`` and labels ``[M]``, 1..K, best first. The targets of `losses` contain neither crowds nor difficult
+    objects, and may be empty.
 
     Args:
-        category_ids: The dataset's own id of each class, which results files are written with; linked
-            from the data by the command. 1..K when null.
-        class_agnostic_nms: Whether a box is dropped for a better one of another class, too, by the family's own
-            threshold.
-        tta_flip: Predicts each image and its mirror image, and puts together what is found.
-        tta_scales: Predicts each image at these scales, and puts together what is found.
-        tta_nms_threshold: Where there are several views, of two boxes of a class with a greater IoU, found in whichever
-            of them, the worse is dropped. The family's own threshold when null, but at least 0.5.
+        category_ids: The dataset's own id of each class, for results files; the command takes them from the data.
+            1..K when null.
+        class_agnostic_nms: Whether a box also suppresses boxes of other classes, with the family's own threshold.
+        tta_flip: Whether to merge the detections of each image and its mirror image.
+        tta_scales: The scales of each image whose detections are merged.
+        tta_nms_threshold: The IoU threshold of the suppression that merges several views. When null, the family's own
+            threshold, but at least 0.5.
         kwargs: As for `Task`.
 
     Attributes:
-        score_threshold: What scores must exceed, in families that suppress by `selected` or `selected_from_levels`.
-        candidates_per_level: How many of a map's boxes and classes take part in the latter.
-        detections_per_class: How many of a class take part in the suppression; all when null.
-        detections_per_image: How many detections remain; all when null.
-        nms_threshold: The greatest IoU of two boxes of a class in one view; 0.5 for a family that suppresses nothing.
+        score_threshold: The threshold of scores, in families that use `selected` or `selected_from_levels`.
+        candidates_per_level: The best boxes of each map that take part in the suppression of `selected_from_levels`.
+        detections_per_class: The best boxes of each class that take part in the suppression; all when None.
+        detections_per_image: The most detections of an image; all when None.
+        nms_threshold: The IoU threshold of the suppression; 0.5 for a family without suppression.
     """
 
     task = "detection"
@@ -80,7 +80,7 @@ class Detector(Task):
 
     @property
     def several_views(self) -> bool:
-        """Whether each image is looked at more than once."""
+        """Whether each image is predicted more than once."""
         return self.tta_flip or len(self.tta_scales) > 1
 
     @property
@@ -131,11 +131,11 @@ class Detector(Task):
             yield [_mirrored(each, size[1]) for each in resized] if mirrored else resized
 
     def _merged(self, views: Sequence[Prediction]) -> Prediction:
-        """What several views of one image found, as one."""
+        """Merge the detections of several views of one image."""
         threshold = self.tta_nms_threshold
         if threshold is None:
-            # The boxes of an object differ more from view to view than within one: on BCCD's blood cells SSD, which
-            # suppresses by 0.45, loses 0.002 of map_50 if its views are merged by that.
+            # The boxes of an object differ more between views than within one view: on BCCD's blood cells SSD, whose
+            # threshold is 0.45, loses 0.002 of map_50 if its views are merged with it.
             threshold = max(_MERGING, self.nms_threshold)
         every: Any = {key: torch.cat([view[key] for view in views]) for key in views[0]}  # type: ignore[literal-required]
         kept = suppress(
@@ -190,12 +190,12 @@ def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, in
 
 
 def _resized(found: Prediction, size: tuple[int, int], new: tuple[int, int]) -> Prediction:
-    """What was found in an image of ``size``, in one of size ``new``; masks are those of boxes, and stay."""
+    """Scale detections in an image of ``size`` to one of size ``new``. Masks are relative to boxes and stay."""
     return Prediction(**{**found, "boxes": to_original(found["boxes"], size, new)})
 
 
 def _mirrored(found: Prediction, width: int) -> Prediction:
-    """What was found in the mirror image of one of ``width``."""
+    """Mirror detections in an image of ``width`` pixels."""
     mirrored = Prediction(**{**found, "boxes": mirror(found["boxes"], width)})
     if "masks" in found:
         mirrored["masks"] = found["masks"].flip(-1)
@@ -203,5 +203,7 @@ def _mirrored(found: Prediction, width: int) -> Prediction:
 
 
 def detections_stage(final: Prediction) -> Stage:
-    """The last stage of a family whose last step is non-maximum suppression."""
-    return Stage("detections", boxes=final["boxes"], scores=final["scores"], about="What suppression leaves.")
+    """Return the last stage of a family whose last step is non-maximum suppression."""
+    return Stage(
+        "detections", boxes=final["boxes"], scores=final["scores"], about="Detections after suppression."
+    )

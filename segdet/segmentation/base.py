@@ -20,7 +20,7 @@ from segdet.metrics.confusion import SegmentationScores, classes_of
 from segdet.segmentation import losses
 from segdet.segmentation.losses import PixelLoss, Weighting
 from segdet.segmentation.tiling import classes_of_rows, predict_rows
-from segdet.task import Task
+from segdet.task import Task, View
 from segdet.training.multi_scale import at_scale
 from segdet.util.distributed import run_on_all_ranks
 from segdet.util.errors import UserError, check_choice, check_range
@@ -237,9 +237,12 @@ class Segmenter(Task):
         total: Tensor | None = None
         for scale in self.tta_scales:
             scaled = at_scale(images, scale)
-            views = [self.predict(scaled)]
+            new = (scaled.shape[2], scaled.shape[3])
+            view = View([new] * len(images), (new[0] / size[0], new[1] / size[1]))
+            inputs = self.predict_inputs(targets, view)
+            views = [self.predict(scaled, **inputs)]
             if self.tta_flip:
-                views.append(self.predict(scaled.flip(3)).flip(3))
+                views.append(self.predict(scaled.flip(3), **inputs).flip(3))
             for logits in views:
                 probabilities = _resized(logits.float(), size).softmax(1)
                 total = probabilities if total is None else total.add_(probabilities)

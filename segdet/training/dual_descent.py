@@ -1,4 +1,4 @@
-"""The optimizer of a linear support vector machine, compiled. Apart, since Numba takes a while to load."""
+"""The compiled optimizer of a linear SVM, in a module of its own because importing Numba takes long."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def descend(
         rows: float32 ``[N, D]``.
         signs: float64 ``[N]``, 1 or -1.
         costs: float64 ``[N]``.
-        alpha: float64 ``[N]``, the dual variables to begin with; changed in place.
-        weights: float64 ``[D]``, ``sum_i alpha_i signs_i rows_i``; changed in place.
-        sweeps: How often to go through the examples at most.
-        tolerance: Ends when no projected gradient is larger.
-        seed: Of the examples' order.
+        alpha: float64 ``[N]``, the initial dual variables; modified in place.
+        weights: float64 ``[D]``, ``sum_i alpha_i signs_i rows_i``; modified in place.
+        sweeps: The most passes over the examples.
+        tolerance: The optimization ends when no projected gradient exceeds it.
+        seed: The seed of the order of examples.
 
     Returns:
-        The sweeps that were done.
+        The number of passes.
     """
     np.random.seed(seed)  # noqa: NPY002  Numba's own generator, which nothing else uses
     number, width = rows.shape

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is what is validated, saved and tested."""
+"""A moving average of the weights, which is validated, saved and tested instead of the trained weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from segdet.util.errors import check_range
 class EMA(WeightAveraging):
     """Lightning's `WeightAveraging` with an exponential moving average whose decay rises to ``decay``.
 
-    After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that an average over thousands of steps does not
-    remember the first ones in a training of some hundred. Statistics of batch normalization are averaged too,
-    and what is no floating point number is the network's own. Validation, the pictures drawn after it and
-    ``state_dict`` of checkpoints have the averaged weights; those that are learned stand beside them, so that
-    training goes on exactly.
+    After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that a short training does not average over its
+    first steps. Statistics of batch normalization are averaged too; buffers of other types than floating point are
+    copied. Validation, the pictures drawn after it, and ``state_dict`` in checkpoints use the averaged weights.
+    Checkpoints also hold the trained weights, so that a training resumes exactly.
 
     Args:
-        decay: Of the average, from one step to the next; below 1.
+        decay: The decay per step, above 0 and below 1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -34,35 +33,35 @@ class EMA(WeightAveraging):
         self._exchanged = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Makes the average of the weights."""
+        """Create the averaged weights."""
         with warnings.catch_warnings():
-            # A warning to everybody whose model configures itself, of sharded models, which this one is not.
+            # Lightning warns about sharded models whenever configure_model is overridden.
             warnings.filterwarnings("ignore", r".*WeightAveraging callback with a model that overrides")
             super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Brings the average to where the network has gone since."""
+        """Move the averaged weights to the device of the network."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
-        # Looked at in every step, which would wait for the device.
+        # It is read in every step, which would wait for the device.
         self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the averaged weights in the place of the learned ones."""
+        """Exchange the trained weights for the averaged ones."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._exchanged = self._average_model is not None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing yet: those who draw pictures at validation's end are to see the averaged weights."""
+        """Keep the averaged weights, with which callbacks draw pictures at the end of a validation."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the learned weights back."""
+        """Exchange the averaged weights for the trained ones."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._exchanged = False
 
     @contextmanager
     def exchanged(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """The averaged weights in the place of the learned ones, for a while."""
+        """Use the averaged weights instead of the trained ones inside this context."""
         if self._average_model is None or self._exchanged:
             yield
             return
@@ -77,16 +76,16 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Saves both weights; also where a signal or a fault has it done within a validation."""
+        """Save both weights, also if a signal or an error causes it within a validation."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._exchanged:
-            averaged, learned = checkpoint["current_model_state"], checkpoint["state_dict"]
-            checkpoint["state_dict"], checkpoint["current_model_state"] = averaged, learned
+            averaged, trained = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = averaged, trained
 
 
 @contextmanager
 def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """The weights that are validated and saved, for a while: the averaged ones where there is an `EMA`."""
+    """Use the weights that are validated and saved inside this context: the averaged ones if there is an `EMA`."""
     with ExitStack() as stack:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMA):
@@ -96,14 +95,12 @@ def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Non
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:
     @torch.no_grad()
-    def average(averaged: list[Tensor], learned: list[Tensor], updates: Tensor) -> None:
+    def average(averaged: list[Tensor], trained: list[Tensor], updates: Tensor) -> None:
         if not averaged[0].is_floating_point():
-            torch._foreach_copy_(averaged, learned)
+            torch._foreach_copy_(averaged, trained)
             return
-        weight = 1 - ((1 + updates) / (10 + updates)).clamp(
-            max=decay
-        )  # on the device, which nobody waits for
-        change = torch._foreach_sub(learned, averaged)
+        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)
+        change = torch._foreach_sub(trained, averaged)
         torch._foreach_mul_(change, weight)
         torch._foreach_add_(averaged, change)
 

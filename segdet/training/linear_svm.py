@@ -1,4 +1,4 @@
-"""Linear support vector machines, one for each class against the rest, with hard-negative mining."""
+"""Linear SVMs, one per class against the rest, trained with hard-negative mining."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LinearSVMs(nn.Module):
-    """The margins of K classes from features, linear in them.
+    """The linear SVMs of K classes.
 
     Args:
         classes: K.
@@ -31,14 +31,14 @@ class LinearSVMs(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, D]`` to float32 margins ``[R, K]``: above 0 is the class, about 1 is sure of it."""
-        # Margins in half the precision would be tied, and average precision hangs on their order.
+        """Features ``[R, D]`` to float32 margins ``[R, K]``, above 0 for the class; support vectors have 1."""
+        # In half precision many margins would be equal, and average precision depends on their order.
         with torch.autocast(features.device.type, enabled=False):
             scaled = self.scale.float() * features.float()
             return torch.addmm(self.bias.float(), scaled, self.weight.float().t())
 
     def set(self, weight: np.ndarray, bias: np.ndarray, scale: float) -> None:
-        """Takes what `mine` found for features that were rescaled by ``scale``."""
+        """Set the weights that `mine` returned for features multiplied by ``scale``."""
         self.weight.copy_(torch.from_numpy(weight))
         self.bias.copy_(torch.from_numpy(bias))
         self.scale.fill_(scale)
@@ -47,17 +47,17 @@ class LinearSVMs(nn.Module):
 
 @dataclass(frozen=True)
 class Mining:
-    """How the machines are trained (R-CNN, CVPR 2014, section 2.3 and appendix B, and its released code).
+    """Options of SVM training (R-CNN, CVPR 2014, section 2.3 and appendix B, and its released code).
 
     Attributes:
-        cost: Of an example on the wrong side; "C".
-        positive_weight: The factor on the cost of a positive example.
-        bias: The constant feature, whose weight is penalized as the others' are.
-        hard: Negatives of a greater margin are hard: they are kept.
-        easy: Of those that are kept, negatives of a smaller margin are let go after each training.
-        retrain: So many new hard negatives of a class make it be trained again.
-        tolerance: Of the optimizer.
-        sweeps: Of the optimizer, at most, each time.
+        cost: The cost of margin violations, "C".
+        positive_weight: The factor on the cost of positive examples.
+        bias: The value of the constant feature; its weight is regularized like all others.
+        hard: Negatives with a greater margin are hard and become examples.
+        easy: Negatives among the examples with a smaller margin are dropped after each training.
+        retrain: The number of new hard negatives of a class after which its SVM is trained again.
+        tolerance: The tolerance of the optimizer.
+        sweeps: The most passes of the optimizer in one training.
     """
 
     cost: float = 1e-3
@@ -72,17 +72,17 @@ class Mining:
 
 @dataclass(frozen=True)
 class Round:
-    """One training of one class's machine.
+    """The result of one training of one class's SVM.
 
     Attributes:
         label: The class, counted from 0.
-        added: New hard negatives since the one before.
-        negatives: All that it was trained on.
-        left: Those that were not let go after it.
-        positives: All that there are.
-        accuracy: The share of the examples on their right side.
-        objective: What was minimized.
-        gap: The difference to the dual problem's value, relative: 0 at the optimum.
+        added: The number of hard negatives added since the previous training.
+        negatives: The number of negative examples.
+        left: The number of negative examples that remain after easy ones were dropped.
+        positives: The number of positive examples.
+        accuracy: The fraction of examples that are classified correctly.
+        objective: The value of the minimized function.
+        gap: The relative duality gap: 0 at the optimum.
     """
 
     label: int
@@ -95,8 +95,8 @@ class Round:
     gap: float
 
 
-class _Machine:
-    """One class: its examples, their dual variables and its weights."""
+class _SVM:
+    """The SVM of one class: examples, dual variables and weights."""
 
     def __init__(self, label: int, positives: np.ndarray, mining: Mining) -> None:
         self.label, self.mining = label, mining
@@ -108,12 +108,12 @@ class _Machine:
         self.added = 0
 
     def add(self, negatives: np.ndarray) -> None:
-        """Keeps hard negatives ``[n, D]`` for the next training."""
+        """Add hard negatives ``[n, D]`` to the examples of the next training."""
         self.new.append(_with_constant(negatives, self.mining.bias))
         self.added += len(negatives)
 
     def train(self) -> Round:
-        """Trains on all that is kept, then lets go of what is easy."""
+        """Train on all examples, then drop easy negatives."""
         from segdet.training.dual_descent import descend
 
         mining = self.mining
@@ -122,7 +122,7 @@ class _Machine:
         negatives = len(self.rows) - self.positives
         signs = np.repeat([1.0, -1.0], [self.positives, negatives])
         costs = np.repeat([mining.cost * mining.positive_weight, mining.cost], [self.positives, negatives])
-        # Those that were let go had no share in it, but for rounding.
+        # Dropped examples had no weight, except for rounding.
         self.weights = (self.alpha * signs) @ self.rows
         descend(
             self.rows, signs, costs, self.alpha, self.weights, mining.sweeps, mining.tolerance, self.label
@@ -147,45 +147,45 @@ def mine(
     positives: Sequence[np.ndarray],
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
     mining: Mining = Mining(),
-    tell: Callable[[Round], None] | None = None,
+    log: Callable[[Round], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Trains a machine for each class in one pass over the negatives.
+    """Train the SVM of each class in one pass over the negatives.
 
-    A negative becomes an example of a class when the class's machine of that moment is not sure of it; whenever
-    there are enough new ones, and at the end, the machine is trained again.
+    A negative becomes an example of a class if its margin by the present SVM is above ``mining.hard``. An SVM is
+    trained again whenever there are enough new examples, and at the end.
 
     Args:
         positives: The positive examples of each class, float32 ``[P_k, D]``.
-        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: whose negatives they are.
-        mining: See there.
-        tell: Is told of every training.
+        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: the classes they are negatives of.
+        mining: The options.
+        log: Called after every training.
 
     Returns:
         Weights float32 ``[K, D]`` and biases float32 ``[K]``.
     """
-    machines = [_Machine(label, rows, mining) for label, rows in enumerate(positives)]
+    svms = [_SVM(label, rows, mining) for label, rows in enumerate(positives)]
 
-    def train(machine: _Machine) -> None:
-        done = machine.train()
-        if tell is not None:
-            tell(done)
+    def train(svm: _SVM) -> None:
+        result = svm.train()
+        if log is not None:
+            log(result)
 
     first = True
-    weights = np.stack([machine.weights for machine in machines]).astype(np.float32)
+    weights = np.stack([svm.weights for svm in svms]).astype(np.float32)
     for features, negative in blocks:
         margins = features @ weights[:, :-1].T + mining.bias * weights[:, -1]
         hard = negative & (margins > mining.hard)
-        for machine in machines:
-            mine_ = hard[:, machine.label]
-            if mine_.any():
-                machine.add(features[mine_])
-            if machine.added >= mining.retrain or (first and machine.added):
-                train(machine)
-                weights[machine.label] = machine.weights
+        for svm in svms:
+            own = hard[:, svm.label]
+            if own.any():
+                svm.add(features[own])
+            if svm.added >= mining.retrain or (first and svm.added):
+                train(svm)
+                weights[svm.label] = svm.weights
         first = False
-    for machine in machines:
-        train(machine)
-        weights[machine.label] = machine.weights
+    for svm in svms:
+        train(svm)
+        weights[svm.label] = svm.weights
     return np.ascontiguousarray(weights[:, :-1]), mining.bias * weights[:, -1]
 
 

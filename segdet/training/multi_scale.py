@@ -1,4 +1,4 @@
-"""Batches in other sizes than those in which they were read."""
+"""Batches resized for multi-scale training and test-time augmentation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from segdet.data.sample import Target
 
 MULTIPLE = 32
-"""What the sides of rescaled batches are multiples of: the stride of the deepest maps of most networks."""
+"""The divisor of the sides of rescaled batches: the stride of the deepest maps of most networks."""
 
 _BOXES: tuple[Literal["boxes", "proposals"], ...] = ("boxes", "proposals")
 _MASKS: tuple[Literal["mask", "masks"], ...] = ("mask", "masks")
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """``(height, width)`` times ``factor``, rounded to multiples of 32, of which each side is at least one."""
+    """Return ``(height, width)`` times ``factor``, rounded to multiples of 32, at least 32 each."""
     height, width = (max(1, round(factor * side / MULTIPLE)) * MULTIPLE for side in size)
     return height, width
 
 
 def at_scale(images: Tensor, scale: float) -> Tensor:
-    """Images ``[B, 3, H, W]`` with sides ``scale`` times as long, of at least one pixel each."""
+    """Return images ``[B, 3, H, W]`` with sides multiplied by ``scale``, at least one pixel each."""
     if scale == 1:
         return images
     size = [max(1, round(scale * side)) for side in images.shape[2:]]
@@ -32,9 +32,10 @@ def at_scale(images: Tensor, scale: float) -> Tensor:
 
 
 def rescale(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tuple[Tensor, list[Target]]:
-    """A batch of images and all that is known of them in another size.
+    """Resize a batch of images and their targets.
 
-    Images bilinearly, masks by the nearest pixel, boxes and areas exactly; the targets given stay as they are.
+    Images are resized bilinearly, masks by nearest neighbour, boxes and areas exactly. The given targets are not
+    modified.
 
     Args:
         images: float ``[B, 3, H, W]``.

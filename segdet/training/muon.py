@@ -1,4 +1,4 @@
-"""Muon: gradient descent whose step on a matrix of weights has all its directions equally long."""
+"""Muon: an optimizer that orthogonalizes the step of each weight matrix."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration: they blow small singular values up fast and leave all of them in about 0.7..1.2."""
+"""Coefficients of the quintic iteration, which raises small singular values fast; all end at about 0.7 to 1.2."""
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) for weights that are
-    matrices, AdamW (Loshchilov, Hutter, ICLR 2019) for all others.
+    """Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) for weight matrices, and
+    AdamW (Loshchilov, Hutter, ICLR 2019) for all other parameters.
 
-    The gradient of a layer's weights is mostly a few strong directions; a step along it, and Adam's too, hardly
-    moves the weak ones, which hold the rarer distinctions. Muon keeps a momentum of the gradient
-    and takes the nearest semi-orthogonal matrix as its step. Convolutions are matrices of one row an output channel.
-    The step is scaled to the root mean square of 0.2 that steps of AdamW have (Liu et al., "Muon is scalable for
-    LLM training", 2025, section 2.2), so that rates and decays found for AdamW are the right ones here.
+    A few directions dominate the gradient of a weight matrix; a step of SGD or Adam hardly changes the weak
+    directions, which separate the rarer cases. Muon keeps a momentum of the gradient and uses the nearest
+    semi-orthogonal matrix as the step. The weights of a convolution form a matrix with one row per output channel.
+    Steps are scaled to a root mean square of 0.2, that of AdamW's steps (Liu et al., "Muon is scalable for LLM
+    training", 2025, section 2.2), so that learning rates and weight decays found for AdamW apply.
 
-    It costs some products of such matrices a step and a layer, whatever the batch, and half of AdamW's memory.
+    A step costs several products of such matrices per layer, independent of the batch, and half of AdamW's memory.
+
+    ``torch.optim.Muon`` refuses convolutions, and timm's Muon leaves narrow matrices to AdamW. Both iterate in
+    bfloat16, which changes a step by 0.7% on random gradients, so they would not reproduce the recorded results.
 
     Args:
-        params: Parameters or groups of them. A group with ``muon: False`` is AdamW's; the parameters of all others
-            have two or more dimensions.
+        params: Parameters or groups of them. A group with ``muon: False`` is updated by AdamW; the parameters of all
+            others have two or more dimensions.
         lr: The learning rate.
-        momentum: Of Muon, in Nesterov's form.
-        betas: Of AdamW.
-        weight_decay: Decoupled, of both.
-        eps: Of AdamW.
+        momentum: Nesterov momentum of Muon.
+        betas: Coefficients of AdamW.
+        weight_decay: Decoupled weight decay of both.
+        eps: Epsilon of AdamW.
     """
 
     def __init__(
@@ -95,17 +98,17 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About the nearest semi-orthogonal matrix, float32: the singular vectors of ``matrix`` ``[R, C]`` with singular
-    values of about one, by iterations of a quintic polynomial in the manner of Newton and Schulz.
+    """Return approximately the nearest semi-orthogonal matrix, float32.
 
-    A matrix of zeros stays one.
+    It has the singular vectors of ``matrix`` ``[R, C]`` and singular values of about one. They are computed by
+    Newton-Schulz iterations with a quintic polynomial. A matrix of zeros stays zero.
     """
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.float().mT if tall else matrix.float()
     x = x / x.norm().clamp(min=1e-7)
-    # An iteration multiplies x from the left with a polynomial of x x^T. All of them together are one small matrix,
-    # found without x itself, whose rows are several times as long as it has rows in a convolution.
+    # An iteration multiplies x from the left with a polynomial of x x^T. The product of all these polynomials is one
+    # small matrix, computed without x, which in a convolution has several times as many columns as rows.
     gram = x @ x.mT
     identity = torch.eye(len(x), device=x.device)
     whole = factor = identity

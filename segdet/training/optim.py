@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, as every family takes them."""
+"""Optimizers and learning-rate schedules of all families."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ Schedule = Literal["constant", "step", "poly", "cosine"]
 
 @dataclass
 class Optimization:
-    """How weights are learned.
+    """Optimizer and learning-rate schedule.
 
     Attributes:
         name: ``sgd`` (with momentum), ``adamw`` or ``muon`` (see `segdet.training.muon.Muon`).
         lr: The learning rate after warm-up.
-        momentum: Of SGD and Muon (which wants 0.95).
-        nesterov: Of SGD.
-        betas: Of AdamW, and of what Muon leaves to it.
-        weight_decay: On all weights but biases and normalization, unless ``decay_all``.
-        decay_all: Decays biases and normalization too, as the older papers do.
-        bias_lr_factor: The factor on the rate of biases (2 in Caffe's recipes).
+        momentum: The momentum of SGD and Muon (0.95 is usual for Muon).
+        nesterov: Whether SGD uses Nesterov momentum.
+        betas: The coefficients of AdamW, also for the parameters that Muon leaves to it.
+        weight_decay: The weight decay, except for biases and normalization unless ``decay_all``.
+        decay_all: Whether biases and normalization decay too, as in older papers.
+        bias_lr_factor: The factor on the learning rate of biases (2 in Caffe's recipes).
         schedule: ``constant``, ``step`` (times ``gamma`` at each milestone), ``poly`` (to zero with ``power``) or
             ``cosine`` (to zero).
-        milestones: The epochs of ``step``; fractions below 1 are of the whole training.
-        gamma: See ``schedule``.
-        power: See ``schedule``.
-        warmup_steps: Steps over which the rate rises linearly from ``warmup_factor`` of itself.
-        warmup_factor: See ``warmup_steps``.
-        lr_factors: Factors on the rate of the parameters whose names begin so, such as ``{backbone: 0.1}``;
-            0 freezes them.
+        milestones: The epochs of ``step``; values below 1 are fractions of the whole training.
+        gamma: The factor at each milestone.
+        power: The exponent of ``poly``.
+        warmup_steps: The steps over which the learning rate rises linearly from ``warmup_factor`` times ``lr``.
+        warmup_factor: The initial factor of the warm-up.
+        lr_factors: Factors on the learning rate by the beginning of parameter names, such as ``{backbone: 0.1}``; 0
+            freezes the parameters.
     """
 
     name: Name = "sgd"
@@ -65,15 +65,16 @@ class Optimization:
     def build(
         self, module: nn.Module, total_steps: float, steps_per_epoch: float
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer of ``module``'s parameters and its schedule, which advances every step.
+        """Return the optimizer of ``module``'s parameters and its schedule, which advances every step.
 
         Args:
-            module: Whose parameters are learned.
-            total_steps: The steps of the whole training; may be infinite for constant and, at epochs, step schedules.
+            module: The network.
+            total_steps: The steps of the whole training; may be infinite for constant schedules, and for step schedules
+                with milestones in epochs.
             steps_per_epoch: The steps of an epoch.
 
         Raises:
-            UserError: If the schedule needs an end and there is none, or a factor names no parameter.
+            UserError: If the schedule needs an end and there is none, or a factor matches no parameter.
         """
         groups = self.groups(module)
         optimizer: torch.optim.Optimizer
@@ -86,14 +87,14 @@ class Optimization:
         return optimizer, LambdaLR(optimizer, self.factor(total_steps, steps_per_epoch))
 
     def freeze(self, module: nn.Module) -> None:
-        """Takes what a factor of 0 names out of the training; to be called before processes are joined."""
+        """Freeze the parameters with a factor of 0; call it before the strategy wraps the module."""
         for name, parameter in module.named_parameters():
             if self._factor_of(name) == 0:
                 parameter.requires_grad_(False)
 
     def groups(self, module: nn.Module) -> list[dict]:
-        """The parameters in groups of one rate, one decay and, for Muon, one rule."""
-        # A table's rows are looked up one by one: it is no matrix that anything is multiplied with.
+        """Return the parameters in groups of equal learning rate, weight decay and, for Muon, update rule."""
+        # The rows of an embedding are used separately; nothing is multiplied with it as a matrix.
         tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         norms = {
             id(p)
@@ -126,20 +127,20 @@ class Optimization:
         ]
 
     def _factor_of(self, name: str) -> float:
-        """The factor on the rate of a parameter: that of the last prefix that fits."""
+        """Return the learning-rate factor of a parameter, by the last matching prefix."""
         return next((f for prefix, f in reversed(self.lr_factors.items()) if name.startswith(prefix)), 1.0)
 
     def factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:
-        """The schedule as a function from the step to the factor on the rate."""
+        """Return the schedule as a function from the step to the learning-rate factor."""
         if self.schedule in ("poly", "cosine") and math.isinf(total_steps):
             raise UserError(
-                f"--model.optim.schedule {self.schedule}: ends with the training, which has no end; give "
+                f"--model.optim.schedule {self.schedule}: depends on the length of the training, which is unlimited; give "
                 "--trainer.max_epochs or --trainer.max_steps, or another schedule"
             )
         if self.schedule == "step" and math.isinf(total_steps) and any(m < 1 for m in self.milestones):
             raise UserError(
-                f"--model.optim.milestones {list(self.milestones)}: a fraction below 1 is one of the whole training, "
-                "which has no end; give epochs, or --trainer.max_epochs or --trainer.max_steps"
+                f"--model.optim.milestones {list(self.milestones)}: values below 1 are fractions of the whole training, "
+                "which is unlimited; give epochs, or --trainer.max_epochs or --trainer.max_steps"
             )
         drops = [m * total_steps if m < 1 else m * steps_per_epoch for m in self.milestones]
 

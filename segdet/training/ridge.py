@@ -7,31 +7,30 @@ import torch
 from torch import Tensor, nn
 
 
-def ridge(features: np.ndarray, goals: np.ndarray, penalty: float) -> np.ndarray:
-    """The coefficients ``B`` that minimize ``|features B - goals|^2 + penalty |B|^2``.
+def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
+    """Return the coefficients ``B`` that minimize ``|features B - targets|^2 + penalty |B|^2``.
 
-    Solved for the features or for the examples, whichever are fewer.
+    The system is solved in the dimension of the features or of the examples, whichever is smaller.
 
     Args:
         features: ``[N, P]``.
-        goals: ``[N, Q]``.
+        targets: ``[N, Q]``.
         penalty: Above 0.
 
     Returns:
         float64 ``[P, Q]``.
     """
-    x, y = features.astype(np.float64), goals.astype(np.float64)
+    x, y = features.astype(np.float64), targets.astype(np.float64)
     if x.shape[0] < x.shape[1]:
         return x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), y)
     return np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
 
 
 class BoxRidge(nn.Module):
-    """A linear map for each class from the features of a region to the offsets of its box (R-CNN, appendix C).
+    """A linear map per class from the features of a region to the offsets of its box (R-CNN, appendix C).
 
-    Features are rescaled to a mean norm of 20, and a one beside them stands for the constant, as in the released
-    code. That the code also whitens the offsets is left out, since it cannot change anything: the solution
-    is linear in them.
+    Features are rescaled to a mean norm of 20 and extended by a constant feature of 1, as in the released code. The code
+    also whitens the offsets; this is left out because it does not change the solution, which is linear in them.
 
     Args:
         classes: K.
@@ -51,7 +50,7 @@ class BoxRidge(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, P]`` to float32 offsets ``[R, K, 4]``; of a class that had no example they are zero."""
+        """Features ``[R, P]`` to float32 offsets ``[R, K, 4]``; they are zero for a class without examples."""
         with torch.autocast(features.device.type, enabled=False):
             scaled = self.scale.float() * features.float()
             weight = self.weight.float().flatten(0, 1)
@@ -59,12 +58,12 @@ class BoxRidge(nn.Module):
         return flat.unflatten(1, self.bias.shape)
 
     def fit(self, label: int, features: np.ndarray, offsets: np.ndarray, penalty: float) -> None:
-        """Learns one class from regions and the objects they overlap.
+        """Fit the map of one class.
 
         Args:
             label: 1..K.
-            features: ``[N, P]``, to be rescaled by ``scale``.
-            offsets: ``[N, 4]``.
+            features: ``[N, P]`` of regions, without ``scale``.
+            offsets: ``[N, 4]`` from the regions to the objects that they overlap.
             penalty: The paper's lambda, 1000.
         """
         weight, bias = self.weight[label - 1], self.bias[label - 1]
@@ -74,7 +73,7 @@ class BoxRidge(nn.Module):
             return
         scaled = float(self.scale) * features.astype(np.float32)
         rows = np.concatenate([scaled, np.ones((len(features), 1), np.float32)], 1)
-        # The constant is penalized, so it is asked only for what is left of the mean.
+        # The coefficient of the constant is penalized, so the mean is subtracted first.
         mean = offsets.mean(0)
         found = torch.from_numpy(ridge(rows, offsets - mean, penalty)).float()
         weight.copy_(found[:-1].t())
@@ -82,5 +81,5 @@ class BoxRidge(nn.Module):
 
 
 def norm_scale(mean: float, norm: float = 20.0) -> float:
-    """The factor that gives features of the mean norm ``mean`` the one that R-CNN's settings were found with."""
+    """Return the factor from the mean norm ``mean`` to ``norm``, for which R-CNN's options were chosen."""
     return norm / mean if mean > 0 else 1.0

@@ -53,7 +53,7 @@ def test_step_drops_at_epochs_and_at_fractions() -> None:
 def test_a_schedule_that_needs_an_end_says_so() -> None:
     with pytest.raises(UserError, match=r"--model\.optim\.schedule cosine: .* give --trainer\.max_epochs"):
         Optimization(schedule="cosine").build(_Net(), math.inf, 10)
-    with pytest.raises(UserError, match=r"--model\.optim\.milestones .* has no end; give epochs"):
+    with pytest.raises(UserError, match=r"--model\.optim\.milestones .* is unlimited; give epochs"):
         Optimization(schedule="step", milestones=[2, 0.9]).build(_Net(), math.inf, 10)
 
 
