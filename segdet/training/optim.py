@@ -134,13 +134,13 @@ class Optimization:
         """Return the schedule as a function from the step to the learning-rate factor."""
         if self.schedule in ("poly", "cosine") and math.isinf(total_steps):
             raise UserError(
-                f"--model.optim.schedule {self.schedule}: depends on the length of the training, which is unlimited; give "
-                "--trainer.max_epochs or --trainer.max_steps, or another schedule"
+                f"--model.optim.schedule {self.schedule}: depends on the length of the training, which is "
+                "unlimited; give --trainer.max_epochs or --trainer.max_steps, or another schedule"
             )
         if self.schedule == "step" and math.isinf(total_steps) and any(m < 1 for m in self.milestones):
             raise UserError(
-                f"--model.optim.milestones {list(self.milestones)}: values below 1 are fractions of the whole training, "
-                "which is unlimited; give epochs, or --trainer.max_epochs or --trainer.max_steps"
+                f"--model.optim.milestones {list(self.milestones)}: values below 1 are fractions of the whole "
+                "training, which is unlimited; give epochs, or --trainer.max_epochs or --trainer.max_steps"
             )
         drops = [m * total_steps if m < 1 else m * steps_per_epoch for m in self.milestones]
 

@@ -29,8 +29,8 @@ def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarr
 class BoxRidge(nn.Module):
     """A linear map per class from the features of a region to the offsets of its box (R-CNN, appendix C).
 
-    Features are rescaled to a mean norm of 20 and extended by a constant feature of 1, as in the released code. The code
-    also whitens the offsets; this is left out because it does not change the solution, which is linear in them.
+    Features are rescaled to a mean norm of 20 and extended by a constant feature of 1, as in the released code. That
+    code also whitens the offsets, which is left out here because the solution is linear in them and does not change.
 
     Args:
         classes: K.
