@@ -1,8 +1,8 @@
-"""Benches: an experiment file becomes jobs, and the jobs are done on this machine.
+"""Turn an experiment file into jobs, and do them on this machine.
 
 Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>``. With a seed S other than
-0 the folder is ``<run>-seed<S>``, so that seeds can be added later. ``<run>.log`` beside the folder has the
-output, ``<run>.json`` the settings of the training. A bench that is started again resumes where it stopped.
+0 the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` has the
+output and ``<run>.json`` the settings of the training. A bench that is started again resumes where it stopped.
 
 With ``at_once`` several runs train at the same time and divide the cores among them. On a CPU that is faster
 than one run with all cores, whose threads wait for each other at every layer. All runs train with the same
@@ -47,14 +47,14 @@ def plan(
 
     Args:
         experiment: The experiment.
-        runs_dir: The folder of the experiment's folder.
+        runs_dir: The folder that holds the experiment's folder.
         only: Names of the runs to do. All by default.
         overrides: ``KEY=VALUE`` each, for all runs. They take precedence over the file.
         rerun: Train again what was trained with other settings.
 
     Raises:
         UserError: If ``only`` has an unknown name, or a run that uses another one which is neither finished nor
-            named. If an override is not ``KEY=VALUE``. Without ``rerun`` also if a run was trained with other
+            named; if an override is not ``KEY=VALUE``; and without ``rerun`` if a run was trained with other
             settings, or used a run that is trained now.
     """
     for name in only:
@@ -188,7 +188,7 @@ class Bench:
     Args:
         experiment: The experiment.
         jobs: Its jobs, from `plan`.
-        runs_dir: The folder of the experiment's folder.
+        runs_dir: The folder that holds the experiment's folder.
     """
 
     def __init__(self, experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> None:

@@ -5,7 +5,7 @@ An experiment file holds::
     # What it is; the command; what to expect.
     seeds: [0, 1]                     # default [0]
     prepare: [segdet data make data/shapes]
-    data: configs/shapes/data.yaml    # passed to every run after its own configs
+    data: my_data.yaml                # a config with a section `data`, passed to every run after its own configs
     budget: {trainer.max_time: "00:00:10:00"}
     at_once: 2                        # default 1
     runs:
@@ -95,7 +95,7 @@ class Experiment(FileModel):
         name: The name of the experiment and of its folder. The default is the file's name.
         seeds: Every run is trained with each seed.
         prepare: The arguments of segdet commands to run first.
-        data: Config files passed to every run after its own.
+        data: Config files that are passed to every run after its own, such as one with a section ``data``.
         budget: Overrides that all runs share and no run may change.
         at_once: The number of runs that train at the same time.
         runs: The runs by name, in the order of the table.
@@ -138,7 +138,7 @@ def read_experiment(path: Path | str) -> Experiment:
 def _conflicts(experiment: Experiment) -> Iterator[tuple[Key, str]]:
     """Yield the faults that concern more than one value or other files."""
     yield from _missing_files(("data",), experiment.data)
-    if AFTER in json.dumps(experiment.budget):
+    if AFTER in json.dumps(experiment.budget, default=str):
         yield ("budget",), f"has '{AFTER}'; only the overrides of a run can use another run"
     earlier: list[str] = []
     for name, run in experiment.runs.items():
@@ -150,7 +150,7 @@ def _conflicts(experiment: Experiment) -> Iterator[tuple[Key, str]]:
                     (*key, "overrides"),
                     f"sets '{override}', which is the budget; all runs share one budget",
                 )
-        uses_other = AFTER in json.dumps(run.overrides)
+        uses_other = AFTER in json.dumps(run.overrides, default=str)
         if run.after is None:
             if uses_other:
                 yield key, f"uses '{AFTER}'; name the other run with the key 'after'"
