@@ -34,15 +34,13 @@ def write_atomically(
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if sync:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error, fix) from error
+        with _renamed(temporary, path, fix):
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if sync:
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -73,13 +71,21 @@ def create_folder_atomically(path: Path, fix: str = FIX) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
+        with _renamed(temporary, path, fix):
+            temporary.mkdir(parents=True)
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _renamed(temporary: Path, path: Path, fix: str) -> Iterator[None]:
+    """Rename ``temporary`` to ``path`` when the block ends without an exception."""
+    try:
+        yield
         temporary.replace(path)
     except OSError as error:
         raise unwritable(path, error, fix) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unwritable(path: Path, error: OSError, fix: str = FIX) -> UserError:
