@@ -423,7 +423,7 @@ class FasterRCNN(TwoStageDetector):
 
 
 class TorchvisionFasterRCNN(TwoStageDetector):
-    """torchvision's Faster R-CNNs, with COCO weights and the same detections.
+    """torchvision's Faster R-CNNs. With their COCO weights, detections equal those of torchvision.
 
     Args:
         network: ``resnet50_fpn``; ``resnet50_fpn_v2`` (batch normalization in pyramid and head, Li et al., 2021);

@@ -204,7 +204,7 @@ class FCOS(PointDetector):
 
 
 class TorchvisionFCOS(PointDetector):
-    """torchvision's FCOS, with COCO weights and the same detections.
+    """torchvision's FCOS. With its COCO weights, detections equal those of torchvision.
 
     Args:
         network: ``resnet50_fpn``, the only one.

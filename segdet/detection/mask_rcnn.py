@@ -114,7 +114,7 @@ class MaskRCNN(MaskBranch, FasterRCNN):
 
 
 class TorchvisionMaskRCNN(MaskBranch, TorchvisionFasterRCNN):
-    """torchvision's Mask R-CNNs, with COCO weights and the same detections and masks.
+    """torchvision's Mask R-CNNs. With their COCO weights, detections and masks equal those of torchvision.
 
     Args:
         class_names: As for `TorchvisionFasterRCNN`.

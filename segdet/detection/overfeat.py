@@ -22,16 +22,16 @@ Merging = Literal["nms", "average"]
 
 
 class OverFeat(SlidingWindowDetector):
-    """OverFeat (Sermanet et al., ICLR 2014): a dense sliding window whose windows predict the box of their object.
+    """OverFeat (Sermanet et al., ICLR 2014): a dense sliding window with box regression.
 
     The convolutions of all windows are shared: the network runs once per level of the pyramid (section 3.5). Beside the
     class head a second head, on the same features, regresses the four edges of the object relative to the window: one
     box for all classes, or one per class (section 4.2). It is trained on windows with an object, with an l2 loss, while
-    the features are trained by the classifier only. Windows of one size and aspect ratio thus give boxes of any, and
-    the boxes of neighbouring windows agree where there is an object. The paper merges them pair by pair and sums their
-    scores (section 4.3), so that agreement counts more than a single high score. ``merging: average`` merges in one
-    step, from the boxes that suppression keeps: each becomes the mean of the boxes of its class that it overlaps,
-    weighted by their scores.
+    the features are trained by the classifier only. Windows of a single size and aspect ratio can therefore predict
+    boxes of any size and aspect ratio, and the boxes of neighbouring windows agree where there is an object. The paper
+    merges them pair by pair and sums their scores (section 4.3), so that agreement counts more than a single high
+    score. ``merging: average`` merges in one step: each box that suppression keeps becomes the mean of the boxes of its
+    class that it overlaps, weighted by their scores.
 
     ``mode: crops`` gives the same detections window by window.
 

@@ -216,7 +216,7 @@ class RetinaNet(FocalLossDetector):
 
 
 class TorchvisionRetinaNet(FocalLossDetector):
-    """torchvision's RetinaNets, with COCO weights and the same detections.
+    """torchvision's RetinaNets. With their COCO weights, detections equal those of torchvision.
 
     Args:
         network: ``resnet50_fpn``, or its second version ``resnet50_fpn_v2``.

@@ -156,7 +156,7 @@ class SSD300(VGG16SSD):
 class SSD512(VGG16SSD):
     """SSD512 (Liu et al., ECCV 2016): 24,564 default boxes on maps of side 64, 32, 16, 8, 4, 2 and 1.
 
-    It has one more pair of extra convolutions than SSD300.
+    It has one more pair of extra convolutions than SSD300. All pairs except the last halve the map.
 
     Args:
         weights: As for `VGG16SSD`.
