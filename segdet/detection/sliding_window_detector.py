@@ -29,7 +29,7 @@ from segdet.nn.window_pyramid import (
     level_sizes,
     pack_levels,
 )
-from segdet.nn.windows import Mode, window_features
+from segdet.nn.windows import Mode, window_stages
 from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_choice, check_range
 from segdet.util.stages import stage
@@ -145,7 +145,7 @@ class SlidingWindowDetector(Detector):
         self.detections_per_class, self.detections_per_image = detections_per_class, detections_per_image
 
         if backbone is None:
-            layers, features = window_features(window, channels, kernels, pools, conv_strides)
+            layers, features = window_stages(window, channels, kernels, pools, conv_strides)
         elif mode == "dense":
             raise UserError(
                 f"--model.mode dense: backbone {backbone} pads each window, where the image continues; give "

@@ -82,7 +82,7 @@ def window_batches(
         )
 
 
-def window_features(
+def window_stages(
     window: int,
     channels: Sequence[int],
     kernels: Sequence[int],

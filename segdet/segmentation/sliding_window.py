@@ -13,7 +13,7 @@ from tqdm import tqdm
 from segdet.data.sample import IGNORE, Target
 from segdet.nn.dense_windows import DensePass
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.windows import Mode, crop_windows, window_batches, window_features, window_grid
+from segdet.nn.windows import Mode, crop_windows, window_batches, window_grid, window_stages
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
 from segdet.util.errors import check_choice, check_range
@@ -175,7 +175,7 @@ def patch_classifier(
     Raises:
         UserError: If the stages have different lengths or do not fit the window.
     """
-    layers, features = window_features(window, channels, kernels, pools)
+    layers, features = window_stages(window, channels, kernels, pools)
     layers += [
         nn.Flatten(),
         nn.Dropout(dropout),

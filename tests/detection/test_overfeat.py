@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from segdet.data.sample import Prediction
 from segdet.detection.overfeat import OverFeat, merge
 from segdet.nn.dense_windows import DenseWindows
-from segdet.nn.windows import window_features
+from segdet.nn.windows import window_stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -39,7 +39,7 @@ def test_the_papers_spatial_sizes() -> None:
     is 5x5: at one of the 3x3 offsets it has one output for 245 px, and 2x3 for 281x317.
     """
     stages = {"channels": [4, 4], "kernels": [7, 7], "conv_strides": [2, 1]}
-    layers, features = window_features(245, stages["channels"], [7, 7], [3, 2], [2, 1])
+    layers, features = window_stages(245, stages["channels"], [7, 7], [3, 2], [2, 1])
     trunk = nn.Sequential(*layers).eval()
     assert trunk(torch.zeros(1, 3, 245, 245)).shape[-2:] == (17, 17) and features == 4 * 17 * 17
     assert trunk(torch.zeros(1, 3, 281, 317)).shape[-2:] == (20, 23)
