@@ -1,5 +1,6 @@
 """Tests of the proposals of a trained Faster R-CNN: boxes in image pixels, and the key of the cache."""
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from proposal_images import make_voc, noisy_scene
 
 from segdet.cli.main import main
@@ -150,3 +152,12 @@ def test_the_command_compares_it_with_other_proposers(
     assert 0 <= float(lines[1].split("|")[3]) <= 1
     assert main([*arguments, "--proposer", str(tmp_path)]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
+
+
+def test_a_configuration_names_it_without_its_module(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--model=FastRCNN", "--data=ShapesDataModule", "--data.proposals=RPN"]
+    assert main([*arguments, "--data.proposals.checkpoint=runs/x", "--print_config"]) == 0
+    proposals = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["proposals"]
+    module, _, name = proposals["class_path"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is RPN
+    assert proposals["init_args"]["checkpoint"] == "runs/x"
