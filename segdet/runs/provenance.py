@@ -118,8 +118,3 @@ def _ram_gb() -> float | None:
         return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def seconds_between(started: str, finished: str) -> float:
-    """Return the seconds between two ISO 8601 times."""
-    return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()

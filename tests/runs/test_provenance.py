@@ -2,7 +2,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from segdet.runs.provenance import git_state, provenance, seconds_between
+from segdet.runs.provenance import git_state, provenance
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -31,7 +31,3 @@ def test_provenance_is_plain() -> None:
     assert about["command"] == "segdet fit"
     assert {"torch", "lightning", "numpy"} <= about["packages"].keys()
     assert about["hardware"]["cores"] >= 1
-
-
-def test_seconds_between() -> None:
-    assert seconds_between("2026-01-01T10:00:00+00:00", "2026-01-01T11:00:30+01:00") == -3570.0 + 3600.0
