@@ -31,6 +31,6 @@ def load(path: str | Path) -> Task:
     Raises:
         UserError: If there is no checkpoint, or it cannot be loaded.
     """
-    from segdet.runs.loading import load_model
+    from segdet.runs.load_model import load_model
 
     return load_model(path)

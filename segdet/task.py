@@ -15,22 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdet.data.datamodule import Classes, DataModule
-from segdet.data.image_like import ImageLike, as_rgb
+from segdet.data.base import Classes, DataModule
+from segdet.data.image_input import ImageLike, as_rgb
 from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.data.transforms import Plain, Size
 from segdet.metrics.base import Scores
-from segdet.nn.modes import evaluating
-from segdet.training.checkpoint import DESCRIPTION, load_task
-from segdet.training.compiling import compile_modules
+from segdet.nn.train_eval_mode import evaluating
 from segdet.training.freezing import freeze
+from segdet.training.load_checkpoint import DESCRIPTION, load_task
 from segdet.training.memory_format import use_channels_last
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
 from segdet.training.score_reader import pass_scores
-from segdet.training.seeding import seed_step, start_epoch_count
-from segdet.util.arguments import constructor_arguments, plain, plain_arguments
+from segdet.training.step_seed import seed_step, start_epoch_count
+from segdet.training.torch_compile import compile_modules
 from segdet.util.errors import UserError, check_range
+from segdet.util.saved_arguments import constructor_arguments, plain, plain_arguments
 from segdet.util.seeds import global_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

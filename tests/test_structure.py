@@ -39,7 +39,7 @@ def test_there_is_one_place_for_what_many_need() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "found"),
     [
-        ("segdet.runs.folder", "from segdet.launch.bench import main", ["segdet.launch.bench.main"]),
+        ("segdet.runs.folder_layout", "from segdet.launch.bench import main", ["segdet.launch.bench.main"]),
         ("segdet.detection.ssd", "from segdet import segmentation", ["segdet.segmentation"]),
         ("segdet.launch.bench", "def f():\n    import segdet.cli.train", ["segdet.cli.train"]),
         ("segdet.util.errors", "from segdet.data.dataset import X", ["segdet.data.dataset.X"]),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from segdet import __version__
-from segdet.cli.failures import claims_report, find_user_error, is_reported_by_peer, write_line
+from segdet.cli.error_messages import claims_report, find_user_error, is_reported_by_peer, write_line
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean

@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.task import Task
 from segdet.training.optim import Optimization
 from segdet.util.suggest import closest, did_you_mean

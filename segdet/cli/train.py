@@ -15,14 +15,14 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from segdet.cli.failures import find_user_error, memory_advice, restore_advice, write_line
-from segdet.cli.options import Options, parse_command
+from segdet.cli.error_messages import find_user_error, memory_advice, restore_advice, write_line
+from segdet.cli.train_options import Options, parse_command
 from segdet.nn.weights import restoring
 from segdet.runs.assembly import Assembly, build_trainer, check_precision
 from segdet.runs.classes import check_classes, written_classes
-from segdet.runs.folder import shown_path
-from segdet.runs.placement import Placement, RunRequest, place_run, separate_scores
-from segdet.runs.recorder import RunSettings
+from segdet.runs.folder_choice import Placement, RunRequest, place_run, separate_scores
+from segdet.runs.folder_layout import shown_path
+from segdet.runs.record_callback import RunSettings
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segdet.data.datamodule import DataModule
+    from segdet.data.base import DataModule
     from segdet.data.datamodules import (
         CityscapesDataModule,
         COCODataModule,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "CityscapesDataModule": "datamodules",
     "COCODataModule": "datamodules",
-    "DataModule": "datamodule",
+    "DataModule": "base",
     "ImageFolder": "datamodules",
     "ShapesDataModule": "datamodules",
     "VOCDataModule": "datamodules",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from segdet.data.datamodule import DataModule, Subset
+from segdet.data.base import DataModule, Subset
 from segdet.data.formats.cityscapes import CityscapesReader
 from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.image_folder import FolderReader

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from segdet.data.datamodule import SUBSETS, DataModule
+from segdet.data.base import SUBSETS, DataModule
 from segdet.util.errors import UserError
 
 

@@ -20,7 +20,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import StateDict, load_weights
 from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 _NO_OBJECT_WEIGHT = 0.1
 """The weight of the class "no object" in the class loss (section 3.1)."""

@@ -16,7 +16,7 @@ from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, TwoLayerHead, rois_of, sample_rois
 from segdet.task import Stage
 from segdet.util.errors import check_choice, check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 
 class FastRCNN(RegionDetector):

@@ -28,7 +28,7 @@ from segdet.nn.pyramid import FeaturePyramid, GridAnchors, RoundedAnchors, pad_t
 from segdet.nn.roi import RoIPooling, TwoLayerHead, rois_of
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 Pooling = Literal["align", "pool"]
 

@@ -19,7 +19,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 
 class PointDetector(Detector):

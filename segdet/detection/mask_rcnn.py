@@ -20,7 +20,7 @@ from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.float32 import output_float32
 from segdet.util.errors import UserError, check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 
 class MaskBranch(TwoStageDetector):

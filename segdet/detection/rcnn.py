@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.data.sample import Batch, Target
-from segdet.detection.rcnn_stages import LaterStages, StageOptions
+from segdet.detection.rcnn_training import LaterStages, StageOptions
 from segdet.detection.region_detector import RegionDetector
 from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import TwoLayerHead, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
 from segdet.task import Stage
-from segdet.training.checkpoint_request import request_checkpoint
 from segdet.training.ema import averaged
 from segdet.training.linear_svm import LinearSVMs, Mining
 from segdet.training.ridge import BoxRidge
+from segdet.training.save_on_request import request_checkpoint
 from segdet.util.errors import UserError, check_choice, check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 Classifier = Literal["svm", "softmax"]
 

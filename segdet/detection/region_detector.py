@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segdet.data.base import DataModule
 from segdet.data.cleaning import clip_boxes
-from segdet.data.datamodule import DataModule
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.detection.base import Detector, detections_stage
@@ -20,10 +20,10 @@ from segdet.metrics.base import Scores
 from segdet.metrics.region_detection import RegionScores
 from segdet.proposals.base import Proposer
 from segdet.task import Stage, View
-from segdet.training.checkpoint import DESCRIPTION, import_class
-from segdet.util.arguments import plain
+from segdet.training.load_checkpoint import DESCRIPTION, import_class
 from segdet.util.errors import UserError
-from segdet.util.stages import stage
+from segdet.util.saved_arguments import plain
+from segdet.util.stage_timing import stage
 
 
 class RegionDetector(Detector):

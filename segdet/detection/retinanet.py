@@ -20,7 +20,7 @@ from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 BoxLoss = Literal["l1", "giou"]
 

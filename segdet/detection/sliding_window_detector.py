@@ -19,8 +19,8 @@ from segdet.nn.backbones import Backbone, build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
 from segdet.nn.dense_windows import DensePass
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.modes import evaluating
 from segdet.nn.size_cache import SizeCache
+from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.window_pyramid import (
     WindowLayout,
     build_levels,
@@ -32,7 +32,7 @@ from segdet.nn.window_pyramid import (
 from segdet.nn.windows import Mode, window_stages
 from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_choice, check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 
 class SlidingWindowDetector(Detector):

@@ -23,7 +23,7 @@ from segdet.nn.upsampling import upsample_to
 from segdet.nn.weights import load_state
 from segdet.task import Stage, View
 from segdet.util.errors import UserError
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 
 class DefaultBoxDetector(Detector):

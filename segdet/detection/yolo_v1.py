@@ -18,7 +18,7 @@ from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage, View
 from segdet.util.errors import UserError, check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 _SLOPE = 0.1
 """The negative slope of the leaky ReLU (section 2.1)."""

@@ -17,7 +17,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
 from segdet.util.errors import check_range
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 _PRIOR = 0.01
 """The initial probability of an object in every cell (RetinaNet, section 4.1)."""

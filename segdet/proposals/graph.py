@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from segdet.util.compiled import compiled
+from segdet.util.numba_compile import compiled
 
 _STEPS = 64
 """Colour differences are rounded to 1/64 of a grey level, so that a counting sort can order them."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from segdet.util.compiled import compiled
+from segdet.util.numba_compile import compiled
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10

@@ -16,15 +16,15 @@ from lightning.pytorch.accelerators import (
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from segdet.data.datamodule import Classes
+from segdet.data.base import Classes
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.left_out import LeftOut
 from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
-from segdet.runs.recorder import RunRecorder, RunSettings
-from segdet.runs.restoration import Restoration
+from segdet.runs.record_callback import RunRecorder, RunSettings
+from segdet.runs.restore_callback import Restoration
 from segdet.task import Task
 from segdet.training.ema import EMA
 from segdet.training.precision import REFUSED, affordable

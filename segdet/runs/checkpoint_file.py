@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from segdet.data.datamodule import Classes
-from segdet.runs.folder import requeued_checkpoints
-from segdet.training.checkpoint import DESCRIPTION, read_checkpoint
+from segdet.data.base import Classes
+from segdet.runs.folder_layout import requeued_checkpoints
+from segdet.training.load_checkpoint import DESCRIPTION, read_checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from segdet.data.datamodule import Classes, DataModule, Subset
+from segdet.data.base import Classes, DataModule, Subset
 from segdet.runs.checkpoint_file import Checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError

@@ -55,8 +55,8 @@ def measure_cost(
       batch sizes of its forwards.
     - ``peak_memory_mb``: the peak memory of the process so far, in MiB: on a GPU the memory allocated by torch since
       the last reset, else the resident memory. After training it is the peak of the training. None if unavailable.
-    - ``stages_ms``: the median time in each stage that the model marks with `segdet.util.stages.stage`, in the order
-      in which the stages begin. It is measured in separate predictions, because on a GPU each stage ends with a
+    - ``stages_ms``: the median time in each stage that the model marks with `segdet.util.stage_timing.stage`, in the
+      order in which the stages begin. It is measured in separate predictions, because on a GPU each stage ends with a
       synchronization, which slows down the whole.
 
     Args:
@@ -73,7 +73,7 @@ def measure_cost(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from segdet.nn.modes import evaluating
+    from segdet.nn.train_eval_mode import evaluating
 
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
@@ -155,7 +155,7 @@ def _stage_rounds(
 
 
 def _timing_stages(images: "Tensor") -> AbstractContextManager[dict[str, float]]:
-    from segdet.util.stages import time_stages
+    from segdet.util.stage_timing import time_stages
 
     return time_stages(functools.partial(_synchronize, images))
 

@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import numpy as np
 from PIL import Image
 
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.data.images import read_image
 from segdet.metrics import DetectionScores, SegmentationScores
 from segdet.metrics.base import Scores

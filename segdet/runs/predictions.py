@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
-from segdet.data.datamodule import Classes
+from segdet.data.base import Classes
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Source
 from segdet.metrics.detection import run_lengths

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdet.runs.folder import holds_run, recorded_commands, recorded_status, requeued_checkpoints
+from segdet.runs.folder_layout import holds_run, recorded_commands, recorded_status, requeued_checkpoints
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 

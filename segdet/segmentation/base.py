@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Prediction, Target
 from segdet.metrics.base import Scores

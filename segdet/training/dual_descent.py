@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segdet.util.compiled import compiled
+from segdet.util.numba_compile import compiled
 
 
 @compiled

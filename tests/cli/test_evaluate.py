@@ -15,7 +15,7 @@ from tiny_runs import MODELS, TINY, Line
 from segdet.cli.main import main
 from segdet.data.formats.voc import VOCReader
 from segdet.data.shapes.make import make_shapes
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 
 
 def test_test_adds_to_the_record_of_the_run(run: Path) -> None:

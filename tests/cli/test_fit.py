@@ -12,7 +12,7 @@ import yaml
 from tiny_runs import MODELS, TINY, Line
 
 from segdet.cli.main import main
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 
 
 def test_run_folder_holds_everything(fitted: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segdet.data import ShapesDataModule
-from segdet.data.datamodule import _with_mosaic
+from segdet.data.base import _with_mosaic
 from segdet.data.mosaic import MosaicDataset, mosaic
 from segdet.data.sample import Sample, Source, Target
 from segdet.data.sampler import Draw

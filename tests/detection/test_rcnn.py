@@ -22,10 +22,10 @@ from region_scenes import map_50, scenes, train
 from segdet.cli.main import main
 from segdet.data.formats.detect import open_readers
 from segdet.data.sample import Target
-from segdet.detection import rcnn, rcnn_stages
+from segdet.detection import rcnn, rcnn_training
 from segdet.detection.rcnn import RCNN
 from segdet.detection.rcnn_features import FeatureFolder, ImageFeatures, file_bytes
-from segdet.detection.rcnn_stages import LaterStages
+from segdet.detection.rcnn_training import LaterStages
 from segdet.nn.boxes import paired_iou
 from segdet.nn.warp import warp
 from segdet.proposals import UniformWindows
@@ -290,7 +290,7 @@ def test_only_the_features_of_objects_stay_in_memory(tmp_path: Path, monkeypatch
         held.append(tracemalloc.get_traced_memory()[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rcnn_stages, "mine", mine)
+    monkeypatch.setattr(rcnn_training, "mine", mine)
     network = small()
     tracemalloc.start()
     with pytest.raises(KeyboardInterrupt):

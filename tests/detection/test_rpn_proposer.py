@@ -16,7 +16,7 @@ from segdet.detection.faster_rcnn import FasterRCNN
 from segdet.detection.fcos import FCOS
 from segdet.detection.rpn_proposer import RPN
 from segdet.task import Task
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.util.errors import UserError
 
 OPTIONS: dict[str, Any] = {

@@ -93,7 +93,7 @@ def refuse(self):
 for locator in vars(caching).values():
     if isinstance(locator, type) and issubclass(locator, caching._CacheLocator):
         locator.ensure_cache_path = refuse
-from segdet.util.compiled import compiled
+from segdet.util.numba_compile import compiled
 import segdet.proposals.graph as graph, numpy as np
 print(graph._find(np.array([0, 0, 1], np.int32), 2))
 """

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from segdet.runs.cost import measure_cost
-from segdet.util.stages import stage
+from segdet.util.stage_timing import stage
 
 
 class Windows(nn.Module):

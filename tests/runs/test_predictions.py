@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segdet.cli.main import main
-from segdet.data.datamodule import Classes
+from segdet.data.base import Classes
 from segdet.data.sample import Batch, Prediction
 from segdet.data.shapes.make import make_shapes
 from segdet.detection.mask_rcnn import MaskRCNN

@@ -32,7 +32,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import restoring
 from segdet.segmentation.fcn_vgg16 import VGG16FCN
 from segdet.segmentation.torchvision_models import LRASPP, DeepLabV3
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 
 TINY = [
     "--data=ShapesDataModule", "--data.num_train=2", "--data.num_val=2", "--data.num_test=2",

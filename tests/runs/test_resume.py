@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from segdet.cli.main import main
 from segdet.data import ShapesDataModule
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.data.transforms import ScaleJitter
 from segdet.segmentation.fcn import FCN
 from segdet.training.optim import Optimization

@@ -9,7 +9,7 @@ import yaml
 
 from segdet.cli.main import main
 from segdet.runs import assembly
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.training.precision import affordable, has_bfloat16
 
 OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"

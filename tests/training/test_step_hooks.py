@@ -7,7 +7,7 @@ from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, Las
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.left_out import LeftOut
 from segdet.runs.panels import ImagePanels
-from segdet.runs.recorder import RunRecorder
+from segdet.runs.record_callback import RunRecorder
 from segdet.training.progress import Progress, StepLogger
 
 STEP_HOOKS = (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segdet.runs.folder import clear_run, folder_of_checkpoint, holds_run
+from segdet.runs.folder_layout import clear_run, folder_of_checkpoint, holds_run
 
 
 class TestHoldsRun:

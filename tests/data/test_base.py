@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segdet.data import CityscapesDataModule, COCODataModule, ScaleJitter, VOCDataModule
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.proposals import UniformWindows
 from segdet.util.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from two_processes import other_process, process_of_two
 
-from segdet.cli.failures import (
+from segdet.cli.error_messages import (
     find_user_error,
     is_lost_peer,
     is_reported_by_peer,
@@ -136,7 +136,7 @@ class TestReportedByPeer:
     def report(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """The file in which the processes of a run agree on who reports an error."""
         monkeypatch.setenv("SEGDET_RUN_DIR", str(tmp_path))
-        monkeypatch.setattr("segdet.cli.failures.PEER_TIMEOUT", 0.0)
+        monkeypatch.setattr("segdet.cli.error_messages.PEER_TIMEOUT", 0.0)
         return tmp_path / "error.txt"
 
     def test_a_lost_peer_that_has_reported(self, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:

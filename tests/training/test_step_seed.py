@@ -1,6 +1,6 @@
 import torch
 
-from segdet.training.seeding import seed_step, step_seed
+from segdet.training.step_seed import seed_step, step_seed
 
 
 def drawn(epoch: int = 0, batch: int = 0, rank: int = 0, seed: int = 0) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from segdet.runs.restoration import Restoration
+from segdet.runs.restore_callback import Restoration
 
 
 def restored(saved: type[Optimizer], present: type[Optimizer]) -> Restoration:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from segdet.runs.recorder import RunRecorder, RunSettings
+from segdet.runs.record_callback import RunRecorder, RunSettings
 from segdet.util.errors import UserError
 
 
 def test_peak_memory_is_that_of_the_training_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After training Lightning moves the model to the CPU."""
-    monkeypatch.setattr("segdet.runs.recorder.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
+    monkeypatch.setattr("segdet.runs.record_callback.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
     recorder = RunRecorder(RunSettings(tmp_path, ""))
     state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
     model: Any = SimpleNamespace(device="cuda", parameters=list, step_losses={})

@@ -8,8 +8,8 @@ import yaml
 from tiny_runs import MODELS, TINY
 
 from segdet.cli.main import main
-from segdet.cli.options import parse_command
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.cli.train_options import parse_command
+from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.util.errors import UserError
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.data.dataset import TaskDataset
 from segdet.data.fingerprint import fingerprint
 from segdet.data.sample import Target

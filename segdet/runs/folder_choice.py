@@ -13,7 +13,7 @@ from typing import Any
 from segdet.data.fingerprint import fingerprint
 from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint
 from segdet.runs.classes import SUBSETS
-from segdet.runs.folder import (
+from segdet.runs.folder_layout import (
     clear_run,
     folder_of_checkpoint,
     holds_run,

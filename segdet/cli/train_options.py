@@ -18,7 +18,7 @@ from jsonargparse.typing import PositiveInt, import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
 from segdet.cli.parse_errors import ParseFault, readable
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.data.datamodules import ImageFolder
 from segdet.runs.assembly import RunParts
 from segdet.runs.checkpoint_file import Checkpoint, find_checkpoint

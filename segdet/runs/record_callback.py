@@ -15,14 +15,14 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from segdet.data.datamodule import DataModule
+from segdet.data.base import DataModule
 from segdet.runs.cost import measure_cost, peak_memory_mb
-from segdet.runs.folder import CONTENTS, first_provenance, recorded_commands, recorded_provenance
-from segdet.runs.placement import fingerprint_of
+from segdet.runs.folder_choice import fingerprint_of
+from segdet.runs.folder_layout import CONTENTS, first_provenance, recorded_commands, recorded_provenance
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.training.progress import read_losses
 from segdet.util.disk_cache import total_size
 from segdet.util.errors import UserError

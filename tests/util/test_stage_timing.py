@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from segdet.util.stages import stage, time_stages
+from segdet.util.stage_timing import stage, time_stages
 
 
 def test_times_add_up_per_stage_in_the_order_of_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("segdet.util.stages.time.perf_counter", lambda: now)
+    monkeypatch.setattr("segdet.util.stage_timing.time.perf_counter", lambda: now)
     waits: list[float] = []
     with time_stages(lambda: waits.append(now)) as seconds:
         for name, duration in (("network", 3.0), ("nms", 1.0), ("network", 0.5)):

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from segdet.cli.main import main
-from segdet.training.checkpoint import DESCRIPTION
+from segdet.training.load_checkpoint import DESCRIPTION
 
 
 @pytest.mark.parametrize(
