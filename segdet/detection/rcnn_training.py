@@ -33,6 +33,7 @@ from segdet.proposals.base import Proposer
 from segdet.training.linear_svm import LinearSVMs, Mining, Round, mine
 from segdet.training.ridge import BoxRidge, norm_scale
 from segdet.util.distributed import run_on_all_ranks
+from segdet.util.errors import UserError
 
 
 class RegionNetwork(Protocol):
@@ -90,11 +91,18 @@ class LaterStages:
         Args:
             modules: The modules that compute the features.
             settings: Further values that the features depend on.
+
+        Raises:
+            UserError: If the trainer has no `DataModule`, or the disk space does not suffice.
         """
         trainer = self.trainer
         assert trainer is not None
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, DataModule)
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, DataModule):
+            raise UserError(
+                "RCNN: its SVMs and box regression are trained on the images of a segdet.data.DataModule; pass one to "
+                "Trainer.fit, or give --model.classifier softmax and --model.box_regression false"
+            )
         dataset = data.dataset("train").without_augmentation()
         count = min(len(dataset), self.options.svm_images or len(dataset))
         positions = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,12 @@ def test_an_image_costs_one_pass_per_proposal(model: RCNN) -> None:
     assert measure_cost(model, pictures, repeats=1, inputs=known).passes_per_image == 7
 
 
+def test_later_stages_without_a_data_module_are_one_line() -> None:
+    stages = LaterStages(small(), small().stage_options, SimpleNamespace(datamodule=None))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"RCNN: .* pass one to Trainer\.fit"):
+        stages.run([], [])
+
+
 def test_too_much_context_is_one_line() -> None:
     with pytest.raises(UserError, match=r"model\.context 12: leaves nothing of a crop of 24 pixels"):
         small(context=12)
@@ -334,8 +341,8 @@ def killed(arguments: list[str], where: str) -> None:
                 lambda self, position, image: _die() if position == 5 else write(self, position, image)
             )
         else:
-            trained = linear_svm._Machine.train
-            linear_svm._Machine.train = (  # type: ignore[method-assign]
+            trained = linear_svm._SVM.train
+            linear_svm._SVM.train = (  # type: ignore[method-assign]
                 lambda self: _die() if self.label == 2 and len(self.rows) > self.positives else trained(self)
             )
         main(arguments)
