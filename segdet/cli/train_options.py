@@ -89,7 +89,9 @@ class GivenOptions:
 
     def __contains__(self, option: object) -> bool:
         """Whether the option, or a part of it, is given."""
-        return any(name == option or name.startswith(f"{option}.") for name in self.values)
+        # The classes of model and data may be those of the checkpoint, to which a given argument belongs.
+        classes = self.classes.keys() - {"model", "data"}
+        return any(name == option or name.startswith(f"{option}.") for name in self.values.keys() | classes)
 
 
 def _flattened(namespace: Namespace, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -96,7 +96,7 @@ def test_given_options_come_from_the_command_line_and_from_files(tmp_path: Path)
     arguments = ["--config", str(config), "--model.optim.lr=0.5", "--data.recipe=ScaleJitter"]
     options = parse_command(["test", "--ckpt_path", str(checkpoint), *arguments])
     given = options.given
-    for name in ("model.width", "model.optim.lr", "model.optim", "trainer.max_epochs"):
+    for name in ("model.width", "model.optim.lr", "model.optim", "trainer.max_epochs", "data.recipe"):
         assert name in given, name
     for name in (
         "model.backbone",
