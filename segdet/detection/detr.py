@@ -168,9 +168,6 @@ class DETR(Detector):
             attention = attention.unflatten(-1, (rows, columns))
         return DETROutput(self.class_embed(outputs).float(), boxes.sigmoid(), attention)
 
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"sizes": view.sizes}
-
     def losses(
         self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
@@ -219,19 +216,6 @@ class DETR(Detector):
         with stage("decode"):
             return self._detections(output, (images.shape[2], images.shape[3]))
 
-    def _detections(self, output: DETROutput, size: tuple[int, int]) -> list[Prediction]:
-        """Return each query's most probable class, even if "no object" is more probable (section 4)."""
-        scores, labels = output.logits[-1].softmax(-1)[..., :-1].max(-1)
-        scores, order = scores.sort(1, descending=True)
-        labels = labels.gather(1, order) + 1
-        boxes = output.boxes[-1].gather(1, order[..., None].expand(-1, -1, 4))
-        boxes = clip_boxes_to_image(in_pixels(boxes, size), size)
-        keep = scores > self.score_threshold
-        return [
-            Prediction(boxes=b[k], scores=s[k], labels=c[k])
-            for b, s, c, k in zip(boxes, scores, labels, keep, strict=True)
-        ]
-
     def stages(self, image: Tensor) -> Iterator[Stage]:
         output = self(image, need_attention=True)
         size = (image.shape[2], image.shape[3])
@@ -264,6 +248,22 @@ class DETR(Detector):
             "The most probable class of each query. Avoiding duplicates is learned; there is no suppression."
         )
         yield Stage("detections", boxes=final["boxes"], scores=final["scores"], about=about)
+
+    def _detections(self, output: DETROutput, size: tuple[int, int]) -> list[Prediction]:
+        """Return each query's most probable class, even if "no object" is more probable (section 4)."""
+        scores, labels = output.logits[-1].softmax(-1)[..., :-1].max(-1)
+        scores, order = scores.sort(1, descending=True)
+        labels = labels.gather(1, order) + 1
+        boxes = output.boxes[-1].gather(1, order[..., None].expand(-1, -1, 4))
+        boxes = clip_boxes_to_image(in_pixels(boxes, size), size)
+        keep = scores > self.score_threshold
+        return [
+            Prediction(boxes=b[k], scores=s[k], labels=c[k])
+            for b, s, c, k in zip(boxes, scores, labels, keep, strict=True)
+        ]
+
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"sizes": view.sizes}
 
     def _convert_weights(self, state: StateDict, path: str) -> StateDict:
         """Return the authors' weights by our parameter names, with the outputs of our classes."""

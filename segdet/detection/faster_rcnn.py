@@ -78,33 +78,9 @@ class TwoStageDetector(Detector):
     roi_heads: RoIHeads
     size_divisor: int
 
-    @property
-    def compiled_modules(self) -> list[nn.Module]:
-        """The modules, with the proposal network and the second stage as their parts, which are called separately."""
-        stages = (self.rpn, self.roi_heads)
-        others = [part for part in super().compiled_modules if part not in stages]
-        parts = [part for stage in stages for part in stage.children()]
-        return [*others, *(part for part in parts if next(part.parameters(), None) is not None)]
-
     @abstractmethod
     def features(self, images: Tensor) -> Maps:
         """Return the maps of both stages for images whose sides are multiples of ``size_divisor``."""
-
-    def anchor_targets(
-        self, anchors: list[Tensor], targets: list[dict[str, Tensor]], size: tuple[int, int]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the training targets of the anchors ``[A, 4]`` of each image.
-
-        Args:
-            anchors: Equal for all images.
-            targets: ``boxes`` and ``labels`` of each image.
-            size: ``(height, width)`` of the images.
-
-        Returns:
-            For each image the labels, float32 ``[A]``: 1 (object), 0 (background) or -1 (ignored), and the boxes of the
-            objects, ``[A, 4]``.
-        """
-        return self.rpn.assign_targets_to_anchors(anchors, targets)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         padded = pad_to_stride(images, self.size_divisor)
@@ -125,31 +101,6 @@ class TwoStageDetector(Detector):
         losses = {"rpn_class": rpn_class_loss, "rpn_box": rpn_box_loss, "class": class_loss, "box": box_loss}
         return losses | self.region_losses(padded, maps, module_targets, regions, matched, labels)
 
-    def torchvision_target(self, target: Target) -> dict[str, Tensor]:
-        """Return the target of an image in the format of torchvision's modules."""
-        return {"boxes": target["boxes"], "labels": target["labels"]}
-
-    def region_losses(
-        self,
-        images: ImageList,
-        maps: Maps,
-        targets: list[dict[str, Tensor]],
-        regions: list[Tensor],
-        matched: list[Tensor],
-        labels: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """Return the losses of other branches on the sampled regions; none by default.
-
-        Args:
-            images: The padded images.
-            maps: Their feature maps.
-            targets: One per image.
-            regions: The sampled regions of each image, ``[R, 4]``.
-            matched: The index of each region's object, int64 ``[R]``.
-            labels: The label of each region, int64 ``[R]``, 0 for background.
-        """
-        return {}
-
     def predict(self, images: Tensor) -> list[Prediction]:
         padded = pad_to_stride(images, self.size_divisor)
         with stage("network"):
@@ -157,6 +108,29 @@ class TwoStageDetector(Detector):
         with stage("proposals"):
             regions = self._propose(padded, maps).boxes
         return self._detections(padded, maps, regions)
+
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        padded = pad_to_stride(image, self.size_divisor)
+        maps = self.features(padded.tensors)
+        proposed = self._propose(padded, maps)
+        probabilities = proposed.objectness.flatten().sigmoid()
+        best = probabilities.topk(min(50, len(probabilities))).indices
+        yield Stage(
+            "anchors",
+            boxes=proposed.anchors[0][best],
+            scores=probabilities[best],
+            about="The anchors of highest objectness in the proposal network.",
+        )
+        boxes, scores = proposed.boxes[0], proposed.scores[0]
+        about = f"The best of {len(boxes)} proposals: anchors after box regression and suppression."
+        yield Stage("proposals", boxes=boxes[:100], scores=scores[:100], about=about)
+        (final,) = self._detections(padded, maps, proposed.boxes)
+        yield Stage(
+            "detections",
+            boxes=final["boxes"],
+            scores=final["scores"],
+            about="The proposals after classification, box regression and suppression.",
+        )
 
     def propose(self, images: Tensor) -> list[Tensor]:
         """Return the proposals for normalized images ``[B, 3, H, W]``.
@@ -189,28 +163,54 @@ class TwoStageDetector(Detector):
             self.rpn._pre_nms_top_n, self.rpn._post_nms_top_n = limits
         return proposed.boxes, proposed.scores
 
-    def stages(self, image: Tensor) -> Iterator[Stage]:
-        padded = pad_to_stride(image, self.size_divisor)
-        maps = self.features(padded.tensors)
-        proposed = self._propose(padded, maps)
-        probabilities = proposed.objectness.flatten().sigmoid()
-        best = probabilities.topk(min(50, len(probabilities))).indices
-        yield Stage(
-            "anchors",
-            boxes=proposed.anchors[0][best],
-            scores=probabilities[best],
-            about="The anchors of highest objectness in the proposal network.",
-        )
-        boxes, scores = proposed.boxes[0], proposed.scores[0]
-        about = f"The best of {len(boxes)} proposals: anchors after box regression and suppression."
-        yield Stage("proposals", boxes=boxes[:100], scores=scores[:100], about=about)
-        (final,) = self._detections(padded, maps, proposed.boxes)
-        yield Stage(
-            "detections",
-            boxes=final["boxes"],
-            scores=final["scores"],
-            about="The proposals after classification, box regression and suppression.",
-        )
+    def anchor_targets(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]], size: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the training targets of the anchors ``[A, 4]`` of each image.
+
+        Args:
+            anchors: Equal for all images.
+            targets: ``boxes`` and ``labels`` of each image.
+            size: ``(height, width)`` of the images.
+
+        Returns:
+            For each image the labels, float32 ``[A]``: 1 (object), 0 (background) or -1 (ignored), and the boxes of the
+            objects, ``[A, 4]``.
+        """
+        return self.rpn.assign_targets_to_anchors(anchors, targets)
+
+    def torchvision_target(self, target: Target) -> dict[str, Tensor]:
+        """Return the target of an image in the format of torchvision's modules."""
+        return {"boxes": target["boxes"], "labels": target["labels"]}
+
+    def region_losses(
+        self,
+        images: ImageList,
+        maps: Maps,
+        targets: list[dict[str, Tensor]],
+        regions: list[Tensor],
+        matched: list[Tensor],
+        labels: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the losses of other branches on the sampled regions; none by default.
+
+        Args:
+            images: The padded images.
+            maps: Their feature maps.
+            targets: One per image.
+            regions: The sampled regions of each image, ``[R, 4]``.
+            matched: The index of each region's object, int64 ``[R]``.
+            labels: The label of each region, int64 ``[R]``, 0 for background.
+        """
+        return {}
+
+    @property
+    def compiled_modules(self) -> list[nn.Module]:
+        """The modules, with the proposal network and the second stage as their parts, which are called separately."""
+        stages = (self.rpn, self.roi_heads)
+        others = [part for part in super().compiled_modules if part not in stages]
+        parts = [part for stage in stages for part in stage.children()]
+        return [*others, *(part for part in parts if next(part.parameters(), None) is not None)]
 
     def _propose(self, images: ImageList, maps: Maps) -> ProposalOutput:
         features = list(maps.values())

@@ -110,20 +110,6 @@ class PointDetector(Detector):
         size = (images.shape[2], images.shape[3])
         return self._detections(logits, centreness, distances, cells, levels, size)
 
-    def _detections(
-        self,
-        logits: Tensor,
-        centreness: Tensor,
-        distances: Tensor,
-        cells: Tensor,
-        levels: list[int],
-        size: tuple[int, int],
-    ) -> list[Prediction]:
-        with stage("nms"):
-            boxes = self.head.box_coder.decode(distances, cells)
-            scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()
-            return self.selected_from_levels(boxes, scores, levels, size)
-
     def stages(self, image: Tensor) -> Iterator[Stage]:
         padded = pad_to_stride(image, self.size_divisor)
         logits, centreness, distances, cells, levels = self(image)
@@ -144,6 +130,20 @@ class PointDetector(Detector):
         size = (image.shape[2], image.shape[3])
         (final,) = self._detections(logits, centreness, distances, cells, levels, size)
         yield detections_stage(final)
+
+    def _detections(
+        self,
+        logits: Tensor,
+        centreness: Tensor,
+        distances: Tensor,
+        cells: Tensor,
+        levels: list[int],
+        size: tuple[int, int],
+    ) -> list[Prediction]:
+        with stage("nms"):
+            boxes = self.head.box_coder.decode(distances, cells)
+            scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()
+            return self.selected_from_levels(boxes, scores, levels, size)
 
 
 class FCOS(PointDetector):

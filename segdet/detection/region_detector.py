@@ -77,6 +77,118 @@ class RegionDetector(Detector):
             on the class.
         """
 
+    def predict(self, images: Tensor, proposals: list[Tensor]) -> list[Prediction]:  # type: ignore[override]
+        """Return the detections in normalized images of one size, in their pixels, from their proposals."""
+        scores, boxes = self.classify(images, proposals)
+        return self._detections(scores, boxes, proposals, (images.shape[2], images.shape[3]))
+
+    def stages(self, image: Tensor, proposals: Tensor | None = None) -> Iterator[Stage]:
+        """Yield the proposals, their classification, their regressed boxes, and the detections.
+
+        Args:
+            image: Normalized, ``[1, 3, H, W]``.
+            proposals: float32 ``[P, 4]``, xyxy in its pixels; from the proposer when None.
+        """
+        if proposals is None:
+            pixels = (image + self._shift) / self._scale
+            proposals = self.propose(pixels.round().clamp(0, 255).to(torch.uint8))[0]
+        yield Stage(
+            "proposals",
+            boxes=proposals[:200],
+            about=f"The best {min(200, len(proposals))} of {len(proposals)} region proposals, before classification.",
+        )
+        yield from self.proposal_stages(image, proposals)
+        scores, boxes = self.classify(image, [proposals])
+        best, label = scores.max(1)
+        order = best.topk(min(50, len(best))).indices
+        yield Stage(
+            "classified proposals",
+            boxes=proposals[order],
+            scores=best[order],
+            about="The proposals of highest score, at their proposed boxes.",
+        )
+        regressed = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
+        yield Stage(
+            "regressed boxes", boxes=regressed, scores=best[order], about="The same after box regression."
+        )
+        final = self._detections(scores, boxes, [proposals], (image.shape[2], image.shape[3]))[0]
+        yield detections_stage(final)
+
+    def proposal_stages(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
+        """Yield how the family extracts the features of a proposal; nothing by default."""
+        return iter(())
+
+    def _detections(
+        self, scores: Tensor, boxes: Tensor, proposals: list[Tensor], size: tuple[int, int]
+    ) -> list[Prediction]:
+        counts = [len(each) for each in proposals]
+        with stage("nms"):
+            boxes = boxes[:, 0] if boxes.shape[1] == 1 else boxes
+            return self.selected(boxes.split(counts), scores.split(counts), size)
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"proposals": [target["proposals"] for target in targets]}
+
+    def predict_tensors(
+        self,
+        images: Tensor,
+        original_sizes: list[tuple[int, int]] | None = None,
+        targets: list[Target] | None = None,
+        originals: list[np.ndarray] | None = None,
+    ) -> list[Prediction]:
+        """Return predictions for uint8 images of one size; regions are proposed here if ``targets`` is None.
+
+        Args:
+            images: As for `Task.predict_tensors`.
+            original_sizes: As for `Task.predict_tensors`.
+            targets: One per image, with ``proposals`` in the pixels of ``images``.
+            originals: The images to propose regions in; see `propose`.
+        """
+        if targets is None:
+            targets = [Target(proposals=boxes) for boxes in self.propose(images, originals)]
+        return super().predict_tensors(images, original_sizes, targets)
+
+    def propose(self, images: Tensor, originals: list[np.ndarray] | None = None) -> list[Tensor]:
+        """Propose regions for uint8 images ``[B, 3, H, W]``.
+
+        Args:
+            images: The images that enter the network.
+            originals: The images on disk, uint8 ``[h, w, 3]``, to propose regions in; ``images`` when None.
+
+        Returns:
+            For each image float32 ``[P, 4]``, xyxy in pixels of ``images``, best first.
+
+        Raises:
+            UserError: If there is no proposer.
+        """
+        proposer = self._available_proposer()
+        proposals = []
+        with stage("proposals"):
+            height, width = images.shape[-2:]
+            if originals is None:
+                originals = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+            for original in originals:
+                boxes = torch.from_numpy(proposer(original)[0][: self.max_proposals])
+                h, w = original.shape[:2]
+                scale = torch.tensor([width / w, height / h] * 2)
+                proposals.append((boxes * scale).to(images.device))
+        return proposals
+
+    def propose_boxes(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        boxes = clip_boxes(self._available_proposer()(image)[0][: self.max_proposals], (height, width))
+        return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+
+    def _available_proposer(self) -> Proposer:
+        if self.proposer is None:
+            if self._proposer_error is not None:
+                raise self._proposer_error
+            raise UserError(
+                f"{type(self).__name__}: a file of proposals covers only the images of the data; give --data.proposals "
+                "SelectiveSearch"
+            )
+        return self.proposer
+
     def setup(self, stage: str) -> None:
         """Use the proposer of the data module.
 
@@ -94,9 +206,6 @@ class RegionDetector(Detector):
         self.proposer = data.proposals if isinstance(data.proposals, Proposer) else None
         self.max_proposals = data.max_proposals
 
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"proposals": [target["proposals"] for target in targets]}
-
     def benchmark_inputs(self, sample: Sample) -> dict[str, Any]:
         if self.proposer is None:
             sys.stderr.write(
@@ -107,11 +216,6 @@ class RegionDetector(Detector):
         original = read_image(source.path, source.original_size, source.upright)
         self.proposer(original)  # the first call compiles, which is not part of the cost
         return {"originals": [original]}
-
-    def propose_boxes(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        boxes = clip_boxes(self._available_proposer()(image)[0][: self.max_proposals], (height, width))
-        return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the proposer and its arguments."""
@@ -158,107 +262,3 @@ class RegionDetector(Detector):
             [target["proposals"] for target in targets],
             targets,  # in the network's pixels, because resizing does not change an IoU
         )
-
-    def _available_proposer(self) -> Proposer:
-        if self.proposer is None:
-            if self._proposer_error is not None:
-                raise self._proposer_error
-            raise UserError(
-                f"{type(self).__name__}: a file of proposals covers only the images of the data; give --data.proposals "
-                "SelectiveSearch"
-            )
-        return self.proposer
-
-    def propose(self, images: Tensor, originals: list[np.ndarray] | None = None) -> list[Tensor]:
-        """Propose regions for uint8 images ``[B, 3, H, W]``.
-
-        Args:
-            images: The images that enter the network.
-            originals: The images on disk, uint8 ``[h, w, 3]``, to propose regions in; ``images`` when None.
-
-        Returns:
-            For each image float32 ``[P, 4]``, xyxy in pixels of ``images``, best first.
-
-        Raises:
-            UserError: If there is no proposer.
-        """
-        proposer = self._available_proposer()
-        proposals = []
-        with stage("proposals"):
-            height, width = images.shape[-2:]
-            if originals is None:
-                originals = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
-            for original in originals:
-                boxes = torch.from_numpy(proposer(original)[0][: self.max_proposals])
-                h, w = original.shape[:2]
-                scale = torch.tensor([width / w, height / h] * 2)
-                proposals.append((boxes * scale).to(images.device))
-        return proposals
-
-    def predict(self, images: Tensor, proposals: list[Tensor]) -> list[Prediction]:  # type: ignore[override]
-        """Return the detections in normalized images of one size, in their pixels, from their proposals."""
-        scores, boxes = self.classify(images, proposals)
-        return self._detections(scores, boxes, proposals, (images.shape[2], images.shape[3]))
-
-    def predict_tensors(
-        self,
-        images: Tensor,
-        original_sizes: list[tuple[int, int]] | None = None,
-        targets: list[Target] | None = None,
-        originals: list[np.ndarray] | None = None,
-    ) -> list[Prediction]:
-        """Return predictions for uint8 images of one size; regions are proposed here if ``targets`` is None.
-
-        Args:
-            images: As for `Task.predict_tensors`.
-            original_sizes: As for `Task.predict_tensors`.
-            targets: One per image, with ``proposals`` in the pixels of ``images``.
-            originals: The images to propose regions in; see `propose`.
-        """
-        if targets is None:
-            targets = [Target(proposals=boxes) for boxes in self.propose(images, originals)]
-        return super().predict_tensors(images, original_sizes, targets)
-
-    def _detections(
-        self, scores: Tensor, boxes: Tensor, proposals: list[Tensor], size: tuple[int, int]
-    ) -> list[Prediction]:
-        counts = [len(each) for each in proposals]
-        with stage("nms"):
-            boxes = boxes[:, 0] if boxes.shape[1] == 1 else boxes
-            return self.selected(boxes.split(counts), scores.split(counts), size)
-
-    def stages(self, image: Tensor, proposals: Tensor | None = None) -> Iterator[Stage]:
-        """Yield the proposals, their classification, their regressed boxes, and the detections.
-
-        Args:
-            image: Normalized, ``[1, 3, H, W]``.
-            proposals: float32 ``[P, 4]``, xyxy in its pixels; from the proposer when None.
-        """
-        if proposals is None:
-            pixels = (image + self._shift) / self._scale
-            proposals = self.propose(pixels.round().clamp(0, 255).to(torch.uint8))[0]
-        yield Stage(
-            "proposals",
-            boxes=proposals[:200],
-            about=f"The best {min(200, len(proposals))} of {len(proposals)} region proposals, before classification.",
-        )
-        yield from self.proposal_stages(image, proposals)
-        scores, boxes = self.classify(image, [proposals])
-        best, label = scores.max(1)
-        order = best.topk(min(50, len(best))).indices
-        yield Stage(
-            "classified proposals",
-            boxes=proposals[order],
-            scores=best[order],
-            about="The proposals of highest score, at their proposed boxes.",
-        )
-        regressed = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
-        yield Stage(
-            "regressed boxes", boxes=regressed, scores=best[order], about="The same after box regression."
-        )
-        final = self._detections(scores, boxes, [proposals], (image.shape[2], image.shape[3]))[0]
-        yield detections_stage(final)
-
-    def proposal_stages(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
-        """Yield how the family extracts the features of a proposal; nothing by default."""
-        return iter(())

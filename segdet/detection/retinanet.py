@@ -114,13 +114,6 @@ class FocalLossDetector(Detector):
         size = (images.shape[2], images.shape[3])
         return self._detections(logits, offsets, anchors, levels, size)
 
-    def _detections(
-        self, logits: Tensor, offsets: Tensor, anchors: Tensor, levels: list[int], size: tuple[int, int]
-    ) -> list[Prediction]:
-        with stage("nms"):
-            boxes = self.coder.decode(offsets, anchors)
-            return self.selected_from_levels(boxes, logits.sigmoid(), levels, size)
-
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, offsets, anchors, levels = self(image)
         scores = logits[0].sigmoid().amax(-1)
@@ -140,6 +133,13 @@ class FocalLossDetector(Detector):
         )
         (final,) = self._detections(logits, offsets, anchors, levels, (image.shape[2], image.shape[3]))
         yield detections_stage(final)
+
+    def _detections(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, levels: list[int], size: tuple[int, int]
+    ) -> list[Prediction]:
+        with stage("nms"):
+            boxes = self.coder.decode(offsets, anchors)
+            return self.selected_from_levels(boxes, logits.sigmoid(), levels, size)
 
 
 class RetinaNet(FocalLossDetector):

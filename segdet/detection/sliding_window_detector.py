@@ -169,26 +169,6 @@ class SlidingWindowDetector(Detector):
         self.dense = DensePass(self.network, window, stride) if backbone is None else None
         self._layouts: SizeCache[WindowLayout] = SizeCache()
 
-    @property
-    def compiled_modules(self) -> list[nn.Module]:
-        """The two parts of the network, which training calls separately, and the dense pass."""
-        parts = [*self.network, *(part for part in super().compiled_modules if part is not self.network)]
-        return parts if self.dense is None else [*parts, self.dense]
-
-    @property
-    def pass_module(self) -> nn.Module:
-        """The network, with one window per pass; or the dense pass, with one level of the pyramid per pass."""
-        if self.mode == "crops":
-            return self.network
-        assert self.dense is not None
-        return self.dense
-
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
     def losses(
         self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
     ) -> dict[str, Tensor]:
@@ -219,28 +199,55 @@ class SlidingWindowDetector(Detector):
             sampled_labels[:, : self.positive_slots].flatten(),
         )
 
-    def features(self, windows: Tensor) -> Tensor:
-        """Return the features ``[N, F]`` of windows ``[N, 3, window, window]``."""
-        features: Tensor = self.network[0](windows)
-        return features
+    def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
+        size = (images.shape[2], images.shape[3])
+        scores, boxes = self.score_windows(images, scale)
+        with stage("nms"):
+            return [self.select(b, s, size) for b, s in zip(boxes, scores, strict=True)]
 
-    def hidden(self, features: Tensor) -> Tensor:
-        """Return the output ``[N, units]`` of the first linear layer for features ``[N, F]``."""
-        hidden: Tensor = self.network[1](features)
-        return hidden
+    def stages(self, image: Tensor) -> Iterator[Stage]:
+        layout = self.layout(image)
+        scores, boxes = self.score_windows(image)
+        best_scores, labels = scores[0].max(-1)
+        for (height, width), index in zip(
+            layout.sizes, torch.arange(len(best_scores)).split(layout.counts), strict=True
+        ):
+            best = index[best_scores[index].topk(min(20, len(index))).indices]
+            wide, high = (layout.boxes[index[0], 2:] - layout.boxes[index[0], :2]).tolist()
+            yield Stage(
+                f"level {width}x{height}",
+                boxes=layout.boxes[best],
+                scores=best_scores[best],
+                about=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
+                f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score.",
+            )
+        best = best_scores.topk(min(100, len(best_scores))).indices
+        yield Stage(
+            "best windows",
+            boxes=layout.boxes[best],
+            scores=best_scores[best],
+            about=f"The windows of highest score of all {len(layout.sizes)} levels, before suppression.",
+        )
+        if self.extra_units:
+            regressed = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
+            yield Stage(
+                "regressed boxes",
+                boxes=regressed,
+                scores=best_scores[best],
+                about="The same after box regression.",
+            )
+        final = self.select(boxes[0], scores[0], (image.shape[2], image.shape[3]))
+        yield detections_stage(final)
 
-    def box_losses(
-        self, features: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the losses of box regression; none by default.
-
-        Args:
-            features: The features of N windows, ``[N, F]``.
-            windows: ``[N, 4]`` xyxy.
-            boxes: The boxes of their objects, ``[N, 4]`` xyxy.
-            labels: int64 ``[N]``; only windows with a label above 0 have an object.
-        """
-        return {}
+    def score_windows(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
+        """Return scores and boxes of all windows, as in `classify`, by level, row and column."""
+        layout = self.layout(images, scale)
+        with stage("crops"):
+            levels = build_levels(images, layout)
+            packed = pack_levels(levels) if self.mode == "crops" else None
+        hidden = self._evaluate_levels(levels) if packed is None else self._evaluate_crops(packed, layout)
+        with stage("classifier"):
+            return self.classify(hidden, layout.boxes)
 
     def classify(self, hidden: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the heads to the network's output.
@@ -264,21 +271,28 @@ class SlidingWindowDetector(Detector):
         """Select the detections of one image from the boxes and scores of its windows."""
         return self.selected([boxes], [scores], size)[0]
 
-    def predict(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> list[Prediction]:
-        size = (images.shape[2], images.shape[3])
-        scores, boxes = self.score_windows(images, scale)
-        with stage("nms"):
-            return [self.select(b, s, size) for b, s in zip(boxes, scores, strict=True)]
+    def features(self, windows: Tensor) -> Tensor:
+        """Return the features ``[N, F]`` of windows ``[N, 3, window, window]``."""
+        features: Tensor = self.network[0](windows)
+        return features
 
-    def score_windows(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
-        """Return scores and boxes of all windows, as in `classify`, by level, row and column."""
-        layout = self.layout(images, scale)
-        with stage("crops"):
-            levels = build_levels(images, layout)
-            packed = pack_levels(levels) if self.mode == "crops" else None
-        hidden = self._evaluate_levels(levels) if packed is None else self._evaluate_crops(packed, layout)
-        with stage("classifier"):
-            return self.classify(hidden, layout.boxes)
+    def hidden(self, features: Tensor) -> Tensor:
+        """Return the output ``[N, units]`` of the first linear layer for features ``[N, F]``."""
+        hidden: Tensor = self.network[1](features)
+        return hidden
+
+    def box_losses(
+        self, features: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the losses of box regression; none by default.
+
+        Args:
+            features: The features of N windows, ``[N, F]``.
+            windows: ``[N, 4]`` xyxy.
+            boxes: The boxes of their objects, ``[N, 4]`` xyxy.
+            labels: int64 ``[N]``; only windows with a label above 0 have an object.
+        """
+        return {}
 
     def layout(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> WindowLayout:
         """Return the windows of images of this size, computed once per size.
@@ -368,39 +382,25 @@ class SlidingWindowDetector(Detector):
         torch.clear_autocast_cache()
         return hardness
 
-    def stages(self, image: Tensor) -> Iterator[Stage]:
-        layout = self.layout(image)
-        scores, boxes = self.score_windows(image)
-        best_scores, labels = scores[0].max(-1)
-        for (height, width), index in zip(
-            layout.sizes, torch.arange(len(best_scores)).split(layout.counts), strict=True
-        ):
-            best = index[best_scores[index].topk(min(20, len(index))).indices]
-            wide, high = (layout.boxes[index[0], 2:] - layout.boxes[index[0], :2]).tolist()
-            yield Stage(
-                f"level {width}x{height}",
-                boxes=layout.boxes[best],
-                scores=best_scores[best],
-                about=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
-                f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score.",
-            )
-        best = best_scores.topk(min(100, len(best_scores))).indices
-        yield Stage(
-            "best windows",
-            boxes=layout.boxes[best],
-            scores=best_scores[best],
-            about=f"The windows of highest score of all {len(layout.sizes)} levels, before suppression.",
-        )
-        if self.extra_units:
-            regressed = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
-            yield Stage(
-                "regressed boxes",
-                boxes=regressed,
-                scores=best_scores[best],
-                about="The same after box regression.",
-            )
-        final = self.select(boxes[0], scores[0], (image.shape[2], image.shape[3]))
-        yield detections_stage(final)
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    @property
+    def compiled_modules(self) -> list[nn.Module]:
+        """The two parts of the network, which training calls separately, and the dense pass."""
+        parts = [*self.network, *(part for part in super().compiled_modules if part is not self.network)]
+        return parts if self.dense is None else [*parts, self.dense]
+
+    @property
+    def pass_module(self) -> nn.Module:
+        """The network, with one window per pass; or the dense pass, with one level of the pyramid per pass."""
+        if self.mode == "crops":
+            return self.network
+        assert self.dense is not None
+        return self.dense
 
 
 class _CoarsestMap(nn.Module):

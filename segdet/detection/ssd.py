@@ -69,41 +69,6 @@ class DefaultBoxDetector(Detector):
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
         self._computed: SizeCache[Tensor] = SizeCache()
 
-    @abstractmethod
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps with default boxes, fine to coarse."""
-
-    def load_torchvision(self, state: dict[str, Tensor], source: str) -> None:
-        """Load the weights of torchvision's SSD with the same architecture.
-
-        If they are weights for COCO's 91 category ids and all classes have COCO names, the rows of these classes are
-        used. With another number of classes, the last convolutions of the classes keep their random weights.
-
-        Args:
-            state: The weights by torchvision's parameter names.
-            source: The file or name of the weights, for error messages.
-
-        Raises:
-            UserError: If they do not match this network.
-        """
-        network = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
-        own = network.state_dict()
-        fitted = dict(state)
-        for key, value in ((k, v) for k, v in state.items() if k in own):
-            if not key.startswith("head.classification_head.") or value.shape == own[key].shape:
-                continue
-            if value.shape[1:] != own[key].shape[1:]:
-                continue  # another network, which load_state reports
-            rows = rows_of_classes(value, own[key], self.class_names)
-            fitted[key] = own[key] if rows is None else rows
-        load_state(network, fitted, source, type(self).__name__)
-
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
     def forward(
         self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,12 +79,6 @@ class DefaultBoxDetector(Detector):
             scale: Their height and width divided by those of the loaded images.
         """
         return self._heads(images, self._maps(images), scale)
-
-    def _heads(
-        self, images: Tensor, maps: list[Tensor], scale: tuple[float, float] = (1.0, 1.0)
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        out = self.head(maps)
-        return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps, scale)
 
     def losses(
         self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
@@ -150,12 +109,6 @@ class DefaultBoxDetector(Detector):
             logits, offsets, anchors = self(images, scale)
         return self._detections(logits, offsets, anchors, (images.shape[2], images.shape[3]))
 
-    def _detections(
-        self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
-    ) -> list[Prediction]:
-        with stage("nms"):
-            return self.selected(self.coder.decode(offsets, anchors), logits.softmax(-1)[..., 1:], size)
-
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self._maps(image)
         logits, offsets, anchors = self._heads(image, maps)
@@ -182,6 +135,16 @@ class DefaultBoxDetector(Detector):
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 
+    @abstractmethod
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps with default boxes, fine to coarse."""
+
+    def _heads(
+        self, images: Tensor, maps: list[Tensor], scale: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out = self.head(maps)
+        return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps, scale)
+
     def _anchors(self, images: Tensor, maps: list[Tensor], scale: tuple[float, float]) -> Tensor:
         """Return the default boxes ``[A, 4]`` of images of this size, computed once per size.
 
@@ -202,6 +165,43 @@ class DefaultBoxDetector(Detector):
             return torch.cat([centres - half, centres + half], 1)
 
         return self._computed.get((size, grids, images.device, scale), compute)
+
+    def _detections(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
+    ) -> list[Prediction]:
+        with stage("nms"):
+            return self.selected(self.coder.decode(offsets, anchors), logits.softmax(-1)[..., 1:], size)
+
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def load_torchvision(self, state: dict[str, Tensor], source: str) -> None:
+        """Load the weights of torchvision's SSD with the same architecture.
+
+        If they are weights for COCO's 91 category ids and all classes have COCO names, the rows of these classes are
+        used. With another number of classes, the last convolutions of the classes keep their random weights.
+
+        Args:
+            state: The weights by torchvision's parameter names.
+            source: The file or name of the weights, for error messages.
+
+        Raises:
+            UserError: If they do not match this network.
+        """
+        network = nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+        own = network.state_dict()
+        fitted = dict(state)
+        for key, value in ((k, v) for k, v in state.items() if k in own):
+            if not key.startswith("head.classification_head.") or value.shape == own[key].shape:
+                continue
+            if value.shape[1:] != own[key].shape[1:]:
+                continue  # another network, which load_state reports
+            rows = rows_of_classes(value, own[key], self.class_names)
+            fitted[key] = own[key] if rows is None else rows
+        load_state(network, fitted, source, type(self).__name__)
 
 
 class SSD(DefaultBoxDetector):

@@ -170,20 +170,6 @@ class YOLOv1(Detector):
         nn.init.normal_(last.weight, std=0.01)
         last.bias.data.copy_(initial.repeat_interleave(len(last.bias) // outputs))
 
-    def cells(self, scale: tuple[float, float] = (1.0, 1.0)) -> Grid:
-        """Return the grid of images that were resized by ``scale``.
-
-        It has S x S cells if they were not resized, or if there are fully connected layers.
-        """
-        height, width = (1.0, 1.0) if self.fully_connected else scale
-        return Grid(self.grid * height, self.grid * width)
-
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
     def forward(
         self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,14 +196,6 @@ class YOLOv1(Detector):
         output = self.head(features).float().flatten(2).transpose(1, 2)
         boxes = output[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
         return boxes[..., :4], boxes[..., 4], output[..., 5 * self.boxes :]
-
-    def _average(self, features: Tensor, cells: Grid, cell_sides: list[float]) -> Tensor:
-        """Average the map ``[B, C, h, w]`` over cells with these sides (vertical, horizontal) in pixels."""
-        rows, columns = (
-            _cell_weights(number, side / self.cell_side, places).to(features)
-            for number, side, places in zip(cells.shape, cell_sides, features.shape[-2:], strict=True)
-        )
-        return rows @ features @ columns.T
 
     def losses(
         self, images: Tensor, targets: list[Target], scale: tuple[float, float] = (1.0, 1.0)
@@ -289,6 +267,22 @@ class YOLOv1(Detector):
         final = self._detections(predicted, confidence, classes, size, cells)[0]
         yield detections_stage(final)
 
+    def cells(self, scale: tuple[float, float] = (1.0, 1.0)) -> Grid:
+        """Return the grid of images that were resized by ``scale``.
+
+        It has S x S cells if they were not resized, or if there are fully connected layers.
+        """
+        height, width = (1.0, 1.0) if self.fully_connected else scale
+        return Grid(self.grid * height, self.grid * width)
+
+    def _average(self, features: Tensor, cells: Grid, cell_sides: list[float]) -> Tensor:
+        """Average the map ``[B, C, h, w]`` over cells with these sides (vertical, horizontal) in pixels."""
+        rows, columns = (
+            _cell_weights(number, side / self.cell_side, places).to(features)
+            for number, side, places in zip(cells.shape, cell_sides, features.shape[-2:], strict=True)
+        )
+        return rows @ features @ columns.T
+
     def _detections(
         self, predicted: Tensor, confidence: Tensor, classes: Tensor, size: tuple[int, int], cells: Grid
     ) -> list[Prediction]:
@@ -343,6 +337,12 @@ class YOLOv1(Detector):
         # A negative square root is a side of 0.
         half = predicted[..., 2:].clamp(min=0).square() / (2 * grid / self.grid)
         return torch.cat([centre - half, centre + half], -1)
+
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale}
 
 
 def _paper_backbone(

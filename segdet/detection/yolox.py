@@ -145,12 +145,6 @@ class YOLOX(Detector):
             logits, objectness, boxes, _ = self(images)
         return self._detections(logits, objectness, boxes, (images.shape[2], images.shape[3]))
 
-    def _detections(
-        self, logits: Tensor, objectness: Tensor, boxes: Tensor, size: tuple[int, int]
-    ) -> list[Prediction]:
-        with stage("nms"):
-            return self.selected(boxes, logits.sigmoid() * objectness.sigmoid()[..., None], size)
-
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, objectness, boxes, cells = self(image)
         presence = objectness[0].sigmoid()
@@ -170,6 +164,12 @@ class YOLOX(Detector):
         )
         final = self._detections(logits, objectness, boxes, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
+
+    def _detections(
+        self, logits: Tensor, objectness: Tensor, boxes: Tensor, size: tuple[int, int]
+    ) -> list[Prediction]:
+        with stage("nms"):
+            return self.selected(boxes, logits.sigmoid() * objectness.sigmoid()[..., None], size)
 
     def _cells(self, maps: list[Tensor]) -> Cells:
         centres, strides = [], []
