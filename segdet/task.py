@@ -367,7 +367,7 @@ class Task(Model):
         seed_step(global_seed(), self.current_epoch, batch_idx, self.global_rank, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the sum of the losses; log it as ``train/loss`` and its parts as ``train/loss_<part>``."""
+        """Return the sum of the losses; log it as ``train/loss``, and its parts as ``train/loss_<part>`` when due."""
         images, targets, view = self._rescale(batch)
         try:
             losses = self.losses(images, targets, **self.loss_inputs(view))
@@ -382,8 +382,12 @@ class Task(Model):
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         if self._trainer is not None:
-            # Not in the progress bar, for which Lightning would wait for the device in every step.
-            self.log_dict({f"train/{name}": loss for name, loss in self.step_losses.items()})
+            # Logging a value takes Lightning up to 0.3 ms, so the parts are logged only when a row is due. Losses are
+            # not in the progress bar, for which Lightning would wait for the device in every step.
+            every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            row_due = (self.global_step + 1) % every == 0 or self.trainer.is_last_batch
+            names = list(self.step_losses) if row_due else ["loss"]
+            self.log_dict({f"train/{name}": self.step_losses[name] for name in names})
         return total
 
     def _rescale(self, batch: Batch) -> tuple[Tensor, list[Target], View]:

@@ -1,4 +1,4 @@
-"""What the bases of all tasks have in common."""
+"""The common base class of all tasks."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,13 +25,13 @@ FAMILIES: list[tuple[type[Task], dict[str, Any]]] = [
 
 
 def small(family: type[Task], options: dict[str, Any], **aids: Any) -> Task:
-    """A network of two classes, the same one whenever it is asked for."""
+    """Return a network of two classes with the same weights in every call."""
     torch.manual_seed(0)
     return family(["a", "b"], backbone="test_resnet", **options, **aids)
 
 
 def batch(count: int = 3) -> Batch:
-    """Images as they are read, of which the first is smaller, each with an object."""
+    """Return images with one object each; the first image is smaller."""
     generator = torch.Generator().manual_seed(1)
     samples = []
     for index in range(count):
@@ -43,11 +43,11 @@ def batch(count: int = 3) -> Batch:
     return collate(samples)
 
 
-def test_a_class_that_has_no_score_any_more_has_not_that_of_an_earlier_epoch(
+def test_the_earlier_score_of_a_class_that_is_absent_now_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = small(FCN, {"width": 8})
-    trainer = SimpleNamespace(callback_metrics={"val/iou/a": 0.5, "val/iou/b": 0.0})
+    trainer = SimpleNamespace(callbacks=[], callback_metrics={"val/iou/a": 0.5, "val/iou/b": 0.0})
     logged: dict[str, Tensor] = {}
     monkeypatch.setattr(FCN, "trainer", trainer)
     monkeypatch.setattr(FCN, "log_dict", lambda self, scores, **_: logged.update(scores))
@@ -59,8 +59,10 @@ def test_a_class_that_has_no_score_any_more_has_not_that_of_an_earlier_epoch(
 
 
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
-def test_channels_are_last_unless_that_is_turned_off(family: type[Task], options: dict[str, Any]) -> None:
-    answers = []
+def test_the_memory_format_is_channels_last_unless_turned_off(
+    family: type[Task], options: dict[str, Any]
+) -> None:
+    results = []
     for last in (True, False):
         model = small(family, options, channels_last=last)
         state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -82,10 +84,10 @@ def test_channels_are_last_unless_that_is_turned_off(family: type[Task], options
             handle.remove()
         cost = measure_cost(model, batch().images[1:2], repeats=1)
         with torch.inference_mode():
-            answers.append(
+            results.append(
                 (loss.detach(), model.eval().predict_batch(batch()), cost.flops, cost.passes_per_image)
             )
-    (loss, found, *cost), (other_loss, other_found, *other_cost) = answers
+    (loss, found, *cost), (other_loss, other_found, *other_cost) = results
     torch.testing.assert_close(loss, other_loss, rtol=1e-4, atol=1e-5)
     assert cost == other_cost
     for one, other in zip(found, other_found, strict=True):

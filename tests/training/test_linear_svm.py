@@ -1,4 +1,4 @@
-"""Linear support vector machines: at the optimum, and with mined negatives the same as with all of them."""
+"""Linear SVMs: the optimum is reached, with mined negatives as with all negatives."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from segdet.training.linear_svm import LinearSVMs, Mining, Round, mine
 
 
 def blobs(seed: int = 0) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
-    """Positives of three classes and ten blocks of 60 rows, of which those of a class are no negatives of it."""
+    """Return positives of three classes, and ten blocks of 60 rows with the classes that they are negatives of."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(3, 8)) * 6
     positives = [(centre + random.normal(size=(20, 8)) * 3).astype(np.float32) for centre in centres]
@@ -23,7 +23,7 @@ def blobs(seed: int = 0) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.nd
 def objective(
     weight: np.ndarray, bias: float, positives: np.ndarray, negatives: np.ndarray, mining: Mining
 ) -> float:
-    # In float64, for the differences that count are smaller than float32's rounding of the sums.
+    # In float64, because the relevant differences are smaller than the rounding of sums in float32.
     weight, bias, positives, negatives = (
         np.asarray(each, float) for each in (weight, bias, positives, negatives)
     )
@@ -40,9 +40,9 @@ def test_mining_ends_at_the_optimum_over_all_negatives() -> None:
     for label in range(3):
         negatives = np.concatenate([rows[may[:, label]] for rows, may in blocks])
         mined = objective(weight[label], bias[label], positives[label], negatives, mining)
-        mine_ = [done for done in rounds if done.label == label]
-        assert len(mine_) > 2 and mine_[-1].gap < 1e-9
-        assert sum(done.added for done in mine_) <= len(negatives)
+        own = [done for done in rounds if done.label == label]
+        assert len(own) > 2 and own[-1].gap < 1e-9
+        assert sum(done.added for done in own) <= len(negatives)
         everything = Mining(hard=-np.inf, easy=-np.inf, tolerance=1e-9)
         all_weight, all_bias = mine(
             [positives[label]], [(negatives, np.ones((len(negatives), 1), bool))], everything
@@ -56,7 +56,7 @@ def test_mining_ends_at_the_optimum_over_all_negatives() -> None:
             assert objective(other, all_bias[0], positives[label], negatives, mining) >= best
 
 
-def test_easy_negatives_are_let_go_and_hard_ones_counted() -> None:
+def test_easy_negatives_are_dropped_and_hard_ones_counted() -> None:
     positives, blocks = blobs()
     rounds: list[Round] = []
     mine(positives, blocks, Mining(retrain=40, cost=0.1), rounds.append)
@@ -65,7 +65,7 @@ def test_easy_negatives_are_let_go_and_hard_ones_counted() -> None:
     assert all(0.7 < done.accuracy <= 1 for done in rounds)
 
 
-def test_a_dearer_positive_is_found_more_often() -> None:
+def test_a_larger_cost_of_positives_raises_the_recall() -> None:
     positives, blocks = blobs(1)
     recalls = []
     for factor in (1.0, 20.0):
@@ -82,37 +82,35 @@ def test_a_class_without_an_object_is_never_found() -> None:
     assert all((rows @ weight[2] + bias[2] < 0).all() for rows, _ in blocks)
 
 
-def test_the_module_gives_their_margins() -> None:
+def test_the_module_returns_the_margins() -> None:
     positives, blocks = blobs()
     scale = 0.3
     scaled = [scale * rows for rows in positives]
     weight, bias = mine(scaled, [(scale * rows, may) for rows, may in blocks])
-    machines = LinearSVMs(3, 8)
-    assert not machines.fitted
-    machines.set(weight, bias, scale)
-    margins = machines(torch.from_numpy(positives[1]))
-    assert machines.fitted
+    svms = LinearSVMs(3, 8)
+    assert not svms.fitted
+    svms.set(weight, bias, scale)
+    margins = svms(torch.from_numpy(positives[1]))
+    assert svms.fitted
     torch.testing.assert_close(margins, torch.from_numpy(scaled[1] @ weight.T + bias))
     assert float((margins.argmax(1) == 1).float().mean()) > 0.8
 
 
-def test_margins_are_float32_whatever_the_network_computes_in() -> None:
+def test_margins_are_float32_under_autocast() -> None:
     torch.manual_seed(0)
-    machines = LinearSVMs(3, 64)
-    machines.set(
-        np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32), np.ones(3, np.float32), 0.7
-    )
+    svms = LinearSVMs(3, 64)
+    svms.set(np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32), np.ones(3, np.float32), 0.7)
     features = torch.randn(500, 64)
-    expected = machines(features)
+    expected = svms(features)
     assert len(expected.unique()) > 1490
     with torch.autocast("cpu", torch.bfloat16):
-        found = machines(features)
-        of_half = machines(features.bfloat16())
+        found = svms(features)
+        of_half = svms(features.bfloat16())
     assert found.dtype == of_half.dtype == torch.float32
     assert torch.equal(found, expected)
-    assert torch.equal(of_half, machines(features.bfloat16().float()))
+    assert torch.equal(of_half, svms(features.bfloat16().float()))
 
 
 @pytest.mark.parametrize("field", ["weight", "bias", "scale", "fitted"])
-def test_a_checkpoint_holds_them(field: str) -> None:
+def test_the_state_contains_all_fields(field: str) -> None:
     assert field in LinearSVMs(2, 4).state_dict()

@@ -1,4 +1,4 @@
-"""Batches in another size: boxes, areas and masks go along, and the targets that were read stay."""
+"""Resized batches: boxes, areas and masks are resized too, and the given targets are not modified."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Muon: its step's directions, AdamW's part against torch's, and what it can do that a broken one cannot."""
+"""Muon: the directions of its step, its AdamW against that of torch, and what it can fit that SGD cannot."""
 
 import pytest
 import torch
@@ -9,17 +9,17 @@ from segdet.training.optim import Optimization
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (1, 9)])
-def test_a_step_has_the_gradients_directions_and_about_equal_lengths(shape: tuple[int, int]) -> None:
+def test_a_step_keeps_the_singular_vectors_and_equalizes_the_singular_values(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(shape) * torch.logspace(0, -2, shape[1])
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     inside = u.mT @ orthogonalize(matrix) @ vh.mT
-    # The polynomials keep the singular vectors, and leave values of 0.01 and more of the greatest at about one.
+    # The polynomials keep the singular vectors and map singular values from 0.01 of the largest to about one.
     assert (inside - torch.diag(inside.diag())).abs().max() < 1e-4
     assert ((inside.diag() > 0.6) & (inside.diag() < 1.3))[s / s.norm() > 0.005].all()
 
 
-def test_no_gradient_no_step() -> None:
+def test_a_zero_gradient_gives_a_zero_step() -> None:
     assert orthogonalize(torch.zeros(3, 4)).abs().max() == 0
 
 
@@ -47,7 +47,7 @@ def test_the_other_parameters_are_torchs_adamw() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_matrices_are_muons_and_tables_biases_and_norms_are_not() -> None:
+def test_muon_updates_matrices_but_no_embeddings_biases_and_norms() -> None:
     net = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.Embedding(6, 5)])
     optimizer, _ = Optimization(name="muon", schedule="constant").build(net, 10, 10)
     rule = {id(p): g["muon"] for g in optimizer.param_groups for p in g["params"]}
@@ -56,7 +56,7 @@ def test_matrices_are_muons_and_tables_biases_and_norms_are_not() -> None:
     assert not shapes[(6, 5)]
 
 
-def test_a_saved_state_goes_on_exactly() -> None:
+def test_training_resumes_exactly_from_a_saved_state() -> None:
     def train(steps: list[int], saved: dict | None = None) -> tuple[nn.Module, dict]:
         torch.manual_seed(0)
         net = nn.Linear(6, 4)
@@ -79,10 +79,10 @@ def test_a_saved_state_goes_on_exactly() -> None:
     assert torch.equal(whole.bias, resumed.bias)
 
 
-def test_it_learns_what_weak_directions_hold_where_plain_descent_does_not() -> None:
+def test_it_fits_weak_directions_that_gradient_descent_does_not() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(256, 16) * torch.logspace(0, -3, 16)
-    wanted = inputs @ torch.randn(16, 16)
+    targets = inputs @ torch.randn(16, 16)
 
     def error(optimizer: type[torch.optim.Optimizer], **options: float) -> float:
         net = nn.Linear(16, 16, bias=False)
@@ -92,9 +92,9 @@ def test_it_learns_what_weak_directions_hold_where_plain_descent_does_not() -> N
             for group in learner.param_groups:
                 group["lr"] = options["lr"] * (1 - step / 200)
             learner.zero_grad()
-            (net(inputs) - wanted).square().mean().backward()
+            (net(inputs) - targets).square().mean().backward()
             learner.step()
-        scaled = (net(inputs) - wanted).square().mean(0) / wanted.square().mean(0)
+        scaled = (net(inputs) - targets).square().mean(0) / targets.square().mean(0)
         return float(scaled.detach().mean())
 
     assert error(Muon, lr=0.1, weight_decay=0.0) < 0.1 * error(torch.optim.SGD, lr=0.1)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules: rates at their turning points, groups, and what is refused."""
+"""Optimizers and schedules: learning rates, parameter groups and errors."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_step_drops_at_epochs_and_at_fractions() -> None:
     assert [by_share(s) for s in (49, 50)] == pytest.approx([1, 0.1])
 
 
-def test_a_schedule_that_needs_an_end_says_so() -> None:
+def test_a_schedule_that_needs_the_length_of_the_training_is_refused_without() -> None:
     with pytest.raises(UserError, match=r"--model\.optim\.schedule cosine: .* give --trainer\.max_epochs"):
         Optimization(schedule="cosine").build(_Net(), math.inf, 10)
     with pytest.raises(UserError, match=r"--model\.optim\.milestones .* is unlimited; give epochs"):
@@ -82,7 +82,7 @@ def test_factor_zero_freezes() -> None:
     assert sum(len(g["params"]) for g in groups) == 2
 
 
-def test_a_prefix_that_fits_nothing_is_refused() -> None:
+def test_a_prefix_that_matches_no_parameter_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"no parameter begins with 'bakbone'; there are \['backbone', 'head'\]"
     ):

@@ -1,4 +1,4 @@
-"""Bfloat16 is left to CPUs that have it."""
+"""Precision: bfloat16 is used only on CPUs with instructions for it."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ UNKNOWN = "processor\t: 0\nisa\t: rv64imafdc\n"
 
 @pytest.fixture
 def cpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose CPU says the parameter of itself."""
+    """A description of the CPU with the parameter as its text."""
     file = tmp_path / "cpuinfo"
     file.write_text(request.param)
     monkeypatch.setattr(assembly, "affordable", lambda asked: affordable(asked, file))
@@ -44,13 +44,13 @@ def test_flags(text: str, native: bool | None, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+def test_an_unknown_cpu_keeps_the_precision(tmp_path: Path) -> None:
     assert has_bfloat16(tmp_path / "none") is None
     assert affordable("bf16-mixed", tmp_path / "none") == "bf16-mixed"
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
-def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
+def test_the_configuration_has_the_requested_precision_and_the_record_the_used_one(
     cpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -67,14 +67,14 @@ def test_what_was_asked_for_is_kept_and_what_was_used_is_recorded(
     ]
     assert json.loads((run / "result.json").read_text())["hardware"]["precision"] == "32-true"
     assert json.loads((run / "provenance.json").read_text())["precision"] == "32-true"
-    # On a machine that has it, the same configuration is to run in what was asked for.
+    # On a machine with bfloat16 the same configuration uses it.
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert yaml.safe_load(checkpoint[DESCRIPTION]["config"])["trainer"]["precision"] == "bf16-mixed"
 
 
 def chosen(accelerator: str, asked: str) -> str:
-    """The precision that the command takes when ``asked`` is given."""
+    """Return the precision that the command chooses when ``asked`` is requested."""
     return str(assembly.choose_precision(asked, accelerator))
 
 
@@ -95,10 +95,10 @@ def test_a_cpu_that_has_it_keeps_it(cpu: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["bf16-true", "16-true", "64-true"])
-def test_what_would_round_boxes_is_refused(
+def test_precisions_that_round_boxes_are_refused(
     asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before any folder is made or cleared."""
+    """The error comes before a folder is made or cleared."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.csv").write_text("epoch,step\n")

@@ -33,7 +33,7 @@ class TestReadLosses:
 
 
 class Rows(Logger):
-    """Keeps the logged rows."""
+    """A logger that keeps the rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Rows(Logger):
 
 
 class Line(pl.LightningModule):
-    """Logs a loss of 2 as `Task` does."""
+    """A model that logs a constant loss as `Task` does."""
 
     def __init__(self, rates: Sequence[float] = (0.1, 0.1), loss: float = 2.0) -> None:
         super().__init__()
@@ -144,10 +144,10 @@ class TestProgress:
         state.callback_metrics = {"val/map": torch.tensor(0.25)}
         bar.on_train_epoch_end(state, module())
         assert len(reads) == 1
-        said = capsys.readouterr().err
-        assert "epoch 1/3" in said
-        assert "25/25" in said
-        assert "loss 0.5  val/map 0.2500" in said
+        output = capsys.readouterr().err
+        assert "epoch 1/3" in output
+        assert "25/25" in output
+        assert "loss 0.5  val/map 0.2500" in output
 
     def test_silent_on_other_ranks(self, capsys: pytest.CaptureFixture[str]) -> None:
         bar, state = Progress(interval=0.0), trainer(is_global_zero=False)

@@ -1,4 +1,4 @@
-"""Ridge regression of boxes: the closed form, and what R-CNN's released code does to its targets."""
+"""Ridge regression of boxes: the closed form, and equality with R-CNN's released code."""
 
 import numpy as np
 import torch
@@ -6,18 +6,18 @@ import torch
 from segdet.training.ridge import BoxRidge, norm_scale, ridge
 
 
-def test_both_ways_of_solving_are_the_minimum() -> None:
+def test_both_forms_of_the_system_have_the_minimum() -> None:
     random = np.random.default_rng(0)
     for rows in (30, 8):
         x, y = random.normal(size=(rows, 12)), random.normal(size=(rows, 4))
-        # Least squares with rows of sqrt(penalty) below.
+        # Least squares with additional rows of sqrt(penalty).
         stacked = np.concatenate([x, np.sqrt(7.0) * np.eye(12)]), np.concatenate([y, np.zeros((12, 4))])
         expected = np.linalg.lstsq(*stacked, rcond=None)[0]
         np.testing.assert_allclose(ridge(x, y, 7.0), expected, atol=1e-10)
 
 
 def test_whitening_the_offsets_changes_nothing() -> None:
-    """The released code regresses (Y - mean) T with T' T the inverse covariance, and takes T back in testing."""
+    """The released code regresses (Y - mean) T, where T' T is the inverse covariance, and inverts T in testing."""
     random = np.random.default_rng(1)
     x = random.normal(size=(60, 10)).astype(np.float32)
     y = (random.normal(size=(60, 4)) @ random.normal(size=(4, 4)) + [0.1, 0, -0.2, 0.3]).astype(np.float32)
@@ -31,10 +31,10 @@ def test_whitening_the_offsets_changes_nothing() -> None:
     theirs = with_one @ ridge(with_one, (y - mean) @ whiten, 50.0) @ np.linalg.inv(whiten) + mean
     found = ours(torch.from_numpy(x))
     np.testing.assert_allclose(found[:, 1].numpy(), theirs, atol=1e-5)
-    assert not found[:, 0].any()  # a class without an example leaves boxes as they are
+    assert not found[:, 0].any()  # a class without examples has zero offsets
 
 
-def test_offsets_are_float32_whatever_the_network_computes_in() -> None:
+def test_offsets_are_float32_under_autocast() -> None:
     random = np.random.default_rng(2)
     x, y = random.normal(size=(60, 10)).astype(np.float32), random.normal(size=(60, 4)).astype(np.float32)
     ridges = BoxRidge(2, 10)

@@ -1,3 +1,5 @@
+"""Seeds of training steps."""
+
 import torch
 
 from segdet.training.step_seed import seed_step, step_seed
@@ -8,7 +10,7 @@ def drawn(epoch: int = 0, batch: int = 0, rank: int = 0, seed: int = 0) -> float
     return float(torch.rand(()))
 
 
-def test_numbers_follow_from_the_place_alone() -> None:
+def test_random_numbers_depend_only_on_seed_epoch_batch_and_rank() -> None:
     first = drawn(epoch=3, batch=7)
     torch.rand(5)
     assert drawn(epoch=3, batch=7) == first
@@ -16,12 +18,12 @@ def test_numbers_follow_from_the_place_alone() -> None:
     assert len({first, *others}) == 6
 
 
-def test_seeds_are_small_and_apart() -> None:
+def test_seeds_have_32_bits_and_differ() -> None:
     seeds = [
         step_seed(seed, epoch, batch, rank)
         for seed in range(3) for epoch in range(10) for batch in range(200) for rank in range(4)
     ]  # fmt: skip
     assert all(0 <= seed < 2**32 for seed in seeds)
-    assert len(set(seeds)) > len(seeds) - 10  # 24,000 of 2^32: a tenth of one twin is to be expected
+    assert len(set(seeds)) > len(seeds) - 10  # among 24,000 of 2^32 seeds 0.07 equal pairs are expected
     ones = sum(f"{seed:032b}".count("1") for seed in seeds) / len(seeds)
     assert 15.9 < ones < 16.1

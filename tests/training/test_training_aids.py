@@ -1,4 +1,4 @@
-"""Training aids, through the command: each does what it says, and a run that goes on ends as if it had not stopped."""
+"""Training aids: moving average, freezing, multi-scale training and compilation; a resumed run ends the same."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ from segdet.training.ema import EMA
 from segdet.training.optim import Optimization
 from segdet.util.errors import UserError
 
-# What Lightning says to everybody, which the command leaves out, is left out; what the average has it say is not.
+# Lightning's warnings that the command suppresses are ignored, except those of weight averaging.
 pytestmark = pytest.mark.filterwarnings("ignore", "error:.*WeightAveraging")
 
 
@@ -61,7 +61,7 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 
 
 class Watch(pl.Callback):
-    """Notes a weight after every step, and as it is validated."""
+    """Record a weight after every step and during validation."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -91,14 +91,14 @@ def test_the_average_is_validated_and_saved(shapes: Path, tmp_path: Path) -> Non
     assert torch.equal(checkpoint["current_model_state"][NAME], watch.weights[-1])
     assert not torch.allclose(average, watch.weights[-1])
     torch.testing.assert_close(model.state_dict()[NAME], average)  # after the training, too
-    # A test loads the average, without a word of it.
+    # A test without the callback loads the average.
     other = ssd()
     trainer(tmp_path).test(other, data(shapes), ckpt_path=saving.best_model_path, verbose=False)
     assert torch.equal(other.state_dict()[NAME], checkpoint["state_dict"][NAME])
 
 
 @pytest.mark.parametrize("at", ["epoch", "step", "validation"])
-def test_a_run_with_all_aids_goes_on_exactly(at: str, shapes: Path, tmp_path: Path) -> None:
+def test_a_run_with_all_aids_resumes_exactly(at: str, shapes: Path, tmp_path: Path) -> None:
     aids: dict[str, Any] = {
         "multi_scale": [0.5, 1.0, 1.5], "multi_scale_every": 1,
         "freeze": ["backbone.body.body.layer1"], "optim": Optimization("muon", 1e-2, warmup_steps=0),
@@ -106,7 +106,7 @@ def test_a_run_with_all_aids_goes_on_exactly(at: str, shapes: Path, tmp_path: Pa
     options: dict[str, Any] = {"gradient_clip_val": 0.1, "max_epochs": 2}
 
     class Stop(Checkpoint):
-        """Saves, as those callbacks do that come last, at a moment of the first epoch, as a signal would have it."""
+        """Save a checkpoint at some moment of the first epoch, after all other callbacks, as a signal does."""
 
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             if at == "step" and trainer.global_step == 2:
@@ -134,7 +134,7 @@ def test_a_run_with_all_aids_goes_on_exactly(at: str, shapes: Path, tmp_path: Pa
         assert torch.equal(value, states[1]["state_dict"][key]), key
 
 
-def test_what_is_frozen_stays_as_it_is(shapes: Path, tmp_path: Path) -> None:
+def test_frozen_modules_do_not_change(shapes: Path, tmp_path: Path) -> None:
     model = ssd(freeze=["backbone"])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trainer(tmp_path).fit(model, data(shapes))
@@ -168,7 +168,7 @@ def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"freeze": ["backbon"]}, "--model.freeze 'backbon': the network has no such part; did you mean backbone?"),
         ({"freeze": ["?"]}, "--model.freeze '?': the network has no such part; there are backbone, extras, head"),
@@ -177,10 +177,10 @@ def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
         ({"compile": {"fast": True}}, "--model.compile {'fast': True}: "),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_a_line(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
         ssd(**options).configure_model()
-    assert str(told.value).startswith(said) and "\n" not in str(told.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
@@ -189,7 +189,7 @@ def test_the_decay_of_an_average_is_between_0_and_1(decay: float) -> None:
         EMA(decay)
 
 
-def test_something_is_to_be_learned(shapes: Path, tmp_path: Path) -> None:
+def test_freezing_everything_is_refused(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is left to be learned"):
         trainer(tmp_path).fit(ssd(freeze=["backbone", "extras", "head"]), data(shapes))
 
@@ -248,7 +248,7 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     ],
 )
 def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) -> None:
-    """Whatever of the network is not called as one of the compiled parts stays as slow as it was."""
+    """A layer outside of the compiled modules would not be faster."""
     compiled = 0
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -285,7 +285,7 @@ def test_all_layers_are_compiled(family: type[Task], options: dict[str, Any]) ->
 
 
 def test_a_dense_window_is_compiled() -> None:
-    """The network that goes over the whole image calls none of the classifier's parts."""
+    """The dense pass uses the weights of the classifier but calls none of its modules."""
     runs = 0
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -311,8 +311,10 @@ def test_a_dense_window_is_compiled() -> None:
 
 
 @pytest.mark.parametrize(("family", "twice"), [(SlidingWindowDetector, 0), (OverFeat, 1)])
-def test_windows_are_learned_by_compiled_layers(family: type[SlidingWindowDetector], twice: int) -> None:
-    """Training calls the network part by part; OverFeat one layer for the classes and for the boxes."""
+def test_training_on_windows_uses_the_compiled_layers(
+    family: type[SlidingWindowDetector], twice: int
+) -> None:
+    """Training calls the two parts of the network; OverFeat calls one layer for classes and for boxes."""
     graphs: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -345,7 +347,9 @@ def test_gradients_are_clipped_for_every_optimizer(name: Any, shapes: Path, tmp_
     assert len(norms) == 4 and max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_command_knows_them(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_has_options_for_all_aids(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shared = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.num_workers=0"]
     status = main(
@@ -364,7 +368,7 @@ def test_the_command_knows_them(shapes: Path, tmp_path: Path, capsys: pytest.Cap
     assert "WeightAveraging" not in capsys.readouterr().err
 
 
-def test_batch_normalization_in_step_needs_a_gpu(
+def test_synchronized_batch_normalization_needs_a_gpu(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = main(
