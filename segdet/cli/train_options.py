@@ -204,7 +204,7 @@ def parse_command(argv: Sequence[str]) -> Options:
     try:
         _inherit(parser, command, checkpoint)
         given = GivenOptions.parse(parser, arguments)
-        if checkpoint is None and first.ckpt_path is None:  # a --config file may name it
+        if checkpoint is None and not first.names_no_checkpoint:  # a --config file may name it
             checkpoint = _checkpoint(given.values.get("ckpt_path"), given.values.get("run_dir"), command)
             _inherit(parser, command, checkpoint)
         if checkpoint is None and command != "fit" and first.print_config is None:
@@ -217,7 +217,6 @@ def parse_command(argv: Sequence[str]) -> Options:
     except ParseFault as fault:
         raise UserError(readable(str(fault), parser, command)) from None
     config.ckpt_path = None if checkpoint is None else str(checkpoint.path)
-    config.run_dir = first.run_dir or config.run_dir
     options = Options(command, shlex.join(["segdet", *argv]), parser, config, given, checkpoint)
     _complete(options)
     return options
@@ -243,13 +242,25 @@ def _split(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--run_dir")
     parser.add_argument("--print_config", nargs="?", const="")
     try:
-        return parser.parse_known_args(arguments)
+        first, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}; give it a value") from None
+    if first.run_dir is not None:
+        rest.append(f"--run_dir={first.run_dir}")
+    first.names_no_checkpoint = _is_null(first.ckpt_path)
+    for name in ("ckpt_path", "run_dir"):
+        if _is_null(getattr(first, name)):
+            setattr(first, name, None)
+    return first, rest
+
+
+def _is_null(value: str | None) -> bool:
+    """Return whether a value is YAML's null, as in ``--run_dir null``."""
+    return value is not None and value.lower() in ("null", "none")
 
 
 def _checkpoint(name: Any, run_dir: Any, command: str) -> Checkpoint | None:
-    if name is None or str(name).lower() in ("null", "none"):
+    if name is None:
         return None
     return Checkpoint(find_checkpoint(str(name), None if run_dir is None else str(run_dir), command))
 

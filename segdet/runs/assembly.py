@@ -1,4 +1,4 @@
-"""The assembly of a run's trainer: the callbacks and loggers of segdet beside those of the configuration."""
+"""The assembly of a run's trainer, with the callbacks and loggers of segdet and those of the configuration."""
 
 import sys
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from segdet.util.errors import UserError
 
 @dataclass
 class Assembly:
-    """The trainer of a run, and the callbacks that tell how it ended.
+    """The trainer of a run, and the callbacks that show how it ended.
 
     Attributes:
         trainer: The trainer, with all callbacks.

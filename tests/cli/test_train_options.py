@@ -153,3 +153,12 @@ def test_help_and_print_config_need_no_checkpoint(capsys: pytest.CaptureFixture[
     arguments = [*MODELS["detection"], *TINY, f"--data.root={tmp_path}"]
     assert main(["test", *arguments, "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["width"] == 16
+
+
+def test_null_overrides_a_config_file(tmp_path: Path) -> None:
+    arguments = [*MODELS["detection"], *TINY, f"--data.root={tmp_path}", "--run_dir=null"]
+    assert parse_command(["fit", *arguments, "--ckpt_path", "null"]).config.run_dir is None
+    (tmp_path / "c.yaml").write_text("ckpt_path: gone.ckpt\nrun_dir: elsewhere\n")
+    options = parse_command(["fit", "--config", f"{tmp_path}/c.yaml", *arguments, "--ckpt_path=null"])
+    assert options.checkpoint is None
+    assert (options.config.ckpt_path, options.config.run_dir) == (None, None)
