@@ -322,7 +322,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
     Both sides use the channels-last memory format.
     """
     from segdet.data.images import read_image
-    from segdet.nn.dense_windows import DenseWindows
+    from segdet.nn.dense_windows import DensePass
     from segdet.nn.windows import crop_windows, window_grid
     from segdet.segmentation.sliding_window import patch_classifier
 
@@ -334,7 +334,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
         nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
         nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
     classifier.to(memory_format=torch.channels_last)
-    dense = DenseWindows(classifier, side, stride)
+    dense = DensePass(classifier, side, stride)
     path = None if images is None else jpegs_in(images)[0]
     if path is None:
         image = torch.randn(1, 3, *((32, 36) if small else (360, 480)))
@@ -355,7 +355,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
 
     def ours() -> None:
         with torch.inference_mode():
-            dense(image)
+            dense(image, classifier)
 
     def crops() -> Iterator[Tensor]:
         for tops, lefts in places:
@@ -369,7 +369,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
     def compare() -> str:
         with torch.inference_mode():
             each = torch.cat(list(crops()))
-            at_once = dense(image)[0].flatten(1).T[number]
+            at_once = dense(image, classifier)[0].flatten(1).T[number]
         difference = (at_once - each).abs().max()
         return f"logits of up to {each.abs().max():.3g} differ by {difference:.1e} at most"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import Conv2dNormActivation, box_convert, generalized_box_iou_loss
 
 from segdet.data.sample import Target
 from segdet.localization.base import Localizer
@@ -210,9 +210,7 @@ class VotingHeads(nn.Module):
         self.shared = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
+            *Conv2dNormActivation(width, width, 3),
             nn.Dropout2d(dropout),
         )
         self.class_head = nn.Conv2d(width, classes, 1)

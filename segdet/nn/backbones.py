@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights, published_name
 from segdet.util.errors import UserError
@@ -69,11 +70,7 @@ class SmallVGG(nn.Module):
             layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if index else []
             for position in range(convolutions):
                 stride = 2 if index == position == 0 else 1
-                layers += [
-                    nn.Conv2d(in_channels, width, 3, stride, 1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                ]
+                layers += Conv2dNormActivation(in_channels, width, 3, stride)
                 in_channels = width
             self.stages.append(nn.Sequential(*layers))
 

@@ -1,6 +1,6 @@
 """Dense evaluation of a window classifier: all windows of an image in one pass.
 
-Evaluating a classifier on every window computes the same features again wherever windows overlap. `DenseWindows`
+Evaluating a classifier on every window computes the same features again wherever windows overlap. `DensePass`
 computes each feature once and returns, for every window, the classifier's output on that window alone.
 """
 
@@ -84,14 +84,19 @@ class DensePass(nn.Module):
 
     def __init__(
         self,
-        classifier: nn.Sequential | Sequence[nn.Module],
+        classifier: nn.Sequential,
         window: int | Sequence[int],
         stride: int | Sequence[int] | None = None,
         method: Method = "auto",
     ) -> None:
         super().__init__()
+        if not isinstance(classifier, nn.Sequential):
+            raise UserError(
+                f"{type(classifier).__name__}: cannot be converted to evaluate all windows at once; "
+                "give an nn.Sequential of its layers"
+            )
         self.window = pair(window)
-        self._read(_as_sequential(classifier))
+        self._read(classifier)
         self.stride = self.own_stride if stride is None else pair(stride)
         check_range("stride of windows", self.stride, least=1)
         check_choice("method of dense windows", method, Method)
@@ -150,10 +155,7 @@ class DensePass(nn.Module):
         weights: list[tuple[Tensor, Tensor | None] | None],
         in_place: bool,
     ) -> Tensor:
-        """Return the outputs ``[B, K, *counts]`` from the input of step ``first``.
-
-        ``in_place``: nothing else uses the features, so that they may be overwritten.
-        """
+        """Return the outputs ``[B, K, *counts]`` from the input of step ``first``; ``in_place`` may overwrite it."""
         for index in range(first, len(self._steps)):
             step, plan = self._steps[index], self._plans[index]
             if not plan.splits:
@@ -179,60 +181,15 @@ class DensePass(nn.Module):
         return features[:, :, : counts[0], : counts[1]]
 
 
-class DenseWindows(DensePass):
-    """`DensePass` of one classifier. The weights are shared, not copied: training or loading one changes the other.
-
-    Args:
-        classifier: See `DensePass`.
-        window: See `DensePass`.
-        stride: See `DensePass`.
-        method: See `DensePass`.
-    """
-
-    def __init__(
-        self,
-        classifier: nn.Sequential | Sequence[nn.Module],
-        window: int | Sequence[int],
-        stride: int | Sequence[int] | None = None,
-        method: Method = "auto",
-    ) -> None:
-        classifier = _as_sequential(classifier)
-        super().__init__(classifier, window, stride, method)
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
-        """Images ``[B, C, H, W]`` to the outputs ``[B, K, rows, columns]`` of all windows."""
-        return super().forward(images, self.classifier)
-
-
-def _as_sequential(classifier: nn.Sequential | Sequence[nn.Module]) -> nn.Sequential:
-    if isinstance(classifier, nn.Sequential):
-        return classifier
-    if isinstance(classifier, nn.Module):
-        raise UserError(
-            f"{type(classifier).__name__}: cannot be converted to evaluate all windows at once; "
-            "give an nn.Sequential of its layers"
-        )
-    return nn.Sequential(*classifier)
-
-
 @dataclass(frozen=True)
 class _AxisPlan:
-    """How a step is applied to the whole image, along one axis.
+    """How a step is applied to the whole image, along one axis."""
 
-    Attributes:
-        stride: In places of the step's input.
-        dilation: A factor on the step's own dilation.
-        phases: The number of fragments that its output is split into.
-        offset: The distance from the first place of a fragment to that of the next fragment.
-        increment: The distance between the places of a fragment.
-    """
-
-    stride: int = 1
-    dilation: int = 1
-    phases: int = 1
-    offset: int = 0
-    increment: int = 1
+    stride: int = 1  # in places of the step's input
+    dilation: int = 1  # a factor on the step's own dilation
+    phases: int = 1  # the number of fragments that the output is split into
+    offset: int = 0  # from the first place of a fragment to that of the next fragment
+    increment: int = 1  # between the places of a fragment
 
 
 @dataclass(frozen=True)
@@ -259,13 +216,9 @@ class _StepPlan:
         """Yield the row and column of each fragment's first window, and the fragment's places."""
         for top in range(self.vertical.phases):
             for left in range(self.horizontal.phases):
-                yield (
-                    (top, left),
-                    (
-                        slice(top * self.vertical.offset, None, self.vertical.increment),
-                        slice(left * self.horizontal.offset, None, self.horizontal.increment),
-                    ),
-                )
+                rows = slice(top * self.vertical.offset, None, self.vertical.increment)
+                columns = slice(left * self.horizontal.offset, None, self.horizontal.increment)
+                yield (top, left), (rows, columns)
 
 
 def _plan_axis(steps: list[Step], axis: int, stride: int, method: Method) -> list[_AxisPlan]:
@@ -365,11 +318,9 @@ def _normalize(features: Tensor, norm: BatchNorm) -> Tensor:
 
 
 def _pools_elementwise(features: Tensor) -> bool:
-    """Whether max pooling is computed as a chain of elementwise maxima.
-
-    torch's max pooling also computes the position of each maximum, which only the gradient needs. On a CPU the chain
-    takes a fraction of its time.
-    """
+    """Whether max pooling is computed as a chain of elementwise maxima."""
+    # torch's max pooling also computes the position of each maximum, which only the gradient needs. On a CPU the chain
+    # takes a fraction of its time.
     return not features.is_cuda and not (torch.is_grad_enabled() and features.requires_grad)
 
 

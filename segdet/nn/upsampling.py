@@ -58,16 +58,14 @@ class Nearest(Upsampler):
     """Nearest-neighbour upsampling: every pixel is repeated ``factor`` times in both directions."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
-        large = _interpolated(features, self.factor, "nearest")
-        return _crop(large, size, self.factor)
+        return _crop(_interpolated(features, self.factor, "nearest"), size, self.factor)
 
 
 class Bilinear(Upsampler):
     """Bilinear interpolation between pixel centres, with replication beyond the outermost centres."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
-        large = _interpolated(features, self.factor, "bilinear")
-        return _crop(large, size, self.factor)
+        return _crop(_interpolated(features, self.factor, "bilinear"), size, self.factor)
 
 
 class BedOfNails(Upsampler):
@@ -122,13 +120,7 @@ class TransposedConvolution(Upsampler):
         depthwise: Whether each channel has one kernel of its own instead of one per pair of channels.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        factor: int = 2,
-        learned: bool = True,
-        depthwise: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, factor: int = 2, learned: bool = True, depthwise: bool = False) -> None:
         super().__init__(factor)
         side = 2 * factor - factor % 2
         # Crops the output to ``factor`` times the input size.

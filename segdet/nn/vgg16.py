@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, VGG16_Weights
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.pooling import MaxPooling, Pooled
 from segdet.nn.weights import StateDict, is_restoring, read_weights
@@ -20,16 +21,6 @@ CONVOLUTIONS = (2, 2, 3, 3, 3)
 """The number of convolutions in each stage."""
 
 
-def scaled_channels(width: float) -> list[int]:
-    """Return the channels of the five stages, multiplied by ``width``, rounded, and at least one.
-
-    Raises:
-        UserError: If ``width`` is not positive.
-    """
-    check_range("--model.width", width, above=0)
-    return [max(1, round(width * channels)) for channels in CHANNELS]
-
-
 class VGG16(nn.Module):
     """The thirteen 3x3 convolutions of VGG16 in five stages (Simonyan and Zisserman, ICLR 2015, table 1, D).
 
@@ -40,24 +31,28 @@ class VGG16(nn.Module):
         batch_norm: Whether batch normalization follows each convolution.
         pad: The padding of the first convolution, in pixels.
         dropout: The dropout rate after the pooling of each of the last three stages.
+
+    Raises:
+        UserError: If ``width`` is not positive.
     """
 
     def __init__(
         self, width: float = 1.0, batch_norm: bool = False, pad: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.channels = scaled_channels(width)
+        check_range("--model.width", width, above=0)
+        self.channels = [max(1, round(width * channels)) for channels in CHANNELS]
         self.batch_norm = batch_norm
         self.stages = nn.ModuleList()
         in_channels = 3
+        norm = nn.BatchNorm2d if batch_norm else None
         for channels, convolutions in zip(self.channels, CONVOLUTIONS, strict=True):
             layers: list[nn.Module] = []
             for _ in range(convolutions):
-                layers.append(
-                    nn.Conv2d(in_channels, channels, 3, padding=1 if self.stages or layers else pad)
+                padding = 1 if self.stages or layers else pad
+                layers += Conv2dNormActivation(
+                    in_channels, channels, 3, 1, padding, norm_layer=norm, bias=True
                 )
-                layers += [nn.BatchNorm2d(channels)] if batch_norm else []
-                layers.append(nn.ReLU(inplace=True))
                 in_channels = channels
             self.stages.append(nn.Sequential(*layers))
         self.pool = MaxPooling()

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.util.errors import UserError
 
@@ -35,12 +36,6 @@ def window_grid(size: Sequence[int], window: int | Sequence[int], stride: int | 
         for length, side, step in zip(size, pair(window), pair(stride), strict=True)
     ]
     return counts[0], counts[1]
-
-
-def all_windows(images: Tensor, window: int | Sequence[int], stride: int | Sequence[int]) -> Tensor:
-    """Return all windows of images ``[B, C, H, W]`` as a view ``[B, rows, columns, C, h, w]``."""
-    (height, width), (down, right) = pair(window), pair(stride)
-    return images.unfold(2, height, down).unfold(3, width, right).permute(0, 2, 3, 1, 4, 5)
 
 
 def crop_windows(
@@ -126,9 +121,7 @@ def window_stages(
                 f"--model.window {window}: stage {stage + 1} receives {side} pixels, too few for a kernel of {kernel} "
                 f"and pooling by {pool}; use a larger window, or fewer or smaller stages"
             )
-        layers += [
-            nn.Conv2d(before, width, kernel, stride, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        ]  # fmt: skip
+        layers += Conv2dNormActivation(before, width, kernel, stride, padding=0)
         if pool > 1:
             layers.append(nn.MaxPool2d(pool))
         side, before = ((side - kernel) // stride + 1) // pool, width

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from segdet.data.base import DataModule
 from segdet.data.frequency import class_frequency
@@ -98,6 +98,11 @@ class Segmenter(Task):
         self.tile, self.tile_overlap = _checked_tile(tile, tile_overlap)
 
     # Implemented for most families.
+
+    @property
+    def pass_module(self) -> nn.Module:
+        """The encoder, in families that have one, or else the backbone."""
+        return getattr(self, "encoder", None) or super().pass_module
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         return {"segmentation": self.pixel_loss(self(images), masks_of(targets))}

@@ -13,7 +13,7 @@ from segdet.nn.pooling import Pooled
 from segdet.nn.upsampling import MaxUnpooling
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_strength
+from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError
 
@@ -88,10 +88,6 @@ class DeconvNet(Segmenter):
         if weights:
             load_vgg16_weights(self, weights)
 
-    @property
-    def pass_module(self) -> nn.Module:
-        return self.encoder
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         return self._decode(self.encoder(images))[-1]
@@ -102,7 +98,7 @@ class DeconvNet(Segmenter):
         yield from encoder_stages(pooled)
         names = ["fc6 deconvolution", *(f"deconvolution {n}" for n in range(len(pooled), 0, -1))]
         for name, features in zip(names, decoded, strict=False):
-            yield Stage(name, map=feature_strength(features), about=f"The feature strength after {name}.")
+            yield feature_stage(name, features, f"The feature strength after {name}.")
         yield from class_heat_maps(decoded[-1], self.class_names)
 
     def _decode(self, pooled: list[Pooled]) -> list[Tensor]:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.backbones import build_backbone
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter
+from segdet.segmentation.stage_maps import confidence_stage
 from segdet.task import Stage
 
 
@@ -50,14 +52,12 @@ class FCN(Segmenter):
         super().__init__(class_names, **kwargs)
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+            Conv2dNormActivation(channels, width, 1, activation_layer=None)
             for channels in self.backbone.channels
         )
         self.classifier = nn.Sequential(
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
+            *Conv2dNormActivation(width, width, 3),
             nn.Dropout2d(dropout),
             nn.Conv2d(width, len(class_names), 1),
         )
@@ -70,12 +70,8 @@ class FCN(Segmenter):
     def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._sums(image)
         for stride, features in zip(reversed(self.backbone.strides), sums, strict=True):
-            confidence = self.classifier(features).softmax(1).amax(1)[0]
-            yield Stage(
-                f"stride {stride}",
-                map=confidence,
-                about=f"The probability of the predicted class from the maps down to stride {stride}.",
-            )
+            about = f"The probability of the predicted class from the maps down to stride {stride}."
+            yield confidence_stage(f"stride {stride}", self.classifier(features), about)
 
     def _sums(self, images: Tensor) -> list[Tensor]:
         """Return the cumulative sums of the maps, from the coarsest map alone to the sum of all."""

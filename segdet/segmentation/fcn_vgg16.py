@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segdet.nn.upsampling import bilinear_convolution
 from segdet.nn.vgg16 import VGG16, init_he, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.stage_maps import class_heat_maps
+from segdet.segmentation.stage_maps import class_heat_maps, confidence_stage
 from segdet.task import Stage
 from segdet.util.errors import check_choice
 
@@ -99,10 +99,6 @@ class VGG16FCN(Segmenter):
         if weights:
             load_vgg16_weights(self, weights)
 
-    @property
-    def pass_module(self) -> nn.Module:
-        return self.encoder
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         h, w = images.shape[-2:]
@@ -110,11 +106,8 @@ class VGG16FCN(Segmenter):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         for stride, scores in zip((32, 16, 8), self._scores(image), strict=False):
-            yield Stage(
-                f"stride {stride}",
-                map=scores[0].float().softmax(0).amax(0),
-                about=f"The probability of the predicted class from the scores down to stride {stride}, with padding.",
-            )
+            about = f"The probability of the predicted class from the scores down to stride {stride}, with padding."
+            yield confidence_stage(f"stride {stride}", scores, about)
         yield from class_heat_maps(self(image), self.class_names)
 
     def _scores(self, images: Tensor) -> list[Tensor]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.stage_maps import class_heat_maps, feature_strength, record_outputs
+from segdet.segmentation.stage_maps import class_heat_maps, feature_stage, record_outputs
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_range
 
@@ -56,18 +57,11 @@ class FullResolutionFCN(Segmenter):
             raise UserError(
                 f"--model.dilations: {dilations} for a depth of {depth}; give {depth} integers of at least 1"
             )
-        self.convolutions = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(
-                        width if index else 3, width, 3, padding=dilation, dilation=dilation, bias=False
-                    ),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                )
-                for index, dilation in enumerate(dilations)
-            )
-        )
+        convolutions = [
+            Conv2dNormActivation(width if index else 3, width, 3, dilation=dilation)
+            for index, dilation in enumerate(dilations)
+        ]
+        self.convolutions = nn.Sequential(*convolutions)
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, len(class_names), 1))
 
     @property
@@ -84,9 +78,6 @@ class FullResolutionFCN(Segmenter):
         field = 1
         for number, convolution in enumerate(self.convolutions, start=1):
             field += 2 * convolution[0].dilation[0]  # type: ignore[index]
-            yield Stage(
-                f"features {number}",
-                map=feature_strength(outputs[convolution]),
-                about=f"The feature strength after {number} convolutions, which see {field}x{field} pixels.",
-            )
+            about = f"The feature strength after {number} convolutions, which see {field}x{field} pixels."
+            yield feature_stage(f"features {number}", outputs[convolution], about)
         yield from class_heat_maps(logits, self.class_names)

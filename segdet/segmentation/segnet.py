@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.pooling import MaxPooling, Pooled
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
 from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, init_he, load_vgg16_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_strength
+from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 
@@ -58,9 +59,9 @@ class SegNet(Segmenter):
             out = channels[stage - 1] if stage else len(class_names)
             layers: list[nn.Module] = []
             for _ in range(CONVOLUTIONS[stage] - 1):
-                layers += [*_convolution(channels[stage], channels[stage], 3), nn.ReLU(inplace=True)]
+                layers += Conv2dNormActivation(channels[stage], channels[stage], 3, bias=True)
             if stage:
-                layers += [*_convolution(channels[stage], out, 3), nn.ReLU(inplace=True)]
+                layers += Conv2dNormActivation(channels[stage], out, 3, bias=True)
             else:
                 layers.append(nn.Conv2d(channels[stage], out, 3, padding=1))
             if stage >= 2 and dropout:
@@ -69,10 +70,6 @@ class SegNet(Segmenter):
         init_he(self.decoders)
         if weights:
             load_vgg16_weights(self, weights)
-
-    @property
-    def pass_module(self) -> nn.Module:
-        return self.encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
@@ -83,21 +80,16 @@ class SegNet(Segmenter):
         decoded = self._decode(pooled)
         yield from encoder_stages(pooled)
         for number, features in zip(range(len(decoded), 1, -1), decoded, strict=False):
-            yield Stage(
-                f"decoder {number}",
-                map=feature_strength(features),
-                about=f"The feature strength of decoder {number}, after unpooling and convolutions.",
-            )
+            about = f"The feature strength of decoder {number}, after unpooling and convolutions."
+            yield feature_stage(f"decoder {number}", features, about)
         yield from class_heat_maps(decoded[-1], self.class_names)
 
     def _decode(self, pooled: list[Pooled]) -> list[Tensor]:
         """Return the output of each decoder, coarse to fine; the last are the logits."""
-        decoded: list[Tensor] = []
-        features = pooled[-1].features
+        decoded = [pooled[-1].features]
         for decoder, stage in zip(self.decoders, reversed(pooled), strict=True):
-            features = decoder(self.unpooling(features, stage.size, stage.switches))
-            decoded.append(features)
-        return decoded
+            decoded.append(decoder(self.unpooling(decoded[-1], stage.size, stage.switches)))
+        return decoded[1:]
 
 
 Variant = Literal[
@@ -167,10 +159,6 @@ class SegNetBasic(Segmenter):
         self.decoder = _build_decoder(variant, channels, len(class_names), kernel_size)
         init_he(self)
 
-    @property
-    def pass_module(self) -> nn.Module:
-        return self.encoder
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
         return self.decoder(*self.encoder(self.normalization(images)))[-1]
@@ -180,11 +168,7 @@ class SegNetBasic(Segmenter):
         decoded = self.decoder(maps, pooled)
         yield from encoder_stages(pooled)
         for number, features in zip(range(len(pooled), 0, -1), decoded, strict=False):
-            yield Stage(
-                f"decoder {number}",
-                map=feature_strength(features),
-                about=f"The feature strength of decoder {number}.",
-            )
+            yield feature_stage(f"decoder {number}", features, f"The feature strength of decoder {number}.")
         yield from class_heat_maps(decoded[-1], self.class_names)
 
 
@@ -194,7 +178,7 @@ class _BasicEncoder(nn.Module):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Sequential(*_convolution(in_channels, channels, kernel_size), nn.ReLU(inplace=True))
+            Conv2dNormActivation(in_channels, channels, kernel_size, bias=True)
             for in_channels in (3, channels, channels, channels)
         )
         self.pool = MaxPooling()
@@ -211,27 +195,19 @@ class _BasicEncoder(nn.Module):
 class _SegNetDecoder(nn.Module):
     """Max unpooling and a convolution, four times, then class scores.
 
-    Args:
-        channels: The channels of all maps.
-        classes: The number of classes.
-        kernel_size: The side of the convolutions.
-        single_channel: Whether each filter sees its own channel only.
-        addition: Whether the encoder's maps are added.
+    With ``groups`` equal to the channels, each filter sees its own channel only. ``addition`` adds the encoder's maps.
     """
 
     def __init__(
-        self,
-        channels: int,
-        classes: int,
-        kernel_size: int,
-        single_channel: bool = False,
-        addition: bool = False,
+        self, channels: int, classes: int, kernel_size: int, groups: int = 1, addition: bool = False
     ) -> None:
         super().__init__()
-        groups = channels if single_channel else 1
         self.unpooling = MaxUnpooling(2)
         self.convolutions = nn.ModuleList(
-            nn.Sequential(*_convolution(channels, channels, kernel_size, groups)) for _ in range(4)
+            Conv2dNormActivation(
+                channels, channels, kernel_size, groups=groups, activation_layer=None, bias=True
+            )
+            for _ in range(4)
         )
         self.addition = addition
         self.classifier = nn.Conv2d(channels, classes, 1)
@@ -246,13 +222,9 @@ class _SegNetDecoder(nn.Module):
 
 
 class _FCNDecoder(nn.Module):
-    """Four 8x8 transposed convolutions of stride 2, with the encoder's maps added at each resolution.
+    """Four 8x8 transposed convolutions of stride 2; ``addition`` adds the encoder's pooled maps at each resolution.
 
-    Args:
-        channels: The channels of the encoder's maps.
-        classes: The number of classes.
-        addition: Whether the encoder's pooled maps are added.
-        reduction: Whether the encoder's maps are first reduced to one channel per class.
+    With ``reduction`` the encoder's maps are first reduced to one channel per class.
     """
 
     def __init__(self, channels: int, classes: int, addition: bool = True, reduction: bool = True) -> None:
@@ -261,7 +233,9 @@ class _FCNDecoder(nn.Module):
         self.addition = addition
         # Coarse to fine. There is no pooled map at the finest resolution, the image's.
         self.reductions = nn.ModuleList(
-            nn.Sequential(*_convolution(channels, classes, 1)) if reduction else nn.Identity()
+            Conv2dNormActivation(channels, classes, 1, activation_layer=None, bias=True)
+            if reduction
+            else nn.Identity()
             for _ in range(4 if addition else 1)
         )
         self.upsamplings = nn.ModuleList(bilinear_convolution(width, 2, 8, padding=3) for _ in range(4))
@@ -310,7 +284,7 @@ def _build_decoder(variant: Variant, channels: int, classes: int, kernel_size: i
         case "encoder_addition":
             return _SegNetDecoder(channels, classes, kernel_size, addition=True)
         case "single_channel_decoder":
-            return _SegNetDecoder(channels, classes, kernel_size, single_channel=True)
+            return _SegNetDecoder(channels, classes, kernel_size, groups=channels)
         case "fcn_basic":
             return _FCNDecoder(channels, classes)
         case "fcn_basic_no_addition":
@@ -319,9 +293,3 @@ def _build_decoder(variant: Variant, channels: int, classes: int, kernel_size: i
             return _FCNDecoder(channels, classes, reduction=False)
         case "fcn_basic_no_addition_no_dim_reduction":
             return _FCNDecoder(channels, classes, addition=False, reduction=False)
-
-
-def _convolution(in_channels: int, channels: int, kernel_size: int, groups: int = 1) -> list[nn.Module]:
-    """Return a convolution that preserves the size, and its batch normalization."""
-    convolution = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, groups=groups)
-    return [convolution, nn.BatchNorm2d(channels)]

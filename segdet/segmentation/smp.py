@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
+from segdet.segmentation.stage_maps import class_heat_maps, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -133,9 +133,8 @@ class SMP(Segmenter):
             if not features.shape[1] or features.shape[2] == padded.shape[2]:
                 continue  # an empty map, or the image itself
             height, width = (math.ceil(image.shape[i] * features.shape[i] / padded.shape[i]) for i in (2, 3))
-            strength = feature_strength(features[:, :, :height, :width])
             about = f"The strength of the encoder's map of {height}x{width} cells."
-            yield Stage(f"encoder {index}", map=strength, about=about)
+            yield feature_stage(f"encoder {index}", features[:, :, :height, :width], about)
         yield from class_heat_maps(self(image), self.class_names)
 
     def _padded(self, images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from segdet.nn.weights import (
     read_weights,
 )
 from segdet.segmentation.base import Segmenter, masks_of
-from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
+from segdet.segmentation.stage_maps import class_heat_maps, confidence_stage, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -94,19 +94,13 @@ class TorchvisionSegmenter(Segmenter):
         yield from self.feature_stages(features)
         if self.auxiliary_weight:
             auxiliary = self.network.aux_classifier(features["aux"])
-            confidence = auxiliary[0].float().softmax(0).amax(0)
-            yield Stage(
-                "auxiliary confidence", map=confidence, about="The auxiliary classifier's probability."
-            )
+            about = "The auxiliary classifier's probability."
+            yield confidence_stage("auxiliary confidence", auxiliary, about)
         yield from class_heat_maps(self.classify(features), self.class_names)
 
     def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
         """Yield the inputs of the classifier."""
-        yield Stage(
-            "features",
-            map=feature_strength(features["out"]),
-            about="The strength of the backbone's last map.",
-        )
+        yield feature_stage("features", features["out"], "The strength of the backbone's last map.")
 
     def _build(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
         """Return torchvision's module with the given weights and one output per class."""
@@ -186,17 +180,13 @@ class DeepLabV3(TorchvisionSegmenter):
     heads = ("classifier.4", "aux_classifier.4")
 
     def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        yield Stage(
-            "features",
-            map=feature_strength(features["out"]),
-            about="The strength of the backbone's last map.",
-        )
+        yield from super().feature_stages(features)
         for branch in self.network.classifier[0].convs[:-1]:
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
             name = f"dilation {rate}" if side > 1 else "1x1"
             about = f"The feature strength of the {side}x{side} convolution of dilation {rate}."
-            yield Stage(name, map=feature_strength(branch(features["out"])), about=about)
+            yield feature_stage(name, branch(features["out"]), about)
 
 
 class LRASPP(TorchvisionSegmenter):
@@ -231,23 +221,12 @@ class LRASPP(TorchvisionSegmenter):
         return self.network.classifier(features)
 
     def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
-        yield Stage(
-            "low features",
-            map=feature_strength(features["low"]),
-            about="The strength of the map of stride 8.",
-        )
-        yield Stage(
-            "high features",
-            map=feature_strength(features["high"]),
-            about="The strength of the map of stride 16.",
-        )
+        yield feature_stage("low features", features["low"], "The strength of the map of stride 8.")
+        yield feature_stage("high features", features["high"], "The strength of the map of stride 16.")
         head = self.network.classifier
         weighted = head.cbr(features["high"]) * head.scale(features["high"])
-        yield Stage(
-            "weighted features",
-            map=feature_strength(weighted),
-            about="The same after the channels are weighted by the mean of the image.",
-        )
+        about = "The same after the channels are weighted by the mean of the image."
+        yield feature_stage("weighted features", weighted, about)
 
 
 def _published(option: str, model: str, weights: str | bool) -> str:

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.data.sample import IGNORE, Target
 from segdet.nn.backbones import build_backbone
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter, masks_of
-from segdet.segmentation.stage_maps import class_heat_maps, feature_strength
+from segdet.segmentation.stage_maps import class_heat_maps, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice, check_range
 
@@ -98,17 +99,11 @@ class UNet(Segmenter):
         contracted = self._contract(image)
         expanded = self._expand(contracted)
         for stride, features in zip(self.strides, contracted, strict=True):
-            yield Stage(
-                f"contracting, stride {stride}",
-                map=feature_strength(features),
-                about="The feature strength of the contracting path.",
-            )
+            about = "The feature strength of the contracting path."
+            yield feature_stage(f"contracting, stride {stride}", features, about)
         for stride, features in zip(reversed(self.strides[:-1]), expanded, strict=True):
-            yield Stage(
-                f"expanding, stride {stride}",
-                map=feature_strength(features),
-                about="The feature strength of the expansive path.",
-            )
+            about = "The feature strength of the expansive path."
+            yield feature_stage(f"expanding, stride {stride}", features, about)
         yield from class_heat_maps(self.classifier(expanded[-1]), self.class_names)
 
     def _contract(self, images: Tensor) -> list[Tensor]:
@@ -268,18 +263,14 @@ class OriginalUNet(Segmenter):
         expanded = self._expand(contracted)
         for level, features in enumerate(contracted):
             offset = 2 * (2 ** (level + 1) - 1)
-            yield Stage(
-                f"contracting, stride {2**level}",
-                map=feature_strength(self._crop_to_image(features, level, offset, size)),
-                about="The feature strength of the contracting path.",
-            )
+            visible = self._crop_to_image(features, level, offset, size)
+            about = "The feature strength of the contracting path."
+            yield feature_stage(f"contracting, stride {2**level}", visible, about)
         for level, features in zip(reversed(range(self.depth)), expanded, strict=True):
             offset = self.margin - 2 * (2**level - 1)
-            yield Stage(
-                f"expanding, stride {2**level}",
-                map=feature_strength(self._crop_to_image(features, level, offset, size)),
-                about="The feature strength of the expansive path.",
-            )
+            visible = self._crop_to_image(features, level, offset, size)
+            about = "The feature strength of the expansive path."
+            yield feature_stage(f"expanding, stride {2**level}", visible, about)
         logits = self.classifier(expanded[-1])[:, :, : size[0], : size[1]]
         yield from class_heat_maps(logits, self.class_names)
 
@@ -358,14 +349,7 @@ def border_proximity(masks: Tensor, sigma: float) -> Tensor:
 
 
 def _two_convolutions(channels: int, out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for in_channels in (channels, out):
-        layers += [
-            nn.Conv2d(in_channels, out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*Conv2dNormActivation(channels, out, 3), *Conv2dNormActivation(out, out, 3))
 
 
 def _two_valid_convolutions(channels: int, out: int) -> nn.Sequential:

@@ -7,11 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.pooling import MaxPooling, Pooled, switch_map
 from segdet.nn.upsampling import Upsampling, build_upsampler
 from segdet.segmentation.base import Segmenter
-from segdet.segmentation.stage_maps import class_heat_maps, feature_strength, record_outputs
+from segdet.segmentation.stage_maps import class_heat_maps, feature_stage, record_outputs
 from segdet.task import Stage
 from segdet.util.errors import check_range
 
@@ -99,34 +100,24 @@ class UpsamplingFCN(Segmenter):
             logits = self(image)
         used = "used by the decoder" if self.upsampling == "max_unpooling" else "not used by the decoder"
         for level, (stage, pool) in enumerate(zip(self.encoder, self.pools, strict=True)):
-            features, stride = outputs[stage], 2**level
-            yield Stage(
-                f"down, stride {stride}",
-                map=feature_strength(features),
-                about=f"The feature strength of the encoder at stride {stride}.",
-            )
-            yield Stage(
-                f"switches, stride {stride}",
-                map=switch_map(outputs[pool]),
-                about=f"The fraction of channels in which a pixel is the maximum of its 2x2 window; {used}.",
-            )
-        yield Stage(
+            stride = 2**level
+            about = f"The feature strength of the encoder at stride {stride}."
+            yield feature_stage(f"down, stride {stride}", outputs[stage], about)
+            about = f"The fraction of channels in which a pixel is the maximum of its 2x2 window; {used}."
+            yield Stage(f"switches, stride {stride}", map=switch_map(outputs[pool]), about=about)
+        name, about = (
             f"between, stride {2 ** len(self.pools)}",
-            map=feature_strength(outputs[self.between]),
-            about="The feature strength at the lowest resolution.",
+            "The feature strength at the lowest resolution.",
         )
+        yield feature_stage(name, outputs[self.between], about)
         for level, (upsample, stage) in enumerate(zip(self.upsamplers, self.decoder, strict=True), start=1):
             stride = 2 ** (len(self.pools) - level)
-            yield Stage(
-                f"{self.upsampling}, stride {stride}",
-                map=feature_strength(outputs[upsample]),
-                about=f"The feature strength after {self.upsampling} at stride {stride}, before any convolution.",
+            about = (
+                f"The feature strength after {self.upsampling} at stride {stride}, before any convolution."
             )
-            yield Stage(
-                f"up, stride {stride}",
-                map=feature_strength(outputs[stage]),
-                about=f"The feature strength after the decoder's convolutions at stride {stride}.",
-            )
+            yield feature_stage(f"{self.upsampling}, stride {stride}", outputs[upsample], about)
+            about = f"The feature strength after the decoder's convolutions at stride {stride}."
+            yield feature_stage(f"up, stride {stride}", outputs[stage], about)
         yield from class_heat_maps(logits, self.class_names)
 
 
@@ -134,7 +125,5 @@ def _convolutions(widths: Sequence[int]) -> nn.Sequential:
     """Return 3x3 convolutions from each width to the next, each with batch normalization and ReLU."""
     layers: list[nn.Module] = []
     for channels, out in pairwise(widths):
-        layers += [
-            nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
-        ]  # fmt: skip
+        layers += Conv2dNormActivation(channels, out, 3)
     return nn.Sequential(*layers)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from dense_classifier import DenseClassifier
 from torch import nn
 from torchvision.ops import box_iou
 
 from segdet.data.sample import Prediction
 from segdet.detection.overfeat import OverFeat, merge
-from segdet.nn.dense_windows import DenseWindows
 from segdet.nn.windows import window_stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,7 +48,7 @@ def test_the_papers_spatial_sizes() -> None:
     assert pooled(torch.zeros(1, 3, 281, 317)).shape[-2:] == (6, 7)
     classifier = nn.Sequential(pooled, nn.Flatten(), nn.Linear(4 * 25, 2)).eval()
     # The offsets 0, 1, 2 of the last pooling are 12 pixels apart; all nine offsets give an output every 12 pixels.
-    one, all_offsets = DenseWindows(classifier, 245), DenseWindows(classifier, 245, 12, "fragments")
+    one, all_offsets = DenseClassifier(classifier, 245), DenseClassifier(classifier, 245, 12, "fragments")
     assert one.own_stride == (36, 36)
     image = torch.randn(1, 3, 281, 317)
     with torch.inference_mode():

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from dense_classifier import DenseClassifier
 from torch import Tensor, nn
 
 from segdet.nn import dense_windows
-from segdet.nn.dense_windows import DenseWindows
-from segdet.nn.windows import all_windows, crop_windows, pair, window_batches, window_grid
+from segdet.nn.windows import crop_windows, pair, window_batches, window_grid
 from segdet.util.errors import UserError
 
 METHODS = ("fragments", "dilation", "shift")
@@ -86,7 +86,7 @@ def by_crops(network: nn.Module, images: Tensor, window: tuple[int, int], stride
 @pytest.mark.parametrize("seed", range(30))
 def test_equal_to_every_crop(seed: int) -> None:
     network, window = random_classifier(seed)
-    own = DenseWindows(network, window).own_stride
+    own = DenseClassifier(network, window).own_stride
     images = torch.randn(1, 3, window[0] + 7, window[1] + 9, dtype=torch.float64)
     others = random.Random(seed).sample([2, 3, 4, 6, (3, 2), (2 * own[0], own[1])], 2)
     with torch.inference_mode():
@@ -95,18 +95,18 @@ def test_equal_to_every_crop(seed: int) -> None:
             down, right = pair(stride)
             expected = each[:, :, ::down, ::right]
             for method in METHODS:
-                found = DenseWindows(network, window, stride, method)(images)  # type: ignore[arg-type]
+                found = DenseClassifier(network, window, stride, method)(images)  # type: ignore[arg-type]
                 torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
         network.float()
         expected = by_crops(network, images.float(), window, 1)
         for method in METHODS:
-            found = DenseWindows(network, window, 1, method)(images.float())  # type: ignore[arg-type]
+            found = DenseClassifier(network, window, 1, method)(images.float())  # type: ignore[arg-type]
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_random_classifiers_are_various() -> None:
     """The test above is only meaningful if the random classifiers cover all layers."""
-    chains = [DenseWindows(*random_classifier(seed)) for seed in range(30)]
+    chains = [DenseClassifier(*random_classifier(seed)) for seed in range(30)]
     kinds = {type(layer).__name__ for chain in chains for layer in chain.classifier.modules()}
     assert {"Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d", "Linear"} <= kinds
     assert sum(chain.own_stride != (1, 1) for chain in chains) >= 20
@@ -128,7 +128,7 @@ def _plain() -> nn.Sequential:
 def _difference(method: str, stride: int = 1) -> float:
     network, images = _plain(), torch.randn(1, 3, 22, 25, dtype=torch.float64)
     with torch.inference_mode():
-        found = DenseWindows(network, 14, stride, method)(images)  # type: ignore[arg-type]
+        found = DenseClassifier(network, 14, stride, method)(images)  # type: ignore[arg-type]
         return float((found - by_crops(network, images, (14, 14), stride)).abs().max())
 
 
@@ -150,7 +150,7 @@ def test_wrong_dilations_and_offsets_change_the_outputs(monkeypatch: pytest.Monk
 
 def test_weights_are_shared_and_gradients_are_equal() -> None:
     network, images = _plain(), torch.randn(2, 3, 18, 18, dtype=torch.float64)
-    dense = DenseWindows(network, 14, 2)
+    dense = DenseClassifier(network, 14, 2)
     assert {id(p) for p in dense.parameters()} == {id(p) for p in network.parameters()}
     gradients: list[list[Tensor]] = []
     for outputs in (dense(images), by_crops(network, images, (14, 14), 2)):
@@ -170,10 +170,10 @@ def test_weights_are_shared_and_gradients_are_equal() -> None:
 def test_replaced_layers_of_the_classifier_are_used(seed: int, before: bool) -> None:
     """Synchronized batch normalization replaces layers before training on several devices."""
     network, window = random_classifier(seed)
-    dense = None if before else DenseWindows(network, window, 2)
+    dense = None if before else DenseClassifier(network, window, 2)
     replaced = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    dense = dense or DenseWindows(network, window, 2)
+    dense = dense or DenseClassifier(network, window, 2)
     norms = [m for m in network.modules() if isinstance(m, nn.SyncBatchNorm)]
     assert len(norms) == len(replaced) > 0
     network.float().eval()
@@ -194,16 +194,16 @@ def test_images_are_not_modified(first: nn.Module) -> None:
     with torch.inference_mode():
         expected = by_crops(network, images, (4, 4), 1)
         for method in METHODS:
-            found = DenseWindows(network, 4, 1, method)(images)  # type: ignore[arg-type]
+            found = DenseClassifier(network, 4, 1, method)(images)  # type: ignore[arg-type]
             assert torch.equal(images, before)
             torch.testing.assert_close(found, expected)
 
 
 def test_own_stride_is_the_product_of_the_strides() -> None:
-    assert DenseWindows(_plain(), 14).own_stride == (4, 4)
-    assert DenseWindows(_plain(), 14)(torch.randn(1, 3, 22, 26).double()).shape == (1, 3, 3, 4)
+    assert DenseClassifier(_plain(), 14).own_stride == (4, 4)
+    assert DenseClassifier(_plain(), 14)(torch.randn(1, 3, 22, 26).double()).shape == (1, 3, 3, 4)
     # The last pooling has one output per window, so that its stride has no effect.
-    assert DenseWindows([*_plain()[:-2], nn.MaxPool2d(2), nn.Flatten()], 14).own_stride == (4, 4)
+    assert DenseClassifier([*_plain()[:-2], nn.MaxPool2d(2), nn.Flatten()], 14).own_stride == (4, 4)
 
 
 def test_the_method_follows_the_stride() -> None:
@@ -215,7 +215,7 @@ def test_the_method_follows_the_stride() -> None:
         nn.Flatten(),
         nn.Linear(16, 3),
     ]
-    methods = {stride: DenseWindows(layers, 18, stride).method for stride in (8, 4, 2, 1)}
+    methods = {stride: DenseClassifier(layers, 18, stride).method for stride in (8, 4, 2, 1)}
     assert methods == {8: "dilation", 4: "dilation", 2: "dilation", 1: "fragments"}
 
 
@@ -248,19 +248,19 @@ def test_the_method_follows_the_stride() -> None:
 )  # fmt: skip
 def test_unsupported_layers_are_refused(layers: list[nn.Module], message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
-        DenseWindows(layers, 8)
+        DenseClassifier(layers, 8)
     assert "\n" not in str(refused.value)
 
 
 def test_other_mistakes() -> None:
     with pytest.raises(UserError, match=r"give an nn\.Sequential"):
-        DenseWindows(nn.Conv2d(3, 2, 1), 1)  # type: ignore[arg-type]
+        DenseClassifier(nn.Conv2d(3, 2, 1), 1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must be one of auto, fragments, dilation, shift"):
-        DenseWindows(_plain(), 14, 1, "atrous")  # type: ignore[arg-type]
+        DenseClassifier(_plain(), 14, 1, "atrous")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least 1"):
-        DenseWindows(_plain(), 14, 0)
+        DenseClassifier(_plain(), 14, 0)
     with pytest.raises(UserError, match=r"image of 13x20 .* smaller than a window of 14x14"):
-        DenseWindows(_plain(), 14)(torch.zeros(1, 3, 13, 20).double())
+        DenseClassifier(_plain(), 14)(torch.zeros(1, 3, 13, 20).double())
 
 
 def test_options_without_effect_are_accepted() -> None:
@@ -270,7 +270,7 @@ def test_options_without_effect_are_accepted() -> None:
     images = torch.randn(1, 3, 15, 14)
     with torch.inference_mode():
         for method in METHODS:
-            found = DenseWindows(network, 8, 1, method)(images)  # type: ignore[arg-type]
+            found = DenseClassifier(network, 8, 1, method)(images)  # type: ignore[arg-type]
             torch.testing.assert_close(found, by_crops(network, images, (8, 8), 1), rtol=0, atol=1e-5)
 
 
@@ -278,18 +278,17 @@ def test_windows_of_one_pixel() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     images = torch.randn(2, 3, 7, 9)
     for method in METHODS:
-        found = DenseWindows(network, 1, (2, 3), method)(images)  # type: ignore[arg-type]
+        found = DenseClassifier(network, 1, (2, 3), method)(images)  # type: ignore[arg-type]
         torch.testing.assert_close(found, by_crops(network, images, (1, 1), (2, 3)))
 
 
 # Crops.
 
 
-def test_windows_are_views_and_crops_are_copies() -> None:
+def test_crops_are_copies_of_the_windows() -> None:
     images = torch.randn(2, 3, 9, 11)
-    view = all_windows(images, (4, 5), (2, 3))
+    view = images.unfold(2, 4, 2).unfold(3, 5, 3).permute(0, 2, 3, 1, 4, 5)
     assert view.shape == (2, *window_grid((9, 11), (4, 5), (2, 3)), 3, 4, 5) == (2, 3, 3, 3, 4, 5)
-    assert view.data_ptr() == images.data_ptr()
     torch.testing.assert_close(view[1, 2, 1], images[1, :, 4:8, 3:8])
     parts = list(window_batches(images, (4, 5), (2, 3), 4))
     assert [len(part) for part in parts] == [4, 4, 4, 4, 2]
