@@ -30,7 +30,12 @@ from segdet.training.score_reader import pass_scores
 from segdet.training.step_seed import seed_step, start_epoch_count
 from segdet.training.torch_compile import compile_modules
 from segdet.util.errors import UserError, check_range
-from segdet.util.saved_arguments import constructor_arguments, plain, plain_arguments
+from segdet.util.saved_arguments import (
+    check_unknown_arguments,
+    constructor_arguments,
+    plain,
+    plain_arguments,
+)
 from segdet.util.seeds import global_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -166,7 +171,7 @@ class Model(L.LightningModule):
 
         Args:
             image: A path, a PIL image, an array uint8 ``[H, W, 3]`` (RGB), or a tensor uint8 ``[3, H, W]``. A photo
-                that is read from a path is rotated as its EXIF orientation says.
+                that is read from a path is rotated by its EXIF orientation.
 
         Returns:
             ``boxes`` float32 ``[M, 4]`` xyxy, ``scores`` and ``labels`` (1..K), best first; or ``mask`` int64
@@ -268,6 +273,7 @@ class Task(Model):
         multi_scale: Train on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,
             Redmon, Farhadi, CVPR 2017, section 2); null for batches as they are.
         multi_scale_every: The number of steps for which a factor is kept.
+        unknown: Arguments that no class takes, which are refused.
 
     Attributes:
         task: The task's name, as data modules use it.
@@ -292,8 +298,10 @@ class Task(Model):
         frozen_batch_norm: bool = False,
         multi_scale: list[float] | None = None,
         multi_scale_every: int = 10,
+        **unknown: Any,
     ) -> None:
         arguments = constructor_arguments(self)
+        check_unknown_arguments(type(self), unknown)
         super().__init__()
         self.save_hyperparameters(plain_arguments(arguments))
         self.class_names = list(class_names)

@@ -286,15 +286,16 @@ def test_two_processes_of_a_plain_trainer_share_the_data_once(voc: Path, tmp_pat
 def test_mistakes_name_the_argument(voc: Path, tmp_path: Path) -> None:
     for build, message in (
         (lambda: SSD(["a"], tta_scales=[]), r"model\.tta_scales \[\]: "),
+        (lambda: SSD(["a"], tta_scale=[1.0]), r"^SSD: no argument 'tta_scale'; did you mean tta_scales\?$"),
         (lambda: VOCDataModule(voc, batch_size=0), r"data\.batch_size 0: must be at least 1"),
         (lambda: VOCDataModule(tmp_path / "none").class_names, f"{tmp_path}/none"),
         (lambda: segdet.load(tmp_path), "no checkpoints/best.ckpt in it"),
         (lambda: segdet.load(tmp_path / "none.ckpt"), "none.ckpt: no such checkpoint"),
         (lambda: Task.load_from_checkpoint(README), "README.md: the file is corrupt or is not a checkpoint"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=message) as told:
+        with pytest.raises(UserError, match=message) as error:
             build()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
 
 
 def test_importing_segdet_imports_no_torch() -> None:

@@ -49,7 +49,7 @@ def loss_name(part: str) -> str:
 
 
 class StepLogger(pl.Callback):
-    """Log the learning rates beside the losses of a step, and the losses of the last batch of an epoch.
+    """Log the learning rates together with the losses of a step, and the losses of the last batch of an epoch.
 
     The model logs its losses, which Lightning writes every ``log_every_n_steps`` optimizer steps. To these rows the
     rates are added: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. The last batch of an epoch

@@ -1,4 +1,4 @@
-"""Constructor arguments, in a form that can be saved in a checkpoint."""
+"""Constructor arguments: collected, checked, and in a form that can be saved in a checkpoint."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,6 +6,9 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 
 def constructor_arguments(instance: object) -> dict[str, Any]:
@@ -24,6 +27,22 @@ def constructor_arguments(instance: object) -> dict[str, Any]:
         extra = inspect.getargvalues(frame).keywords
         arguments = {name: values[name] for name in names[1:]} | (values[extra] if extra else {})
     return arguments
+
+
+def check_unknown_arguments(cls: type, unknown: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that neither ``cls`` nor its base classes take.
+
+    Raises:
+        UserError: If there are any; the message suggests the closest argument.
+    """
+    if not unknown:
+        return
+    classes = [each for each in cls.__mro__ if "__init__" in each.__dict__ and each is not object]
+    known = {name for each in classes for name in inspect.signature(each.__init__).parameters}  # type: ignore[misc]
+    name = next(iter(unknown))
+    raise UserError(
+        f"{cls.__name__}: no argument {name!r}; {did_you_mean(name, sorted(known - {'self', 'kwargs'}))}"
+    )
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

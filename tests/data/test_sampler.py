@@ -1,4 +1,4 @@
-"""Which samples each process draws."""
+"""The samples that each process draws."""
 
 import pytest
 
@@ -30,14 +30,14 @@ def test_training_processes_share_one_permutation_that_changes_with_the_epoch() 
     assert [[d.index for d in s] for s in samplers] == first
 
 
-def test_a_training_that_goes_on_draws_what_is_left() -> None:
+def test_a_resumed_training_draws_the_remaining_samples() -> None:
     for rank in range(2):
         whole = TrainSampler(11, seed=1, rank=rank, world_size=2)
         rest = TrainSampler(11, seed=1, rank=rank, world_size=2, first_epoch=2, drawn=3)
         assert len(rest) == len(whole) == 5
         whole.set_epoch(2)
         expected = list(whole)[3:]
-        assert list(rest) == expected  # before it is told the epoch, for workers draw ahead
+        assert list(rest) == expected  # before set_epoch, because workers draw ahead of time
         rest.set_epoch(1)
         assert list(rest) == expected
         rest.set_epoch(2)

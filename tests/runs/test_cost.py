@@ -1,3 +1,5 @@
+"""The measured cost of an image."""
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from segdet.util.stage_timing import stage
 
 
 class Windows(nn.Module):
-    """Classifies every window of 8 pixels, at most 3 windows a batch."""
+    """A classifier of all windows of 8 pixels, in batches of at most 3 windows."""
 
     def __init__(self, side: int = 8) -> None:
         super().__init__()
@@ -30,9 +32,9 @@ class Windows(nn.Module):
         return torch.cat([self.network(part) for part in windows.split(3)])
 
 
-def test_flops_passes_and_parameters_are_those_counted_by_hand() -> None:
+def test_flops_passes_and_parameters_equal_a_count_by_hand() -> None:
     model = Windows()
-    with torch.inference_mode():  # in which Lightning tests
+    with torch.inference_mode():  # as Lightning does in a test
         cost = measure_cost(model, torch.zeros(1, 3, 16, 32, dtype=torch.uint8), repeats=3)
     windows = 2 * 4
     assert cost.passes_per_image == windows
@@ -43,7 +45,7 @@ def test_flops_passes_and_parameters_are_those_counted_by_hand() -> None:
     assert cost.train_seconds is None
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_modes_hooks_and_random_state_are_unchanged() -> None:
     model = Windows().train()
     model.network[1].eval()
     torch.manual_seed(3)
@@ -56,7 +58,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 class Clocked(Windows):
-    """Advances a clock by the durations it was given, one a prediction."""
+    """Advances a clock by the given durations, one per prediction."""
 
     def __init__(self, durations: list[float]) -> None:
         super().__init__()
@@ -113,12 +115,12 @@ class Staged(Clocked):
 @pytest.mark.parametrize(
     ("durations", "milliseconds", "calls"),
     [
-        ([9.0, 1.0], 9000.0, 2),  # slow: those of the one prediction that is timed
+        ([9.0, 1.0], 9000.0, 2),  # slow: the stages of the one timed prediction
         ([1.0, 0.2, 0.2, 0.2, 0.4, 0.5, 9.0], 400.0, 7),  # the median of the three that begin within a second
-        ([0.1, 0.1], 100.0, 9),  # of five at most
+        ([0.1, 0.1], 100.0, 9),  # at most five
     ],
 )
-def test_stages_are_timed_apart_in_their_order(
+def test_stages_are_timed_separately_in_their_order(
     durations: list[float], milliseconds: float, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Staged(durations)
@@ -129,5 +131,5 @@ def test_stages_are_timed_apart_in_their_order(
     assert model.calls == calls
 
 
-def test_a_model_without_marks_has_no_stages() -> None:
+def test_a_model_without_stages_has_no_stage_times() -> None:
     assert measure_cost(Windows(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), repeats=1).stages_ms == {}
