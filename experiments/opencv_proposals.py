@@ -6,9 +6,9 @@
     opencv/bin/python experiments/opencv_proposals.py fast DIR/JPEGImages opencv_fast.npz --images DIR/list.txt
     segdet proposals DIR --split test --proposer fast opencv_fast.npz --workers 1
 
-OpenCV with its contributed modules has the same Python package as the OpenCV that albumentations installs. It
-therefore needs its own environment, and this script does not import segdet. The search uses one thread. The script
-prints the seconds without decoding.
+OpenCV with contributed modules uses the same package name, ``cv2``, as the OpenCV that albumentations installs. It
+therefore needs a separate environment, and this script does not import segdet. The search uses one thread. The script
+prints the time of the search without decoding.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure the speed of our parts against the usual alternatives on this machine.
+"""Compare the speed of segdet with common alternatives on this machine.
 
 ::
 
@@ -10,8 +10,8 @@
 
 ``experiments/step_time.py`` measures the training loop.
 
-The two sides take turns, and the ratio is the median over neighbouring turns, so that other load on the machine
-affects both sides. Ratios are comparable between machines, milliseconds are not.
+Both sides take turns, so that other load on the machine affects both. The ratio is the median over neighbouring
+turns. Ratios are comparable between machines, milliseconds are not.
 """
 
 import argparse
@@ -41,15 +41,15 @@ from segdet.util.tables import markdown_row
 
 @dataclass(frozen=True)
 class Part:
-    """A part of segdet and its peer, which does the same.
+    """A part of segdet, and a peer with the same function.
 
     Attributes:
-        title: A description in a few words.
-        unit: What is timed: an update, an image ...
+        title: A short description.
+        unit: The unit of work that is timed: an update, an image ...
         ours: Runs our side and returns the seconds per unit.
         peer: The name of the peer.
         theirs: Runs the peer and returns the seconds per unit; None without a peer.
-        speedup: The ratio to reach, if our side should be faster.
+        speedup: The target ratio, if our side should be faster.
         compare: Describes the difference between the results of both sides, if they should be equal.
     """
 
@@ -78,7 +78,7 @@ class Measured:
 
 
 def measure(part: Part, rounds: int, name: str = "") -> Measured:
-    """Measure a part: one turn of each side to warm up, then ``rounds`` of ours, peer, ours, peer ..."""
+    """Measure a part: one warm-up turn of each side, then ``rounds`` turns of each, alternately."""
     sides = [part.ours] if part.theirs is None else [part.ours, part.theirs]
     for side in sides:
         side()
@@ -102,12 +102,12 @@ def _timed(work: Callable[[], object], units: float = 1) -> Callable[[], float]:
     return turn
 
 
-# The parts. Each creates its data, yields itself and cleans up. ``small`` sizes only show that it runs.
+# The parts. Each creates its data, yields a `Part` and cleans up. ``small`` selects tiny sizes for tests.
 
 
 @contextmanager
 def coco_map(small: bool) -> Iterator[Part]:
-    """The detection scores of a whole validation set, from tensors to numbers."""
+    """Compute the detection scores of a whole validation set from tensors."""
     from torchmetrics.detection import MeanAveragePrecision
 
     from segdet.metrics import DetectionScores
@@ -152,7 +152,7 @@ def coco_map(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def miou(small: bool) -> Iterator[Part]:
-    """One update of the segmentation scores, from logits."""
+    """Update the segmentation scores once, from logits."""
     from torchmetrics import JaccardIndex
 
     from segdet.metrics import SegmentationScores, classes_of
@@ -193,8 +193,8 @@ def _like_a_photo(rng: np.random.Generator, height: int, width: int) -> np.ndarr
 def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
     """Decode JPEG files, generated or from a folder, to RGB arrays.
 
-    The possible gain depends on the files: entropy decoding, which dominates for files with little compression, is the
-    same code on both sides.
+    The possible gain depends on the files. Entropy decoding dominates for files with little compression, and both sides
+    use the same code for it.
     """
     from segdet.data.images import read_image
 
@@ -213,7 +213,7 @@ def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
 
         def ours() -> None:
             for path in paths:
-                read_image(path)  # the result is freed, as on the other side: new memory costs time
+                read_image(path)  # free the result, as the other side does: new memory costs time
 
         def theirs() -> None:
             for path in paths:
@@ -238,7 +238,7 @@ def jpegs_in(folder: Path) -> list[Path]:
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
-        raise UserError(f"--images {folder}: no JPEG in this folder; give a folder of JPEGs")
+        raise UserError(f"--images {folder}: no JPEG in this folder; pass a folder of JPEGs")
     return paths
 
 
@@ -298,7 +298,7 @@ def ssd_augmentation(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def shapes_make(small: bool) -> Iterator[Part]:
-    """The generator of Shapes on one core, including the files."""
+    """Generate Shapes on one core, including writing the files."""
     from segdet.data.shapes.make import make_shapes
 
     count = 2 if small else 200
@@ -312,14 +312,14 @@ def shapes_make(small: bool) -> Iterator[Part]:
 
 @contextmanager
 def dense_windows(small: bool, stride: int, speedup: float, images: Path | None = None) -> Iterator[Part]:
-    """The logits of a classifier for all windows of an image, in one pass and crop by crop.
+    """Compute the logits of a classifier for all windows of an image, in one pass and crop by crop.
 
-    The image is noise, or the first image of a folder in its own size. The classifier's weights and the statistics of
-    its normalization are random, since the comparison does not depend on them.
+    The image is noise, or the first image of a folder in its original size. The weights of the classifier and the
+    statistics of its normalization are random, because the comparison does not depend on them.
 
-    Up to 2,048 crops, spread over the image, are timed, and their time is scaled to all. At stride 8 these are all
-    crops; at stride 1 a round of all would take minutes. Their logits are compared with those of the single pass.
-    Both sides use the channels-last memory format.
+    Up to 2,048 crops, spread over the image, are timed, and their time is scaled to the number of windows. At stride 8
+    these are all windows. At stride 1, cropping all windows would take minutes per round. The logits of the crops are
+    compared with those of the single pass. Both sides use the channels-last memory format.
     """
     from segdet.data.images import read_image
     from segdet.nn.dense_windows import DensePass
@@ -347,7 +347,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
     total = rows * columns
     if not total:
         raise UserError(
-            f"{path}: {width}x{height} (width x height) is smaller than a window of {side} px; give larger images"
+            f"{path}: {width}x{height} (width x height) is smaller than a window of {side} px; use larger images"
         )
     timed = min(total, 2048)
     number = torch.arange(timed) * total // timed
@@ -403,8 +403,7 @@ OF_IMAGES: dict[str, Callable[..., AbstractContextManager[Part]]] = {
 }
 """The parts that accept a folder of images."""
 
-
-COLUMNS = ["part", "ours", "peer", "peer's time", "ratio", "aim"]
+COLUMNS = ["part", "ours", "peer", "peer's time", "ratio", "target"]
 
 
 def row(part: Part, measured: Measured) -> str:
@@ -412,41 +411,41 @@ def row(part: Part, measured: Measured) -> str:
     ours = f"{measured.ours_ms:,.2f} ms an {part.unit}"
     if part.unit[0] not in "aeiou":
         ours = ours.replace(" an ", " a ")
-    peer, ratio, aim = "-", "-", "-"
+    peer, ratio, target = "-", "-", "-"
     if measured.peer_ms is None:
         ratio = f"{1000 / measured.ours_ms:,.0f} {part.unit}s/s"
     else:
         peer = f"{measured.peer_ms:,.2f} ms"
         ratio = f"x{measured.ratio:.1f}"
     if part.speedup is not None and measured.ratio is not None:
-        aim = f">= x{part.speedup:g}, {'met' if measured.ratio >= part.speedup else 'MISSED'}"
+        target = f">= x{part.speedup:g}, {'met' if measured.ratio >= part.speedup else 'MISSED'}"
     if part.compare is not None:
         ratio = f"{ratio}; {part.compare()}"
-    return markdown_row([part.title, ours, part.peer or "-", peer, ratio, aim])
+    return markdown_row([part.title, ours, part.peer or "-", peer, ratio, target])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns the exit status 0."""
     parser = argparse.ArgumentParser(
         prog="python experiments/speed.py",
-        description="Measure our parts against their peers.",
+        description="Compare the speed of segdet with common alternatives.",
     )
     parser.add_argument(
         "names", nargs="*", metavar="name", help=f"parts to measure: {', '.join(PARTS)} (all)"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (7)")
-    parser.add_argument("--threads", type=int, help="threads of torch (one per core)")
+    parser.add_argument("--rounds", type=int, default=7, help="number of turns of each side (7)")
+    parser.add_argument("--threads", type=int, help="number of torch threads (one per core)")
     parser.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="use the JPEGs of this folder, and the windows of its first one, instead of generated images",
+        help="folder of JPEGs to use instead of generated images; dense_windows use the first one",
     )
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to check that it runs")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes, to check that the script runs")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in PARTS:
-            parser.error(f"no part is called {name}; {did_you_mean(name, PARTS)}")
+            parser.error(f"no part {name}; {did_you_mean(name, PARTS)}")
     if arguments.rounds < 1:
         parser.error(f"--rounds {arguments.rounds}: give at least 1")
     if arguments.images is not None:

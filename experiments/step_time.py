@@ -1,13 +1,13 @@
-"""Time the training steps of ``segdet fit`` against a plain PyTorch loop, or against another checkout.
+"""Compare the time of the training steps of ``segdet fit`` with a plain PyTorch loop or another checkout.
 
 ::
 
     python experiments/step_time.py configs/camvid/fcn.yaml --root path/to/camvid
     python experiments/step_time.py configs/camvid/fcn.yaml --root path/to/camvid --against ../other/checkout
 
-Both sides take turns, so that changes of the machine's speed affect both: step by step against the plain loop, and
-process by process against another checkout. Each side reads its own batches in the main process. Times are processor
-times (user and system), which other processes affect less than the wall clock.
+Both sides take turns, so that changes of the machine's speed affect both. They alternate after each step with the plain
+loop, and after each process with another checkout. Each side reads its own batches in the main process. The script
+prints both processor time (user and system) and wall-clock time. Other processes affect the processor time less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 SKIPPED = 5
-"""The number of first steps to ignore, because they allocate memory and fill caches."""
+"""The number of steps to ignore at the beginning, because they allocate memory and fill caches."""
 
 
 class StepTimes(pl.Callback):
@@ -36,8 +36,7 @@ class StepTimes(pl.Callback):
 
     Args:
         path: A JSON file: seconds of processor time and of the wall clock per step.
-        plain: Whether a plain PyTorch loop on a copy of the model takes turns with Lightning's. Its times are
-            written as well.
+        plain: Whether to run a plain PyTorch loop on a copy of the model alternately, and write its times as well.
     """
 
     def __init__(self, path: str, plain: bool = False) -> None:
@@ -55,7 +54,7 @@ class StepTimes(pl.Callback):
         self.since = now()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Take the time of Lightning's step, then of the plain loop's."""
+        """Record the time of Lightning's step, then run and time a step of the plain loop."""
         self.steps.append(passed(self.since))
         if self.plain:
             before = now()
@@ -70,7 +69,7 @@ class StepTimes(pl.Callback):
 
 def plain_loop(model: Any, trainer: pl.Trainer) -> Iterator[None]:
     """Train ``model`` as a script without Lightning would; each ``next`` is one step."""
-    model.trainer = trainer  # for the step's number, which some families read
+    model.trainer = trainer  # some families read the step number from it
     configured = model.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -88,7 +87,7 @@ def plain_loop(model: Any, trainer: pl.Trainer) -> Iterator[None]:
 
 
 def now() -> tuple[float, float]:
-    """Return the processor time of this process and the time of the wall clock, in seconds."""
+    """Return the processor time of this process and the wall-clock time, in seconds."""
     return time.process_time(), time.perf_counter()
 
 
@@ -119,7 +118,7 @@ def fit(checkout: Path, config: Path, root: Path, steps: int, plain: bool) -> di
 
 
 def median_ms(times: Sequence[Sequence[float]], clock: int) -> float:
-    """Return the median time of a step on one clock in milliseconds, without the first steps."""
+    """Return the median time of a step on one clock in milliseconds, without the `SKIPPED` first steps."""
     return 1000 * statistics.median(step[clock] for step in times[SKIPPED:])
 
 
@@ -141,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("config", type=Path, help="a config of segdet fit")
     parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
-    parser.add_argument("--against", type=Path, help="another checkout (a plain PyTorch loop)")
+    parser.add_argument("--against", type=Path, help="another checkout (default: a plain PyTorch loop)")
     parser.add_argument("--steps", type=int, default=40, help="number of steps of each process (40)")
     parser.add_argument("--rounds", type=int, default=3, help="number of processes of each side (3)")
     given = parser.parse_args(argv)

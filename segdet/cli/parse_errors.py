@@ -232,7 +232,7 @@ def _type_name(text: str) -> str:
     names = {
         "int": "a whole number",
         "float": "a number",
-        "str": "a text",
+        "str": "a string",
         "bool": "true or false",
         "NoneType": "null",
     }

@@ -1,1 +1,1 @@
-"""Lists of runs become processes."""
+"""Run experiments: read their files, and train and test their runs in processes."""

@@ -1,12 +1,13 @@
-"""Turn an experiment file into jobs, and do them on this machine.
+"""Turn an experiment file into jobs, and run them on this machine.
 
 Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>``. With a seed S other than
-0 the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` has the
-output and ``<run>.json`` the settings of the training. A bench that is started again resumes where it stopped.
+0 the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains
+the output and ``<run>.json`` the settings of the training. A bench that is started again resumes where it
+stopped.
 
-With ``at_once`` several runs train at the same time and divide the cores among them. On a CPU that is faster
-than one run with all cores, whose threads wait for each other at every layer. All runs train with the same
-share of the cores, and are tested one at a time.
+With ``at_once``, several runs train at the same time and share the cores equally. On a CPU this is faster than
+one run with all cores, because the threads of one run wait for each other at every layer. Tests run one at a
+time.
 """
 
 import contextlib
@@ -39,23 +40,23 @@ def plan(
     overrides: Sequence[str] = (),
     rerun: bool = False,
 ) -> list[Job]:
-    """Return the jobs of ``experiment`` and what is left to do for each, according to the files in ``runs_dir``.
+    """Return the jobs of ``experiment`` with the actions that are left to do, based on the files in ``runs_dir``.
 
-    A run is skipped when its record is finished and, unless the test is left out, tested. It is tested when
-    only that is missing, and resumed when it was interrupted after a checkpoint. Otherwise it is trained from
-    the start. A run that uses another one is trained again after that one.
+    A finished run is skipped if it has been tested or has ``test: false``; otherwise it is tested. A run that was
+    interrupted after a checkpoint is resumed. Any other run is trained from the start. If a run is trained again,
+    the runs that use it are trained again as well.
 
     Args:
         experiment: The experiment.
         runs_dir: The folder that holds the experiment's folder.
-        only: Names of the runs to do. All by default.
-        overrides: ``KEY=VALUE`` each, for all runs. They take precedence over the file.
-        rerun: Train again what was trained with other settings.
+        only: Names of the runs to select. All by default.
+        overrides: Settings ``KEY=VALUE`` for all runs. They take precedence over the file.
+        rerun: Whether to retrain runs that were trained with other settings.
 
     Raises:
-        UserError: If ``only`` has an unknown name, or a run that uses another one which is neither finished nor
-            named; if an override is not ``KEY=VALUE``; and without ``rerun`` if a run was trained with other
-            settings, or used a run that is trained now.
+        UserError: If ``only`` has an unknown name, or selects a run but not the unfinished run that it uses. If an
+            override is not ``KEY=VALUE``. If, without ``rerun``, a run was trained with other settings, or used a
+            run that is to be trained again.
     """
     for name in only:
         if name not in experiment.runs:
@@ -89,7 +90,7 @@ def plan(
 
 
 def _check_used_runs(jobs: Sequence[Job], all_jobs: Mapping[Path, Job]) -> None:
-    """Refuse jobs that use an outdated or unfinished run that is not among ``jobs``."""
+    """Raise an error if a job uses an outdated or unfinished run that is not among ``jobs``."""
     planned = {job.folder for job in jobs}
     for job in jobs:
         if job.after is None or job.after in planned or not job.trains:
@@ -114,7 +115,7 @@ def _job(
     overrides: Sequence[str],
     earlier: Mapping[Path, Job],
 ) -> Job:
-    """Return the job of a run with one seed. ``earlier`` holds the jobs of the runs above it, by folder."""
+    """Return the job of a run with one seed. ``earlier`` maps folders to the jobs of earlier runs."""
     folder = run_folder(experiment, name, seed, runs_dir)
     after = run_folder(experiment, run.after, seed, runs_dir) if run.after else None
     configs = [*run.configs, *experiment.data]
@@ -122,11 +123,11 @@ def _job(
     arguments = [_argument(k, _insert_folder(v, after)) for k, v in run.overrides.items()] + shared
     common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
     fit = ["fit", *common, f"--run_dir={folder}", *arguments]
-    # The checkpoint holds the model and the data, but not the trainer's device and precision.
+    # The checkpoint contains the model and the data, but not the trainer's device and precision.
     test = ["test", *common, f"--ckpt_path={folder}/checkpoints/best.ckpt", *arguments]
     settings = {config: _digest(Path(config)) for config in configs}
     settings["seed"] = str(seed)
-    # With {after} as in the file: the settings depend on how the other run was trained, not on its folder.
+    # Keep the placeholder {after}: the settings depend on how the other run was trained, not on its folder.
     for argument in [_argument(k, v) for k, v in run.overrides.items()] + shared:
         key, _, value = argument.removeprefix("--").partition("=")
         settings[f"--{key}"] = value
@@ -142,9 +143,9 @@ def run_folder(experiment: Experiment, name: str, seed: int, runs_dir: Path) -> 
 
 
 def _digest(config: Path) -> str:
-    """Return a digest of the values of a config file and of the files that it names. Comments do not change it."""
+    """Return a digest of the values in a config file and in the files that it names. Comments have no effect."""
     content = config.read_bytes()
-    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run reports what is wrong
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run will report the error
         values = get_loader("yaml")(content.decode())
         content = json.dumps(values, sort_keys=True, default=str).encode()
         for value in values.values() if isinstance(values, dict) else ():
@@ -154,7 +155,7 @@ def _digest(config: Path) -> str:
 
 
 def _insert_folder(value: Any, after: Path | None) -> Any:
-    """Return ``value`` with the folder ``after`` in the place of ``{after}``."""
+    """Return ``value`` with ``{after}`` replaced by the folder ``after``."""
     if isinstance(value, dict):
         return {key: _insert_folder(each, after) for key, each in value.items()}
     if isinstance(value, list):
@@ -163,17 +164,17 @@ def _insert_folder(value: Any, after: Path | None) -> Any:
 
 
 def _argument(key: str, value: Any) -> str:
-    """Return ``--key=value`` as the command line reads it: strings unchanged, the rest as JSON, which is YAML."""
+    """Return the argument ``--key=value``: strings unchanged, other values as JSON, which is valid YAML."""
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 @dataclass
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
-        fault: What went wrong, or None.
-        seconds: How long the job took.
+        fault: The error, or None.
+        seconds: The duration of the job.
     """
 
     fault: str | None = None
@@ -181,9 +182,9 @@ class Outcome:
 
 
 class Bench:
-    """Does the jobs of an experiment. A run that fails does not stop the others.
+    """Runs the jobs of an experiment. A run that fails does not stop the others.
 
-    The output of the runs goes to stderr. If several train at once, stderr shows their progress instead.
+    The output of the runs is written to stderr. If several runs train at once, stderr shows their progress instead.
 
     Args:
         experiment: The experiment.
@@ -199,13 +200,13 @@ class Bench:
         self._trained = {job.folder: threading.Event() for job in jobs}
 
     def run(self) -> int:
-        """Do the jobs and print how each ended.
+        """Run the jobs and print the outcome of each.
 
         Returns:
             The exit status: 0, 1 if a run failed, 130 if the bench was interrupted.
 
         Raises:
-            UserError: If a command of ``prepare`` fails, or another bench works in the folder.
+            UserError: If a command of ``prepare`` fails, or another bench uses the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder), stoppable():
@@ -239,19 +240,19 @@ class Bench:
             return
         slots = Slots(self.experiment.at_once)
         fit = functools.partial(self._fit, slots=slots)
-        # Jobs that use others come last: a slot whose job waits does nothing.
+        # Jobs that use other runs come last, because a waiting job blocks a slot.
         slots.run([functools.partial(self._do, job, fit) for job in sorted(self.jobs, key=self._depth)])
-        # One at a time and with all cores, because a test also measures the time of an image.
+        # Test one run at a time with all cores, because a test also measures the time per image.
         for job in self.jobs:
             self._do(job, self._test)
 
     def _depth(self, job: Job) -> int:
-        """Return how many jobs have to be done before ``job``, one after the other."""
+        """Return the number of jobs that must run before ``job``, one after the other."""
         before = [other for other in self.jobs if other.folder == job.after]
         return 1 + self._depth(before[0]) if before else 0
 
     def _do(self, job: Job, *steps: Callable[[Job, str], str | None]) -> None:
-        """Do the steps of ``job`` until one fails. A step returns what went wrong, or None."""
+        """Run the steps of ``job`` until one fails. A step returns its error, or None."""
         if job.after in self._trained and job.trains:
             self._trained[job.after].wait()
         start = time.monotonic()
@@ -279,7 +280,7 @@ class Bench:
             return f"fit ended with exit status {status} ({last_line(job.log_path)})"
         record = read_record(job.folder)
         if record is None or record.status != "finished":
-            return f"fit left {'no record' if record is None else 'the status ' + record.status}"
+            return f"fit ended with {'no record' if record is None else 'the status ' + record.status}"
         return None
 
     def _test(self, job: Job, title: str) -> str | None:
@@ -289,7 +290,9 @@ class Bench:
         if status := run_command(job.test, job.log_path, "ab"):
             return f"test ended with exit status {status} ({last_line(job.log_path)})"
         record = read_record(job.folder)
-        return None if record is not None and record.is_tested else "test left no test/ metrics in the record"
+        return (
+            None if record is not None and record.is_tested else "test wrote no test/ metrics to the record"
+        )
 
     def _ending(self, job: Job) -> str:
         outcome = self.outcomes[job.name]

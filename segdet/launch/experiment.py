@@ -1,8 +1,8 @@
-"""Experiment files: the runs of a comparison and what they share.
+"""Experiment files: the runs of a comparison and their shared settings.
 
-An experiment file holds::
+An example::
 
-    # What it is; the command; what to expect.
+    # A description, the command, and the expected time and score.
     seeds: [0, 1]                     # default [0]
     prepare: [segdet data make data/shapes]
     data: my_data.yaml                # a config with a section `data`, passed to every run after its own configs
@@ -13,8 +13,8 @@ An experiment file holds::
       unet: {configs: configs/shapes/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
       tuned: {configs: configs/shapes/unet.yaml, after: unet, overrides: {model.weights: "{after}"}}
 
-``after`` names an earlier run whose result this run uses. ``{after}`` is replaced by the folder of that run
-with the same seed.
+``after`` is the name of an earlier run whose result this run uses. ``{after}`` is replaced by the folder of that
+run with the same seed.
 """
 
 import json
@@ -45,7 +45,7 @@ def _check_override(key: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
         raise ValueError("write dotted keys, such as trainer.max_epochs")
     if key.split(".")[0] in ("config", "run_dir", "seed_everything", "ckpt_path"):
-        raise ValueError("leave it to segdet bench, which sets it for every run")
+        raise ValueError("remove it, because segdet bench sets it for every run")
     return key
 
 
@@ -77,9 +77,9 @@ class Run(FileModel):
 
     Attributes:
         configs: Config files. Later files take precedence.
-        overrides: Values by the dotted keys of the command line.
-        test: Whether the run is tested after training.
-        after: The run that must be finished before this one. Its folder replaces ``{after}`` in the overrides.
+        overrides: Options by their dotted keys, as on the command line.
+        test: Whether to test the run after training.
+        after: The run that must be finished first. Its folder replaces ``{after}`` in the overrides.
     """
 
     configs: Annotated[Configs, Field(min_length=1)]
@@ -93,12 +93,12 @@ class Experiment(FileModel):
 
     Attributes:
         name: The name of the experiment and of its folder. The default is the file's name.
-        seeds: Every run is trained with each seed.
+        seeds: The seeds. Every run is trained once with each of them.
         prepare: The arguments of segdet commands to run first.
-        data: Config files that are passed to every run after its own, such as one with a section ``data``.
-        budget: Overrides that all runs share and no run may change.
+        data: Config files that are passed to every run after its own, for example one with a section ``data``.
+        budget: Options of all runs. The overrides of a run must not change them.
         at_once: The number of runs that train at the same time.
-        runs: The runs by name, in the order of the table.
+        runs: The runs by name. The table has the same order.
     """
 
     name: Name
@@ -119,7 +119,7 @@ class Experiment(FileModel):
 
 
 def read_experiment(path: Path | str) -> Experiment:
-    """Return the experiment of the file ``path``. Files that it names are relative to the current directory.
+    """Read the experiment file ``path``. Paths in it are relative to the current directory.
 
     Raises:
         UserError: If the file cannot be read, has an unknown key or a wrong value, or names a config file that
@@ -136,7 +136,7 @@ def read_experiment(path: Path | str) -> Experiment:
 
 
 def _conflicts(experiment: Experiment) -> Iterator[tuple[Key, str]]:
-    """Yield the faults that concern more than one value or other files."""
+    """Yield the errors that involve more than one value or other files."""
     yield from _missing_files(("data",), experiment.data)
     if AFTER in json.dumps(experiment.budget, default=str):
         yield ("budget",), f"has '{AFTER}'; only the overrides of a run can use another run"
@@ -148,7 +148,7 @@ def _conflicts(experiment: Experiment) -> Iterator[tuple[Key, str]]:
             if override in experiment.budget:
                 yield (
                     (*key, "overrides"),
-                    f"sets '{override}', which is the budget; all runs share one budget",
+                    f"sets '{override}', which is in the budget; remove it there or here",
                 )
         uses_other = AFTER in json.dumps(run.overrides, default=str)
         if run.after is None:

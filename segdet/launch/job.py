@@ -1,4 +1,4 @@
-"""A job: one run of an experiment with one seed, and what is left to do for it."""
+"""A job: one run of an experiment with one seed, and the action that is left to do."""
 
 import json
 import shutil
@@ -21,9 +21,9 @@ class Job:
         folder: The run folder.
         fit: The arguments of the segdet command that trains the run.
         test: The arguments of the command that tests it, or None to leave the test out.
-        settings: What determines the training: the arguments, and the digests of the config files.
-        action: What is left to do.
-        after: The folder of the run that must be finished before, or None.
+        settings: All settings of the training: the arguments, and the digests of the config files.
+        action: The action that is left to do.
+        after: The folder of the run that must be finished first, or None.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def log_path(self) -> Path:
-        """The file with the output of the run. It lies beside the folder, which holds the run's own files only."""
+        """The file with the output of the run, beside the run folder."""
         return self.folder.with_name(f"{self.name}.log")
 
     @property
@@ -64,17 +64,17 @@ class Job:
         return self.action in ("train", "resume")
 
     def start(self) -> None:
-        """Remove what an earlier training left, unless it is resumed, and save the settings."""
+        """Remove the files of an earlier training and save the settings, unless the training is resumed."""
         if self.action == "train":
             shutil.rmtree(self.folder, ignore_errors=True)
             self.settings_path.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
 
     def with_action(self, source: Path, rerun: bool) -> "Job":
-        """Return the job with the action that its folder calls for.
+        """Return the job with the action that the state of its folder requires.
 
         Args:
-            source: The experiment file, for the message.
-            rerun: Train again what was trained with other settings.
+            source: The experiment file, for the error message.
+            rerun: Whether to retrain a run that was trained with other settings.
 
         Raises:
             UserError: If the run was trained with other settings and ``rerun`` is not set.
@@ -82,7 +82,7 @@ class Job:
         record = read_record(self.folder)
         finished = record is not None and record.status == "finished"
         if not finished and not self.last.exists():
-            return replace(self, action="train")  # a run without a checkpoint has nothing to keep
+            return replace(self, action="train")  # without a checkpoint there is nothing to resume
         if difference := self.difference():
             if rerun:
                 return replace(self, action="train")
@@ -95,7 +95,7 @@ class Job:
         return replace(self, action="skip" if self.test is None or record.is_tested else "test")
 
     def difference(self) -> str:
-        """Describe how the settings differ from those that the folder was trained with. Empty if they are equal."""
+        """Describe how the settings differ from those of the earlier training. Empty if they are equal."""
         try:
             before = json.loads(self.settings_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -105,7 +105,7 @@ class Job:
             if key not in before:
                 return f"{key} is new"
             if key not in self.settings:
-                return f"{key} is gone"
+                return f"{key} was removed"
             return f"{key} was {before[key]}" if key.startswith("--") else f"{key} changed"
 
         changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
@@ -113,7 +113,7 @@ class Job:
 
 
 def read_record(folder: Path) -> Record | None:
-    """Return the record of the run in ``folder``, or None if there is none that can be read."""
+    """Return the record of the run in ``folder``, or None if it is missing or corrupt."""
     try:
         return Record.read(folder / RECORD_NAME)
     except UserError:
@@ -121,6 +121,6 @@ def read_record(folder: Path) -> Record | None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in ``folder`` was trained to the end."""
+    """Return whether the run in ``folder`` was trained to the end."""
     record = read_record(folder)
     return record is not None and record.status == "finished"

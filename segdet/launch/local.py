@@ -1,4 +1,4 @@
-"""Segdet commands as processes on this machine: output, logs, interruption, several at once."""
+"""Run segdet commands as processes on this machine, with output, logs, interruption and concurrency."""
 
 import codecs
 import contextlib
@@ -21,11 +21,11 @@ from segdet.util.cores import SHARE, usable_cores
 from segdet.util.errors import UserError
 
 GRACE_SECONDS = 60
-"""How long an interrupted command may take to save its state."""
+"""The time in which an interrupted command must save its state."""
 
 
 class Slots:
-    """Commands that run at the same time, each with its share of the cores, and a line of their progress.
+    """Runs commands at the same time, each with its share of the cores, and shows their progress in one line.
 
     Args:
         count: The number of commands that run at once.
@@ -41,7 +41,7 @@ class Slots:
         self._drawn = 0.0
 
     def run(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Make ``calls`` in their order as slots become free. On an error or interruption, end all commands."""
+        """Make ``calls`` in order as slots become free. On an error or interruption, stop all commands."""
         with ThreadPoolExecutor(self.count) as pool:
             futures = [pool.submit(call) for call in calls]
             try:
@@ -53,7 +53,7 @@ class Slots:
                 raise
 
     def enter(self, name: str, child: subprocess.Popen) -> None:
-        """Register a command that has started. It is interrupted at once if the others have been."""
+        """Register a command that has started. Interrupt it immediately if all commands are being stopped."""
         with self._lock:
             self._children[name] = child
             if self._stopped:
@@ -66,7 +66,7 @@ class Slots:
             self._progress.pop(name, None)
 
     def show(self, name: str, text: str) -> None:
-        """Take the last line of a command's output, and redraw the progress of all twice a second."""
+        """Store the last line of a command's output. Redraw the progress of all commands at most twice a second."""
         last = next((part for part in reversed(re.split(r"[\r\n]+", text)) if part.strip()), "")
         with self._lock:
             if last:
@@ -100,14 +100,14 @@ def run_command(
 ) -> int:
     """Run a segdet command, show its output on stderr and keep it in ``log``.
 
-    An interruption interrupts the command and waits until it has saved its state. A second one kills it.
+    KeyboardInterrupt interrupts the command and waits until it has saved its state. A second one kills it.
 
     Args:
         arguments: The arguments of the command.
         log: The file for the output.
         mode: The mode to open the file with.
         slots: The commands that run at the same time, or None if there are no others.
-        name: The command's name among them.
+        name: The command's name in the progress line.
 
     Returns:
         The command's exit status.
@@ -127,10 +127,10 @@ def run_command(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches the command once, through this process, and not its workers
+            start_new_session=True,  # only this process receives Ctrl-C, and passes it on once
         )
         assert child.stdout is not None
-        # In a thread, because a worker that outlives the command may keep the pipe open.
+        # Use a thread, because a worker that outlives the command may keep the pipe open.
         tee = threading.Thread(target=_tee, args=(child.stdout, file, show), daemon=True)
         tee.start()
         if slots is not None:
@@ -152,17 +152,17 @@ def run_command(
 
 
 def _kill(child: subprocess.Popen) -> None:
-    """Kill a command and the processes that it has started."""
+    """Kill a command and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def _tee(source: IO[bytes], log: IO[bytes], show: Callable[[str], Any]) -> None:
-    """Show ``source`` as it comes, and copy it to ``log`` without the intermediate states of progress bars."""
+    """Show ``source`` as it arrives, and copy it to ``log`` without the intermediate states of progress bars."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     line = b""
-    with source, contextlib.suppress(ValueError):  # the log was closed, so the rest is not needed
+    with source, contextlib.suppress(ValueError):  # the log is already closed
         while chunk := os.read(source.fileno(), 65536):
             show(decoder.decode(chunk))
             sys.stderr.flush()
@@ -175,14 +175,14 @@ def _tee(source: IO[bytes], log: IO[bytes], show: Callable[[str], Any]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of ``log`` that is not empty. After an error it is the message."""
+    """Return the last non-empty line of ``log``, which is the message after an error."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "no output")
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lock the folder of an experiment, so that one bench works in it at a time.
+    """Lock the folder of an experiment, so that only one bench uses it.
 
     Raises:
         UserError: If another bench has the lock.
@@ -196,20 +196,20 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another segdet bench works in it; wait for it or stop it") from None
+            raise UserError(f"{folder}: another segdet bench is using it; wait for it or stop it") from None
         yield
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on every request to stop: SIGINT, SIGTERM, and SIGHUP of a closed terminal."""
+    """Raise KeyboardInterrupt on each signal to stop: SIGINT, SIGTERM, and SIGHUP of a closed terminal."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        # SIGINT too: shells let background jobs ignore it, and the commands would inherit that.
+        # Set SIGINT too: shells make background jobs ignore it, and the commands would inherit this.
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 number = getattr(signal, name)

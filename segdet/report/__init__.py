@@ -1,1 +1,1 @@
-"""Records of runs become tables."""
+"""Tables of the result records of runs."""

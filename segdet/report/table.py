@@ -1,4 +1,4 @@
-"""Result records as Markdown tables, one for each task. Imports no torch, so that a table takes no time."""
+"""Result records as Markdown tables, one for each task. This module does not import torch, to start quickly."""
 
 import os
 import statistics
@@ -17,9 +17,9 @@ SCORES = {
     "localization": ["loc_acc", "top1", "box_iou"],
     "detection": ["map", "map_50", "map_75", "map_voc07", "map_voc12", "mask_map", "mask_map_50"],
 }
-"""The scores of each task's table, the main one first. A score that no run has is left out."""
+"""The scores of each task's table, the main score first. Scores that no run has are left out."""
 
-MISTAKES = [
+ERROR_KINDS = [
     "classification", "localization", "both", "duplicate", "background", "missed", "false_positive", "false_negative",
 ]  # fmt: skip
 """The columns of the table of detection errors, for tests with an error analysis."""
@@ -46,7 +46,7 @@ class Row:
         return ", ".join(map(str, sorted(record.seed for record in self.records)))
 
     def values(self, number: Number) -> list[float]:
-        """Return the number of each seed that has it."""
+        """Return the numbers of all seeds that have one."""
         return [value for record in self.records if (value := number(record)) is not None]
 
     def mean(self, number: Number) -> float | None:
@@ -61,10 +61,10 @@ class Column:
 
     Attributes:
         title: The heading.
-        key: The name for ``--sort``.
-        number: The number of one record.
-        form: The number as text.
-        score: Whether higher is better and the standard deviation over the seeds is shown.
+        key: The column's name for ``--sort``.
+        number: Returns the number of a record.
+        form: Converts the number to text.
+        score: Whether this is a score: higher is better, and cells show the standard deviation over the seeds.
     """
 
     title: str
@@ -74,7 +74,7 @@ class Column:
     score: bool = False
 
     def cell(self, row: Row) -> str:
-        """Return the mean over the seeds, for scores with their standard deviation."""
+        """Return the mean over the seeds; for scores, also the standard deviation."""
         values = row.values(self.number)
         if not values:
             return "-"
@@ -103,26 +103,26 @@ COSTS = [
     Column("training (min:s)", "train_seconds", lambda r: r.cost.train_seconds, _minutes),
     Column("disk (MB)", "disk_mb", lambda r: r.cost.disk_mb, _significant),
 ]
-"""The columns of cost, which are the same for every task."""
+"""The columns of costs, the same for every task."""
 
 STAGES = ["proposals", "crops", "warps", "network", "classifier", "nms"]
-"""The order of the columns of stages. Other stages follow these."""
+"""The order of the columns in the table of stages. Other stages follow."""
 
 
 def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[str] = ()) -> str:
-    """Return Markdown: a table for each task, followed by the hardware, the commands and what was left out.
+    """Return Markdown: a table for each task, then the hardware, the commands and the records that were left out.
 
-    Runs that differ in their seed only (``<run>`` and ``<run>-seed<S>``) share a line with mean ± sample standard
+    Runs that differ only in their seed (``<run>`` and ``<run>-seed<S>``) share a row with mean ± sample standard
     deviation. The scores are those of the test split. If no run of a task has been tested, they are those of the
-    validation split. If some have not, a column with the main validation score precedes the test scores. The
-    headings name the split. Runs that did not finish are listed below the tables. Where records have times of
+    validation split. If only some runs have been tested, a column with the main validation score precedes the test
+    scores. The headings name the split. Unfinished runs are listed below the tables. If records have times of
     stages, a second table shows them.
 
     Args:
-        records: The records, in the order of the lines.
-        sort: Order the lines by ``name``, by a score such as ``miou`` (best first) or by a cost such as
-            ``ms_per_image`` (least first) instead.
-        faults: Records that were left out, and why.
+        records: The records, in the order of the rows.
+        sort: The column to sort by: ``name``, a score such as ``miou`` (highest first) or a cost such as
+            ``ms_per_image`` (lowest first).
+        faults: A line for each record that was left out, with the reason.
 
     Raises:
         UserError: If no table has a column ``sort``.
@@ -143,7 +143,7 @@ def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[s
 
 
 def _rows(records: Iterable[Record]) -> list[Row]:
-    """Group the records of a run's seeds."""
+    """Group the records that differ only in their seed."""
     rows: dict[tuple[str, ...], Row] = {}
     for record in records:
         name = record.name.removesuffix(f"-seed{record.seed}")
@@ -180,13 +180,13 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
             f"These runs read different data: {'; '.join(f'{p[:12]}: {n}' for p, n in names.items())}."
         )
     parts += _stages(rows)
-    if analysed := [row for row in rows if row.values(_gain(MISTAKES[-1]))]:
-        parts += ["### " + _MISTAKES_TITLE, _markdown(texts, _mistakes(), analysed), _MISTAKES_LEGEND]
+    if analysed := [row for row in rows if row.values(_gain(ERROR_KINDS[-1]))]:
+        parts += ["### " + _ERRORS_TITLE, _markdown(texts, _error_columns(), analysed), _ERRORS_LEGEND]
     return "\n\n".join(parts)
 
 
 def _columns(task: str, rows: Sequence[Row], some_tested: bool, some_untested: bool) -> list[Column]:
-    """Return the columns of scores and costs that have a value, and the main score."""
+    """Return the main score and all scores and costs that have a value."""
 
     def score(split: str, name: str) -> Column:
         key = f"{split}/{name}"
@@ -199,7 +199,7 @@ def _columns(task: str, rows: Sequence[Row], some_tested: bool, some_untested: b
 
 
 def _stages(rows: list[Row]) -> list[str]:
-    """Return a title and a table of the time of each stage of an image, or nothing if no record has stages."""
+    """Return a title and a table of the time per stage, or an empty list if no record has stages."""
     rows = [row for row in rows if any(record.cost.stages_ms for record in row.records)]
     if not rows:
         return []
@@ -211,22 +211,22 @@ def _stages(rows: list[Row]) -> list[str]:
 
     columns = [Column(name, name, time_of(name), _significant) for name in names]
     return [
-        "Milliseconds of the stages of an image:",
+        "Milliseconds per image in each stage:",
         _markdown({"run": lambda row: row.name}, columns, rows),
     ]
 
 
 def _markdown(texts: dict[str, Callable[[Row], str]], columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """Return a table of ``rows``: the texts on the left, then the numbers."""
+    """Return a table of ``rows`` with the texts on the left and the numbers on the right."""
     heading = [*texts, *(c.title for c in columns)]
     lines = [[*(text(row) for text in texts.values()), *(c.cell(row) for c in columns)] for row in rows]
     return markdown_table([heading, *lines], text_columns=len(texts))
 
 
-_MISTAKES_TITLE = "Detection: what test/map_50 would gain without one kind of mistake"
-_MISTAKES_LEGEND = (
-    "TIDE's kinds of mistakes at IoU .5: wrong class, wrong box, both, duplicate detection, background, missed "
-    "object; then all false positives, and all false negatives. The gains do not add up."
+_ERRORS_TITLE = "Detection: gain of test/map_50 without one kind of error"
+_ERRORS_LEGEND = (
+    "The kinds of errors are those of TIDE at IoU .5: wrong class, wrong box, both, duplicate detection, background, "
+    "missed object; then all false positives, and all false negatives. The gains do not add up."
 )
 
 
@@ -234,19 +234,19 @@ def _gain(kind: str) -> Number:
     return lambda record: record.metrics.get(f"test/dap_{kind}")
 
 
-def _mistakes() -> list[Column]:
-    """Return the columns of the table of mistakes."""
+def _error_columns() -> list[Column]:
+    """Return the columns of the table of detection errors."""
     numbers: list[tuple[str, Number]] = [("test/map_50", lambda record: record.metrics.get("test/map_50"))]
-    numbers += [(kind.replace("_", " "), _gain(kind)) for kind in MISTAKES]
+    numbers += [(kind.replace("_", " "), _gain(kind)) for kind in ERROR_KINDS]
     return [Column(title, title, number, "{:.3f}".format, score=True) for title, number in numbers]
 
 
 def _legend(records: list[Record]) -> str:
-    """Return what the columns mean."""
+    """Return an explanation of the columns."""
     text = (
-        "Costs are of one image at a time. GFLOPs count a multiply-add as two operations, ms per image excludes "
-        "decoding the file, and passes is how often the network runs. Disk is what a training leaves: checkpoints, "
-        "and the proposals and features that are kept."
+        "Costs are measured with one image at a time. GFLOPs count a multiply-add as two operations. Milliseconds "
+        "exclude decoding the file. Passes are forward passes of the network. Disk is the size of all files that "
+        "training keeps: checkpoints, proposals and features."
     )
     if len(_rows(records)) < len(records):
         text += " Scores of several seeds: mean ± standard deviation; costs: mean."
@@ -254,19 +254,19 @@ def _legend(records: list[Record]) -> str:
 
 
 def _hardware(records: list[Record]) -> str:
-    """Return the machines of the runs, one line for each."""
+    """Return the hardware of the runs, one line for each machine."""
     machines: dict[str, list[str]] = {}
     for record in records:
         machines.setdefault(_describe(record.hardware) or "not recorded", []).append(record.name)
     if len(machines) == 1:
         return f"Hardware: {next(iter(machines))}."
-    return "Hardware (times compare within one machine only):\n\n" + "\n".join(
+    return "Hardware (compare times only within one machine):\n\n" + "\n".join(
         f"- {machine}: {', '.join(names)}" for machine, names in machines.items()
     )
 
 
 def _describe(hardware: dict[str, Any]) -> str:
-    """Return a machine in words: ``2 x NVIDIA H200, Intel Xeon (16 cores), 2 processes``."""
+    """Describe a machine: ``2 x NVIDIA H200, Intel Xeon (16 cores), 2 processes``."""
     gpus = [str(gpu) for gpu in hardware.get("gpus") or []]
     parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
     if cpu := hardware.get("cpu"):
@@ -278,7 +278,7 @@ def _describe(hardware: dict[str, Any]) -> str:
 
 
 def _commands(records: list[Record]) -> str:
-    """Return the command of each line's first seed."""
+    """Return the command of the first seed of each row."""
     commands = [row.records[0].command for row in _rows(records) if row.records[0].command]
     return "\n".join(["Commands:", "", "```", *commands, "```"]) if commands else ""
 
@@ -286,8 +286,8 @@ def _commands(records: list[Record]) -> str:
 def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
     """Find the records under ``folders``, in the order of their paths.
 
-    A run is named by its folder relative to the folder given (``demo/fcn`` under ``runs``, ``fcn`` under
-    ``runs/demo``). If there are several, it is named by its folder relative to their common parent.
+    The name of a run is its path relative to the given folder (``demo/fcn`` for ``runs``, ``fcn`` for ``runs/demo``).
+    If several folders are given, it is the path relative to their common parent.
 
     Returns:
         The records, and a line for each run whose record is missing or corrupt.
@@ -296,7 +296,7 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
         UserError: If a folder does not exist.
     """
     records, faults, seen = [], [], set()
-    roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (keeps links)
+    roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolves no links)
     for folder, root in zip(folders, roots, strict=True):
         if not root.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of runs, such as runs/demo")
@@ -308,7 +308,7 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
             if not is_run or parent in seen:
                 continue
             seen.add(parent)
-            subfolders.clear()  # runs do not nest, and checkpoints and media are many
+            subfolders.clear()  # runs are not nested, and their folders contain many files
             path = Path(parent, RECORD_NAME)
             if RECORD_NAME not in files:
                 faults.append(f"{path}: missing; the run was stopped or is still running")

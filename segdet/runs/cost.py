@@ -1,6 +1,6 @@
-"""The cost of one image: parameters, FLOPs, milliseconds, network passes and memory.
+"""The cost of predicting one image: parameters, FLOPs, milliseconds, network passes and memory.
 
-All of it is measured on ``predict_tensors``, from the decoded and transformed image to the final prediction
+All costs are measured on ``predict_tensors``, from the decoded and transformed image to the final prediction
 (normalization, network, decoding of boxes, NMS or upsampling). Reading and decoding the file costs the same for every
 model and is left out.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 STAGE_REPEATS = 5
-"""The most predictions over which the median time of a stage is taken."""
+"""The maximum number of predictions for the median time of a stage."""
 
 
 class Predictor(Protocol):
@@ -29,7 +29,7 @@ class Predictor(Protocol):
 
     @property
     def pass_module(self) -> "nn.Module":
-        """The module whose forward on one sample is one network pass."""
+        """The module whose forward pass on one sample is one network pass."""
 
     def predict_tensors(self, images: "Tensor") -> Any:
         """Return the predictions for uint8 images ``[B, 3, H, W]``."""
@@ -44,27 +44,27 @@ def measure_cost(
 ) -> Cost:
     """Measure the cost of predicting one image with ``model``, on the model's device and in its precision.
 
-    The modes of all modules (training or evaluation) and the random state stay as they are.
+    The modes of all modules (training or evaluation) and the random state do not change.
 
     - ``parameters``: all parameters, including frozen ones; shared parameters count once.
     - ``flops``: matrix products, convolutions and attention, as ``torch.utils.flop_counter`` counts them: a
       multiply-add is two operations. Elementwise operations, pooling, NMS and upsampling count zero.
     - ``ms_per_image``: the median of up to ``repeats`` predictions after one warm-up. On a GPU each measurement ends
       with a synchronization. A prediction slower than ``seconds`` is timed once.
-    - ``passes_per_image``: the number of samples that enter ``model.pass_module`` for this image: the sum of the
-      batch sizes of its forwards.
+    - ``passes_per_image``: the number of samples that pass through ``model.pass_module`` for this image, that is, the
+      sum of its batch sizes.
     - ``peak_memory_mb``: the peak memory of the process so far, in MiB: on a GPU the memory allocated by torch since
       the last reset, else the resident memory. After training it is the peak of the training. None if unavailable.
     - ``stages_ms``: the median time in each stage that the model marks with `segdet.util.stage_timing.stage`, in the
-      order in which the stages begin. It is measured in separate predictions, because on a GPU each stage ends with a
-      synchronization, which slows down the whole.
+      order of their first start. It is measured in separate predictions, because on a GPU each stage ends with a
+      synchronization, which slows down the prediction.
 
     Args:
         model: A module with ``predict_tensors`` and ``pass_module``.
-        images: uint8 ``[1, 3, H, W]``, on the model's device; a real image, because the number of boxes that reach
+        images: uint8 ``[1, 3, H, W]``, on the model's device. Use a real image, because the number of boxes before
             NMS depends on it.
-        repeats: The most predictions to time.
-        seconds: The most time to spend on timing.
+        repeats: The maximum number of predictions to time.
+        seconds: The maximum time to spend on timing.
         inputs: Additional keyword arguments of ``predict_tensors``.
 
     Raises:
@@ -111,7 +111,7 @@ def measure_cost(
 def peak_memory_mb(device: "torch.device") -> float | None:
     """Return the peak memory in MiB: allocated by torch on the GPU ``device``, else resident in this process.
 
-    None where the system does not report it.
+    None if the system does not report it.
     """
     if device.type == "cuda":
         import torch
@@ -144,7 +144,7 @@ def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
 def _stage_rounds(
     predict: Callable[["Tensor"], Any], images: "Tensor", seconds: float
 ) -> list[dict[str, float]]:
-    """Return the seconds of each stage of several predictions; at least one, and none begins after ``seconds``."""
+    """Return the seconds per stage of each prediction: at least one prediction, and none starts after ``seconds``."""
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
     while not rounds or (len(rounds) < STAGE_REPEATS and time.perf_counter() < end):
@@ -172,7 +172,7 @@ def _same_random_state() -> Iterator[None]:
 
 @contextmanager
 def _batch_sizes(module: "nn.Module") -> Iterator[list[int]]:
-    """Collect the batch size of every forward of ``module``."""
+    """Collect the batch sizes of all forward passes of ``module``."""
     sizes: list[int] = []
 
     def append_size(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

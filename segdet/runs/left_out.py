@@ -1,4 +1,4 @@
-"""The list of unusable boxes and skipped samples, at the end of a command."""
+"""A list of unusable boxes and skipped samples, printed at the end of a command."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,11 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 LINES = 20
-"""The number of entries that are printed; ``left_out.txt`` in the run's folder lists all."""
+"""The maximum number of entries that are printed; ``left_out.txt`` in the run folder lists all entries."""
 
 
 class LeftOut(pl.Callback):
-    """Count and list the boxes and samples that the readers have left out, in all processes.
+    """Count and list the boxes and samples that the dataset readers of all processes left out.
 
     Args:
         folder: The run's folder.
@@ -21,16 +21,16 @@ class LeftOut(pl.Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List what training and its validation have left out."""
+        """List the data left out in training and its validation."""
         self._report(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List what `segdet validate` has left out; `on_fit_end` covers validation during training."""
+        """List the data left out by `segdet validate`; `on_fit_end` covers validation during training."""
         if trainer.state.fn is not None and trainer.state.fn.value == "validate":
             self._report(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List what the test has left out."""
+        """List the data left out of the test."""
         self._report(trainer)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,7 +47,7 @@ class LeftOut(pl.Callback):
         if not notes or not trainer.is_global_zero:
             return
         path = self.folder / "left_out.txt"
-        # The list of the training stays when a test adds its own.
+        # Keep the entries of the training when a test adds its own.
         earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         path.write_text("\n".join(sorted({*earlier, *notes})) + "\n", encoding="utf-8")
         shown = "".join(f"  {note}\n" for note in notes[:LINES])

@@ -1,4 +1,4 @@
-"""The loggers of a run: ``metrics.csv``, and Weights & Biases, online with an account and offline without."""
+"""The loggers of a run: ``metrics.csv``, and Weights & Biases (online with an account, otherwise offline)."""
 
 import csv
 import netrc
@@ -45,7 +45,7 @@ class MetricsFile(Logger):
 
     @property
     def version(self) -> str:
-        """An empty string: each run has a folder of its own."""
+        """An empty string, because each run has its own folder."""
         return ""
 
     @property
@@ -115,8 +115,8 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
     Args:
         folder: The run's folder, which contains all files of the logger.
         project: The W&B project, unless WANDB_PROJECT names one.
-        adds_to_run: Whether the command adds to a finished run. Offline such a command gets no logger, because two
-            offline records of one id overwrite each other when they are synchronized.
+        adds_to_run: Whether the command adds to a finished run. In offline mode such a command gets no logger,
+            because two offline records with the same id overwrite each other when they are synchronized.
     """
     mode = wandb_mode()
     file = folder / "wandb" / "run_id.txt"
@@ -127,7 +127,7 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
     for name, subfolder in (("WANDB_CACHE_DIR", "cache"), ("WANDB_DATA_DIR", "data")):
         os.environ.setdefault(name, str((folder / "wandb" / subfolder).resolve()))
     settings = wandb.Settings(
-        x_transaction_log_flush_interval=1.0,  # a run that is killed within the default of 15 s leaves no record
+        x_transaction_log_flush_interval=1.0,  # with the default of 15 s, a run killed earlier would have no record
         silent=mode == "offline",
         init_timeout=30,
     )
@@ -153,7 +153,7 @@ def _run_id(file: Path) -> str:
 
 
 def wandb_mode() -> str:
-    """Return ``online``, ``offline`` or ``disabled``: WANDB_MODE if it is set, else by account and network.
+    """Return ``online``, ``offline`` or ``disabled``: WANDB_MODE if it is set, otherwise by account and network.
 
     Raises:
         UserError: If WANDB_MODE is not a mode of Weights & Biases.
@@ -197,7 +197,7 @@ def _base_url() -> str:
 
 def _reachable(timeout: float = 3.0) -> bool:
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True  # the proxy may reach the server when this machine cannot
+        return True  # the proxy may reach the server even if this machine cannot
     address = urlsplit(_base_url())
     port = address.port or (80 if address.scheme == "http" else 443)
     try:

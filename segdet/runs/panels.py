@@ -22,9 +22,9 @@ class ImagePanels(pl.Callback):
 
     Args:
         images: The number of images; 0 for none.
-        every_n_epochs: The number of epochs from one drawing to the next. The last epoch is always drawn.
-        min_score: The least score of a box that is drawn.
-        most_boxes: The largest number of boxes that are drawn in an image, those with the best scores.
+        every_n_epochs: The number of epochs between drawings. The last epoch is always drawn.
+        min_score: The minimum score of boxes that are drawn.
+        most_boxes: The maximum number of boxes that are drawn per image, highest scores first.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ImagePanels(pl.Callback):
         self._pictures: list[np.ndarray] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw if this epoch is due. Rank 0 draws alone, without communication."""
+        """Draw the images if this epoch is due. Only rank 0 draws, without communication."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self._is_due(trainer):
             return
         samples = self._read_samples(trainer)
@@ -67,11 +67,11 @@ class ImagePanels(pl.Callback):
         ):
             return False
         epoch = trainer.current_epoch + 1
-        # With max_steps or max_time the last validation may be within an epoch.
+        # With max_steps or max_time, the last validation may be within an epoch.
         return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.should_stop
 
     def _read_samples(self, trainer: pl.Trainer) -> list[Sample]:
-        """Return the samples, which are read once."""
+        """Return the samples. Read them in the first call only."""
         if self._samples is None:
             dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
             count = min(self.images, len(dataset))

@@ -27,19 +27,19 @@ from segdet.util.files import write_atomically
 class PredictionWriter(BasePredictionWriter):
     """Write the predictions of each batch to ``folder``; keep none in memory.
 
-    - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height), each entry
-      also has its ``file_name`` and ``category``, and its ``segmentation`` if the family predicts masks. (Remove
-      ``bbox`` to score masks by size with pycocotools, which otherwise takes the sizes of the boxes.)
-    - ``masks/<stem>.png`` for segmentation: index PNGs in the form of the dataset's own masks: with VOC's palette, or
-      in grayscale with Cityscapes' label ids, the form that its evaluation server accepts.
+    - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height). Each entry also has
+      ``file_name`` and ``category``, and ``segmentation`` if the family predicts masks. (pycocotools takes object
+      sizes from ``bbox``. Remove ``bbox`` to score masks by the sizes of the masks.)
+    - ``masks/<stem>.png`` for segmentation: index PNGs with the same values as the masks of the dataset, either with
+      VOC's palette, or in grayscale with the label ids that the evaluation server of Cityscapes accepts.
     - ``overlays/<stem>.png`` for all tasks, with boxes of at least ``min_score``.
 
-    The files of ``a.jpg`` and ``a.png`` in one folder are ``a.jpg.png`` and ``a.png.png``.
+    If one folder contains ``a.jpg`` and ``a.png``, their output files are ``a.jpg.png`` and ``a.png.png``.
 
     Args:
-        folder: The run's ``predictions``.
-        classes: The numbers of the classes in the files. None for 1, 2, ... in boxes and 0, 1, ... in masks.
-        min_score: The least score of a box that is drawn. Boxes below it are in ``predictions.json`` only.
+        folder: The folder ``predictions`` of the run.
+        classes: The class numbers in the files. None for 1, 2, ... in boxes and 0, 1, ... in masks.
+        min_score: The minimum score of boxes that are drawn. Other boxes are only in ``predictions.json``.
     """
 
     def __init__(self, folder: Path, classes: Classes | None = None, min_score: float = 0.3) -> None:
@@ -50,7 +50,7 @@ class PredictionWriter(BasePredictionWriter):
         self._names: dict[Path, str] = {}
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Create the folders. The files of an earlier command are replaced one by one."""
+        """Create the folders. Files of an earlier command remain until new ones replace them."""
         (self.folder / "overlays").mkdir(parents=True, exist_ok=True)
         reader = trainer.datamodule.reader("test")  # type: ignore[attr-defined]
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ class PredictionWriter(BasePredictionWriter):
                 predicted = {key: value[finite] for key, value in predicted.items()}
                 lines += [json.dumps(entry) + "\n" for entry in self._entries(predicted, source, root, names)]
                 drawn = predicted["scores"] >= self.min_score
-                if pl_module.task == "detection":  # localization draws its single box whatever its score
+                if pl_module.task == "detection":  # for localization, always draw the single box
                     predicted = {key: value[drawn] for key, value in predicted.items()}
             picture = draw_target(
                 read_image(source.path, source.original_size, source.upright), predicted, names
@@ -141,11 +141,11 @@ class PredictionWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Write the predictions until now when the command is stopped; several processes leave a file each."""
+        """Write the predictions made so far when the command is stopped; several processes keep separate files."""
         if trainer.world_size > 1 or not self._rank_file(0).exists():
             return
         self._merge(1)
-        sys.stderr.write(f"segdet: stopped; the predictions until now are in {self.folder}\n")
+        sys.stderr.write(f"segdet: stopped; the predictions made so far are in {self.folder}\n")
 
     def _merge(self, world_size: int) -> None:
         with (
@@ -170,7 +170,7 @@ class PredictionWriter(BasePredictionWriter):
 def _rounded(values: Tensor) -> list[Any]:
     """Round to the fewest digits that identify a float32.
 
-    Fewer digits would make different scores equal, and move boxes across the evaluators' thresholds.
+    With fewer digits, different scores would become equal, and boxes would cross the IoU thresholds of evaluators.
     """
     near = values.float().numpy()
     digits: list[Any] = near.astype(str).astype(np.float64).tolist()
@@ -182,9 +182,9 @@ def _relative(path: Path, root: Path) -> Path:
 
 
 def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Return a unique output path for each image, without the output's own extension.
+    """Return a unique output path for each image, without the extension of the output file.
 
-    It is the image's path relative to ``root`` without its extension, or with it if two images differ only in that.
+    It is the image's path relative to ``root``, without the image's extension unless two images differ only in that.
     """
     whole = {path: _relative(path, root).as_posix() for path in paths}
     names = {path: _relative(path, root).with_suffix("").as_posix() for path in paths}

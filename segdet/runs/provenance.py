@@ -29,12 +29,12 @@ PACKAGES = (
 
 
 def now() -> str:
-    """Return the present time in ISO 8601 with the UTC offset, to the second."""
+    """Return the current time in ISO 8601 with the UTC offset, to the second."""
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:
-    """Return what is known about a run before it starts.
+    """Return the provenance of a run, collected before it starts.
 
     Args:
         command: The command line, by default that of this process.
@@ -60,7 +60,7 @@ def command_line() -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit and branch of ``folder`` and whether files differ from it; None outside of a repository."""
+    """Return the commit and branch of ``folder``, and whether tracked files differ; None outside a repository."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")

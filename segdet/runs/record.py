@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA = 1
-"""The version of the format. It stays when an optional key is added, and rises when a key changes its meaning."""
+"""The version of the format. A new optional key keeps it; a key with a new meaning increases it."""
 
 RECORD_NAME = "result.json"
 """The record's file name in a run folder."""
@@ -33,14 +33,14 @@ class Cost:
     Attributes:
         parameters: Number of parameters of the network, frozen ones included.
         flops: Floating-point operations to predict one image. A multiply-add counts as two.
-        ms_per_image: Milliseconds to predict one image at batch size one, without decoding the file.
-        passes_per_image: How often the network runs for one image: 1 for a single shot, thousands for a
+        ms_per_image: Milliseconds to predict one image at batch size 1, without decoding the file.
+        passes_per_image: Number of network passes for one image: 1 for a single-shot detector, thousands for a
             sliding window.
         train_seconds: Seconds of training, validation included, over all resumed parts of the run.
-        peak_memory_mb: Peak memory in MiB, of the GPU if there is one, else of the process.
+        peak_memory_mb: Peak memory in MiB: of the GPU if there is one, otherwise of the process.
         disk_mb: Megabytes (10**6 bytes) that the training left on disk: the run folder without the files of Weights &
             Biases, and the region proposals of its images.
-        stages_ms: Milliseconds of each stage of predicting one image, in order. Empty if the model names no stages.
+        stages_ms: Milliseconds of each stage of predicting one image, in order. Empty if the model marks no stages.
     """
 
     parameters: int | None = None
@@ -63,7 +63,7 @@ class Record:
         model: The model's class.
         data: The data module's class.
         seed: The run's seed.
-        status: How training ended.
+        status: The status in which training ended.
         metrics: Final scores by their logged names (``val/miou``, ``test/map_50``). None means undefined: the
             measured value was NaN.
         cost: The costs.
@@ -75,7 +75,7 @@ class Record:
         started: When training started, in ISO 8601.
         finished: When training ended, in ISO 8601.
         backbone: The name of the backbone, if the model has one.
-        per_image: The file of scores per image, relative to the record. Resampling reads it.
+        per_image: The file of scores per image, for resampling. Its path is relative to the record.
         launcher: The program that started the processes (``torchrun``, ``slurm`` ...), or None.
     """
 
@@ -139,12 +139,12 @@ class Record:
 
     @classmethod
     def read(cls, path: Path | str) -> "Record":
-        """Read the record in the file ``path``. Keys that this version does not have are ignored.
+        """Read the record in the file ``path``. Unknown keys are ignored.
 
         Raises:
             UserError: If the file is missing or corrupt, has another schema, or holds a wrong value.
         """
-        # Imported here because it takes a tenth of a second, and most who import this module only write.
+        # Import pydantic here: it takes a tenth of a second, and most importers of this module only write records.
         from pydantic import ValidationError
 
         from segdet.util.validation import explain
@@ -158,18 +158,20 @@ class Record:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); make the file readable") from error
         except ValueError as error:  # bad JSON and bad UTF-8
-            raise UserError(f"{path}: corrupt, or not JSON ({error}); run it again") from None
+            raise UserError(f"{path}: corrupt, or not JSON ({error}); repeat the run") from None
         if not isinstance(values, dict) or "schema" not in values:
-            raise UserError(f"{path}: not a result record (no key 'schema'); remove it or run it again")
+            raise UserError(
+                f"{path}: not a result record (no key 'schema'); remove the file or repeat the run"
+            )
         if values["schema"] != SCHEMA:
             raise UserError(
-                f"{path}: has schema {values['schema']!r}, this segdet reads {SCHEMA}; "
-                "use the segdet that wrote it or run it again"
+                f"{path}: has schema {values['schema']!r}, but this version of segdet reads {SCHEMA}; "
+                "use the version that wrote it, or repeat the run"
             )
         try:
             return _adapter().validate_json(text, strict=True)
         except ValidationError as error:
-            raise UserError(f"{path}: {explain(error)[1]}; run it again") from None
+            raise UserError(f"{path}: {explain(error)[1]}; repeat the run") from None
 
 
 @cache
@@ -180,7 +182,7 @@ def _adapter() -> "TypeAdapter[Record]":
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` in JSON's types. What is not finite becomes null, since JSON has no NaN."""
+    """Convert ``value`` to JSON types. NaN and infinity become null, because JSON does not have them."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,11 +5,11 @@ import os
 from segdet.util.errors import UserError
 
 SHARE = "SEGDET_CORES"
-"""The environment variable that limits a process to a share of the cores, because other processes use the rest."""
+"""The environment variable that limits a process to a share of the cores; other processes use the rest."""
 
 
 def usable_cores() -> int:
-    """Return the number of cores that SLURM, taskset or a container assigns to this process, or its share of them.
+    """Return the number of cores that SLURM, taskset or a container assigns to this process, or SEGDET_CORES.
 
     Raises:
         UserError: If SEGDET_CORES is not a positive whole number.
@@ -20,6 +20,6 @@ def usable_cores() -> int:
         return cores
     if not share.isdecimal() or int(share) < 1:
         raise UserError(
-            f"{SHARE} {share}: must be a whole number from 1 on; fix or unset the environment variable"
+            f"{SHARE} {share}: must be a whole number of at least 1; fix or unset the environment variable"
         )
     return min(cores, int(share))

@@ -1,8 +1,8 @@
 """A cache on disk for results that are expensive to compute and depend only on files and settings.
 
-An entry is a few named arrays in one ``.npz`` file. It is identified by its kind (what was computed) and its key (from
-which files and settings, see `key_of` and `files_key`). Missing and corrupt entries are computed again, so the folder
-may be deleted at any time.
+An entry consists of named arrays in one ``.npz`` file. Its kind describes the result, and its key identifies the files
+and settings from which the result was computed (see `key_of` and `files_key`). Missing and corrupt entries are computed
+again, so the folder may be deleted at any time.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def total_size(files: Iterable[Path]) -> int:
 
 
 def key_of(*parts: object) -> str:
-    """Return a key of everything a result depends on, from the ``repr`` of each part: 32 hexadecimal digits."""
+    """Return a key for all inputs of a result, computed from the ``repr`` of each part: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         text = repr(part).encode()
@@ -52,9 +52,10 @@ def key_of(*parts: object) -> str:
 
 
 def files_key(paths: Iterable[Path], *parts: object) -> str:
-    """Return a key of files, from their names, sizes and modification times, and of other ``parts``.
+    """Return a key for files (their names, sizes and modification times) and other ``parts``.
 
-    Folders are not part of the key, so that data copied to a faster disk (with their times) have the same key.
+    The key does not include folders, so that it stays the same if the data are copied to a faster disk with their
+    times.
     """
     seen: dict[Path, tuple[str, int, int]] = {}
     for path in paths:
@@ -70,14 +71,14 @@ def files_key(paths: Iterable[Path], *parts: object) -> str:
 
 def path_of(kind: str, key: str) -> Path:
     """Return the file of an entry."""
-    # Subfolders, because one folder with an entry per image of COCO would be slow to list.
+    # Use subfolders, because one folder with an entry per image of COCO would be slow to list.
     return cache_folder() / kind / key[:2] / f"{key}.npz"
 
 
 def load(kind: str, key: str) -> Arrays | None:
     """Return the arrays of an entry; None if it is missing or corrupt."""
     try:
-        # Opened here, because NumPy does not close a corrupt file that it has opened.
+        # Open the file here, because NumPy does not close a corrupt file that it has opened.
         with path_of(kind, key).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
@@ -107,7 +108,7 @@ def cached(kind: str, key: str, compute: Callable[[], Arrays]) -> Arrays:
     """Return the arrays of an entry; compute and save them if it is missing or corrupt.
 
     Args:
-        kind: What is computed; the name of a folder.
+        kind: The kind of result, which names a folder.
         key: See `key_of` and `files_key`.
         compute: Computes the arrays.
     """

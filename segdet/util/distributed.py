@@ -1,18 +1,15 @@
-"""The processes of one run: this one's rank, their number, and work that they do together.
+"""The processes of one run: rank, number of processes, and collective work.
 
-Importing this module does not import torch, so that the command can report a mistake at once.
+Importing this module does not import torch, so that the command can report a mistake without delay.
 """
 
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segdet.util.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """The variables in which launchers (torchrun, SLURM, Lightning) pass a process its rank."""
@@ -35,14 +32,14 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Return the number of processes of this run, as far as it is known: see `rank`."""
+    """Return the number of processes of this run, from the same sources as `rank`."""
     if _is_initialized():
         return int(sys.modules["torch"].distributed.get_world_size())
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def is_launched() -> bool:
-    """Return whether a launcher started this process as one of a group, which may be a group of one."""
+    """Return whether a launcher started this process as a member of a group, possibly as its only member."""
     if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
         return True
     return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1
@@ -54,7 +51,7 @@ def under_torchrun() -> bool:
 
 
 def _is_initialized() -> bool:
-    # Only a process that has imported torch can have initialized a group, and importing it takes seconds.
+    # A process that has not imported torch has no group, and importing torch takes seconds.
     torch: Any = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
@@ -62,11 +59,11 @@ def _is_initialized() -> bool:
 def run_on_all_ranks(work: Callable[[], None]) -> None:
     """Run ``work`` in every process of the run and wait for all of them; if it fails in one, raise in all.
 
-    The processes wait in a process group of their own, whose timeout is `TIMEOUT`. The run's own group is for the
-    gradients of a step; waiting in it fails after that group's timeout, usually half an hour.
+    The processes wait in a separate process group with the timeout `TIMEOUT`. The run's own group synchronizes the
+    gradients of a step, and its timeout, usually half an hour, would be too short.
 
     Raises:
-        Exception: What ``work`` raises in this process.
+        Exception: The exception of ``work`` in this process.
         UserError: If ``work`` failed only in another process.
     """
     import torch

@@ -8,7 +8,7 @@ from segdet.util.suggest import closest
 
 
 class UserError(Exception):
-    """A mistake of the user. The command prints its one line without a traceback and exits with status 2."""
+    """A mistake of the user. The command prints the one-line message without a traceback and exits with status 2."""
 
 
 class BadSample(UserError):
@@ -27,7 +27,7 @@ class BadSample(UserError):
         self.remedy = remedy
 
     def or_skip(self) -> "BadSample":
-        """Return the error with a hint at the option that skips such samples."""
+        """Return the error with a hint about the option that skips such samples."""
         remedy = f"{self.remedy}, or run without such samples: --data.on_bad_sample skip"
         return BadSample(self.path, self.fault, remedy)
 
@@ -41,7 +41,7 @@ class MissingFile(BadSample):
 
 
 def check_choice(option: str, value: object, choices: Any) -> None:
-    """Check that ``value`` is among the choices of an option, which a call in Python does not do by itself.
+    """Check that ``value`` is a valid choice of an option. The command-line parser does not check calls from Python.
 
     Args:
         option: The option's name for the message, such as ``--model.mode``.
@@ -49,7 +49,7 @@ def check_choice(option: str, value: object, choices: Any) -> None:
         choices: The ``Literal`` type of the option, or the choices themselves.
 
     Raises:
-        UserError: If ``value`` is not among them.
+        UserError: If ``value`` is not a valid choice.
     """
     known: Iterable[Any] = get_args(choices) or choices
     if value in known:
@@ -69,15 +69,15 @@ def check_range(
     most: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Check that a number, or each number of a list, is within bounds. NaN never is, and neither is an empty list.
+    """Check that a number, or each number of a list, is within bounds. NaN and an empty list are errors.
 
     Args:
         option: The option's name for the message, such as ``--model.width``.
         value: The number, or the numbers.
         least: The smallest valid number.
-        above: A bound that is not valid itself.
+        above: The exclusive lower bound.
         most: The largest valid number.
-        below: A bound that is not valid itself.
+        below: The exclusive upper bound.
 
     Raises:
         UserError: If a number is out of bounds, or there is none.

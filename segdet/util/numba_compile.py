@@ -11,9 +11,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """Compile ``function`` to machine code on its first call.
 
-    The code is cached beside the source or, if that folder is read-only, in the user's cache folder, so that the
-    seconds of compilation are spent once. If neither can be written, each process compiles. Sums may be reordered,
-    so that they use vector registers. NaN and infinity are preserved.
+    Compilation takes seconds. The machine code is therefore cached beside the source or, if that folder is read-only,
+    in the user's cache folder. If neither is writable, each process compiles. The compiler may reorder sums to use
+    vector registers. NaN and infinity are preserved.
     """
     options: dict[str, Any] = {
         "fastmath": {"reassoc", "contract", "nsz"},

@@ -19,7 +19,7 @@ GRID = "#e4e7ec"
 """Colour of grid lines."""
 
 COLOURS = ("#3b7dd8", "#f2a33a", "#4fb286", "#c65b8f", "#7a6ff0", "#8a94a6")
-"""Colours of data series, in this order."""
+"""Colours of the data series, in order."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 """File suffixes that `save_figure` accepts."""

@@ -1,4 +1,4 @@
-"""Constructor arguments: collected, checked, and in a form that can be saved in a checkpoint."""
+"""Constructor arguments: collect them, check them, and convert them to a form that a checkpoint can contain."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from segdet.util.suggest import did_you_mean
 
 
 def constructor_arguments(instance: object) -> dict[str, Any]:
-    """Return the arguments with which ``instance`` is being constructed, defaults included.
+    """Return the constructor arguments of ``instance``, including defaults, while it is being constructed.
 
-    A base class calls this at the beginning of its ``__init__``. The arguments are those of the outermost
-    ``__init__``, that is, of the class that was called.
+    A base class calls this at the beginning of its ``__init__``. The outermost ``__init__``, which belongs to the
+    instantiated class, provides the arguments.
     """
     arguments: dict[str, Any] = {}
     frame = inspect.currentframe()
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
     Dataclasses become dictionaries and paths strings.
 
     Raises:
-        TypeError: If a part of it is of another type.
+        TypeError: If the value contains another type.
     """
     if value is None or isinstance(value, str | int | float):
         return value

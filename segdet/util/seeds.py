@@ -1,4 +1,4 @@
-"""Seeds of random numbers."""
+"""Seeds of random number generators."""
 
 import os
 

@@ -52,10 +52,10 @@ def stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def time_stages(synchronize: Callable[[], None] = lambda: None) -> Iterator[dict[str, float]]:
-    """Measure the seconds spent in each stage that runs inside this context, in the order in which they first begin.
+    """Measure the seconds spent in each stage inside this context. Stages are ordered by their first start.
 
-    torch's profiler would report the same, but it writes to stderr when it starts, and it records the work of a GPU
-    only if that was requested.
+    torch's profiler would report the same times, but it writes to stderr when it starts, and it records GPU work only
+    on request.
 
     Args:
         synchronize: Waits for the device's pending work; called at both ends of every stage.

@@ -12,7 +12,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     Args:
         name: The misspelled name. Case is ignored.
         known: The valid names.
-        cutoff: The least similarity, between 0 (always suggest one) and 1, as in `difflib.get_close_matches`.
+        cutoff: The minimum similarity, between 0 (always suggest a name) and 1, as in `difflib.get_close_matches`.
     """
     by_folded = {each.casefold(): each for each in known}
     near = get_close_matches(name.casefold(), by_folded, 1, cutoff)

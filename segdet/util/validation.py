@@ -1,7 +1,8 @@
-"""Files that people write, checked against pydantic models, with errors of one line.
+"""Validation of hand-written files with pydantic models and one-line error messages.
 
-`YamlFile` reads a YAML file with the loader of the command line, so that ``1e-5`` is a number in both, and
-remembers the line of each key. `explain` words the first error of pydantic.
+`YamlFile` reads a YAML file with the loader of the command line, so that
+``1e-5`` is a number in both. It keeps the line number of each key. `explain` converts the first pydantic error to a
+message.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ _EXPECTED = {
     "int_parsing": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
-    "string_type": "a text",
+    "string_type": "a string",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "dataclass_type": "a mapping",
@@ -36,7 +37,7 @@ _EXPECTED = {
 
 
 class FileModel(BaseModel):
-    """A mapping in a file: immutable, and with an error for a key that it does not have."""
+    """A mapping in a file. It is immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +60,7 @@ class YamlFile:
 
     Attributes:
         path: The file.
-        values: What it holds, in plain Python types.
+        values: The content in plain Python types.
         lines: The line of each key.
     """
 
@@ -72,9 +73,9 @@ class YamlFile:
         """Read the file ``path``.
 
         Raises:
-            UserError: If the file cannot be read, is not YAML, or has a key twice.
+            UserError: If the file cannot be read, is not YAML, or has a duplicate key.
         """
-        from jsonargparse import get_loader  # not needed to read records, which should be fast
+        from jsonargparse import get_loader  # slow, and not needed to read records
 
         path = Path(path)
         try:
@@ -92,7 +93,7 @@ class YamlFile:
         lines: dict[Key, int] = {}
         for key, number, fault in _walk(root, ()):
             if key in lines:
-                fault = f"'{key[-1]}' is there twice; remove one"
+                fault = f"'{key[-1]}' is a duplicate key; remove one"
             if fault:
                 raise UserError(f"{path}, line {number}: {fault}")
             lines[key] = number
@@ -102,7 +103,7 @@ class YamlFile:
         """Return the file's values as ``model``.
 
         Raises:
-            UserError: If a value does not fit.
+            UserError: If a value is invalid.
         """
         try:
             return model.model_validate(self.values)
@@ -111,7 +112,7 @@ class YamlFile:
             raise self.error(key, message) from None
 
     def error(self, key: Key, message: str) -> UserError:
-        """Return an error with the file, the line of ``key`` or of the nearest key around it, and ``message``."""
+        """Return an error with the file, the line of ``key`` or of its nearest enclosing key, and ``message``."""
         while key and key not in self.lines:
             key = key[:-1]
         line = f", line {self.lines[key]}" if key else ""
@@ -130,15 +131,15 @@ def _walk(node: yaml.Node | None, key: Key) -> Iterator[tuple[Key, int, str]]:
     for name, mark, value in entries:
         fault = ""
         if isinstance(value, yaml.ScalarNode) and value.tag.endswith(":int") and ":" in value.value:
-            fault = f"YAML reads {value.value} as a number to the base of 60; put it in quotes"
+            fault = f"YAML reads {value.value} as a base-60 number; put it in quotes"
         yield (*key, name), mark.line + 1, fault
         yield from _walk(value, (*key, name))
 
 
 def explain(error: ValidationError) -> tuple[Key, str]:
-    """Return the key of the first value that does not fit, and what is wrong with it.
+    """Return the key of the first invalid value, and a message about the error.
 
-    A validator of ours raises a ValueError whose message is the fix.
+    segdet's own validators raise a ValueError whose message is the fix.
     """
     first = error.errors(include_url=False)[0]
     key: Key = first["loc"]

@@ -25,18 +25,18 @@ def test_some_parts(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
-        (["mio"], "no part is called mio"),
+        (["mio"], "no part mio"),
         (["--rounds", "0"], "--rounds 0"),
         (["--threads", "0"], "--threads 0"),
     ],
 )
-def test_mistakes_are_one_line(argv, says, capsys):
+def test_wrong_arguments_are_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         speed.main(argv)
     assert stop.value.code == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_of_images(tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_an_unusable_image_is_one_line(name, tmp_path, capsys):
     assert f"{tmp_path / 'a.jpg'}" in last and "Traceback" not in last
     assert (
         name == "decode"
-        or "100x20 (width x height) is smaller than a window of 24 px; give larger images" in last
+        or "100x20 (width x height) is smaller than a window of 24 px; use larger images" in last
     )
 
 

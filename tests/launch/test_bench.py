@@ -204,7 +204,7 @@ def test_a_fit_that_does_not_finish_is_a_failure(
 
     monkeypatch.setattr(module, "run_command", interrupted)
     assert main(["experiments/demo.yaml", "--only", "ssd"]) == 1
-    assert "fit left the status interrupted" in capsys.readouterr().err
+    assert "fit ended with the status interrupted" in capsys.readouterr().err
 
 
 def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Command) -> None:
@@ -269,7 +269,7 @@ def test_two_benches_of_one_folder_are_refused(
     folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def again(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
-        with pytest.raises(UserError, match="another segdet bench works in it"):
+        with pytest.raises(UserError, match="another segdet bench is using it"):
             main(["experiments/demo.yaml"])
         return command(arguments, log, mode)
 

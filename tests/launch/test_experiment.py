@@ -53,7 +53,7 @@ def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
         ("configs/ssd.yaml", "configs/sdd.yaml", "runs.ssd.configs names configs/sdd.yaml, which is not in"),
         ("configs/ssd.yaml", "configs/sdd.yaml", "did you mean configs/ssd.yaml?"),
         ("configs/ssd.yaml", "x.yaml", "paths are relative to the current directory"),
-        ("  ssd:", "  fcn:", ", line 8: 'fcn' is there twice"),
+        ("  ssd:", "  fcn:", ", line 8: 'fcn' is a duplicate key"),
         ("  ssd:", "  a b:", "line 8: runs has the key 'a b'; use letters"),
         ("  ssd:", "  ssd-seed1:", "runs has the key 'ssd-seed1'; use letters"),
         ("{configs: configs/ssd.yaml, test: false}", "{test: false}", "runs.ssd has no key 'configs'"),
@@ -61,12 +61,12 @@ def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
         (
             "model.optim.lr",
             "trainer.max_time",
-            "runs.fcn.overrides sets 'trainer.max_time', which is the budget",
+            "runs.fcn.overrides sets 'trainer.max_time', which is in the budget",
         ),
         (
             "model.optim.lr",
             "run_dir",
-            "line 7: runs.fcn.overrides has the key 'run_dir'; leave it to segdet bench",
+            "line 7: runs.fcn.overrides has the key 'run_dir'; remove it, because segdet bench sets it",
         ),
         ("model.optim.lr", "--lr", "runs.fcn.overrides has the key '--lr'; write dotted keys"),
         (
@@ -79,7 +79,7 @@ def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
         (
             "00:00:10:00",
             "10:00:00",
-            "line 5: YAML reads 10:00:00 as a number to the base of 60; put it in quotes",
+            "line 5: YAML reads 10:00:00 as a base-60 number; put it in quotes",
         ),
         (
             "{configs: configs/ssd.yaml, test: false}",
@@ -106,8 +106,8 @@ def test_a_wrong_file_is_one_line(folder: Path, before: str, after: str, message
     ("ssd", "message"),
     [
         ("after: ssd", "runs.ssd.after is 'ssd'; it must be the name of a run above this one"),
-        ("after: [fcn]", "runs.ssd.after is ['fcn'] and should be a text"),
-        ("after: false", "runs.ssd.after is False and should be a text"),
+        ("after: [fcn]", "runs.ssd.after is ['fcn'] and should be a string"),
+        ("after: false", "runs.ssd.after is False and should be a string"),
         ("test: true", "runs.ssd uses '{after}'; name the other run with the key 'after'"),
     ],
 )

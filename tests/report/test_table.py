@@ -9,7 +9,7 @@ import pytest
 from segdet.cli.report import main
 from segdet.metrics import DetectionScores
 from segdet.metrics.boundary import BoundaryScores
-from segdet.report.table import MISTAKES, SCORES, table
+from segdet.report.table import ERROR_KINDS, SCORES, table
 from segdet.runs.record import Cost, Record
 from segdet.util.errors import UserError
 
@@ -65,8 +65,8 @@ def test_one_table_for_each_task_with_its_scores_and_costs() -> None:
     assert "segdet fit --config configs/fcn.yaml" in text and "segdet fit --config configs/ssd.yaml" in text
 
 
-def test_contours_and_masks_have_columns_where_a_run_has_them() -> None:
-    """Every test of segmentation has ``bf`` and ``boundary_iou``, and that of Mask R-CNN has ``mask_map``."""
+def test_boundaries_and_masks_have_columns_if_a_run_has_them() -> None:
+    """Tests of segmentation have ``bf`` and ``boundary_iou``, and tests of Mask R-CNN have ``mask_map``."""
     unet = replace(FCN, name="unet", metrics={"test/miou": 0.6, "test/bf": 0.7, "test/boundary_iou": 0.4})
     mask = replace(SSD, name="mask", metrics=SSD.metrics | {"test/mask_map": 0.3, "test/mask_map_50": 0.6})
     fcn_head, fcn, with_contours, ssd_head, ssd, with_masks = rows(table([FCN, unet, SSD, mask]))
@@ -85,14 +85,14 @@ def test_every_column_is_a_score_that_is_computed() -> None:
     assert set(SCORES["detection"]) <= set(DetectionScores(["a"], masks=True).compute())
 
 
-def test_stages_have_a_table_of_their_own() -> None:
+def test_stages_have_a_separate_table() -> None:
     one = replace(SSD, cost=replace(SSD.cost, stages_ms={"network": 10.0, "warps": 2.0, "nms": 0.5}))
     seed = replace(
         one, name="ssd-seed1", seed=1, cost=replace(SSD.cost, stages_ms={"network": 20.0, "nms": 0.5})
     )
     other = replace(one, name="rcnn", cost=replace(SSD.cost, stages_ms={"heads": 1.0, "proposals": 250.0}))
     text = table([FCN, one, seed, other, replace(SSD, name="plain")])
-    stages = text.split("Milliseconds of the stages of an image:")
+    stages = text.split("Milliseconds per image in each stage:")
     assert len(stages) == 2 and "### Detection" in stages[0]
     assert rows(stages[1]) == [
         ["run", "proposals", "warps", "network", "nms", "heads"],
@@ -102,25 +102,25 @@ def test_stages_have_a_table_of_their_own() -> None:
     assert "stages" not in table([FCN, SSD])
 
 
-def test_seeds_are_one_line_of_mean_and_deviation() -> None:
+def test_seeds_share_a_row_with_mean_and_deviation() -> None:
     other = replace(FCN, name="fcn-seed1", seed=1, metrics={"test/miou": 0.6}, cost=Cost(train_seconds=63.0))
     heading, line = rows(table([FCN, other]))
     cells = dict(zip(heading, line, strict=True))
     assert cells["run"] == "fcn" and cells["seeds"] == "0, 1"
     assert cells["test/miou"] == "0.550 ± 0.071"  # the sample's deviation, not the population's .050
     assert cells["test/pixel_acc"] == "0.900" and cells["training (min:s)"] == "1:02"
-    several = rows(table([FCN, replace(other, model="UNet")]))  # another model is another run
+    several = rows(table([FCN, replace(other, model="UNet")]))  # a run with another model is not a seed of it
     assert [row[several[0].index("seeds")] for row in several[1:]] == ["0", "1"]
     assert len(rows(table([FCN, replace(other, seed=2)]))) == 3  # the name has another seed
 
 
 def test_detectors_with_an_error_analysis_have_a_table_of_errors() -> None:
-    assert "without one kind of mistake" not in table([SSD, FCN])
-    gains = {f"test/dap_{kind}": at / 100 for at, kind in enumerate(MISTAKES)}
+    assert "without one kind of error" not in table([SSD, FCN])
+    gains = {f"test/dap_{kind}": at / 100 for at, kind in enumerate(ERROR_KINDS)}
     analysed = replace(SSD, name="yolo", metrics=SSD.metrics | gains)
     again = replace(analysed, name="yolo-seed1", seed=1, metrics=analysed.metrics | {"test/dap_missed": 0.07})
     text = table([SSD, analysed, again, FCN])
-    section = text.split("### Detection: what test/map_50 would gain without one kind of mistake")[1]
+    section = text.split("### Detection: gain of test/map_50 without one kind of error")[1]
     assert "The gains do not add up." in section
     heading, line = rows(section)  # the run without an analysis has no row
     cells = dict(zip(heading, line, strict=True))
@@ -171,7 +171,7 @@ def test_different_data_and_machines_are_listed() -> None:
     assert "different data" not in table([FCN, SSD])
 
 
-def test_sorted_by_score_downwards_and_by_cost_upwards() -> None:
+def test_rows_are_sorted_by_descending_score_or_ascending_cost() -> None:
     records = [
         replace(FCN, name="none", metrics={"test/miou": None}, cost=Cost()),
         replace(FCN, name="low", metrics={"test/miou": 0.1}, cost=Cost(ms_per_image=5.0)),
@@ -192,14 +192,14 @@ def test_sorted_by_score_downwards_and_by_cost_upwards() -> None:
 def test_report_finds_records_and_lists_corrupt_and_missing_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(tmp_path / "demo", FCN, SSD, replace(FCN, name="torn"), replace(FCN, name="gone"))
-    (tmp_path / "demo/torn/result.json").write_text('{"schema": 1,')
-    (tmp_path / "demo/gone/result.json").unlink()
+    put(tmp_path / "demo", FCN, SSD, replace(FCN, name="corrupt"), replace(FCN, name="missing"))
+    (tmp_path / "demo/corrupt/result.json").write_text('{"schema": 1,')
+    (tmp_path / "demo/missing/result.json").unlink()
     (tmp_path / "demo/fcn/predictions").mkdir()
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert [row[0] for row in rows(out)] == ["run", "demo/fcn", "run", "demo/ssd"]
-    assert "demo/torn/result.json: corrupt" in out and "demo/gone/result.json: missing" in out
+    assert "demo/corrupt/result.json: corrupt" in out and "demo/missing/result.json: missing" in out
     assert main([str(tmp_path / "demo/fcn"), str(tmp_path / "demo/ssd"), "--sort", "name"]) == 0
     assert [row[0] for row in rows(capsys.readouterr().out)] == ["run", "fcn", "run", "ssd"]
     assert main([str(tmp_path / "demo/fcn"), "--output", str(tmp_path / "table.md")]) == 0
@@ -213,7 +213,7 @@ def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
         main([str(tmp_path / "absent")])
 
 
-def test_reports_quickly_and_without_torch(tmp_path: Path) -> None:
+def test_the_report_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     put(tmp_path, FCN)
     code = (
         "import sys; from segdet.cli.report import main; "

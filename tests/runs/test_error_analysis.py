@@ -63,7 +63,7 @@ def test_the_test_of_a_detector_reports_the_causes_of_its_lost_ap(
         assert picture.ndim == 3 and picture.std() > 5
     capsys.readouterr()
     assert main(["report", str(run)]) == 0
-    assert "without one kind of mistake" in capsys.readouterr().out
+    assert "without one kind of error" in capsys.readouterr().out
 
     # When the analysis is disabled there are no files; without images, there is no picture.
     options = [f"--ckpt_path={run}", f"--run_dir={tmp_path / 'off'}"]

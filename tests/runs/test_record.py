@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_old_record(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "has schema 2, this segdet reads 1"),
+        ({"schema": 2}, "has schema 2, but this version of segdet reads 1"),
         ({"seed": "0"}, "seed is '0' and should be a whole number"),
         ({"status": "done"}, "status is 'done' and should be one of 'finished', 'interrupted' or 'failed'"),
         (
@@ -84,7 +84,7 @@ def test_a_failed_write_leaves_the_old_record(
         ),
         ({"metrics": None}, "metrics is None and should be a mapping"),
         ({"cost": {"flops": "many"}}, "cost.flops is 'many' and should be a whole number"),
-        ({"task": None}, "task is None and should be a text"),
+        ({"task": None}, "task is None and should be a string"),
     ],
 )
 def test_a_wrong_value_is_one_line(record: Record, tmp_path: Path, change: dict, message: str) -> None:

@@ -36,10 +36,10 @@ def test_a_file_becomes_a_model_and_numbers_are_read_as_on_the_command_line(tmp_
         ("parts:\n  a: {sizes: 1}", ", line 2: parts.a.sizes is 1 and should be a list"),
         ("parts:\n  a: {size: [1]}", ", line 2: parts.a has the unknown key 'size'; did you mean sizes?"),
         ("parts:\n  a: {}", ", line 2: parts.a has no key 'sizes'; add it"),
-        ("name: 1\nparts: {}", ", line 1: name is 1 and should be a text"),
+        ("name: 1\nparts: {}", ", line 1: name is 1 and should be a string"),
         ("[1]", ": is [1] and should be a mapping"),
         ("", ": is None and should be a mapping"),
-        ("parts: {}\nparts: {}", ", line 2: 'parts' is there twice; remove one"),
+        ("parts: {}\nparts: {}", ", line 2: 'parts' is a duplicate key; remove one"),
         ("parts: [", ", line 1: "),
     ],
 )
