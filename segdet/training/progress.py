@@ -78,7 +78,8 @@ class StepLogger(pl.Callback):
                 "a longer --model.optim.warmup_steps or --trainer.gradient_clip_val 1"
             )
         if regular:
-            pl_module.log_dict(_rates(trainer))
+            # Lightning converts Python numbers to float32, which would log a rate of 0.1 as 0.10000000149.
+            pl_module.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in _rates(trainer).items()})
         elif trainer.is_global_zero:
             values = {**losses, **_rates(trainer), "epoch": trainer.current_epoch}
             for logger in trainer.loggers:
