@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,20 +11,10 @@ from torch import Tensor
 from segdet.data.sample import Batch, Prediction, Target
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
-from segdet.nn.boxes import (
-    Selection,
-    mirror,
-    select_detections,
-    select_from_levels,
-    suppress,
-    to_original,
-)
+from segdet.nn.boxes import Selection, mirror, select_detections, suppress, to_original
 from segdet.task import Stage, Task, View
 from segdet.training.multi_scale import at_scale
 from segdet.util.errors import check_range
-
-_MERGING = 0.5
-"""The least IoU threshold of merging several views."""
 
 
 class Detector(Task):
@@ -35,34 +25,34 @@ class Detector(Task):
     objects, and may be empty.
 
     Args:
+        score_threshold: Detections must exceed this score.
+        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        detections_per_image: The maximum number of detections per image; all when null.
         category_ids: The dataset's own id of each class, for results files; the command takes them from the data.
             1..K when null.
-        class_agnostic_nms: Whether a box also suppresses boxes of other classes, with the family's own threshold.
+        class_agnostic_nms: Whether a box also suppresses boxes of other classes.
         tta_flip: Whether to merge the detections of each image and its mirror image.
         tta_scales: The scales of each image whose detections are merged.
-        tta_nms_threshold: The IoU threshold of the suppression that merges several views. When null, the family's own
-            threshold, but at least 0.5.
+        tta_nms_threshold: The IoU threshold of the suppression that merges several views. When null,
+            ``nms_threshold``, but at least 0.5.
         kwargs: As for `Task`.
 
     Attributes:
-        score_threshold: The threshold of scores, in families that use `selected` or `selected_from_levels`.
-        candidates_per_level: The best boxes of each map that take part in the suppression of `selected_from_levels`.
-        detections_per_class: The best boxes of each class that take part in the suppression; all when None.
-        detections_per_image: The most detections of an image; all when None.
-        nms_threshold: The IoU threshold of the suppression; 0.5 for a family without suppression.
+        detections_per_class: The maximum number of boxes per class before suppression; all when None.
+        uses_scale: Whether `losses` and `predict` take the ``scale`` of a `View`.
     """
 
     task = "detection"
     monitor = "val/map"
-    score_threshold: float
-    candidates_per_level: int
+    uses_scale: ClassVar[bool] = False
     detections_per_class: int | None = None
-    detections_per_image: int | None = None
-    nms_threshold: float = _MERGING
 
     def __init__(
         self,
         class_names: list[str],
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int | None = 100,
         category_ids: list[int] | None = None,
         class_agnostic_nms: bool = False,
         tta_flip: bool = False,
@@ -73,6 +63,9 @@ class Detector(Task):
         self.category_ids = category_ids or list(range(1, len(class_names) + 1))
         super().__init__(class_names, **kwargs)
         check_range("--model.tta_scales", tta_scales, above=0)
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
         self.class_agnostic_nms = class_agnostic_nms
         self.tta_flip = tta_flip
         self.tta_scales = list(tta_scales)
@@ -85,7 +78,7 @@ class Detector(Task):
 
     @property
     def selection(self) -> Selection:
-        """The family's own thresholds and limits of suppression."""
+        """The thresholds and limits of suppression."""
         return Selection(
             self.score_threshold,
             self.nms_threshold,
@@ -94,18 +87,17 @@ class Detector(Task):
             self.class_agnostic_nms,
         )
 
-    def selected(
+    def select(
         self, boxes: Iterable[Tensor], scores: Iterable[Tensor], size: tuple[int, int]
     ) -> list[Prediction]:
-        """Select the detections of each image of a batch with the family's own thresholds and limits."""
-        selection = self.selection
-        return [select_detections(b, s, size, selection) for b, s in zip(boxes, scores, strict=True)]
+        """Select the detections of each image of a batch, see `select_detections`."""
+        return [select_detections(b, s, size, self.selection) for b, s in zip(boxes, scores, strict=True)]
 
-    def selected_from_levels(
-        self, boxes: Tensor, scores: Tensor, levels: Sequence[int], size: tuple[int, int]
-    ) -> list[Prediction]:
-        """Select the detections of a batch from pyramid levels, with the family's own thresholds and limits."""
-        return select_from_levels(boxes, scores, levels, size, self.selection, self.candidates_per_level)
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        return {"scale": view.scale} if self.uses_scale else {}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        return {"scale": view.scale} if self.uses_scale else {}
 
     def predict_views(self, images: Tensor, targets: list[Target]) -> list[Prediction]:
         """Return the detections in normalized images; with test-time augmentation, merged over all views of each."""
@@ -136,7 +128,7 @@ class Detector(Task):
         if threshold is None:
             # The boxes of an object differ more between views than within one view: on BCCD's blood cells SSD, whose
             # threshold is 0.45, loses 0.002 of map_50 if its views are merged with it.
-            threshold = max(_MERGING, self.nms_threshold)
+            threshold = max(0.5, self.nms_threshold)
         every: Any = {key: torch.cat([view[key] for view in views]) for key in views[0]}  # type: ignore[literal-required]
         kept = suppress(
             every["boxes"].float(),
@@ -202,8 +194,12 @@ def _mirrored(found: Prediction, width: int) -> Prediction:
     return mirrored
 
 
-def detections_stage(final: Prediction) -> Stage:
-    """Return the last stage of a family whose last step is non-maximum suppression."""
-    return Stage(
-        "detections", boxes=final["boxes"], scores=final["scores"], about="Detections after suppression."
-    )
+def best_boxes_stage(name: str, boxes: Tensor, scores: Tensor, about: str, count: int = 100) -> Stage:
+    """Return a stage of the ``count`` boxes of highest score, of boxes ``[N, 4]`` with scores ``[N]``."""
+    best = scores.topk(min(count, len(scores))).indices
+    return Stage(name, boxes=boxes[best], scores=scores[best], about=about)
+
+
+def detections_stage(final: Prediction, about: str = "Detections after suppression.") -> Stage:
+    """Return the last stage of a family."""
+    return Stage("detections", boxes=final["boxes"], scores=final["scores"], about=about)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou, generalized_box_iou_loss
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import StateDict, load_weights
@@ -96,7 +96,8 @@ class DETR(Detector):
         score_threshold: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        # The last two are for merging several views: there is no suppression within one.
+        super().__init__(class_names, score_threshold, nms_threshold=0.5, detections_per_image=None, **kwargs)
         if self.class_agnostic_nms and not self.several_views:
             raise UserError(
                 "--model.class_agnostic_nms: DETR has no suppression, except between several views; leave it out"
@@ -109,7 +110,6 @@ class DETR(Detector):
         for name, value in (("queries", queries), ("decoder_layers", decoder_layers)):
             check_range(f"--model.{name}", value, least=1)
         self.auxiliary = auxiliary
-        self.score_threshold = score_threshold
         backbone_weights = None if weights else weights_backbone
         self.backbone = build_backbone(backbone, backbone_weights, [stride], **(backbone_options or {}))
         self.stride = stride
@@ -247,7 +247,7 @@ class DETR(Detector):
         about = (
             "The most probable class of each query. Avoiding duplicates is learned; there is no suppression."
         )
-        yield Stage("detections", boxes=final["boxes"], scores=final["scores"], about=about)
+        yield detections_stage(final, about)
 
     def _detections(self, output: DETROutput, size: tuple[int, int]) -> list[Prediction]:
         """Return each query's most probable class, even if "no object" is more probable (section 4)."""

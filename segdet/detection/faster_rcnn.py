@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector
+from segdet.detection.base import Detector, best_boxes_stage, detections_stage
 from segdet.detection.torchvision_network import torchvision_network
 from segdet.nn.backbones import build_backbone
-from segdet.nn.boxes import Selection, select_detections
+from segdet.nn.boxes import Selection
 from segdet.nn.float32 import output_float32
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, RoundedAnchors, pad_to_stride
 from segdet.nn.roi import RoIPooling, TwoLayerHead, rois_of
@@ -34,9 +35,6 @@ Pooling = Literal["align", "pool"]
 
 Maps = dict[str, Tensor]
 """Feature maps by level, fine to coarse."""
-
-_MIN_SIDE = 1e-2
-"""The minimum side of a detection in pixels, as in torchvision."""
 
 
 class ProposalOutput(NamedTuple):
@@ -114,23 +112,13 @@ class TwoStageDetector(Detector):
         maps = self.features(padded.tensors)
         proposed = self._propose(padded, maps)
         probabilities = proposed.objectness.flatten().sigmoid()
-        best = probabilities.topk(min(50, len(probabilities))).indices
-        yield Stage(
-            "anchors",
-            boxes=proposed.anchors[0][best],
-            scores=probabilities[best],
-            about="The anchors of highest objectness in the proposal network.",
-        )
+        about = "The anchors of highest objectness in the proposal network."
+        yield best_boxes_stage("anchors", proposed.anchors[0], probabilities, about, 50)
         boxes, scores = proposed.boxes[0], proposed.scores[0]
         about = f"The best of {len(boxes)} proposals: anchors after box regression and suppression."
         yield Stage("proposals", boxes=boxes[:100], scores=scores[:100], about=about)
         (final,) = self._detections(padded, maps, proposed.boxes)
-        yield Stage(
-            "detections",
-            boxes=final["boxes"],
-            scores=final["scores"],
-            about="The proposals after classification, box regression and suppression.",
-        )
+        yield detections_stage(final, "The proposals after classification, box regression and suppression.")
 
     def propose(self, images: Tensor) -> list[Tensor]:
         """Return the proposals for normalized images ``[B, 3, H, W]``.
@@ -205,6 +193,11 @@ class TwoStageDetector(Detector):
         return {}
 
     @property
+    def selection(self) -> Selection:
+        """The thresholds and limits of suppression, with the minimum side of torchvision."""
+        return replace(super().selection, min_side=1e-2)
+
+    @property
     def compiled_modules(self) -> list[nn.Module]:
         """The modules, with the proposal network and the second stage as their parts, which are called separately."""
         stages = (self.rpn, self.roi_heads)
@@ -237,15 +230,7 @@ class TwoStageDetector(Detector):
             # As `postprocess_detections` of torchvision's second stage, which has no class-agnostic suppression.
             boxes = heads.box_coder.decode(offsets, regions)[:, 1:].split(counts)
             scores = logits.softmax(-1)[:, 1:].split(counts)
-            selection = Selection(
-                heads.score_thresh,
-                heads.nms_thresh,
-                per_image=heads.detections_per_img,
-                class_agnostic=self.class_agnostic_nms,
-                min_side=_MIN_SIDE,
-            )
-            size = images.image_sizes[0]
-            return [select_detections(b, s, size, selection) for b, s in zip(boxes, scores, strict=True)]
+            return self.select(boxes, scores, images.image_sizes[0])
 
     def _predict_in_float32(self) -> None:
         """Convert the outputs for boxes to float32, whatever the precision of the network."""
@@ -295,9 +280,6 @@ class FasterRCNN(TwoStageDetector):
         head_dropout: The dropout rate after each of them.
         regions: The number of regions per image in the second stage's losses.
         foreground_share: The maximum share of positive regions.
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
-        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
@@ -326,9 +308,6 @@ class FasterRCNN(TwoStageDetector):
         head_dropout: float = 0.0,
         regions: int = 512,
         foreground_share: float = 0.25,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
@@ -363,8 +342,6 @@ class FasterRCNN(TwoStageDetector):
                 "--model.anchor_sizes: all maps share one head; give the same number of sizes for each"
             )
         self.ignore_crossing = ignore_crossing
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
         self.channels, self.strides = channels, strides
         self.rpn = RegionProposalNetwork(
             anchors,
@@ -391,9 +368,10 @@ class FasterRCNN(TwoStageDetector):
             batch_size_per_image=regions,
             positive_fraction=foreground_share,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-            score_thresh=score_threshold,
-            nms_thresh=nms_threshold,
-            detections_per_img=detections_per_image,
+            # Not used: `Detector.selection` holds the thresholds and limits.
+            score_thresh=self.score_threshold,
+            nms_thresh=self.nms_threshold,
+            detections_per_img=self.detections_per_image,
         )
         self._predict_in_float32()
 
@@ -431,9 +409,6 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
             weights; for other classes see `segdet.detection.torchvision_network`.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
-        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
 
     Attributes:
@@ -453,29 +428,20 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         network: str = "resnet50_fpn",
         weights: str | bool | None = None,
         weights_backbone: str | bool | None = None,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
         network_module = torchvision_network(
             self.family, network, self.class_names, weights, weights_backbone, self.heads
         )
-        self.backbone, self.rpn, self.roi_heads = (
-            network_module.backbone,
-            network_module.rpn,
-            network_module.roi_heads,
-        )
+        self.backbone, self.rpn = network_module.backbone, network_module.rpn
+        self.roi_heads = network_module.roi_heads
         self.size_divisor = 32
         generator = self.rpn.anchor_generator
         self.rpn.anchor_generator = GridAnchors(generator.sizes, generator.aspect_ratios)
         # Explicit strides: torchvision's pooling derives them from the sizes of the first images.
         strides = [32, 32] if network.startswith("mobilenet") else [4, 8, 16, 32]
         self.roi_heads.box_roi_pool = RoIAlign(7, strides)
-        self.roi_heads.score_thresh = score_threshold
-        self.roi_heads.nms_thresh = self.nms_threshold = nms_threshold
-        self.roi_heads.detections_per_img = self.detections_per_image = detections_per_image
         self._predict_in_float32()
 
     def features(self, images: Tensor) -> Maps:

@@ -2,71 +2,48 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector, detections_stage
-from segdet.detection.torchvision_network import torchvision_network
-from segdet.nn.backbones import build_backbone
+from segdet.detection.base import best_boxes_stage, detections_stage
+from segdet.detection.pyramid_detector import PyramidDetector
 from segdet.nn.boxes import pad_targets
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
+from segdet.nn.pyramid import GridAnchors, group_norm
 from segdet.task import Stage
 from segdet.util.stage_timing import stage
 
 
-class PointDetector(Detector):
+class PointDetector(PyramidDetector):
     """The common base of `FCOS` and `TorchvisionFCOS`.
 
-    Losses and detections equal those of torchvision's module, batched.
+    Scores are the square root of class probability times centre-ness.
 
     Args:
         radius: The maximum distance, in strides, of positive cells from the object's centre (centre sampling).
-        score_threshold: Detections must exceed this score, the square root of class probability times centre-ness.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
-        candidates_per_level: The maximum number of candidates, each a box and a class, per map before suppression.
-        detections_per_image: The maximum number of detections per image.
-        kwargs: As for `Detector`.
+        kwargs: As for `PyramidDetector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as are the others.
-        head: torchvision's head, shared by all maps.
-        cells: A square for each cell, centred on it, with a side of one stride.
-        size_divisor: The sides of images are padded to multiples of this.
+        anchors: A square for each cell, centred on it, with a side of one stride.
     """
 
-    backbone: nn.Module
     head: FCOSHead
-    cells: GridAnchors
-    size_divisor: int
 
     def __init__(
         self,
         class_names: list[str],
         radius: float = 1.5,
-        score_threshold: float = 0.05,
         nms_threshold: float = 0.6,
-        candidates_per_level: int = 1000,
-        detections_per_image: int = 100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, nms_threshold=nms_threshold, **kwargs)
         self.radius = radius
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.candidates_per_level = candidates_per_level
-        self.detections_per_image = detections_per_image
-
-    @abstractmethod
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the maps for the head, fine to coarse, of images whose sides are multiples of ``size_divisor``."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
         """Images ``[B, 3, H, W]`` to the predictions of the A cells of all maps, fine to coarse, by row and column.
@@ -75,14 +52,9 @@ class PointDetector(Detector):
             Class logits ``[B, A, K]``, centre-ness logits ``[B, A]``, distances to the four sides in strides
             ``[B, A, 4]``, the cells' squares ``[A, 4]``, and the number of cells of each map.
         """
-        padded = pad_to_stride(images, self.size_divisor)
-        maps = self.features(padded.tensors)
-        out = self.head(maps)
-        levels = [each.shape[-2] * each.shape[-1] for each in maps]
-        # torchvision's weights have an unused output for background.
-        logits = out["cls_logits"].float()[..., -len(self.class_names) :]
-        centreness, distances = out["bbox_ctrness"].float()[..., 0], out["bbox_regression"].float()
-        return logits, centreness, distances, self.cells(padded, maps)[0], levels
+        outputs, cells, levels = self.run_head(images)
+        centreness = outputs["bbox_ctrness"][..., 0]
+        return outputs["cls_logits"], centreness, outputs["bbox_regression"], cells, levels
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, centreness, distances, cells, levels = self(images)
@@ -111,22 +83,15 @@ class PointDetector(Detector):
         return self._detections(logits, centreness, distances, cells, levels, size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
-        padded = pad_to_stride(image, self.size_divisor)
         logits, centreness, distances, cells, levels = self(image)
         scores = (logits[0].sigmoid().amax(-1) * centreness[0].sigmoid()).sqrt()
-        strides = [int(sizes[0]) for sizes in self.cells.sizes]
-        rows = padded.tensors.shape[-2]
+        strides = [int(sizes[0]) for sizes in self.anchors.sizes]
+        rows = -(-image.shape[2] // self.size_divisor) * self.size_divisor  # with padding
         for stride, part in zip(strides, scores.split(levels), strict=True):
             about = f"The score of each cell of {stride} pixels."
             yield Stage(f"centres, stride {stride}", map=part.view(-(-rows // stride), -1), about=about)
-        best = scores.topk(min(100, len(scores))).indices
         boxes = self.head.box_coder.decode(distances[0], cells)
-        yield Stage(
-            "boxes",
-            boxes=boxes[best],
-            scores=scores[best],
-            about="The boxes of highest score, before suppression.",
-        )
+        yield best_boxes_stage("boxes", boxes, scores, "The boxes of highest score, before suppression.")
         size = (image.shape[2], image.shape[3])
         (final,) = self._detections(logits, centreness, distances, cells, levels, size)
         yield detections_stage(final)
@@ -143,7 +108,7 @@ class PointDetector(Detector):
         with stage("nms"):
             boxes = self.head.box_coder.decode(distances, cells)
             scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt()
-            return self.selected_from_levels(boxes, scores, levels, size)
+            return self.select_from_levels(boxes, scores, levels, size)
 
 
 class FCOS(PointDetector):
@@ -185,22 +150,13 @@ class FCOS(PointDetector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         norm_layer = group_norm(width)
-        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        self.size_divisor = self.backbone.strides[-1]
-        self.neck = FeaturePyramid(
-            self.backbone.channels, self.backbone.strides, width, extra_levels, norm=norm
-        )
-        self.cells = GridAnchors(
-            [[float(stride)] for stride in self.neck.strides], [[1.0]] * len(self.neck.strides)
-        )
+        levels = self.build_pyramid(backbone, weights, backbone_options, strides, extra_levels, width, norm)
+        self.anchors = GridAnchors([[float(stride)] for stride in levels], [[1.0]] * len(levels))
         self.head = FCOSHead(width, 1, len(class_names), 0)
         self.head.classification_head = FCOSClassificationHead(
             width, 1, len(class_names), head_convolutions, norm_layer=norm_layer
         )
         self.head.regression_head = FCOSRegressionHead(width, 1, head_convolutions, norm_layer=norm_layer)
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        return list(self.neck(self.backbone(images)).values())
 
 
 class TorchvisionFCOS(PointDetector):
@@ -211,7 +167,6 @@ class TorchvisionFCOS(PointDetector):
         weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
             weights; for other classes see `segdet.detection.torchvision_network`.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
-        score_threshold: As for `PointDetector`; torchvision's by default.
         kwargs: As for `PointDetector`.
     """
 
@@ -225,18 +180,7 @@ class TorchvisionFCOS(PointDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, score_threshold=score_threshold, **kwargs)
-        heads = {"head.classification_head.cls_logits": 1}
-        network_module = torchvision_network(
-            "fcos", network, self.class_names, weights, weights_backbone, heads
-        )
-        self.backbone, self.head = network_module.backbone, network_module.head
-        self.cells = GridAnchors(
-            network_module.anchor_generator.sizes, network_module.anchor_generator.aspect_ratios
-        )
-        self.size_divisor = 32
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        return list(self.backbone(images).values())
+        self.build_torchvision("fcos", network, weights, weights_backbone)
 
 
 def match_cells(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -97,12 +98,17 @@ class OverFeat(SlidingWindowDetector):
             boxes = boxes[..., 0, :]
         return self.probabilities(hidden)[..., 1:], boxes
 
-    def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
+    def select(
+        self, boxes: Iterable[Tensor], scores: Iterable[Tensor], size: tuple[int, int]
+    ) -> list[Prediction]:
         if self.merging == "nms":
             return super().select(boxes, scores, size)
         # No IoU exceeds 1: nothing is suppressed yet.
         selection = Selection(self.score_threshold, 1.0, self.detections_per_class)
-        candidates = select_detections(boxes, scores, size, selection)
+        candidates = [select_detections(b, s, size, selection) for b, s in zip(boxes, scores, strict=True)]
+        return [self._suppress_and_merge(each) for each in candidates]
+
+    def _suppress_and_merge(self, candidates: Prediction) -> Prediction:
         kept = suppress(
             candidates["boxes"],
             candidates["scores"],

@@ -34,10 +34,7 @@ class RegionDetector(Detector):
     is common to all.
 
     Args:
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
         detections_per_class: The maximum number of boxes per class before suppression.
-        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
 
     Attributes:
@@ -52,17 +49,12 @@ class RegionDetector(Detector):
     def __init__(
         self,
         class_names: list[str],
-        score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         detections_per_class: int = 300,
-        detections_per_image: int = 100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
+        super().__init__(class_names, nms_threshold=nms_threshold, **kwargs)
         self.detections_per_class = detections_per_class
-        self.detections_per_image = detections_per_image
 
     @abstractmethod
     def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -124,7 +116,7 @@ class RegionDetector(Detector):
         counts = [len(each) for each in proposals]
         with stage("nms"):
             boxes = boxes[:, 0] if boxes.shape[1] == 1 else boxes
-            return self.selected(boxes.split(counts), scores.split(counts), size)
+            return self.select(boxes.split(counts), scores.split(counts), size)
 
     def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
         return {"proposals": [target["proposals"] for target in targets]}

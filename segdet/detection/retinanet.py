@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector, detections_stage
-from segdet.detection.torchvision_network import torchvision_network
-from segdet.nn.backbones import build_backbone
+from segdet.detection.base import best_boxes_stage, detections_stage
+from segdet.detection.pyramid_detector import PyramidDetector
 from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
-from segdet.nn.pyramid import FeaturePyramid, GridAnchors, group_norm, pad_to_stride
+from segdet.nn.pyramid import GridAnchors, group_norm
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
 from segdet.util.stage_timing import stage
@@ -25,54 +23,28 @@ from segdet.util.stage_timing import stage
 BoxLoss = Literal["l1", "giou"]
 
 
-class FocalLossDetector(Detector):
+class FocalLossDetector(PyramidDetector):
     """The common base of `RetinaNet` and `TorchvisionRetinaNet`.
 
     An anchor is positive with an IoU of at least 0.5 with an object, or if it has the highest IoU with an object; it is
-    ignored between 0.4 and 0.5 (section 4.1). Losses and detections equal those of torchvision's module, batched.
+    ignored between 0.4 and 0.5 (section 4.1).
 
     Args:
         box_loss: The box loss of positive anchors: ``l1`` of their offsets, or ``giou`` of their boxes.
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
-        candidates_per_level: The maximum number of candidates, each a box and a class, per map before suppression.
-        detections_per_image: The maximum number of detections per image.
-        kwargs: As for `Detector`.
-
-    Attributes:
-        backbone: Maps images to features; set by the family, as are the others.
-        head: torchvision's head, shared by all maps.
-        anchors: The anchors of all cells.
-        size_divisor: The sides of images are padded to multiples of this.
+        kwargs: As for `PyramidDetector`.
     """
-
-    backbone: nn.Module
-    head: nn.Module
-    anchors: GridAnchors
-    size_divisor: int
 
     def __init__(
         self,
         class_names: list[str],
         box_loss: BoxLoss = "l1",
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        candidates_per_level: int = 1000,
         detections_per_image: int = 300,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, detections_per_image=detections_per_image, **kwargs)
         check_choice("--model.box_loss", box_loss, BoxLoss)
         self.box_loss = box_loss
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.candidates_per_level = candidates_per_level
-        self.detections_per_image = detections_per_image
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-
-    @abstractmethod
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the maps with anchors, fine to coarse, of images whose sides are multiples of ``size_divisor``."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Images ``[B, 3, H, W]`` to the predictions for the A anchors of all maps, fine to coarse.
@@ -80,15 +52,8 @@ class FocalLossDetector(Detector):
         Returns:
             Logits ``[B, A, K]``, offsets ``[B, A, 4]``, anchors ``[A, 4]``, and the number of anchors of each map.
         """
-        padded = pad_to_stride(images, self.size_divisor)
-        maps = self.features(padded.tensors)
-        out = self.head(maps)
-        anchors = self.anchors(padded, maps)[0]
-        cells = [each.shape[-2] * each.shape[-1] for each in maps]
-        levels = [n * k for n, k in zip(cells, self.anchors.num_anchors_per_location(), strict=True)]
-        # torchvision's weights have an unused output for background.
-        logits = out["cls_logits"].float()[..., -len(self.class_names) :]
-        return logits, out["bbox_regression"].float(), anchors, levels
+        outputs, anchors, levels = self.run_head(images)
+        return outputs["cls_logits"], outputs["bbox_regression"], anchors, levels
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, offsets, anchors, _ = self(images)
@@ -117,20 +82,12 @@ class FocalLossDetector(Detector):
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, offsets, anchors, levels = self(image)
         scores = logits[0].sigmoid().amax(-1)
-        start = 0
-        for place, level in enumerate(levels):
-            best = start + scores[start : start + level].topk(min(20, level)).indices
-            start += level
-            about = f"The anchors of highest score on map {place + 1} of {len(levels)}."
-            yield Stage(f"anchors {place + 1}", boxes=anchors[best], scores=scores[best], about=about)
-        best = scores.topk(min(100, len(scores))).indices
-        regressed = self.coder.decode(offsets[0], anchors)[best]
-        yield Stage(
-            "regressed boxes",
-            boxes=regressed,
-            scores=scores[best],
-            about="The boxes of highest score after box regression, before suppression.",
-        )
+        parts = zip(anchors.split(levels), scores.split(levels), strict=True)
+        for place, (boxes, of_map) in enumerate(parts, 1):
+            about = f"The anchors of highest score on map {place} of {len(levels)}."
+            yield best_boxes_stage(f"anchors {place}", boxes, of_map, about, 20)
+        about = "The boxes of highest score after box regression, before suppression."
+        yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, about)
         (final,) = self._detections(logits, offsets, anchors, levels, (image.shape[2], image.shape[3]))
         yield detections_stage(final)
 
@@ -139,7 +96,7 @@ class FocalLossDetector(Detector):
     ) -> list[Prediction]:
         with stage("nms"):
             boxes = self.coder.decode(offsets, anchors)
-            return self.selected_from_levels(boxes, logits.sigmoid(), levels, size)
+            return self.select_from_levels(boxes, logits.sigmoid(), levels, size)
 
 
 class RetinaNet(FocalLossDetector):
@@ -187,12 +144,7 @@ class RetinaNet(FocalLossDetector):
             raise UserError(
                 f"--model.head_convolutions {head_convolutions}: torchvision's head has 0 to 4; give one of these"
             )
-        self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        self.size_divisor = self.backbone.strides[-1]
-        self.neck = FeaturePyramid(
-            self.backbone.channels, self.backbone.strides, width, extra_levels, norm=norm
-        )
-        levels = self.neck.strides
+        levels = self.build_pyramid(backbone, weights, backbone_options, strides, extra_levels, width, norm)
         if anchor_sizes is None:
             anchor_sizes = [[float(int(4 * s * 2 ** (i / 3))) for i in range(3)] for s in levels]
         if len(anchor_sizes) != len(levels) or len({len(sizes) for sizes in anchor_sizes}) != 1:
@@ -210,9 +162,6 @@ class RetinaNet(FocalLossDetector):
         for branch in (head.classification_head, head.regression_head):
             branch.conv = branch.conv[:head_convolutions]
         self.head = head
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        return list(self.neck(self.backbone(images)).values())
 
 
 class TorchvisionRetinaNet(FocalLossDetector):
@@ -238,15 +187,4 @@ class TorchvisionRetinaNet(FocalLossDetector):
     ) -> None:
         box_loss = box_loss or ("giou" if network.endswith("_v2") else "l1")
         super().__init__(class_names, box_loss=box_loss, **kwargs)
-        heads = {"head.classification_head.cls_logits": 1}
-        network_module = torchvision_network(
-            "retinanet", network, self.class_names, weights, weights_backbone, heads
-        )
-        self.backbone, self.head = network_module.backbone, network_module.head
-        self.anchors = GridAnchors(
-            network_module.anchor_generator.sizes, network_module.anchor_generator.aspect_ratios
-        )
-        self.size_divisor = 32
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        return list(self.backbone(images).values())
+        self.build_torchvision("retinanet", network, weights, weights_backbone)

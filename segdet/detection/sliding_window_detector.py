@@ -30,7 +30,7 @@ from segdet.nn.window_pyramid import (
     pack_levels,
 )
 from segdet.nn.windows import Mode, window_stages
-from segdet.task import Stage, View
+from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice, check_range
 from segdet.util.stage_timing import stage
 
@@ -79,13 +79,11 @@ class SlidingWindowDetector(Detector):
         foreground: The minimum IoU of a positive with an object.
         background: The IoU with all objects below which a window is a negative.
         crop_batch: The number of windows per pass of the network in ``crops``.
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
         detections_per_class: The maximum number of boxes per class before suppression.
-        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
+    uses_scale = True
     extra_units = 0
     """Units of the first linear layer that belong to another head of a subclass."""
 
@@ -112,13 +110,11 @@ class SlidingWindowDetector(Detector):
         foreground: float = 0.5,
         background: float = 0.3,
         crop_batch: int = 256,
-        score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         detections_per_class: int = 400,
-        detections_per_image: int = 100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, nms_threshold=nms_threshold, **kwargs)
         check_choice("--model.mode", mode, Mode)
         for name, value in (
             ("window", window), ("stride", stride), ("crop_batch", crop_batch), ("windows_per_image", windows_per_image)
@@ -141,8 +137,7 @@ class SlidingWindowDetector(Detector):
         self.positive_slots = round(positives * windows_per_image)
         self.hard_slots = round(hard_negatives * (windows_per_image - self.positive_slots))
         self.foreground, self.background = foreground, background
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.detections_per_class, self.detections_per_image = detections_per_class, detections_per_image
+        self.detections_per_class = detections_per_class
 
         if backbone is None:
             layers, features = window_stages(window, channels, kernels, pools, conv_strides)
@@ -203,7 +198,7 @@ class SlidingWindowDetector(Detector):
         size = (images.shape[2], images.shape[3])
         scores, boxes = self.score_windows(images, scale)
         with stage("nms"):
-            return [self.select(b, s, size) for b, s in zip(boxes, scores, strict=True)]
+            return self.select(boxes, scores, size)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         layout = self.layout(image)
@@ -236,7 +231,7 @@ class SlidingWindowDetector(Detector):
                 scores=best_scores[best],
                 about="The same after box regression.",
             )
-        final = self.select(boxes[0], scores[0], (image.shape[2], image.shape[3]))
+        (final,) = self.select(boxes, scores, (image.shape[2], image.shape[3]))
         yield detections_stage(final)
 
     def score_windows(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
@@ -266,10 +261,6 @@ class SlidingWindowDetector(Detector):
         """Return the probabilities ``[..., K + 1]`` of background and classes from the network's output."""
         logits: Tensor = self.class_head(hidden[..., : self.class_units])
         return at_least_float32(logits).softmax(-1)
-
-    def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Prediction:
-        """Select the detections of one image from the boxes and scores of its windows."""
-        return self.selected([boxes], [scores], size)[0]
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the features ``[N, F]`` of windows ``[N, 3, window, window]``."""
@@ -381,12 +372,6 @@ class SlidingWindowDetector(Detector):
         # Autocast caches converted weights, which have no gradient here, and would use them for the loss.
         torch.clear_autocast_cache()
         return hardness
-
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
 
     @property
     def compiled_modules(self) -> list[nn.Module]:

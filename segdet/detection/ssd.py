@@ -14,14 +14,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSDHead
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector, detections_stage
+from segdet.detection.base import Detector, best_boxes_stage, detections_stage
 from segdet.detection.torchvision_network import rows_of_classes
 from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.size_cache import SizeCache
 from segdet.nn.upsampling import upsample_to
 from segdet.nn.weights import load_state
-from segdet.task import Stage, View
+from segdet.task import Stage
 from segdet.util.errors import UserError
 from segdet.util.stage_timing import stage
 
@@ -33,10 +33,7 @@ class DefaultBoxDetector(Detector):
     only the hardest are used, three per positive (section 2.2).
 
     Args:
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
         detections_per_class: The maximum number of boxes per class before suppression.
-        detections_per_image: The maximum number of detections per image.
         negatives_per_positive: The number of hard negatives per positive.
         kwargs: As for `Detector`.
 
@@ -49,6 +46,7 @@ class DefaultBoxDetector(Detector):
     backbone: nn.Module
     default_boxes: DefaultBoxGenerator
     head: nn.Module
+    uses_scale = True
 
     def __init__(
         self,
@@ -60,11 +58,8 @@ class DefaultBoxDetector(Detector):
         negatives_per_positive: float = 3.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
+        super().__init__(class_names, score_threshold, nms_threshold, detections_per_image, **kwargs)
         self.detections_per_class = detections_per_class
-        self.detections_per_image = detections_per_image
         self.negatives_per_positive = negatives_per_positive
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
         self._computed: SizeCache[Tensor] = SizeCache()
@@ -118,20 +113,13 @@ class DefaultBoxDetector(Detector):
             for features, boxes in zip(maps, self.default_boxes.num_anchors_per_location(), strict=True)
         ]
         for features, index in zip(maps, torch.arange(len(anchors)).split(per_map), strict=True):
-            best = index[scores[index].topk(min(20, len(index))).indices]
             rows, columns = features.shape[-2:]
             about = f"The default boxes of highest score on the {rows}x{columns} map."
-            yield Stage(
-                f"default boxes {rows}x{columns}", boxes=anchors[best], scores=scores[best], about=about
+            yield best_boxes_stage(
+                f"default boxes {rows}x{columns}", anchors[index], scores[index], about, 20
             )
-        best = scores.topk(min(100, len(scores))).indices
-        regressed = self.coder.decode(offsets[0], anchors)[best]
-        yield Stage(
-            "regressed boxes",
-            boxes=regressed,
-            scores=scores[best],
-            about="The boxes of highest score after box regression, before suppression.",
-        )
+        about = "The boxes of highest score after box regression, before suppression."
+        yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, about)
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 
@@ -170,13 +158,7 @@ class DefaultBoxDetector(Detector):
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
         with stage("nms"):
-            return self.selected(self.coder.decode(offsets, anchors), logits.softmax(-1)[..., 1:], size)
-
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
+            return self.select(self.coder.decode(offsets, anchors), logits.softmax(-1)[..., 1:], size)
 
     def load_torchvision(self, state: dict[str, Tensor], source: str) -> None:
         """Load the weights of torchvision's SSD with the same architecture.

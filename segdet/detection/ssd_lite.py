@@ -38,10 +38,6 @@ class SSDLite(DefaultBoxDetector):
             torchvision's detector; ImageNet weights are for the full network.
         mean: As for `Task`; by default images are scaled to -1..1.
         std: As for `Task`.
-        score_threshold: As for `DefaultBoxDetector`.
-        nms_threshold: As for `DefaultBoxDetector`.
-        detections_per_class: As for `DefaultBoxDetector`.
-        detections_per_image: As for `DefaultBoxDetector`.
         kwargs: As for `DefaultBoxDetector`.
     """
 

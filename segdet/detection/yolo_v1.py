@@ -16,7 +16,7 @@ from segdet.detection.base import Detector, detections_stage
 from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
-from segdet.task import Stage, View
+from segdet.task import Stage
 from segdet.util.errors import UserError, check_range
 from segdet.util.stage_timing import stage
 
@@ -90,11 +90,10 @@ class YOLOv1(Detector):
         dropout: The dropout rate after the first fully connected layer.
         coordinate_weight: The paper's weight of the two box losses, lambda_coord.
         no_object_weight: The paper's weight of the confidence loss of boxes without an object, lambda_noobj.
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
-        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
+
+    uses_scale = True
 
     def __init__(
         self,
@@ -112,11 +111,10 @@ class YOLOv1(Detector):
         coordinate_weight: float = 5.0,
         no_object_weight: float = 0.5,
         score_threshold: float = 0.001,
-        nms_threshold: float = 0.5,
         detections_per_image: int = 200,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, score_threshold, detections_per_image=detections_per_image, **kwargs)
         check_range("--model.grid", grid, least=1)
         check_range("--model.boxes", boxes, least=1)
         if hidden and self.tta_scales != [1.0]:
@@ -130,9 +128,6 @@ class YOLOv1(Detector):
         self.boxes = boxes
         self.coordinate_weight = coordinate_weight
         self.no_object_weight = no_object_weight
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
         self.backbone: nn.Module
         if backbone is None:
             self.backbone, channels = _paper_backbone(weights, batch_norm, backbone_options, stride)
@@ -292,7 +287,7 @@ class YOLOv1(Detector):
             )
             # Linear outputs may exceed 0..1: the product of two negative ones must not be a high score (equation 1).
             scores = (confidence.clamp(0, 1)[..., None] * classes.clamp(0, 1)[:, :, None]).flatten(1, 2)
-            return self.selected(boxes, scores, size)
+            return self.select(boxes, scores, size)
 
     def _assign(
         self, boxes: Tensor, labels: Tensor, size: tuple[int, int], grid: Grid
@@ -337,12 +332,6 @@ class YOLOv1(Detector):
         # A negative square root is a side of 0.
         half = predicted[..., 2:].clamp(min=0).square() / (2 * grid / self.grid)
         return torch.cat([centre - half, centre + half], -1)
-
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        return {"scale": view.scale}
 
 
 def _paper_backbone(

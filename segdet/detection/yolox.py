@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector, detections_stage
+from segdet.detection.base import Detector, best_boxes_stage, detections_stage
 from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
@@ -49,10 +49,7 @@ class YOLOX(Detector):
         radius: The maximum distance, in strides, of cells near an object's centre.
         most_cells: The maximum number of cells per object.
         box_weight: The weight of the box loss; 5 in the authors' code.
-        score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
         detections_per_class: The maximum number of boxes per class before suppression.
-        detections_per_image: The maximum number of detections per image.
         kwargs: As for `Detector`.
     """
 
@@ -75,15 +72,12 @@ class YOLOX(Detector):
         detections_per_image: int = 200,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, score_threshold, nms_threshold, detections_per_image, **kwargs)
         check_range("--model.most_cells", most_cells, least=1)
         self.radius = radius
         self.most_cells = most_cells
         self.box_weight = box_weight
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
         self.detections_per_class = detections_per_class
-        self.detections_per_image = detections_per_image
         self.backbone = build_backbone(backbone, weights, strides, **(backbone_options or {}))
         self.strides = self.backbone.strides
         self.neck = PAFPN(self.backbone.channels, width, bottom_up)
@@ -155,13 +149,7 @@ class YOLOX(Detector):
             about = f"The probability of an object in each cell of {stride} pixels."
             yield Stage(f"objectness, stride {stride}", map=part.view(rows, columns), about=about)
         scores = (logits[0].sigmoid() * presence[:, None]).amax(-1)
-        best = scores.topk(min(100, len(scores))).indices
-        yield Stage(
-            "boxes",
-            boxes=boxes[0, best],
-            scores=scores[best],
-            about="The boxes of highest score, before suppression.",
-        )
+        yield best_boxes_stage("boxes", boxes[0], scores, "The boxes of highest score, before suppression.")
         final = self._detections(logits, objectness, boxes, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 
@@ -169,7 +157,7 @@ class YOLOX(Detector):
         self, logits: Tensor, objectness: Tensor, boxes: Tensor, size: tuple[int, int]
     ) -> list[Prediction]:
         with stage("nms"):
-            return self.selected(boxes, logits.sigmoid() * objectness.sigmoid()[..., None], size)
+            return self.select(boxes, logits.sigmoid() * objectness.sigmoid()[..., None], size)
 
     def _cells(self, maps: list[Tensor]) -> Cells:
         centres, strides = [], []

@@ -48,7 +48,7 @@ def _twins() -> tuple[FCOS, TorchvisionModule]:
     nn.init.zeros_(ours.head.classification_head.cls_logits.bias)  # type: ignore[arg-type]
     nn.init.constant_(ours.head.regression_head.bbox_reg.bias, 2.0)  # type: ignore[arg-type]
     theirs = TorchvisionModule(
-        _Maps(ours), 3, anchor_generator=AnchorGenerator(ours.cells.sizes, ours.cells.aspect_ratios),
+        _Maps(ours), 3, anchor_generator=AnchorGenerator(ours.anchors.sizes, ours.anchors.aspect_ratios),
         head=ours.head, score_thresh=0.3, topk_candidates=100, detections_per_img=50,
     )  # fmt: skip
     return ours.eval(), theirs.eval()
