@@ -107,4 +107,4 @@ def test_masks_of_cityscapes_hold_its_label_ids(tmp_path: Path) -> None:
         with Image.open(split) as one, Image.open(photo) as other:
             assert one.mode == other.mode == "L"
             assert np.array_equal(one, other)
-            assert set(np.unique(one)) <= {label.id for label in LABELS if not label.ignored}
+            assert set(np.unique(one)) <= {label.id for label in LABELS if not label.ignore_in_eval}

@@ -6,10 +6,11 @@ the labels of the authors' cityscapesScripts.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
+from torchvision.datasets import Cityscapes
 
 from segdet.data.faults import Fault
 from segdet.data.formats.reader import Reader
@@ -18,64 +19,10 @@ from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, MissingFile, UserError
 
 
-class Label(NamedTuple):
-    """One of Cityscapes' labels.
+LABELS = Cityscapes.classes
+"""All labels, as in cityscapesScripts. Polygons of ``license plate``, with id -1, are not drawn into the masks."""
 
-    Attributes:
-        name: The name.
-        id: The value in ``*_labelIds.png``; times 1000 plus a number in ``*_instanceIds.png``.
-        train_id: The class 0..18 for training, 255 (or -1) for none.
-        has_instances: Whether its objects are annotated individually.
-        ignored: Whether scores ignore it.
-    """
-
-    name: str
-    id: int
-    train_id: int
-    has_instances: bool
-    ignored: bool
-
-
-LABELS = [
-    Label("unlabeled", 0, 255, False, True),
-    Label("ego vehicle", 1, 255, False, True),
-    Label("rectification border", 2, 255, False, True),
-    Label("out of roi", 3, 255, False, True),
-    Label("static", 4, 255, False, True),
-    Label("dynamic", 5, 255, False, True),
-    Label("ground", 6, 255, False, True),
-    Label("road", 7, 0, False, False),
-    Label("sidewalk", 8, 1, False, False),
-    Label("parking", 9, 255, False, True),
-    Label("rail track", 10, 255, False, True),
-    Label("building", 11, 2, False, False),
-    Label("wall", 12, 3, False, False),
-    Label("fence", 13, 4, False, False),
-    Label("guard rail", 14, 255, False, True),
-    Label("bridge", 15, 255, False, True),
-    Label("tunnel", 16, 255, False, True),
-    Label("pole", 17, 5, False, False),
-    Label("polegroup", 18, 255, False, True),
-    Label("traffic light", 19, 6, False, False),
-    Label("traffic sign", 20, 7, False, False),
-    Label("vegetation", 21, 8, False, False),
-    Label("terrain", 22, 9, False, False),
-    Label("sky", 23, 10, False, False),
-    Label("person", 24, 11, True, False),
-    Label("rider", 25, 12, True, False),
-    Label("car", 26, 13, True, False),
-    Label("truck", 27, 14, True, False),
-    Label("bus", 28, 15, True, False),
-    Label("caravan", 29, 255, True, True),
-    Label("trailer", 30, 255, True, True),
-    Label("train", 31, 16, True, False),
-    Label("motorcycle", 32, 17, True, False),
-    Label("bicycle", 33, 18, True, False),
-    Label("license plate", -1, -1, False, True),
-]
-"""All labels. Polygons of ``license plate`` are not drawn into the masks."""
-
-_CLASSES = sorted((label for label in LABELS if not label.ignored), key=lambda label: label.train_id)
+_CLASSES = sorted((label for label in LABELS if not label.ignore_in_eval), key=lambda label: label.train_id)
 _THINGS = [label for label in _CLASSES if label.has_instances]
 _TRAIN_ID = np.full(256, IGNORE, np.uint8)
 _TRAIN_ID[[label.id for label in _CLASSES]] = [label.train_id for label in _CLASSES]
@@ -125,8 +72,8 @@ class CityscapesReader(Reader):
         images = self.root / "leftImg8bit"
         if not (images / split).is_dir():
             splits = sorted(path.name for path in images.iterdir() if path.is_dir())
-            there = f"there are {', '.join(splits)}" if splits else f"it is empty: {_FETCH} in {self.root}"
-            raise UserError(f"{images / split}: no such split; {there}")
+            found = f"there are {', '.join(splits)}" if splits else f"it is empty: {_FETCH} in {self.root}"
+            raise UserError(f"{images / split}: no such split; {found}")
         if not (self.root / "gtFine" / split).is_dir():
             raise UserError(f"{self.root / 'gtFine' / split}: no such folder; {_FETCH} in {self.root}")
         self._images = _images_in(images / split)
@@ -135,7 +82,7 @@ class CityscapesReader(Reader):
                 f"{images / split}: no <city>/*{_IMAGE_END}.png in it; "
                 f"{_FETCH} in {self.root}, keeping the cities' folders"
             )
-        first = self._annotation(0, "instanceIds" if task != "segmentation" else "labelIds")
+        first = self._annotation(0, _kind_for(task))
         if not first.is_file() and self._polygons_of(first).is_file():
             raise UserError(
                 f"{first}: missing where {self._polygons_of(first).name} exists; draw the polygons into "
@@ -151,7 +98,6 @@ class CityscapesReader(Reader):
         return len(self._images)
 
     def image_path(self, index: int) -> Path:
-        """Return the PNG, or the JPEG if there is no PNG."""
         return self.root / "leftImg8bit" / self.split / str(self._images[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
@@ -160,7 +106,7 @@ class CityscapesReader(Reader):
 
     def objects(self, index: int) -> Objects:
         """Return the objects and groups in ``*_instanceIds.png``, sorted by value; none is difficult."""
-        values = self._instances(index)
+        values = self._read(index, "instanceIds")
         count = np.bincount(values.ravel())
         present = np.flatnonzero(count)
         label_ids = np.where(present >= 1000, present // 1000, present)
@@ -179,30 +125,24 @@ class CityscapesReader(Reader):
 
     def mask(self, index: int) -> np.ndarray:
         """Return the train ids of ``*_labelIds.png``."""
-        path = self._annotation(index, "labelIds")
-        try:
-            return cv2.LUT(read_mask(path), _TRAIN_ID)
-        except MissingFile:
-            raise self._missing(path) from None
+        return cv2.LUT(self._read(index, "labelIds"), _TRAIN_ID)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        """Return ``*_labelIds.png`` for masks, ``*_instanceIds.png`` for boxes."""
-        return [self._annotation(index, "labelIds" if task == "segmentation" else "instanceIds")]
+        return [self._annotation(index, _kind_for(task))]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Yield values that are not labels of Cityscapes; training ignores them."""
-        path = self.annotation_paths(index, task)[0]
         try:
-            values = read_mask(path) if task == "segmentation" else self._instances(index)
+            values = self._read(index, _kind_for(task))
         except BadSample:
             return
         present = np.flatnonzero(np.bincount(values.ravel()))
-        ids = np.where(present >= 1000, present // 1000, present) if task != "segmentation" else present
+        ids = np.where(present >= 1000, present // 1000, present)
         unknown = present[~_KNOWN[np.minimum(ids, 255)]]
         if len(unknown):
             shown = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
             fault = f"value {shown} is not a label of Cityscapes and is ignored"
-            yield Fault(path, fault, False, "check that this is intended")
+            yield Fault(self._annotation(index, _kind_for(task)), fault, False, "check that this is intended")
 
     def _annotation(self, index: int, kind: str) -> Path:
         city, _, name = str(self._images[index]).rpartition("/")
@@ -212,17 +152,20 @@ class CityscapesReader(Reader):
     def _polygons_of(self, path: Path) -> Path:
         return path.with_name(path.name.rpartition("_")[0] + "_polygons.json")
 
-    def _instances(self, index: int) -> np.ndarray:
-        path = self._annotation(index, "instanceIds")
+    def _read(self, index: int, kind: Literal["labelIds", "instanceIds"]) -> np.ndarray:
+        path = self._annotation(index, kind)
         try:
-            return read_png16(path)
+            return read_mask(path) if kind == "labelIds" else read_png16(path)
         except MissingFile:
-            raise self._missing(path) from None
+            if self._polygons_of(path).is_file():
+                fault, fix = "no such file, only its polygons", "create it with cityscapesScripts"
+            else:
+                fault, fix = "no such annotation", "add it or remove its image"
+            raise MissingFile(path, fault, fix) from None
 
-    def _missing(self, path: Path) -> MissingFile:
-        if self._polygons_of(path).is_file():
-            return MissingFile(path, "no such file, only its polygons", "create it with cityscapesScripts")
-        return MissingFile(path, "no such annotation", "add it or remove its image")
+
+def _kind_for(task: TaskName) -> Literal["labelIds", "instanceIds"]:
+    return "labelIds" if task == "segmentation" else "instanceIds"
 
 
 def _images_in(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ Format: https://cocodataset.org/#format-data (Lin et al., "Microsoft COCO: Commo
 
 import json
 import marshal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ from segdet.util.suggest import did_you_mean
 
 _LARGE_FILE = 30_000_000
 _MOST_FAULTS = 100
+
+# The annotations of a file; `place` is the index of the image, `number` the annotation's own id or -1.
+_COLUMNS = np.dtype(
+    [("place", "i8"), ("label", "i8"), ("category", "i8"), ("number", "i8"), ("crowd", "?"), ("area", "f8"),
+     ("box", "f8", 4)]
+)  # fmt: skip
 
 
 class COCOReader(Reader):
@@ -70,10 +76,8 @@ class COCOReader(Reader):
         if isinstance(class_names, str | Path):
             class_names = names_from(class_names, self.root)
         self.annotation_file = _find_annotation_file(self.root, split, annotation_file)
-        size = self.annotation_file.stat().st_size
-        with tqdm(
-            total=2, desc=f"reading {self.annotation_file.name}", disable=size < _LARGE_FILE
-        ) as progress:
+        small = self.annotation_file.stat().st_size < _LARGE_FILE
+        with tqdm(total=2, desc=f"reading {self.annotation_file.name}", disable=small) as progress:
             document = _load(self.annotation_file)
             self.annotated = "annotations" in document
             progress.update()
@@ -89,11 +93,9 @@ class COCOReader(Reader):
         return len(self._ids)
 
     def image_path(self, index: int) -> Path:
-        """Return the path of the image's ``file_name``."""
         return self.image_folder / str(self._names[index])
 
     def image_id(self, index: int) -> int:
-        """Return COCO's id of the image."""
         return int(self._ids[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
@@ -112,7 +114,7 @@ class COCOReader(Reader):
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         masks = None
         if self.masks:
-            size = self.declared_size(index) or image_size(self.image_path(index))
+            size = self._size(index)
             masks = np.zeros((len(boxes), *size), np.uint8)
             for mask, row in zip(masks, range(rows.start, rows.stop), strict=True):
                 mask[:] = self._inside(index, row, size)
@@ -129,8 +131,7 @@ class COCOReader(Reader):
         """Return the semantic mask made from the objects, see the class."""
         if self._outlines is None:
             raise UserError(f"{self.annotation_file}: was read without outlines; open it for segmentation")
-        size = self.declared_size(index) or image_size(self.image_path(index))
-        rows = self._rows(index)
+        size, rows = self._size(index), self._rows(index)
         self._check_categories(index, rows)
         # Column-major, as run lengths are, so that painting is contiguous in memory.
         mask = np.zeros(size, np.uint8, order="F")
@@ -145,7 +146,6 @@ class COCOReader(Reader):
         return np.ascontiguousarray(mask)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        """Return the annotation file of the split."""
         return [self.annotation_file]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
@@ -165,9 +165,8 @@ class COCOReader(Reader):
                     continue
                 short = sum(isinstance(part, list) and len(part) < 6 for part in outline)
                 if 0 < short < len(outline):
-                    fault = (
-                        f"{self._describe(index, row)}: {short} polygons of fewer than 3 points are left out"
-                    )
+                    described = self._describe(index, row)
+                    fault = f"{described}: {short} polygons of fewer than 3 points are left out"
                     yield Fault(self.annotation_file, fault, False, "check that this is intended")
             return
         boxes = self._boxes[rows]
@@ -231,8 +230,7 @@ class COCOReader(Reader):
         self, annotations: list[Any], place_of: dict[int, int], label_of: dict[int, int]
     ) -> None:
         path = self.annotation_file
-        places, labels, categories, numbers, crowds, areas = [], [], [], [], [], []
-        boxes: list[Any] = []
+        rows: list[tuple[Any, ...]] = []
         outlines: list[bytes] = []
         keep_outlines = self.task == "segmentation" or self.masks
         orphans: dict[int, int] = {}
@@ -245,14 +243,11 @@ class COCOReader(Reader):
                 continue
             if label == 0:
                 continue
-            number = annotation.get("id", -1)
-            places.append(place_of[image])
-            labels.append(label)
-            categories.append(category)
-            numbers.append(number if isinstance(number, int) else -1)
-            crowds.append(bool(annotation.get("iscrowd", 0)))
-            areas.append(_number(annotation.get("area")))
-            boxes.append(_four(annotation.get("bbox")))
+            number = annotation.get("id")
+            number = number if isinstance(number, int) else -1
+            crowd, area = bool(annotation.get("iscrowd")), _number(annotation.get("area"))
+            box = _four(annotation.get("bbox"))
+            rows.append((place_of[image], label, category, number, crowd, area, box))
             if keep_outlines:
                 outlines.append(marshal.dumps(annotation.get("segmentation")))
         for image, count in orphans.items():
@@ -260,34 +255,31 @@ class COCOReader(Reader):
             self._note(
                 f"{count} {plural} to the image id {image}, which is not among the images", fatal=False
             )
-        self._note_repeated(np.array(numbers, np.int64))
+        table = np.array(rows, _COLUMNS)
+        values, counts = np.unique(table["number"][table["number"] >= 0], return_counts=True)
+        for value, count in zip(values[counts > 1], counts[counts > 1], strict=True):
+            self._note(f"{count} annotations have the id {value}", fatal=False)
         # Sorted by image, so that the annotations of an image are a slice.
-        order = np.argsort(np.array(places, np.int64), kind="stable")
-        self._starts = np.zeros(len(self._ids) + 1, np.int64)
-        np.cumsum(np.bincount(np.array(places, np.int64), minlength=len(self._ids)), out=self._starts[1:])
-        self._labels = np.array(labels, np.int64)[order]
-        self._categories = np.array(categories, np.int64)[order]
-        self._numbers = np.array(numbers, np.int64)[order]
-        self._iscrowd = np.array(crowds, bool)[order]
-        self._boxes = np.array(boxes, np.float64).reshape(-1, 4)[order]
-        given = np.array(areas, np.float64)[order]
-        extent = np.maximum(self._boxes[:, 2], 0) * np.maximum(self._boxes[:, 3], 0)
-        self._areas = np.where(np.isfinite(given), given, extent)
+        order = np.argsort(table["place"], kind="stable")
+        table = table[order]
+        self._starts = np.searchsorted(table["place"], np.arange(len(self._ids) + 1))
+        self._labels, self._categories, self._numbers = table["label"], table["category"], table["number"]
+        self._iscrowd, self._boxes = table["crowd"], table["box"]
+        extent = self._boxes[:, 2:].clip(0).prod(1)
+        self._areas = np.where(np.isfinite(table["area"]), table["area"], extent)
         self._outlines: np.ndarray | None = None
         if keep_outlines:
             lengths = np.array([len(outlines[row]) for row in order], np.int64)
             self._outline_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
             self._outlines = np.frombuffer(b"".join(outlines[row] for row in order), np.uint8)
 
-    def _note_repeated(self, numbers: np.ndarray) -> None:
-        values, counts = np.unique(numbers[numbers >= 0], return_counts=True)
-        for value, count in zip(values[counts > 1], counts[counts > 1], strict=True):
-            self._note(f"{count} annotations have the id {value}", fatal=False)
-
     def _note(self, fault: str, fatal: bool) -> None:
         if len(self._faults) < _MOST_FAULTS:
             remedy = "fix the annotation" if fatal else "check that this is intended"
             self._faults.append(Fault(self.annotation_file, fault, fatal, remedy))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        return self.declared_size(index) or image_size(self.image_path(index))
 
     def _rows(self, index: int) -> slice:
         return slice(int(self._starts[index]), int(self._starts[index + 1]))
@@ -327,20 +319,25 @@ class COCOReader(Reader):
         return np.repeat(values, runs).reshape(size[::-1]).T
 
 
+def _given(root: Path, given: Path | str, what: str, exists: Callable[[Path], bool]) -> Path:
+    """Return the path ``given`` by the user, looked up in ``root`` first."""
+    for path in (root / given, Path(given)):
+        if exists(path):
+            return path
+    raise UserError(f"{given}: no such {what}, neither in {root} nor here")
+
+
 def _find_annotation_file(root: Path, split: str, given: Path | str | None) -> Path:
     if given is not None:
-        path = root / given
-        path = path if path.is_file() else Path(given)
-        if not path.is_file():
-            raise UserError(f"{given}: no such annotation file, neither in {root} nor here")
-        return path
+        return _given(root, given, "annotation file", Path.is_file)
     files = coco_files(root)
     if split in files:
         return files[split]
-    images_alone = root / "annotations" / f"image_info_{split}.json"
+    path, images_alone = (
+        root / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "image_info")
+    )
     if images_alone.is_file():
         return images_alone
-    path = root / "annotations" / f"instances_{split}.json"
     there = f"there are {', '.join(sorted(files))}" if files else f"no instances_*.json is in {path.parent}"
     raise UserError(f"{path}: no such annotation file; {there}")
 
@@ -350,21 +347,9 @@ def _find_image_folder(
 ) -> Path:
     """Return the folder that contains the image named ``first``."""
     if given is not None:
-        folder = root / given
-        folder = folder if folder.is_dir() else Path(given)
-        if not folder.is_dir():
-            raise UserError(f"{given}: no such folder of images, neither in {root} nor here")
-        return folder
-    images = root / "images"
-    # test-dev2017 is a subset of test2017.
-    places = [
-        root / split,
-        root / split.replace("test-dev", "test"),
-        images / split,
-        images,
-        root,
-        annotation_file.parent,
-    ]
+        return _given(root, given, "folder of images", Path.is_dir)
+    images, test = root / "images", split.replace("test-dev", "test")  # test-dev2017 is a subset of test2017
+    places = [root / split, root / test, images / split, images, root, annotation_file.parent]
     for folder in places:
         if (folder / first).is_file():
             return folder

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import cv2
 import numpy as np
 
 from segdet.data.shapes.forms import (
@@ -148,20 +149,13 @@ class _Canvas:
         """
         rng = self.rng
         angle, scale = int(rng.integers(0, TURN)), min(self.height, self.width)
-        y, x = (
-            np.arange(self.height)[:, None] * 16 - 8 * self.height,
-            np.arange(self.width) * 16 - 8 * self.width,
-        )
+        y = np.arange(self.height)[:, None] * 16 - 8 * self.height
+        x = np.arange(self.width) * 16 - 8 * self.width
         u, v = (x * COS[angle] + y * SIN[angle]) // ONE, (y * COS[angle] - x * SIN[angle]) // ONE
         bend, away = int(rng.integers(-3, 4)), int(rng.integers(-6 * scale, 6 * scale + 1))
         u = u + v * v * bend // (96 * scale) - away
         field = texture_field(rng, self.height, self.width)
-        everywhere = slice(None)
-        self._blend(everywhere, everywhere, np.clip(u + 8, 0, 16), random_palette(rng)[field])
-
-    def _blend(self, rows: slice, columns: slice, coverage: np.ndarray, colour: np.ndarray) -> None:
-        under = self.image[rows, columns]
-        under += ((colour - under) * coverage[..., None].astype(np.int32)) >> 4
+        _blend(self.image, np.clip(u + 8, 0, 16), random_palette(rng)[field])
 
     def paint(self, layer: Layer) -> None:
         """Paint ``layer`` with a texture and shading, a rim, and a shadow on the background."""
@@ -179,12 +173,11 @@ class _Canvas:
         to_x, to_y = int(COS[self.light]), int(SIN[self.light])
 
         solid = coverage.astype(np.int32)
-        shadow, rim = np.zeros_like(solid), np.zeros_like(solid)
         far = int(rng.integers(1, 4))
-        dx, dy = (far * to_x + ONE // 2) // ONE, (far * to_y + ONE // 2) // ONE
-        _copy_shifted(solid, shadow, -dx, -dy)
-        dx, dy = (to_x + ONE // 2) // ONE, (to_y + ONE // 2) // ONE
-        _copy_shifted(solid, rim, -dx, -dy)
+        shadow, rim = (
+            _shifted(solid, -((step * to_x + ONE // 2) // ONE), -((step * to_y + ONE // 2) // ONE))
+            for step in (far, 1)
+        )
         under -= under * shadow[..., None] * int(rng.integers(2, 8)) >> 8
 
         # Like the whole scene, shapes are brighter towards the light.
@@ -193,7 +186,7 @@ class _Canvas:
         shade = 256 + across // (ONE // 16) * strength // (16 * max(height, width))
         edge = np.clip(solid - rim, 0, 16) * int(rng.integers(0, 5))
         colour = (palette[field] * (shade + edge)[..., None].astype(np.int32)) >> 8
-        self._blend(rows, columns, coverage, np.clip(colour, 0, 255))
+        _blend(under, coverage, np.clip(colour, 0, 255))
 
     def place(
         self, layers: list[Layer], label: int = 0, *, hole: Layer | None = None, crowd: bool = False
@@ -251,12 +244,15 @@ class _Canvas:
         )
 
 
-def _copy_shifted(source: np.ndarray, target: np.ndarray, dx: int, dy: int) -> None:
-    """Copy ``source``, shifted by ``dx, dy`` pixels, into ``target``."""
-    height, width = source.shape
-    to_y, to_x = slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx))
-    from_y, from_x = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))
-    target[to_y, to_x] = source[from_y, from_x]
+def _blend(under: np.ndarray, coverage: np.ndarray, colour: np.ndarray) -> None:
+    """Paint ``colour`` on ``under`` in place, with opacity ``coverage`` (0..16)."""
+    under += ((colour - under) * coverage[..., None].astype(np.int32)) >> 4
+
+
+def _shifted(image: np.ndarray, dx: int, dy: int) -> np.ndarray:
+    """Return ``image`` shifted by up to 4 pixels, filled with zeros."""
+    padded = np.pad(image, 4)
+    return padded[4 - dy : 4 - dy + image.shape[0], 4 - dx : 4 - dx + image.shape[1]]
 
 
 def _blurred(image: np.ndarray) -> np.ndarray:
@@ -281,14 +277,9 @@ def _union_area(layers: list[Layer]) -> int:
 
 def _tight_boxes(instances: np.ndarray, count: int) -> np.ndarray:
     """Return the half-open box of each id 1..count: int32 ``[count, 4]`` xyxy."""
-    height, width = instances.shape
-    y, x = np.nonzero(instances)
-    at = instances[y, x] - 1
-    boxes = np.tile(np.array([width, height, 0, 0], np.int32), (count, 1))
-    np.minimum.at(boxes[:, 0], at, x.astype(np.int32))
-    np.minimum.at(boxes[:, 1], at, y.astype(np.int32))
-    np.maximum.at(boxes[:, 2], at, x.astype(np.int32) + 1)
-    np.maximum.at(boxes[:, 3], at, y.astype(np.int32) + 1)
+    rectangles = [cv2.boundingRect((instances == n).astype(np.uint8)) for n in range(1, count + 1)]
+    boxes = np.array(rectangles, np.int32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 

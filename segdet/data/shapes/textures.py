@@ -16,10 +16,8 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.n
 
 def texture_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Return a texture without colours: uint8 ``[H, W]``, of random kind, direction and grain size."""
-    kind, angle = (
-        int(rng.integers(0, 13)),
-        int(rng.integers(0, TURN)),
-    )  # kinds 6 to 12, more than half, are plain
+    kind = int(rng.integers(0, 13))  # kinds 6 to 12, more than half, are plain
+    angle = int(rng.integers(0, TURN))
     cell = int(rng.choice([4, 6, 8, 12, 16, 24]))
     rough = _noise(rng, height, width, cell)
     if kind == 0:

@@ -9,10 +9,12 @@ import multiprocessing
 import signal
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +47,11 @@ CITYSCAPES_THINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
 CITYSCAPES_GROUND = ("road", 7, (128, 64, 128))
 """Name, label id and colour of the Cityscapes label used for the background."""
 
-_CITIES = {"train": ["circleton", "ringburg"], "val": ["starfield"], "test": ["crossville"]}
 _POOL_FROM = 64  # for fewer scenes, starting processes takes longer than it saves
 
 
 def write_voc(
-    root: Path | str,
-    splits: Mapping[str, Sequence[Scene]],
-    class_names: Sequence[str],
-    *,
-    workers: int = 1,
-    progress: bool = False,
-    files: Mapping[str, str] | None = None,
+    root: Path | str, splits: Mapping[str, Sequence[Scene]], class_names: Sequence[str], **options: Any
 ) -> Path:
     """Write ``splits`` as a Pascal VOC folder without a year level.
 
@@ -67,11 +62,9 @@ def write_voc(
 
     Args:
         root: The folder to create; it must not exist, or be empty.
-        splits: The scenes of each split. With several ``workers`` they are indexed in other processes.
+        splits: The scenes of each split.
         class_names: Names of labels 1, 2, ...
-        workers: Number of processes.
-        progress: Whether to show a progress bar.
-        files: Additional small text files, by name.
+        options: ``workers``, ``progress`` and ``files`` of `_written`.
 
     Returns:
         ``root``.
@@ -80,30 +73,21 @@ def write_voc(
         UserError: If ``root`` exists or cannot be written.
     """
     root = Path(root)
-    with _new_folder(root, files) as folder:
-        for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
-            (folder / name).mkdir()
-        write = partial(_write_voc_scene, folder, root.name, list(class_names))
-        stems = _write_scenes(splits, write, workers, progress, root)
+    folders = ["JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"]
+    lists = [f"ImageSets/{task}" for task in ("Main", "Segmentation")]
+    write = partial(_write_voc_scene, root.name, list(class_names))
+    with _written(root, [*folders, *lists], splits, write, **options) as (folder, stems):
         if "train" in stems and "val" in stems:
             stems["trainval"] = sorted(stems["train"] + stems["val"])
-        for task in ("Main", "Segmentation"):
-            sets = folder / "ImageSets" / task
-            sets.mkdir(parents=True)
+        for sets in lists:
             for split, names in stems.items():
-                (sets / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+                (folder / sets / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in ["background", *class_names]))
     return root
 
 
 def write_coco(
-    root: Path | str,
-    splits: Mapping[str, Sequence[Scene]],
-    class_names: Sequence[str],
-    *,
-    workers: int = 1,
-    progress: bool = False,
-    files: Mapping[str, str] | None = None,
+    root: Path | str, splits: Mapping[str, Sequence[Scene]], class_names: Sequence[str], **options: Any
 ) -> Path:
     """Write ``splits`` as a COCO folder: ``train2017/*.jpg``, ``annotations/instances_train2017.json``, ...
 
@@ -113,27 +97,23 @@ def write_coco(
     """
     root = Path(root)
     _check_classes(class_names, len(COCO_CATEGORY_IDS))
-    with _new_folder(root, files) as folder:
-        (folder / "annotations").mkdir()
-        for split in splits:
-            (folder / f"{split}2017").mkdir()
-        records = _write_scenes(splits, partial(_write_coco_scene, folder), workers, progress, root)
-        categories = [
-            {"id": number, "name": name, "supercategory": "shape"}
-            for number, name in zip(COCO_CATEGORY_IDS, class_names, strict=False)
-        ]
-        identifier = 0
+    folders = ["annotations", *(f"{split}2017" for split in splits)]
+    categories = [
+        {"id": number, "name": name, "supercategory": "shape"}
+        for number, name in zip(COCO_CATEGORY_IDS, class_names, strict=False)
+    ]
+    with _written(root, folders, splits, _write_coco_scene, **options) as (folder, records):
+        identifiers = count(1)
         for split, scenes in records.items():
-            annotations = []
-            for _, objects in scenes:
-                for annotation in objects:
-                    identifier += 1
-                    annotations.append({**annotation, "id": identifier})
             document = {
                 "info": {"description": f"{split} scenes drawn by segdet", "version": "1.0", "year": 2017},
                 "licenses": [{"id": 1, "name": "as segdet's", "url": ""}],
                 "images": [image for image, _ in scenes],
-                "annotations": annotations,
+                "annotations": [
+                    {**annotation, "id": next(identifiers)}
+                    for _, annotations in scenes
+                    for annotation in annotations
+                ],
                 "categories": categories,
             }
             (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document))
@@ -141,13 +121,7 @@ def write_coco(
 
 
 def write_cityscapes(
-    root: Path | str,
-    splits: Mapping[str, Sequence[Scene]],
-    class_names: Sequence[str],
-    *,
-    workers: int = 1,
-    progress: bool = False,
-    files: Mapping[str, str] | None = None,
+    root: Path | str, splits: Mapping[str, Sequence[Scene]], class_names: Sequence[str], **options: Any
 ) -> Path:
     """Write ``splits`` as a Cityscapes folder.
 
@@ -158,13 +132,16 @@ def write_cityscapes(
     """
     root = Path(root)
     _check_classes(class_names, len(CITYSCAPES_THINGS))
-    with _new_folder(root, files) as folder:
-        for kind in ("leftImg8bit", "gtFine"):
-            for split in splits:
-                for city in _CITIES.get(split, [split]):
-                    (folder / kind / split / city).mkdir(parents=True)
-        _write_scenes(splits, partial(_write_cityscapes_scene, folder), workers, progress, root)
-    return root
+    cities = [f"{split}/{city}" for split in splits for city in _cities(split)]
+    folders = [f"{kind}/{city}" for kind in ("leftImg8bit", "gtFine") for city in cities]
+    with _written(root, folders, splits, _write_cityscapes_scene, **options):
+        return root
+
+
+def _cities(split: str) -> list[str]:
+    return {"train": ["circleton", "ringburg"], "val": ["starfield"], "test": ["crossville"]}.get(
+        split, [split]
+    )
 
 
 def _check_classes(class_names: Sequence[str], most: int) -> None:
@@ -173,46 +150,64 @@ def _check_classes(class_names: Sequence[str], most: int) -> None:
 
 
 @contextmanager
-def _new_folder(root: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
-    """Yield a folder to write in, which becomes ``root``, with ``files`` in it, if the block succeeds."""
+def _written(
+    root: Path,
+    folders: Iterable[str],
+    splits: Mapping[str, Sequence[Scene]],
+    write: Callable[[Path, str, int, int, Scene], Any],
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    files: Mapping[str, str] | None = None,
+) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
+    """Write all scenes to a folder that becomes ``root`` if the block succeeds.
+
+    Args:
+        root: The folder to create.
+        folders: Its subfolders.
+        splits: The scenes of each split. With several ``workers`` they are indexed in other processes.
+        write: Writes one scene: ``write(folder, split, position in the split, running number from 1, scene)``.
+        workers: Number of processes.
+        progress: Whether to show a progress bar.
+        files: Additional small text files, by name.
+
+    Yields:
+        The folder to write in, and the results of ``write`` by split.
+    """
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise UserError(f"{root}: exists already; choose another folder or remove this one")
     with create_folder_atomically(root, "choose another folder or free some space") as folder:
-        yield folder
+        for name in folders:
+            (folder / name).mkdir(parents=True)
+        places = [(split, position) for split, scenes in splits.items() for position in range(len(scenes))]
+        results: dict[str, list[Any]] = {split: [] for split in splits}
+        write_at = partial(_write_at, folder, splits, write)
+        with _mapping(write_at, workers if len(places) >= _POOL_FROM else 1) as mapping:
+            done = mapping(places, range(1, len(places) + 1))
+            bar = tqdm(done, f"writing {root.name}", len(places), unit="image", disable=not progress)
+            for (split, _), result in zip(places, bar, strict=True):
+                results[split].append(result)
+        yield folder, results
         for name, text in (files or {}).items():
             (folder / name).write_text(text)
 
 
-_Write = Callable[[str, int, int, Scene], Any]
-_Chunk = tuple[str, range, int]  # split, positions in it, running number of the first
-
-
-def _write_scenes(
-    splits: Mapping[str, Sequence[Scene]], write: _Write, workers: int, progress: bool, root: Path
-) -> dict[str, list[Any]]:
-    """Call ``write(split, position in it, running number from 1, scene)`` for all scenes; return results by split."""
-    chunks: list[_Chunk] = []
-    number = 1
-    for split, scenes in splits.items():
-        for start in range(0, len(scenes), 16):
-            chunks.append((split, range(start, min(start + 16, len(scenes))), number + start))
-        number += len(scenes)
-    results: dict[str, list[Any]] = {split: [] for split in splits}
-    bar = tqdm(total=number - 1, desc=f"writing {root.name}", unit="image", disable=not progress)
-    with bar, _mapping(splits, write, workers if number > _POOL_FROM else 1) as mapping:
-        for (split, *_), done in zip(chunks, mapping(chunks), strict=True):
-            results[split] += done
-            bar.update(len(done))
-    return results
+def _write_at(
+    folder: Path,
+    splits: Mapping[str, Sequence[Scene]],
+    write: Callable[[Path, str, int, int, Scene], Any],
+    place: tuple[str, int],
+    number: int,
+) -> Any:
+    split, position = place
+    return write(folder, split, position, number, splits[split][position])
 
 
 @contextmanager
-def _mapping(
-    splits: Mapping[str, Sequence[Scene]], write: _Write, workers: int
-) -> Iterator[Callable[[Sequence[_Chunk]], Iterator[list[Any]]]]:
-    """Yield a function that maps `_write_chunk` over chunks in order, in a pool of processes if ``workers`` > 1."""
+def _mapping(function: Callable[..., Any], workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a function that maps ``function`` over its arguments, in a pool of processes if ``workers`` > 1."""
     if workers <= 1:
-        yield partial(map, partial(_write_chunk, splits, write))
+        yield partial(map, function)
         return
     # A forked process has all modules imported already.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
@@ -220,31 +215,25 @@ def _mapping(
         # The children use NumPy, Pillow and OpenCV on small arrays only, which starts no threads.
         warnings.filterwarnings("ignore", message=r".*use of fork\(\).*", category=DeprecationWarning)
         context = multiprocessing.get_context(method)
-        # Splits and writer are sent once per process, not with each chunk.
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (splits, write))
+        # The function, with all splits, is sent once per process, not with each task.
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (function,))
         try:
-            yield partial(pool.map, _write_chunk_in_worker)
+            yield partial(pool.map, _call_in_worker, chunksize=16)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _write_chunk(splits: Mapping[str, Sequence[Scene]], write: _Write, chunk: _Chunk) -> list[Any]:
-    split, positions, first = chunk
-    return [write(split, at, number, splits[split][at]) for number, at in enumerate(positions, first)]
+_worker_function: list[Callable[..., Any]] = []  # in a worker process: the function to call
 
 
-_worker_state: list[Any] = []  # in a worker process: the splits and the write function
-
-
-def _start_worker(splits: Mapping[str, Sequence[Scene]], write: _Write) -> None:
+def _start_worker(function: Callable[..., Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles interrupts
     cv2.setNumThreads(0)
-    _worker_state[:] = [splits, write]
+    _worker_function[:] = [function]
 
 
-def _write_chunk_in_worker(chunk: _Chunk) -> list[Any]:
-    splits, write = _worker_state
-    return _write_chunk(splits, write, chunk)
+def _call_in_worker(*arguments: Any) -> Any:
+    return _worker_function[0](*arguments)
 
 
 def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -253,7 +242,7 @@ def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     OpenCV follows pixel centres. At double size, each side of a pixel has its own row or column of centres; half of
     their coordinates are the pixel's edges. The polygons therefore enclose exactly the mask.
     """
-    doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
+    doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outlines: list[np.ndarray] = []
     holes: list[np.ndarray] = []
@@ -286,7 +275,7 @@ def _outline_band(instances: np.ndarray) -> np.ndarray:
 
 
 def _write_voc_scene(
-    folder: Path, name: str, class_names: list[str], split: str, position: int, number: int, scene: Scene
+    name: str, class_names: list[str], folder: Path, split: str, position: int, number: int, scene: Scene
 ) -> str:
     stem = f"{number:06d}"
     height, width = scene.instances.shape
@@ -359,27 +348,22 @@ def _coco_segmentation(mask: np.ndarray, crowd: bool) -> list[list[float]] | dic
 
 
 def _write_cityscapes_scene(folder: Path, split: str, position: int, number: int, scene: Scene) -> str:
-    cities = _CITIES.get(split, [split])
+    cities = _cities(split)
     city = cities[position % len(cities)]
     stem = f"{city}_{position // len(cities):06d}_{number:06d}"
     ground_name, ground_id, ground_colour = CITYSCAPES_GROUND
     things = list(CITYSCAPES_THINGS.items())
 
     labels, ids, colours = [ground_id], [ground_id], [ground_colour]
-    seen: dict[int, int] = {}
+    numbers: defaultdict[int, Iterator[int]] = defaultdict(count)
     for label, crowd in zip(scene.labels.tolist(), scene.crowd.tolist(), strict=True):
         _, (identifier, colour) = things[label - 1]
         labels.append(identifier)
         colours.append(colour)
-        if crowd:
-            ids.append(identifier)
-        else:
-            ids.append(identifier * 1000 + seen.setdefault(identifier, 0))
-            seen[identifier] += 1
+        ids.append(identifier if crowd else identifier * 1000 + next(numbers[identifier]))
 
-    Image.fromarray(scene.image).save(
-        folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", compress_level=3
-    )
+    path = folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
+    Image.fromarray(scene.image).save(path, compress_level=3)
     truth = folder / "gtFine" / split / city
     for kind, values in (
         ("labelIds", np.array(labels, np.uint8)),

@@ -25,9 +25,9 @@ def write(root: Path, ids=None, instances=None, city="aachen", stem=STEM, suffix
 
 def test_label_table():
     assert [label.id for label in LABELS] == [*range(34), -1]
-    classes = [label for label in LABELS if not label.ignored]
+    classes = [label for label in LABELS if not label.ignore_in_eval]
     assert [label.train_id for label in classes] == list(range(19))
-    assert all(label.train_id in (255, -1) for label in LABELS if label.ignored)
+    assert all(label.train_id in (255, -1) for label in LABELS if label.ignore_in_eval)
     assert [label.id for label in classes] == [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
     assert [label.id for label in LABELS if label.has_instances] == list(range(24, 34))
 
