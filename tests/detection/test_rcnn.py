@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from readers import open_readers
 from region_scenes import map_50, scenes, train
 
 from segdet.cli.main import main
-from segdet.data.formats.detect import open_readers
 from segdet.data.sample import Target
 from segdet.detection import rcnn, rcnn_training
 from segdet.detection.rcnn import RCNN

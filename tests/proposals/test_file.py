@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from readers import open_readers
 
-from segdet.data.formats.detect import open_readers
 from segdet.proposals import ProposalFile, save_proposals
 from segdet.proposals.file import load_proposals
 from segdet.util.errors import UserError

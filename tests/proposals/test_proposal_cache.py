@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from readers import open_readers
 
-from segdet.data.formats.detect import open_readers
 from segdet.data.formats.reader import Reader
 from segdet.data.images import read_image
 from segdet.proposals import UniformWindows
@@ -25,7 +25,7 @@ import itertools, os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from segdet.data.formats.detect import open_readers
+from segdet.data.formats.detect import find_dataset
 from segdet.proposals.base import Proposer
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Corner(Proposer):
         return np.array([[0, 0, *image[3, 5, :2]]], np.float32) + 1, np.ones(1, np.float32)
 
 if __name__ == "__main__":
-    reader = open_readers(sys.argv[1], splits=["train"])["train"]
+    reader = find_dataset(sys.argv[1]).open("train")
     proposals = Corner().open(reader, range(len(reader)), workers=2)
     print([proposals.boxes(index)[0, 2:].tolist() for index in range(len(reader))])
 """

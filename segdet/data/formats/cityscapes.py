@@ -18,7 +18,6 @@ from segdet.data.images import read_mask, read_png16
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, MissingFile, UserError
 
-
 LABELS = Cityscapes.classes
 """All labels, as in cityscapesScripts. Polygons of ``license plate``, with id -1, are not drawn into the masks."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segdet.data.formats.splits import coco_files, list_splits, voc_years
 from segdet.util.errors import UserError
@@ -135,9 +135,3 @@ def find_dataset(
     found = tuple(splits) if splits else tuple(list_splits(root, format, task))
     ignored = 255 if ignore_index is None else ignore_index
     return Dataset(root, format, task, found, not splits, class_names, ignored)
-
-
-def open_readers(root: Path | str, *args: Any, **kwargs: Any) -> "dict[str, Reader]":
-    """Return the readers of a folder's splits, by split; the arguments are those of `find_dataset`."""
-    dataset = find_dataset(root, *args, **kwargs)
-    return {split: dataset.open(split) for split in dataset.splits}

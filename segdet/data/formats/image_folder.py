@@ -38,9 +38,8 @@ class FolderReader(Reader):
             and path.is_file()
         )
         if not self.paths:
-            raise UserError(
-                f"{root}: no image in this folder; give one with {', '.join(sorted(SUFFIXES))} files"
-            )
+            suffixes = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{root}: no image in this folder; give one with {suffixes} files")
         self.class_names = self.mask_names = class_names
         self.category_ids = list(range(1, len(class_names) + 1))
 

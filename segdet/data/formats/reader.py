@@ -151,33 +151,17 @@ def names_from(file: Path | str, root: Path) -> list[str]:
 
 
 def class_names_from(argument: str | None, root: Path) -> list[str] | None:
-    """Return the class names in a command-line argument: ``a,b,c`` or a text file (see `names_from`).
-
-    Raises:
-        UserError: See `names_from`.
-    """
+    """Return the class names in a command-line argument: ``a,b,c`` or a text file (see `names_from`)."""
     if argument is None:
         return None
-    if (
-        (root / argument).is_file()
-        or Path(argument).is_file()
-        or "/" in argument
-        or argument.endswith(".txt")
-    ):
+    is_file = (root / argument).is_file() or Path(argument).is_file()
+    if is_file or "/" in argument or argument.endswith(".txt"):
         return names_from(argument, root)
     return checked_names([name.strip() for name in argument.split(",") if name.strip()], "--class_names")
 
 
 def checked_names(names: list[str], origin: str) -> list[str]:
-    """Return ``names`` if there is at least one and none is repeated.
-
-    Args:
-        names: Class names.
-        origin: The file or option they come from, for the error message.
-
-    Raises:
-        UserError: Otherwise.
-    """
+    """Return ``names``; raise `UserError`, which names their ``origin``, if there are none or one is repeated."""
     if not names:
         raise UserError(f"{origin}: no class names; give one name per class")
     repeated = sorted({name for name in names if names.count(name) > 1})

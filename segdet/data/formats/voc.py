@@ -1,9 +1,8 @@
 """Read Pascal VOC folders of any year, and other folders of that format.
 
-A folder contains ``JPEGImages/``, ``ImageSets/Main/<split>.txt`` with
-``Annotations/<name>.xml`` for boxes, and ``ImageSets/Segmentation/<split>.txt`` with
-``SegmentationClass/<name>.png`` for masks. Format: Everingham et al., "The PASCAL Visual Object Classes
-Challenge 2012 Development Kit".
+A folder contains ``JPEGImages/``, ``ImageSets/Main/<split>.txt`` with ``Annotations/<name>.xml`` for boxes, and
+``ImageSets/Segmentation/<split>.txt`` with ``SegmentationClass/<name>.png`` for masks. Format: Everingham et al., "The
+PASCAL Visual Object Classes Challenge 2012 Development Kit".
 """
 
 import math
@@ -32,6 +31,7 @@ VOC_CLASSES = [
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 _MASKS_TO_CHECK = 8
+_MISSING = "add it or remove its name from the split list"
 
 
 class _Member(NamedTuple):
@@ -88,9 +88,8 @@ class VOCReader(Reader):
         self.task = task
         self.ignore_index = ignore_index
         if not self.root.is_dir():
-            raise UserError(
-                f"{self.root}: no such folder; give the folder that contains JPEGImages/ or VOC2007/"
-            )
+            fix = "give the folder that contains JPEGImages/ or VOC2007/"
+            raise UserError(f"{self.root}: no such folder; {fix}")
         names = [sets] if isinstance(sets, str) else list(sets)
         if not names:
             raise UserError(f"{self.root}: no split is given; give, for example, [train]")
@@ -143,12 +142,9 @@ class VOCReader(Reader):
         if unknown:
             close = closest(unknown[0], self.class_names)
             hint = f" (did you mean {close}?)" if close else ""
-            listed = ", ".join(map(repr, unknown))
-            raise BadSample(
-                path,
-                f"unknown class {listed}{hint}",
-                f"fix the name or add it to class_names, which are {_shortened(self.class_names)}",
-            )
+            fault = f"unknown class {', '.join(map(repr, unknown))}{hint}"
+            fix = f"fix the name or add it to class_names, which are {_shortened(self.class_names)}"
+            raise BadSample(path, fault, fix)
         boxes, _ = _half_open(annotation.raw)
         extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
         return Objects(
@@ -165,29 +161,24 @@ class VOCReader(Reader):
         try:
             values = read_mask(path)
         except MissingFile:
-            raise MissingFile(path, "no such mask", "add it or remove its name from the split list") from None
+            raise MissingFile(path, "no such mask", _MISSING) from None
         lookup, valid = self._lookup
         if not cv2.LUT(values, valid).all():
             wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
-            raise BadSample(
-                path,
-                f"value {_shortened(wrong.tolist())} is not one of the {len(self.mask_names)} classes",
-                "give all names in class_names (one for each value, from 0) or another ignore_index",
-            )
+            fault = f"value {_shortened(wrong.tolist())} is not one of the {len(self.mask_names)} classes"
+            fix = "give all names in class_names (one for each value, from 0) or another ignore_index"
+            raise BadSample(path, fault, fix)
         return cv2.LUT(values, lookup)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        """Return the XML file for boxes, the PNG for masks."""
         return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Yield degenerate boxes with their numbers as written, and images that the split lists twice."""
         member = self._members[index]
         if self._first_place[member] != index:
-            fault = "is listed twice in the split"
-            yield Fault(
-                self.image_path(index), fault, False, "check that this is intended", kind=FaultKind.SPLIT
-            )
+            fault, fix = "is listed twice in the split", "check that this is intended"
+            yield Fault(self.image_path(index), fault, False, fix, kind=FaultKind.SPLIT)
         if task == "segmentation":
             return
         path = self._xml_path(index)
@@ -198,10 +189,8 @@ class VOCReader(Reader):
         _, degenerate = _half_open(annotation.raw)
         for row in np.flatnonzero(degenerate):
             xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
-            fault = (
-                f"degenerate box of class {annotation.names[row]}: "
-                f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written"
-            )
+            written = f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written"
+            fault = f"degenerate box of class {annotation.names[row]}: {written}"
             yield Fault(path, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
 
     @cached_property
@@ -256,7 +245,7 @@ class VOCReader(Reader):
         if given is None:
             self._expect_voc_values()
             given = ["background", *VOC_CLASSES]
-        if len(given) > IGNORE + 1:
+        if len(given) > 256:
             raise UserError(
                 f"class_names: {len(given)} names, but a mask of 8 bits has 256 values; give fewer"
             )
@@ -281,12 +270,9 @@ class VOCReader(Reader):
     @cached_property
     def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
         """The class of each mask value, and 1 for each valid value: two arrays uint8 ``[256]``."""
-        lookup = np.full(256, IGNORE, np.uint8)
+        lookup, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, np.uint8)
         lookup[self._values] = np.arange(len(self._values))
-        valid = (lookup != IGNORE).astype(np.uint8)
-        valid[IGNORE] = 1
-        if 0 <= self.ignore_index < 256:
-            valid[self.ignore_index] = 1
+        valid[[*self._values, self.ignore_index, IGNORE]] = 1
         return lookup, valid
 
     def _set_object_names(self, given: list[str] | None, by_year: bool) -> None:
@@ -306,25 +292,19 @@ class VOCReader(Reader):
 
 def _with_ignored(names: list[str], ignore_index: int) -> list[str]:
     """Insert a name for ``ignore_index`` into the class names, so that there is one for each mask value."""
-    if ignore_index >= len(names):
-        return names
-    return [*names[:ignore_index], "ignored", *names[ignore_index:]]
+    return [*names[:ignore_index], "ignored", *names[ignore_index:]] if ignore_index < len(names) else names
 
 
 def _folder_of(root: Path, name: str) -> tuple[Path, str]:
     """Return the VOC folder and the split of a set name, such as ``2007/trainval``."""
     year, _, split = name.rpartition("/")
     if not year:
-        if not (root / "ImageSets").is_dir():
-            years = _years_in(root)
-            if years:
-                advice = (
-                    f"name the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
-                )
-            else:
-                advice = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
-            raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
-        return root, split
+        if (root / "ImageSets").is_dir():
+            return root, split
+        advice = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
+        if years := _years_in(root):
+            advice = f"name the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
+        raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
     for folder in (root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}", root / year):
         if folder.is_dir():
             return folder, split
@@ -346,9 +326,7 @@ def _read_xml(path: Path) -> _Annotation:
     try:
         tree = ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
-        raise MissingFile(
-            path, "no such annotation", "add it or remove its name from the split list"
-        ) from None
+        raise MissingFile(path, "no such annotation", _MISSING) from None
     except OSError as error:
         raise BadSample(path, f"cannot be read ({error.strerror or error})") from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -368,7 +346,7 @@ def _read_xml(path: Path) -> _Annotation:
 def _corners(path: Path, name: str, box: ElementTree.Element | None) -> list[float]:
     if box is None:
         raise BadSample(path, f"an object of class {name!r} has no <bndbox>")
-    corners = []
+    corners: list[float] = []
     for key in ("xmin", "ymin", "xmax", "ymax"):
         text = box.findtext(key)
         if text is None:
@@ -395,16 +373,12 @@ def _declared(size: ElementTree.Element | None) -> tuple[int, int] | None:
 
 def _classes_in(annotations: Path) -> frozenset[str]:
     """Return the class names in the XML files of a folder; corrupt files are reported when they are read."""
-    try:
-        changed = annotations.stat().st_mtime_ns
-    except OSError:
-        return frozenset()
-    return _classes_at(annotations, changed)
+    # `_classes_at` is cached because all splits read the same folder.
+    return _classes_at(annotations, annotations.stat().st_mtime_ns) if annotations.is_dir() else frozenset()
 
 
 @lru_cache(maxsize=16)
 def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
-    # Cached because all splits read the same folder; `changed` invalidates the cache when it is written to.
     found: set[str] = set()
     paths = sorted(path for path in annotations.iterdir() if path.suffix.lower() == ".xml")
     for path in tqdm(paths, f"finding the classes in {annotations}", unit="file", delay=2.0, leave=False):
@@ -417,32 +391,30 @@ def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
 
 
 def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Return the image files of a folder by name without suffix; of several, ``.jpg`` comes first."""
-    found: dict[str, tuple[int, str]] = {}
+    """Return the image files of a folder by name without suffix; of several, ``.jpg`` is used."""
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        images = [path.name for path in folder.iterdir() if _suffix(path.name) in _IMAGE_SUFFIXES]
     except OSError:
         return {}
-    for name in names:
-        stem, _, suffix = name.rpartition(".")
-        if suffix.lower() in _IMAGE_SUFFIXES:
-            entry = (_IMAGE_SUFFIXES.index(suffix.lower()), name)
-            found[stem] = min(entry, found.get(stem, entry))
-    return {stem: name for stem, (_, name) in found.items()}
+    # Later names replace earlier ones.
+    images.sort(key=lambda name: (_IMAGE_SUFFIXES.index(_suffix(name)), name), reverse=True)
+    return {_without_image_suffix(name): name for name in images}
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def _without_image_suffix(word: str) -> str:
-    stem, _, suffix = word.rpartition(".")
-    return stem if suffix.lower() in _IMAGE_SUFFIXES else word
+    return word.rpartition(".")[0] if _suffix(word) in _IMAGE_SUFFIXES else word
 
 
 def _is_background(name: str) -> bool:
     return name.lower() in ("background", "__background__", "_background_")
 
 
-def _shortened(values: Sequence[object], most: int = 8) -> str:
-    shown = ", ".join(map(str, values[:most]))
-    return shown + (f" ... ({len(values)})" if len(values) > most else "")
+def _shortened(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:8])) + (f" ... ({len(values)})" if len(values) > 8 else "")
 
 
 def _existing_lists(folder: Path) -> str:

@@ -6,6 +6,7 @@ A fault is fatal if training would stop on it. A warning describes a problem and
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,45 +77,29 @@ class _Finding:
 
 
 def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
-    """Check all splits of a dataset. A split whose annotation file is corrupt is a fatal fault of the report.
+    """Check all splits of a dataset, with a progress bar.
+
+    A split whose annotation file is corrupt is a fatal fault. Images that are in two splits are faults as well, and if
+    the dataset has all its splits, images that are in none.
 
     Args:
         dataset: The dataset.
-        workers: See `check`.
+        workers: Threads; by default one per core, at most 16.
 
     Raises:
         UserError: If a split does not exist.
     """
+    report = Report()
     readers: dict[str, Reader] = {}
-    unreadable: list[Fault] = []
     for split in dataset.splits:
         try:
             readers[split] = dataset.open(split)
         except BadSample as error:
-            unreadable.append(Fault.of(error))
-    complete = dataset.all_splits and len(readers) == len(dataset.splits)
-    report = check_splits(readers, dataset.task, workers, complete)
-    report.faults[:0] = unreadable
-    if dataset.format == "voc" and dataset.task == "segmentation":
-        report.faults += _named_to_ignore(dataset.root, readers)
-    return report
-
-
-def check_splits(
-    readers: Mapping[str, Reader], task: TaskName, workers: int | None = None, all_splits: bool = True
-) -> Report:
-    """Check several splits, and find images that are in two splits or in none.
-
-    Args:
-        readers: The reader of each split.
-        task: See `check`.
-        workers: See `check`.
-        all_splits: Whether these are all splits of the dataset. Only then are images in no split reported.
-    """
-    report = Report()
+            report.faults.append(Fault.of(error))
     earlier: dict[str, dict[Path, str | None]] = {}
     for split, reader in readers.items():
-        findings = _findings(reader, task, workers, split)
+        check = partial(_check_sample, dataset.task)
+        findings = for_each_sample(reader, check, f"checking {split}", workers)
         report.images[split] = len(reader)
         report.empty[split] = sum(finding.empty for finding in findings)
         report.faults.extend(fault for finding in findings for fault in finding.faults)
@@ -123,32 +108,14 @@ def check_splits(
         for other, others in earlier.items():
             report.faults.extend(_shared(split, digests, other, others))
         earlier[split] = digests
-    if all_splits:
+    if dataset.all_splits and len(readers) == len(dataset.splits):
         report.faults.extend(_in_no_split(readers))
+    if dataset.format == "voc" and dataset.task == "segmentation" and readers:
+        report.faults += _named_to_ignore(dataset.root, next(iter(readers.values())))
     return report
 
 
-def check(
-    reader: Reader, task: TaskName, workers: int | None = None, split: str = "the split"
-) -> list[Fault]:
-    """Return every fault of the samples of one reader, with a progress bar.
-
-    Args:
-        reader: The images and annotations.
-        task: ``segmentation`` checks masks, the other tasks check boxes.
-        workers: Threads; by default one per core, at most 16.
-        split: Name of the split for the progress bar.
-    """
-    return [fault for finding in _findings(reader, task, workers, split) for fault in finding.faults]
-
-
-def _findings(reader: Reader, task: TaskName, workers: int | None, split: str) -> list[_Finding]:
-    return for_each_sample(
-        reader, lambda own, index: _check_sample(own, task, index), f"checking {split}", workers
-    )
-
-
-def _check_sample(reader: Reader, task: TaskName, index: int) -> _Finding:
+def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
     path = reader.image_path(index)
     finding = _Finding([])
     size = declared = None
@@ -157,9 +124,7 @@ def _check_sample(reader: Reader, task: TaskName, index: int) -> _Finding:
         size = _check_image(path, declared, finding)
     except BadSample as error:
         finding.faults.append(Fault.of(error))
-    except (
-        Exception
-    ) as error:  # report files that are corrupt in an unexpected way, and go on with the others
+    except Exception as error:  # a file may be corrupt in an unexpected way
         finding.faults.append(_unexpected(path, error))
     annotations: list[Path] = []
     try:
@@ -168,23 +133,34 @@ def _check_sample(reader: Reader, task: TaskName, index: int) -> _Finding:
         annotation = annotations[0] if annotations else path
         if task == "segmentation":
             mask = reader.mask(index)
-            finding.empty = not has_class(mask, reader.mask_names)
-            finding.faults += _mask_faults(mask, annotation, path, size)
+            counted = mask != IGNORE
+            if has_background(reader.mask_names):
+                counted &= mask != 0
+            finding.empty = not counted.any()
+            found = (mask.shape[0], mask.shape[1])
+            if size is not None and found != size:
+                fault = f"the mask is {_wh(found)} but its image {path.name} {_wh(size)}"
+                finding.faults.append(
+                    Fault(annotation, fault, True, "fix or remove the file", kind=FaultKind.SIZE)
+                )
         else:
             objects = reader.objects(index)
             finding.empty = not len(objects)
-            if size is not None and annotation.suffix.lower() == ".png":
-                finding.faults += _instance_mask_faults(annotation, path, size)
+            if (
+                size is not None
+                and annotation.suffix.lower() == ".png"
+                and (found := image_size(annotation)) != size
+            ):
+                fault = f"is {_wh(found)} but its image {path.name} {_wh(size)}"
+                handling = "its boxes are assumed to be in pixels of the image; check that they are"
+                finding.faults.append(Fault(annotation, fault, False, handling, kind=FaultKind.SIZE))
             limits = size or declared
             if limits is not None:
+                faults = list(_box_faults(objects, annotation, path, limits, reader.class_names))
                 # A format that reports degenerate boxes itself does so with the numbers in its file.
-                reported = {fault.kind for fault in finding.faults}
-                faults = _box_faults(objects, annotation, path, limits, reader.class_names)
-                finding.faults += [
-                    fault
-                    for fault in faults
-                    if fault.kind is not FaultKind.DEGENERATE or fault.kind not in reported
-                ]
+                if any(fault.kind is FaultKind.DEGENERATE for fault in finding.faults):
+                    faults = [fault for fault in faults if fault.kind is not FaultKind.DEGENERATE]
+                finding.faults += faults
     except BadSample as error:
         if Fault.of(error) not in finding.faults:
             finding.faults.append(Fault.of(error))
@@ -233,15 +209,6 @@ def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, 
         )
 
 
-def _instance_mask_faults(annotation: Path, image: Path, size: tuple[int, int]) -> Iterator[Fault]:
-    """Yield the fault of an instance mask whose size differs from its image's."""
-    found = image_size(annotation)
-    if found != size:
-        fault = f"is {_wh(found)} but its image {image.name} {_wh(size)}"
-        handling = "its boxes are assumed to be in pixels of the image; check that they are"
-        yield Fault(annotation, fault, False, handling, kind=FaultKind.SIZE)
-
-
 def _box_faults(
     objects: Objects, annotation: Path, image: Path, size: tuple[int, int], class_names: Sequence[str]
 ) -> Iterator[Fault]:
@@ -255,22 +222,6 @@ def _box_faults(
         described = describe_box(objects.boxes[index], int(objects.labels[index]), class_names)
         fault = f"{where}{described} reaches beyond the image of {_wh(size)}"
         yield Fault(annotation, fault, False, "it is clipped", kind=FaultKind.CLIPPED)
-
-
-def has_class(mask: np.ndarray, mask_names: Sequence[str]) -> bool:
-    """Return whether a mask has a pixel of a class other than the background."""
-    counted = mask != IGNORE
-    return bool((counted & (mask != 0)).any() if has_background(mask_names) else counted.any())
-
-
-def _mask_faults(
-    mask: np.ndarray, annotation: Path, image: Path, size: tuple[int, int] | None
-) -> Iterator[Fault]:
-    """Yield the fault of a mask whose size differs from its image's."""
-    found = mask.shape[0], mask.shape[1]
-    if size is not None and found != size:
-        fault = f"the mask is {_wh(found)} but its image {image.name} {_wh(size)}"
-        yield Fault(annotation, fault, True, "fix or remove the file", kind=FaultKind.SIZE)
 
 
 def _shared(
@@ -297,16 +248,13 @@ def _shared(
         yield Fault(folder, fault, False, "the files differ", note=True, kind=FaultKind.SPLIT)
 
 
-def _named_to_ignore(root: Path, readers: Mapping[str, Reader]) -> Iterator[Fault]:
+def _named_to_ignore(root: Path, reader: Reader) -> Iterator[Fault]:
     """Yield classes whose names suggest that their pixels should be ignored."""
-    for reader in list(readers.values())[:1]:
-        for name, value in zip(reader.mask_names, reader.mask_values, strict=True):
-            if name.lower() in _IGNORE_NAMES:
-                fault = f"the mask value {value} is named {name!r} but is a class like any other"
-                remedy = (
-                    f"to ignore it, give --ignore_index {value} here and --data.ignore_index {value} to fit"
-                )
-                yield Fault(root, fault, False, remedy, note=True)
+    for name, value in zip(reader.mask_names, reader.mask_values, strict=True):
+        if name.lower() in _IGNORE_NAMES:
+            fault = f"the mask value {value} is named {name!r} but is a class like any other"
+            remedy = f"to ignore it, give --ignore_index {value} here and --data.ignore_index {value} to fit"
+            yield Fault(root, fault, False, remedy, note=True)
 
 
 def _in_no_split(readers: Mapping[str, Reader]) -> Iterator[Fault]:
@@ -315,12 +263,8 @@ def _in_no_split(readers: Mapping[str, Reader]) -> Iterator[Fault]:
     for folder in sorted({path.parent for path in used}):
         if not folder.is_dir():
             continue
-        found = {
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        }
-        if unused := sorted(found - used):
+        visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if unused := sorted({path for path in visible if path.suffix.lower() in SUFFIXES} - used):
             count = len(unused)
             names = ", ".join(path.name for path in unused[:3]) + (", ..." if count > 3 else "")
             verb = "image is" if count == 1 else "images are"

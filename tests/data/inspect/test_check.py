@@ -11,9 +11,10 @@ from segdet.cli.data.check import main
 from segdet.cli.data.stats import main as stats_main
 from segdet.data.cleaning import clean_objects, clip_boxes, usable
 from segdet.data.faults import Fault
-from segdet.data.formats.detect import find_dataset, guess_format, open_readers
+from segdet.data.formats.detect import find_dataset, guess_format
 from segdet.data.formats.splits import list_splits
-from segdet.data.inspect.check import check
+from segdet.data.formats.voc import VOCReader
+from segdet.data.inspect.check import check_dataset
 from segdet.data.sample import Objects
 from segdet.util.errors import UserError
 
@@ -421,19 +422,17 @@ def test_every_fault_is_listed_at_once_and_as_json(voc_folder, tmp_path, capsys,
     ]
 
 
-def test_check_returns_the_faults_of_one_reader(voc_folder):
+def test_check_returns_the_faults_of_one_split(voc_folder):
     (voc_folder / "JPEGImages/a.jpg").unlink()
-    readers = open_readers(voc_folder)
-    assert check(readers["val"], "detection") == []
-    (fault,) = check(readers["train"], "detection")
+    assert check_dataset(find_dataset(voc_folder, splits=["val"])).faults == []
+    (fault,) = check_dataset(find_dataset(voc_folder, splits=["train"])).faults
     assert isinstance(fault, Fault)
     assert (fault.path, fault.fatal) == (voc_folder / "JPEGImages/a.jpg", True)
 
 
 def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
-    reader = open_readers(voc_folder)["train"]
-    monkeypatch.setattr(type(reader), "objects", lambda *_: 1 / 0)
-    first, second = check(reader, "detection")
+    monkeypatch.setattr(VOCReader, "objects", lambda *_: 1 / 0)
+    first, second = check_dataset(find_dataset(voc_folder, splits=["train"])).faults
     assert first.fatal
     assert str(second).startswith(
         f"fatal    {voc_folder / 'Annotations/b.xml'}: cannot be read (ZeroDivisionError: "

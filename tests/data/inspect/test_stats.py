@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from readers import open_readers
 
 from segdet.cli.data.stats import main
-from segdet.data.formats.detect import open_readers
 from segdet.data.inspect.stats import describe, measure
 
 # pycocotools' compiled part is older than NumPy 2's copy keyword.
