@@ -15,6 +15,9 @@ from typing import Any
 from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
 from segdet.util.errors import UserError
 
+INTERRUPTED = 130
+"""The exit status after an interrupt from the keyboard, by the convention of shells."""
+
 PEER_TIMEOUT = 5.0
 """The seconds that a process waits for the report of another process of the run that has ended."""
 

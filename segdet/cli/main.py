@@ -11,7 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from segdet import __version__
-from segdet.cli.error_messages import claims_report, find_user_error, is_reported_by_peer, write_line
+from segdet.cli.error_messages import (
+    INTERRUPTED,
+    claims_report,
+    find_user_error,
+    is_reported_by_peer,
+    write_line,
+)
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -38,9 +44,6 @@ DATA = {
     "make": ("segdet.cli.data.make:main", "generate the Shapes dataset as a VOC, COCO or Cityscapes folder"),
     "download": ("segdet.cli.data.download:main", "download VOC or COCO from their official servers"),
 }
-
-INTERRUPTED = 130
-"""The exit status after an interrupt from the keyboard, by the convention of shells."""
 
 USER_ERROR = 2
 """The exit status after a user's mistake, as argparse has it."""

@@ -7,27 +7,21 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from segdet.cli.error_messages import find_user_error, memory_advice, restore_advice, write_line
+from segdet.cli.error_messages import INTERRUPTED, find_user_error, memory_advice, restore_advice, write_line
 from segdet.cli.train_options import Options, parse_command
 from segdet.nn.weights import restoring
-from segdet.runs.assembly import Assembly, build_trainer, check_precision
+from segdet.runs.assembly import build_trainer, check_precision
 from segdet.runs.classes import check_classes, written_classes
-from segdet.runs.folder_choice import Placement, RunRequest, place_run, separate_scores
+from segdet.runs.folder_choice import Run, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
-from segdet.runs.record_callback import RunSettings
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
-
-INTERRUPTED = 130
-"""The exit status after an interrupt from the keyboard, by the convention of shells."""
 
 TERMINATED = 143
 """The exit status after SIGTERM, by the convention of shells."""
@@ -43,49 +37,43 @@ def main(argv: Sequence[str]) -> int:
         The exit status: 0, or 130 when interrupted from the keyboard.
     """
     with _without_irrelevant_messages(), _finished_wandb_record():
-        run = prepare(parse_command(argv))
-        try:
-            run.start()
-        except SystemExit as leaving:
-            # Lightning exits with 1 after Ctrl-C, and with an exception of its own after SIGTERM, when its callbacks
-            # have saved the run.
-            stopped_by = run.assembly.recorder.stopped_by
-            if stopped_by is None:
-                raise
-            _report_interruption(run)
-            if stopped_by == KeyboardInterrupt.__name__:
-                return INTERRUPTED
-            raise SystemExit(TERMINATED) from leaving
-        except Exception as error:
-            _end_children(run.assembly.trainer)
-            advice = None
-            if find_user_error(error) is None:
-                advice = memory_advice(error, run.data) or _restore_advice(error, run)
-            if advice is None:
-                raise
-            raise UserError(advice) from error
+        return _execute(parse_command(argv))
+
+
+def _execute(options: Options) -> int:
+    run, trainer, arguments = prepare(options)
+    if rank() == 0:
+        sys.stderr.write(f"segdet: {run.command} in {shown_path(run.folder)}\n")
+    try:
+        getattr(trainer, run.command)(**arguments)
+    except SystemExit as leaving:
+        # Lightning exits with 1 after Ctrl-C, and with an exception of its own after SIGTERM, when its callbacks
+        # have saved the run.
+        if run.stopped_by is None:
+            raise
+        _report_interruption(run)
+        if run.stopped_by == KeyboardInterrupt.__name__:
+            return INTERRUPTED
+        raise SystemExit(TERMINATED) from leaving
+    except Exception as error:
+        _end_children(trainer)
+        if find_user_error(error) is not None:
+            raise
+        checkpoint = None if run.checkpoint is None else run.checkpoint.path
+        advice = memory_advice(error, arguments["datamodule"]) or restore_advice(
+            error, checkpoint, run.restored, run.command
+        )
+        if advice is None:
+            raise
+        raise UserError(advice) from error
     return 0
 
 
-@dataclass
-class Run:
-    """A run that is ready to start."""
-
-    options: Options
-    placement: Placement
-    data: Any
-    assembly: Assembly
-    arguments: dict[str, Any]
-
-    def start(self) -> None:
-        """Fit, validate, test or predict."""
-        if rank() == 0:
-            sys.stderr.write(f"segdet: {self.options.command} in {shown_path(self.placement.folder)}\n")
-        getattr(self.assembly.trainer, self.options.command)(**self.arguments)
-
-
-def prepare(options: Options) -> Run:
+def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
     """Choose the run's folder and build its data, model and trainer.
+
+    Returns:
+        The run, its trainer, and the arguments of the trainer's method.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.
@@ -95,54 +83,47 @@ def prepare(options: Options) -> Run:
         seed = None if config.seed_everything is True else config.seed_everything
         config.seed_everything = pl.seed_everything(seed, workers=True)
     check_precision(config.trainer.precision)
-    request = RunRequest(
+    model_name, data_name = (options.class_of(section).__name__.lower() for section in ("model", "data"))
+    run = place_run(
         command,
         options.command_line,
-        options.class_of("model").__name__,
-        options.class_of("data").__name__,
-        run_dir=Path(config.run_dir) if config.run_dir else None,
+        options.checkpoint,
+        name=f"{model_name}-{data_name.removesuffix('datamodule')}",
+        run_dir=config.run_dir,
         overwrite=config.overwrite,
     )
-    placement = place_run(request, options.checkpoint)
-    checkpoint = placement.checkpoint
+    checkpoint = run.checkpoint
     # The checkpoint contains all weights, so pretrained ones are neither downloaded nor read.
     with contextlib.nullcontext() if checkpoint is None else restoring(checkpoint.weights):
         instances = options.instantiate()
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
     text = options.yaml()
-    separate_scores(placement, request, data, yaml.safe_load(text), options.given)
-    settings = RunSettings(
-        folder=placement.folder,
-        config=text,
-        resumed=placement.resumed,
-        command=command,
-        command_line=options.command_line,
-        seed=int(config.seed_everything),
-        fingerprint=placement.fingerprint,
-        checkpoint="" if checkpoint is None else str(checkpoint),
+    separate_scores(run, data, yaml.safe_load(text), options.given)
+    trainer = build_trainer(
+        run,
+        text,
+        model,
+        instances.trainer.as_dict(),
+        panels=instances.panels,
+        error_analysis=instances.error_analysis,
+        checkpoint_every_n_steps=config.checkpoint_every_n_steps,
+        ema=config.ema,
+        wandb_project=config.wandb_project if config.wandb else None,
+        classes=written_classes(data, command, checkpoint) if command == "predict" else None,
     )
-    classes = written_classes(data, command, checkpoint) if command == "predict" else None
-    assembly = build_trainer(
-        instances.trainer.as_dict(), settings, model, options.run_parts(instances), classes
-    )
-    arguments = options.method_arguments() | {"model": model, "datamodule": data}
+    arguments = {name: config[name] for name in options.parser.method_arguments}
+    arguments |= {"model": model, "datamodule": data}
     if checkpoint is not None:
         arguments["ckpt_path"] = str(checkpoint.path)
-    return Run(options, placement, data, assembly, arguments)
-
-
-def _restore_advice(error: BaseException, run: Run) -> str | None:
-    checkpoint = run.placement.checkpoint
-    path = None if checkpoint is None else checkpoint.path
-    return restore_advice(error, path, run.assembly.restoration.complete, run.options.command)
+    return run, trainer, arguments
 
 
 def _report_interruption(run: Run) -> None:
-    if run.options.command != "fit":  # the folder's checkpoint is that of a training, which may be finished
+    if run.command != "fit":  # the folder's checkpoint is that of a training, which may be finished
         write_line("segdet: interrupted")
         return
-    last = run.placement.folder / "checkpoints" / "last.ckpt"
+    last = run.folder / "checkpoints" / "last.ckpt"
     if last.exists():
         path = shlex.quote(str(shown_path(last)))
         write_line(f"segdet: interrupted; resume with: segdet fit --ckpt_path {path}")

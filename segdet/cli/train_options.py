@@ -10,6 +10,7 @@ import pkgutil
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,10 +18,10 @@ from jsonargparse import ActionConfigFile, Namespace
 from jsonargparse.typing import PositiveInt, import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
+from segdet.cli.error_messages import one_line
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import DataModule
 from segdet.data.datamodules import ImageFolder
-from segdet.runs.assembly import RunParts
 from segdet.runs.checkpoint_file import Checkpoint, find_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
@@ -125,7 +126,8 @@ class Options:
 
     def class_of(self, section: str) -> type:
         """Return the class of ``model`` or ``data``."""
-        return _import(self.config[section].class_path)
+        found: type = import_object(self.config[section].class_path)
+        return found
 
     def yaml(self) -> str:
         """Return the configuration that starts the same run again, without the options of this run alone."""
@@ -143,47 +145,19 @@ class Options:
             UserError: If a class cannot be instantiated with its arguments.
         """
 
-        def build(described: str | None, class_type: type, *args: Any, **kwargs: Any) -> Any:
+        def build(option: str, class_type: type, *args: Any, **kwargs: Any) -> Any:
             try:
                 return class_type(*args, **kwargs)
             except (ValueError, RuntimeError) as error:
-                name = f"{described} {class_type.__name__}" if described else class_type.__name__
-                reason = " ".join(str(error).split())[:240] or type(error).__name__
-                raise UserError(f"{name}: cannot be built: {reason}; fix its arguments") from error
+                name = f"{option}{class_type.__name__}"
+                raise UserError(f"{name}: cannot be built: {one_line(error)}; fix its arguments") from error
 
-        def build_model(class_type: type, *args: Any, **kwargs: Any) -> Any:
-            return build("--model", class_type, *args, **kwargs)
-
-        def build_data(class_type: type, *args: Any, **kwargs: Any) -> Any:
-            return build("--data", class_type, *args, **kwargs)
-
-        def build_other(class_type: type, *args: Any, **kwargs: Any) -> Any:
-            return build(None, class_type, *args, **kwargs)
-
-        instantiators = [
-            (build_model, Task, True),
-            (build_data, DataModule, True),
-            (build_other, object, True),
-        ]
+        options = {Task: "--model ", DataModule: "--data ", object: ""}
+        instantiators = [(partial(build, option), base, True) for base, option in options.items()]
         try:
             return self.parser.instantiate(self.config, instantiators=instantiators)
         except ParseFault as fault:
             raise UserError(readable(str(fault), self.parser, self.command)) from None
-
-    def method_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the trainer's method besides model, data and checkpoint."""
-        return {name: self.config[name] for name in self.parser.method_arguments}
-
-    def run_parts(self, instances: Namespace) -> RunParts:
-        """Return the options of callbacks and loggers, from instantiated options."""
-        return RunParts(
-            panels=instances.panels,
-            error_analysis=instances.error_analysis,
-            checkpoint_every_n_steps=self.config.checkpoint_every_n_steps,
-            ema=self.config.ema,
-            wandb=self.config.wandb,
-            wandb_project=self.config.wandb_project,
-        )
 
 
 def parse_command(argv: Sequence[str]) -> Options:
@@ -369,7 +343,7 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
     section = {} if checkpoint is None else checkpoint.config.get("data") or {}
     if not section or "data" not in given.classes:
         return
-    if _import(given.classes["data"]) is not _import(section["class_path"]):
+    if import_object(given.classes["data"]) is not import_object(section["class_path"]):
         kept = {
             name: value for name, value in (section.get("init_args") or {}).items() if name != "class_names"
         }
@@ -400,8 +374,3 @@ def _complete(options: Options) -> None:
         and "data.class_names" not in given
     ):
         data.class_names = list(checkpoint.classes.names)
-
-
-def _import(path: str) -> type:
-    found: type = import_object(path)
-    return found

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,11 +19,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from segdet.data.base import Classes
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.folder_choice import Run
 from segdet.runs.left_out import LeftOut
 from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
-from segdet.runs.record_callback import RunRecorder, RunSettings
+from segdet.runs.record_callback import RunRecorder
 from segdet.runs.restore_callback import Restoration
 from segdet.task import Task
 from segdet.training.ema import EMA
@@ -33,84 +34,58 @@ from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 
 
-@dataclass
-class Assembly:
-    """The trainer of a run, and the callbacks that show how it ended.
+def build_trainer(
+    run: Run,
+    config: str,
+    model: Task,
+    options: dict[str, Any],
+    *,
+    panels: ImagePanels,
+    error_analysis: ErrorAnalysis,
+    checkpoint_every_n_steps: int | None,
+    ema: float | None,
+    wandb_project: str | None,
+    classes: Classes | None,
+) -> pl.Trainer:
+    """Return the trainer of a run with its callbacks and loggers.
 
-    Attributes:
-        trainer: The trainer, with all callbacks.
-        recorder: Records the run.
-        restoration: Notes whether a checkpoint has been restored completely.
-    """
-
-    trainer: pl.Trainer
-    recorder: RunRecorder
-    restoration: Restoration
-
-
-@dataclass
-class RunParts:
-    """The options of a run that its callbacks and loggers are made from.
-
-    Attributes:
+    Args:
+        run: The run.
+        config: The run's complete configuration, as YAML.
+        model: The model.
+        options: The trainer's arguments, with callbacks and loggers as objects.
         panels: The callback that draws validation images.
         error_analysis: The callback that analyses the errors of a test.
         checkpoint_every_n_steps: Also save ``last.ckpt`` after so many steps; None for after every epoch only.
         ema: The decay of a moving average of the weights; None for none.
-        wandb: Whether to record on Weights & Biases.
-        wandb_project: The project there.
-    """
-
-    panels: ImagePanels = field(default_factory=ImagePanels)
-    error_analysis: ErrorAnalysis = field(default_factory=ErrorAnalysis)
-    checkpoint_every_n_steps: int | None = None
-    ema: float | None = None
-    wandb: bool = True
-    wandb_project: str = "segdet"
-
-
-def build_trainer(
-    options: dict[str, Any],
-    settings: RunSettings,
-    model: Task,
-    parts: RunParts,
-    written_classes: Classes | None,
-) -> Assembly:
-    """Return the trainer of a run with its callbacks and loggers.
-
-    Args:
-        options: The trainer's arguments, with callbacks and loggers as objects.
-        settings: The run's properties.
-        model: The model.
-        parts: The options of callbacks and loggers.
-        written_classes: The classes by which predictions are numbered; for predict only.
+        wandb_project: The project on Weights & Biases; None to record nothing there.
+        classes: The classes by which predictions are numbered; for predict only.
 
     Raises:
         UserError: If the trainer does not accept its arguments.
     """
-    recorder, restoration = RunRecorder(settings), Restoration()
-    fit = settings.command == "fit"
+    fit = run.command == "fit"
     # Lightning calls callbacks in this order, except that those which save checkpoints come last.
     callbacks = _as_list(options.get("callbacks"))
     if options.get("enable_progress_bar") is not False:
         callbacks.append(Progress())  # ends its line before another callback prints one
-    if settings.command == "test":
-        callbacks.append(parts.error_analysis)  # its line precedes the recorder's
+    if run.command == "test":
+        callbacks.append(error_analysis)  # its line precedes the recorder's
     # The recorder regards training as started, so the restored state is checked before.
-    callbacks += [restoration, recorder, LeftOut(settings.folder)]
+    callbacks += [Restoration(run), RunRecorder(run, config), LeftOut(run.folder)]
     if fit:
         callbacks += [StepLogger(), LastValidation()]
         if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
-            callbacks += _checkpoint_callbacks(settings, model, parts.checkpoint_every_n_steps)
-    if settings.command == "predict":
-        callbacks.append(PredictionWriter(settings.folder / "predictions", written_classes))
-    callbacks.append(parts.panels)
-    if fit and parts.ema is not None:
-        callbacks.append(EMA(parts.ema))  # replaces the average after a validation, when the panels are drawn
+            callbacks += _checkpoint_callbacks(run.folder / "checkpoints", model, checkpoint_every_n_steps)
+    if run.command == "predict":
+        callbacks.append(PredictionWriter(run.folder / "predictions", classes))
+    callbacks.append(panels)
+    if fit and ema is not None:
+        callbacks.append(EMA(ema))  # replaces the average after a validation, when the panels are drawn
     options = options | {
         "callbacks": callbacks,
-        "logger": _loggers(options, settings, parts),
-        "default_root_dir": str(settings.folder),
+        "logger": _loggers(options, run, wandb_project),
+        "default_root_dir": str(run.folder),
         "precision": choose_precision(options.get("precision"), options.get("accelerator")),
     }
     if not fit:
@@ -127,25 +102,24 @@ def build_trainer(
         raise UserError(
             "--trainer.sync_batchnorm true: torch supports it on GPUs only; leave it out on the CPU"
         )
-    return Assembly(trainer, recorder, restoration)
+    return trainer
 
 
-def _checkpoint_callbacks(settings: RunSettings, model: Task, every_n_steps: int | None) -> list[pl.Callback]:
-    folder = settings.folder / "checkpoints"
+def _checkpoint_callbacks(folder: Path, model: Task, every_n_steps: int | None) -> list[pl.Callback]:
     within_epochs = [] if every_n_steps is None else [LastCheckpoint(folder, every_n_steps)]
     return [BestCheckpoint(folder, model.monitor, model.monitor_mode), *within_epochs, LastCheckpoint(folder)]
 
 
-def _loggers(options: dict[str, Any], settings: RunSettings, parts: RunParts) -> list[Logger] | bool:
+def _loggers(options: dict[str, Any], run: Run, wandb_project: str | None) -> list[Logger] | bool:
     given = options.get("logger")
     if given is False:
         return False
     loggers: list[Logger] = [] if given is True else _as_list(given)
-    if settings.command == "predict":
+    if run.command == "predict":
         return loggers or False
-    own: list[Logger] = [MetricsFile(settings.folder)]
-    if parts.wandb and not options.get("fast_dev_run"):
-        own += wandb_logger(settings.folder, parts.wandb_project, adds_to_run=settings.command != "fit")
+    own: list[Logger] = [MetricsFile(run.folder)]
+    if wandb_project is not None and not options.get("fast_dev_run"):
+        own += wandb_logger(run.folder, wandb_project, adds_to_run=run.command != "fit")
     return own + loggers
 
 

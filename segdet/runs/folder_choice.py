@@ -34,105 +34,96 @@ NEUTRAL_OPTIONS = {
 """Options that change no score: how the model computes, which scores are left out, where the files are."""
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """The part of a command that decides on the run's folder.
+@dataclass
+class Run:
+    """A run of a command: its folder, what it starts from, and what happened to it.
 
     Attributes:
         command: The subcommand: fit, validate, test or predict.
+        folder: The run's folder.
         command_line: The whole command line.
-        model: The name of the model's class.
-        data: The name of the data module's class.
-        run_dir: The folder that the user gave, or None.
-        overwrite: Whether to remove the run that the folder holds.
+        checkpoint: The checkpoint to start from, or None.
+        resumed: Whether the folder holds the run that this process resumes.
+        chosen_by_rank_0: Whether rank 0 chose the folder before it started this process.
+        fingerprint: The fingerprint of the data, or None before it is computed.
+        restored: Whether everything in the checkpoint has been restored.
+        stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
     """
 
     command: str
-    command_line: str
-    model: str
-    data: str
-    run_dir: Path | None = None
-    overwrite: bool = False
-
-
-@dataclass
-class Placement:
-    """Where a run is, and what it starts from.
-
-    Attributes:
-        folder: The run's folder.
-        resumed: Whether the folder holds the run that this process resumes.
-        checkpoint: The checkpoint to start from, or None.
-        chosen_by_rank_0: Whether rank 0 chose the folder before it started this process.
-        fingerprint: The fingerprint of the data, if it was needed for the choice.
-    """
-
     folder: Path
-    resumed: bool = False
+    command_line: str = ""
     checkpoint: Checkpoint | None = None
+    resumed: bool = False
     chosen_by_rank_0: bool = False
     fingerprint: str | None = None
+    restored: bool = False
+    stopped_by: str | None = None
 
 
-def place_run(request: RunRequest, checkpoint: Checkpoint | None) -> Placement:
+def place_run(
+    command: str,
+    command_line: str,
+    checkpoint: Checkpoint | None,
+    *,
+    name: str,
+    run_dir: str | None = None,
+    overwrite: bool = False,
+) -> Run:
     """Choose, claim and create the folder of a run.
 
     A run whose command SLURM starts again is resumed from its latest checkpoint.
 
     Args:
-        request: The command.
+        command: The subcommand: fit, validate, test or predict.
+        command_line: The whole command line.
         checkpoint: The checkpoint that the user gave, or None.
+        name: The start of the name of a new folder: ``<model>-<data>``.
+        run_dir: The folder that the user gave, or None.
+        overwrite: Whether to remove the run that the folder holds.
 
     Raises:
         UserError: If the folder holds another run or cannot be created.
     """
     of_checkpoint = folder_of_checkpoint(checkpoint.path) if checkpoint else None
-    folder = request.run_dir or of_checkpoint
-    fit = request.command == "fit"
-    placement = Placement(
-        folder or RUNS, fit and folder is not None and is_same_folder(folder, of_checkpoint), checkpoint
-    )
-    placement.chosen_by_rank_0 = rank() > 0 and RUN_DIR_VARIABLE in os.environ
-    if placement.chosen_by_rank_0:
-        placement.folder = Path(os.environ[RUN_DIR_VARIABLE])
+    chosen_by_rank_0 = rank() > 0 and RUN_DIR_VARIABLE in os.environ
+    folder = Path(run_dir) if run_dir else of_checkpoint
+    fit = command == "fit"
+    resumed = fit and folder is not None and is_same_folder(folder, of_checkpoint)
+    if chosen_by_rank_0:
+        folder = Path(os.environ[RUN_DIR_VARIABLE])
     elif folder is None:
-        placement.folder = _new_folder(request)
-    if not placement.resumed and is_restarted(placement.folder, request.command, request.overwrite):
-        placement.resumed = True
-        placement.checkpoint = checkpoint or latest_checkpoint(placement.folder)
-    if placement.chosen_by_rank_0:
-        return placement
-    if rank() == 0 and fit and not placement.resumed and holds_run(placement.folder):
-        if not request.overwrite:
+        folder = _new_folder(command, command_line, name, overwrite)
+    if not resumed and is_restarted(folder, command, overwrite):
+        resumed = True
+        checkpoint = checkpoint or latest_checkpoint(folder)
+    run = Run(command, folder, command_line, checkpoint, resumed, chosen_by_rank_0)
+    if chosen_by_rank_0:
+        return run
+    if rank() == 0 and fit and not resumed and holds_run(folder):
+        if not overwrite:
             raise UserError(
-                f"{placement.folder}: holds a run; resume it with --ckpt_path last, replace it with --overwrite "
-                "true, or give another --run_dir"
+                f"{folder}: holds a run; resume it with --ckpt_path last, replace it with --overwrite true, or give "
+                "another --run_dir"
             )
-        clear_run(placement.folder)
+        clear_run(folder)
     try:
-        placement.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
-            (placement.folder / "error.txt").unlink(missing_ok=True)
+            (folder / "error.txt").unlink(missing_ok=True)
     except OSError as error:
-        raise _not_creatable(placement.folder, error) from error
-    _announce(placement.folder)
-    return placement
+        raise _not_creatable(folder, error) from error
+    _announce(folder)
+    return run
 
 
-def separate_scores(
-    placement: Placement,
-    request: RunRequest,
-    data: Any,
-    config: Mapping[str, Any],
-    given: Container[str],
-) -> None:
+def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Container[str]) -> None:
     """Move a test to a separate folder if it differs from the run in checkpoint, data or configuration.
 
     The record of a run holds only scores of its best checkpoint, as it was trained, on its own data.
 
     Args:
-        placement: The run's placement, which is changed in place.
-        request: The command.
+        run: The run, whose folder is changed in place.
         data: The data module.
         config: The complete configuration.
         given: Contains the dotted names of the options that the user gave, such as ``model.tta_flip``.
@@ -140,33 +131,33 @@ def separate_scores(
     Raises:
         UserError: If the processes of a torchrun job would have to agree on a new folder.
     """
-    checkpoint = placement.checkpoint
-    if request.command not in ("test", "validate") or checkpoint is None or placement.chosen_by_rank_0:
+    checkpoint = run.checkpoint
+    if run.command not in ("test", "validate") or checkpoint is None or run.chosen_by_rank_0:
         return
     tested = folder_of_checkpoint(checkpoint.path)
-    if tested is None or not is_same_folder(placement.folder, tested):
+    if tested is None or not is_same_folder(run.folder, tested):
         return
-    placement.fingerprint = fingerprint_of(data)
+    run.fingerprint = fingerprint_of(data)
     if (
         checkpoint.path.name == "best.ckpt"
-        and _has_data_of(tested, placement.fingerprint, config, checkpoint)
-        and _is_as_trained(request.command, config, checkpoint.config, given)
+        and _has_data_of(tested, run.fingerprint, config, checkpoint)
+        and _is_as_trained(run.command, config, checkpoint.config, given)
     ):
         return
-    name = f"{placement.folder.name}-{request.command}-"
-    parent = placement.folder.parent
+    name = f"{run.folder.name}-{run.command}-"
+    parent = run.folder.parent
     if has_several_tasks():
         # A job may run several tests, and all processes of one test have to choose the same folder.
-        digest = hashlib.sha256(request.command_line.encode()).hexdigest()[:8]
-        placement.folder = parent / f"{name}{os.environ['SLURM_JOB_ID']}-{digest}"
-        placement.folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(run.command_line.encode()).hexdigest()[:8]
+        run.folder = parent / f"{name}{os.environ['SLURM_JOB_ID']}-{digest}"
+        run.folder.mkdir(parents=True, exist_ok=True)
     elif under_torchrun():
         raise UserError(
             f"{tested}: its record holds the scores of best.ckpt as trained, on its own data; give another --run_dir"
         )
     else:
-        placement.folder = _create_unused(parent, f"{name}{datetime.now():%Y%m%d-%H%M%S}")
-    _announce(placement.folder)
+        run.folder = _create_unused(parent, f"{name}{datetime.now():%Y%m%d-%H%M%S}")
+    _announce(run.folder)
 
 
 def fingerprint_of(data: Any) -> str:
@@ -227,11 +218,10 @@ def _scored_share(command: str, trainer: Mapping[str, Any]) -> tuple[Any, ...]:
     return None if whole else limit, bool(trainer.get("fast_dev_run")), overfit
 
 
-def _new_folder(request: RunRequest) -> Path:
-    """Return ``runs/<model>-<data>-<time>``, or ``runs/<model>-<data>-<job>`` in a SLURM job."""
-    name = f"{request.model.lower()}-{request.data.lower().removesuffix('datamodule')}"
-    if (job := job_id(request.command)) is not None:
-        return folder_of_job(f"{name}-{job}", request.command, request.command_line, request.overwrite, RUNS)
+def _new_folder(command: str, command_line: str, name: str, overwrite: bool) -> Path:
+    """Return ``runs/<name>-<time>``, or ``runs/<name>-<job>`` in a SLURM job."""
+    if (job := job_id(command)) is not None:
+        return folder_of_job(f"{name}-{job}", command, command_line, overwrite, RUNS)
     if under_torchrun():
         raise UserError("--run_dir: missing; under torchrun it names the common folder of all processes")
     return _create_unused(RUNS, f"{name}-{datetime.now():%Y%m%d-%H%M%S}")

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.data.base import DataModule
 from segdet.runs.cost import measure_cost, peak_memory_mb
-from segdet.runs.folder_choice import fingerprint_of
+from segdet.runs.folder_choice import Run, fingerprint_of
 from segdet.runs.folder_layout import CONTENTS, first_provenance, recorded_commands, recorded_provenance
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
@@ -29,44 +29,6 @@ from segdet.util.errors import UserError
 from segdet.util.files import write_text
 
 
-@dataclass
-class RunSettings:
-    """The properties of a run that its callbacks need.
-
-    Attributes:
-        folder: The run's folder.
-        config: The complete configuration, as YAML.
-        resumed: Whether this process resumes the run that the folder holds.
-        command: The subcommand: fit, validate, test or predict.
-        command_line: The command line, for the records.
-        seed: The run's seed.
-        fingerprint: The dataset's fingerprint, or None to compute it.
-        checkpoint: The name and step of the checkpoint that this process starts from; empty for none.
-        sections: The parsed ``config``.
-    """
-
-    folder: Path
-    config: str
-    resumed: bool = False
-    command: str = "fit"
-    command_line: str = ""
-    seed: int = 0
-    fingerprint: str | None = None
-    checkpoint: str = ""
-    sections: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.sections = yaml.safe_load(self.config) or {}
-
-    def init_args(self, section: str) -> dict[str, Any]:
-        """Return the arguments of the class in ``section``."""
-        return (self.sections.get(section) or {}).get("init_args") or {}
-
-    def class_name(self, section: str) -> str:
-        """Return the name of the class in ``section``."""
-        return str((self.sections.get(section) or {}).get("class_path", "")).rsplit(".", 1)[-1]
-
-
 class RunRecorder(pl.Callback):
     """Write a run's configuration, provenance and record, and embed the configuration in its checkpoints.
 
@@ -75,21 +37,20 @@ class RunRecorder(pl.Callback):
     in its folder until training starts.
 
     Args:
-        settings: The run's properties.
-
-    Attributes:
-        stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
+        run: The run. Its ``stopped_by`` is set when the user or SLURM stops it.
+        config: The complete configuration, as YAML.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
-        self.settings = settings
-        self.folder = settings.folder
+    def __init__(self, run: Run, config: str) -> None:
+        self.run = run
+        self.folder = run.folder
+        self.config = config
+        self.sections: dict[str, Any] = yaml.safe_load(config) or {}
         self.best: dict[str, float] = {}
         self.earlier_seconds = 0.0
         self.start: float | None = None
         self.started = now()
         self.peak_memory: float | None = None
-        self.stopped_by: str | None = None
         self.provenance: dict[str, Any] = {}
 
     # Before the first step.
@@ -104,22 +65,22 @@ class RunRecorder(pl.Callback):
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.provenance = provenance(self.settings.command_line or None) | {
-            "seed": self.settings.seed,
+        self.provenance = provenance(self.run.command_line or None) | {
+            "seed": self._seed(),
             "fingerprint": self._fingerprint(trainer),
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "launcher": _launcher(),
         }
         self.started = self.provenance["started"]
-        if not (self.folder / "config.yaml").exists() or (stage == "fit" and not self.settings.resumed):
+        if not (self.folder / "config.yaml").exists() or (stage == "fit" and not self.run.resumed):
             self._write_description(trainer)
 
     def _check_same_checkpoint(self, trainer: pl.Trainer) -> None:
         """Compare the checkpoints that the processes start from: each process chose its own."""
         if trainer.world_size == 1:
             return
-        own = self.settings.checkpoint
+        own = str(self.run.checkpoint or "")
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
             raise UserError(
@@ -128,17 +89,17 @@ class RunRecorder(pl.Callback):
             )
 
     def _fingerprint(self, trainer: pl.Trainer) -> str:
-        if self.settings.fingerprint is None:
+        if self.run.fingerprint is None:
             return fingerprint_of(getattr(trainer, "datamodule", None))
-        return self.settings.fingerprint
+        return self.run.fingerprint
 
     def _write_description(self, trainer: pl.Trainer) -> None:
         header = f"{self.folder.name}, {self.provenance['started']}: {self.provenance['command']}"
         # The command may contain YAML text of several lines.
         comment = "".join(f"# {line}\n" for line in header.splitlines())
-        write_text(self.folder / "config.yaml", comment + self.settings.config)
+        write_text(self.folder / "config.yaml", comment + self.config)
         first: dict[str, Any] = {}
-        if self.settings.resumed:
+        if self.run.resumed:
             first = first_provenance(self.folder) or recorded_provenance(self.folder)
         content = self.provenance
         if first:
@@ -147,14 +108,14 @@ class RunRecorder(pl.Callback):
         write_text(self.folder / "provenance.json", json.dumps(content, indent=1) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.settings.sections | {"provenance": self.provenance})
+                logger.log_hyperparams(self.sections | {"provenance": self.provenance})
 
     # During the run.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; describe a resumed run anew, since its settings may differ from here on."""
         self.start = time.monotonic()
-        if trainer.is_global_zero and self.settings.resumed:
+        if trainer.is_global_zero and self.run.resumed:
             self._write_description(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -179,7 +140,7 @@ class RunRecorder(pl.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the scores and the seconds of a resumed run."""
-        if self.settings.resumed:
+        if self.run.resumed:
             self.best = dict(state["best"])
             self.earlier_seconds = state["seconds"]
 
@@ -187,7 +148,7 @@ class RunRecorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Embed the configuration in the checkpoint; the model adds its class and its classes."""
-        checkpoint.setdefault(DESCRIPTION, {})["config"] = self.settings.config
+        checkpoint.setdefault(DESCRIPTION, {})["config"] = self.config
 
     # At the end.
 
@@ -196,7 +157,7 @@ class RunRecorder(pl.Callback):
         if not trainer.is_global_zero:
             return
         path = self.folder / RECORD_NAME
-        if self.start is None and (self.settings.resumed or path.exists()):
+        if self.start is None and (self.run.resumed or path.exists()):
             sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
             # The run may have been stopped at its very end, or its end may have been moved before the present step.
             complete = _is_complete(self.folder, trainer)
@@ -225,16 +186,16 @@ class RunRecorder(pl.Callback):
         measurements. A new run that failed before its first step gets a record too, which marks its folder as free.
         """
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            self.stopped_by = type(exception).__name__
+            self.run.stopped_by = type(exception).__name__
         fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
         if not fit or not trainer.is_global_zero or not (self.folder / "config.yaml").exists():
             return
         path = self.folder / RECORD_NAME
-        if self.start is None and (self.settings.resumed or path.exists()):
+        if self.start is None and (self.run.resumed or path.exists()):
             return
-        status: Status = "interrupted" if self.stopped_by else "failed"
+        status: Status = "interrupted" if self.run.stopped_by else "failed"
         record = self._record(trainer, pl_module, status)
-        if self.settings.resumed and path.exists():
+        if self.run.resumed and path.exists():
             with contextlib.suppress(UserError):  # a corrupt record is replaced
                 record = _merged_with_earlier(Record.read(path), record, str(pl_module.monitor))
         record.write(path)
@@ -261,14 +222,15 @@ class RunRecorder(pl.Callback):
         sys.stderr.write(f"segdet: {score}see {path}\n")
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: Status) -> Record:
-        trained = self.settings.command == "fit"
-        backbone = self.settings.init_args("model").get("backbone")
+        trained = self.run.command == "fit"
+        model, data = (self.sections.get(section) or {} for section in ("model", "data"))
+        backbone = (model.get("init_args") or {}).get("backbone")
         return Record(
             name=self.folder.name,
             task=str(getattr(pl_module, "task", "")),
-            model=self.settings.class_name("model") or type(pl_module).__name__,
-            data=self.settings.class_name("data"),
-            seed=self.settings.seed,
+            model=_class_name(model) or type(pl_module).__name__,
+            data=_class_name(data),
+            seed=self._seed(),
             status=status,
             metrics={**self.best, **read_losses(pl_module)},
             cost=Cost(
@@ -292,6 +254,9 @@ class RunRecorder(pl.Callback):
             backbone=backbone if isinstance(backbone, str) else None,
             launcher=_launcher(),
         )
+
+    def _seed(self) -> int:
+        return int(self.sections.get("seed_everything", 0))
 
     def _seconds(self) -> float:
         return self.earlier_seconds + (0.0 if self.start is None else time.monotonic() - self.start)
@@ -336,6 +301,10 @@ def _merged_with_earlier(earlier: Record, record: Record, monitor: str) -> Recor
         finished=record.finished,
         command=record.command,
     )
+
+
+def _class_name(section: dict[str, Any]) -> str:
+    return str(section.get("class_path", "")).rsplit(".", 1)[-1]
 
 
 def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

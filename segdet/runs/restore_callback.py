@@ -4,18 +4,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from segdet.runs.folder_choice import Run
+
 
 class Restoration(pl.Callback):
     """Note when everything in a checkpoint has been restored; check the state of the optimizers before the first step.
 
     An optimizer restores the state of another kind of optimizer without complaint, and fails in its first step.
 
-    Attributes:
-        complete: Whether everything has been restored. Errors before that are errors of the restoration.
+    Args:
+        run: The run, whose ``restored`` is set. Errors before that are errors of the restoration.
     """
 
-    def __init__(self) -> None:
-        self.complete = False
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self._options: list[set[str]] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -34,19 +36,13 @@ class Restoration(pl.Callback):
                 raise ValueError(
                     f"its optimizer state lacks {', '.join(missing)}, which {type(optimizer).__name__} needs"
                 )
-        self.complete = True
+        self.run.restored = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that the model's weights are restored."""
-        self.complete = True
+        self.run.restored = True
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the model's weights are restored."""
-        self.complete = True
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the model's weights are restored."""
-        self.complete = True
+    on_test_start = on_predict_start = on_validation_start
 
 
 def _options(optimizer: Any) -> set[str]:

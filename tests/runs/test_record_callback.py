@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from segdet.runs.record_callback import RunRecorder, RunSettings
+from segdet.runs.folder_choice import Run
+from segdet.runs.record_callback import RunRecorder
 from segdet.util.errors import UserError
 
 
 def test_peak_memory_is_that_of_the_training_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After training Lightning moves the model to the CPU."""
     monkeypatch.setattr("segdet.runs.record_callback.peak_memory_mb", lambda d: {"cuda": 5.0, "cpu": 9.0}[d])
-    recorder = RunRecorder(RunSettings(tmp_path, ""))
+    recorder = RunRecorder(Run("fit", tmp_path), "")
     state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
     model: Any = SimpleNamespace(device="cuda", parameters=list, step_losses={})
     recorder.on_train_end(state, model)
@@ -23,7 +24,7 @@ def test_peak_memory_is_that_of_the_training_device(tmp_path: Path, monkeypatch:
 
 def test_all_processes_start_from_the_same_checkpoint(tmp_path: Path) -> None:
     """A process with the right checkpoint is stopped too; it would wait for the others."""
-    chosen = ["last.ckpt of step 4", "last.ckpt of step 4", ""]
+    chosen: list[Any] = ["last.ckpt of step 4", "last.ckpt of step 4", ""]
     same = [one == chosen[0] for one in chosen]
     for own in chosen:
         strategy = SimpleNamespace(
@@ -32,6 +33,6 @@ def test_all_processes_start_from_the_same_checkpoint(tmp_path: Path) -> None:
         )
         state: Any = SimpleNamespace(world_size=3, is_global_zero=False, strategy=strategy)
         with pytest.raises(UserError, match=f"starts from {own or 'none'}, rank 0 from last.ckpt of step 4"):
-            RunRecorder(RunSettings(tmp_path, "", checkpoint=own)).setup(state, state, "fit")
+            RunRecorder(Run("fit", tmp_path, checkpoint=own), "").setup(state, state, "fit")
     same = [True]
-    RunRecorder(RunSettings(tmp_path, "", checkpoint=chosen[0])).setup(state, state, "fit")
+    RunRecorder(Run("fit", tmp_path, checkpoint=chosen[0]), "").setup(state, state, "fit")

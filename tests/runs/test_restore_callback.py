@@ -1,5 +1,6 @@
 """The restored state of an optimizer is compared with the optimizer before the first step."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,25 +8,27 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from segdet.runs.folder_choice import Run
 from segdet.runs.restore_callback import Restoration
 
 
-def restored(saved: type[Optimizer], present: type[Optimizer]) -> Restoration:
+def restored(saved: type[Optimizer], present: type[Optimizer]) -> bool:
     """Restore the state of an optimizer with another one."""
     weights = [torch.nn.Parameter(torch.ones(2))]
     optimizer = present(weights, lr=0.1)  # type: ignore[call-arg]
     trainer: Any = SimpleNamespace(optimizers=[optimizer])
-    restoration = Restoration()
+    run = Run("fit", Path())
+    restoration = Restoration(run)
     restoration.on_fit_start(trainer, trainer)
     optimizer.load_state_dict(saved(weights, lr=0.2).state_dict())  # type: ignore[call-arg]
-    assert not restoration.complete
+    assert not run.restored
     restoration.on_train_start(trainer, trainer)
-    return restoration
+    return run.restored
 
 
 @pytest.mark.parametrize(("saved", "present"), [(SGD, SGD), (AdamW, AdamW), (Adam, AdamW)])
 def test_a_state_that_fits(saved: type[Optimizer], present: type[Optimizer]) -> None:
-    assert restored(saved, present).complete
+    assert restored(saved, present)
 
 
 @pytest.mark.parametrize(
