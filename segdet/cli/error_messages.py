@@ -65,7 +65,7 @@ def _worker_message(text: str) -> str | None:
     """
     if "Traceback (most recent call last)" not in text:
         return None
-    names = {cls.__name__ for cls in _subclasses(UserError)}
+    names = {cls.__name__ for cls in subclasses(UserError)}
     for line in reversed(text.splitlines()):
         match = re.match(r"(?:[\w.]+\.)?(\w+): (.+)", line)
         if match and match[1] in names:
@@ -73,9 +73,10 @@ def _worker_message(text: str) -> str | None:
     return None
 
 
-def _subclasses(cls: type) -> list[type]:
+def subclasses(cls: type) -> list[type]:
+    """Return a class and its subclasses of all levels, as far as they are imported."""
     children: list[type] = type.__subclasses__(cls)
-    return [cls, *(member for child in children for member in _subclasses(child))]
+    return [cls, *(member for child in children for member in subclasses(child))]
 
 
 def memory_advice(error: BaseException, data: Any) -> str | None:
@@ -127,8 +128,8 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
     )
 
 
-def one_line(error: BaseException, most: int = 240) -> str:
-    """Return the message of an exception in one line of at most ``most`` characters."""
+def one_line(error: BaseException | str, most: int = 240) -> str:
+    """Return a message, such as that of an exception, in one line of at most ``most`` characters."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= most else line[: most - 3] + "..."
 

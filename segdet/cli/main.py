@@ -1,14 +1,14 @@
 """The command ``segdet``: run a subcommand, and report a user's mistake in one line.
 
 Importing this module does not import torch, so that ``segdet --help`` and a misspelled subcommand respond at once.
-Each subcommand's module is imported when the subcommand is called.
+Each subcommand is a module of its name, which is imported when the subcommand is called.
 """
 
 import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from segdet import __version__
 from segdet.cli.error_messages import (
@@ -22,8 +22,6 @@ from segdet.util.distributed import RUN_DIR_VARIABLE, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
-Handler = Callable[[Sequence[str]], int | None]
-
 TRAINING = {
     "fit": "train a model, in a run folder of its own",
     "validate": "score a checkpoint on the validation split",
@@ -32,17 +30,17 @@ TRAINING = {
 }
 
 OTHERS = {
-    "bench": ("segdet.cli.bench:main", "run an experiment file: several models, one budget"),
-    "proposals": ("segdet.cli.proposals:main", "compute region proposals of a dataset and score them"),
-    "report": ("segdet.cli.report:main", "turn run folders into one Markdown table"),
+    "bench": "run an experiment file: several models, one budget",
+    "proposals": "compute region proposals of a dataset and score them",
+    "report": "turn run folders into one Markdown table",
 }
 
 DATA = {
-    "check": ("segdet.cli.data.check:main", "read a whole dataset and list all faults"),
-    "stats": ("segdet.cli.data.stats:main", "count a dataset's images, classes and sizes"),
-    "show": ("segdet.cli.data.show:main", "draw annotated samples on one sheet"),
-    "make": ("segdet.cli.data.make:main", "generate the Shapes dataset as a VOC, COCO or Cityscapes folder"),
-    "download": ("segdet.cli.data.download:main", "download VOC or COCO from their official servers"),
+    "check": "read a whole dataset and list all faults",
+    "stats": "count a dataset's images, classes and sizes",
+    "show": "draw annotated samples on one sheet",
+    "make": "generate the Shapes dataset as a VOC, COCO or Cityscapes folder",
+    "download": "download VOC or COCO from their official servers",
 }
 
 USER_ERROR = 2
@@ -106,14 +104,14 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
         return 0
-    if argv[0] in ("-V", "--version"):
+    command, rest = argv[0], argv[1:]
+    if command in ("-V", "--version"):
         sys.stdout.write(f"segdet {__version__}\n")
         return 0
-    command, rest = argv[0], argv[1:]
     if command in TRAINING:
-        return _load("segdet.cli.train:main")(argv) or 0
+        return _call("segdet.cli.train", argv)
     if command in OTHERS:
-        return _load(OTHERS[command][0])(rest) or 0
+        return _call(f"segdet.cli.{command}", rest)
     if command == "data":
         return _dispatch_data(rest)
     raise UserError(_unknown(command, [*TRAINING, *OTHERS, "data"]))
@@ -121,18 +119,16 @@ def _dispatch(argv: list[str]) -> int:
 
 def _dispatch_data(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {text}" for name, (_, text) in DATA.items()]
-        sys.stdout.write("usage: segdet data COMMAND ...\n\n" + "\n".join(lines) + "\n")
+        sys.stdout.write("\n".join(["usage: segdet data COMMAND ...", "", *_table(DATA), ""]))
         return 0
     if argv[0] not in DATA:
         raise UserError(_unknown(f"data {argv[0]}", [f"data {name}" for name in DATA]))
-    return _load(DATA[argv[0]][0])(argv[1:]) or 0
+    return _call(f"segdet.cli.data.{argv[0]}", argv[1:])
 
 
-def _load(path: str) -> Handler:
-    module, name = path.split(":")
-    handler: Handler = getattr(importlib.import_module(module), name)
-    return handler
+def _call(module: str, argv: list[str]) -> int:
+    """Import the module of a subcommand and run it."""
+    return importlib.import_module(module).main(argv) or 0
 
 
 def _help() -> str:
@@ -141,15 +137,18 @@ def _help() -> str:
         "",
         "From the sliding window to the single shot: models trained, measured and compared.",
         "",
-        *(f"  {name:<10} {text}" for name, text in TRAINING.items()),
-        *(f"  {name:<10} {text}" for name, (_, text) in OTHERS.items()),
-        f"  {'data':<10} {', '.join(DATA)}: datasets on disk",
+        *_table(TRAINING | OTHERS | {"data": f"{', '.join(DATA)}: datasets on disk"}),
         "",
         "segdet COMMAND --help lists the options of a command; segdet --version prints the version.",
         "  segdet fit --model FCN --data VOCDataModule --data.root data/camvid --run_dir runs/camvid",
         "  segdet test --ckpt_path runs/camvid/checkpoints/best.ckpt",
+        "",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _table(commands: dict[str, str]) -> list[str]:
+    return [f"  {name:<10} {text}" for name, text in commands.items()]
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -42,6 +42,8 @@ def test_value(line: Line) -> None:
     assert message == "--trainer.max_epochs: expected a whole number, got many"
     message = line(["fit", *MODELS["detection"], *TINY, "--data.on_bad_sample=ignore"])
     assert message == "--data.on_bad_sample: expected one of raise, skip, got ignore"
+    message = line(["fit", *MODELS["detection"], *TINY, "--checkpoint_every_n_steps=0"])
+    assert message == "--checkpoint_every_n_steps: expected a whole number above 0, got 0"
 
 
 def test_class(line: Line) -> None:

@@ -3,8 +3,6 @@
 import json
 import signal
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from tiny_runs import MODELS, TINY
 
 from segdet.cli import train
 from segdet.cli.main import main
+from segdet.runs.folder_choice import Run
 from segdet.util.errors import UserError
 
 
@@ -113,8 +112,5 @@ def test_only_a_training_reports_how_to_resume(
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    run: Any = SimpleNamespace(
-        options=SimpleNamespace(command=command), placement=SimpleNamespace(folder=tmp_path)
-    )
-    train._report_interruption(run)
+    train._report_interruption(Run(command, tmp_path))
     assert capsys.readouterr().err == "segdet: interrupted\n"
