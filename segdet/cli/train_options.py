@@ -8,7 +8,7 @@ import argparse
 import importlib
 import pkgutil
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from segdet.cli.error_messages import one_line
 from segdet.cli.parse_errors import ParseFault, readable
-from segdet.data.base import DataModule
+from segdet.data.base import Classes, DataModule
 from segdet.data.datamodules import ImageFolder
 from segdet.runs.checkpoint_file import Checkpoint, find_checkpoint
 from segdet.runs.classes import model_classes
@@ -67,12 +67,11 @@ class GivenOptions:
     Neither the defaults nor the options of a checkpoint are among them.
 
     Attributes:
-        values: The given values by dotted name, without jsonargparse's ``init_args``: ``model.optim.lr``.
-        classes: The import path of the class of a section, such as ``data``, that has given options.
+        values: The given values by dotted name, without jsonargparse's ``init_args``: ``model.optim.lr``. The import
+            path of a section's class, such as ``data.class_path``, is among them if any of its options is given.
     """
 
     values: Mapping[str, Any]
-    classes: Mapping[str, str]
 
     @classmethod
     def parse(cls, parser: Parser, arguments: Sequence[str]) -> "GivenOptions":
@@ -83,16 +82,13 @@ class GivenOptions:
         """
         # The rest of the options is missing here, so only the complete configuration can be validated.
         namespace = parser.parse_args(list(arguments), defaults=False, _skip_validation=True)
-        found = dict(_flattened(namespace))
-        classes = {name: str(path) for name, path in found.items() if name.endswith(".class_path")}
-        values = {name: value for name, value in found.items() if name not in classes}
-        return cls(values, {name.removesuffix(".class_path"): path for name, path in classes.items()})
+        return cls(dict(_flattened(namespace)))
 
     def __contains__(self, option: object) -> bool:
         """Whether the option, or a part of it, is given."""
         # The classes of model and data may be those of the checkpoint, to which a given argument belongs.
-        classes = self.classes.keys() - {"model", "data"}
-        return any(name == option or name.startswith(f"{option}.") for name in self.values.keys() | classes)
+        names = self.values.keys() - {"model.class_path", "data.class_path"}
+        return any(name == option or name.startswith(f"{option}.") for name in names)
 
 
 def _flattened(namespace: Namespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,8 +131,7 @@ class Options:
         for name in ("config", "ckpt_path"):
             config.pop(name, None)
         config.run_dir, config.overwrite = None, False
-        text = self.parser.dump(config, skip_unset=False)
-        return text if text.endswith("\n") else text + "\n"
+        return self.parser.dump(config, skip_unset=False)
 
     def instantiate(self) -> Namespace:
         """Return the configuration with classes instantiated: data first, then the model, which needs their classes.
@@ -239,13 +234,8 @@ def _checkpoint(name: Any, run_dir: Any, command: str) -> Checkpoint | None:
     return Checkpoint(find_checkpoint(str(name), None if run_dir is None else str(run_dir), command))
 
 
-def build_parser(command: str, classes: Any) -> Parser:
-    """Return the parser of a subcommand.
-
-    Args:
-        command: The subcommand.
-        classes: A function that returns the classes of the model for a data module.
-    """
+def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Parser:
+    """Return the parser of a subcommand; ``classes`` returns the classes of the model for a data module."""
     parser = Parser(prog=f"segdet {command}", description=f"The options of segdet {command}.")
     parser.add_argument(
         "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
@@ -331,7 +321,7 @@ def _set_default(parser: Parser, checkpoint: Checkpoint, section: str, value: An
     except Exception as error:  # jsonargparse raises KeyError, ValueError, AttributeError and others
         raise UserError(
             f"{checkpoint.path}: its configuration does not suit this version of segdet "
-            f"({' '.join(str(error).split())}); use the version that wrote it"
+            f"({one_line(error)}); use the version that wrote it"
         ) from error
 
 
@@ -340,15 +330,14 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
 
     jsonargparse passes the arguments on that both classes have.
     """
-    section = {} if checkpoint is None else checkpoint.config.get("data") or {}
-    if not section or "data" not in given.classes:
+    path = given.values.get("data.class_path")
+    if checkpoint is None or not checkpoint.config.get("data") or path is None:
         return
-    if import_object(given.classes["data"]) is not import_object(section["class_path"]):
-        kept = {
-            name: value for name, value in (section.get("init_args") or {}).items() if name != "class_names"
-        }
-        assert checkpoint is not None
-        _set_default(parser, checkpoint, "data", section | {"init_args": kept})
+    section = checkpoint.config["data"]
+    if import_object(path) is not import_object(section["class_path"]):
+        arguments = dict(section.get("init_args") or {})
+        arguments.pop("class_names", None)
+        _set_default(parser, checkpoint, "data", section | {"init_args": arguments})
 
 
 def _complete(options: Options) -> None:

@@ -2,17 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.accelerators import (
-    Accelerator,
-    CPUAccelerator,
-    CUDAAccelerator,
-    MPSAccelerator,
-    XLAAccelerator,
-)
+from lightning.pytorch import accelerators
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -76,7 +69,11 @@ def build_trainer(
     if fit:
         callbacks += [StepLogger(), LastValidation()]
         if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
-            callbacks += _checkpoint_callbacks(run.folder / "checkpoints", model, checkpoint_every_n_steps)
+            folder = run.folder / "checkpoints"
+            callbacks.append(BestCheckpoint(folder, model.monitor, model.monitor_mode))
+            if checkpoint_every_n_steps is not None:
+                callbacks.append(LastCheckpoint(folder, checkpoint_every_n_steps))
+            callbacks.append(LastCheckpoint(folder))
     if run.command == "predict":
         callbacks.append(PredictionWriter(run.folder / "predictions", classes))
     callbacks.append(panels)
@@ -105,11 +102,6 @@ def build_trainer(
     return trainer
 
 
-def _checkpoint_callbacks(folder: Path, model: Task, every_n_steps: int | None) -> list[pl.Callback]:
-    within_epochs = [] if every_n_steps is None else [LastCheckpoint(folder, every_n_steps)]
-    return [BestCheckpoint(folder, model.monitor, model.monitor_mode), *within_epochs, LastCheckpoint(folder)]
-
-
 def _loggers(options: dict[str, Any], run: Run, wandb_project: str | None) -> list[Logger] | bool:
     given = options.get("logger")
     if given is False:
@@ -130,11 +122,7 @@ def _as_list(given: Any) -> list[Any]:
 
 
 def check_precision(precision: Any) -> None:
-    """Refuse precisions that compute boxes and losses in fewer bits than float32.
-
-    Raises:
-        UserError: If the precision is one of them.
-    """
+    """Raise `UserError` for a precision that computes boxes and losses in fewer bits than float32."""
     if precision in REFUSED:
         raise UserError(
             f"--trainer.precision {precision}: boxes, losses and scores are computed in float32; give 32-true, or "
@@ -145,11 +133,8 @@ def check_precision(precision: Any) -> None:
 def choose_precision(precision: Any, accelerator: Any) -> Any:
     """Return the precision to compute in: float32 instead of bfloat16, with a message, on a CPU without bfloat16.
 
-    The run's configuration keeps the given precision, so that it means the same on another machine.
-
-    Args:
-        precision: The trainer's option.
-        accelerator: The trainer's option.
+    Both arguments are options of the trainer. The run's configuration keeps the given precision, so that it means
+    the same on another machine.
     """
     if not _runs_on_cpu(accelerator) or affordable(precision) == precision:
         return precision
@@ -163,6 +148,9 @@ def choose_precision(precision: Any, accelerator: Any) -> Any:
 
 def _runs_on_cpu(accelerator: Any) -> bool:
     if accelerator in ("auto", None):
-        others: list[type[Accelerator]] = [CUDAAccelerator, MPSAccelerator, XLAAccelerator]
-        return not any(other.is_available() for other in others)
-    return accelerator == "cpu" or isinstance(accelerator, CPUAccelerator)
+        return not (
+            accelerators.CUDAAccelerator.is_available()
+            or accelerators.MPSAccelerator.is_available()
+            or accelerators.XLAAccelerator.is_available()
+        )
+    return accelerator == "cpu" or isinstance(accelerator, accelerators.CPUAccelerator)

@@ -21,7 +21,7 @@ class LeftOut(pl.Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List the data left out in training and its validation."""
+        """List the data left out by the command."""
         self._report(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -29,13 +29,7 @@ class LeftOut(pl.Callback):
         if trainer.state.fn is not None and trainer.state.fn.value == "validate":
             self._report(trainer)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List the data left out of the test."""
-        self._report(trainer)
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List the images without predictions."""
-        self._report(trainer)
+    on_test_end = on_predict_end = on_fit_end
 
     def _report(self, trainer: pl.Trainer) -> None:
         notes = list(getattr(trainer.datamodule, "notes", ()))  # type: ignore[attr-defined]

@@ -53,11 +53,6 @@ class MetricsFile(Logger):
         """The run's folder."""
         return str(self._folder)
 
-    @property
-    def log_dir(self) -> str:
-        """The run's folder."""
-        return str(self._folder)
-
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: ``config.yaml`` contains the hyperparameters."""

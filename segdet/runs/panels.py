@@ -49,8 +49,7 @@ class ImagePanels(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         pictures, titles = [], []
         for sample, picture, prediction in zip(samples, self._pictures, predictions, strict=True):
-            truth: Target = sample.original if sample.original is not None else sample.target
-            pictures += [draw_target(picture, truth, names), draw_target(picture, prediction, names)]
+            pictures += [draw_target(picture, target, names) for target in (_truth(sample), prediction)]
             titles += [f"{sample.source.path.name}, annotated", "predicted"]
         page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2)
         cv2.imwrite(str(folder / f"val_{epoch:04d}.png"), page[:, :, ::-1])
@@ -115,24 +114,24 @@ class ImagePanels(pl.Callback):
 
         panels = []
         for sample, picture, prediction in zip(samples, self._pictures, predictions, strict=True):
-            truth: Target = sample.original if sample.original is not None else sample.target
-            both = {"ground_truth": truth, "prediction": prediction}
-            if "mask" in prediction:
-                labels = dict(enumerate(names)) | {255: "ignored"}
-                masks = {
-                    key: {"mask_data": target["mask"].cpu().numpy().astype(np.uint8), "class_labels": labels}
-                    for key, target in both.items()
-                }
-                panels.append(wandb.Image(picture, masks=masks, caption=sample.source.path.name))
-            else:
-                labels = dict(enumerate(names, start=1))
-                boxes = {
-                    key: {"box_data": _wandb_boxes(target, names), "class_labels": labels}
-                    for key, target in both.items()
-                }
-                panels.append(wandb.Image(picture, boxes=boxes, caption=sample.source.path.name))
+            masks: dict[str, Any] = {}
+            boxes: dict[str, Any] = {}
+            for key, target in (("ground_truth", _truth(sample)), ("prediction", prediction)):
+                if "mask" in target:
+                    labels = dict(enumerate(names)) | {255: "ignored"}
+                    mask = target["mask"].cpu().numpy().astype(np.uint8)
+                    masks[key] = {"mask_data": mask, "class_labels": labels}
+                else:
+                    labels = dict(enumerate(names, start=1))
+                    boxes[key] = {"box_data": _wandb_boxes(target, names), "class_labels": labels}
+            caption = sample.source.path.name
+            panels.append(wandb.Image(picture, caption=caption, boxes=boxes or None, masks=masks or None))
         # Without an explicit step, because W&B drops values whose step is smaller than an earlier one.
         logger.experiment.log({"val/images": panels, "trainer/global_step": step})
+
+
+def _truth(sample: Sample) -> Target:
+    return sample.target if sample.original is None else sample.original
 
 
 def draw_target(picture: np.ndarray, target: Target | Prediction, names: list[str]) -> np.ndarray:

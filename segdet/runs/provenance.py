@@ -33,18 +33,18 @@ def now() -> str:
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
-def provenance(command: str | None = None) -> dict[str, Any]:
+def provenance(command: str = "") -> dict[str, Any]:
     """Return the provenance of a run, collected before it starts.
 
     Args:
-        command: The command line, by default that of this process.
+        command: The command line; without one, that of this process.
 
     Returns:
         ``command``, ``folder`` (the working directory), ``started``, ``git``, ``python``, ``packages`` and
         ``hardware``, in plain types.
     """
     return {
-        "command": command_line() if command is None else command,
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": str(Path.cwd()),
         "started": now(),
         "git": git_state(Path.cwd()),
@@ -52,11 +52,6 @@ def provenance(command: str | None = None) -> dict[str, Any]:
         "packages": package_versions(),
         "hardware": hardware(),
     }
-
-
-def command_line() -> str:
-    """Return the command line of this process, quoted for a shell."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -65,9 +65,12 @@ class RunRecorder(pl.Callback):
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.provenance = provenance(self.run.command_line or None) | {
+        fingerprint = self.run.fingerprint
+        if fingerprint is None:
+            fingerprint = fingerprint_of(getattr(trainer, "datamodule", None))
+        self.provenance = provenance(self.run.command_line) | {
             "seed": self._seed(),
-            "fingerprint": self._fingerprint(trainer),
+            "fingerprint": fingerprint,
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "launcher": _launcher(),
@@ -87,11 +90,6 @@ class RunRecorder(pl.Callback):
                 f"{self.folder}: the processes see different checkpoints (this one starts from {own or 'none'}, "
                 f"rank 0 from {first or 'none'}); start the command again, or give --ckpt_path"
             )
-
-    def _fingerprint(self, trainer: pl.Trainer) -> str:
-        if self.run.fingerprint is None:
-            return fingerprint_of(getattr(trainer, "datamodule", None))
-        return self.run.fingerprint
 
     def _write_description(self, trainer: pl.Trainer) -> None:
         header = f"{self.folder.name}, {self.provenance['started']}: {self.provenance['command']}"
@@ -308,8 +306,7 @@ def _class_name(section: dict[str, Any]) -> str:
 
 
 def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
-    scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-    return {name: float(value) for name, value in scores.items()}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
 def _launcher() -> str | None:

@@ -106,7 +106,7 @@ def test_given_options_come_from_the_command_line_and_from_files(tmp_path: Path)
         "seed_everything",
     ):
         assert name not in given, name
-    assert given.classes["data.recipe"].endswith("ScaleJitter")
+    assert given.values["data.recipe.class_path"].endswith("ScaleJitter")
     model, data = options.config.model.init_args, options.config.data.init_args
     assert (model.width, model.backbone, model.optim.lr) == (8, "test_resnet", 0.5)
     assert (data.root, data.batch_size, options.config.seed_everything) == ("voc", 3, 3)
