@@ -39,6 +39,29 @@ _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "dat
 _BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
 
+@dataclass
+class RunOptions:
+    """The options of a run itself.
+
+    Args:
+        seed_everything: The seed of all random numbers; true for a random seed.
+        run_dir: The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.
+        overwrite: Remove the run that --run_dir holds and start a new one.
+        wandb: Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides it.
+        wandb_project: The project on W&B.
+        checkpoint_every_n_steps: Save last.ckpt after so many steps too, not only after every epoch.
+        ema: Decay of a moving average of the weights, such as 0.999, which is validated, saved and tested.
+    """
+
+    seed_everything: bool | int = 0
+    run_dir: str | None = None
+    overwrite: bool = False
+    wandb: bool = True
+    wandb_project: str = "segdet"
+    checkpoint_every_n_steps: PositiveInt | None = None
+    ema: float | None = None
+
+
 class Parser(LightningArgumentParser):
     """A parser that raises `ParseFault` on an error and accepts no abbreviated options.
 
@@ -240,12 +263,7 @@ def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Pars
     parser.add_argument(
         "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
     )
-    parser.add_argument(
-        "--seed_everything",
-        type=bool | int,
-        default=0,
-        help="The seed of all random numbers; true for a random seed.",
-    )
+    parser.add_class_arguments(RunOptions)
     parser.add_class_arguments(
         pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip={*_BATCH_LIMITS}
     )
@@ -260,37 +278,6 @@ def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Pars
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.add_lightning_class_args(Task, "model", subclass_mode=True)
     parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
-    parser.add_argument(
-        "--run_dir",
-        type=str | None,
-        default=None,
-        help="The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.",
-    )
-    parser.add_argument(
-        "--overwrite",
-        type=bool,
-        default=False,
-        help="Remove the run that --run_dir holds and start a new one.",
-    )
-    parser.add_argument(
-        "--wandb",
-        type=bool,
-        default=True,
-        help="Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides it.",
-    )
-    parser.add_argument("--wandb_project", type=str, default="segdet", help="The project on W&B.")
-    parser.add_argument(
-        "--checkpoint_every_n_steps",
-        type=PositiveInt | None,
-        default=None,
-        help="Save last.ckpt after so many steps too, not only after every epoch.",
-    )
-    parser.add_argument(
-        "--ema",
-        type=float | None,
-        default=None,
-        help="Decay of a moving average of the weights, such as 0.999, which is validated, saved and tested.",
-    )
     parser.add_class_arguments(ImagePanels, "panels")
     parser.add_class_arguments(ErrorAnalysis, "error_analysis")
     parser.method_arguments = parser.add_method_arguments(pl.Trainer, command, skip=_SKIPPED)
