@@ -141,7 +141,7 @@ class Detector(Task):
         return merged
 
     def build_scores(self) -> Scores:
-        return DetectionScores(self.class_names, self.category_ids)
+        return DetectionScores(self.class_names)
 
     def postprocess(
         self, output: list[Prediction], original_sizes: list[tuple[int, int]], size: tuple[int, int]

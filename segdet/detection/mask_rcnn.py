@@ -31,7 +31,7 @@ class MaskBranch(TwoStageDetector):
     """
 
     def build_scores(self) -> Scores:
-        return DetectionScores(self.class_names, self.category_ids, masks=True)
+        return DetectionScores(self.class_names, masks=True)
 
     def torchvision_target(self, target: Target) -> dict[str, Tensor]:
         if "masks" not in target:

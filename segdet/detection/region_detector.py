@@ -240,7 +240,7 @@ class RegionDetector(Detector):
             self._proposer_error = error
 
     def build_scores(self) -> Scores:
-        return RegionScores(self.class_names, self.category_ids)
+        return RegionScores(self.class_names)
 
     def score(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]

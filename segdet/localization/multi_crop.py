@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segdet.nn.boxes import paired_iou
+from segdet.nn.boxes import mirror, paired_iou
 from segdet.nn.float32 import at_least_float32
 from segdet.training.multi_scale import at_scale
 from segdet.util.errors import check_choice, check_range
@@ -75,9 +75,7 @@ class MultiCrop:
             crop_boxes = crop_boxes[:, None] if crop_boxes.ndim == 2 else crop_boxes
             crop_boxes = crop_boxes.unflatten(0, crops.shape[:2])
             count = len(corners)
-            left, top, right, bottom = crop_boxes[count:].unbind(-1)
-            mirrored = torch.stack([crop_width - right, top, crop_width - left, bottom], -1)
-            crop_boxes = torch.cat([crop_boxes[:count], mirrored])
+            crop_boxes = torch.cat([crop_boxes[:count], mirror(crop_boxes[count:], crop_width)])
             repeats = len(crop_boxes) // count
             shift = crop_boxes.new_tensor([[x, y, x, y] for y, x in corners]).repeat(repeats, 1)
             to_image = crop_boxes.new_tensor([images.shape[3] / width, images.shape[2] / height]).repeat(2)
@@ -90,11 +88,8 @@ class MultiCrop:
             return height, width, [(0, 0)]
         crop_height, crop_width = (max(1, round(self.share * side)) for side in (height, width))
         down, right = height - crop_height, width - crop_width
-        return (
-            crop_height,
-            crop_width,
-            [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)],
-        )
+        corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+        return crop_height, crop_width, corners
 
 
 def merge_views(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ same names after ``val/`` or ``test/``. The scores are the same for any number o
 
 from segdet.metrics.boundary import BoundaryScores
 from segdet.metrics.confusion import SegmentationScores, classes_of
-from segdet.metrics.detection import DetectionScores, coco_results
+from segdet.metrics.detection import DetectionScores
 from segdet.metrics.localization import LocalizationScores
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "LocalizationScores",
     "SegmentationScores",
     "classes_of",
-    "coco_results",
 ]

@@ -16,19 +16,9 @@ from itertools import pairwise
 import numpy as np
 
 COCO_NAMES = (
-    "map",
-    "map_50",
-    "map_75",
-    "map_small",
-    "map_medium",
-    "map_large",
-    "mar_1",
-    "mar_10",
-    "mar_100",
-    "mar_small",
-    "mar_medium",
-    "mar_large",
-)
+    "map", "map_50", "map_75", "map_small", "map_medium", "map_large",
+    "mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large",
+)  # fmt: skip
 """COCO's twelve numbers in the order in which pycocotools prints them."""
 
 MAX_DETECTIONS = 100
@@ -65,7 +55,7 @@ class Detections:
 
     def select(self, rows: np.ndarray) -> "Detections":
         """Return the detections at the indices ``rows``."""
-        return Detections(self.images[rows], self.boxes[rows], self.labels[rows], self.scores[rows])
+        return Detections(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -99,14 +89,7 @@ class Objects:
 
     def select(self, rows: np.ndarray) -> "Objects":
         """Return the objects at the indices ``rows``."""
-        return Objects(
-            self.images[rows],
-            self.boxes[rows],
-            self.labels[rows],
-            self.iscrowd[rows],
-            self.difficult[rows],
-            self.areas[rows],
-        )
+        return Objects(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -128,20 +111,12 @@ class MaskOverlaps:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs of a detection and an object of the same group that overlap by at least a threshold.
+    """The pairs of a detection and an object of the same group that overlap by at least a threshold: ``[P]`` each."""
 
-    Attributes:
-        detections: int64 ``[P]``, ascending.
-        objects: int64 ``[P]``, ascending for each detection.
-        iou: float64 ``[P]``.
-        overlaps: float64 ``[P]``: ``iou``, but for ignored objects the intersection over the detection's area, which
-            is COCO's measure for crowds.
-    """
-
-    detections: np.ndarray
-    objects: np.ndarray
+    detections: np.ndarray  # ascending
+    objects: np.ndarray  # ascending for each detection
     iou: np.ndarray
-    overlaps: np.ndarray
+    overlaps: np.ndarray  # COCO's: the IoU, for ignored objects the intersection over the detection's area
 
 
 class Evaluation:
@@ -286,15 +261,8 @@ class Evaluation:
         """
         pairs = self._pairs
         keep = np.flatnonzero((pairs.overlaps >= ious[0]) & (self.ranks[pairs.detections] < MAX_DETECTIONS))
-        return match_greedily(
-            pairs.detections[keep],
-            pairs.objects[keep],
-            pairs.overlaps[keep],
-            self.ranks,
-            ignored,
-            self.objects.ignored,
-            ious,
-        )
+        candidates = pairs.detections[keep], pairs.objects[keep], pairs.overlaps[keep]
+        return match_greedily(*candidates, self.ranks, ignored, self.objects.ignored, ious)
 
     def voc(self) -> dict[str, float]:
         """Return ``map_voc07`` and ``map_voc12``, equal to those of ``voc_eval.py``; NaN without an object.
@@ -305,14 +273,13 @@ class Evaluation:
         0-based, so their width ``xmax - xmin`` is the same number.
         """
         pairs, objects = self._pairs, self.objects
-        keep = np.flatnonzero(pairs.iou > 0.5)
-        order = keep[np.lexsort((pairs.objects[keep], -pairs.iou[keep], pairs.detections[keep]))]
+        keep = pairs.iou > 0.5
         # Each detection is compared with its best object only, even if that is already detected.
-        detections, first = np.unique(pairs.detections[order], return_index=True)
-        best = np.full(len(self.detections.labels), -1)
-        best[detections] = pairs.objects[order[first]]
+        best, _ = best_objects(
+            pairs.detections[keep], pairs.objects[keep], pairs.iou[keep], len(self.detections.labels)
+        )
         ignored = np.zeros(len(best), bool)
-        ignored[detections] = objects.ignored[best[detections]]
+        ignored[best >= 0] = objects.ignored[best[best >= 0]]
         by_score = np.lexsort((-self.detections.scores, self.detections.labels))
         hits = np.flatnonzero((best[by_score] >= 0) & ~ignored[by_score])
         correct = np.zeros(len(best), bool)
@@ -326,6 +293,17 @@ class Evaluation:
             order = order[~ignored[order]]
             voc07[label], voc12[label] = _voc_ap(correct[order], int(counts[label]))
         return {"map_voc07": _mean(voc07), "map_voc12": _mean(voc12)}
+
+
+def best_objects(
+    detections: np.ndarray, objects: np.ndarray, iou: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the object that each of ``count`` detections overlaps most, -1 for none, and their IoU, ``[N]`` each."""
+    order = np.lexsort((objects, -iou, detections))
+    rows, first = np.unique(detections[order], return_index=True)
+    best, best_iou = np.full(count, -1), np.zeros(count)
+    best[rows], best_iou[rows] = objects[order[first]], iou[order[first]]
+    return best, best_iou
 
 
 def match_greedily(
@@ -433,9 +411,7 @@ def interpolated_precision(correct: np.ndarray, ignored: np.ndarray, objects: in
 def _voc_ap(correct: np.ndarray, objects: int) -> tuple[float, float]:
     """Return the AP of one class at eleven recalls (VOC 2007) and as the area under the curve (since 2010).
 
-    Args:
-        correct: bool ``[N]``, in descending order of score, without detections of difficult objects.
-        objects: The number of objects, at least one.
+    ``correct``, bool ``[N]``, is in descending order of score, without detections of difficult objects.
     """
     tp = np.cumsum(correct)
     precision = np.append(np.maximum.accumulate((tp / np.arange(1, len(tp) + 1))[::-1])[::-1], 0.0)

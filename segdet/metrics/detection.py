@@ -1,20 +1,18 @@
 """Detection scores: COCO's twelve numbers and VOC's average precision, equal to those of their evaluators."""
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask as rle
 from torch import Tensor
+from torchvision.ops import box_area
 
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.average_precision import Detections, Evaluation, MaskOverlaps, Objects
 from segdet.metrics.base import Scores
 from segdet.metrics.detection_errors import DetectionErrors
-from segdet.util.files import write_text
 
 
 class DetectionScores(Scores):
@@ -41,7 +39,6 @@ class DetectionScores(Scores):
 
     Args:
         class_names: The names of the classes, label 1 first.
-        category_ids: The dataset's id of each class, for `results`; 1..K if not given.
         masks: Whether to score masks.
     """
 
@@ -50,15 +47,10 @@ class DetectionScores(Scores):
     objects: list[Tensor]
     pairs: list[Tensor]
 
-    def __init__(
-        self, class_names: Sequence[str], category_ids: Sequence[int] | None = None, masks: bool = False
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], masks: bool = False) -> None:
         super().__init__()
         self.masks = masks
         self.class_names = list(class_names)
-        self.category_ids = list(range(1, len(class_names) + 1) if category_ids is None else category_ids)
-        if len(self.category_ids) != len(self.class_names):
-            raise ValueError(f"{len(self.category_ids)} category_ids for {len(self.class_names)} class_names")
         # Columns of the states:
         #   images     int64 [., 4]: id, numbers of detections, objects and pairs, whose rows follow the same order
         #   detections float [., 7]: box, score, label, area of the mask
@@ -106,10 +98,8 @@ class DetectionScores(Scores):
             areas = tuple(torch.zeros(len(each)) for each in labels)
             pairs = (torch.zeros(0, 3),) * len(predictions)
         rows = [
-            (int(image_id), len(prediction["labels"]), len(target["labels"]), len(overlaps))
-            for prediction, target, image_id, overlaps in zip(
-                predictions, targets, image_ids, pairs, strict=True
-            )
+            (int(image_id), len(found), len(target["labels"]), len(overlaps))
+            for image_id, found, target, overlaps in zip(image_ids, labels, targets, pairs, strict=True)
         ]
         self.images.append(torch.tensor(rows, device=self.device))
         mask_areas = [each.to(scores[0].device) for each in areas]
@@ -120,7 +110,7 @@ class DetectionScores(Scores):
         iscrowd = [target.get("iscrowd", zero) for target, zero in zip(targets, zeros, strict=True)]
         difficult = [target.get("difficult", zero) for target, zero in zip(targets, zeros, strict=True)]
         box_areas = [
-            target["area"] if "area" in target else _sides(target["boxes"].to(self.float_dtype)).prod(1)
+            target["area"] if "area" in target else box_area(target["boxes"].to(self.float_dtype))
             for target in targets
         ]
         self.objects.append(self._columns([boxes, labels, iscrowd, difficult, box_areas]))
@@ -188,52 +178,13 @@ class DetectionScores(Scores):
                     f"a {side} has the label {int(labels[wrong][0])}, "
                     f"but the labels are 1..{len(self.class_names)}"
                 )
-        return (
-            Detections(
-                detection_images, detections[:, :4], detections[:, 5].astype(np.int64), detections[:, 4]
-            ),
-            Objects(
-                object_images,
-                objects[:, :4],
-                objects[:, 4].astype(np.int64),
-                objects[:, 5] != 0,
-                objects[:, 6] != 0,
-                objects[:, 7],
-            ),
-            mask_overlaps,
+        found = Detections(
+            detection_images, detections[:, :4], detections[:, 5].astype(np.int64), detections[:, 4]
         )
-
-    def results(self) -> list[dict[str, Any]]:
-        """Return the detections of this process as COCO's results list; see `coco_results`."""
-        detections, *_ = self._gathered()
-        return _results(detections, self.category_ids)
-
-    def write_results(self, path: Path | str) -> None:
-        """Write `results` to a JSON file in the format of COCO's tools and servers."""
-        write_text(Path(path), json.dumps(self.results()))
-
-
-def coco_results(
-    predictions: Sequence[Prediction], image_ids: Sequence[int], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Return predictions as COCO's results list.
-
-    Args:
-        predictions: One per image, in pixels of the original images.
-        image_ids: One per image.
-        category_ids: The dataset's id of each class, label 1 first.
-
-    Returns:
-        One ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` per box.
-    """
-    if not predictions:
-        return []
-    boxes, scores, labels = (
-        np.concatenate([prediction[key].detach().cpu().double().numpy() for prediction in predictions])
-        for key in ("boxes", "scores", "labels")
-    )
-    images = np.repeat(np.asarray(image_ids), [len(prediction["labels"]) for prediction in predictions])
-    return _results(Detections(images, boxes, labels.astype(np.int64), scores), category_ids)
+        crowd, difficult = (objects[:, 5:7] != 0).T
+        labels = objects[:, 4].astype(np.int64)
+        truth = Objects(object_images, objects[:, :4], labels, crowd, difficult, objects[:, 7])
+        return found, truth, mask_overlaps
 
 
 def _mask_overlaps(prediction: Prediction, target: Target) -> tuple[Tensor, Tensor]:
@@ -259,24 +210,3 @@ def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     by_column = np.asfortranarray(masks.to(torch.uint8).cpu().numpy().transpose(1, 2, 0))
     encoded: list[dict[str, Any]] = rle.encode(by_column) if len(masks) else []
     return encoded
-
-
-def _results(detections: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    categories = np.asarray(category_ids)[detections.labels - 1]
-    boxes = detections.boxes
-    bboxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-    return [
-        {"image_id": image, "category_id": category, "bbox": box, "score": score}
-        for image, category, box, score in zip(
-            detections.images.tolist(),
-            categories.tolist(),
-            bboxes.tolist(),
-            detections.scores.tolist(),
-            strict=True,
-        )
-    ]
-
-
-def _sides(boxes: Tensor) -> Tensor:
-    """Return the widths and heights ``[N, 2]`` of xyxy boxes ``[N, 4]``."""
-    return boxes[:, 2:] - boxes[:, :2]

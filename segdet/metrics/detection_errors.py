@@ -16,6 +16,7 @@ from segdet.metrics.average_precision import (
     Detections,
     Evaluation,
     Objects,
+    best_objects,
     class_slices,
     interpolated_precision,
     match_greedily,
@@ -118,8 +119,8 @@ class DetectionErrors:
         foreground = iou >= FOREGROUND
         self._foreground = pair_detections[foreground], pair_objects[foreground], iou[foreground]
         count = len(matches)
-        same_class, same_iou = _best_objects(pair_detections[same], pair_objects[same], iou[same], count)
-        other_class, other_iou = _best_objects(pair_detections[~same], pair_objects[~same], iou[~same], count)
+        same_class, same_iou = best_objects(pair_detections[same], pair_objects[same], iou[same], count)
+        other_class, other_iou = best_objects(pair_detections[~same], pair_objects[~same], iou[~same], count)
 
         correct = matches >= 0
         self.kinds = np.select(
@@ -295,14 +296,3 @@ class DetectionErrors:
         object_counts = np.bincount(object_image[states != IGNORED], minlength=len(images))
         with np.errstate(invalid="ignore"):
             return ImageErrors(images, correct, counts, 2 * correct / (detection_counts + object_counts))
-
-
-def _best_objects(
-    detections: np.ndarray, objects: np.ndarray, iou: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the object that each of ``count`` detections overlaps most, -1 for none, and their IoU, ``[N]`` each."""
-    order = np.lexsort((objects, -iou, detections))
-    rows, first = np.unique(detections[order], return_index=True)
-    best, best_iou = np.full(count, -1), np.zeros(count)
-    best[rows], best_iou[rows] = objects[order[first]], iou[order[first]]
-    return best, best_iou

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.base import Scores
+from segdet.nn.boxes import paired_iou
 
 GUESSES = 5
 """The number of predictions per image in ILSVRC's localization task."""
@@ -71,7 +72,7 @@ class LocalizationScores(Scores):
         true_boxes = torch.cat([target["boxes"] for target in targets]).to(self.float_dtype)
         true_labels = torch.cat([target["labels"] for target in targets])
         correct = labels == true_labels
-        iou = _paired_iou(boxes, true_boxes)
+        iou = paired_iou(boxes, true_boxes).nan_to_num(nan=0.0)
         self.images += len(predictions)
         self.correct += correct.sum()
         self.located += (correct & (iou >= 0.5)).sum()
@@ -84,11 +85,9 @@ class LocalizationScores(Scores):
         """Return the number of images where one of the first five predictions has the class and the box."""
         boxes = torch.cat([prediction["boxes"][:GUESSES] for prediction in predictions]).to(self.float_dtype)
         labels = torch.cat([prediction["labels"][:GUESSES] for prediction in predictions])
-        image = torch.arange(len(predictions)).repeat_interleave(
-            torch.tensor([len(prediction["labels"][:GUESSES]) for prediction in predictions])
-        )
-        image = image.to(labels.device)
-        located = (labels == true_labels[image]) & (_paired_iou(boxes, true_boxes[image]) >= 0.5)
+        counts = torch.tensor([len(prediction["labels"][:GUESSES]) for prediction in predictions])
+        image = torch.arange(len(predictions)).repeat_interleave(counts).to(labels.device)
+        located = (labels == true_labels[image]) & (paired_iou(boxes, true_boxes[image]) >= 0.5)
         return torch.zeros_like(true_labels).scatter_reduce(0, image, located.long(), "amax").sum()
 
     def compute(self) -> dict[str, Tensor]:
@@ -100,11 +99,3 @@ class LocalizationScores(Scores):
             "loc_error_top5": 1 - self.located_top5.to(self.float_dtype) / images,
             "box_iou": self.iou.to(self.float_dtype) * _UNIT / images,
         }
-
-
-def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the IoU of ``boxes[i]`` with ``others[i]``, ``[N]``; 0 where a box is NaN or both are empty."""
-    sides = torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])
-    intersection = sides.clamp(min=0).prod(1)
-    areas = [(each[:, 2:] - each[:, :2]).clamp(min=0).prod(1) for each in (boxes, others)]
-    return (intersection / (areas[0] + areas[1] - intersection)).nan_to_num(nan=0.0)

@@ -7,6 +7,8 @@ effective detection proposals? (PAMI 2016), section 4 (recall by IoU and by numb
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 
 def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -22,12 +24,8 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
     """
     if not len(boxes) or not len(objects):
         return np.zeros((len(objects), len(counts)))
-    boxes, objects = boxes.astype(np.float64), objects.astype(np.float64)
-    low = np.maximum(objects[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(objects[:, None, 2:], boxes[None, :, 2:])
-    intersection = np.clip(high - low, 0, None).prod(2)
-    areas = [(each[:, 2:] - each[:, :2]).prod(1) for each in (objects, boxes)]
-    iou = intersection / (areas[0][:, None] + areas[1][None] - intersection)
+    truth, proposed = (torch.from_numpy(each.astype(np.float64)) for each in (objects, boxes))
+    iou = box_iou(truth, proposed).numpy()
     return np.maximum.accumulate(iou, axis=1)[:, np.minimum(counts, len(boxes)) - 1]
 
 

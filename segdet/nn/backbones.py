@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import timm
 import torch
 import torchvision
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import Conv2dNormActivation
@@ -143,15 +144,6 @@ _WITH_INPUT_TRANSFORM = ("googlenet", "inception_v3")
 """torchvision's networks that change the normalization of their input when built with pretrained weights."""
 
 
-class _FeatureInfo(Protocol):
-    """The type of ``feature_info`` of timm's feature extractors."""
-
-    out_indices: Sequence[int]
-
-    def channels(self) -> list[int]: ...
-    def reduction(self) -> list[int]: ...
-
-
 class _Select(nn.Module):
     """A body that returns only the maps at ``indices``."""
 
@@ -225,7 +217,7 @@ def _from_timm(
         raise download_error(f"backbone {name}", error) from error
     if isinstance(weights, str) and not named:
         load_weights(body, weights, f"backbone {name}")
-    info = cast(_FeatureInfo, body.feature_info)
+    info = cast(FeatureInfo, body.feature_info)
     stages = getattr(body, "_stage_out_idx", None)
     if isinstance(stages, dict) and isinstance(body.blocks, nn.Sequential):
         # timm's MobileNet-like networks keep and run the blocks after the last map.
@@ -246,7 +238,7 @@ def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, in
                 body = timm.create_model(model, features_only=True, pretrained=False, **options)
         except (NotImplementedError, RuntimeError):  # the constructor reads values of its tensors
             body = timm.create_model(model, features_only=True, pretrained=False, **options)
-    info = cast(_FeatureInfo, body.feature_info)
+    info = cast(FeatureInfo, body.feature_info)
     return dict(zip(info.reduction(), info.out_indices, strict=True))
 
 

@@ -66,9 +66,9 @@ def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int])
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Flip boxes ``[N, 4]`` xyxy of an image of ``width`` horizontally."""
-    x0, y0, x1, y1 = boxes.unbind(1)
-    return torch.stack([width - x1, y0, width - x0, y1], 1)
+    """Flip boxes ``[..., 4]`` xyxy of an image of ``width`` horizontally."""
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return torch.stack([width - x1, y0, width - x0, y1], -1)
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -168,19 +168,9 @@ def match_all_best(
 ) -> tuple[Tensor, Tensor]:
     """Match each anchor with an object by the rule of Faster R-CNN (section 3.1.2) and RetinaNet.
 
-    As `match_anchors`, except for the best anchors of the objects: every anchor that attains the highest IoU of some
-    object, ties included, is positive, and is matched with the object that it overlaps most itself. An object that
-    overlaps no anchor is not matched.
-
-    Args:
-        anchors: See `match_anchors`.
-        boxes: See `match_anchors`.
-        labels: See `match_anchors`.
-        foreground: See `match_anchors`.
-        background: See `match_anchors`.
-
-    Returns:
-        See `match_anchors`.
+    Arguments and results are those of `match_anchors`. The best anchors of the objects differ: every anchor that
+    attains the highest IoU of some object, ties included, is positive, and is matched with the object that it overlaps
+    most itself. An object that overlaps no anchor is not matched.
     """
     batch, most = labels.shape
     iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, (batch, most))

@@ -152,14 +152,7 @@ class RoundedAnchors(GridAnchors):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Return the anchors ``[N, 4]`` of the cell at the image's corner, by aspect ratio.
-
-        Args:
-            scales: The sides of the square anchors in pixels.
-            aspect_ratios: Height over width.
-            dtype: The type of the anchors.
-            device: The device of the anchors.
-        """
+        """Return anchors ``[N, 4]`` of the cell at the image's corner, by aspect ratio, with ``scales`` in pixels."""
         ratios = torch.tensor(list(aspect_ratios), dtype=torch.float64)
         width = (self.stride**2 / ratios).sqrt().round()  # of a single cell, before it is scaled
         height = (width * ratios).round()

@@ -69,8 +69,9 @@ def read_layers(classifier: nn.Sequential, window: Pair) -> list[Step]:
             layer, nn.Conv2d | nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd
         ):
             raise UserError(f"{where}: it follows a flatten; put it before")
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             _check_padding(layer, where)
+        if isinstance(layer, nn.Conv2d):
             step = Step(
                 layer, "convolution", pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
             )
@@ -78,10 +79,8 @@ def read_layers(classifier: nn.Sequential, window: Pair) -> list[Step]:
         elif isinstance(layer, nn.Linear):
             if not flat:
                 raise UserError(f"{where}: there is no nn.Flatten before it; add one")
-            if layer.in_features % math.prod(size) or channels not in (
-                None,
-                layer.in_features // math.prod(size),
-            ):
+            inputs, rest = divmod(layer.in_features, math.prod(size))
+            if rest or channels not in (None, inputs):
                 raise UserError(
                     f"{where}: it takes {layer.in_features} features, but a window of {window[0]}x{window[1]} gives "
                     f"{'' if channels is None else f'{channels}x'}{size[0]}x{size[1]}; change one of the two"
@@ -89,13 +88,11 @@ def read_layers(classifier: nn.Sequential, window: Pair) -> list[Step]:
             step = Step(layer, "convolution", size)
             channels = layer.out_features
         elif isinstance(layer, nn.MaxPool2d):
-            _check_padding(layer, where)
             if layer.return_indices:
                 raise UserError(f"{where}: indices of maxima are not supported; leave return_indices out")
             step = Step(layer, "max", pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation))
             _check_ceil_mode(layer, step, size, where)
         elif isinstance(layer, nn.AvgPool2d):
-            _check_padding(layer, where)
             step = Step(layer, "average", pair(layer.kernel_size), pair(layer.stride))
             _check_ceil_mode(layer, step, size, where)
         elif isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):

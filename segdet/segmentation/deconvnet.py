@@ -37,7 +37,6 @@ class DeconvNet(Segmenter):
     run of the first.
 
     Args:
-        class_names: See `Task`.
         weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``), true for its
             default weights, a file of them or of VGG16 without batch normalization, or the run folder or a
             checkpoint of the previous stage; null for random weights.

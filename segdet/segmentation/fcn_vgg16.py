@@ -40,7 +40,6 @@ class VGG16FCN(Segmenter):
     scores of each new skip connection are initialized to zero, so each stage starts at the result of the previous one.
 
     Args:
-        class_names: See `Task`.
         stride: 32, 16 or 8: the stride of the finest map that is scored.
         weights: The name of torchvision's VGG16 weights (``IMAGENET1K_V1``), true for its default weights, a file of
             them, or the run folder or checkpoint of the previous stage; null for random weights.

@@ -32,7 +32,6 @@ class SegNet(Segmenter):
     full resolution twice: 422 ms per forward pass at 360x480 on a Titan in the paper, compared to 317 ms for FCN.
 
     Args:
-        class_names: See `Task`.
         weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``), true for its
             default weights, a file of them or of VGG16 without batch normalization, or the folder or a
             checkpoint of an earlier run; null for random weights.
@@ -132,7 +131,6 @@ class SegNetBasic(Segmenter):
     ``val/miou``; the paper takes that with the highest global accuracy.
 
     Args:
-        class_names: See `Task`.
         variant: The decoder, see above.
         channels: The channels of the encoder, and of the decoders without reduction.
         kernel_size: The side of the convolutions.

@@ -152,9 +152,6 @@ class TorchvisionFCN(TorchvisionSegmenter):
 
     Args:
         backbone: ``resnet50`` or ``resnet101``.
-        weights: See `TorchvisionSegmenter`.
-        weights_backbone: See `TorchvisionSegmenter`.
-        kwargs: See `TorchvisionSegmenter`.
     """
 
     family = "fcn"
@@ -171,9 +168,6 @@ class DeepLabV3(TorchvisionSegmenter):
 
     Args:
         backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``.
-        weights: See `TorchvisionSegmenter`.
-        weights_backbone: See `TorchvisionSegmenter`.
-        kwargs: See `TorchvisionSegmenter`.
     """
 
     family = "deeplabv3"
@@ -199,8 +193,6 @@ class LRASPP(TorchvisionSegmenter):
 
     Args:
         backbone: ``mobilenet_v3_large``.
-        weights: See `TorchvisionSegmenter`.
-        weights_backbone: See `TorchvisionSegmenter`.
         kwargs: See `Segmenter`.
     """
 

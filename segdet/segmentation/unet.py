@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +30,7 @@ class UNet(Segmenter):
     An FCN adds maps of different strides; U-Net concatenates them. In each level of the expansive path an
     up-convolution upsamples the map to the next finer stride, the result is concatenated with the backbone's map of
     that stride, and two 3x3 convolutions combine both (section 2). The decoder thus has as many channels as the
-    encoder, which is
-    expensive: the convolutions at strides 1 and 2 take most of the computation.
+    encoder, which is expensive: the convolutions at strides 1 and 2 take most of the computation.
 
     Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size, and followed by batch
     normalization.
@@ -299,10 +299,13 @@ class OriginalUNet(Segmenter):
         """Extend images by mirroring, such that the network computes a logit for every pixel."""
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
-        height, width = images.shape[-2:]
-        rows = _mirrored(height, self.margin, self.output_side(height) - height + self.margin)
-        columns = _mirrored(width, self.margin, self.output_side(width) - width + self.margin)
-        return images.index_select(2, rows.to(images.device)).index_select(3, columns.to(images.device))
+        for axis in (2, 3):
+            length = images.shape[axis]
+            after = self.output_side(length) - length + self.margin
+            # Unlike torch, NumPy mirrors as often as needed, at both ends.
+            index = torch.from_numpy(np.pad(np.arange(length), (self.margin, after), "reflect"))
+            images = images.index_select(axis, index.to(images.device))
+        return images
 
     def _starts(self, length: int, side: int) -> list[int]:
         """Return the first pixels of tiles. Their distances are multiples of the coarsest stride.
@@ -366,10 +369,3 @@ def _init_he(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2 / (taps * module.in_channels)))
         assert module.bias is not None
         nn.init.zeros_(module.bias)
-
-
-def _mirrored(length: int, before: int, after: int) -> Tensor:
-    """Return the indices ``-before`` to ``length + after``, mirrored at the first and the last as often as needed."""
-    period = max(1, 2 * (length - 1))
-    index = torch.arange(-before, length + after) % period
-    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import maximum_filter, minimum_filter
 
-from segdet.metrics.boundary import BF_TOLERANCE, BoundaryScores, _filter_squares, boundary_f1, fill_strips
+from segdet.metrics.boundary import BF_TOLERANCE, BoundaryScores, _extremes, boundary_f1, fill_strips
 from segdet.metrics.confusion import SegmentationScores
 
 NAMES = ["sky", "road", "car", "tree"]
@@ -227,11 +228,15 @@ def test_the_first_of_equally_near_classes_is_taken(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 46])
-def test_square_filters_equal_opencv(width: int) -> None:
-    values = np.random.default_rng(width).integers(0, 255, (61, 87)).astype(np.uint8)
-    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    np.testing.assert_array_equal(_filter_squares(values, width, np.maximum), cv2.dilate(values, kernel))
-    np.testing.assert_array_equal(_filter_squares(values, width, np.minimum), cv2.erode(values, kernel))
+def test_extremes_equal_scipys_filters(width: int) -> None:
+    rng = np.random.default_rng(width)
+    values, ignored = rng.integers(0, 255, (61, 87)).astype(np.uint8), rng.random((61, 87)) < 0.9
+    smallest, largest = _extremes(values, ignored, width)
+    side = 2 * width + 1
+    expected = minimum_filter(np.where(ignored, 255, values), side, mode="constant", cval=255)
+    np.testing.assert_array_equal(smallest, expected)
+    expected = maximum_filter(np.where(ignored, 0, values), side, mode="constant", cval=0)
+    np.testing.assert_array_equal(largest, expected)
 
 
 def test_a_band_is_the_mask_minus_its_erosion_as_in_the_authors_code() -> None:
