@@ -54,14 +54,14 @@ class Stage:
         boxes: float32 ``[N, 4]`` xyxy in pixels of the image, or None.
         scores: float32 ``[N]``, one per box, or None.
         map: float32 ``[h, w]``, to be drawn as a heat map over the image, or None.
-        about: A caption of one sentence.
+        caption: One sentence.
     """
 
     name: str
     boxes: Tensor | None = None
     scores: Tensor | None = None
     map: Tensor | None = None
-    about: str = ""
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ class Task(Model):
         """Return new metrics of the task."""
 
     @abstractmethod
-    def score(
+    def update_scores(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         """Update ``scores`` with the predictions for the images at ``positions`` of the batch."""
@@ -436,7 +436,7 @@ class Task(Model):
         predictions = self.predict_batch(batch)
         positions = [i for i, source in enumerate(batch.sources) if not source.duplicate]
         if positions:
-            self.score(self.scores[key], [predictions[i] for i in positions], batch, positions)  # type: ignore[arg-type]
+            self.update_scores(self.scores[key], [predictions[i] for i in positions], batch, positions)  # type: ignore[arg-type]
 
     def _log_scores(self, stage: str) -> None:
         scores: Scores = self.scores[f"{stage}_"]  # type: ignore[assignment]

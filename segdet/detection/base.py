@@ -155,7 +155,7 @@ class Detector(Task):
             for prediction, original in zip(output, original_sizes, strict=True)
         ]
 
-    def score(
+    def update_scores(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         assert batch.originals is not None
@@ -194,12 +194,12 @@ def _mirrored(found: Prediction, width: int) -> Prediction:
     return mirrored
 
 
-def best_boxes_stage(name: str, boxes: Tensor, scores: Tensor, about: str, count: int = 100) -> Stage:
+def best_boxes_stage(name: str, boxes: Tensor, scores: Tensor, caption: str, count: int = 100) -> Stage:
     """Return a stage of the ``count`` boxes of highest score, of boxes ``[N, 4]`` with scores ``[N]``."""
     best = scores.topk(min(count, len(scores))).indices
-    return Stage(name, boxes=boxes[best], scores=scores[best], about=about)
+    return Stage(name, boxes=boxes[best], scores=scores[best], caption=caption)
 
 
-def detections_stage(final: Prediction, about: str = "Detections after suppression.") -> Stage:
+def detections_stage(final: Prediction, caption: str = "Detections after suppression.") -> Stage:
     """Return the last stage of a family."""
-    return Stage("detections", boxes=final["boxes"], scores=final["scores"], about=about)
+    return Stage("detections", boxes=final["boxes"], scores=final["scores"], caption=caption)

@@ -224,8 +224,8 @@ class DETR(Detector):
         boxes = in_pixels(output.boxes[:, 0], size)
         if self.prior is not None:
             points = self.prior.centres.weight.detach() * image.new_tensor([size[1], size[0]])
-            about = "The learned reference points of the queries."
-            yield Stage("points", boxes=torch.cat([points - 2, points + 2], 1), about=about)
+            caption = "The learned reference points of the queries."
+            yield Stage("points", boxes=torch.cat([points - 2, points + 2], 1), caption=caption)
         best = scores[-1].topk(min(3, scores.shape[1])).indices
         for place, query in enumerate(best.tolist(), 1):
             name = self.class_names[int(labels[-1, query])]
@@ -234,20 +234,20 @@ class DETR(Detector):
                 boxes=boxes[-1, query][None],
                 scores=scores[-1, query][None],
                 map=output.attention[0, query],
-                about="The attention of a query of high score in the last decoder layer.",
+                caption="The attention of a query of high score in the last decoder layer.",
             )
         for layer, (b, s) in enumerate(zip(boxes, scores, strict=True), 1):
             yield Stage(
                 f"queries, layer {layer}",
                 boxes=b,
                 scores=s,
-                about="The predictions of all queries after this layer.",
+                caption="The predictions of all queries after this layer.",
             )
         (final,) = self._detections(output, size)
-        about = (
+        caption = (
             "The most probable class of each query. Avoiding duplicates is learned; there is no suppression."
         )
-        yield detections_stage(final, about)
+        yield detections_stage(final, caption)
 
     def _detections(self, output: DETROutput, size: tuple[int, int]) -> list[Prediction]:
         """Return each query's most probable class, even if "no object" is more probable (section 4)."""

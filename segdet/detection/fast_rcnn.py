@@ -121,13 +121,13 @@ class FastRCNN(RegionDetector):
         yield Stage(
             "features",
             map=features.square().mean(1).sqrt()[0].float(),
-            about="The map that all RoIs are pooled from: the root mean square of its channels.",
+            caption="The map that all RoIs are pooled from: the root mean square of its channels.",
         )
         cells = (proposals[:12] / self.pooling.stride).round() * self.pooling.stride
         yield Stage(
             "regions of interest",
             boxes=cells if self.pooling.kind == "max" else proposals[:12],
-            about="Twelve RoIs as the pooling rounds them; each is pooled to "
+            caption="Twelve RoIs as the pooling rounds them; each is pooled to "
             f"{self.pooling.size}x{self.pooling.size} cells.",
         )
 

@@ -112,11 +112,11 @@ class TwoStageDetector(Detector):
         maps = self.features(padded.tensors)
         proposed = self._propose(padded, maps)
         probabilities = proposed.objectness.flatten().sigmoid()
-        about = "The anchors of highest objectness in the proposal network."
-        yield best_boxes_stage("anchors", proposed.anchors[0], probabilities, about, 50)
+        caption = "The anchors of highest objectness in the proposal network."
+        yield best_boxes_stage("anchors", proposed.anchors[0], probabilities, caption, 50)
         boxes, scores = proposed.boxes[0], proposed.scores[0]
-        about = f"The best of {len(boxes)} proposals: anchors after box regression and suppression."
-        yield Stage("proposals", boxes=boxes[:100], scores=scores[:100], about=about)
+        caption = f"The best of {len(boxes)} proposals: anchors after box regression and suppression."
+        yield Stage("proposals", boxes=boxes[:100], scores=scores[:100], caption=caption)
         (final,) = self._detections(padded, maps, proposed.boxes)
         yield detections_stage(final, "The proposals after classification, box regression and suppression.")
 

@@ -88,8 +88,8 @@ class PointDetector(PyramidDetector):
         strides = [int(sizes[0]) for sizes in self.anchors.sizes]
         rows = -(-image.shape[2] // self.size_divisor) * self.size_divisor  # with padding
         for stride, part in zip(strides, scores.split(levels), strict=True):
-            about = f"The score of each cell of {stride} pixels."
-            yield Stage(f"centres, stride {stride}", map=part.view(-(-rows // stride), -1), about=about)
+            caption = f"The score of each cell of {stride} pixels."
+            yield Stage(f"centres, stride {stride}", map=part.view(-(-rows // stride), -1), caption=caption)
         boxes = self.head.box_coder.decode(distances[0], cells)
         yield best_boxes_stage("boxes", boxes, scores, "The boxes of highest score, before suppression.")
         size = (image.shape[2], image.shape[3])

@@ -182,7 +182,7 @@ class RCNN(RegionDetector):
         yield Stage(
             "crops",
             boxes=crops,
-            about=f"Twelve proposals with their context. Each of the {len(proposals)} is warped to "
+            caption=f"Twelve proposals with their context. Each of the {len(proposals)} is warped to "
             f"{self.warp_size}x{self.warp_size} pixels and goes through the network separately.",
         )
 

@@ -87,7 +87,7 @@ class RegionDetector(Detector):
         yield Stage(
             "proposals",
             boxes=proposals[:200],
-            about=f"The best {min(200, len(proposals))} of {len(proposals)} region proposals, before classification.",
+            caption=f"The best {min(200, len(proposals))} of {len(proposals)} region proposals, before classification.",
         )
         yield from self.proposal_stages(image, proposals)
         scores, boxes = self.classify(image, [proposals])
@@ -97,11 +97,11 @@ class RegionDetector(Detector):
             "classified proposals",
             boxes=proposals[order],
             scores=best[order],
-            about="The proposals of highest score, at their proposed boxes.",
+            caption="The proposals of highest score, at their proposed boxes.",
         )
         regressed = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
         yield Stage(
-            "regressed boxes", boxes=regressed, scores=best[order], about="The same after box regression."
+            "regressed boxes", boxes=regressed, scores=best[order], caption="The same after box regression."
         )
         final = self._detections(scores, boxes, [proposals], (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
@@ -242,7 +242,7 @@ class RegionDetector(Detector):
     def build_scores(self) -> Scores:
         return RegionScores(self.class_names)
 
-    def score(
+    def update_scores(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         assert batch.originals is not None

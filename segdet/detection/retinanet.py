@@ -84,10 +84,10 @@ class FocalLossDetector(PyramidDetector):
         scores = logits[0].sigmoid().amax(-1)
         parts = zip(anchors.split(levels), scores.split(levels), strict=True)
         for place, (boxes, of_map) in enumerate(parts, 1):
-            about = f"The anchors of highest score on map {place} of {len(levels)}."
-            yield best_boxes_stage(f"anchors {place}", boxes, of_map, about, 20)
-        about = "The boxes of highest score after box regression, before suppression."
-        yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, about)
+            caption = f"The anchors of highest score on map {place} of {len(levels)}."
+            yield best_boxes_stage(f"anchors {place}", boxes, of_map, caption, 20)
+        caption = "The boxes of highest score after box regression, before suppression."
+        yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, caption)
         (final,) = self._detections(logits, offsets, anchors, levels, (image.shape[2], image.shape[3]))
         yield detections_stage(final)
 

@@ -213,7 +213,7 @@ class SlidingWindowDetector(Detector):
                 f"level {width}x{height}",
                 boxes=layout.boxes[best],
                 scores=best_scores[best],
-                about=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
+                caption=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
                 f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score.",
             )
         best = best_scores.topk(min(100, len(best_scores))).indices
@@ -221,7 +221,7 @@ class SlidingWindowDetector(Detector):
             "best windows",
             boxes=layout.boxes[best],
             scores=best_scores[best],
-            about=f"The windows of highest score of all {len(layout.sizes)} levels, before suppression.",
+            caption=f"The windows of highest score of all {len(layout.sizes)} levels, before suppression.",
         )
         if self.extra_units:
             regressed = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
@@ -229,7 +229,7 @@ class SlidingWindowDetector(Detector):
                 "regressed boxes",
                 boxes=regressed,
                 scores=best_scores[best],
-                about="The same after box regression.",
+                caption="The same after box regression.",
             )
         (final,) = self.select(boxes, scores, (image.shape[2], image.shape[3]))
         yield detections_stage(final)

@@ -114,12 +114,12 @@ class DefaultBoxDetector(Detector):
         ]
         for features, index in zip(maps, torch.arange(len(anchors)).split(per_map), strict=True):
             rows, columns = features.shape[-2:]
-            about = f"The default boxes of highest score on the {rows}x{columns} map."
+            caption = f"The default boxes of highest score on the {rows}x{columns} map."
             yield best_boxes_stage(
-                f"default boxes {rows}x{columns}", anchors[index], scores[index], about, 20
+                f"default boxes {rows}x{columns}", anchors[index], scores[index], caption, 20
             )
-        about = "The boxes of highest score after box regression, before suppression."
-        yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, about)
+        caption = "The boxes of highest score after box regression, before suppression."
+        yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, caption)
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 

@@ -242,22 +242,22 @@ class YOLOv1(Detector):
             f"grid cells {columns}x{rows}",
             boxes=torch.cat([corner, corner + 1 / grid], -1) * pixels,
             scores=confidences.amax(-1),
-            about="The cells. Each is responsible for objects centred in it; its score is its highest confidence.",
+            caption="The cells. Each is responsible for objects centred in it; its score is its highest confidence.",
         )
         yield Stage(
             "confidence",
             map=confidences.amax(-1).view(rows, columns),
-            about="The highest confidence of each cell.",
+            caption="The highest confidence of each cell.",
         )
         class_scores = classes[0].clamp(0, 1).amax(-1).view(rows, columns)
         yield Stage(
-            "class", map=class_scores, about="The highest class score of each cell, given an object in it."
+            "class", map=class_scores, caption="The highest class score of each cell, given an object in it."
         )
         yield Stage(
             "boxes",
             boxes=(self._decode(predicted, cells)[0] * pixels).flatten(0, 1),
             scores=confidences.flatten(),
-            about=f"All {rows * columns * self.boxes} boxes with their confidence, before suppression.",
+            caption=f"All {rows * columns * self.boxes} boxes with their confidence, before suppression.",
         )
         final = self._detections(predicted, confidence, classes, size, cells)[0]
         yield detections_stage(final)

@@ -146,8 +146,8 @@ class YOLOX(Detector):
         for (rows, columns), stride, part in zip(
             cells.grids, self.strides, presence.split(per_map), strict=True
         ):
-            about = f"The probability of an object in each cell of {stride} pixels."
-            yield Stage(f"objectness, stride {stride}", map=part.view(rows, columns), about=about)
+            caption = f"The probability of an object in each cell of {stride} pixels."
+            yield Stage(f"objectness, stride {stride}", map=part.view(rows, columns), caption=caption)
         scores = (logits[0].sigmoid() * presence[:, None]).amax(-1)
         yield best_boxes_stage("boxes", boxes[0], scores, "The boxes of highest score, before suppression.")
         final = self._detections(logits, objectness, boxes, (image.shape[2], image.shape[3]))[0]

@@ -43,7 +43,7 @@ class Localizer(Task):
             for own, s, k, original in zip(boxes, scores, best + 1, original_sizes, strict=True)
         ]
 
-    def score(
+    def update_scores(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         assert batch.originals is not None

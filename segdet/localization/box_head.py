@@ -125,10 +125,10 @@ class BoxHead(Localizer):
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps = self.backbone(image)
         strength = maps[-1].square().mean(1).sqrt()[0]
-        yield Stage("features", map=strength, about="The strength of the features that both heads use.")
+        yield Stage("features", map=strength, caption="The strength of the features that both heads use.")
         if isinstance(self.heads, VotingHeads):
             votes = self.heads.weights(self.heads.features(maps))[0]
-            yield Stage("votes", map=votes, about="The weight of each cell's class and box.")
+            yield Stage("votes", map=votes, caption="The weight of each cell's class and box.")
         if not self.multi_crop.single:
             view_logits, view_boxes = self.multi_crop.predict(self.predict_view, image)
             scores, labels = view_logits[:, 0].softmax(1).max(1)
@@ -138,12 +138,12 @@ class BoxHead(Localizer):
                 if view_boxes.shape[2] == 1
                 else view_boxes[torch.arange(count), 0, labels]
             )
-            about = f"The prediction from each of the {count} views of the image."
-            yield Stage("boxes of the views", boxes=best_boxes, scores=scores, about=about)
+            caption = f"The prediction from each of the {count} views of the image."
+            yield Stage("boxes of the views", boxes=best_boxes, scores=scores, caption=caption)
         logits, boxes = self.predict(image)
         best = logits.argmax(1)
         box = boxes[0] if boxes.ndim == 2 else boxes[0, best[0]]
-        yield Stage("box", boxes=box[None], scores=logits.softmax(1).amax(1), about="The predicted box.")
+        yield Stage("box", boxes=box[None], scores=logits.softmax(1).amax(1), caption="The predicted box.")
 
     def _box_loss(self, boxes: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of boxes ``[B, 4]`` cxcywh for target boxes ``[B, 4]`` xyxy."""

@@ -270,7 +270,7 @@ class Segmenter(Task):
     def build_scores(self) -> Scores:
         return BoundaryScores(self.class_names)
 
-    def score(
+    def update_scores(
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         assert batch.originals is not None

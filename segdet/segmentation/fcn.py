@@ -70,8 +70,8 @@ class FCN(Segmenter):
     def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._sums(image)
         for stride, features in zip(reversed(self.backbone.strides), sums, strict=True):
-            about = f"The probability of the predicted class from the maps down to stride {stride}."
-            yield confidence_stage(f"stride {stride}", self.classifier(features), about)
+            caption = f"The probability of the predicted class from the maps down to stride {stride}."
+            yield confidence_stage(f"stride {stride}", self.classifier(features), caption)
 
     def _sums(self, images: Tensor) -> list[Tensor]:
         """Return the cumulative sums of the maps, from the coarsest map alone to the sum of all."""

@@ -105,8 +105,8 @@ class VGG16FCN(Segmenter):
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         for stride, scores in zip((32, 16, 8), self._scores(image), strict=False):
-            about = f"The probability of the predicted class from the scores down to stride {stride}, with padding."
-            yield confidence_stage(f"stride {stride}", scores, about)
+            caption = f"The probability of the predicted class from the scores down to stride {stride}, with padding."
+            yield confidence_stage(f"stride {stride}", scores, caption)
         yield from class_heat_maps(self(image), self.class_names)
 
     def _scores(self, images: Tensor) -> list[Tensor]:

@@ -79,8 +79,8 @@ class SegNet(Segmenter):
         decoded = self._decode(pooled)
         yield from encoder_stages(pooled)
         for number, features in zip(range(len(decoded), 1, -1), decoded, strict=False):
-            about = f"The feature strength of decoder {number}, after unpooling and convolutions."
-            yield feature_stage(f"decoder {number}", features, about)
+            caption = f"The feature strength of decoder {number}, after unpooling and convolutions."
+            yield feature_stage(f"decoder {number}", features, caption)
         yield from class_heat_maps(decoded[-1], self.class_names)
 
     def _decode(self, pooled: list[Pooled]) -> list[Tensor]:

@@ -149,16 +149,16 @@ class SlidingWindow(Segmenter):
             "windows",
             boxes=torch.cat([corners, corners + self.window], 1),
             scores=best[cells[0], cells[1]],
-            about=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each classified by itself; the "
-            "score is the probability of the predicted class.",
+            caption=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each classified by itself; "
+            "the score is the probability of the predicted class.",
         )
         yield Stage(
             "confidence",
             map=best,
-            about="The probability of the predicted class at the centre of each window.",
+            caption="The probability of the predicted class at the centre of each window.",
         )
         for name, map_ in zip(self.class_names, probabilities, strict=True):
-            yield Stage(name, map=map_, about=f"The probability of {name} at the centre of each window.")
+            yield Stage(name, map=map_, caption=f"The probability of {name} at the centre of each window.")
 
 
 def patch_classifier(

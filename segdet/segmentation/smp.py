@@ -133,8 +133,8 @@ class SMP(Segmenter):
             if not features.shape[1] or features.shape[2] == padded.shape[2]:
                 continue  # an empty map, or the image itself
             height, width = (math.ceil(image.shape[i] * features.shape[i] / padded.shape[i]) for i in (2, 3))
-            about = f"The strength of the encoder's map of {height}x{width} cells."
-            yield feature_stage(f"encoder {index}", features[:, :, :height, :width], about)
+            caption = f"The strength of the encoder's map of {height}x{width} cells."
+            yield feature_stage(f"encoder {index}", features[:, :, :height, :width], caption)
         yield from class_heat_maps(self(image), self.class_names)
 
     def _padded(self, images: Tensor) -> Tensor:

@@ -33,14 +33,14 @@ def feature_strength(features: Tensor) -> Tensor:
     return features[0].float().square().mean(0).sqrt()
 
 
-def feature_stage(name: str, features: Tensor, about: str) -> Stage:
+def feature_stage(name: str, features: Tensor, caption: str) -> Stage:
     """Return the stage that shows the `feature_strength` of features ``[1, C, h, w]``."""
-    return Stage(name, map=feature_strength(features), about=about)
+    return Stage(name, map=feature_strength(features), caption=caption)
 
 
-def confidence_stage(name: str, logits: Tensor, about: str) -> Stage:
+def confidence_stage(name: str, logits: Tensor, caption: str) -> Stage:
     """Return the stage that shows the largest probability of each pixel, from logits ``[1, C, h, w]``."""
-    return Stage(name, map=logits[0].float().softmax(0).amax(0), about=about)
+    return Stage(name, map=logits[0].float().softmax(0).amax(0), caption=caption)
 
 
 def class_heat_maps(logits: Tensor, class_names: Sequence[str]) -> Iterator[Stage]:
@@ -55,15 +55,17 @@ def class_heat_maps(logits: Tensor, class_names: Sequence[str]) -> Iterator[Stag
     for index in pixels.argsort(descending=True).tolist():
         if pixels[index]:
             name = class_names[index]
-            about = f"The probability of {name}, 0 to 1."
-            yield Stage(f"heat map {name}", map=probabilities[index], about=about)
+            caption = f"The probability of {name}, 0 to 1."
+            yield Stage(f"heat map {name}", map=probabilities[index], caption=caption)
     yield confidence_stage("confidence", logits, "The probability of the predicted class of each pixel.")
 
 
 def encoder_stages(pooled: list[Pooled]) -> Iterator[Stage]:
     """Yield the feature strength of each encoder stage after pooling, and its switches."""
     for number, stage in enumerate(pooled, 1):
-        about = f"The feature strength of encoder {number} after pooling."
-        yield feature_stage(f"encoder {number}", stage.features, about)
-        about = f"The fraction of channels of encoder {number} in which a pixel is the maximum of its window."
-        yield Stage(f"switches {number}", map=switch_map(stage), about=about)
+        caption = f"The feature strength of encoder {number} after pooling."
+        yield feature_stage(f"encoder {number}", stage.features, caption)
+        caption = (
+            f"The fraction of channels of encoder {number} in which a pixel is the maximum of its window."
+        )
+        yield Stage(f"switches {number}", map=switch_map(stage), caption=caption)

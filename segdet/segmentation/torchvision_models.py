@@ -94,8 +94,8 @@ class TorchvisionSegmenter(Segmenter):
         yield from self.feature_stages(features)
         if self.auxiliary_weight:
             auxiliary = self.network.aux_classifier(features["aux"])
-            about = "The auxiliary classifier's probability."
-            yield confidence_stage("auxiliary confidence", auxiliary, about)
+            caption = "The auxiliary classifier's probability."
+            yield confidence_stage("auxiliary confidence", auxiliary, caption)
         yield from class_heat_maps(self.classify(features), self.class_names)
 
     def feature_stages(self, features: dict[str, Tensor]) -> Iterator[Stage]:
@@ -179,8 +179,8 @@ class DeepLabV3(TorchvisionSegmenter):
             convolution = branch[0]
             rate, side = convolution.dilation[0], convolution.kernel_size[0]
             name = f"dilation {rate}" if side > 1 else "1x1"
-            about = f"The feature strength of the {side}x{side} convolution of dilation {rate}."
-            yield feature_stage(name, branch(features["out"]), about)
+            caption = f"The feature strength of the {side}x{side} convolution of dilation {rate}."
+            yield feature_stage(name, branch(features["out"]), caption)
 
 
 class LRASPP(TorchvisionSegmenter):
@@ -217,8 +217,8 @@ class LRASPP(TorchvisionSegmenter):
         yield feature_stage("high features", features["high"], "The strength of the map of stride 16.")
         head = self.network.classifier
         weighted = head.cbr(features["high"]) * head.scale(features["high"])
-        about = "The same after the channels are weighted by the mean of the image."
-        yield feature_stage("weighted features", weighted, about)
+        caption = "The same after the channels are weighted by the mean of the image."
+        yield feature_stage("weighted features", weighted, caption)
 
 
 def _published(option: str, model: str, weights: str | bool) -> str:

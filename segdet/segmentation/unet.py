@@ -99,11 +99,11 @@ class UNet(Segmenter):
         contracted = self._contract(image)
         expanded = self._expand(contracted)
         for stride, features in zip(self.strides, contracted, strict=True):
-            about = "The feature strength of the contracting path."
-            yield feature_stage(f"contracting, stride {stride}", features, about)
+            caption = "The feature strength of the contracting path."
+            yield feature_stage(f"contracting, stride {stride}", features, caption)
         for stride, features in zip(reversed(self.strides[:-1]), expanded, strict=True):
-            about = "The feature strength of the expansive path."
-            yield feature_stage(f"expanding, stride {stride}", features, about)
+            caption = "The feature strength of the expansive path."
+            yield feature_stage(f"expanding, stride {stride}", features, caption)
         yield from class_heat_maps(self.classifier(expanded[-1]), self.class_names)
 
     def _contract(self, images: Tensor) -> list[Tensor]:
@@ -264,13 +264,13 @@ class OriginalUNet(Segmenter):
         for level, features in enumerate(contracted):
             offset = 2 * (2 ** (level + 1) - 1)
             visible = self._crop_to_image(features, level, offset, size)
-            about = "The feature strength of the contracting path."
-            yield feature_stage(f"contracting, stride {2**level}", visible, about)
+            caption = "The feature strength of the contracting path."
+            yield feature_stage(f"contracting, stride {2**level}", visible, caption)
         for level, features in zip(reversed(range(self.depth)), expanded, strict=True):
             offset = self.margin - 2 * (2**level - 1)
             visible = self._crop_to_image(features, level, offset, size)
-            about = "The feature strength of the expansive path."
-            yield feature_stage(f"expanding, stride {2**level}", visible, about)
+            caption = "The feature strength of the expansive path."
+            yield feature_stage(f"expanding, stride {2**level}", visible, caption)
         logits = self.classifier(expanded[-1])[:, :, : size[0], : size[1]]
         yield from class_heat_maps(logits, self.class_names)
 

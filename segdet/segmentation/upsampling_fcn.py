@@ -101,23 +101,23 @@ class UpsamplingFCN(Segmenter):
         used = "used by the decoder" if self.upsampling == "max_unpooling" else "not used by the decoder"
         for level, (stage, pool) in enumerate(zip(self.encoder, self.pools, strict=True)):
             stride = 2**level
-            about = f"The feature strength of the encoder at stride {stride}."
-            yield feature_stage(f"down, stride {stride}", outputs[stage], about)
-            about = f"The fraction of channels in which a pixel is the maximum of its 2x2 window; {used}."
-            yield Stage(f"switches, stride {stride}", map=switch_map(outputs[pool]), about=about)
-        name, about = (
+            caption = f"The feature strength of the encoder at stride {stride}."
+            yield feature_stage(f"down, stride {stride}", outputs[stage], caption)
+            caption = f"The fraction of channels in which a pixel is the maximum of its 2x2 window; {used}."
+            yield Stage(f"switches, stride {stride}", map=switch_map(outputs[pool]), caption=caption)
+        name, caption = (
             f"between, stride {2 ** len(self.pools)}",
             "The feature strength at the lowest resolution.",
         )
-        yield feature_stage(name, outputs[self.between], about)
+        yield feature_stage(name, outputs[self.between], caption)
         for level, (upsample, stage) in enumerate(zip(self.upsamplers, self.decoder, strict=True), start=1):
             stride = 2 ** (len(self.pools) - level)
-            about = (
+            caption = (
                 f"The feature strength after {self.upsampling} at stride {stride}, before any convolution."
             )
-            yield feature_stage(f"{self.upsampling}, stride {stride}", outputs[upsample], about)
-            about = f"The feature strength after the decoder's convolutions at stride {stride}."
-            yield feature_stage(f"up, stride {stride}", outputs[stage], about)
+            yield feature_stage(f"{self.upsampling}, stride {stride}", outputs[upsample], caption)
+            caption = f"The feature strength after the decoder's convolutions at stride {stride}."
+            yield feature_stage(f"up, stride {stride}", outputs[stage], caption)
         yield from class_heat_maps(logits, self.class_names)
 
 

@@ -146,7 +146,7 @@ def test_stages_are_every_resolution_the_switches_and_heat_maps(name: Upsampling
     sums = nn.functional.avg_pool2d(switches[None, None], 2, ceil_mode=True, divisor_override=1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
     used = "; used by" if name == "max_unpooling" else "; not used by"
-    assert all(used in stage.about for stage in stages if stage.name.startswith("switches"))
+    assert all(used in stage.caption for stage in stages if stage.name.startswith("switches"))
 
 
 def test_an_image_is_one_pass() -> None:
