@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its example of a family works as one file and one config, and its layout is the real one."""
+"""CONTRIBUTING.md: the example family works with one file and one config, and the layout matches the package."""
 
 import os
 import re
@@ -22,7 +22,7 @@ TINY = [
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the package and of the shared data config, with the files of the example added and none changed."""
+    """A copy of the package and the shared data config, with the files of the example added and no file changed."""
     shutil.copytree(ROOT / "segdet", tmp_path / "segdet", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "configs" / "shapes", tmp_path / "configs" / "shapes")
     files = re.findall(r"Save it as `([^`]+)`:\n\n```\w+\n(.*?)```", TEXT, re.DOTALL)
@@ -54,7 +54,7 @@ def test_the_example_of_a_family_is_trained_and_tested(checkout: Path) -> None:
     assert record.is_tested and record.cost.flops and record.cost.passes_per_image == 1
 
 
-def test_the_layout_is_that_of_the_package() -> None:
+def test_the_layout_matches_the_package() -> None:
     (layout,) = re.findall(r"## Layout\n\n```\n(.*?)```", TEXT, re.DOTALL)
     inside = set(re.findall(r"^  ([\w.]+)/?  ", layout, re.MULTILINE))
     modules = {p.name for p in (ROOT / "segdet").iterdir() if p.is_dir() and p.name != "__pycache__"}

@@ -1,4 +1,4 @@
-"""The commands that the results pages, the README, the configs and the sweeps name are commands that segdet accepts."""
+"""segdet accepts the training commands in the README, the results pages, the experiments and the configs."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ PAGES = [
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the words after ``segdet`` of every whole command in a page."""
+    """Yield the words after ``segdet`` of every complete command on a page."""
     lines = re.findall(r"^(?:# )?segdet ([a-z].*)$", text, re.MULTILINE)
     for command in [*lines, *re.findall(r"`segdet ([a-z][^`]*)`", text)]:
         words = shlex.split(command.replace("\n", " "), comments=True)
@@ -39,7 +39,9 @@ TRAININGS = sorted(
 
 
 @pytest.mark.parametrize(("page", "words"), TRAININGS, ids=lambda value: " ".join(value)[:60])
-def test_the_training_is_accepted(page: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segdet_accepts_the_command(
+    page: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from segdet.cli.train import main
 
     monkeypatch.chdir(ROOT)
@@ -48,12 +50,12 @@ def test_the_training_is_accepted(page: str, words: tuple[str, ...], monkeypatch
     assert leaving.value.code == 0, page
 
 
-def test_every_config_names_its_own_command() -> None:
+def test_every_config_contains_its_command() -> None:
     for path in ROOT.glob("configs/*/**/*.yaml"):
         if path.parent.name != "trainers":
             text = path.read_text(encoding="utf-8")
             assert any(str(path.relative_to(ROOT)) in words for words in commands(text)), path
 
 
-def test_there_are_many_commands() -> None:
+def test_many_commands_are_found() -> None:
     assert len(TRAININGS) > 120

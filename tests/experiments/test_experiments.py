@@ -1,4 +1,4 @@
-"""Every shipped experiment file can be read, and the command accepts the arguments of each of its runs."""
+"""Every shipped experiment file is valid, and segdet accepts the arguments of each run."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def test_the_command_accepts_every_run(path: Path, tmp_path: Path, monkeypatch: 
             got = config[section]["init_args"] if section in ("model", "data") else config[section]
             for key in keys:
                 got = got[key]
-            if isinstance(value, dict):  # a class: its full name, and all of its arguments
+            if isinstance(value, dict):  # a class with its arguments
                 assert got["class_path"].endswith("." + value["class_path"]), (job.name, name)
                 given = {
                     key: str(text).replace("{after}", str(job.after))

@@ -1,4 +1,4 @@
-"""The boxes of OpenCV are written to a file that ``segdet proposals`` reads. A stub replaces OpenCV."""
+"""The script writes OpenCV's boxes to a file for ``segdet proposals``. A stub replaces OpenCV."""
 
 import os
 import subprocess

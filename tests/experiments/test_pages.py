@@ -1,4 +1,4 @@
-"""The results pages: their programs print the numbers of the text, and the files that they name exist."""
+"""Python code on results pages prints the numbers in the text, and the files that pages name exist."""
 
 import re
 import subprocess
@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("page", "printed"), [("detection_bccd", "945 900"), ("detection_tiny_coco", "405 of 465")]
 )
-def test_the_program_of_a_page_prints_the_numbers_of_the_text(
-    page: str, printed: str, real_data: Path
-) -> None:
+def test_code_on_a_page_prints_the_numbers_in_the_text(page: str, printed: str, real_data: Path) -> None:
     text = (ROOT / f"experiments/results/{page}.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     program = program.replace("path/to/", f"{real_data}/")

@@ -18,7 +18,7 @@ def test_every_part_runs(capsys):
     assert {line.count("|") for line in table} == {7}
 
 
-def test_some_parts(capsys):
+def test_selected_parts(capsys):
     assert speed.main(["miou", "--small", "--rounds", "2"]) == 0
     out = capsys.readouterr().out
     assert "mIoU" in out and "COCO" not in out

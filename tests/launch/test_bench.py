@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Command:
-    """A substitute for the processes, which writes to the run folder what fit and test write, or fails."""
+    """A substitute for the processes. It writes the same files to the run folder as fit and test, or fails."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -52,7 +52,7 @@ class Command:
             if pattern in call:
                 if how == "ctrl-c":
                     raise KeyboardInterrupt
-                if how == "die":
+                if how == "crash":
                     checkpoint = self.folder(arguments) / "checkpoints/last.ckpt"
                     checkpoint.parent.mkdir(parents=True)
                     checkpoint.touch()
@@ -115,7 +115,7 @@ def test_the_file_becomes_commands(folder: Path, capsys: pytest.CaptureFixture[s
     assert len(lines) == 5 and not Path("runs").exists()
 
 
-def test_all_runs_once_and_never_again(
+def test_each_run_is_trained_and_tested_once(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["experiments/demo.yaml"]) == 0
@@ -141,7 +141,7 @@ def test_all_runs_once_and_never_again(
     assert command.started() == ["data", "fit ssd-seed2"]
 
 
-def test_a_failure_is_printed_at_the_end_and_stops_no_other(
+def test_a_failed_run_is_listed_and_the_others_continue(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command.fail = {"run_dir=runs/demo/fcn ": "fail"}
@@ -175,7 +175,7 @@ def test_a_failure_is_printed_at_the_end_and_stops_no_other(
 
 
 def test_an_interrupted_run_is_resumed(folder: Path, command: Command) -> None:
-    command.fail = {"fit --config configs/fcn.yaml": "die"}
+    command.fail = {"fit --config configs/fcn.yaml": "crash"}
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 1
     command.fail = {"test --config": "fail"}
     command.started()
@@ -185,7 +185,7 @@ def test_an_interrupted_run_is_resumed(folder: Path, command: Command) -> None:
     command.fail = {}
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 0
     assert command.started() == ["data", "test fcn", "test fcn-seed1"]
-    # A record that says "interrupted" is not a finished one.
+    # A run with the status "interrupted" is not finished.
     path = Path("runs/demo/fcn/result.json")
     replace(Record.read(path), status="interrupted").write(path)
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 0
@@ -211,7 +211,9 @@ def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Comma
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0]"))
     main(["experiments/demo.yaml"])
     command.started()
-    Path("configs/ssd.yaml").write_text("# A comment is no setting.\n" + Path("configs/ssd.yaml").read_text())
+    Path("configs/ssd.yaml").write_text(
+        "# A comment is not a setting.\n" + Path("configs/ssd.yaml").read_text()
+    )
     assert main(["experiments/demo.yaml"]) == 0 and command.started() == []
     Path("configs/ssd.yaml").write_text("other: 1\n")
     Path("runs/demo/ssd/mark").touch()
@@ -235,7 +237,7 @@ def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Comma
 
 def test_a_file_that_a_config_names_is_part_of_the_settings(folder: Path, command: Command) -> None:
     Path("configs/ssd.yaml").write_text("data: shared.yaml\n")
-    Path("configs/shared.yaml").write_text("class_path: VOC  # as it is\n")
+    Path("configs/shared.yaml").write_text("class_path: VOC  # a comment\n")
     main(["experiments/demo.yaml"])
     Path("configs/shared.yaml").write_text("class_path: VOC\n")
     assert main(["experiments/demo.yaml"]) == 0
@@ -287,7 +289,7 @@ def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
     )
 
 
-def test_a_run_uses_one_above_it(folder: Path, command: Command) -> None:
+def test_a_run_uses_an_earlier_run(folder: Path, command: Command) -> None:
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     fits = {call.split("--run_dir=")[1].split()[0]: call for call in command.calls if call.startswith("fit")}
@@ -348,7 +350,7 @@ def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: C
     command.calls.clear()
     assert main(["experiments/turn.yaml", "--rerun"]) == 0
     assert len([call for call in command.calls if call.startswith("fit")]) == 4
-    # The run that it used is gone.
+    # The run that it used was deleted.
     shutil.rmtree("runs/turn/fcn")
     with pytest.raises(UserError, match="ssd used runs/turn/fcn, which is to be trained again; pass --rerun"):
         main(["experiments/turn.yaml"])
@@ -370,8 +372,10 @@ def test_the_folder_of_the_runs_is_not_a_setting(folder: Path, command: Command)
     assert sorted(json.loads(each)["a"] for each in given) == ['a "b/turn/fcn', 'a "b/turn/fcn-seed1']
 
 
-def test_a_waiting_run_takes_no_slot(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two slots, the free one does the last run, and not the one that waits for the first."""
+def test_a_waiting_run_blocks_no_slot(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two slots trains the last run, not the run that waits for the first slot."""
     begun: list[str] = []
 
     def slow(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
@@ -441,7 +445,7 @@ def test_three_tasks_are_trained_tested_and_tabulated(
     Path("all.yaml").write_text(text)
     assert main(["all.yaml"]) == 0
     out, err = capsys.readouterr()
-    assert "epoch 1/1" in err  # progress is shown
+    assert "epoch 1/1" in err  # shows progress
     for column in ("test/miou", "test/loc_acc", "test/map_50", "GFLOPs", "passes per image"):
         assert column in out
     for name in ("fcn", "boxhead", "ssd"):

@@ -111,7 +111,7 @@ def test_a_wrong_file_is_one_line(folder: Path, before: str, after: str, message
         ("test: true", "runs.ssd uses '{after}'; name the other run with the key 'after'"),
     ],
 )
-def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
+def test_after_must_name_an_earlier_run(folder: Path, ssd: str, message: str) -> None:
     write_dependent_runs(ssd=ssd)
     text = Path("experiments/turn.yaml").read_text()
     Path("experiments/turn.yaml").write_text(text.replace("test: false, ", ""))
@@ -120,7 +120,7 @@ def test_after_names_a_run_above(folder: Path, ssd: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_after_and_its_placeholder_belong_together(folder: Path) -> None:
+def test_after_and_its_placeholder_require_each_other(folder: Path) -> None:
     write_dependent_runs()
     path = Path("experiments/turn.yaml")
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""Processes of a package `segdet` that the tests write."""
+"""Commands as processes. A stub package ``segdet`` replaces the real one."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_output_is_shown_at_once_and_logged_without_the_states_of_progress_bars(
+def test_output_is_shown_immediately_and_logged_without_progress_bars(
     scripted: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("script.py").write_text(
@@ -52,17 +52,17 @@ def test_a_worker_that_outlives_the_command_delays_nothing(scripted: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("number", "obedient", "times"),
+    ("number", "exits", "times"),
     [(signal.SIGTERM, True, 1), (signal.SIGTERM, False, 2), (signal.SIGINT, True, 1)],
 )
-def test_a_stopped_bench_ends_its_run(scripted: Path, number: int, obedient: bool, times: int) -> None:
+def test_a_stopped_bench_ends_its_run(scripted: Path, number: int, exits: bool, times: int) -> None:
     Path("script.py").write_text(
         textwrap.dedent(f"""
             import os, signal, time
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             def stop(*_):
-                open("asked", "w").close()
-                if {obedient}:
+                open("interrupted", "w").close()
+                if {exits}:
                     raise SystemExit(0)
             signal.signal(signal.SIGINT, stop)
             open("started.part", "w").write(str(os.getpid()))
@@ -83,7 +83,7 @@ sys.exit(main(["a.yaml"]))
     wait_for(Path("started"))
     for _ in range(times):
         bench.send_signal(number)
-        wait_for(Path("asked"))
+        wait_for(Path("interrupted"))
     _, err = bench.communicate(timeout=30)
     assert bench.returncode == 130 and "to resume: segdet bench a.yaml" in err
     with pytest.raises(ProcessLookupError):
@@ -95,7 +95,7 @@ import os, sys, time
 run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
 open(f"share-{run}", "w").write(os.environ["OMP_NUM_THREADS"] + " " + os.environ["SEGDET_CORES"])
 open(f".started-{run}", "w").write(str(os.getpid()))
-os.replace(f".started-{run}", f"started-{run}")  # complete when it appears
+os.replace(f".started-{run}", f"started-{run}")  # rename the complete file
 sys.stderr.write(f"\\repoch {run} 1/2")
 """
 

@@ -1,7 +1,7 @@
-"""W&B accepts every shipped sweep file, and the command accepts the arguments that W&B's agent passes.
+"""W&B accepts every shipped sweep file, and segdet accepts the arguments that the W&B agent passes.
 
-wandb has no offline check of sweep files, so the relevant rules are repeated here. The command lines are compared
-with those of the agent.
+wandb cannot check sweep files offline, so these tests repeat the relevant rules. They compare the command lines with
+those of the agent.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ DISTRIBUTIONS = RANGES | {"constant", "categorical", "normal", "q_normal", "beta
 
 
 def faults(sweep: dict[str, Any]) -> list[str]:
-    """Return what W&B would reject or misread."""
+    """Return the errors of a sweep that W&B would reject or misread."""
     found = [f"unknown key {key}" for key in sweep.keys() - KEYS]
     method, metric = sweep.get("method"), sweep.get("metric")
     if method not in ("grid", "random", "bayes"):
@@ -64,7 +64,7 @@ def parameter_faults(parameter: dict[str, Any], method: str | None) -> Iterator[
     for value in [parameter.get(key) for key in ("value", "min", "max")] + (parameter.get("values") or []):
         with contextlib.suppress(TypeError, ValueError):
             if isinstance(value, str) and float(value) is not None:
-                yield f"{value!r} is a text; write 1.0e-5, not 1e-5"
+                yield f"{value!r} is a string; write 1.0e-5, not 1e-5"
     if not parameter.keys() & {"value", "values"}:
         low, high = parameter.get("min"), parameter.get("max")
         if method == "grid":
@@ -78,7 +78,7 @@ def parameter_faults(parameter: dict[str, Any], method: str | None) -> Iterator[
 
 
 def sampled(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return few points with both ends of every range and every value of every choice, and two random points."""
+    """Return points that cover both ends of every range and every value of every choice, and two random points."""
     rng = random.Random(0)
     choices = {
         name: _choices(parameter) or [parameter["min"], parameter["max"]]
@@ -135,7 +135,7 @@ def test_hyperband_has_enough_validations_to_stop_a_run(path: Path) -> None:
     assert validations > stop["min_iter"] * stop["eta"]
 
 
-def test_there_is_one_for_each_task() -> None:
+def test_each_task_has_a_sweep() -> None:
     assert {path.stem for path in SWEEPS} == set(MONITOR)
 
 
@@ -192,7 +192,7 @@ def test_the_command_accepts_every_point(path: Path, monkeypatch: pytest.MonkeyP
             {"parameters": {"lr": {"min": 0.0, "max": 1, "distribution": "log_uniform_values"}}},
             "lr: the logarithm of 0.0",
         ),
-        ({"parameters": yaml.safe_load("lr: {min: 1e-5, max: 0.1}")}, "lr: '1e-5' is a text"),
+        ({"parameters": yaml.safe_load("lr: {min: 1e-5, max: 0.1}")}, "lr: '1e-5' is a string"),
         ({"parameters": {"model": {"parameters": {"lr": {"value": 1}}}}}, "model: nested"),
         ({"parameters": {"lr": 0.1}}, "lr: no mapping"),
         ({"parameters": {"lr": {"values": []}}}, "lr: no values"),

@@ -75,7 +75,7 @@ class Clocked(Windows):
     [
         ([9.0, 1.0, 2.0, 3.0], 9000.0, 2),  # slower than the limit: timed once, then once for the FLOPs
         ([0.9, 0.1, 0.1, 0.3, 0.1, 0.1], 100.0, 7),  # a median without the warm-up: 5 times at most
-        ([1.0, 1.0], 1000.0, 5),  # no more than fits the limit of 3 seconds
+        ([1.0, 1.0], 1000.0, 5),  # as many as fit into the limit of 3 seconds
     ],
 )
 def test_the_time_is_a_bounded_median(
@@ -89,7 +89,7 @@ def test_the_time_is_a_bounded_median(
 
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)])
-def test_anything_but_one_uint8_image_is_refused(images: Tensor) -> None:
+def test_only_a_single_uint8_image_is_accepted(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \[1, 3, H, W\]"):
         measure_cost(Windows(), images)
 
@@ -116,7 +116,11 @@ class Staged(Clocked):
     ("durations", "milliseconds", "calls"),
     [
         ([9.0, 1.0], 9000.0, 2),  # slow: the stages of the one timed prediction
-        ([1.0, 0.2, 0.2, 0.2, 0.4, 0.5, 9.0], 400.0, 7),  # the median of the three that begin within a second
+        (
+            [1.0, 0.2, 0.2, 0.2, 0.4, 0.5, 9.0],
+            400.0,
+            7,
+        ),  # the median of three predictions that start within a second
         ([0.1, 0.1], 100.0, 9),  # at most five
     ],
 )

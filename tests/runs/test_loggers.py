@@ -45,7 +45,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class TestMode:
-    def test_the_variable_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_variable_sets_the_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
         for mode in ("disabled", "offline", "online"):
             monkeypatch.setenv("WANDB_MODE", mode)
@@ -78,7 +78,7 @@ class TestMode:
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
             assert wandb_mode() == "online"
 
-    def test_offline_if_it_does_not(
+    def test_offline_if_the_server_does_not_respond(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
@@ -101,7 +101,7 @@ class TestLogger:
 
 @pytest.mark.slow
 def test_a_real_offline_run(tmp_path: Path) -> None:
-    """A command in another process writes one record, in the run's folder, with scores, configuration and images."""
+    """A command in another process writes one offline record with scores, configuration and images to the run folder."""
     arguments = (
         "fit --model SSD --model.backbone test_resnet --model.width 16 --data ShapesDataModule "
         "--data.root shapes --data.num_train 8 --data.num_val 4 --data.num_test 4 --data.image_size [64,64] "

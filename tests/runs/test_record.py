@@ -96,7 +96,7 @@ def test_a_wrong_value_is_one_line(record: Record, tmp_path: Path, change: dict,
     assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
 
 
-def test_a_corrupt_missing_or_other_file_is_one_line(record: Record, tmp_path: Path) -> None:
+def test_the_error_for_a_corrupt_or_missing_file_is_one_line(record: Record, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     with pytest.raises(UserError, match="no such result record"):
         Record.read(path)
@@ -120,6 +120,6 @@ def test_a_key_of_a_later_version_is_ignored(record: Record, tmp_path: Path) -> 
     assert Record.read(path).name == "fcn"
 
 
-def test_reading_imports_no_torch() -> None:
+def test_reading_does_not_import_torch() -> None:
     code = "import sys, segdet.runs.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

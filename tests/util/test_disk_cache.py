@@ -37,7 +37,7 @@ def test_an_entry_is_computed_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "another format"])
-def test_a_damaged_file_is_computed_again(damage: str) -> None:
+def test_a_corrupt_entry_is_computed_again(damage: str) -> None:
     compute = Computed()
     cache.cached("kind", "abc", compute)
     path = cache.path_of("kind", "abc")
@@ -52,7 +52,7 @@ def test_a_damaged_file_is_computed_again(damage: str) -> None:
     assert cache.load("kind", "abc") is not None
 
 
-def test_a_read_only_folder_is_reported_and_not_fatal(
+def test_a_read_only_folder_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -15,7 +15,7 @@ TIMEOUT = 3.0
 
 
 def _work(rank: int, folder: Path) -> list[str]:
-    """Return the events in process ``rank`` of two: rank 0 is slow at first, then each of them fails once."""
+    """Return the events in process ``rank`` of two: rank 0 is slow first, then each process fails once."""
     seen: list[str] = []
 
     def wait() -> None:
@@ -47,7 +47,7 @@ def _other(folder: Path) -> None:
     (folder / "other.txt").write_text("\n".join(_work(1, folder)))
 
 
-def test_the_slowest_rank_may_take_longer_than_the_groups_timeout(tmp_path: Path) -> None:
+def test_a_rank_may_be_slower_than_the_timeout_of_the_group(tmp_path: Path) -> None:
     with other_process(_other, tmp_path, 60):
         first = _work(0, tmp_path)
     message = "UserError another process failed and reports the reason; fix it and resume the run"
@@ -98,7 +98,7 @@ def test_a_slurm_job_of_one_task_is_no_group(launcher: pytest.MonkeyPatch) -> No
     assert world_size() == 2
 
 
-def test_the_process_group_decides_once_it_is_initialized(
+def test_an_initialized_process_group_overrides_the_variables(
     tmp_path: Path, launcher: pytest.MonkeyPatch
 ) -> None:
     launcher.setenv("RANK", "7")

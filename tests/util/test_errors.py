@@ -47,7 +47,7 @@ def _options() -> Iterator[Any]:
                 continue
             for name, hint in get_type_hints(base.__init__).items():
                 choices = _chosen(hint)
-                # The options that all segmenters share are tried with one of them.
+                # Options shared by all segmentation families are tested with one family.
                 if (
                     choices
                     and name not in seen

@@ -45,7 +45,7 @@ def test_missing_parents_are_created_on_request(tmp_path: Path) -> None:
     assert path.read_text() == "text"
 
 
-def test_an_unwritable_path_is_one_line_with_the_callers_fix(tmp_path: Path) -> None:
+def test_the_error_for_an_unwritable_path_ends_with_the_given_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     expected = r"file.x: cannot be written \(Not a directory\); name another folder"
     with pytest.raises(UserError, match=expected):

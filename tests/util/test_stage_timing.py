@@ -6,7 +6,7 @@ import torch
 from segdet.util.stage_timing import stage, time_stages
 
 
-def test_times_add_up_per_stage_in_the_order_of_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_summed_per_stage_in_order_of_first_start(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("segdet.util.stage_timing.time.perf_counter", lambda: now)
     waits: list[float] = []
