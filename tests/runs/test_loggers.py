@@ -101,7 +101,7 @@ class TestLogger:
 
 @pytest.mark.slow
 def test_a_real_offline_run(tmp_path: Path) -> None:
-    """A command in another process writes one offline record with scores, configuration and images to the run folder."""
+    """A command in another process writes one record with scores, configuration and images to the run folder."""
     arguments = (
         "fit --model SSD --model.backbone test_resnet --model.width 16 --data ShapesDataModule "
         "--data.root shapes --data.num_train 8 --data.num_val 4 --data.num_test 4 --data.image_size [64,64] "
