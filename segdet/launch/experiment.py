@@ -1,6 +1,6 @@
 """Experiment files: the runs of a comparison and their shared settings.
 
-An example::
+An example file::
 
     # A description, the command, and the expected time and score.
     seeds: [0, 1]                     # default [0]

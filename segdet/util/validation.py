@@ -1,8 +1,7 @@
 """Validation of hand-written files with pydantic models and one-line error messages.
 
-`YamlFile` reads a YAML file with the loader of the command line, so that
-``1e-5`` is a number in both. It keeps the line number of each key. `explain` converts the first pydantic error to a
-message.
+`YamlFile` reads a YAML file with the loader of the command line, so that ``1e-5`` is a number in both. It keeps the
+line number of each key. `explain` converts the first pydantic error to a message.
 """
 
 from collections.abc import Iterator, Mapping
