@@ -96,12 +96,10 @@ class BoxHead(Localizer):
         logits, boxes = self(images)
         labels = torch.cat([target["labels"] for target in targets]) - 1
         height, width = images.shape[-2:]
-        target_boxes = torch.cat([target["boxes"] for target in targets]) / images.new_tensor(
-            [width, height] * 2
-        )
-        boxes = (
-            boxes[torch.arange(len(boxes), device=boxes.device), labels] if self.per_class else boxes[:, 0]
-        )
+        size = images.new_tensor([width, height] * 2)
+        target_boxes = torch.cat([target["boxes"] for target in targets]) / size
+        position = torch.arange(len(boxes), device=boxes.device)
+        boxes = boxes[position, labels] if self.per_class else boxes[:, 0]
         return {
             "class": F.cross_entropy(logits.float(), labels),
             "box": self.box_weight * self._box_loss(boxes.float(), target_boxes),
@@ -117,9 +115,8 @@ class BoxHead(Localizer):
         """Return the same as `predict`, from the given view only."""
         logits, boxes = self(images)
         height, width = images.shape[-2:]
-        pixels = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor(
-            [width, height] * 2, dtype=torch.float
-        )
+        size = boxes.new_tensor([width, height] * 2, dtype=torch.float)
+        pixels = box_convert(boxes.float(), "cxcywh", "xyxy") * size
         return logits, pixels if self.per_class else pixels[:, 0]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
@@ -133,11 +130,8 @@ class BoxHead(Localizer):
             view_logits, view_boxes = self.multi_crop.predict(self.predict_view, image)
             scores, labels = view_logits[:, 0].softmax(1).max(1)
             count = len(view_boxes)
-            best_boxes = (
-                view_boxes[:, 0, 0]
-                if view_boxes.shape[2] == 1
-                else view_boxes[torch.arange(count), 0, labels]
-            )
+            # With one box for all classes, its index is 0.
+            best_boxes = view_boxes[torch.arange(count), 0, labels if self.per_class else 0]
             caption = f"The prediction from each of the {count} views of the image."
             yield Stage("boxes of the views", boxes=best_boxes, scores=scores, caption=caption)
         logits, boxes = self.predict(image)
@@ -237,9 +231,8 @@ class VotingHeads(nn.Module):
         """Return the sum of the maps, ``[B, width, h, w]`` at the finest stride."""
         total = self.laterals[-1](maps[-1])
         for lateral, finer in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
-            total = F.interpolate(total, finer.shape[-2:], mode="bilinear", align_corners=False) + lateral(
-                finer
-            )
+            coarse = F.interpolate(total, finer.shape[-2:], mode="bilinear", align_corners=False)
+            total = coarse + lateral(finer)
         summed: Tensor = self.shared(total)
         return summed
 

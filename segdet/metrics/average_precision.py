@@ -35,19 +35,12 @@ _CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of a dataset, in any order. Of equal scores in an image, the first detection ranks higher.
+    """The detections of a dataset, in any order. Of equal scores in an image, the first detection ranks higher."""
 
-    Attributes:
-        images: int64 ``[N]``, image ids.
-        boxes: float64 ``[N, 4]``, xyxy, finite.
-        labels: int64 ``[N]``, 1..K.
-        scores: float64 ``[N]``, finite.
-    """
-
-    images: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
+    images: np.ndarray  # int64 [N], image ids
+    boxes: np.ndarray  # float64 [N, 4], xyxy, finite
+    labels: np.ndarray  # int64 [N], 1..K
+    scores: np.ndarray  # float64 [N], finite
 
     def order(self) -> np.ndarray:
         """Return the indices that sort by image, then class, then descending score."""
@@ -60,23 +53,14 @@ class Detections:
 
 @dataclass(frozen=True)
 class Objects:
-    """The ground-truth objects of a dataset, in any order.
+    """The ground-truth objects of a dataset, in any order."""
 
-    Attributes:
-        images: int64 ``[M]``, image ids.
-        boxes: float64 ``[M, 4]``, xyxy.
-        labels: int64 ``[M]``, 1..K.
-        iscrowd: bool ``[M]``.
-        difficult: bool ``[M]``.
-        areas: float64 ``[M]``, by which COCO classifies objects as small, medium or large.
-    """
-
-    images: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    iscrowd: np.ndarray
-    difficult: np.ndarray
-    areas: np.ndarray
+    images: np.ndarray  # int64 [M], image ids
+    boxes: np.ndarray  # float64 [M, 4], xyxy
+    labels: np.ndarray  # int64 [M], 1..K
+    iscrowd: np.ndarray  # bool [M]
+    difficult: np.ndarray  # bool [M]
+    areas: np.ndarray  # float64 [M], by which COCO classifies objects as small, medium or large
 
     @property
     def ignored(self) -> np.ndarray:
@@ -94,29 +78,26 @@ class Objects:
 
 @dataclass(frozen=True)
 class MaskOverlaps:
-    """The overlaps of the masks of detections and objects of the same image and class.
+    """The overlaps of the masks of detections and objects of the same image and class."""
 
-    Attributes:
-        areas: float64 ``[N]``, the areas of the detections' masks.
-        detections: int64 ``[P]``, the detection of each pair.
-        objects: int64 ``[P]``, the object of each pair.
-        overlaps: float64 ``[P]``, the IoU; for ignored objects the intersection over the detection's area.
-    """
-
-    areas: np.ndarray
-    detections: np.ndarray
-    objects: np.ndarray
-    overlaps: np.ndarray
+    areas: np.ndarray  # float64 [N], the areas of the detections' masks
+    detections: np.ndarray  # int64 [P], the detection of each pair
+    objects: np.ndarray  # int64 [P], the object of each pair
+    overlaps: (
+        np.ndarray
+    )  # float64 [P], the IoU; for ignored objects the intersection over the detection's area
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs of a detection and an object of the same group that overlap by at least a threshold: ``[P]`` each."""
+    """The pairs of a detection and an object of the same group that overlap by at least a threshold."""
 
-    detections: np.ndarray  # ascending
-    objects: np.ndarray  # ascending for each detection
-    iou: np.ndarray
-    overlaps: np.ndarray  # COCO's: the IoU, for ignored objects the intersection over the detection's area
+    detections: np.ndarray  # int64 [P], ascending
+    objects: np.ndarray  # int64 [P], ascending for each detection
+    iou: np.ndarray  # float64 [P]
+    overlaps: (
+        np.ndarray
+    )  # float64 [P], COCO's: for ignored objects the intersection over the detection's area
 
 
 class Evaluation:

@@ -44,19 +44,14 @@ _DEFAULT_SCORE = 0.3
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """The errors of each image.
+    """The errors of each image."""
 
-    Attributes:
-        images: int64 ``[I]``, the ids of the images that have an object or a detection of any score.
-        correct: int64 ``[I]``, the number of correct detections.
-        counts: int64 ``[I, 6]``, the number of errors by `KINDS`.
-        f1: float64 ``[I]``, the harmonic mean of precision and recall; NaN without an object and a detection.
-    """
-
-    images: np.ndarray
-    correct: np.ndarray
-    counts: np.ndarray
-    f1: np.ndarray
+    images: np.ndarray  # int64 [I], the ids of the images that have an object or a detection of any score
+    correct: np.ndarray  # int64 [I], the number of correct detections
+    counts: np.ndarray  # int64 [I, 6], the number of errors by `KINDS`
+    f1: (
+        np.ndarray
+    )  # float64 [I], the harmonic mean of precision and recall; NaN without an object and a detection
 
     def worst(self) -> np.ndarray:
         """Return the rows with an error by ascending F1; of equal F1, those with more errors first."""

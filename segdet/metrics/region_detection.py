@@ -23,9 +23,7 @@ class RegionScores(DetectionScores):
       recall of a detector without box regression;
     - ``proposals``: the mean number of proposals per image.
 
-    Args:
-        args: See `DetectionScores`.
-        kwargs: See `DetectionScores`.
+    The arguments are those of `DetectionScores`.
 
     Attributes:
         coverage: int64 ``[5]``: images, proposals, objects, and objects covered at each IoU.
@@ -45,12 +43,9 @@ class RegionScores(DetectionScores):
         proposals: Sequence[Tensor],
         proposal_targets: Sequence[Target] | None = None,
     ) -> None:
-        """Add a batch.
+        """Add a batch; see `DetectionScores.update`.
 
         Args:
-            predictions: See `DetectionScores.update`.
-            targets: See `DetectionScores.update`.
-            image_ids: See `DetectionScores.update`.
             proposals: One float32 ``[P, 4]`` per image, xyxy.
             proposal_targets: The targets in the pixels of the proposals, where these differ from the original images'.
 
@@ -87,8 +82,5 @@ class RegionScores(DetectionScores):
 def _scored_boxes(target: Target) -> Tensor:
     """Return the boxes of a target without crowds and difficult objects."""
     boxes = target["boxes"]
-    ignored = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for name in ("iscrowd", "difficult"):
-        if name in target:
-            ignored |= target[name].bool()
-    return boxes[~ignored]
+    none = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    return boxes[~(target.get("iscrowd", none).bool() | target.get("difficult", none).bool())]

@@ -134,9 +134,6 @@ def match_anchors(
         anchors: ``[A, 4]`` xyxy.
         boxes: ``[B, G, 4]`` xyxy, from `pad_targets`.
         labels: ``[B, G]``, 0 where there is no object.
-        foreground: See above.
-        background: See above.
-        best_of_each: See above.
 
     Returns:
         The index of each anchor's object, int64 ``[B, A]`` (meaningful only for matched anchors), and the anchors'
@@ -199,23 +196,16 @@ def suppress(
 
 @dataclass(frozen=True)
 class Selection:
-    """How detections are selected from scored boxes.
+    """How detections are selected from scored boxes."""
 
-    Attributes:
-        score_threshold: Scores must exceed this.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
-        per_class: The maximum number of boxes per class before suppression; all when None.
-        per_image: The maximum number of detections per image; all when None.
-        class_agnostic: Whether boxes of different classes suppress each other.
-        min_side: Boxes with a shorter side, after clipping to the image, are removed before suppression.
-    """
-
-    score_threshold: float
-    nms_threshold: float
-    per_class: int | None = None
-    per_image: int | None = None
-    class_agnostic: bool = False
-    min_side: float = 0.0
+    score_threshold: float  # scores must exceed this
+    nms_threshold: float  # of two boxes of a class whose IoU exceeds this, the one of lower score is removed
+    per_class: int | None = None  # the maximum number of boxes per class before suppression; all when None
+    per_image: int | None = None  # the maximum number of detections per image; all when None
+    class_agnostic: bool = False  # whether boxes of different classes suppress each other
+    min_side: float = (
+        0.0  # boxes with a shorter side, after clipping to the image, are removed before suppression
+    )
 
 
 def select_detections(

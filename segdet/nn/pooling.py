@@ -9,17 +9,13 @@ from torch import Tensor, nn
 
 
 class Pooled(NamedTuple):
-    """A feature map after max pooling, with all that unpooling needs.
+    """A feature map after max pooling, with all that unpooling needs."""
 
-    Attributes:
-        features: ``[B, C, ceil(h / 2), ceil(w / 2)]``.
-        switches: int64, of the same shape: the position of each maximum in its channel, in row-major order.
-        size: ``(h, w)`` of the map before pooling.
-    """
-
-    features: Tensor
-    switches: Tensor
-    size: tuple[int, int]
+    features: Tensor  # [B, C, ceil(h / 2), ceil(w / 2)]
+    switches: (
+        Tensor  # int64, of the same shape: the position of each maximum in its channel, in row-major order
+    )
+    size: tuple[int, int]  # (h, w) of the map before pooling
 
 
 class MaxPooling(nn.Module):

@@ -29,17 +29,11 @@ def rois_of(boxes: list[Tensor]) -> Tensor:
 
 @dataclass
 class SampledRoIs:
-    """RoIs for training.
+    """RoIs for training."""
 
-    Attributes:
-        rois: ``[R, 5]``: the image's position in the batch, then xyxy.
-        labels: int64 ``[R]``: the class, 0 for background, -1 for places that could not be filled.
-        boxes: ``[R, 4]``: the object of highest IoU.
-    """
-
-    rois: Tensor
-    labels: Tensor
-    boxes: Tensor
+    rois: Tensor  # [R, 5]: the image's position in the batch, then xyxy
+    labels: Tensor  # int64 [R]: the class, 0 for background, -1 for places that could not be filled
+    boxes: Tensor  # [R, 4]: the object of highest IoU
 
 
 def sample_rois(
@@ -90,7 +84,7 @@ def sample_rois(
     positive &= _rank(key, positive) < most
     room = number - positive.sum(1, keepdim=True) if fill else number - most
     negative &= _rank(key, negative) < room
-    # SampledRoIs RoIs come first, padding last.
+    # Sampled RoIs come first, padding last.
     order = (
         (2 * (positive | negative).float() + valid.float()).topk(min(number, overlap.shape[1]), dim=1).indices
     )
@@ -178,16 +172,15 @@ class TwoLayerHead(nn.Module):
         own = self.state_dict()
         named = {f"fc{number}.{part}": f"classifier.{layer}.{part}"
                  for number, layer in ((6, 0), (7, 3)) for part in ("weight", "bias")}  # fmt: skip
-        fits = all(
-            # IMAGENET1K_FEATURES has NaN there: these layers were never published.
-            theirs in state
-            and state[theirs].shape == own[ours].shape
-            and bool(state[theirs].isfinite().all())
-            for ours, theirs in named.items()
-        )
-        if fits:
-            self.load_state_dict({ours: state[theirs] for ours, theirs in named.items()})
-        return fits
+        new = {ours: state[theirs] for ours, theirs in named.items() if theirs in state}
+        # IMAGENET1K_FEATURES has NaN there: these layers were never published.
+        fits = [
+            own[name].shape == value.shape and bool(value.isfinite().all()) for name, value in new.items()
+        ]
+        if len(new) < len(named) or not all(fits):
+            return False
+        self.load_state_dict(new)
+        return True
 
     def compress(self, ranks: tuple[int, int]) -> None:
         """Replace both layers by truncated singular value decompositions of these ranks.

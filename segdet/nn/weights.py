@@ -33,10 +33,7 @@ def load_weights(
 
     Args:
         network: The network. Entries of the weights without a parameter of the same name are ignored.
-        weights: See `read_weights`.
-        owner: The name of the network, for error messages.
-        published: See `read_weights`.
-        option: See `read_weights`.
+        weights, owner, published, option: See `read_weights`.
         convert: Renames and reshapes the weights for ``network``.
 
     Raises:

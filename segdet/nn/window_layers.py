@@ -20,23 +20,19 @@ BatchNorm = nn.BatchNorm2d | nn.BatchNorm1d | nn.SyncBatchNorm
 
 @dataclass(frozen=True)
 class Step:
-    """One layer of the classifier, as a convolution, a pooling or a pointwise operation.
+    """One layer of the classifier, as a convolution, a pooling or a pointwise operation."""
 
-    Attributes:
-        layer: The classifier's own layer.
-        kind: The operation; ``pointwise`` covers every layer without a spatial extent.
-        kernel: The spatial extent; for a linear layer the size of the features that were flattened.
-        stride: 1 where the layer has a single output per window, so that the stride has no effect.
-        dilation: The distance between the places of the kernel.
-        norm: The batch normalization behind it, if it can be folded into the weights.
-    """
-
-    layer: nn.Module
-    kind: Literal["convolution", "max", "average", "pointwise"]
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    dilation: Pair = (1, 1)
-    norm: BatchNorm | None = None
+    layer: nn.Module  # the classifier's own
+    kind: Literal[
+        "convolution", "max", "average", "pointwise"
+    ]  # pointwise: any layer without a spatial extent
+    kernel: Pair = (1, 1)  # for a linear layer the size of the features that were flattened
+    stride: Pair = (
+        1,
+        1,
+    )  # 1 where the layer has a single output per window, so that the stride has no effect
+    dilation: Pair = (1, 1)  # the distance between the places of the kernel
+    norm: BatchNorm | None = None  # the batch normalization behind it, if it can be folded into the weights
 
 
 _ELEMENTWISE = (

@@ -15,21 +15,15 @@ from segdet.nn.windows import window_grid
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The positions of the A windows of an image size, by level, row and column.
+    """The positions of the A windows of an image size, by level, row and column."""
 
-    Attributes:
-        sizes: ``(height, width)`` of each level.
-        counts: The number of windows of each level.
-        boxes: float32 ``[A, 4]`` xyxy in pixels of the image.
-        starts: int64 ``[A]``: the position of a window's first pixel in the packed levels, see `pack_levels`.
-        pitches: int64 ``[A]``: the distance between two rows of a window in the packed levels.
-    """
-
-    sizes: list[tuple[int, int]]
-    counts: list[int]
-    boxes: Tensor
-    starts: Tensor
-    pitches: Tensor
+    sizes: list[tuple[int, int]]  # (height, width) of each level
+    counts: list[int]  # the number of windows of each level
+    boxes: Tensor  # float32 [A, 4] xyxy in pixels of the image
+    starts: (
+        Tensor  # int64 [A]: the position of a window's first pixel in the packed levels, see `pack_levels`
+    )
+    pitches: Tensor  # int64 [A]: the distance between two rows of a window in the packed levels
 
 
 def level_sizes(

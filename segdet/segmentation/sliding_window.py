@@ -135,28 +135,23 @@ class SlidingWindow(Segmenter):
         logits = self.logits_at_centres(image)
         rows, columns = logits.shape[-2:]
         first = _first_centre(size, self.stride)
-        # Show about a dozen windows; all of them would cover the image.
+        # Show about a dozen windows; all of them would cover the image. With fewer rows than that, show the middle one.
         every = max(1, round((rows * columns / 12) ** 0.5))
-        # With fewer rows than that, show the middle one.
-        tops = torch.arange(min(every, rows) // 2, rows, every, device=image.device)
-        lefts = torch.arange(min(every, columns) // 2, columns, every, device=image.device)
-        cells = torch.stack(torch.meshgrid(tops, lefts, indexing="ij")).flatten(1)
+        shown = (torch.arange(min(every, n) // 2, n, every, device=image.device) for n in (rows, columns))
+        cells = torch.cartesian_prod(*shown)
+        centres = cells * self.stride + cells.new_tensor(first)
+        corners = (centres - self.window // 2).flip(1).float()
         probabilities = logits.float().softmax(1)[0]
-        centres = torch.stack([cells[1] * self.stride + first[1], cells[0] * self.stride + first[0]], 1)
-        corners = (centres - self.window // 2).float()
         best = probabilities.amax(0)
         yield Stage(
             "windows",
             boxes=torch.cat([corners, corners + self.window], 1),
-            scores=best[cells[0], cells[1]],
+            scores=best[cells[:, 0], cells[:, 1]],
             caption=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each classified by itself; "
             "the score is the probability of the predicted class.",
         )
-        yield Stage(
-            "confidence",
-            map=best,
-            caption="The probability of the predicted class at the centre of each window.",
-        )
+        caption = "The probability of the predicted class at the centre of each window."
+        yield Stage("confidence", map=best, caption=caption)
         for name, map_ in zip(self.class_names, probabilities, strict=True):
             yield Stage(name, map=map_, caption=f"The probability of {name} at the centre of each window.")
 
@@ -176,15 +171,8 @@ def patch_classifier(
         UserError: If the stages have different lengths or do not fit the window.
     """
     layers, features = window_stages(window, channels, kernels, pools)
-    layers += [
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(features, hidden),
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(hidden, classes),
-    ]
-    return nn.Sequential(*layers)
+    layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(hidden, classes))
 
 
 def sample_pixels(masks: Tensor, number: int, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:

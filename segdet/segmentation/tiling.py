@@ -23,17 +23,13 @@ _STRIDE = 32
 
 @dataclass(frozen=True)
 class Span:
-    """The extent of a tile along one side of the image.
+    """The extent of a tile along one side of the image."""
 
-    Attributes:
-        start: The first pixel.
-        stop: The pixel after the last.
-        weights: float32 ``[stop - start]``, the weight of the tile at each pixel. The weights of all tiles sum to 1.
-    """
-
-    start: int
-    stop: int
-    weights: Tensor
+    start: int  # the first pixel
+    stop: int  # the pixel after the last
+    weights: (
+        Tensor  # float32 [stop - start], the tile's weight at each pixel; the weights of all tiles sum to 1
+    )
 
 
 def spans(length: int, tile: int, overlap: int) -> list[Span]:
