@@ -6,11 +6,10 @@ Importing the package imports neither torch nor Lightning, so that the command s
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from segdet.task import Task
 
 # albumentations checks for a newer release over the network when it is imported; a benchmark must not.
@@ -23,14 +22,25 @@ __all__ = ["load"]
 def load(path: str | Path) -> Task:
     """Return the trained model of a run or of a checkpoint, on the CPU and in evaluation mode.
 
-    ``class_names`` names its classes, and ``predict_image`` predicts a picture as in the evaluation of the run.
+    ``class_names`` names its classes, and ``predict_image`` predicts an image as in the evaluation of the run.
 
     Args:
-        path: The folder of a run of ``segdet fit``, or a checkpoint's file of the command or of a plain Trainer.
+        path: The folder of a run of ``segdet fit``, or a checkpoint file of the command or of a plain Trainer. The best
+            checkpoint of a run is loaded, or the last one if there was no validation.
 
     Raises:
         UserError: If there is no checkpoint, or it cannot be loaded.
     """
-    from segdet.runs.load_model import load_model
+    from segdet.task import Task
+    from segdet.util.errors import UserError
 
-    return load_model(path)
+    path = Path(path)
+    if not path.is_dir():
+        return Task.load_from_checkpoint(path)
+    for name in ("best", "last"):
+        file = path / "checkpoints" / f"{name}.ckpt"
+        if file.is_file():
+            return Task.load_from_checkpoint(file)
+    raise UserError(
+        f"{path}: no checkpoints/best.ckpt in it; give the folder of a trained run, or a checkpoint"
+    )

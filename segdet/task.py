@@ -1,4 +1,16 @@
-"""The common base class of segmentation, localization and detection."""
+"""The base classes of all families: `Model` predicts, and `Task` also trains, evaluates and saves.
+
+A family implements three methods: `losses`, `predict` and `stages`. The base classes call them:
+
+- Training: `Task.training_step` normalizes a batch, rescales it in multi-scale training, and sums and logs `losses`.
+- Evaluation: `Task.validation_step` and `Task.test_step` predict a batch and update the metrics of the task. The scores
+  are logged after the last batch.
+- Prediction: `Model.predict_image` resizes an image as in evaluation. `Model.predict_tensors` normalizes images, calls
+  `predict`, and converts the output to pixels of the original images.
+- Checkpoints: `Task.on_save_checkpoint` adds all that `Task.load_from_checkpoint` needs to build the trained model.
+
+`Segmenter`, `Localizer` and `Detector`, one base class per task, define the metrics and convert outputs to predictions.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +33,12 @@ from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.data.transforms import Plain, Size
 from segdet.metrics.base import Scores
 from segdet.nn.train_eval_mode import evaluating
-from segdet.training.freezing import freeze
-from segdet.training.load_checkpoint import DESCRIPTION, load_task
-from segdet.training.memory_format import use_channels_last
+from segdet.nn.weights import restoring
+from segdet.training.callback_interfaces import pass_scores
+from segdet.training.load_checkpoint import DESCRIPTION, import_class, read_checkpoint
+from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
-from segdet.training.score_reader import pass_scores
-from segdet.training.step_seed import seed_step, start_epoch_count
-from segdet.training.torch_compile import compile_modules
 from segdet.util.errors import UserError, check_range
 from segdet.util.saved_arguments import (
     check_unknown_arguments,
@@ -36,7 +46,7 @@ from segdet.util.saved_arguments import (
     plain,
     plain_arguments,
 )
-from segdet.util.seeds import global_seed
+from segdet.util.seeds import global_seed, seed_step
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,12 +76,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class View:
-    """How the images that enter the network relate to the images that the data module loaded.
+    """The sizes of the network's input images, also relative to the images that the data module loaded.
 
     Attributes:
         sizes: ``(height, width)`` of each image without padding.
-        scale: Height and width of the images divided by those of the loaded images: other than ``(1, 1)`` in
-            multi-scale training and in test-time augmentation at other scales.
+        scale: Height and width of the images divided by those of the loaded images. They differ from 1 in multi-scale
+            training and in test-time augmentation at several scales.
     """
 
     sizes: list[tuple[int, int]]
@@ -79,18 +89,15 @@ class View:
 
 
 class Model(L.LightningModule):
-    """The methods of a family, and prediction from an image to boxes or a mask in its own pixels.
-
-    A family implements `losses`, `predict` and `stages`, and, if it needs them, the methods of additional inputs. The
-    base class of its task implements `postprocess`.
-    """
+    """A network with the methods of its family, and prediction of boxes or masks in pixels of the original images."""
 
     channels_last: bool
     class_names: list[str]
     _scale: Tensor
     _shift: Tensor
+    _saved_image_size: Size
 
-    # Implemented by a family.
+    # A family implements three methods.
 
     @abstractmethod
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -112,44 +119,7 @@ class Model(L.LightningModule):
         """Yield intermediate results for one normalized image ``[1, 3, H, W]``."""
         return iter(())
 
-    def loss_inputs(self, view: View) -> dict[str, Any]:
-        """Return additional keyword arguments for `losses`; none for most families."""
-        return {}
-
-    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
-        """Return additional keyword arguments for `predict`; none for most families.
-
-        Args:
-            targets: One per image, in pixels of the images that enter the network. They hold region proposals if the
-                data has them.
-            view: How these images relate to the loaded ones.
-        """
-        return {}
-
-    def benchmark_inputs(self, sample: Sample) -> dict[str, Any]:
-        """Return additional keyword arguments for `predict_tensors` when the cost of ``sample`` is measured."""
-        return {}
-
-    def propose_boxes(self, image: np.ndarray) -> np.ndarray | None:
-        """Return region proposals float32 ``[P, 4]`` for an image uint8 ``[H, W, 3]``; None if the family uses none."""
-        return None
-
-    @property
-    def pass_module(self) -> nn.Module:
-        """The module whose forward on one sample is one network pass; the cost of an image counts these."""
-        return self.backbone  # type: ignore[return-value]
-
-    @property
-    def compiled_modules(self) -> list[nn.Module]:
-        """The modules that ``torch.compile`` compiles: those that the family calls as a whole.
-
-        By default these are the children that have parameters; of a ``ModuleList``, its members.
-        """
-        children = [child if isinstance(child, nn.ModuleList) else [child] for child in self.children()]
-        modules = [module for group in children for module in group]
-        return [module for module in modules if next(module.parameters(), None) is not None]
-
-    # Implemented by the base class of each task.
+    # The base class of each task implements one method.
 
     @abstractmethod
     def postprocess(
@@ -157,12 +127,7 @@ class Model(L.LightningModule):
     ) -> list[Prediction]:
         """Convert the output of `predict` for images of ``size`` to predictions in pixels of the original images."""
 
-    # Prediction.
-
-    @property
-    def image_size(self) -> Size:
-        """The size to which images are resized for evaluation: height and width, the shorter side, or None."""
-        return None
+    # Prediction, from an image file down to the call of `predict`.
 
     def predict_image(self, image: ImageLike) -> Prediction:
         """Return boxes or a mask for one image, in its own pixels, on the CPU.
@@ -193,6 +158,18 @@ class Model(L.LightningModule):
             (prediction,) = self.predict_tensors(images, [(height, width)], [target])
         return Prediction(**{key: value.cpu() for key, value in prediction.items()})  # type: ignore[attr-defined,typeddict-item]
 
+    @property
+    def image_size(self) -> Size:
+        """The size of images in evaluation: height and width, the shorter side, or None if they are not resized.
+
+        It is that of the trainer's data module, or else that of the checkpoint.
+        """
+        data = getattr(self._trainer, "datamodule", None)
+        return data.recipe.size if isinstance(data, DataModule) else self._saved_image_size
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        return self.predict_batch(batch)
+
     def predict_batch(self, batch: Batch) -> list[Prediction]:
         """Return one prediction per image of the batch, in pixels of the original images.
 
@@ -213,9 +190,6 @@ class Model(L.LightningModule):
             for position, prediction in zip(positions, found, strict=True):
                 predictions[position] = prediction
         return predictions  # type: ignore[return-value]
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        return self.predict_batch(batch)
 
     def predict_tensors(
         self,
@@ -251,9 +225,49 @@ class Model(L.LightningModule):
         # Batches are channels last. The memory format of a convolution follows both its weights and its images.
         return normal if self.channels_last else normal.contiguous()
 
+    # Additional inputs; most families have none.
+
+    def loss_inputs(self, view: View) -> dict[str, Any]:
+        """Return additional keyword arguments for `losses`."""
+        return {}
+
+    def predict_inputs(self, targets: list[Target], view: View) -> dict[str, Any]:
+        """Return additional keyword arguments for `predict`.
+
+        Args:
+            targets: One per image, in pixels of the network's input. They hold region proposals if the data has them.
+            view: The sizes of the network's input.
+        """
+        return {}
+
+    def propose_boxes(self, image: np.ndarray) -> np.ndarray | None:
+        """Return region proposals float32 ``[P, 4]`` for an image uint8 ``[H, W, 3]``; None if the family uses none."""
+        return None
+
+    def benchmark_inputs(self, sample: Sample) -> dict[str, Any]:
+        """Return additional keyword arguments for `predict_tensors` when the cost of ``sample`` is measured."""
+        return {}
+
+    # Modules for the measurement of cost and for compilation.
+
+    @property
+    def pass_module(self) -> nn.Module:
+        """The module whose forward pass on one sample counts as one network pass in the cost of an image."""
+        return self.backbone  # type: ignore[return-value]
+
+    @property
+    def compiled_modules(self) -> list[nn.Module]:
+        """The modules that ``torch.compile`` compiles: those that the family calls as a whole.
+
+        By default these are the children that have parameters; of a ``ModuleList``, its members.
+        """
+        children = [child if isinstance(child, nn.ModuleList) else [child] for child in self.children()]
+        modules = [module for group in children for module in group]
+        return [module for module in modules if next(module.parameters(), None) is not None]
+
 
 class Task(Model):
-    """The base class of `Segmenter`, `Localizer` and `Detector`: training, evaluation and logging.
+    """The base class of `Segmenter`, `Localizer` and `Detector`: training, evaluation, logging and checkpoints.
 
     Before each training batch torch's random numbers are seeded with the seed of ``lightning.seed_everything`` (0 if
     it was not called), the epoch, the batch and the process. A resumed training therefore draws the same numbers as one
@@ -264,8 +278,8 @@ class Task(Model):
         optim: Optimizer and schedule.
         mean: The mean of each channel, 0..1, which normalization subtracts.
         std: The standard deviation of each channel, by which normalization divides.
-        channels_last: Whether weights and images are stored in the channels-last memory format, in which images are
-            decoded and convolutions are fastest.
+        channels_last: Whether weights and images have the channels-last memory format. Images are decoded in it, and
+            convolutions are fastest in it.
         compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
             ``{mode: reduce-overhead}``.
         freeze: Names of modules that are not trained and stay in evaluation mode, such as ``[backbone]``.
@@ -279,7 +293,7 @@ class Task(Model):
         task: The task's name, as data modules use it.
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
-        step_losses: The losses of the last training step, on the device.
+        step_losses: The losses of the last training step, on the device: ``loss``, their sum, and ``loss_<part>``.
     """
 
     task: ClassVar[str]
@@ -304,13 +318,13 @@ class Task(Model):
         check_unknown_arguments(type(self), unknown)
         super().__init__()
         self.save_hyperparameters(plain_arguments(arguments))
-        self.class_names = list(class_names)
-        # A checkpoint holds it as a dictionary.
-        self.optim = optim if isinstance(optim, Optimization) else Optimization(**optim)
-        self.channels_last = channels_last
         if multi_scale is not None:
             check_range("--model.multi_scale", multi_scale, above=0)
         check_range("--model.multi_scale_every", multi_scale_every, least=1)
+        self.class_names = list(class_names)
+        # A checkpoint holds the optimization as a dictionary.
+        self.optim = optim if isinstance(optim, Optimization) else Optimization(**optim)
+        self.channels_last = channels_last
         self.compile_options: dict[str, Any] | None = {} if compile is True else (compile or None)
         self.freeze_options = (list(freeze or []), frozen_batch_norm)
         self._frozen: list[str] = []
@@ -320,11 +334,11 @@ class Task(Model):
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
         self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
-        self._saved_image_size: Size = None
+        self._saved_image_size = None
         self.step_losses: dict[str, Tensor] = {}
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
-    # Implemented by the base class of each task.
+    # The base class of each task implements two methods.
 
     @abstractmethod
     def build_scores(self) -> Scores:
@@ -336,14 +350,14 @@ class Task(Model):
     ) -> None:
         """Update ``scores`` with the predictions for the images at ``positions`` of the batch."""
 
-    # Set-up.
+    # Training.
 
     def configure_model(self) -> None:
         """Freeze modules, set the memory format and compile."""
         self.optim.freeze(self)
         self._frozen = freeze(self, *self.freeze_options)
         if self.channels_last:
-            use_channels_last(self)
+            self.to(memory_format=torch.channels_last)
         if self.compile_options is not None:
             compile_modules(self.compiled_modules, self.compile_options)
 
@@ -364,11 +378,16 @@ class Task(Model):
             self.get_submodule(name).eval()
         return self
 
-    # Training.
-
     def on_train_epoch_start(self) -> None:
-        """Start counting the batches of the epoch; see `start_epoch_count`."""
-        start_epoch_count(self.trainer)
+        """Reset Lightning's count of batches, so that a checkpoint saved now resumes with all batches of the epoch.
+
+        Lightning resets the count slightly later. A checkpoint saved before that, on SLURM's signal, would hold the
+        count of the previous epoch, and the resumed training would skip this epoch.
+        """
+        loop = self.trainer.fit_loop
+        loop.epoch_loop.batch_progress.reset_on_run()
+        epochs = loop.epoch_progress.current
+        epochs.ready = epochs.started + 1  # type: ignore[attr-defined]  # Lightning increases `started` after this hook
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed torch's random numbers, such as those of dropout."""
@@ -425,11 +444,9 @@ class Task(Model):
         self._evaluate(batch, "test_")
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``."""
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...``."""
         self._log_scores("test")
 
     def _evaluate(self, batch: Batch, key: str) -> None:
@@ -439,6 +456,7 @@ class Task(Model):
             self.update_scores(self.scores[key], [predictions[i] for i in positions], batch, positions)  # type: ignore[arg-type]
 
     def _log_scores(self, stage: str) -> None:
+        """Log the scores of an epoch as ``val/...`` or ``test/...``, and reset the metrics."""
         scores: Scores = self.scores[f"{stage}_"]  # type: ignore[assignment]
         pass_scores(self, stage, scores)
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
@@ -449,18 +467,12 @@ class Task(Model):
         for name in values.keys() - present.keys():
             self.trainer.callback_metrics.pop(name, None)
         headline = {k: v for k, v in present.items() if k == self.monitor}
-        rest = {k: v for k, v in present.items() if k not in headline}
+        rest = {k: v for k, v in present.items() if k != self.monitor}
         # All processes have computed the same numbers from the gathered states.
         self.log_dict(headline, prog_bar=True, sync_dist=True)
         self.log_dict(rest, sync_dist=True)
 
     # Checkpoints.
-
-    @property
-    def image_size(self) -> Size:
-        """The size to which images are resized for evaluation: height and width, the shorter side, or None."""
-        data = getattr(self._trainer, "datamodule", None)
-        return data.recipe.size if isinstance(data, DataModule) else self._saved_image_size
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the class of the model, the names of the classes and the size of images, as plain types."""
@@ -493,4 +505,20 @@ class Task(Model):
         Raises:
             UserError: If the file cannot be read, is not a checkpoint, or holds a model of another class.
         """
-        return load_task(cls, Path(checkpoint_path), kwargs)
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        class_path = str((checkpoint.get(DESCRIPTION) or {}).get("class_path", ""))
+        saved_arguments = checkpoint.get("hyper_parameters")
+        if not class_path or saved_arguments is None:
+            raise UserError(
+                f"{checkpoint_path}: the checkpoint does not hold the model's arguments; train it again"
+            )
+        try:
+            model_class = import_class(class_path, cls)
+        except UserError as error:
+            raise UserError(f"{checkpoint_path}: {error}") from error
+        with restoring(checkpoint["state_dict"]):
+            model = model_class(**saved_arguments | kwargs)
+        model.configure_model()
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.eval()

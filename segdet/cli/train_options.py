@@ -27,10 +27,17 @@ from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.panels import ImagePanels
 from segdet.task import Task
-from segdet.training.trainer_defaults import TRAINER_DEFAULTS
 from segdet.util.errors import UserError
 
 DEFAULT_EPOCHS = 12
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "log_every_n_steps": 50,
+    "num_sanity_val_steps": 0,  # scores of two batches are meaningless
+    "enable_autolog_hparams": False,  # RunRecorder records the whole configuration
+    "enable_model_summary": False,  # the record holds the number of parameters
+}
+"""Defaults of options of ``lightning.Trainer`` that differ from Lightning's."""
 
 INHERITED = ("seed_everything", "model", "data")
 """The sections of a checkpoint's configuration that are the defaults of validate, test and predict; fit takes all."""

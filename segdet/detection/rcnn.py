@@ -17,10 +17,10 @@ from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import TwoLayerHead, rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
 from segdet.task import Stage
+from segdet.training.callback_interfaces import request_checkpoint
 from segdet.training.ema import averaged
 from segdet.training.linear_svm import LinearSVMs, Mining
 from segdet.training.ridge import BoxRidge
-from segdet.training.save_on_request import request_checkpoint
 from segdet.util.errors import UserError, check_choice, check_range
 from segdet.util.stage_timing import stage
 

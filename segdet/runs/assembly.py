@@ -21,7 +21,7 @@ from segdet.runs.record_callback import RunRecorder
 from segdet.runs.restore_callback import Restoration
 from segdet.task import Task
 from segdet.training.ema import EMA
-from segdet.training.precision import REFUSED, affordable
+from segdet.training.precision import REFUSED, cpu_precision
 from segdet.training.progress import Progress, StepLogger
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
@@ -136,14 +136,14 @@ def choose_precision(precision: Any, accelerator: Any) -> Any:
     Both arguments are options of the trainer. The run's configuration keeps the given precision, so that it means
     the same on another machine.
     """
-    if not _runs_on_cpu(accelerator) or affordable(precision) == precision:
+    if not _runs_on_cpu(accelerator) or cpu_precision(precision) == precision:
         return precision
     if rank() == 0:
         sys.stderr.write(
             f"segdet: this CPU computes bfloat16 slowly, by way of float32; precision {precision} becomes "
-            f"{affordable(precision)}\n"
+            f"{cpu_precision(precision)}\n"
         )
-    return affordable(precision)
+    return cpu_precision(precision)
 
 
 def _runs_on_cpu(accelerator: Any) -> bool:

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.progress import has_nan
-from segdet.training.save_on_request import SavesOnRequest
 
 
 class BestCheckpoint(ModelCheckpoint):

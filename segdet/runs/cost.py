@@ -1,8 +1,8 @@
 """The cost of predicting one image: parameters, FLOPs, milliseconds, network passes and memory.
 
-All costs are measured on ``predict_tensors``, from the decoded and transformed image to the final prediction
-(normalization, network, decoding of boxes, NMS or upsampling). Reading and decoding the file costs the same for every
-model and is left out.
+All costs are those of ``predict_tensors``, from the decoded and transformed image to the final prediction:
+normalization, network, decoding of boxes, NMS or upsampling. Reading and decoding of the file is left out, because it
+costs the same for every model.
 """
 
 import functools
@@ -10,15 +10,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segdet.nn.train_eval_mode import evaluating
 from segdet.runs.record import Cost
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
+from segdet.util.stage_timing import time_stages
 
 STAGE_REPEATS = 5
 """The maximum number of predictions for the median time of a stage."""
@@ -28,16 +29,16 @@ class Predictor(Protocol):
     """The interface of a ``torch.nn.Module`` whose cost can be measured."""
 
     @property
-    def pass_module(self) -> "nn.Module":
+    def pass_module(self) -> nn.Module:
         """The module whose forward pass on one sample is one network pass."""
 
-    def predict_tensors(self, images: "Tensor") -> Any:
+    def predict_tensors(self, images: Tensor) -> Any:
         """Return the predictions for uint8 images ``[B, 3, H, W]``."""
 
 
 def measure_cost(
     model: Predictor,
-    images: "Tensor",
+    images: Tensor,
     repeats: int = 30,
     seconds: float = 3.0,
     inputs: Mapping[str, Any] | None = None,
@@ -48,21 +49,21 @@ def measure_cost(
 
     - ``parameters``: all parameters, including frozen ones; shared parameters count once.
     - ``flops``: matrix products, convolutions and attention, as ``torch.utils.flop_counter`` counts them: a
-      multiply-add is two operations. Elementwise operations, pooling, NMS and upsampling count zero.
+      multiply-add is two operations. Elementwise operations, pooling, NMS and upsampling are not counted.
     - ``ms_per_image``: the median of up to ``repeats`` predictions after one warm-up. On a GPU each measurement ends
       with a synchronization. A prediction slower than ``seconds`` is timed once.
-    - ``passes_per_image``: the number of samples that pass through ``model.pass_module`` for this image, that is, the
-      sum of its batch sizes.
+    - ``passes_per_image``: the number of samples that pass through ``model.pass_module`` for this image: the sum of the
+      batch sizes of its calls.
     - ``peak_memory_mb``: the peak memory of the process so far, in MiB: on a GPU the memory allocated by torch since
       the last reset, else the resident memory. After training it is the peak of the training. None if unavailable.
     - ``stages_ms``: the median time in each stage that the model marks with `segdet.util.stage_timing.stage`, in the
-      order of their first start. It is measured in separate predictions, because on a GPU each stage ends with a
+      order of their first start. Stages are measured in separate predictions: on a GPU each stage ends with a
       synchronization, which slows down the prediction.
 
     Args:
         model: A module with ``predict_tensors`` and ``pass_module``.
-        images: uint8 ``[1, 3, H, W]``, on the model's device. Use a real image, because the number of boxes before
-            NMS depends on it.
+        images: uint8 ``[1, 3, H, W]``, on the model's device. Use a real image: the number of boxes before NMS depends
+            on its content.
         repeats: The maximum number of predictions to time.
         seconds: The maximum time to spend on timing.
         inputs: Additional keyword arguments of ``predict_tensors``.
@@ -70,18 +71,13 @@ def measure_cost(
     Raises:
         ValueError: If ``images`` is not one uint8 RGB image.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from segdet.nn.train_eval_mode import evaluating
-
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[:2]) != (1, 3):
         raise ValueError(f"expected uint8 [1, 3, H, W], got {images.dtype} {list(images.shape)}")
-    assert isinstance(model, torch.nn.Module)
+    assert isinstance(model, nn.Module)
     predict: Callable[[Tensor], Any] = functools.partial(model.predict_tensors, **(inputs or {}))
     with evaluating(model), _same_random_state():
         with torch.inference_mode():
-            with _timing_stages(images) as stage_seconds:
+            with time_stages(functools.partial(_synchronize, images)) as stage_seconds:
                 warm_up = _seconds(predict, images)
             times = [warm_up] if warm_up > seconds else []
             end = time.perf_counter() + seconds
@@ -108,14 +104,12 @@ def measure_cost(
     )
 
 
-def peak_memory_mb(device: "torch.device") -> float | None:
+def peak_memory_mb(device: torch.device) -> float | None:
     """Return the peak memory in MiB: allocated by torch on the GPU ``device``, else resident in this process.
 
     None if the system does not report it.
     """
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource
@@ -125,14 +119,12 @@ def peak_memory_mb(device: "torch.device") -> float | None:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS reports bytes, Linux KiB
 
 
-def _synchronize(images: "Tensor") -> None:
-    import torch
-
+def _synchronize(images: Tensor) -> None:
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
 
 
-def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
+def _seconds(predict: Callable[[Tensor], Any], images: Tensor) -> float:
     """Return the duration of one prediction, including the device's work."""
     _synchronize(images)
     start = time.perf_counter()
@@ -141,37 +133,27 @@ def _seconds(predict: Callable[["Tensor"], Any], images: "Tensor") -> float:
     return time.perf_counter() - start
 
 
-def _stage_rounds(
-    predict: Callable[["Tensor"], Any], images: "Tensor", seconds: float
-) -> list[dict[str, float]]:
-    """Return the seconds per stage of each prediction: at least one prediction, and none starts after ``seconds``."""
+def _stage_rounds(predict: Callable[[Tensor], Any], images: Tensor, seconds: float) -> list[dict[str, float]]:
+    """Return the seconds per stage of one or more predictions, none of which starts after ``seconds``."""
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
     while not rounds or (len(rounds) < STAGE_REPEATS and time.perf_counter() < end):
-        with _timing_stages(images) as stages:
+        with time_stages(functools.partial(_synchronize, images)) as stages:
             predict(images)
         rounds.append(stages)
     return rounds
 
 
-def _timing_stages(images: "Tensor") -> AbstractContextManager[dict[str, float]]:
-    from segdet.util.stage_timing import time_stages
-
-    return time_stages(functools.partial(_synchronize, images))
-
-
 @contextmanager
 def _same_random_state() -> Iterator[None]:
     """Restore torch's random state at the end."""
-    import torch
-
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         yield
 
 
 @contextmanager
-def _batch_sizes(module: "nn.Module") -> Iterator[list[int]]:
+def _batch_sizes(module: nn.Module) -> Iterator[list[int]]:
     """Collect the batch sizes of all forward passes of ``module``."""
     sizes: list[int] = []
 

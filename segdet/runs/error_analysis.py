@@ -30,7 +30,7 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
-from segdet.training.score_reader import ReadsScores
+from segdet.training.callback_interfaces import ReadsScores
 from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
 from segdet.util.errors import check_range
 from segdet.util.files import unwritable, write_text

@@ -28,10 +28,10 @@ class PredictionWriter(BasePredictionWriter):
     """Write the predictions of each batch to ``folder``; keep none in memory.
 
     - ``predictions.json`` for boxes: COCO's results format (``bbox`` is x, y, width, height). Each entry also has
-      ``file_name`` and ``category``, and ``segmentation`` if the family predicts masks. (pycocotools takes object
-      sizes from ``bbox``. Remove ``bbox`` to score masks by the sizes of the masks.)
-    - ``masks/<stem>.png`` for segmentation: index PNGs with the same values as the masks of the dataset, either with
-      VOC's palette, or in grayscale with the label ids that the evaluation server of Cityscapes accepts.
+      ``file_name`` and ``category``, and ``segmentation`` if the family predicts masks. pycocotools takes object sizes
+      from ``bbox``; remove ``bbox`` to score masks by the sizes of the masks.
+    - ``masks/<stem>.png`` for segmentation: index PNGs with the values of the dataset's masks. They have VOC's palette,
+      or are in grayscale with the label ids that the evaluation server of Cityscapes accepts.
     - ``overlays/<stem>.png`` for all tasks, with boxes of at least ``min_score``.
 
     If one folder contains ``a.jpg`` and ``a.png``, their output files are ``a.jpg.png`` and ``a.png.png``.
@@ -39,7 +39,7 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         folder: The folder ``predictions`` of the run.
         classes: The class numbers in the files. None for 1, 2, ... in boxes and 0, 1, ... in masks.
-        min_score: The minimum score of boxes that are drawn. Other boxes are only in ``predictions.json``.
+        min_score: The minimum score of drawn boxes; ``predictions.json`` holds all boxes.
     """
 
     def __init__(self, folder: Path, classes: Classes | None = None, min_score: float = 0.3) -> None:
@@ -76,7 +76,7 @@ class PredictionWriter(BasePredictionWriter):
             if "mask" in predicted:
                 _save(self._index_image(predicted["mask"].numpy()), self.folder / "masks" / f"{name}.png")
             else:
-                # JSON has no infinity or NaN; the metrics drop such boxes too.
+                # JSON has no infinity or NaN. The metrics drop such boxes too.
                 finite = predicted["boxes"].isfinite().all(1) & predicted["scores"].isfinite()
                 predicted = {key: value[finite] for key, value in predicted.items()}
                 lines += [json.dumps(entry) + "\n" for entry in self._entries(predicted, source, root, names)]
@@ -141,7 +141,7 @@ class PredictionWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Write the predictions made so far when the command is stopped; several processes keep separate files."""
+        """Write the predictions so far; several processes keep their separate files."""
         if trainer.world_size > 1 or not self._rank_file(0).exists():
             return
         self._merge(1)
@@ -172,9 +172,8 @@ def _rounded(values: Tensor) -> list[Any]:
 
     With fewer digits, different scores would become equal, and boxes would cross the IoU thresholds of evaluators.
     """
-    near = values.float().numpy()
-    digits: list[Any] = near.astype(str).astype(np.float64).tolist()
-    return digits
+    rounded: list[Any] = values.float().numpy().astype(str).astype(np.float64).tolist()
+    return rounded
 
 
 def _relative(path: Path, root: Path) -> Path:
@@ -182,9 +181,9 @@ def _relative(path: Path, root: Path) -> Path:
 
 
 def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Return a unique output path for each image, without the extension of the output file.
+    """Return a unique output path for each image: its path relative to ``root``, without the extension.
 
-    It is the image's path relative to ``root``, without the image's extension unless two images differ only in that.
+    The extension stays if two images differ only in it.
     """
     whole = {path: _relative(path, root).as_posix() for path in paths}
     names = {path: _relative(path, root).with_suffix("").as_posix() for path in paths}

@@ -18,10 +18,10 @@ from segdet.util.errors import check_range
 class EMA(WeightAveraging):
     """Lightning's `WeightAveraging` with an exponential moving average whose decay rises to ``decay``.
 
-    After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that a short training does not average over its
-    first steps. Statistics of batch normalization are averaged too; buffers of other types than floating point are
-    copied. Validation, the pictures drawn after it, and ``state_dict`` in checkpoints use the averaged weights.
-    Checkpoints also hold the trained weights, so that a training resumes exactly.
+    After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that the first steps of a short training have
+    little weight. Statistics of batch normalization are averaged too; buffers that are not floating-point are copied.
+    Validation, the pictures drawn after it, and ``state_dict`` in checkpoints use the averaged weights. Checkpoints
+    also hold the trained weights, so that a training resumes exactly.
 
     Args:
         decay: The decay per step, above 0 and below 1.
@@ -33,7 +33,6 @@ class EMA(WeightAveraging):
         self._exchanged = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Create the averaged weights."""
         with warnings.catch_warnings():
             # Lightning warns about sharded models whenever configure_model is overridden.
             warnings.filterwarnings("ignore", r".*WeightAveraging callback with a model that overrides")
@@ -43,19 +42,18 @@ class EMA(WeightAveraging):
         """Move the averaged weights to the device of the network."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
-        # It is read in every step, which would wait for the device.
+        # Lightning reads the count in every step; on a GPU this would wait for the device.
         self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Exchange the trained weights for the averaged ones."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._exchanged = self._average_model is not None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the averaged weights, with which callbacks draw pictures at the end of a validation."""
+        """Keep the averaged weights until `on_validation_end`, because callbacks draw pictures with them."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Exchange the averaged weights for the trained ones."""
+        """Restore the trained weights."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._exchanged = False
 
@@ -76,7 +74,7 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save both weights, also if a signal or an error causes it within a validation."""
+        """Save both sets of weights, also within a validation, on a signal or after an error."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._exchanged:
             averaged, trained = checkpoint["current_model_state"], checkpoint["state_dict"]
@@ -85,7 +83,7 @@ class EMA(WeightAveraging):
 
 @contextmanager
 def averaged(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Use the weights that are validated and saved inside this context: the averaged ones if there is an `EMA`."""
+    """Use the averaged weights inside this context if the trainer has an `EMA`, as validation does."""
     with ExitStack() as stack:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMA):

@@ -1,4 +1,4 @@
-"""Models from checkpoints."""
+"""Reading of checkpoint files and import of the classes that they name."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning as L
 import torch
 
-from segdet.nn.weights import restoring
 from segdet.util.errors import UserError
 
 DESCRIPTION = "segdet"
 """The key of a checkpoint for the description of its model: class, class names, size of images."""
 
 T = TypeVar("T")
-M = TypeVar("M", bound=L.LightningModule)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -54,32 +51,3 @@ def import_class(class_path: str, base: type[T]) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{class_path}: is not a subclass of {base.__name__}; load it with its own class")
     return found
-
-
-def load_task(base: type[M], path: Path, arguments: dict[str, Any]) -> M:
-    """Return the trained model of a checkpoint, on the CPU and in evaluation mode.
-
-    Args:
-        base: The class of the model, or a base class of it.
-        path: The checkpoint.
-        arguments: Arguments of the model that replace those in the checkpoint.
-
-    Raises:
-        UserError: If the file cannot be read, is not a checkpoint, or holds a model of another class.
-    """
-    checkpoint = read_checkpoint(path)
-    description = checkpoint.get(DESCRIPTION) or {}
-    class_path = str(description.get("class_path", ""))
-    saved = checkpoint.get("hyper_parameters")
-    if not class_path or saved is None:
-        raise UserError(f"{path}: the checkpoint does not hold the model's arguments; train it again")
-    try:
-        model_class = import_class(class_path, base)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    with restoring(checkpoint["state_dict"]):
-        model = model_class(**saved | arguments)
-    model.configure_model()
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval()

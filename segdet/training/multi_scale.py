@@ -11,7 +11,7 @@ from torch import Tensor
 from segdet.data.sample import Target
 
 MULTIPLE = 32
-"""The divisor of the sides of rescaled batches: the stride of the deepest maps of most networks."""
+"""The sides of rescaled batches are multiples of this, the stride of the deepest maps of most networks."""
 
 _BOXES: tuple[Literal["boxes", "proposals"], ...] = ("boxes", "proposals")
 _MASKS: tuple[Literal["mask", "masks"], ...] = ("mask", "masks")
@@ -34,7 +34,7 @@ def at_scale(images: Tensor, scale: float) -> Tensor:
 def rescale(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tuple[Tensor, list[Target]]:
     """Resize a batch of images and their targets.
 
-    Images are resized bilinearly, masks by nearest neighbour, boxes and areas exactly. The given targets are not
+    Images are resized bilinearly, masks by nearest neighbour. Boxes and areas are scaled. The given targets are not
     modified.
 
     Args:

@@ -10,27 +10,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration, which raises small singular values fast; all end at about 0.7 to 1.2."""
+"""Coefficients of the quintic iteration. It raises small singular values fast; all end between about 0.7 and 1.2."""
 
 
 class Muon(Optimizer):
     """Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) for weight matrices, and
     AdamW (Loshchilov, Hutter, ICLR 2019) for all other parameters.
 
-    A few directions dominate the gradient of a weight matrix; a step of SGD or Adam hardly changes the weak
-    directions, which separate the rarer cases. Muon keeps a momentum of the gradient and uses the nearest
-    semi-orthogonal matrix as the step. The weights of a convolution form a matrix with one row per output channel.
-    Steps are scaled to a root mean square of 0.2, that of AdamW's steps (Liu et al., "Muon is scalable for LLM
-    training", 2025, section 2.2), so that learning rates and weight decays found for AdamW apply.
+    A few directions dominate the gradient of a weight matrix. A step of SGD or Adam hardly changes the weak directions,
+    which separate the rarer cases. Muon's step is the semi-orthogonal matrix nearest to the gradient's momentum. The
+    weights of a convolution form a matrix with one row per output channel. Steps are scaled to a root mean square of
+    0.2, as AdamW's steps have (Liu et al., "Muon is scalable for LLM training", 2025, section 2.2). Learning rates and
+    weight decays found for AdamW therefore apply.
 
-    A step costs several products of such matrices per layer, independent of the batch, and half of AdamW's memory.
+    A step takes several matrix products per layer, independent of the batch size, and half of AdamW's memory.
 
     ``torch.optim.Muon`` refuses convolutions, and timm's Muon leaves narrow matrices to AdamW. Both iterate in
     bfloat16, which changes a step by 0.7% on random gradients, so they would not reproduce the recorded results.
 
     Args:
-        params: Parameters or groups of them. A group with ``muon: False`` is updated by AdamW; the parameters of all
-            others have two or more dimensions.
+        params: Parameters or groups of them. AdamW updates groups with ``muon: False``. The parameters of all other
+            groups have two or more dimensions.
         lr: The learning rate.
         momentum: Nesterov momentum of Muon.
         betas: Coefficients of AdamW.
@@ -47,17 +47,8 @@ class Muon(Optimizer):
         weight_decay: float = 0.01,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "betas": betas,
-                "weight_decay": weight_decay,
-                "eps": eps,
-                "muon": True,
-            },
-        )
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(params, defaults | {"muon": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,8 +69,8 @@ class Muon(Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(state["momentum"], group["momentum"])
-        step = orthogonalize(ahead.flatten(1))
+        nesterov = gradient.lerp(state["momentum"], group["momentum"])
+        step = orthogonalize(nesterov.flatten(1))
         scale = 0.2 * max(step.shape) ** 0.5
         parameter.add_(step.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
 
@@ -100,22 +91,22 @@ class Muon(Optimizer):
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Return approximately the nearest semi-orthogonal matrix, float32.
 
-    It has the singular vectors of ``matrix`` ``[R, C]`` and singular values of about one. They are computed by
+    The result has the singular vectors of ``matrix`` ``[R, C]`` and singular values of about one. It is computed by
     Newton-Schulz iterations with a quintic polynomial. A matrix of zeros stays zero.
     """
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.float().mT if tall else matrix.float()
     x = x / x.norm().clamp(min=1e-7)
-    # An iteration multiplies x from the left with a polynomial of x x^T. The product of all these polynomials is one
-    # small matrix, computed without x, which in a convolution has several times as many columns as rows.
+    # Each iteration multiplies x from the left by a polynomial of x x^T. The product of these polynomials is a square
+    # matrix, which is computed without x: in a convolution, x has several times as many columns as rows.
     gram = x @ x.mT
     identity = torch.eye(len(x), device=x.device)
-    whole = factor = identity
+    product = factor = identity
     for iteration in range(iterations):
         if iteration:
             gram = factor @ gram @ factor
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
-        whole = factor @ whole if iteration else factor
-    x = whole @ x
+        product = factor @ product if iteration else factor
+    x = product @ x
     return x.mT if tall else x

@@ -30,15 +30,15 @@ class Optimization:
         betas: The coefficients of AdamW, also for the parameters that Muon leaves to it.
         weight_decay: The weight decay, except for biases and normalization unless ``decay_all``.
         decay_all: Whether biases and normalization decay too, as in older papers.
-        bias_lr_factor: The factor on the learning rate of biases (2 in Caffe's recipes).
+        bias_lr_factor: The factor of the learning rate of biases (2 in Caffe's recipes).
         schedule: ``constant``, ``step`` (times ``gamma`` at each milestone), ``poly`` (to zero with ``power``) or
             ``cosine`` (to zero).
         milestones: The epochs of ``step``; values below 1 are fractions of the whole training.
         gamma: The factor at each milestone.
         power: The exponent of ``poly``.
-        warmup_steps: The steps over which the learning rate rises linearly from ``warmup_factor`` times ``lr``.
+        warmup_steps: The number of steps over which the learning rate rises linearly from ``warmup_factor * lr``.
         warmup_factor: The initial factor of the warm-up.
-        lr_factors: Factors on the learning rate by the beginning of parameter names, such as ``{backbone: 0.1}``; 0
+        lr_factors: Factors of the learning rate by the beginning of parameter names, such as ``{backbone: 0.1}``; 0
             freezes the parameters.
     """
 
@@ -69,12 +69,12 @@ class Optimization:
 
         Args:
             module: The network.
-            total_steps: The steps of the whole training; may be infinite for constant schedules, and for step schedules
-                with milestones in epochs.
-            steps_per_epoch: The steps of an epoch.
+            total_steps: The number of steps of the training. It may be infinite for constant schedules, and for step
+                schedules with milestones in epochs.
+            steps_per_epoch: The number of steps of an epoch.
 
         Raises:
-            UserError: If the schedule needs an end and there is none, or a factor matches no parameter.
+            UserError: If the schedule depends on an infinite number of steps, or a factor matches no parameter.
         """
         groups = self.groups(module)
         optimizer: torch.optim.Optimizer
@@ -94,8 +94,8 @@ class Optimization:
 
     def groups(self, module: nn.Module) -> list[dict]:
         """Return the parameters in groups of equal learning rate, weight decay and, for Muon, update rule."""
-        # The rows of an embedding are used separately; nothing is multiplied with it as a matrix.
-        tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        # The rows of an embedding are used separately, never as a matrix in a product.
+        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         norms = {
             id(p)
             for m in module.modules()
@@ -113,7 +113,7 @@ class Optimization:
             if bias:
                 factor *= self.bias_lr_factor
             exempt = not self.decay_all and (bias or id(parameter) in norms)
-            matrix = self.name == "muon" and parameter.ndim > 1 and id(parameter) not in tables
+            matrix = self.name == "muon" and parameter.ndim > 1 and id(parameter) not in embeddings
             groups.setdefault((factor, 0.0 if exempt else self.weight_decay, matrix), []).append(parameter)
         if unused:
             top = sorted({name.split(".")[0] for name, _ in module.named_parameters()})

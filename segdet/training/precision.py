@@ -1,7 +1,7 @@
-"""Precisions that are slow on this CPU or unsuitable for boxes.
+"""Precisions that are slow on some CPUs or unsuitable for boxes.
 
-A CPU without bfloat16 instructions converts to float32 and back around every operation, which is several times slower
-than float32 and not more exact.
+A CPU without bfloat16 instructions converts to float32 and back around every operation. This is several times slower
+than float32, and no more accurate.
 """
 
 from pathlib import Path
@@ -33,15 +33,12 @@ def has_bfloat16(cpuinfo: Path = _CPUINFO) -> bool | None:
     return None
 
 
-def affordable(precision: str | int | None, cpuinfo: Path = _CPUINFO) -> str | int | None:
-    """Return the precision to use on the CPU when ``precision`` is requested.
+def cpu_precision(precision: str | int | None, cpuinfo: Path = _CPUINFO) -> str | int | None:
+    """Return ``32-true`` in place of bfloat16 if the CPU has no instructions for it, else ``precision``.
 
     Args:
         precision: One of Lightning's names; None for its default.
         cpuinfo: See `has_bfloat16`.
-
-    Returns:
-        ``32-true`` in place of bfloat16 if the CPU has no instructions for it, else ``precision``.
     """
     if precision in BFLOAT16 and has_bfloat16(cpuinfo) is False:
         return "32-true"

@@ -22,16 +22,12 @@ BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_f
 
 
 def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
-    """Return the losses of the last training step under their logged names, in one transfer from the device.
-
-    ``pl_module.step_losses`` holds the parts and their sum, ``loss``; the sum is computed here if it is missing.
-    """
-    losses: Mapping[str, Tensor] = getattr(pl_module, "step_losses", None) or {}
+    """Return `Task.step_losses` under their logged names, in one transfer from the device; empty before any step."""
+    losses: Mapping[str, Tensor] = getattr(pl_module, "step_losses", {})
     if not losses:
         return {}
-    values = torch.stack([torch.as_tensor(value).detach().float() for value in losses.values()]).tolist()
-    named = {loss_name(name): value for name, value in zip(losses, values, strict=True)}
-    return {"train/loss": named.get("train/loss", sum(named.values())), **named}
+    values = torch.stack([value.float() for value in losses.values()]).tolist()
+    return {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
 
 
 def has_nan(pl_module: pl.LightningModule) -> bool:
@@ -39,22 +35,13 @@ def has_nan(pl_module: pl.LightningModule) -> bool:
     return any(bool(parameter.isnan().any()) for parameter in pl_module.parameters())
 
 
-def loss_name(part: str) -> str:
-    """Return ``train/loss`` for the sum and ``train/loss_<part>`` for a part of it."""
-    if part.startswith("train/"):
-        return part
-    if part == "loss":
-        return "train/loss"
-    return f"train/loss_{part.removeprefix('loss_')}"
-
-
 class StepLogger(pl.Callback):
-    """Log the learning rates together with the losses of a step, and the losses of the last batch of an epoch.
+    """Log learning rates, complete the log with the last batch of each epoch, and stop a training that diverged.
 
-    The model logs its losses, which Lightning writes every ``log_every_n_steps`` optimizer steps. To these rows the
-    rates are added: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. The last batch of an epoch
-    always has a row. Losses are those of one batch on rank 0. At all these steps a training whose weights are NaN is
-    stopped.
+    Lightning writes the losses that the model logs every ``log_every_n_steps`` optimizer steps. This callback adds the
+    learning rates to these rows: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. It also writes a
+    row for the last batch of an epoch. Losses are those of one batch on rank 0. At these steps a training is stopped if
+    its loss and a weight are NaN.
     """
 
     def __init__(self) -> None:
@@ -63,7 +50,6 @@ class StepLogger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log, if a row is due."""
         step = trainer.global_step
         regular = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         # With accumulated gradients the step stays the same for several batches.
@@ -94,11 +80,7 @@ def _rates(trainer: pl.Trainer) -> dict[str, float]:
 
 
 class _Line:
-    """One line of progress on stderr, redrawn at most once per interval.
-
-    Args:
-        interval: The least number of seconds between two redraws.
-    """
+    """One line of progress on stderr, redrawn at most once per ``interval`` seconds."""
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
@@ -111,7 +93,7 @@ class _Line:
         return self.bar is not None and time.monotonic() >= self._next
 
     def open(self, title: str, total: float, enabled: bool) -> None:
-        """Open the line, in place of an open one; ``total`` may be infinite."""
+        """Open a new line; ``total`` may be infinite."""
         self.close()
         bar = tqdm(
             desc=title,
@@ -127,7 +109,7 @@ class _Line:
         self.bar = None if bar.disable else bar
 
     def draw(self, done: int, text: str) -> None:
-        """Draw the line with ``done`` steps and a text behind the bar."""
+        """Draw the line after ``done`` steps, with a text behind the bar."""
         assert self.bar is not None
         self.bar.n = done
         self.bar.set_postfix_str(text, refresh=True)
@@ -140,17 +122,20 @@ class _Line:
             self.close()
 
     def close(self) -> None:
-        """End the line, if it is open."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _is_training(trainer: pl.Trainer) -> bool:
+    return trainer.state.fn is not None and trainer.state.fn.value == "fit"
 
 
 class Progress(ProgressBar):
     """One line on stderr: epoch, batch, loss and the last validation score.
 
     Args:
-        interval: The least number of seconds between two redraws.
+        interval: The minimum number of seconds between two redraws.
     """
 
     def __init__(self, interval: float = 0.25) -> None:
@@ -160,19 +145,15 @@ class Progress(ProgressBar):
         self._score = ""
 
     def disable(self) -> None:
-        """Stop drawing."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Draw again."""
         self._enabled = True
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        """Write a line above the bar."""
         tqdm.write(sep.join(map(str, args)), file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open a bar for the epoch."""
         last = trainer.max_epochs
         of = f"/{last}" if last is not None and last > 0 else ""
         self._line.open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches, self._enabled)
@@ -180,74 +161,58 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraw, if the interval has passed."""
         if self._line.due:
             self._line.draw(batch_idx + 1, self._text(pl_module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the final state of the epoch; the line stays."""
         if self._line.bar is not None:
             self._read_score(trainer, pl_module)
             self._line.finish(self._text(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show that validation runs; outside of training, open a bar for it."""
-        if trainer.state.fn is not None and trainer.state.fn.value == "fit":
-            if self._line.bar is not None:
-                self._line.bar.set_postfix_str("validating", refresh=True)
-        else:
+        """Show in the bar of the epoch that validation runs; outside of training, open a bar for it."""
+        if not _is_training(trainer):
             self._line.open("validate", sum(trainer.num_val_batches), self._enabled)
+        elif self._line.bar is not None:
+            self._line.bar.set_postfix_str("validating", refresh=True)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Redraw, if the interval has passed."""
-        if self._line.due:
+        if not _is_training(trainer):
+            self._draw_if_due(batch_idx)
+        elif self._line.due:
             assert self._line.bar is not None
-            if trainer.state.fn is not None and trainer.state.fn.value == "fit":
-                self._line.draw(
-                    self._line.bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}"
-                )
-            else:
-                self._line.draw(batch_idx + 1, "")
+            self._line.draw(self._line.bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the new score."""
         self._read_score(trainer, pl_module)
-        if trainer.state.fn is not None and trainer.state.fn.value != "fit":
+        if not _is_training(trainer):
             self._line.finish()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
         self._line.open("test", sum(trainer.num_test_batches), self._enabled)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Redraw, if the interval has passed."""
-        if self._line.due:
-            self._line.draw(batch_idx + 1, "")
+        self._draw_if_due(batch_idx)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
         self._line.finish()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
         self._line.open("predict", sum(trainer.num_predict_batches), self._enabled)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Redraw, if the interval has passed."""
-        if self._line.due:
-            self._line.draw(batch_idx + 1, "")
+        self._draw_if_due(batch_idx)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
         self._line.finish()
 
     def on_exception(
@@ -255,6 +220,10 @@ class Progress(ProgressBar):
     ) -> None:
         """End the line, so that the next message starts on a new one."""
         self._line.close()
+
+    def _draw_if_due(self, batch_idx: int) -> None:
+        if self._line.due:
+            self._line.draw(batch_idx + 1, "")
 
     def _text(self, pl_module: pl.LightningModule) -> str:
         losses = read_losses(pl_module)

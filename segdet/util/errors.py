@@ -27,7 +27,7 @@ class BadSample(UserError):
         self.remedy = remedy
 
     def or_skip(self) -> "BadSample":
-        """Return the error with a hint about the option that skips such samples."""
+        """Return the error with a hint at the option that skips such samples."""
         remedy = f"{self.remedy}, or run without such samples: --data.on_bad_sample skip"
         return BadSample(self.path, self.fault, remedy)
 
@@ -41,7 +41,7 @@ class MissingFile(BadSample):
 
 
 def check_choice(option: str, value: object, choices: Any) -> None:
-    """Check that ``value`` is a valid choice of an option. The command-line parser does not check calls from Python.
+    """Check that ``value`` is a valid choice of an option, in calls from Python; the command's parser checks it too.
 
     Args:
         option: The option's name for the message, such as ``--model.mode``.

@@ -1,4 +1,4 @@
-"""Constructor arguments: collect them, check them, and convert them to a form that a checkpoint can contain."""
+"""Constructor arguments: collection, check, and conversion to types that a checkpoint can contain."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from segdet.util.suggest import did_you_mean
 def constructor_arguments(instance: object) -> dict[str, Any]:
     """Return the constructor arguments of ``instance``, including defaults, while it is being constructed.
 
-    A base class calls this at the beginning of its ``__init__``. The outermost ``__init__``, which belongs to the
-    instantiated class, provides the arguments.
+    A base class calls this at the beginning of its ``__init__``. The arguments are those of the outermost ``__init__``,
+    which belongs to the instantiated class.
     """
     arguments: dict[str, Any] = {}
     frame = inspect.currentframe()
@@ -30,11 +30,7 @@ def constructor_arguments(instance: object) -> dict[str, Any]:
 
 
 def check_unknown_arguments(cls: type, unknown: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments that neither ``cls`` nor its base classes take.
-
-    Raises:
-        UserError: If there are any; the message suggests the closest argument.
-    """
+    """Raise a `UserError` if there is an ``unknown`` argument; the message suggests the closest one of ``cls``."""
     if not unknown:
         return
     classes = [each for each in cls.__mro__ if "__init__" in each.__dict__ and each is not object]
@@ -46,7 +42,7 @@ def check_unknown_arguments(cls: type, unknown: Mapping[str, Any]) -> None:
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that consist of plain types, converted by `plain`; others are left out."""
+    """Return the arguments that `plain` converts; leave out all others."""
     converted: dict[str, Any] = {}
     for name, value in arguments.items():
         with suppress(TypeError):

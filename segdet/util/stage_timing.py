@@ -12,11 +12,7 @@ PREFIX = "segdet::"
 
 
 class _Timer:
-    """Adds up the seconds per stage.
-
-    Args:
-        synchronize: Called before each reading of the clock; waits for the device's pending work.
-    """
+    """The seconds per stage; ``synchronize`` is called before each reading of the clock."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self.synchronize = synchronize
@@ -32,22 +28,18 @@ _active_timer: ContextVar[_Timer | None] = ContextVar("active_timer", default=No
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Mark a stage of a prediction, for `time_stages` and for ``torch.profiler``.
-
-    Args:
-        name: The stage's name; in traces of the profiler it has the prefix ``segdet::``.
-    """
+    """Mark a stage of a prediction for `time_stages`, and for ``torch.profiler`` as ``segdet::<name>``."""
     timer = _active_timer.get()
     with record_function(PREFIX + name):
         if timer is None:
             yield
             return
         timer.seconds.setdefault(name, 0.0)
-        began = timer.clock()
+        start = timer.clock()
         try:
             yield
         finally:
-            timer.seconds[name] += timer.clock() - began
+            timer.seconds[name] += timer.clock() - start
 
 
 @contextmanager
@@ -58,7 +50,7 @@ def time_stages(synchronize: Callable[[], None] = lambda: None) -> Iterator[dict
     on request.
 
     Args:
-        synchronize: Waits for the device's pending work; called at both ends of every stage.
+        synchronize: A function that waits for the device's pending work. It is called at both ends of every stage.
     """
     timer = _Timer(synchronize)
     token = _active_timer.set(timer)

@@ -10,7 +10,7 @@ import yaml
 from segdet.cli.main import main
 from segdet.runs import assembly
 from segdet.training.load_checkpoint import DESCRIPTION
-from segdet.training.precision import affordable, has_bfloat16
+from segdet.training.precision import cpu_precision, has_bfloat16
 
 OLD = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx avx2\nbugs\t\t: x\n"
 NEW = "processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 amx_tile\n"
@@ -25,7 +25,7 @@ def cpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """A description of the CPU with the parameter as its text."""
     file = tmp_path / "cpuinfo"
     file.write_text(request.param)
-    monkeypatch.setattr(assembly, "affordable", lambda asked: affordable(asked, file))
+    monkeypatch.setattr(assembly, "cpu_precision", lambda asked: cpu_precision(asked, file))
     return file
 
 
@@ -38,15 +38,15 @@ def test_flags(text: str, native: bool | None, tmp_path: Path) -> None:
     file.write_text(text)
     assert has_bfloat16(file) is native
     slow = native is False
-    assert affordable("bf16-mixed", file) == ("32-true" if slow else "bf16-mixed")
-    assert [affordable(asked, file) for asked in ("32-true", "16-mixed", 64, None)] == [
+    assert cpu_precision("bf16-mixed", file) == ("32-true" if slow else "bf16-mixed")
+    assert [cpu_precision(asked, file) for asked in ("32-true", "16-mixed", 64, None)] == [
         "32-true", "16-mixed", 64, None,
     ]  # fmt: skip
 
 
 def test_an_unknown_cpu_keeps_the_precision(tmp_path: Path) -> None:
     assert has_bfloat16(tmp_path / "none") is None
-    assert affordable("bf16-mixed", tmp_path / "none") == "bf16-mixed"
+    assert cpu_precision("bf16-mixed", tmp_path / "none") == "bf16-mixed"
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)

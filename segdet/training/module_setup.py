@@ -1,8 +1,9 @@
-"""Frozen parts of a network."""
+"""Freezing and compilation of the modules of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -19,8 +20,8 @@ def freeze(network: nn.Module, prefixes: Sequence[str], batch_norm: bool) -> lis
         batch_norm: Whether all batch normalization is frozen too.
 
     Returns:
-        The names of the frozen modules. They are in evaluation mode and have to stay in it. Names remain valid when
-        modules are replaced, as Lightning replaces batch normalization by synchronized batch normalization.
+        The names of the frozen modules, which are in evaluation mode and have to stay in it. Names remain valid when
+        Lightning replaces batch normalization by synchronized batch normalization.
 
     Raises:
         UserError: If a module does not exist, or there is no batch normalization.
@@ -45,3 +46,23 @@ def freeze(network: nn.Module, prefixes: Sequence[str], batch_norm: bool) -> lis
         modules[name].requires_grad_(False)
         modules[name].eval()
     return frozen
+
+
+def compile_modules(modules: Iterable[nn.Module], options: dict[str, Any]) -> None:
+    """Compile modules in place; the names of their weights do not change.
+
+    Args:
+        modules: Modules that the network calls as a whole.
+        options: Options of ``torch.compile``.
+
+    Raises:
+        UserError: If torch refuses the options.
+    """
+    try:
+        for module in modules:
+            module.compile(**options)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--model.compile {options}: {reason}; give true, or options of torch.compile"
+        ) from error

@@ -2,7 +2,7 @@
 
 import torch
 
-from segdet.training.step_seed import seed_step, step_seed
+from segdet.util.seeds import seed_step, step_seed
 
 
 def drawn(epoch: int = 0, batch: int = 0, rank: int = 0, seed: int = 0) -> float:

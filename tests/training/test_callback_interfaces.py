@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 
 from segdet.runs.checkpoint_callbacks import LastCheckpoint
-from segdet.training.save_on_request import SavesOnRequest, request_checkpoint
+from segdet.training.callback_interfaces import SavesOnRequest, request_checkpoint
 
 
 class Saver(pl.Callback, SavesOnRequest):
