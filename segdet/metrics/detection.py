@@ -118,9 +118,8 @@ class DetectionScores(Scores):
     def _columns(self, columns: Iterable[list[Tensor]]) -> Tensor:
         """Concatenate columns, given as one tensor per image, to one ``[N, C]`` on the metric's device."""
         whole = [torch.cat([part.detach().to(self.float_dtype) for part in parts]) for parts in columns]
-        return torch.cat([column if column.ndim == 2 else column[:, None] for column in whole], 1).to(
-            self.device
-        )
+        table = torch.cat([column if column.ndim == 2 else column[:, None] for column in whole], 1)
+        return table.to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores listed above, over all processes.

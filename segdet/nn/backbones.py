@@ -75,11 +75,6 @@ class SmallVGG(nn.Module):
                 in_channels = width
             self.stages.append(nn.Sequential(*layers))
 
-    def truncate(self, count: int) -> None:
-        """Remove all stages after the first ``count``."""
-        self.channels = self.channels[:count]
-        self.stages = self.stages[:count]
-
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return feature maps of strides 2, 4, 8 ..., fine to coarse."""
         maps: list[Tensor] = []
@@ -189,10 +184,11 @@ def _small_vgg(
     all_strides = [2 ** (i + 1) for i in range(len(body.channels))]
     if strides is not None and set(strides) <= set(all_strides):
         # Stages are built and then removed, so that later modules draw the same random weights in any case.
-        body.truncate(all_strides.index(max(strides)) + 1)
+        body.stages = body.stages[: all_strides.index(max(strides)) + 1]
     if weights:
         load_weights(body, weights, "small_vgg", option="backbone small_vgg")
-    return Backbone(body, body.channels, all_strides[: len(body.channels)])
+    count = len(body.stages)
+    return Backbone(body, body.channels[:count], all_strides[:count])
 
 
 def _from_timm(

@@ -78,9 +78,8 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     of older releases this takes batches.
     """
     one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
-    sides = (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])).clamp(
-        min=0
-    )
+    high, low = torch.minimum(one[..., 2:], other[..., 2:]), torch.maximum(one[..., :2], other[..., :2])
+    sides = (high - low).clamp(min=0)
     intersection = sides[..., 0] * sides[..., 1]
     return intersection / (_area(one) + _area(other) - intersection).clamp(min=1e-9)
 

@@ -59,12 +59,12 @@ class DensePass(nn.Module):
     1          669      668    2435
     ====== ========= ======== =====
 
-    Dilated convolutions are not slow there while the dilation is small; many small fragments cost more calls and
-    copies. At stride 1 the two are equally fast, and fragments hold only a part of the wide maps in memory at a time.
+    While the dilation is small, dilated convolutions are fast, and many small fragments cost more calls and copies. At
+    stride 1 the two are equally fast, and fragments hold only a part of the wide maps in memory at a time.
 
     Layers that are replaced in the classifier, as by synchronized batch normalization, are replaced here. The weights
     of a linear layer are viewed as those of a convolution, and batch normalization with fixed statistics is folded into
-    the convolution before it in each pass. The two are equal only in evaluation mode.
+    the convolution before it in each pass. The outputs equal those of the classifier in evaluation mode only.
 
     Args:
         classifier: The chain, an ``nn.Sequential`` of layers and further ``nn.Sequential``; maps windows
@@ -124,7 +124,7 @@ class DensePass(nn.Module):
             self._plan_steps()
 
     def forward(self, images: Tensor, classifier: nn.Sequential) -> Tensor:
-        """Images ``[B, C, H, W]`` to the outputs ``[B, K, rows, columns]`` of all windows, see `window_grid`.
+        """Map images ``[B, C, H, W]`` to the outputs ``[B, K, rows, columns]`` of all windows (see `window_grid`).
 
         Args:
             images: Normalized images.

@@ -51,7 +51,7 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Maps ``[B, channels[i], h_i, w_i]``, fine to coarse, to maps ``[B, width, h_i, w_i]`` by level."""
+        """Return maps ``[B, width, h_i, w_i]`` by level, from maps ``[B, channels[i], h_i, w_i]``, fine to coarse."""
         features = self.pyramid({str(place): each for place, each in enumerate(maps)})
         return {str(place): each for place, each in enumerate(features.values())}
 

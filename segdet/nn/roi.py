@@ -1,5 +1,4 @@
-"""Regions of interest (RoIs): sampling for training, pooling from the feature map of the whole image, and the
-two fully connected layers on the pooled features."""
+"""Regions of interest (RoIs): sampling for training, pooling of their features, and two fully connected layers."""
 
 from __future__ import annotations
 
@@ -119,7 +118,7 @@ class RoIPooling(nn.Module):
         self.register_buffer("_last", torch.tensor([0.0, 0, 0, 1, 1]), persistent=False)
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
-        """A map ``[B, C, h, w]`` and RoIs ``[R, 5]`` in pixels of the image to ``[R, C, size, size]``.
+        """Pool a map ``[B, C, h, w]`` for RoIs ``[R, 5]`` in pixels of the image: ``[R, C, size, size]``.
 
         Pooling runs in float32 or better, because bfloat16 moves RoIs by pixels. The result has the map's type.
         """
@@ -151,7 +150,7 @@ class TwoLayerHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Flattened features ``[R, features]`` to ``[R, width]``."""
+        """Map flattened features ``[R, features]`` to ``[R, width]``."""
         hidden = self.dropout(F.relu(self.fc6(features)))
         return self.dropout(F.relu(self.fc7(hidden)))
 

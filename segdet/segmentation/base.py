@@ -220,13 +220,12 @@ class Segmenter(Task):
         size = (images.shape[2], images.shape[3])
         if self.tile is None or (size[0] <= self.tile[0] and size[1] <= self.tile[1]):
             return super().predict_tensors(images, original_sizes, targets)
-        masks = [
-            classes_of_rows(
-                predict_rows(self._predict_tile, image[None], self.tile, self.tile_overlap), size, original
-            )
-            for image, original in zip(images, original_sizes or [size] * len(images), strict=True)
-        ]
-        return [Prediction(mask=mask.to(images.device)) for mask in masks]
+        predictions = []
+        for image, original in zip(images, original_sizes or [size] * len(images), strict=True):
+            rows = predict_rows(self._predict_tile, image[None], self.tile, self.tile_overlap)
+            mask = classes_of_rows(rows, size, original)
+            predictions.append(Prediction(mask=mask.to(images.device)))
+        return predictions
 
     def _predict_tile(self, images: Tensor) -> Tensor:
         """Return logits or probabilities ``[1, C, H, W]`` of a uint8 tile."""
