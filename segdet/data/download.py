@@ -15,13 +15,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
 from segdet.util.errors import UserError
 
 _CHUNK = 1 << 20
-_TIMEOUT = 30.0
+_IN_BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}  # of progress bars
+_TIMEOUT = 30.0  # seconds without data after which an attempt fails
 _USER_AGENT = "segdet"
 
 
@@ -92,15 +94,7 @@ class _Unfinished(Exception):
     """An interrupted transfer; the received bytes are kept."""
 
 
-def fetch(
-    urls: Sequence[str],
-    path: Path,
-    md5: str | None,
-    *,
-    attempts: int = 4,
-    pause: float = 1.0,
-    timeout: float = _TIMEOUT,
-) -> None:
+def fetch(urls: Sequence[str], path: Path, md5: str | None, *, attempts: int = 4, pause: float = 1.0) -> None:
     """Download one file, resuming an earlier attempt.
 
     Bytes are written to ``<path>.part``, which is renamed to ``path`` after its checksum has been verified.
@@ -111,7 +105,6 @@ def fetch(
         md5: The checksum; None to skip the verification.
         attempts: Attempts per address.
         pause: Seconds before the second attempt, doubled for each later one.
-        timeout: Seconds without data after which an attempt fails.
 
     Raises:
         UserError: If no address delivers the file, or the checksum is wrong.
@@ -123,7 +116,7 @@ def fetch(
         for attempt in range(attempts):
             had = part.stat().st_size if part.exists() else 0
             try:
-                _transfer(url, part, timeout)
+                _transfer(url, part)
             except urllib.error.HTTPError as error:
                 reason = f"{url}: HTTP status {error.code} {error.reason}"
                 if error.code < 500 and error.code not in (408, 429):
@@ -147,13 +140,13 @@ def fetch(
     )
 
 
-def _transfer(url: str, part: Path, timeout: float) -> None:
+def _transfer(url: str, part: Path) -> None:
     """Append the missing bytes of ``url`` to ``part``."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": _USER_AGENT} | ({"Range": f"bytes={start}-"} if start else {})
     request = urllib.request.Request(url, headers=headers)
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
@@ -172,15 +165,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
         total_bytes = start + int(length) if length else None
         with (
             part.open("ab" if start else "wb") as file,
-            tqdm(
-                total=total_bytes,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                desc=part.stem,
-                delay=0.5,
-            ) as progress,
+            tqdm(None, part.stem, total_bytes, initial=start, delay=0.5, **_IN_BYTES) as progress,
         ):
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -191,11 +176,8 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
 
 
 def _verify(path: Path, md5: str | None, origin: str) -> None:
-    """Verify the checksum of a file, and delete the file if it is wrong."""
-    if md5 is None:
-        return
-    found = checksum(path)
-    if found != md5:
+    """Delete the file and raise `UserError` if its checksum is wrong."""
+    if md5 is not None and (found := checksum(path)) != md5:
         path.unlink()
         raise UserError(
             f"{path}: the file from {origin} has the MD5 {found} instead of {md5} and was deleted; run this again"
@@ -205,16 +187,10 @@ def _verify(path: Path, md5: str | None, origin: str) -> None:
 def checksum(path: Path) -> str:
     """Return the MD5 of a file in hexadecimal, with a progress bar for large files."""
     digest = hashlib.md5(usedforsecurity=False)
+    size = path.stat().st_size
     with (
         path.open("rb") as file,
-        tqdm(
-            total=path.stat().st_size,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            desc=f"checking {path.name}",
-            delay=2.0,
-        ) as progress,
+        tqdm(None, f"checking {path.name}", size, delay=2.0, **_IN_BYTES) as progress,
     ):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -231,15 +207,14 @@ def unpack(archive: Path, root: Path, marker: str = "", inside: str = "") -> Non
     Args:
         archive: A tar or zip file.
         root: The target folder, created if missing.
-        marker: The path that shows that the part is complete.
-        inside: The folder in the archive whose content goes into ``root``.
+        marker: See `Part`.
+        inside: See `Part`.
 
     Raises:
         UserError: If the archive is corrupt, or contains a path outside ``root``.
     """
     staging = root / f".unpacking-{archive.name}"
-    if staging.exists():
-        shutil.rmtree(staging)
+    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         if zipfile.is_zipfile(archive):
@@ -251,13 +226,15 @@ def unpack(archive: Path, root: Path, marker: str = "", inside: str = "") -> Non
         source = staging / inside
         _merge(source if source.is_dir() else staging, root, root / marker)
     except tarfile.FilterError as error:
-        raise UserError(
-            f"{archive}: contains an unsafe path ({error}); delete it and download it from its owner"
-        ) from None
+        raise _unsafe(archive, error) from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{archive}: corrupt or not an archive ({error}); delete it and run again") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unsafe(archive: Path, path: object) -> UserError:
+    return UserError(f"{archive}: contains an unsafe path ({path}); delete it and download it from its owner")
 
 
 def _unzip(archive: Path, staging: Path) -> None:
@@ -267,10 +244,7 @@ def _unzip(archive: Path, staging: Path) -> None:
             place = PurePosixPath(member.filename.replace("\\", "/"))
             is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
             if place.is_absolute() or ".." in place.parts or ":" in member.filename or is_link:
-                raise UserError(
-                    f"{archive}: contains an unsafe path ({member.filename}); "
-                    "delete it and download it from its owner"
-                )
+                raise _unsafe(archive, member.filename)
         for member in tqdm(members, f"unpacking {archive.name}", unit=" files", delay=1.0):
             file.extract(member, staging)
 
@@ -300,14 +274,11 @@ def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: fl
     Raises:
         UserError: If there is not enough disk space, or a part cannot be downloaded or has a wrong checksum.
     """
-    lines = []
-    missing = []
-    for part in parts:
-        place = part.present(root)
-        if place is None:
-            missing.append(part)
-        else:
-            lines.append(f"{part.name}: {place} exists already, nothing was changed")
+    places = {part: part.present(root) for part in parts}
+    lines = [
+        f"{part.name}: {place} exists already, nothing was changed" for part, place in places.items() if place
+    ]
+    missing = [part for part, place in places.items() if place is None]
     _check_space(missing, root)
     for part in missing:
         archive = root / part.archive
@@ -315,9 +286,8 @@ def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: fl
         if not found:
             fetch(part.urls, archive, part.md5, pause=pause)
         elif (md5 := checksum(archive)) != part.md5:
-            raise UserError(
-                f"{archive}: has the MD5 {md5} instead of {part.md5}; delete it to download it again"
-            )
+            fix = "delete it to download it again"
+            raise UserError(f"{archive}: has the MD5 {md5} instead of {part.md5}; {fix}")
         unpack(archive, root, part.marker, part.inside)
         if not found and not keep:
             archive.unlink()
@@ -335,9 +305,7 @@ def _check_space(parts: Sequence[Part], root: Path) -> None:
         have = part.bytes if (root / part.archive).exists() else 0
         have = partial.stat().st_size if partial.exists() else have
         need += max(0, part.bytes - have) + part.bytes
-    place = root.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     names = ", ".join(part.name for part in parts)
     tqdm.write(f"{names}: needs about {_size(need)} in {root}, {_size(free)} are free", file=sys.stderr)

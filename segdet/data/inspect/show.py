@@ -49,9 +49,9 @@ def draw_samples(
             try:
                 drawn[split, index] = draw_sample(readers[split], dataset.task, index, cell)
             except BadSample as error:
-                faults.append(error)
                 if indices is not None:
                     raise
+                faults.append(error)
                 continue
             bar.update()
             if len(drawn) == number:

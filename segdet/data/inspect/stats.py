@@ -36,12 +36,12 @@ class SplitStats:
     Attributes:
         names: Class names: of objects (label 1 first), or of mask values.
         sizes: int ``[images, 2]``, (height, width) of the readable images.
+        images_with: int ``[K]``, images per class.
         per_image: int ``[images]``, objects per image.
         boxes: float32 ``[objects, 4]``, valid boxes as fractions of the image's sides.
         shapes: float32 ``[objects, 2]``, (width, height) of these boxes in pixels.
         labels: int ``[objects]``, their labels, 1..K.
         areas: float32 ``[objects]``, their annotated areas in pixels.
-        images_with: int ``[K]``, images per class.
         pixels: int ``[256]``, pixels per mask value.
         crowds: Number of crowds.
         difficult: Number of difficult objects.
@@ -52,13 +52,13 @@ class SplitStats:
 
     names: list[str]
     sizes: np.ndarray
-    per_image: np.ndarray
-    boxes: np.ndarray
-    shapes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
     images_with: np.ndarray
-    pixels: np.ndarray
+    per_image: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    shapes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     crowds: int = 0
     difficult: int = 0
     unusable: int = 0
@@ -81,11 +81,8 @@ class SplitStats:
             "images_with": dict(zip(self.names, self.images_with.tolist(), strict=True)),
         }
         if task == "segmentation":
-            pixels = self.pixels[: len(self.names)].tolist()
-            return record | {
-                "pixels": dict(zip(self.names, pixels, strict=True)),
-                "ignored_pixels": int(self.pixels[IGNORE]),
-            }
+            pixels = dict(zip(self.names, self.pixels.tolist(), strict=False))
+            return record | {"pixels": pixels, "ignored_pixels": int(self.pixels[IGNORE])}
         return record | {
             "objects": len(self.labels),
             "per_class": dict(zip(self.names, self.counts.tolist(), strict=True)),
@@ -114,29 +111,13 @@ class _Counted:
 def measure(
     reader: Reader, task: TaskName, workers: int | None = None, split: str = "the split"
 ) -> SplitStats:
-    """Count the objects or pixels of a split, with a progress bar.
-
-    Args:
-        reader: The reader of the split.
-        task: ``segmentation`` counts pixels, the other tasks count objects.
-        workers: Threads; by default one per core, at most 16.
-        split: Name of the split for the progress bar.
-    """
+    """Count the pixels (segmentation) or objects of ``split``, with a progress bar; see `for_each_sample`."""
     found = for_each_sample(reader, lambda own, index: _count(own, task, index), f"counting {split}", workers)
     good = [item for item in found if not item.bad]
     names = list(reader.mask_names if task == "segmentation" else reader.class_names)
-    stats = SplitStats(
-        names=names,
-        sizes=np.array([item.size for item in good], np.int64).reshape(-1, 2),
-        per_image=np.array([len(item.objects) for item in good if item.objects is not None], np.int64),
-        boxes=np.zeros((0, 4), np.float32),
-        shapes=np.zeros((0, 2), np.float32),
-        labels=np.zeros(0, np.int64),
-        areas=np.zeros(0, np.float32),
-        images_with=np.zeros(len(names), np.int64),
-        pixels=np.zeros(256, np.int64),
-        bad=[item.bad for item in found if item.bad],
-    )
+    sizes = np.array([item.size for item in good], np.int64).reshape(-1, 2)
+    bad = [item.bad for item in found if item.bad]
+    stats = SplitStats(names, sizes, np.zeros(len(names), np.int64), bad=bad)
     if not good:
         return stats
     if task == "segmentation":
@@ -150,6 +131,7 @@ def measure(
     boxes = np.concatenate([objects.boxes for _, objects in pairs])
     stats.boxes = (boxes / np.concatenate(scales)).astype(np.float32)
     stats.shapes = boxes[:, 2:] - boxes[:, :2]
+    stats.per_image = np.array([len(objects) for _, objects in pairs], np.int64)
     stats.labels = np.concatenate([objects.labels for _, objects in pairs])
     stats.areas = np.concatenate([objects.area for _, objects in pairs])
     stats.crowds = sum(int(objects.iscrowd.sum()) for _, objects in pairs)
@@ -192,7 +174,11 @@ def describe(stats: Mapping[str, SplitStats], task: TaskName) -> str:
         rows.append([name, *(value(record) for record in records.values())])
 
     def spread(key: str, name: str, form: str = ",.0f") -> None:
-        row(f"{name}  min / median / max", lambda r: _three(r[key], form))
+        def three(record: Mapping[str, Any]) -> str:
+            values = [format(record[key][name], form) for name in ("min", "median", "max") if record[key]]
+            return " / ".join(values) or "-"
+
+        row(f"{name}  min / median / max", three)
 
     row("images", lambda r: f"{r['images']:,}")
     if any(record["bad"] for record in records.values()):
@@ -201,7 +187,10 @@ def describe(stats: Mapping[str, SplitStats], task: TaskName) -> str:
     spread("width", "width")
     spread("height", "height")
     if task == "segmentation":
-        row("pixels ignored", lambda r: _share(r["ignored_pixels"], r["ignored_pixels"] + _sum(r["pixels"])))
+        row(
+            "pixels ignored",
+            lambda r: _share(r["ignored_pixels"], r["ignored_pixels"] + sum(r["pixels"].values())),
+        )
         return plain_table(rows) + "\n\n" + _class_table(stats, records, "pixels")
     spread("per_image", "objects per image")
     row("objects", lambda r: f"{r['objects']:,}")
@@ -215,13 +204,17 @@ def describe(stats: Mapping[str, SplitStats], task: TaskName) -> str:
     return plain_table(rows) + "\n\n" + _class_table(stats, records, "per_class")
 
 
+def _all_names(stats: Mapping[str, SplitStats]) -> list[str]:
+    return list(dict.fromkeys(name for item in stats.values() for name in item.names))
+
+
 def _class_table(stats: Mapping[str, SplitStats], records: Mapping[str, Mapping[str, Any]], key: str) -> str:
     """Return a table with one row per class: objects or pixels, share and images per split, and a bar."""
-    names = list(dict.fromkeys(name for item in stats.values() for name in item.names))
+    names = _all_names(stats)
     what = "pixels" if key == "pixels" else "objects"
     heads = [head for split in stats for head in (f"{split}: {what}", "share", "images")]
     rows = [["class", *heads, ""]]
-    totals = {split: _sum(record[key]) for split, record in records.items()}
+    totals = {split: sum(record[key].values()) for split, record in records.items()}
     everything = sum(totals.values())
     shares = {name: sum(r[key].get(name, 0) for r in records.values()) / max(1, everything) for name in names}
     longest = max(shares.values(), default=0) or 1
@@ -235,21 +228,10 @@ def _class_table(stats: Mapping[str, SplitStats], records: Mapping[str, Mapping[
     return plain_table(rows)
 
 
-def _bar(fraction: float, width: int = 20) -> str:
-    eighths = round(fraction * width * 8)
-    if fraction > 0:
-        eighths = max(1, eighths)
+def _bar(fraction: float) -> str:
+    """Return a bar of up to 20 characters, drawn in eighths; at least one if ``fraction`` is above 0."""
+    eighths = max(round(fraction * 160), int(fraction > 0))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _sum(counts: Mapping[str, int]) -> int:
-    return sum(counts.values())
-
-
-def _three(spread: Mapping[str, float], form: str) -> str:
-    if not spread:
-        return "-"
-    return " / ".join(format(spread[key], form) for key in ("min", "median", "max"))
 
 
 def _share(count: int, total: int) -> str:
@@ -258,12 +240,11 @@ def _share(count: int, total: int) -> str:
 
 def plot(stats: Mapping[str, SplitStats], task: TaskName, path: Path, title: str = "") -> None:
     """Plot class counts, image and object sizes, aspect ratios and box centres to the file ``path``."""
-    names = list(dict.fromkeys(name for item in stats.values() for name in item.names))
+    names = _all_names(stats)
     height = 3.2 + 0.2 * min(len(names), _MOST_CLASSES)
     figure = new_figure(13, max(7.5, height), title)
     grid = figure.add_gridspec(2, 3, width_ratios=(1.25, 1, 1))
-    first = figure.add_subplot(grid[:, 0])
-    _plot_classes(first, stats, names, task)
+    _plot_classes(figure.add_subplot(grid[:, 0]), stats, names, task)
     _plot_images(figure.add_subplot(grid[0, 1]), stats)
     if task == "segmentation":
         _plot_ignored(figure.add_subplot(grid[1, 1]), stats)
@@ -294,15 +275,10 @@ def _plot_classes(
         count = values[:, index].sum()
         text = f" {100 * count / total:.1f}%" if segmentation else f" {count:,.0f}"
         axes.text(left[place], place, text, va="center", fontsize=8, color=FAINT)
-    axes.set_yticks(range(len(order)), [names[index] for index in order])
     axes.margins(x=0.14)
-    axes.set_ylim(max(len(order), _FEWEST_ROWS) - 0.5, -0.5)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    more = (
-        f" (the {_MOST_CLASSES} most frequent of {len(names)} classes)" if len(names) > _MOST_CLASSES else ""
-    )
-    style_axes(axes, ("Pixels per class, %" if segmentation else "Objects per class") + more)
-    axes.tick_params(axis="y", labelsize=9, length=0, labelcolor=INK)
+    more = f" (the {len(order)} most frequent of {len(names)} classes)" if len(order) < len(names) else ""
+    title = "Pixels per class, %" if segmentation else "Objects per class"
+    _style_rows(axes, title + more, [names[index] for index in order])
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
 
 
@@ -326,11 +302,16 @@ def _plot_presence(axes: "Axes", stats: Mapping[str, SplitStats], names: Sequenc
         counts[[names.index(name) for name in item.names]] += item.images_with
     order = np.argsort(-counts, kind="stable")[:_MOST_CLASSES]
     axes.barh(range(len(order)), 100 * counts[order] / max(1, images), color="#7a6ff0", height=0.72)
-    axes.set_yticks(range(len(order)), [names[index] for index in order])
     axes.set_xlim(0, 100)
-    axes.set_ylim(max(len(order), _FEWEST_ROWS) - 0.5, -0.5)
+    _style_rows(axes, "Images with the class, %", [names[index] for index in order])
+
+
+def _style_rows(axes: "Axes", title: str, names: Sequence[str]) -> None:
+    """Style a bar chart with one row per class."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(max(len(names), _FEWEST_ROWS) - 0.5, -0.5)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
-    style_axes(axes, "Images with the class, %")
+    style_axes(axes, title)
     axes.tick_params(axis="y", labelsize=9, length=0, labelcolor=INK)
 
 
