@@ -5,7 +5,6 @@ All functions take and return RGB images, uint8 ``[H, W, 3]``. The same input gi
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -53,10 +52,9 @@ def class_colour(label: int) -> Colour:
 
 
 def mask_colours(names: Sequence[str]) -> np.ndarray:
-    """Return the colours in which mask values 0..C-1 are drawn: uint8 ``[256, 3]``.
+    """Return the colours of mask values: VOC's, uint8 ``[256, 3]``.
 
-    These are VOC's colours. Without a background class, they are shifted by one value, because a class drawn in
-    black would look like background.
+    Without a background class they are shifted by one value, because a class drawn in black would look like background.
     """
     return voc_palette() if has_background(names) else np.roll(voc_palette(), -1, axis=0)
 
@@ -89,15 +87,13 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return "…"
 
 
-def _resized(image: np.ndarray, longest: int | None) -> tuple[np.ndarray, float]:
-    """Return a copy of ``image`` whose longer side has ``longest`` pixels, and the scale factor."""
-    height, width = image.shape[:2]
-    if longest is None or max(height, width) == longest:
-        return np.ascontiguousarray(image).copy(), 1.0
-    factor = longest / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+def _scaled(image: np.ndarray, factor: float) -> np.ndarray:
+    """Return a copy of ``image`` whose sides are ``factor`` times as long."""
+    if factor == 1:
+        return image.copy(order="C")
+    size = [max(1, round(side * factor)) for side in (image.shape[1], image.shape[0])]
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, size, interpolation=how), factor
+    return cv2.resize(image, size, interpolation=how)
 
 
 def _stripes(height: int, width: int, period: int, thickness: int) -> np.ndarray:
@@ -117,8 +113,7 @@ def _frame(image: np.ndarray, box: np.ndarray, colour: Colour, thickness: int, d
     x1, y1 = (int(v) for v in np.clip(np.round(box[2:]) - 1, (x0, y0), (width - 1, height - 1)))
     if dashed:
         inside = np.s_[y0 : y1 + 1, x0 : x1 + 1]
-        region = image[inside]
-        _blend(region, _stripes(region.shape[0], region.shape[1], 10, 2), colour, 0.55)
+        _blend(image[inside], _stripes(y1 - y0 + 1, x1 - x0 + 1, 10, 2), colour, 0.55)
         line = np.zeros(image.shape[:2], np.uint8)
         cv2.rectangle(line, (x0, y0), (x1, y1), 255, thickness)
         dash = 4 + 4 * thickness
@@ -142,13 +137,8 @@ def _place_tag(
     if tag_width > width or tag_height > height:
         return None
     x0, y0, x1, y1 = (int(v) for v in np.round(box))
-    for x, y in (
-        (x0, y0 - tag_height),
-        (x0, y0),
-        (x1 - tag_width, y0 - tag_height),
-        (x0, y1),
-        (x1 - tag_width, y1),
-    ):
+    right, above = x1 - tag_width, y0 - tag_height
+    for x, y in ((x0, above), (x0, y0), (right, above), (x0, y1), (right, y1)):
         x = min(max(x, 0), width - tag_width)
         if y < 0 or y + tag_height > height:
             continue
@@ -188,7 +178,8 @@ def draw_boxes(
     Returns:
         uint8 ``[H', W', 3]`` RGB, of the image's size unless ``longest`` is given.
     """
-    picture, factor = _resized(image, longest)
+    factor = longest / max(image.shape[:2]) if longest else 1.0
+    picture = _scaled(image, factor)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * factor
     labels = np.asarray(labels).reshape(-1)
     drawable = np.flatnonzero(np.isfinite(boxes).all(axis=1))
@@ -227,7 +218,7 @@ def draw_boxes(
         colour = colours[index]
         pen.rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), fill=colour)
         pen.text((spot[0] + 3, spot[1]), text, fill=_text_on(colour), font=font)
-    return np.asarray(canvas).copy()
+    return np.array(canvas)
 
 
 def draw_mask(
@@ -254,14 +245,12 @@ def draw_mask(
     Returns:
         uint8 ``[H', W, 3]`` RGB.
     """
-    picture, factor = _resized(image, longest)
+    picture = _scaled(image, longest / max(image.shape[:2]) if longest else 1.0)
     values = np.asarray(mask)
     if values.shape != image.shape[:2]:
         raise ValueError(f"mask of {values.shape} on an image of {image.shape[:2]}")
     values = np.where((values < 0) | (values > 255), 255, values).astype(np.uint8)
-    if factor != 1.0:
-        shape = picture.shape[1], picture.shape[0]
-        values = cv2.resize(values, shape, interpolation=cv2.INTER_NEAREST)
+    values = cv2.resize(values, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     colours = mask_colours(names)
     ignored = values == ignore
     tinted = ~ignored
@@ -273,7 +262,7 @@ def draw_mask(
     _blend(picture, ignored, (110, 110, 110), 0.35)
     _blend(picture, ignored & _stripes(height, width, 8, 3), _PAPER, 0.75)
     edge = np.zeros(values.shape, bool)
-    edge[:, 1:] |= values[:, 1:] != values[:, :-1]
+    edge[:, 1:] = values[:, 1:] != values[:, :-1]
     edge[1:] |= values[1:] != values[:-1]
     # An outline lies between two pixels; take the class of the one that is tinted.
     owner = values.copy()
@@ -305,9 +294,10 @@ def mask_legend(mask: np.ndarray, names: Sequence[str], ignore: int = 255) -> li
 
 def draw_legend(entries: Sequence[tuple[str, Colour | None]], width: int) -> np.ndarray:
     """Draw names and their colours, wrapped to ``width`` pixels: uint8 ``[h, width, 3]``."""
-    size = int(np.clip(width / 36, 10, 15))
-    font = _font(size)
-    line, swatch, margin = size + 9, size, 6
+    if not entries:
+        return np.zeros((0, width, 3), np.uint8)
+    swatch = int(np.clip(width / 36, 10, 15))
+    font, line, margin = _font(swatch), swatch + 9, 6
     spots: list[tuple[int, int, str, Colour | None]] = []
     x, y = margin, margin
     for name, colour in entries:
@@ -317,21 +307,14 @@ def draw_legend(entries: Sequence[tuple[str, Colour | None]], width: int) -> np.
             x, y = margin, y + line
         spots.append((x, y, text, colour))
         x += wide
-    picture = np.full(((y + line + 2) if entries else 0, width, 3), 255, np.uint8)
-    for left, top, _, colour in spots:
-        patch = picture[top + 2 : top + 2 + swatch, left : left + swatch]
-        if colour is None:
-            patch[:] = 160
-            patch[_stripes(patch.shape[0], patch.shape[1], 6, 3)] = 255
-        else:
-            patch[:] = colour
-    if not entries:
-        return picture
-    canvas = Image.fromarray(picture)
+    hatch = np.where(_stripes(swatch, swatch, 6, 3), 255, 160).astype(np.uint8)
+    canvas = Image.new("RGB", (width, y + line + 2), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    for left, top, text, _ in spots:
+    for left, top, text, colour in spots:
+        patch = Image.fromarray(hatch).convert("RGB") if colour is None else colour
+        canvas.paste(patch, (left, top + 2, left + swatch, top + 2 + swatch))
         pen.text((left + swatch + 5, top + 2 + swatch // 2), text, fill=_INK, font=font, anchor="lm")
-    return np.asarray(canvas).copy()
+    return np.array(canvas)
 
 
 def draw_sheet(
@@ -366,36 +349,26 @@ def draw_sheet(
     for image in images:
         height, width = image.shape[:2]
         factor = min(cell / width, 1.5 * cell / height)
-        if factor > 1 and max(height, width) >= cell:
-            factor = 1.0
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        fitted.append(image if factor == 1 else cv2.resize(image, size, interpolation=how))
+        fitted.append(_scaled(image, 1.0 if factor > 1 and max(height, width) >= cell else factor))
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
-    heights = [title_height + max(fitted[i].shape[0] for i in row) + gap for row in rows]
     page_width = gap + columns * (cell + gap)
-    top = gap + (32 if heading else 0)
     footer = draw_legend(legend, page_width - 2 * gap)
-    tops = [top, *(top + sum(heights[: i + 1]) for i in range(len(rows)))]
-    page = np.full((tops[-1] + footer.shape[0], page_width, 3), 255, np.uint8)
-    for row, (start, _) in zip(rows, pairwise(tops), strict=True):
-        for column, index in enumerate(row):
-            image = fitted[index]
-            y = start + title_height
-            x = gap + column * (cell + gap) + (cell - image.shape[1]) // 2
-            page[y : y + image.shape[0], x : x + image.shape[1]] = image
-    if footer.size:
-        page[tops[-1] :, gap : gap + footer.shape[1]] = footer
-    canvas = Image.fromarray(page)
+    tops = [gap + (32 if heading else 0)]
+    for row in rows:
+        tops.append(tops[-1] + title_height + max(fitted[i].shape[0] for i in row) + gap)
+    canvas = Image.new("RGB", (page_width, tops[-1] + footer.shape[0]), _PAPER)
     pen = ImageDraw.Draw(canvas)
     if heading:
         pen.text((gap, gap), _shorten(heading, big, page_width - 2 * gap), fill=_INK, font=big)
-    for row, (start, _) in zip(rows, pairwise(tops), strict=True):
+    for row, top in zip(rows, tops, strict=False):
         for column, index in enumerate(row):
-            text = _shorten(titles[index], font, cell)
-            place = (gap + column * (cell + gap) + cell // 2, start + title_height // 2)
-            pen.text(place, text, fill=_FAINT, font=font, anchor="mm")
-    return np.asarray(canvas).copy()
+            left, image = gap + column * (cell + gap), fitted[index]
+            canvas.paste(Image.fromarray(image), (left + (cell - image.shape[1]) // 2, top + title_height))
+            place = (left + cell // 2, top + title_height // 2)
+            pen.text(place, _shorten(titles[index], font, cell), fill=_FAINT, font=font, anchor="mm")
+    if footer.size:
+        canvas.paste(Image.fromarray(footer), (gap, tops[-1]))
+    return np.array(canvas)
 
 
 def draw_matrix(
@@ -432,9 +405,7 @@ def draw_matrix(
     left, above = (int(max(map(font.getlength, side), default=0)) + (12 if named else 6) for side in names)
     gap, line = 14, sum(font.getmetrics()) + 8
     x0, y0 = gap + line + left, gap + (30 if heading else 0) + line + above
-    right = x0 + counts.shape[1] * cell + gap
-    wide = int(max(right, 2 * gap + big.getlength(heading)))
-    page = np.full((y0 + counts.shape[0] * cell + gap, wide, 3), 255, np.uint8)
+    wide = int(max(x0 + counts.shape[1] * cell + gap, 2 * gap + big.getlength(heading)))
 
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     diagonal = np.eye(*counts.shape, dtype=bool)[:, :, None]
@@ -445,9 +416,9 @@ def draw_matrix(
     body = colours.repeat(cell, 0).repeat(cell, 1)
     if cell >= 8:
         body[::cell] = body[:, ::cell] = 255
-    page[y0 : y0 + body.shape[0], x0 : x0 + body.shape[1]] = body
 
-    canvas = Image.fromarray(page)
+    canvas = Image.new("RGB", (wide, y0 + body.shape[0] + gap), _PAPER)
+    canvas.paste(Image.fromarray(body), (x0, y0))
     pen = ImageDraw.Draw(canvas)
     if heading:
         pen.text((gap, gap), heading, fill=_INK, font=big)
@@ -467,7 +438,7 @@ def draw_matrix(
             red, green, blue = colours[row, column].tolist()
             centre = (x0 + column * cell + cell // 2, y0 + row * cell + cell // 2)
             pen.text(centre, text, fill=_text_on((red, green, blue)), font=font, anchor="mm")
-    return np.asarray(canvas).copy()
+    return np.array(canvas)
 
 
 def _short_count(number: int) -> str:
