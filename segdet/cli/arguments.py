@@ -8,14 +8,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import Any, NoReturn
 
 from segdet.data.formats.detect import FORMATS, TASKS, Dataset, find_dataset
 from segdet.util.errors import UserError, check_range
 from segdet.util.suggest import closest
-
-if TYPE_CHECKING:
-    from segdet.data.sample import TaskName
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -38,36 +35,22 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_dataset_arguments(self) -> None:
         """Add the arguments that select a dataset, its task and splits; see `dataset_from`."""
-        self.add_argument("root", type=Path, help="folder of the dataset")
-        self.add_argument("--format", choices=FORMATS, help="default: detected from the folder")
-        self.add_argument(
-            "--task", choices=TASKS, help="default: detection if there are boxes, else segmentation"
-        )
-        self.add_argument(
-            "--split", nargs="+", metavar="SPLIT", help="default: all splits; 2007/train for a year of VOC"
-        )
-        self.add_argument(
-            "--class_names", metavar="A,B,C|FILE", help="class names, or a text file with one name per line"
-        )
-        self.add_argument("--ignore_index", type=int, help="mask value to ignore besides 255 (VOC only)")
+        add = self.add_argument
+        add("root", type=Path, help="folder of the dataset")
+        add("--format", choices=FORMATS, help="default: detected from the folder")
+        add("--task", choices=TASKS, help="default: detection if there are boxes, else segmentation")
+        add("--split", nargs="+", metavar="SPLIT", help="default: all splits; 2007/train for a year of VOC")
+        add("--class_names", metavar="A,B,C|FILE", help="class names, or a text file with one name per line")
+        add("--ignore_index", type=int, help="mask value to ignore besides 255 (VOC only)")
 
 
 def dataset_from(arguments: argparse.Namespace) -> Dataset:
-    """Return the dataset that the arguments of `CommandParser.add_dataset_arguments` select.
-
-    Raises:
-        UserError: If there is no such dataset.
-    """
+    """Return the dataset that the arguments of `CommandParser.add_dataset_arguments` select; see `find_dataset`."""
     from segdet.data.formats.reader import class_names_from
 
-    return find_dataset(
-        arguments.root,
-        arguments.format,
-        cast("TaskName | None", arguments.task),
-        arguments.split,
-        class_names_from(arguments.class_names, arguments.root),
-        arguments.ignore_index,
-    )
+    names = class_names_from(arguments.class_names, arguments.root)
+    options: dict[str, Any] = {"class_names": names, "ignore_index": arguments.ignore_index}
+    return find_dataset(arguments.root, arguments.format, arguments.task, arguments.split, **options)
 
 
 def check_least(arguments: argparse.Namespace, **least: int) -> None:
@@ -90,8 +73,7 @@ def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
-        with path.open("ab"):
-            pass
+        path.open("ab").close()
         if not existed:
             path.unlink()
     except OSError as error:

@@ -17,18 +17,9 @@ if TYPE_CHECKING:
     )
     from segdet.data.transforms import Plain, Recipe, ScaleJitter, SSDAugmentation
 
-_MODULES = {
-    "CityscapesDataModule": "datamodules",
-    "COCODataModule": "datamodules",
-    "DataModule": "base",
-    "ImageFolder": "datamodules",
-    "ShapesDataModule": "datamodules",
-    "VOCDataModule": "datamodules",
-    "Plain": "transforms",
-    "Recipe": "transforms",
-    "SSDAugmentation": "transforms",
-    "ScaleJitter": "transforms",
-}
+_MODULES = {"DataModule": "base"} | dict.fromkeys(
+    ("Plain", "Recipe", "SSDAugmentation", "ScaleJitter"), "transforms"
+)
 
 __all__ = [
     "COCODataModule",
@@ -45,9 +36,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'datamodules')}"), name)
 
 
 def __dir__() -> list[str]:

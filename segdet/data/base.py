@@ -51,10 +51,10 @@ class Classes:
     @classmethod
     def of(cls, reader: Reader, task: TaskName) -> Classes:
         """Return the classes of a reader for a task."""
+        ids = list(reader.category_ids)
         if task == "segmentation":
-            values = reader.mask_values
-            return cls(list(reader.mask_names), list(reader.category_ids), values, reader.palette_masks)
-        return cls(list(reader.class_names), list(reader.category_ids))
+            return cls(list(reader.mask_names), ids, reader.mask_values, reader.palette_masks)
+        return cls(list(reader.class_names), ids)
 
 
 class DataModule(L.LightningDataModule):
@@ -146,17 +146,17 @@ class DataModule(L.LightningDataModule):
             raise UserError(
                 "--data.proposals: segmentation does not use region proposals; leave the option out"
             )
-        self.proposals = proposals
-        self.max_proposals = max_proposals
         if masks and task != "detection":
             raise UserError(
                 f"--data.masks true: masks of objects are for detection, not for {task}; leave it out"
             )
-        self.masks = masks
         check_range("--data.mosaic", mosaic, least=0, most=1)
         if mosaic and (task != "detection" or proposals is not None):
-            what = f"{task}" if task != "detection" else "images with --data.proposals"
+            what = task if task != "detection" else "images with --data.proposals"
             raise UserError(f"--data.mosaic {mosaic}: is for detection, not for {what}; leave it out")
+        self.proposals = proposals
+        self.max_proposals = max_proposals
+        self.masks = masks
         self.mosaic = mosaic
         self.mosaic_off_epochs = mosaic_off_epochs
         self.notes: dict[str, None] = {}
@@ -245,14 +245,8 @@ class DataModule(L.LightningDataModule):
             )
         samples = _with_mosaic(self, dataset) if self.mosaic else dataset
         position, self._position = self._position, {}
-        sampler = TrainSampler(
-            len(dataset),
-            self.seed,
-            rank,
-            world_size,
-            first_epoch=position.get("epoch", 0),
-            drawn=position.get("batches", 0) * self.batch_size,
-        )
+        epoch, drawn = position.get("epoch", 0), position.get("batches", 0) * self.batch_size
+        sampler = TrainSampler(len(dataset), self.seed, rank, world_size, first_epoch=epoch, drawn=drawn)
         return self._loader(samples, sampler, self.batch_size, True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -295,12 +289,8 @@ class DataModule(L.LightningDataModule):
 
     def _eval_loader(self, subset: Subset) -> DataLoader[Batch]:
         dataset = self.dataset(subset)
-        return self._loader(
-            dataset,
-            EvalSampler(len(dataset), *_rank_and_world_size(self.trainer)),
-            self.eval_batch_size,
-            False,
-        )
+        sampler = EvalSampler(len(dataset), *_rank_and_world_size(self.trainer))
+        return self._loader(dataset, sampler, self.eval_batch_size, False)
 
     def _loader(
         self,

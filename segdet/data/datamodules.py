@@ -1,7 +1,7 @@
 """LightningDataModules, one per dataset format, each for every task."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from segdet.data.base import DataModule, Subset
 from segdet.data.formats.cityscapes import CityscapesReader
@@ -9,8 +9,8 @@ from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.image_folder import FolderReader
 from segdet.data.formats.reader import Reader
 from segdet.data.formats.voc import VOCReader
-from segdet.data.shapes.make import make_shapes
-from segdet.util.errors import UserError, check_choice
+from segdet.data.shapes.make import ShapesFormat, make_shapes
+from segdet.util.errors import UserError, check_choice, check_range
 
 
 class VOCDataModule(DataModule):
@@ -41,10 +41,7 @@ class VOCDataModule(DataModule):
         self.sets: dict[str, list[str]] = {"train": train, "val": val, "test": test or val}
         self.test_is_val = not test
         self.requested_class_names = class_names
-        if not 0 <= ignore_index <= 255:
-            raise UserError(
-                f"--data.ignore_index {ignore_index}: mask values are 0 to 255; give one of these"
-            )
+        check_range("--data.ignore_index", ignore_index, least=0, most=255)
         self.ignore_index = ignore_index
 
     def open_reader(self, subset: Subset) -> VOCReader:
@@ -83,13 +80,8 @@ class COCODataModule(DataModule):
         self.requested_class_names = class_names
 
     def open_reader(self, subset: Subset) -> COCOReader:
-        return COCOReader(
-            self.root,
-            self.splits[subset],
-            self.task,
-            class_names=self.requested_class_names,
-            masks=self.masks,
-        )
+        names = self.requested_class_names
+        return COCOReader(self.root, self.splits[subset], self.task, class_names=names, masks=self.masks)
 
 
 class CityscapesDataModule(DataModule):
@@ -104,12 +96,7 @@ class CityscapesDataModule(DataModule):
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        train: str = "train",
-        val: str = "val",
-        test: str | None = None,
-        **kwargs: Any,
+        self, root: str | Path, train: str = "train", val: str = "val", test: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
@@ -136,7 +123,7 @@ class ShapesDataModule(DataModule):
     def __init__(
         self,
         root: str | Path = "data/shapes",
-        format: Literal["voc", "coco", "cityscapes"] = "voc",
+        format: ShapesFormat = "voc",
         num_train: int = 4000,
         num_val: int = 400,
         num_test: int = 400,
@@ -145,8 +132,8 @@ class ShapesDataModule(DataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
-        check_choice("--data.format", format, Literal["voc", "coco", "cityscapes"])
-        self.format = format
+        check_choice("--data.format", format, ShapesFormat)
+        self.format: ShapesFormat = format
         self.counts = (num_train, num_val, num_test)
         self.image_size = (image_size[0], image_size[1])
         self.data_seed = data_seed

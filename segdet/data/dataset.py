@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -131,36 +130,31 @@ class TaskDataset(Dataset[Sample]):
         raise UserError(f"none of the {len(self)} samples can be read; the first error is: {notes[0]}")
 
     def _read(self, draw: Draw) -> Sample:
-        """Read and transform one sample.
-
-        Raises:
-            BadSample: If it cannot be read.
-        """
+        """Read and transform one sample; raise `BadSample` if it cannot be read."""
         index = int(self.indices[draw.index])
         path = self.reader.image_path(index)
         upright = self.reader.upright(index)
         image = read_image(path, self.reader.declared_size(index), upright)
         size = (image.shape[0], image.shape[1])
-        seed = _combined_seed(self.seed, draw.epoch, index) if self.training else None
-        original: Target | None = None
+        seed: int | None = None
+        if self.training:
+            seed = int(np.random.SeedSequence((self.seed, draw.epoch, index)).generate_state(1)[0])
+        target, original = Target(), None
         notes: list[str] = []
-        target = Target()
+        sets: TransformedSets = {}
         boxes = self._proposals(index, size)
         if not self.annotated:
             image, sets, _ = self.pipeline(image, boxes)
-            target.update(_proposal_target(sets))
         elif self.task == "segmentation":
             mask = self.reader.mask(index)
             if mask.shape != size:
-                raise BadSample(
-                    self.reader.annotation_paths(index, self.task)[0],
-                    f"the mask is {mask.shape[1]}x{mask.shape[0]} but its image {path.name} {size[1]}x{size[0]}",
-                )
+                of_mask, of_image = (f"{width}x{height}" for height, width in (mask.shape, size))
+                fault = f"the mask is {of_mask} but its image {path.name} {of_image}"
+                raise BadSample(self.reader.annotation_paths(index, self.task)[0], fault)
             image, _, transformed = self.pipeline(image, mask=mask, seed=seed)
             assert transformed is not None
             target = Target(mask=torch.from_numpy(transformed.astype(np.int64)))
-            if not self.training:
-                original = Target(mask=torch.from_numpy(mask.astype(np.int64)))
+            original = None if self.training else Target(mask=torch.from_numpy(mask.astype(np.int64)))
         else:
             annotated = self.reader.objects(index)
             objects, dropped = clean_objects(annotated, size, self.reader.class_names)
@@ -175,11 +169,12 @@ class TaskDataset(Dataset[Sample]):
                 objects = objects.select(~(objects.iscrowd | objects.difficult))
             image, objects, sets = self._transform(image, objects, boxes, seed)
             target = _box_target(objects)
-            target.update(_proposal_target(sets))
-            if not self.training:
-                original = _box_target(unclipped)
+            original = None if self.training else _box_target(unclipped)
+        if "proposals" in sets:
+            target["proposals"] = torch.from_numpy(sets["proposals"][0])
         source = Source(path, self.reader.image_id(index), size, draw.duplicate, tuple(notes), upright)
-        return Sample(_image_tensor(image), target, source, original)
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return Sample(tensor, target, source, original)
 
     def _proposals(self, index: int, size: tuple[int, int]) -> BoxSets:
         """Return the best proposals of an image, clipped and without empty boxes; no set if there are no proposals."""
@@ -232,17 +227,3 @@ def _box_target(objects: Objects) -> Target:
     if objects.masks is not None:
         target["masks"] = torch.from_numpy(np.ascontiguousarray(objects.masks))
     return target
-
-
-def _proposal_target(sets: TransformedSets) -> Target:
-    if "proposals" not in sets:
-        return Target()
-    return Target(proposals=torch.from_numpy(sets["proposals"][0]))
-
-
-def _image_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-
-
-def _combined_seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -112,8 +112,7 @@ def read_mask(path: Path | str) -> np.ndarray:
     if head.startswith(_PNG) and len(head) == 26:
         bits, colours = head[24], head[25]
         if colours not in (_GRAY, _PALETTE) or bits > 8:
-            found = f"{bits}-bit {_COLOUR_TYPES.get(colours, 'unknown')} values"
-            raise _no_indices(path, found)
+            raise _no_indices(path, f"{bits}-bit {_COLOUR_TYPES.get(colours, 'unknown')} values")
         if colours == _GRAY and bits == 8:
             return _decode_png(path, data, cv2.IMREAD_UNCHANGED)
         _check_png_end(path, data)
@@ -141,11 +140,7 @@ def read_png16(path: Path | str) -> np.ndarray:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """Return the stored ``(height, width)`` of an image file, from its header.
-
-    Raises:
-        BadSample: If the file is missing, empty or not an image.
-    """
+    """Return the stored ``(height, width)`` of an image file, from its header; for errors see `image_info`."""
     with _open(path) as image:
         return image.height, image.width
 
@@ -161,9 +156,8 @@ def image_info(path: Path | str) -> ImageInfo:
         if image.format == "PNG":
             with Path(path).open("rb") as file:
                 bits = file.read(25)[24]
-        return ImageInfo(
-            (image.height, image.width), image.mode, bits, _orientation(image), image.format or "unknown"
-        )
+        size, kind = (image.height, image.width), image.format or "unknown"
+        return ImageInfo(size, image.mode, bits, _orientation(image), kind)
 
 
 def _read(path: Path | str) -> bytes:
@@ -238,10 +232,7 @@ def _decode_other(path: Path | str, data: bytes) -> np.ndarray:
         return np.repeat(gray[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise BadSample(path, "the range of 32-bit pixels is unknown", "convert it to 8 or 16 bits")
-    try:
-        return np.array(image.convert("RGB"))
-    except _PIL_ERRORS as error:
-        raise BadSample(path, f"corrupt {image.format} ({error})", _REMEDY) from None
+    return _pixels(path, image, "RGB")
 
 
 def _open(path: Path | str, data: bytes | None = None) -> Image.Image:
@@ -257,17 +248,17 @@ def _open(path: Path | str, data: bytes | None = None) -> Image.Image:
         raise BadSample(path, "not an image (or of a format that cannot be read)") from None
 
 
-def _pixels(path: Path | str, image: Image.Image) -> np.ndarray:
+def _pixels(path: Path | str, image: Image.Image, mode: str | None = None) -> np.ndarray:
+    """Decode the pixels, converted to ``mode`` if one is given."""
     try:
-        return np.array(image)
+        return np.array(image.convert(mode) if mode else image)
     except _PIL_ERRORS as error:
         raise BadSample(path, f"corrupt {image.format} ({error})", _REMEDY) from None
 
 
 def _no_indices(path: Path | str, found: str) -> BadSample:
-    return BadSample(
-        path, f"a mask must hold class indices but this one has {found}", "save it as an 8-bit or palette PNG"
-    )
+    fault = f"a mask must hold class indices but this one has {found}"
+    return BadSample(path, fault, "save it as an 8-bit or palette PNG")
 
 
 def _orientation(image: Image.Image) -> int:

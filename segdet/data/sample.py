@@ -4,13 +4,14 @@ Coordinates are absolute pixels. Boxes are ``x0, y0, x1, y1`` with ``x1`` and ``
 ``x1 - x0``, and the whole image is ``0, 0, W, H``. Sizes are ``(height, width)``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 TaskName = Literal["segmentation", "localization", "detection"]
 
@@ -43,14 +44,10 @@ class Objects:
 
     def select(self, keep: np.ndarray) -> "Objects":
         """Return the objects at ``keep``, a boolean mask or an index array."""
-        return Objects(
-            self.boxes[keep],
-            self.labels[keep],
-            self.iscrowd[keep],
-            self.difficult[keep],
-            self.area[keep],
-            None if self.masks is None else self.masks[keep],
-        )
+        kept: dict[str, Any] = {
+            name: values[keep] for name, values in vars(self).items() if values is not None
+        }
+        return Objects(**kept)
 
 
 class Target(TypedDict, total=False):
@@ -154,12 +151,11 @@ class Batch:
         device = torch.device(device)
         if device == self.images.device:
             return self
-        return Batch(
-            self.images.to(device, non_blocking=non_blocking),
-            self.sizes,
-            _moved(self.targets, device, non_blocking),
-            self.sources,
-            None if self.originals is None else _moved(self.originals, device, non_blocking),
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=_moved(self.targets, device, non_blocking),
+            originals=self.originals and _moved(self.originals, device, non_blocking),
         )
 
     def pin_memory(self) -> "Batch":
@@ -169,12 +165,11 @@ class Batch:
             # Small tensors are concatenated and pinned in `_moved`.
             return Target(**{**target, "mask": target["mask"].pin_memory()}) if "mask" in target else target
 
-        return Batch(
-            self.images.pin_memory(),
-            self.sizes,
-            [pin(target) for target in self.targets],
-            self.sources,
-            None if self.originals is None else [pin(target) for target in self.originals],
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=[pin(target) for target in self.targets],
+            originals=self.originals and [pin(target) for target in self.originals],
         )
 
 
@@ -205,15 +200,12 @@ def collate(samples: list[Sample]) -> Batch:
         image[:, :h, :w] = sample.image
     targets: list[Target] = []
     for sample, (h, w) in zip(samples, sizes, strict=True):
-        target = sample.target
-        if "mask" in target and (h, w) != (height, width):
-            mask = torch.full((height, width), IGNORE, dtype=target["mask"].dtype)
-            mask[:h, :w] = target["mask"]
-            target = Target(**{**target, "mask": mask})
-        if "masks" in target and (h, w) != (height, width):
-            masks = torch.zeros(len(target["masks"]), height, width, dtype=target["masks"].dtype)
-            masks[:, :h, :w] = target["masks"]
-            target = Target(**{**target, "masks": masks})
+        target = Target(**sample.target)
+        margins = (0, width - w, 0, height - h)
+        if "mask" in target and any(margins):
+            target["mask"] = pad(target["mask"], margins, value=IGNORE)
+        if "masks" in target and any(margins):
+            target["masks"] = pad(target["masks"], margins)
         targets.append(target)
     originals = [sample.original for sample in samples if sample.original is not None]
     return Batch(images, sizes, targets, [sample.source for sample in samples], originals or None)

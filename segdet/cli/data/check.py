@@ -30,11 +30,6 @@ def _check(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"{fault}\n")
     sys.stdout.write(f"{dataset}: {report.summary()}\n")
     if arguments.json:
-        record = {
-            "root": str(dataset.root),
-            "format": dataset.format,
-            "task": dataset.task,
-            **report.record(),
-        }
-        write_text(arguments.json, json.dumps(record, indent=1) + "\n")
+        record = {"root": str(dataset.root), "format": dataset.format, "task": dataset.task}
+        write_text(arguments.json, json.dumps(record | report.record(), indent=1) + "\n")
     return 1 if report.count("fatal") else 0

@@ -12,16 +12,17 @@ from segdet.util.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``segdet data make ROOT`` and return the exit status."""
-    parser = CommandParser(
-        "segdet data make", "Generate the Shapes dataset: synthetic scenes with exact labels."
-    )
+    description = "Generate the Shapes dataset: synthetic scenes with exact labels."
+    parser = CommandParser("segdet data make", description)
     parser.add_argument("root", type=Path, help="folder to create")
     parser.add_argument("--format", choices=FORMATS, default="voc", help="format of the files (default: voc)")
-    parser.add_argument(
-        "--train", type=int, default=4000, metavar="N", help="training images (default: 4000)"
-    )
-    parser.add_argument("--val", type=int, default=400, metavar="N", help="validation images (default: 400)")
-    parser.add_argument("--test", type=int, default=400, metavar="N", help="test images (default: 400)")
+    for split, name, count in (
+        ("train", "training", 4000),
+        ("val", "validation", 400),
+        ("test", "test", 400),
+    ):
+        described = f"{name} images (default: {count})"
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=described)
     parser.add_argument("--size", default="128x128", metavar="WxH", help="image size (default: 128x128)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (default: 0)")
     return run_command(parser, argv, _make)
@@ -30,15 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make(arguments: argparse.Namespace) -> int:
     from segdet.data.shapes.make import make_shapes
 
-    root = make_shapes(
-        arguments.root,
-        arguments.format,
-        train=arguments.train,
-        val=arguments.val,
-        test=arguments.test,
-        size=_height_width(arguments.size),
-        seed=arguments.seed,
-    )
+    counts = {split: getattr(arguments, split) for split in ("train", "val", "test")}
+    size = _height_width(arguments.size)
+    root = make_shapes(arguments.root, arguments.format, **counts, size=size, seed=arguments.seed)
     sys.stdout.write(f"{root}\n")
     return 0
 

@@ -16,18 +16,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_dataset_arguments()
     parser.add_argument("--count", type=int, default=12, help="number of random samples (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choice (default: 0)")
-    parser.add_argument(
-        "--index",
-        type=int,
-        nargs="+",
-        metavar="I",
-        help="draw these samples of the first split, counted from 0",
-    )
+    index_help = "draw these samples of the first split, counted from 0"
+    parser.add_argument("--index", type=int, nargs="+", metavar="I", help=index_help)
     parser.add_argument("--cell", type=int, default=400, help="width of a picture in pixels (default: 400)")
     parser.add_argument("--columns", type=int, help="pictures in a row")
-    parser.add_argument(
-        "--output", type=Path, default=Path("sheet.png"), help="image file to write (default: sheet.png)"
-    )
+    output, output_help = Path("sheet.png"), "image file to write (default: sheet.png)"
+    parser.add_argument("--output", type=Path, default=output, help=output_help)
     return run_command(parser, argv, _show)
 
 
@@ -40,11 +34,11 @@ def _show(arguments: argparse.Namespace) -> int:
     check_output("--output", arguments.output, (".png", ".jpg", ".jpeg"))
     page, faults = draw_samples(
         dataset_from(arguments),
-        count=arguments.count,
-        seed=arguments.seed,
-        indices=arguments.index,
-        cell=arguments.cell,
-        columns=arguments.columns,
+        arguments.count,
+        arguments.seed,
+        arguments.index,
+        arguments.cell,
+        arguments.columns,
     )
     for fault in faults[:_MOST_LISTED]:
         sys.stderr.write(f"segdet: left out: {fault}\n")

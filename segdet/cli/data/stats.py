@@ -28,10 +28,8 @@ def _stats(arguments: argparse.Namespace) -> int:
     check_output("--json", arguments.json)
     check_output("--plot", arguments.plot, SUFFIXES)
     dataset = dataset_from(arguments)
-    readers = {split: dataset.open(split) for split in dataset.splits}
-    stats = {
-        split: measure(reader, dataset.task, arguments.workers, split) for split, reader in readers.items()
-    }
+    readers = [(split, dataset.open(split)) for split in dataset.splits]
+    stats = {split: measure(reader, dataset.task, arguments.workers, split) for split, reader in readers}
     sys.stdout.write(f"{dataset}\n\n{describe(stats, dataset.task)}\n")
     bad = [line for item in stats.values() for line in item.bad]
     if bad:

@@ -11,12 +11,13 @@ from segdet.util.errors import UserError, check_choice, check_range
 
 _VERSION = 1  # to be raised when the same seed gives other pixels, so that old folders are recognized
 _FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+ShapesFormat = Literal["voc", "coco", "cityscapes"]
 _WRITERS = {"voc": write_voc, "coco": write_coco, "cityscapes": write_cityscapes}
 
 
 def make_shapes(
     root: Path | str,
-    format: Literal["voc", "coco", "cityscapes"] = "voc",
+    format: ShapesFormat = "voc",
     *,
     train: int = 4000,
     val: int = 400,
@@ -48,39 +49,28 @@ def make_shapes(
         UserError: If a setting is out of range, or ``root`` exists with other content.
     """
     root = Path(root)
-    check_choice("format", format, list(_WRITERS))
+    check_choice("format", format, ShapesFormat)
     counts = {"train": train, "val": val, "test": test}
     for name, count in counts.items():
         check_range(name, count, least=0, most=1_000_000)
     check_range("size", size, least=64, most=4096)
     check_range("seed", seed, least=0)
-    settings: dict[str, object] = {
-        "format": format,
-        **counts,
-        "size": list(size),
-        "seed": seed,
-        "version": _VERSION,
-    }
+    settings: dict[str, object] = {"format": format, **counts}
+    settings |= {"size": list(size), "seed": seed, "version": _VERSION}
     if _is_made(root, settings):
         return root
     splits = {
         name: Scenes(seed, range(_FIRST_INDEX[name], _FIRST_INDEX[name] + count), size)
         for name, count in counts.items()
     }
+    workers = usable_cores() if workers is None else workers
+    files = {"shapes.json": json.dumps(settings) + "\n"}
     try:
-        _WRITERS[format](
-            root,
-            splits,
-            SHAPES_CLASSES,
-            workers=workers if workers is not None else usable_cores(),
-            progress=progress,
-            files={"shapes.json": json.dumps(settings) + "\n"},
-        )
+        _WRITERS[format](root, splits, SHAPES_CLASSES, workers=workers, progress=progress, files=files)
     except UserError:
         # Another process may have created the same folder in the meantime.
-        if _is_made(root, settings):
-            return root
-        raise
+        if not _is_made(root, settings):
+            raise
     return root
 
 
@@ -91,9 +81,9 @@ def _is_made(root: Path, settings: dict[str, object]) -> bool:
     try:
         found = json.loads((root / "shapes.json").read_text())
         differences = [
-            f"{key} {found.get(key)} instead of {settings[key]}"
-            for key in settings
-            if found.get(key) != settings[key]
+            f"{key} {found.get(key)} instead of {value}"
+            for key, value in settings.items()
+            if found.get(key) != value
         ]
     except (OSError, ValueError, AttributeError):
         raise UserError(

@@ -47,6 +47,8 @@ CITYSCAPES_THINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
 CITYSCAPES_GROUND = ("road", 7, (128, 64, 128))
 """Name, label id and colour of the Cityscapes label used for the background."""
 
+_Write = Callable[[Path, str, int, int, Scene], Any]
+_JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 _POOL_FROM = 64  # for fewer scenes, starting processes takes longer than it saves
 
 
@@ -154,7 +156,7 @@ def _written(
     root: Path,
     folders: Iterable[str],
     splits: Mapping[str, Sequence[Scene]],
-    write: Callable[[Path, str, int, int, Scene], Any],
+    write: _Write,
     *,
     workers: int = 1,
     progress: bool = False,
@@ -195,7 +197,7 @@ def _written(
 def _write_at(
     folder: Path,
     splits: Mapping[str, Sequence[Scene]],
-    write: Callable[[Path, str, int, int, Scene], Any],
+    write: _Write,
     place: tuple[str, int],
     number: int,
 ) -> Any:
@@ -253,10 +255,6 @@ def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return outlines, holes
 
 
-def _save_jpeg(path: Path, image: np.ndarray) -> None:
-    Image.fromarray(image).save(path, quality=95, subsampling=0)
-
-
 def _save_voc_png(path: Path, values: np.ndarray, border: np.ndarray) -> None:
     picture = Image.fromarray(np.where(border, 255, values).astype(np.uint8))
     picture.putpalette(voc_palette().tobytes())  # changes the mode from L to P
@@ -279,7 +277,7 @@ def _write_voc_scene(
 ) -> str:
     stem = f"{number:06d}"
     height, width = scene.instances.shape
-    _save_jpeg(folder / "JPEGImages" / f"{stem}.jpg", scene.image)
+    Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{stem}.jpg", **_JPEG)
     border = _outline_band(scene.instances)
     _save_voc_png(folder / "SegmentationClass" / f"{stem}.png", scene.mask(), border)
     _save_voc_png(folder / "SegmentationObject" / f"{stem}.png", scene.instances, border)
@@ -313,9 +311,8 @@ def _write_voc_scene(
 def _write_coco_scene(
     folder: Path, split: str, position: int, number: int, scene: Scene
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    height, width = scene.instances.shape
     file_name = f"{number:012d}.jpg"
-    _save_jpeg(folder / f"{split}2017" / file_name, scene.image)
+    Image.fromarray(scene.image).save(folder / f"{split}2017" / file_name, **_JPEG)
     annotations = []
     for index, (x0, y0, x1, y1) in enumerate(scene.boxes.tolist()):
         mask = scene.instances == index + 1
@@ -329,6 +326,7 @@ def _write_coco_scene(
                 "iscrowd": int(scene.crowd[index]),
             }
         )
+    height, width = scene.instances.shape
     image = {"id": number, "file_name": file_name, "width": width, "height": height, "license": 1}
     return image, annotations
 
