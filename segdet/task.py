@@ -318,6 +318,10 @@ class Task(Model):
         check_unknown_arguments(type(self), unknown)
         super().__init__()
         self.save_hyperparameters(plain_arguments(arguments))
+        if isinstance(class_names, str) or not class_names:
+            raise UserError(
+                f"class_names {class_names!r}: must be a list of one or more names, as in [cat, dog]"
+            )
         if multi_scale is not None:
             check_range("--model.multi_scale", multi_scale, above=0)
         check_range("--model.multi_scale_every", multi_scale_every, least=1)
@@ -330,6 +334,10 @@ class Task(Model):
         self._frozen: list[str] = []
         self.multi_scale = multi_scale
         self.multi_scale_every = multi_scale_every
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise UserError(f"--model.{name} {list(values)}: must be three numbers, one per channel")
+        check_range("--model.std", std, above=0)
         scale = torch.tensor([1 / (255 * s) for s in std])
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
@@ -495,15 +503,19 @@ class Task(Model):
         self._saved_image_size = (checkpoint.get(DESCRIPTION) or {}).get("image_size")
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", **kwargs: Any
+    ) -> Self:
         """Return the trained model of a checkpoint, of the command or of a plain Trainer, in evaluation mode.
 
         Args:
             checkpoint_path: The file. Its class must be this class or a subclass of it.
+            map_location: The device of the model.
             kwargs: Arguments of the model that replace those in the checkpoint.
 
         Raises:
-            UserError: If the file cannot be read, is not a checkpoint, or holds a model of another class.
+            UserError: If the file cannot be read, is not a checkpoint, holds a model of another class, or does
+                not fit the arguments.
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
         class_path = str((checkpoint.get(DESCRIPTION) or {}).get("class_path", ""))
@@ -520,5 +532,12 @@ class Task(Model):
             model = model_class(**saved_arguments | kwargs)
         model.configure_model()
         model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
-        return model.eval()
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:240]
+            raise UserError(
+                f"{checkpoint_path}: does not fit the model with these arguments ({reason}); give those of the "
+                "checkpoint"
+            ) from error
+        return model.eval().to(map_location)

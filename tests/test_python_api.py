@@ -153,6 +153,7 @@ def test_an_image_is_a_path_a_picture_an_array_or_a_tensor(detector: Path, photo
         (upright.astype(np.float32), r"image: an array float32 \[120, 90, 3\]; give uint8 \[height, width, 3\]"),
         (torch.zeros(1, 3, 8, 8), r"image: a tensor torch.float32 .*; give uint8 \[3, height, width\]"),
         (3, "image: a int; give a path"),
+        (upright[:0], "image: 90x0 pixels; give an image that is not empty"),
         (photo.parent / "none.jpg", "none.jpg"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
@@ -182,6 +183,9 @@ def test_a_plain_trainers_checkpoint_is_loaded_without_arguments(voc: Path, tmp_
         assert torch.equal(loaded.predict_image(picture)["mask"], expected)
         assert torch.equal(loaded.known_weights(), model.known_weights())  # type: ignore[arg-type]
     assert FCN.load_from_checkpoint(tmp_path / "model.ckpt", tta_flip=True).tta_flip
+    assert FCN.load_from_checkpoint(tmp_path / "model.ckpt", map_location="meta").device.type == "meta"
+    with pytest.raises(UserError, match=r"model\.ckpt: does not fit the model with these arguments"):
+        FCN.load_from_checkpoint(tmp_path / "model.ckpt", width=4)
     # The command tests it, too.
     options = [
         f"--data.root={voc}",
@@ -291,6 +295,11 @@ def test_mistakes_name_the_argument(voc: Path, tmp_path: Path) -> None:
         (lambda: VOCDataModule(tmp_path / "none").class_names, f"{tmp_path}/none"),
         (lambda: segdet.load(tmp_path), "no checkpoints/best.ckpt in it"),
         (lambda: segdet.load(tmp_path / "none.ckpt"), "none.ckpt: no such checkpoint"),
+        (lambda: SSD("cat"), "class_names 'cat': must be a list of one or more names"),
+        (lambda: SSD([]), r"class_names \[\]: must be a list of one or more names"),
+        (lambda: SSD(["a", "b"], category_ids=[1]), "category_ids: 1 ids for 2 class_names"),
+        (lambda: SSD(["a"], std=(0, 0, 0)), r"model\.std \[0, 0, 0\]: must be"),
+        (lambda: SSD(["a"], mean=(0.5,)), r"model\.mean \[0.5\]: must be three numbers"),  # type: ignore[arg-type]
         (lambda: Task.load_from_checkpoint(README), "README.md: the file is corrupt or is not a checkpoint"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message) as error:

@@ -107,18 +107,25 @@ def _missing(fault: _Fault, match: re.Match[str]) -> str:
 
 def _unknown_class(fault: _Fault, match: re.Match[str]) -> str:
     name = match[1] or match[2]
+    asked = re.match(r"--((\w+)\.help):", fault.message)
+    option, section = (asked[1], asked[2]) if asked else (fault.option, fault.option)
     bases: dict[str, tuple[str, type]] = {"model": ("model", Task), "data": ("data module", DataModule)}
-    if fault.option not in bases:
-        return f"--{fault.option} {name}: no such class; fix the name"
-    kind, base = bases[fault.option]
+    if section not in bases:
+        return f"--{option} {name}: no such class; fix the name"
+    kind, base = bases[section]
     known = sorted(
         {cls.__name__ for cls in subclasses(base) if not inspect.isabstract(cls)} - {base.__name__}
     )
-    return f"--{fault.option} {name}: no such {kind}; {did_you_mean(name, known, cutoff=0.5)}"
+    return f"--{option} {name}: no such {kind}; {did_you_mean(name, known, cutoff=0.5)}"
 
 
 def _missing_file(fault: _Fault, match: re.Match[str]) -> str:
     return f"--config {match[1]}: no such file; fix the path"
+
+
+def _no_options(fault: _Fault, match: re.Match[str]) -> str:
+    found = one_line(match[1], most=60) or "nothing"
+    return f"--config: expected options, such as 'trainer: {{max_epochs: 3}}', got {found}; fix the file"
 
 
 def _invalid_yaml(fault: _Fault, match: re.Match[str]) -> str:
@@ -134,6 +141,7 @@ _PATTERNS: dict[str, Callable[[_Fault, re.Match[str]], str]] = {
     r"given class_path '[^']+':\s+unrecognized arguments: --([\w.+-]+)": _unknown_argument,
     r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either": _unknown_class,
     r"File does not exist: '?([^'\n]+)'?": _missing_file,
+    r"(?s)^Unexpected config:(.*)": _no_options,
     r"(?s)Problems parsing config[^:]*:(.+)": _invalid_yaml,
 }
 """The functions that describe jsonargparse's messages by their patterns, the most specific first."""

@@ -215,6 +215,8 @@ def parse_command(argv: Sequence[str]) -> Options:
         config = parser.parse_args([*arguments, *printing])
     except ParseFault as fault:
         raise UserError(readable(str(fault), parser, command)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config: not a text in UTF-8 ({error}); give a YAML file") from None
     config.ckpt_path = None if checkpoint is None else str(checkpoint.path)
     options = Options(command, shlex.join(["segdet", *argv]), parser, config, given, checkpoint)
     _complete(options)

@@ -23,8 +23,15 @@ def as_rgb(image: ImageLike) -> np.ndarray:
 
     Raises:
         BadSample: If the file cannot be read.
-        UserError: If the image has another type or shape.
+        UserError: If the image is of another type or shape, or empty.
     """
+    pixels = _as_rgb(image)
+    if not pixels.size:
+        raise UserError(f"image: {pixels.shape[1]}x{pixels.shape[0]} pixels; give an image that is not empty")
+    return pixels
+
+
+def _as_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, Path | str):
         return read_image(image, upright=True)
     if isinstance(image, Image.Image):

@@ -14,7 +14,7 @@ from segdet.metrics.detection import DetectionScores
 from segdet.nn.boxes import Selection, mirror, select_detections, suppress, to_original
 from segdet.task import Stage, Task, View
 from segdet.training.multi_scale import at_scale
-from segdet.util.errors import check_range
+from segdet.util.errors import UserError, check_range
 
 
 class Detector(Task):
@@ -60,6 +60,10 @@ class Detector(Task):
         tta_nms_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
+        if category_ids and len(category_ids) != len(class_names):
+            raise UserError(
+                f"category_ids: {len(category_ids)} ids for {len(class_names)} class_names; give one id per class"
+            )
         self.category_ids = category_ids or list(range(1, len(class_names) + 1))
         super().__init__(class_names, **kwargs)
         check_range("--model.tta_scales", tta_scales, above=0)

@@ -38,8 +38,8 @@ class Checkpoint:
         description = content.get(DESCRIPTION) or {}
         self.steps = int(content.get("global_step", 0))
         self.weights = frozenset(content["state_dict"])
-        self.config: dict[str, Any] = yaml.safe_load(description.get("config", "")) or {}
-        if not self.config and "class_path" in description:
+        self.config: dict[str, Any] = _parsed(str(description.get("config", "")), path)
+        if not self.config and "class_path" in description and "hyper_parameters" in content:
             self.config = {"model": _model_section(description["class_path"], content["hyper_parameters"])}
         self.classes = Classes(
             description.get("class_names", []),
@@ -50,6 +50,16 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return f"{self.path.name} of step {self.steps}"
+
+
+def _parsed(config: str, path: Path) -> dict[str, Any]:
+    try:
+        sections = yaml.safe_load(config) or {}
+    except yaml.YAMLError:
+        sections = None
+    if not isinstance(sections, dict):
+        raise UserError(f"{path}: the configuration in it is corrupt; give another file")
+    return sections
 
 
 def _model_section(class_path: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the file is corrupt or is not a checkpoint; give another file") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path}: not a checkpoint of a training; give a file that a training has saved")
+    if not isinstance(content.get(DESCRIPTION, {}), dict):
+        raise UserError(f"{path}: the model's description in it is corrupt; give another file")
     return content
 
 

@@ -46,8 +46,14 @@ def test_value(line: Line) -> None:
     assert message == "--checkpoint_every_n_steps: expected a whole number above 0, got 0"
 
 
+def test_value_out_of_range(line: Line) -> None:
+    message = line(["fit", "--model=SSD", *TINY, "--checkpoint_every_n_steps=0"])
+    assert message == "--checkpoint_every_n_steps: expected a whole number above 0, got 0"
+
+
 def test_class(line: Line) -> None:
     assert line(["fit", "--model=SDS"]) == "--model SDS: no such model; did you mean SSD?"
+    assert line(["fit", "--model.help=SDS"]) == "--model.help SDS: no such model; did you mean SSD?"
     message = line(["fit", "--model=SSD", "--data=VOCDatamodul"])
     assert message == "--data VOCDatamodul: no such data module; did you mean VOCDataModule?"
 
@@ -63,6 +69,14 @@ def test_missing(line: Line) -> None:
 def test_invalid_yaml(line: Line, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: [a\n b: 3")
     assert line(["fit", "--config=c.yaml"]).startswith("--config: not valid YAML: ")
+
+
+def test_file_without_options(line: Line, tmp_path: Path) -> None:
+    for text, found in (("- a\n", "- a"), ("hello", "hello"), ("", "nothing")):
+        (tmp_path / "c.yaml").write_text(text)
+        assert line(["fit", "--config=c.yaml"]).endswith(f"got {found}; fix the file")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe")
+    assert line(["fit", "--config=c.yaml"]).startswith("--config: not a text in UTF-8 (")
 
 
 def test_task(line: Line, shapes: Path) -> None:
@@ -83,6 +97,11 @@ def test_checkpoint(line: Line, tmp_path: Path, fitted: Path) -> None:
     )
     torch.save({"a": 1}, tmp_path / "other.ckpt")
     assert line(["test", "--ckpt_path=other.ckpt"]).startswith("other.ckpt: not a checkpoint of a training")
+    for description in (3, {"config": "a: ["}, {"config": "text"}):
+        torch.save({"state_dict": {}, "segdet": description}, tmp_path / "other.ckpt")
+        assert "corrupt; give another file" in line(["test", "--ckpt_path=other.ckpt"])
+    torch.save({"state_dict": {}, "segdet": {"class_path": "a.B"}}, tmp_path / "other.ckpt")
+    assert line(["test", "--ckpt_path=other.ckpt"]).startswith("--data, --model: missing")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
