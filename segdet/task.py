@@ -374,6 +374,10 @@ class Task(Model):
             raise UserError("--model.freeze: nothing is left to be learned; freeze less")
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # the number of batches is not known before
+        if trainer.limit_train_batches == 0:
+            raise UserError(
+                "--trainer.limit_train_batches 0: leaves no batch to train on; give a larger number"
+            )
         total = trainer.estimated_stepping_batches
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         optimizer, schedule = self.optim.build(self, total, per_epoch)

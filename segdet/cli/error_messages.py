@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,25 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
         f"{checkpoint}: does not fit the model with these settings ({one_line(error)}); give the settings of the "
         "checkpoint"
     )
+
+
+def trainer_advice(error: BaseException) -> str | None:
+    """Return advice in one line if Lightning itself raised ``error``, by which it refuses its options, else None."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    if not isinstance(error, ValueError | RuntimeError | MisconfigurationException):
+        return None
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][
+        -1:
+    ]
+    checks_options = (
+        "lightning.pytorch.callbacks.",
+        "lightning.pytorch.loops.",
+        "lightning.pytorch.trainer.",
+    )
+    if not raised_in or not raised_in[0].startswith(checks_options):
+        return None
+    return f"--trainer: {one_line(error)}"
 
 
 def one_line(error: BaseException | str, most: int = 240) -> str:

@@ -124,7 +124,7 @@ def _missing_file(fault: _Fault, match: re.Match[str]) -> str:
 
 
 def _no_options(fault: _Fault, match: re.Match[str]) -> str:
-    found = one_line(match[1], most=60) or "nothing"
+    found = one_line(match[1], most=60) if match[1].strip() else "nothing"
     return f"--config: expected options, such as 'trainer: {{max_epochs: 3}}', got {found}; fix the file"
 
 

@@ -13,7 +13,14 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from segdet.cli.error_messages import INTERRUPTED, find_user_error, memory_advice, restore_advice, write_line
+from segdet.cli.error_messages import (
+    INTERRUPTED,
+    find_user_error,
+    memory_advice,
+    restore_advice,
+    trainer_advice,
+    write_line,
+)
 from segdet.cli.train_options import Options, parse_command
 from segdet.nn.weights import restoring
 from segdet.runs.assembly import build_trainer, check_precision
@@ -21,7 +28,7 @@ from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.folder_choice import Run, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
 from segdet.util.distributed import rank
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 TERMINATED = 143
 """The exit status after SIGTERM, by the convention of shells."""
@@ -60,8 +67,10 @@ def _execute(options: Options) -> int:
         if find_user_error(error) is not None:
             raise
         checkpoint = None if run.checkpoint is None else run.checkpoint.path
-        advice = memory_advice(error, arguments["datamodule"]) or restore_advice(
-            error, checkpoint, run.restored, run.command
+        advice = (
+            memory_advice(error, arguments["datamodule"])
+            or restore_advice(error, checkpoint, run.restored, run.command)
+            or trainer_advice(error)
         )
         if advice is None:
             raise
@@ -81,6 +90,8 @@ def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
     config, command = options.config, options.command
     if config.seed_everything is not False:
         seed = None if config.seed_everything is True else config.seed_everything
+        if seed is not None:
+            check_range("--seed_everything", seed, least=0, most=2**32 - 1)
         config.seed_everything = pl.seed_everything(seed, workers=True)
     check_precision(config.trainer.precision)
     model_name, data_name = (options.class_of(section).__name__.lower() for section in ("model", "data"))

@@ -51,7 +51,7 @@ class RunOptions:
     """The options of a run itself.
 
     Args:
-        seed_everything: The seed of all random numbers; true for a random seed.
+        seed_everything: The seed of all random numbers; true for that of PL_GLOBAL_SEED, or 0.
         run_dir: The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.
         overwrite: Remove the run that --run_dir holds and start a new one.
         wandb: Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides it.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from segdet.training.muon import Muon
-from segdet.util.errors import UserError, check_choice
+from segdet.util.errors import UserError, check_choice, check_range
 
 Name = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["constant", "step", "poly", "cosine"]
@@ -61,6 +61,9 @@ class Optimization:
     def __post_init__(self) -> None:
         check_choice("--model.optim.name", self.name, Name)
         check_choice("--model.optim.schedule", self.schedule, Schedule)
+        for name in ("lr", "momentum", "weight_decay"):
+            check_range(f"--model.optim.{name}", getattr(self, name), least=0)
+        check_range("--model.optim.betas", self.betas, least=0, below=1)
 
     def build(
         self, module: nn.Module, total_steps: float, steps_per_epoch: float

@@ -149,6 +149,28 @@ def test_bad_sample_in_a_worker_is_one_line(
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seed_everything=-1", "--seed_everything -1: must be at least 0 and at most 4294967295"),
+        ("--model.optim.lr=-1", "--model.optim.lr -1.0: must be at least 0"),
+        ("--trainer.limit_train_batches=0", "--trainer.limit_train_batches 0: leaves no batch to train on"),
+        ("--trainer.val_check_interval=9", "--trainer: `val_check_interval` (9) must be less than or equal"),
+        (
+            "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: none}}]",
+            "--trainer: Early stopping conditioned on metric `none` which is not available",
+        ),
+    ],
+)
+def test_an_option_that_the_training_refuses_is_one_line(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    arguments = [*MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={tmp_path / 'run'}"]
+    assert main(["fit", *arguments, option]) == 2
+    output = capsys.readouterr().err
+    assert f"segdet: error: {message}" in output.splitlines()[-1]
+
+
 def test_irrelevant_warnings_are_suppressed() -> None:
     from segdet.cli.train import _without_irrelevant_messages
 
