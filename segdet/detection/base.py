@@ -171,14 +171,7 @@ class Detector(Task):
 
 
 def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, int], mirrored: bool) -> Target:
-    """Return the region proposals of a target, if there are any, for a view of its image.
-
-    Args:
-        target: In pixels of the image.
-        size: ``(height, width)`` of the image.
-        scaled: ``(height, width)`` of the view.
-        mirrored: Whether the view is mirrored.
-    """
+    """Return a target's region proposals, if any, for a view of ``scaled`` pixels of its image of ``size``."""
     if "proposals" not in target:
         return Target()
     boxes = to_original(target["proposals"], size, scaled)

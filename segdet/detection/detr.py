@@ -31,7 +31,6 @@ _MATCHING_COSTS = {"class": 1.0, "box": 5.0, "giou": 2.0}
 _LOSS_WEIGHTS = {"class": 1.0, "box": 5.0, "giou": 2.0}
 """The weights of the losses (section A.4)."""
 
-
 _SPREAD = 0.1
 """The initial standard deviation of a query's spatial prior, relative to the image's sides."""
 
@@ -171,13 +170,7 @@ class DETR(Detector):
     def losses(
         self, images: Tensor, targets: list[Target], sizes: list[tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        """Return the parts of the loss of a batch (sections 3.1 and A.2).
-
-        Args:
-            images: Normalized, float ``[B, 3, H, W]``; padding is zero.
-            targets: One per image, in its pixels.
-            sizes: ``(height, width)`` of each image without padding; None if nothing is padded.
-        """
+        """Return the parts of the loss of a batch (sections 3.1 and A.2); for ``sizes`` see `forward`."""
         logits, predicted, _ = self(images, sizes)
         if not self.auxiliary:
             logits, predicted = logits[-1:], predicted[-1:]
@@ -237,12 +230,8 @@ class DETR(Detector):
                 caption="The attention of a query of high score in the last decoder layer.",
             )
         for layer, (b, s) in enumerate(zip(boxes, scores, strict=True), 1):
-            yield Stage(
-                f"queries, layer {layer}",
-                boxes=b,
-                scores=s,
-                caption="The predictions of all queries after this layer.",
-            )
+            caption = "The predictions of all queries after this layer."
+            yield Stage(f"queries, layer {layer}", boxes=b, scores=s, caption=caption)
         (final,) = self._detections(output, size)
         caption = (
             "The most probable class of each query. Avoiding duplicates is learned; there is no suppression."
@@ -384,7 +373,7 @@ class Transformer(nn.Module):
         encoder_layers: The number of encoder layers.
         decoder_layers: The number of decoder layers.
         feedforward: The hidden channels of each layer's feed-forward network.
-        dropout: The dropout rate of all layers.
+        dropout: The dropout rate in all attentions and feed-forward networks, and after each.
     """
 
     def __init__(
@@ -451,13 +440,9 @@ class Transformer(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A layer of self-attention and a feed-forward network, each followed by normalization.
+    """A layer of self-attention and a feed-forward network, each followed by dropout and normalization.
 
-    Args:
-        width: The channels.
-        heads: The number of heads of the attention.
-        feedforward: The hidden channels of the feed-forward network.
-        dropout: The dropout rate in attention and feed-forward network, and after each.
+    The arguments are those of `Transformer`.
     """
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
@@ -479,13 +464,9 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A layer of self-attention, cross-attention and a feed-forward network, each followed by normalization.
+    """A layer of self-attention, cross-attention and a feed-forward network.
 
-    Args:
-        width: The channels.
-        heads: The number of heads of both attentions.
-        feedforward: The hidden channels of the feed-forward network.
-        dropout: The dropout rate in attentions and feed-forward network, and after each.
+    Each is followed by dropout and normalization. The arguments are those of `Transformer`.
     """
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:

@@ -117,19 +117,14 @@ class FastRCNN(RegionDetector):
             return logits.softmax(1)[:, 1:], boxes
 
     def proposal_stages(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
-        features = self.backbone(image)[0]
-        yield Stage(
-            "features",
-            map=features.square().mean(1).sqrt()[0].float(),
-            caption="The map that all RoIs are pooled from: the root mean square of its channels.",
-        )
-        cells = (proposals[:12] / self.pooling.stride).round() * self.pooling.stride
-        yield Stage(
-            "regions of interest",
-            boxes=cells if self.pooling.kind == "max" else proposals[:12],
-            caption="Twelve RoIs as the pooling rounds them; each is pooled to "
-            f"{self.pooling.size}x{self.pooling.size} cells.",
-        )
+        energy = self.backbone(image)[0].square().mean(1).sqrt()[0].float()
+        caption = "The map that all RoIs are pooled from: the root mean square of its channels."
+        yield Stage("features", map=energy, caption=caption)
+        side, boxes = self.pooling.size, proposals[:12]
+        if self.pooling.kind == "max":
+            boxes = (boxes / self.pooling.stride).round() * self.pooling.stride
+        caption = f"Twelve RoIs as the pooling rounds them; each is pooled to {side}x{side} cells."
+        yield Stage("regions of interest", boxes=boxes, caption=caption)
 
     def on_validation_start(self) -> None:
         """Compress the layers for `segdet validate` if ``svd_ranks`` are given."""

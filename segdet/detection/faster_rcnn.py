@@ -120,21 +120,16 @@ class TwoStageDetector(Detector):
         (final,) = self._detections(padded, maps, proposed.boxes)
         yield detections_stage(final, "The proposals after classification, box regression and suppression.")
 
-    def propose(self, images: Tensor) -> list[Tensor]:
+    def propose(self, images: Tensor, count: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Return the proposals for normalized images ``[B, 3, H, W]``.
 
-        Returns:
-            For each image boxes float32 ``[P, 4]``, xyxy in its pixels, best first.
-        """
-        return self.propose_scored(images)[0]
-
-    def propose_scored(self, images: Tensor, count: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the proposals as `propose`, and their scores ``[P]`` for each image.
-
         Args:
-            images: Normalized, ``[B, 3, H, W]``.
+            images: See above.
             count: The maximum number of boxes per image, if it exceeds the network's own limit; also the minimum
                 number of candidates per map before suppression.
+
+        Returns:
+            For each image boxes float32 ``[P, 4]``, xyxy in its pixels, best first, and for each image scores ``[P]``.
         """
         padded = pad_to_stride(images, self.size_divisor)
         with stage("network"):

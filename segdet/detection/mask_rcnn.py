@@ -90,10 +90,8 @@ class MaskRCNN(MaskBranch, FasterRCNN):
     The cost is one pass of the backbone, and the mask branch per detection. Branch and losses are torchvision's.
 
     Args:
-        class_names: As for `FasterRCNN`.
         mask_width: The channels of the mask branch.
         mask_convolutions: The number of its 3x3 convolutions.
-        canonical_size: As for `FasterRCNN`.
         kwargs: As for `FasterRCNN`.
     """
 
@@ -117,7 +115,6 @@ class TorchvisionMaskRCNN(MaskBranch, TorchvisionFasterRCNN):
     """torchvision's Mask R-CNNs. With their COCO weights, detections and masks equal those of torchvision.
 
     Args:
-        class_names: As for `TorchvisionFasterRCNN`.
         network: ``resnet50_fpn``, or its second version ``resnet50_fpn_v2``.
         kwargs: As for `TorchvisionFasterRCNN`.
     """

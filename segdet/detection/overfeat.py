@@ -37,9 +37,6 @@ class OverFeat(SlidingWindowDetector):
     ``mode: crops`` gives the same detections window by window.
 
     Args:
-        mode: See `SlidingWindowDetector`.
-        aspects: See `SlidingWindowDetector`; one is enough, because boxes are regressed.
-        hidden: See `SlidingWindowDetector`.
         regression: ``single`` predicts one box for all classes, ``per_class`` one per class.
         box_hidden: The widths of the hidden layers of the regressor.
         box_loss: ``l2``, or ``smooth_l1``.
@@ -80,8 +77,7 @@ class OverFeat(SlidingWindowDetector):
     def box_losses(
         self, features: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        hidden = self.hidden(features.detach() if self.freeze_features else features)
-        edges = self._edges(hidden)
+        edges = self._edges(self.network[1](features.detach() if self.freeze_features else features))
         if self.regression == "per_class":
             class_index = (labels - 1).clamp(min=0)
             edges = edges.gather(1, class_index[:, None, None].expand(-1, -1, 4))

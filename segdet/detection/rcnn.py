@@ -148,14 +148,8 @@ class RCNN(RegionDetector):
         return pool5, self.layers(pool5)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        sampled = sample_rois(
-            targets,
-            self.regions_per_batch,
-            self.positive_share,
-            background=(0.0, 0.5),
-            pooled=True,
-            fill=False,
-        )
+        count, share = self.regions_per_batch, self.positive_share
+        sampled = sample_rois(targets, count, share, background=(0.0, 0.5), pooled=True, fill=False)
         _, fc7 = self(warp(images, sampled.rois, self.warp_size, self.context))
         logits = self.classifier(fc7).float()
         cross_entropy = F.cross_entropy(logits, sampled.labels, ignore_index=-1, reduction="sum")

@@ -15,7 +15,7 @@ from segdet.data.base import DataModule
 from segdet.data.cleaning import clip_boxes
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target
-from segdet.detection.base import Detector, detections_stage
+from segdet.detection.base import Detector, best_boxes_stage, detections_stage
 from segdet.metrics.base import Scores
 from segdet.metrics.region_detection import RegionScores
 from segdet.proposals.base import Proposer
@@ -84,25 +84,18 @@ class RegionDetector(Detector):
         if proposals is None:
             pixels = (image + self._shift) / self._scale
             proposals = self.propose(pixels.round().clamp(0, 255).to(torch.uint8))[0]
-        yield Stage(
-            "proposals",
-            boxes=proposals[:200],
-            caption=f"The best {min(200, len(proposals))} of {len(proposals)} region proposals, before classification.",
-        )
+        shown = proposals[:200]
+        caption = f"The best {len(shown)} of {len(proposals)} region proposals, before classification."
+        yield Stage("proposals", boxes=shown, caption=caption)
         yield from self.proposal_stages(image, proposals)
         scores, boxes = self.classify(image, [proposals])
         best, label = scores.max(1)
-        order = best.topk(min(50, len(best))).indices
-        yield Stage(
-            "classified proposals",
-            boxes=proposals[order],
-            scores=best[order],
-            caption="The proposals of highest score, at their proposed boxes.",
-        )
-        regressed = boxes.expand(-1, scores.shape[1], -1)[order, label[order]]
-        yield Stage(
-            "regressed boxes", boxes=regressed, scores=best[order], caption="The same after box regression."
-        )
+        caption = "The proposals of highest score, at their proposed boxes."
+        yield best_boxes_stage("classified proposals", proposals, best, caption, 50)
+        regressed = boxes.expand(-1, scores.shape[1], -1)[
+            torch.arange(len(label), device=label.device), label
+        ]
+        yield best_boxes_stage("regressed boxes", regressed, best, "The same after box regression.", 50)
         final = self._detections(scores, boxes, [proposals], (image.shape[2], image.shape[3]))[0]
         yield detections_stage(final)
 
@@ -213,15 +206,11 @@ class RegionDetector(Detector):
         """Add the proposer and its arguments."""
         super().on_save_checkpoint(checkpoint)
         proposer = self.proposer
-        checkpoint[DESCRIPTION] |= {
-            "max_proposals": self.max_proposals,
-            "proposer": None
-            if proposer is None
-            else {
-                "class_path": f"{type(proposer).__module__}.{type(proposer).__qualname__}",
-                "arguments": plain(proposer.arguments),
-            },
-        }
+        description = None
+        if proposer is not None:
+            path = f"{type(proposer).__module__}.{type(proposer).__qualname__}"
+            description = {"class_path": path, "arguments": plain(proposer.arguments)}
+        checkpoint[DESCRIPTION] |= {"max_proposals": self.max_proposals, "proposer": description}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Use the proposer of the checkpoint if there is no data module.

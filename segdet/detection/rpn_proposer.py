@@ -64,7 +64,7 @@ class RPN(Proposer):
         resized = Pipeline(resize(size))(image)[0]
         pixels = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            proposed = model.propose_scored(model.normalize(pixels), self.count)
+            proposed = model.propose(model.normalize(pixels), self.count)
         boxes, scores = (each[0].numpy() for each in proposed)
         height, width = image.shape[:2]
         scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2, np.float32)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.base import Detector, detections_stage
+from segdet.detection.base import Detector, best_boxes_stage, detections_stage
 from segdet.nn.backbones import Backbone, build_backbone
 from segdet.nn.boxes import match_anchors, pad_targets
 from segdet.nn.dense_windows import DensePass
@@ -176,8 +176,8 @@ class SlidingWindowDetector(Detector):
         sampled = self.sample_windows(target_labels, hardness)
         index = torch.arange(len(images), device=images.device)[:, None].expand_as(sampled)
         windows = crop_packed(packed, layout, index.flatten(), sampled.flatten(), self.window)
-        features = self.features(windows)
-        logits = self.class_head(self.hidden(features)[:, : self.class_units])
+        features = self.network[0](windows)
+        logits = self.class_head(self.network[1](features)[:, : self.class_units])
         sampled_labels = target_labels.gather(1, sampled)
         # Windows of intermediate overlap are ignored.
         count = (sampled_labels >= 0).sum().clamp(min=1)
@@ -204,32 +204,26 @@ class SlidingWindowDetector(Detector):
         layout = self.layout(image)
         scores, boxes = self.score_windows(image)
         best_scores, labels = scores[0].max(-1)
-        for (height, width), index in zip(
-            layout.sizes, torch.arange(len(best_scores)).split(layout.counts), strict=True
-        ):
-            best = index[best_scores[index].topk(min(20, len(index))).indices]
-            wide, high = (layout.boxes[index[0], 2:] - layout.boxes[index[0], :2]).tolist()
-            yield Stage(
-                f"level {width}x{height}",
-                boxes=layout.boxes[best],
-                scores=best_scores[best],
-                caption=f"Of the {len(index):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
-                f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score.",
-            )
-        best = best_scores.topk(min(100, len(best_scores))).indices
-        yield Stage(
-            "best windows",
-            boxes=layout.boxes[best],
-            scores=best_scores[best],
-            caption=f"The windows of highest score of all {len(layout.sizes)} levels, before suppression.",
+        levels = zip(
+            layout.sizes, layout.boxes.split(layout.counts), best_scores.split(layout.counts), strict=True
         )
+        for (height, width), windows, of_level in levels:
+            wide, high = (windows[0, 2:] - windows[0, :2]).tolist()
+            caption = (
+                f"Of the {len(windows):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
+                f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score."
+            )
+            yield best_boxes_stage(f"level {width}x{height}", windows, of_level, caption, 20)
+        caption = f"The windows of highest score of all {len(layout.sizes)} levels, before suppression."
+        yield best_boxes_stage("best windows", layout.boxes, best_scores, caption)
         if self.extra_units:
-            regressed = boxes[0, best] if boxes.ndim == 3 else boxes[0, best, labels[best]]
-            yield Stage(
-                "regressed boxes",
-                boxes=regressed,
-                scores=best_scores[best],
-                caption="The same after box regression.",
+            regressed = (
+                boxes[0]
+                if boxes.ndim == 3
+                else boxes[0, torch.arange(len(labels), device=labels.device), labels]
+            )
+            yield best_boxes_stage(
+                "regressed boxes", regressed, best_scores, "The same after box regression."
             )
         (final,) = self.select(boxes, scores, (image.shape[2], image.shape[3]))
         yield detections_stage(final)
@@ -261,16 +255,6 @@ class SlidingWindowDetector(Detector):
         """Return the probabilities ``[..., K + 1]`` of background and classes from the network's output."""
         logits: Tensor = self.class_head(hidden[..., : self.class_units])
         return at_least_float32(logits).softmax(-1)
-
-    def features(self, windows: Tensor) -> Tensor:
-        """Return the features ``[N, F]`` of windows ``[N, 3, window, window]``."""
-        features: Tensor = self.network[0](windows)
-        return features
-
-    def hidden(self, features: Tensor) -> Tensor:
-        """Return the output ``[N, units]`` of the first linear layer for features ``[N, F]``."""
-        hidden: Tensor = self.network[1](features)
-        return hidden
 
     def box_losses(
         self, features: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor
@@ -320,13 +304,8 @@ class SlidingWindowDetector(Detector):
             for start in range(0, total, self.crop_batch):
                 with stage("crops"):
                     number = torch.arange(start, min(start + self.crop_batch, total), device=packed.device)
-                    windows = crop_packed(
-                        packed,
-                        layout,
-                        number // len(layout.boxes),
-                        number % len(layout.boxes),
-                        self.window,
-                    )
+                    image, window = number // len(layout.boxes), number % len(layout.boxes)
+                    windows = crop_packed(packed, layout, image, window, self.window)
                 with stage("network"):
                     outputs.append(self.network(windows))
                 bar.update(len(number))

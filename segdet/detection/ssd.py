@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSDHead
+from torchvision.ops import Conv2dNormActivation
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, best_boxes_stage, detections_stage
@@ -69,9 +70,7 @@ class DefaultBoxDetector(Detector):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``.
 
-        Args:
-            images: Normalized.
-            scale: Their height and width divided by those of the loaded images.
+        ``scale`` is the height and width of the images divided by those of the loaded images.
         """
         return self._heads(images, self._maps(images), scale)
 
@@ -231,13 +230,12 @@ class SSD(DefaultBoxDetector):
         self.smooth = nn.ModuleList()
         if top_down:
             self.laterals.extend(nn.Conv2d(c, width, 1) for c in channels)
-            self.smooth.extend(_conv(width, width, 3) for _ in channels)
+            self.smooth.extend(Conv2dNormActivation(width, width, 3) for _ in channels)
             channels = [width] * len(channels)
         self.extras = nn.ModuleList()
         for _ in range(extra_maps):
-            self.extras.append(
-                nn.Sequential(_conv(channels[-1], width // 2, 1), _conv(width // 2, width, 3, stride=2))
-            )
+            reduce = Conv2dNormActivation(channels[-1], width // 2, 1)
+            self.extras.append(nn.Sequential(reduce, Conv2dNormActivation(width // 2, width, 3, stride=2)))
             channels.append(width)
             self.strides.append(2 * self.strides[-1])
         maps = len(channels)
@@ -267,11 +265,3 @@ class SSD(DefaultBoxDetector):
         for extra in self.extras:
             maps.append(extra(maps[-1]))
         return maps
-
-
-def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(out),
-        nn.ReLU(inplace=True),
-    )

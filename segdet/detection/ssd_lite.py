@@ -29,6 +29,7 @@ class SSDLite(DefaultBoxDetector):
     same. The finest map with default boxes is the expansion layer of stride 16. By torchvision's count it needs a
     sixtieth of the operations of `SSD300`, at 320 pixels. The network is torchvision's, so that its weights can be
     loaded. Images of other sizes than 320 have maps of other sizes, with the same number of default boxes per cell.
+    Images are scaled to -1..1 by default.
 
     Args:
         weights: Weights of the whole network, torchvision's (``COCO_V1``, or true); or of MobileNetV3 alone
@@ -36,8 +37,6 @@ class SSDLite(DefaultBoxDetector):
             `DefaultBoxDetector.load_torchvision`.
         reduced_tail: Whether the backbone's last stage has half the channels (Howard et al., table 6), as in
             torchvision's detector; ImageNet weights are for the full network.
-        mean: As for `Task`; by default images are scaled to -1..1.
-        std: As for `Task`.
         kwargs: As for `DefaultBoxDetector`.
     """
 

@@ -30,7 +30,8 @@ class VGG16SSD(DefaultBoxDetector):
     VGG16 up to conv5_3, with ceil mode in its third pooling and a fifth pooling of 3x3 with stride 1; fc6 as a 3x3
     convolution of dilation 6 and fc7 as a 1x1 convolution, of 1,024 channels each; then pairs of extra convolutions,
     each coarser. The maps with default boxes are conv4_3, whose features are L2-normalized with a learned scale that
-    starts at 20, fc7, and all extra maps (section 3). The modules and their names are torchvision's.
+    starts at 20, fc7, and all extra maps (section 3). The modules and their names are torchvision's. Images are
+    normalized as for the original VGG16 by default.
 
     Args:
         weights: Weights of the whole network, torchvision's (``COCO_V1``, or true; only for SSD300); or of VGG16 alone
@@ -38,8 +39,6 @@ class VGG16SSD(DefaultBoxDetector):
             From a VGG16 with its classifier, fc6 and fc7 use every fourth channel and every third row and column, as
             in the paper. For another number of classes see `DefaultBoxDetector.load_torchvision`.
         sizes: The data set of the default boxes. SSD300's boxes for COCO are torchvision's, clipped to the image.
-        mean: As for `Task`; that of the original VGG16 by default.
-        std: As for `Task`; that of the original VGG16 by default.
         kwargs: As for `DefaultBoxDetector`.
 
     Attributes:
@@ -136,12 +135,7 @@ class VGG16SSD(DefaultBoxDetector):
 class SSD300(VGG16SSD):
     """SSD300 (Liu et al., ECCV 2016): 8,732 default boxes on maps of side 38, 19, 10, 5, 3 and 1.
 
-    Args:
-        weights: As for `VGG16SSD`.
-        sizes: As for `VGG16SSD`.
-        mean: As for `VGG16SSD`.
-        std: As for `VGG16SSD`.
-        kwargs: As for `VGG16SSD`.
+    It takes the arguments of `VGG16SSD`.
     """
 
     size = 300
@@ -156,14 +150,8 @@ class SSD300(VGG16SSD):
 class SSD512(VGG16SSD):
     """SSD512 (Liu et al., ECCV 2016): 24,564 default boxes on maps of side 64, 32, 16, 8, 4, 2 and 1.
 
-    It has one more pair of extra convolutions than SSD300. All pairs except the last halve the map.
-
-    Args:
-        weights: As for `VGG16SSD`.
-        sizes: As for `VGG16SSD`.
-        mean: As for `VGG16SSD`.
-        std: As for `VGG16SSD`.
-        kwargs: As for `VGG16SSD`.
+    It has one more pair of extra convolutions than SSD300. All pairs except the last halve the map. It takes the
+    arguments of `VGG16SSD`.
     """
 
     size = 512

@@ -244,14 +244,11 @@ class YOLOv1(Detector):
             scores=confidences.amax(-1),
             caption="The cells. Each is responsible for objects centred in it; its score is its highest confidence.",
         )
+        highest = confidences.amax(-1).view(rows, columns)
+        yield Stage("confidence", map=highest, caption="The highest confidence of each cell.")
+        highest = classes[0].clamp(0, 1).amax(-1).view(rows, columns)
         yield Stage(
-            "confidence",
-            map=confidences.amax(-1).view(rows, columns),
-            caption="The highest confidence of each cell.",
-        )
-        class_scores = classes[0].clamp(0, 1).amax(-1).view(rows, columns)
-        yield Stage(
-            "class", map=class_scores, caption="The highest class score of each cell, given an object in it."
+            "class", map=highest, caption="The highest class score of each cell, given an object in it."
         )
         yield Stage(
             "boxes",
@@ -292,13 +289,7 @@ class YOLOv1(Detector):
     def _assign(
         self, boxes: Tensor, labels: Tensor, size: tuple[int, int], grid: Grid
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Assign each cell an object.
-
-        Args:
-            boxes: ``[B, G, 4]`` in pixels, from `pad_targets`.
-            labels: ``[B, G]``.
-            size: ``(height, width)`` of the images.
-            grid: The cells of the images.
+        """Assign each cell an object, of boxes ``[B, G, 4]`` in pixels and labels ``[B, G]`` from `pad_targets`.
 
         Returns:
             Whether there is an object, bool ``[B, S * S]``; its box ``[B, S * S, 4]`` relative to the image; its label.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, best_boxes_stage, detections_stage
@@ -18,6 +19,8 @@ from segdet.nn.boxes import pad_targets, paired_iou, pairwise_iou
 from segdet.task import Stage
 from segdet.util.errors import check_range
 from segdet.util.stage_timing import stage
+
+_conv = partial(Conv2dNormActivation, activation_layer=nn.SiLU)
 
 _PRIOR = 0.01
 """The initial probability of an object in every cell (RetinaNet, section 4.1)."""
@@ -295,11 +298,3 @@ class DecoupledHead(nn.Module):
         return torch.cat(
             [self.box(boxes), self.objectness(boxes), self.classes(self.class_branch(features))], 1
         )
-
-
-def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(out),
-        nn.SiLU(inplace=True),
-    )

@@ -17,8 +17,8 @@ from segdet.util.numba_compile import compiled
 _STEPS = 64
 """Colour differences are rounded to 1/64 of a grey level, so that a counting sort can order them."""
 
-_DIRECTIONS = 4
-"""Right, down, down right and down left: every pair of 8-connected pixels once."""
+_NONE = 65535
+"""The weight in place of an edge that would leave the image; larger than all others."""
 
 
 class Edges(NamedTuple):
@@ -47,8 +47,11 @@ def edges_of(image: np.ndarray, sigma: float = 0.8) -> Edges:
         reach = 2 * int(np.ceil(4 * sigma)) + 1
         smooth = cv2.GaussianBlur(smooth, (reach, reach), sigma, borderType=cv2.BORDER_REPLICATE)
     smooth = np.ascontiguousarray(smooth.reshape(*image.shape[:2], -1))
-    codes, weights = _sorted_edges(smooth)
-    return Edges(codes, weights, (image.shape[0], image.shape[1]))
+    # Right, down, down right and down left: every pair of 8-connected pixels once.
+    weights = _weights(smooth).reshape(-1)
+    codes = np.argsort(weights, kind="stable")  # a radix sort for 16 bits
+    codes = codes[: np.count_nonzero(weights != _NONE)]
+    return Edges(codes.astype(np.int32), weights[codes].astype(np.int32), (image.shape[0], image.shape[1]))
 
 
 def segment(edges: Edges, k: float, min_size: int) -> tuple[np.ndarray, int]:
@@ -68,77 +71,21 @@ def segment(edges: Edges, k: float, min_size: int) -> tuple[np.ndarray, int]:
 
 
 @compiled
-def _sorted_edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _weights(image: np.ndarray) -> np.ndarray:
+    """Return the weight of each pixel's edge in each direction, uint16 ``[H, W, 4]``; `_NONE` at the border."""
     height, width, channels = image.shape
-    number = 4 * height * width - 3 * (height + width) + 2
-    if height == 0 or width == 0:
-        number = 0
-    codes = np.empty(number, np.int32)
-    weights = np.empty(number, np.int32)
-    row = np.empty((4, width), np.int32)
-    at = 0
-    heaviest = 0
+    weights = np.full((height, width, 4), np.uint16(_NONE), np.uint16)
     for y in range(height):
-        below = y + 1 < height
-        for direction in range(4):
-            # Row by row, so that the compiler can vectorize the loops.
-            dy = 1 if direction > 0 else 0
-            if dy == 1 and not below:
+        for direction, (dy, dx) in enumerate(((0, 1), (1, 0), (1, 1), (1, -1))):
+            if y + dy == height:
                 continue
-            dx = 1 if direction == 0 or direction == 2 else (-1 if direction == 3 else 0)
-            first = 1 if dx < 0 else 0
-            last = width - 1 if dx > 0 else width
-            if channels == 3:
-                for x in range(first, last):
-                    a = image[y, x, 0] - image[y + dy, x + dx, 0]
-                    b = image[y, x, 1] - image[y + dy, x + dx, 1]
-                    c = image[y, x, 2] - image[y + dy, x + dx, 2]
-                    row[direction, x] = np.int32(
-                        np.sqrt(a * a + b * b + c * c) * np.float32(64.0) + np.float32(0.5)
-                    )
-            else:
-                for x in range(first, last):
-                    total = np.float32(0.0)
-                    for channel in range(channels):
-                        a = image[y, x, channel] - image[y + dy, x + dx, channel]
-                        total += a * a
-                    row[direction, x] = np.int32(np.sqrt(total) * np.float32(64.0) + np.float32(0.5))
-        for x in range(width):
-            code = 4 * (y * width + x)
-            if x + 1 < width:
-                codes[at] = code
-                weights[at] = row[0, x]
-                at += 1
-            if below:
-                codes[at] = code + 1
-                weights[at] = row[1, x]
-                at += 1
-                if x + 1 < width:
-                    codes[at] = code + 2
-                    weights[at] = row[2, x]
-                    at += 1
-                if x > 0:
-                    codes[at] = code + 3
-                    weights[at] = row[3, x]
-                    at += 1
-    for i in range(at):
-        heaviest = max(heaviest, weights[i])
-    # Counting sort is stable: edges of equal weight keep their order.
-    starts = np.zeros(heaviest + 2, np.int32)
-    for i in range(at):
-        starts[weights[i] + 1] += 1
-    for i in range(heaviest + 1):
-        starts[i + 1] += starts[i]
-    sorted_codes = np.empty(at, np.int32)
-    sorted_weights = np.empty(at, np.int32)
-    for weight in range(heaviest + 1):
-        for i in range(starts[weight], starts[weight + 1]):
-            sorted_weights[i] = weight
-    for i in range(at):
-        place = starts[weights[i]]
-        starts[weights[i]] = place + 1
-        sorted_codes[place] = codes[i]
-    return sorted_codes, sorted_weights
+            for x in range(max(0, -dx), width - max(0, dx)):
+                total = np.float32(0.0)
+                for channel in range(channels):
+                    difference = image[y, x, channel] - image[y + dy, x + dx, channel]
+                    total += difference * difference
+                weights[y, x, direction] = np.uint16(np.sqrt(total) * np.float32(_STEPS) + np.float32(0.5))
+    return weights
 
 
 @compiled

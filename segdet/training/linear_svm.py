@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
-class LinearSVMs(nn.Module):
-    """The linear SVMs of K classes.
+class FittedLinear(nn.Module):
+    """A linear map of rescaled features, with weights from a solver instead of gradients.
 
     Args:
-        classes: K.
+        outputs: The shape of the outputs of one row of features.
         features: D.
     """
 
@@ -23,19 +23,28 @@ class LinearSVMs(nn.Module):
     scale: Tensor
     fitted: Tensor
 
-    def __init__(self, classes: int, features: int) -> None:
+    def __init__(self, outputs: Sequence[int], features: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(classes, features))
-        self.register_buffer("bias", torch.zeros(classes))
+        self.register_buffer("weight", torch.zeros(*outputs, features))
+        self.register_buffer("bias", torch.zeros(*outputs))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, D]`` to float32 margins ``[R, K]``, above 0 for the class; support vectors have 1."""
-        # In half precision many margins would be equal, and average precision depends on their order.
+        """Features ``[R, D]`` to float32 ``[R, *outputs]``."""
+        # In half precision many SVMs' margins would be equal, and average precision depends on their order.
         with torch.autocast(features.device.type, enabled=False):
             scaled = self.scale.float() * features.float()
-            return torch.addmm(self.bias.float(), scaled, self.weight.float().t())
+            weight = self.weight.float().flatten(0, -2)
+            flat = torch.addmm(self.bias.float().flatten(), scaled, weight.t())
+        return flat.unflatten(1, self.bias.shape)
+
+
+class LinearSVMs(FittedLinear):
+    """The linear SVMs of K classes: margins ``[R, K]``, above 0 for the class; support vectors have 1."""
+
+    def __init__(self, classes: int, features: int) -> None:
+        super().__init__([classes], features)
 
     def set(self, weight: np.ndarray, bias: np.ndarray, scale: float) -> None:
         """Set the weights that `mine` returned for features multiplied by ``scale``."""

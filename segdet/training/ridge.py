@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+
+from segdet.training.linear_svm import FittedLinear
 
 
 def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
@@ -26,36 +27,16 @@ def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarr
     return np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
 
 
-class BoxRidge(nn.Module):
+class BoxRidge(FittedLinear):
     """A linear map per class from the features of a region to the offsets of its box (R-CNN, appendix C).
 
     Features are rescaled to a mean norm of 20 and extended by a constant feature of 1, as in the released code. That
     code also whitens the offsets, which is left out here because the solution is linear in them and does not change.
-
-    Args:
-        classes: K.
-        features: P.
+    The offsets ``[R, K, 4]`` are zero for a class without examples.
     """
 
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor
-    fitted: Tensor
-
     def __init__(self, classes: int, features: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(classes, 4, features))
-        self.register_buffer("bias", torch.zeros(classes, 4))
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, P]`` to float32 offsets ``[R, K, 4]``; they are zero for a class without examples."""
-        with torch.autocast(features.device.type, enabled=False):
-            scaled = self.scale.float() * features.float()
-            weight = self.weight.float().flatten(0, 1)
-            flat = torch.addmm(self.bias.float().flatten(), scaled, weight.t())
-        return flat.unflatten(1, self.bias.shape)
+        super().__init__([classes, 4], features)
 
     def fit(self, label: int, features: np.ndarray, offsets: np.ndarray, penalty: float) -> None:
         """Fit the map of one class.

@@ -92,7 +92,7 @@ def test_the_box_loss_is_that_of_positives_and_zero_at_the_targets(regression: A
     labels = torch.tensor([1, 0, 3, -1, 2, 2])
     with torch.no_grad():
         loss = model.box_losses(features, windows, boxes, labels)["box"]
-        edges = model._edges(model.hidden(features))
+        edges = model._edges(model.network[1](features))
     total = 0.0
     for i in (0, 2, 4, 5):
         sides = windows[i, 2:] - windows[i, :2]
@@ -103,7 +103,7 @@ def test_the_box_loss_is_that_of_positives_and_zero_at_the_targets(regression: A
         total += float(each.sum())
     assert float(loss) == pytest.approx(2 * total / 4, rel=1e-5)
     with torch.no_grad():
-        _, decoded = model.classify(model.hidden(features)[None], windows)
+        _, decoded = model.classify(model.network[1](features)[None], windows)
         if regression == "per_class":
             decoded = decoded[0, torch.arange(6), (labels - 1).clamp(min=0)][None]
         at_target = model.box_losses(features, windows, decoded[0], labels)["box"]

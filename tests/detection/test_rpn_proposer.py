@@ -64,7 +64,7 @@ def test_boxes_equal_those_of_the_network(tmp_path: Path, scene: np.ndarray) -> 
     path = _save(tmp_path / "run" / "checkpoints" / "best.ckpt", model, OPTIONS)
     pixels = torch.from_numpy(scene.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        expected = model.propose(model.normalize(pixels))[0].numpy()
+        expected = model.propose(model.normalize(pixels))[0][0].numpy()
     boxes, scores = RPN(str(path))(scene)
     assert boxes.dtype == scores.dtype == np.float32
     assert len(boxes) == len(scores) > 20

@@ -250,7 +250,7 @@ def test_proposals_of_a_network_with_frozen_normalization(short_resnets: None, t
     boxes, _ = RPN(str(tmp_path / "a.ckpt"))(image)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        expected = np.unique(model.propose(model.normalize(pixels))[0].numpy(), axis=0)
+        expected = np.unique(model.propose(model.normalize(pixels))[0][0].numpy(), axis=0)
     assert len(expected) > 10
     np.testing.assert_allclose(np.unique(boxes, axis=0), expected, atol=1e-3)
 
