@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from segdet.data.sample import Target
 from segdet.detection.region_detector import RegionDetector
-from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder
-from segdet.nn.roi import Pooling, RoIPooling, TwoLayerHead, rois_of, sample_rois
+from segdet.nn.roi import Pooling, RoIPooling, rois_of, sample_rois
 from segdet.task import Stage
 from segdet.util.errors import check_choice, check_range
 from segdet.util.stage_timing import stage
@@ -31,15 +30,7 @@ class FastRCNN(RegionDetector):
     with an IoU of 0.1 to 0.5 (section 2.3). The paper's batches have two images.
 
     Args:
-        backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See `segdet.nn.backbones.build_backbone`. With torchvision's VGG16, ``fc6`` and ``fc7`` are initialized
-            from its classifier when ``width`` is 4096 and ``pool`` 7.
-        backbone_options: See `segdet.nn.backbones.build_backbone`.
-        stride: The stride of the map that RoIs are pooled from.
         pooling: ``max``, RoI max pooling, or ``align``, RoI Align, which does not round.
-        pool: The side of a RoI's map.
-        width: The units of ``fc6`` and ``fc7``.
-        dropout: The dropout rate after each of them.
         rois_per_image: The number of RoIs per image in training.
         positive_share: The maximum share of positive RoIs.
         background: The range of the IoU of negative RoIs: from the first to below the second number.
@@ -51,21 +42,17 @@ class FastRCNN(RegionDetector):
     def __init__(
         self,
         class_names: list[str],
-        backbone: str = "resnet18",
-        weights: str | bool | None = None,
-        backbone_options: dict[str, Any] | None = None,
         stride: int = 16,
         pooling: Pooling = "max",
         pool: int = 7,
         width: int = 1024,
-        dropout: float = 0.5,
         rois_per_image: int = 64,
         positive_share: float = 0.25,
         background: tuple[float, float] = (0.1, 0.5),
         svd_ranks: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, stride=stride, pool=pool, width=width, **kwargs)
         check_choice("--model.pooling", pooling, Pooling)
         if svd_ranks is not None:
             check_range("--model.svd_ranks", svd_ranks, least=1)
@@ -73,10 +60,7 @@ class FastRCNN(RegionDetector):
         self.positive_share = positive_share
         self.background = background
         self.svd_ranks = svd_ranks
-        self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.pooling = RoIPooling(pool, stride, pooling)
-        self.layers = TwoLayerHead(self.backbone.channels[0] * pool * pool, width, dropout)
-        self.layers.start_from(backbone, weights)
         self.classifier = nn.Linear(width, len(class_names) + 1)
         # Background has offsets too, as in the paper; they are not used.
         self.regressor = nn.Linear(width, 4 * (len(class_names) + 1))
@@ -127,18 +111,17 @@ class FastRCNN(RegionDetector):
         yield Stage("regions of interest", boxes=boxes, caption=caption)
 
     def on_validation_start(self) -> None:
-        """Compress the layers for `segdet validate` if ``svd_ranks`` are given."""
+        # `segdet validate`, but not the validation of a training, evaluates the compressed network.
         if self.trainer.state.fn == "validate":
             self._compress()
 
     def on_test_start(self) -> None:
-        """Compress the layers if ``svd_ranks`` are given."""
         self._compress()
 
     def on_predict_start(self) -> None:
-        """Compress the layers if ``svd_ranks`` are given."""
         self._compress()
 
     def _compress(self) -> None:
+        """Compress the layers if ``svd_ranks`` are given."""
         if self.svd_ranks is not None and isinstance(self.layers.fc6, nn.Linear):
             self.layers.compress(self.svd_ranks)

@@ -36,11 +36,7 @@ class PointDetector(PyramidDetector):
     head: FCOSHead
 
     def __init__(
-        self,
-        class_names: list[str],
-        radius: float = 1.5,
-        nms_threshold: float = 0.6,
-        **kwargs: Any,
+        self, class_names: list[str], radius: float = 1.5, nms_threshold: float = 0.6, **kwargs: Any
     ) -> None:
         super().__init__(class_names, nms_threshold=nms_threshold, **kwargs)
         self.radius = radius
@@ -78,9 +74,8 @@ class PointDetector(PyramidDetector):
 
     def predict(self, images: Tensor) -> list[Prediction]:
         with stage("network"):
-            logits, centreness, distances, cells, levels = self(images)
-        size = (images.shape[2], images.shape[3])
-        return self._detections(logits, centreness, distances, cells, levels, size)
+            predictions = self(images)
+        return self._detections((images.shape[2], images.shape[3]), *predictions)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, centreness, distances, cells, levels = self(image)
@@ -93,17 +88,17 @@ class PointDetector(PyramidDetector):
         boxes = self.head.box_coder.decode(distances[0], cells)
         yield best_boxes_stage("boxes", boxes, scores, "The boxes of highest score, before suppression.")
         size = (image.shape[2], image.shape[3])
-        (final,) = self._detections(logits, centreness, distances, cells, levels, size)
+        (final,) = self._detections(size, logits, centreness, distances, cells, levels)
         yield detections_stage(final)
 
     def _detections(
         self,
+        size: tuple[int, int],
         logits: Tensor,
         centreness: Tensor,
         distances: Tensor,
         cells: Tensor,
         levels: list[int],
-        size: tuple[int, int],
     ) -> list[Prediction]:
         with stage("nms"):
             boxes = self.head.box_coder.decode(distances, cells)

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import (
-    maskrcnn_inference,
-    maskrcnn_loss,
-    paste_masks_in_image,
-)
+from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss, paste_masks_in_image
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.faster_rcnn import FasterRCNN, Maps, RoIAlign, TorchvisionFasterRCNN, TwoStageDetector

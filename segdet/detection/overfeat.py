@@ -105,13 +105,8 @@ class OverFeat(SlidingWindowDetector):
         return [self._suppress_and_merge(each) for each in candidates]
 
     def _suppress_and_merge(self, candidates: Prediction) -> Prediction:
-        kept = suppress(
-            candidates["boxes"],
-            candidates["scores"],
-            candidates["labels"],
-            self.nms_threshold,
-            self.class_agnostic_nms,
-        )
+        boxes, scores, labels = candidates["boxes"], candidates["scores"], candidates["labels"]
+        kept = suppress(boxes, scores, labels, self.nms_threshold, self.class_agnostic_nms)
         return merge(candidates, kept[: self.detections_per_image], self.merging_threshold)
 
     def _edges(self, hidden: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from segdet.data.sample import Batch, Target
 from segdet.detection.rcnn_training import LaterStages, StageOptions
 from segdet.detection.region_detector import RegionDetector
-from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder
-from segdet.nn.roi import TwoLayerHead, rois_of, sample_rois
+from segdet.nn.roi import rois_of, sample_rois
 from segdet.nn.warp import warp, with_context
 from segdet.task import Stage
 from segdet.training.callback_interfaces import request_checkpoint
@@ -56,14 +55,6 @@ class RCNN(RegionDetector):
     COCO AP (``shapes/rcnn.yaml``, one epoch).
 
     Args:
-        backbone: See `segdet.nn.backbones.build_backbone`.
-        weights: See `segdet.nn.backbones.build_backbone`. With torchvision's VGG16, ``fc6`` and ``fc7`` are initialized
-            from its classifier when ``width`` is 4096 and ``pool`` 7.
-        backbone_options: See `segdet.nn.backbones.build_backbone`.
-        stride: The stride of the backbone's map that is pooled.
-        pool: The side of the pooled map ("pool5").
-        width: The units of ``fc6`` and ``fc7``.
-        dropout: The dropout rate after each of them.
         warp_size: The side of a crop in pixels.
         context: The margin of a crop around the proposal, in pixels of the crop.
         crop_batch: The number of crops per pass of the network in evaluation.
@@ -83,13 +74,8 @@ class RCNN(RegionDetector):
     def __init__(
         self,
         class_names: list[str],
-        backbone: str = "resnet18",
-        weights: str | bool | None = None,
-        backbone_options: dict[str, Any] | None = None,
-        stride: int = 32,
         pool: int = 6,
         width: int = 1024,
-        dropout: float = 0.5,
         warp_size: int = 227,
         context: int = 16,
         crop_batch: int = 256,
@@ -105,7 +91,7 @@ class RCNN(RegionDetector):
         ridge_regions: int = 64,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, **kwargs)
+        super().__init__(class_names, pool=pool, width=width, **kwargs)
         check_choice("--model.classifier", classifier, Classifier)
         if not 0 <= 2 * context < warp_size:
             raise UserError(
@@ -129,16 +115,12 @@ class RCNN(RegionDetector):
             ridge_above,
             ridge_regions,
         )
-        self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
         self.pool = nn.AdaptiveMaxPool2d(pool)
-        features = self.backbone.channels[0] * pool * pool
-        self.layers = TwoLayerHead(features, width, dropout)
-        self.layers.start_from(backbone, weights)
         self.classifier = nn.Linear(width, len(class_names) + 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
         self.svms = LinearSVMs(len(class_names), width)
-        self.regressors = BoxRidge(len(class_names), features)
+        self.regressors = BoxRidge(len(class_names), self.backbone.channels[0] * pool * pool)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self._later_stages_step: int | None = None
 

@@ -158,14 +158,10 @@ class FeatureFolder:
 def file_bytes(
     regions: np.ndarray, pairs: np.ndarray, width: int, classes: int, pair_width: int
 ) -> np.ndarray:
-    """Return the size in bytes of the files of N images, int64 ``[N]``.
+    """Return the size in bytes of the files of N images, int64 ``[N]``; see `ImageFeatures`.
 
-    Args:
-        regions: R of each image, int64 ``[N]``; labels are counted as if each region were an object.
-        pairs: M of each image, int64 ``[N]``.
-        width: D.
-        classes: K.
-        pair_width: P.
+    ``regions`` and ``pairs`` are R and M of each image, int64 ``[N]``; ``width``, ``classes`` and ``pair_width`` are
+    D, K and P. Labels are counted as if each region were an object.
     """
     return _HEADER_BYTES + regions * (2 * width + 2 * classes + 8) + pairs * (2 * pair_width + 32)
 

@@ -242,15 +242,10 @@ class LaterStages:
 
         def log_round(done: Round) -> None:
             rounds.append(done)
-            name = class_names[done.label]
-            self._log(
-                {
-                    f"train/svm_hard_negatives/{name}": done.added,
-                    f"train/svm_negatives/{name}": done.negatives,
-                    f"train/svm_acc/{name}": done.accuracy,
-                    f"train/svm_loss/{name}": done.objective,
-                }
-            )
+            values = {
+                "hard_negatives": done.added, "negatives": done.negatives, "acc": done.accuracy, "loss": done.objective
+            }  # fmt: skip
+            self._log({f"train/svm_{key}/{class_names[done.label]}": value for key, value in values.items()})
 
         weight, bias = mine(examples, blocks(), self.options.svm, log_round)
         svms.set(weight, bias, scale)

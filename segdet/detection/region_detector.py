@@ -18,6 +18,8 @@ from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.detection.base import Detector, best_boxes_stage, detections_stage
 from segdet.metrics.base import Scores
 from segdet.metrics.region_detection import RegionScores
+from segdet.nn.backbones import build_backbone
+from segdet.nn.roi import TwoLayerHead
 from segdet.proposals.base import Proposer
 from segdet.task import Stage, View
 from segdet.training.load_checkpoint import DESCRIPTION, import_class
@@ -30,10 +32,18 @@ class RegionDetector(Detector):
     """A detector that classifies each of the hundreds or thousands of region proposals of an image.
 
     The proposals come from the data module (``--data.proposals``): in the samples, transformed like the objects, or for
-    an image without a sample from the data module's proposer. A family implements `classify`; suppression per class
-    is common to all.
+    an image without a sample from the data module's proposer. A family implements `classify`. The backbone, the two
+    fully connected layers on the pooled map of a region, and suppression per class are common to all.
 
     Args:
+        backbone: See `segdet.nn.backbones.build_backbone`.
+        weights: See `segdet.nn.backbones.build_backbone`. With torchvision's VGG16, ``fc6`` and ``fc7`` are initialized
+            from its classifier when ``width`` is 4096 and ``pool`` 7.
+        backbone_options: See `segdet.nn.backbones.build_backbone`.
+        stride: The stride of the backbone's map that is pooled.
+        pool: The side of the pooled map of a region ("pool5").
+        width: The units of ``fc6`` and ``fc7``.
+        dropout: The dropout rate after each of them.
         detections_per_class: The maximum number of boxes per class before suppression.
         kwargs: As for `Detector`.
 
@@ -49,12 +59,22 @@ class RegionDetector(Detector):
     def __init__(
         self,
         class_names: list[str],
+        backbone: str = "resnet18",
+        weights: str | bool | None = None,
+        backbone_options: dict[str, Any] | None = None,
+        stride: int = 32,
+        pool: int = 7,
+        width: int = 1024,
+        dropout: float = 0.5,
         nms_threshold: float = 0.3,
         detections_per_class: int = 300,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, nms_threshold=nms_threshold, **kwargs)
         self.detections_per_class = detections_per_class
+        self.backbone = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
+        self.layers = TwoLayerHead(self.backbone.channels[0] * pool * pool, width, dropout)
+        self.layers.start_from(backbone, weights)
 
     @abstractmethod
     def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -35,11 +35,7 @@ class FocalLossDetector(PyramidDetector):
     """
 
     def __init__(
-        self,
-        class_names: list[str],
-        box_loss: BoxLoss = "l1",
-        detections_per_image: int = 300,
-        **kwargs: Any,
+        self, class_names: list[str], box_loss: BoxLoss = "l1", detections_per_image: int = 300, **kwargs: Any
     ) -> None:
         super().__init__(class_names, detections_per_image=detections_per_image, **kwargs)
         check_choice("--model.box_loss", box_loss, BoxLoss)
@@ -75,9 +71,8 @@ class FocalLossDetector(PyramidDetector):
 
     def predict(self, images: Tensor) -> list[Prediction]:
         with stage("network"):
-            logits, offsets, anchors, levels = self(images)
-        size = (images.shape[2], images.shape[3])
-        return self._detections(logits, offsets, anchors, levels, size)
+            predictions = self(images)
+        return self._detections((images.shape[2], images.shape[3]), *predictions)
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         logits, offsets, anchors, levels = self(image)
@@ -88,11 +83,11 @@ class FocalLossDetector(PyramidDetector):
             yield best_boxes_stage(f"anchors {place}", boxes, of_map, caption, 20)
         caption = "The boxes of highest score after box regression, before suppression."
         yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, caption)
-        (final,) = self._detections(logits, offsets, anchors, levels, (image.shape[2], image.shape[3]))
+        (final,) = self._detections((image.shape[2], image.shape[3]), logits, offsets, anchors, levels)
         yield detections_stage(final)
 
     def _detections(
-        self, logits: Tensor, offsets: Tensor, anchors: Tensor, levels: list[int], size: tuple[int, int]
+        self, size: tuple[int, int], logits: Tensor, offsets: Tensor, anchors: Tensor, levels: list[int]
     ) -> list[Prediction]:
         with stage("nms"):
             boxes = self.coder.decode(offsets, anchors)

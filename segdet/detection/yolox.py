@@ -110,16 +110,8 @@ class YOLOX(Detector):
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, objectness, predicted, cells = self(images)
         boxes, labels = pad_targets(targets, images.device)
-        matched, positive, iou = simota(
-            logits.detach(),
-            objectness.detach(),
-            predicted.detach(),
-            cells,
-            boxes,
-            labels,
-            self.radius,
-            self.most_cells,
-        )
+        predictions = logits.detach(), objectness.detach(), predicted.detach()
+        matched, positive, iou = simota(*predictions, cells, boxes, labels, self.radius, self.most_cells)
         count = positive.sum().clamp(min=1)
         target_boxes = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
         # The target of the class is the IoU of the box (section 2.1, "IoU-aware", as in the authors' code).
