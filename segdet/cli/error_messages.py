@@ -83,9 +83,7 @@ def subclasses(cls: type) -> list[type]:
 def memory_advice(error: BaseException, data: Any) -> str | None:
     """Return advice in one line if ``error`` reports exhausted memory, else None.
 
-    Args:
-        error: The exception that ended the run.
-        data: The data module, which has the batch sizes and the number of workers.
+    The advice names the batch sizes and the number of workers of the data module ``data``.
     """
     import torch
 
@@ -118,15 +116,13 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
     mismatches = ValueError | KeyError | RuntimeError | MisconfigurationException
     if checkpoint is None or restored or not isinstance(error, mismatches):
         return None
+    fault, fix = "does not fit the model with these settings", "give the settings of the checkpoint"
     if command == "fit":
-        return (
-            f"{checkpoint}: the training cannot be resumed from it with these settings ({one_line(error)}); give the "
-            "settings of the checkpoint, or start a new run"
+        fault, fix = (
+            "the training cannot be resumed from it with these settings",
+            f"{fix}, or start a new run",
         )
-    return (
-        f"{checkpoint}: does not fit the model with these settings ({one_line(error)}); give the settings of the "
-        "checkpoint"
-    )
+    return f"{checkpoint}: {fault} ({one_line(error)}); {fix}"
 
 
 def trainer_advice(error: BaseException) -> str | None:
@@ -160,30 +156,35 @@ def claims_report(message: str) -> bool:
     The first process that fails reports; it need not be rank 0. The processes agree through a file in the run's
     folder.
     """
-    folder = os.environ.get(RUN_DIR_VARIABLE)
-    if not is_launched() or folder is None or not Path(folder).is_dir():
+    report = _report_file()
+    if report is None:
         return True
     try:
-        with (Path(folder) / "error.txt").open("x", encoding="utf-8") as stream:
+        with report.open("x", encoding="utf-8") as stream:
             stream.write(message + "\n")
     except FileExistsError:
         return False
-    except OSError:  # a full or read-only disk must not hide the message
+    except OSError:  # a missing folder or a full or read-only disk must not hide the message
         return True
     return True
 
 
 def is_reported_by_peer(error: BaseException) -> bool:
     """Return whether ``error`` only follows from a mistake that another process of the run has reported."""
-    folder = os.environ.get(RUN_DIR_VARIABLE)
-    if folder is None or not is_launched():
+    report = _report_file()
+    if report is None:
         return False
-    report = Path(folder) / "error.txt"
     lost = is_lost_peer(error)
     end = time.monotonic() + PEER_TIMEOUT
     while lost and not report.exists() and time.monotonic() < end:
         time.sleep(0.1)
     return report.exists() and (lost or rank() > 0)
+
+
+def _report_file() -> Path | None:
+    """Return the file in the run's folder for the report of a mistake; None for a run of one process."""
+    folder = os.environ.get(RUN_DIR_VARIABLE)
+    return Path(folder) / "error.txt" if folder is not None and is_launched() else None
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -61,12 +61,9 @@ class _Fault:
 
 
 def readable(message: str, parser: ArgumentParser, command: str) -> str:
-    """Return one line that names the option, the fault and the fix.
+    """Turn a message of jsonargparse into one line that names the option, the fault and the fix.
 
-    Args:
-        message: The message of jsonargparse.
-        parser: The subcommand's parser, whose options are suggested.
-        command: The subcommand's name.
+    Misspelled options are corrected to those of ``parser``, the parser of the subcommand ``command``.
     """
     fault = _Fault(message, parser, command)
     for pattern, describe in _PATTERNS.items():

@@ -35,14 +35,7 @@ TERMINATED = 143
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``segdet fit|validate|test|predict ...``.
-
-    Args:
-        argv: The subcommand and its arguments.
-
-    Returns:
-        The exit status: 0, or 130 when interrupted from the keyboard.
-    """
+    """Run ``segdet fit|validate|test|predict ...``; return 0, or 130 when interrupted from the keyboard."""
     with _without_irrelevant_messages(), _finished_wandb_record():
         return _execute(parse_command(argv))
 

@@ -105,11 +105,7 @@ class GivenOptions:
 
     @classmethod
     def parse(cls, parser: Parser, arguments: Sequence[str]) -> "GivenOptions":
-        """Parse ``arguments`` without defaults.
-
-        Raises:
-            ParseFault: If an argument is not valid.
-        """
+        """Parse ``arguments`` without defaults."""
         # The rest of the options is missing here, so only the complete configuration can be validated.
         namespace = parser.parse_args(list(arguments), defaults=False, _skip_validation=True)
         return cls(dict(_flattened(namespace)))

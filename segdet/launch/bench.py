@@ -19,7 +19,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ import yaml
 from jsonargparse import get_loader
 
 from segdet.launch.experiment import AFTER, Experiment, Run
-from segdet.launch.job import Job, is_finished, read_record
+from segdet.launch.job import Job, is_finished
 from segdet.launch.local import Slots, last_line, lock, print_status, run_command, stoppable
+from segdet.runs.folder_layout import read_record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -168,19 +169,6 @@ def _argument(key: str, value: Any) -> str:
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-@dataclass
-class Outcome:
-    """The outcome of a job.
-
-    Attributes:
-        fault: The error, or None.
-        seconds: The duration of the job.
-    """
-
-    fault: str | None = None
-    seconds: float = 0.0
-
-
 class Bench:
     """Runs the jobs of an experiment. A run that fails does not stop the others.
 
@@ -196,7 +184,8 @@ class Bench:
         self.experiment = experiment
         self.jobs = jobs
         self.folder = runs_dir / experiment.name
-        self.outcomes = {job.name: Outcome() for job in jobs}
+        self._faults: dict[str, str] = {}
+        self._seconds = {job.name: 0.0 for job in jobs}
         self._trained = {job.folder: threading.Event() for job in jobs}
 
     def run(self) -> int:
@@ -220,7 +209,7 @@ class Bench:
         width = max(len(job.name) for job in self.jobs)
         lines = [f"  {job.name:<{width}}  {self._ending(job)}" for job in self.jobs]
         print_status("\n".join([f"{self.experiment.name}:", *lines]))
-        return int(any(outcome.fault is not None for outcome in self.outcomes.values()))
+        return int(bool(self._faults))
 
     def _prepare(self) -> None:
         log = self.folder / "_prepare.log"
@@ -257,14 +246,13 @@ class Bench:
             self._trained[job.after].wait()
         start = time.monotonic()
         title = f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.name}"
-        outcome = self.outcomes[job.name]
         try:
             for step in steps:
-                if outcome.fault is None:
-                    outcome.fault = step(job, title)
+                if job.name not in self._faults and (fault := step(job, title)) is not None:
+                    self._faults[job.name] = fault
         finally:
             self._trained[job.folder].set()
-        outcome.seconds += time.monotonic() - start
+        self._seconds[job.name] += time.monotonic() - start
 
     def _fit(self, job: Job, title: str, slots: Slots | None = None) -> str | None:
         if job.action == "skip":
@@ -290,12 +278,12 @@ class Bench:
         if status := run_command(job.test, job.log_path, "ab"):
             return f"test ended with exit status {status} ({last_line(job.log_path)})"
         record = read_record(job.folder)
-        return (
-            None if record is not None and record.is_tested else "test wrote no test/ metrics to the record"
-        )
+        if record is None or not record.is_tested:
+            return "test wrote no test/ metrics to the record"
+        return None
 
     def _ending(self, job: Job) -> str:
-        outcome = self.outcomes[job.name]
-        if outcome.fault is not None:
-            return f"FAILED after {outcome.seconds:.0f} s: {outcome.fault}; see {job.log_path}"
-        return "was already finished" if job.action == "skip" else f"finished in {outcome.seconds:.0f} s"
+        seconds = f"{self._seconds[job.name]:.0f} s"
+        if job.name in self._faults:
+            return f"FAILED after {seconds}: {self._faults[job.name]}; see {job.log_path}"
+        return "was already finished" if job.action == "skip" else f"finished in {seconds}"

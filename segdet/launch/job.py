@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from segdet.runs.record import RECORD_NAME, Record
+from segdet.runs.folder_layout import read_record
 from segdet.util.errors import UserError
 
 Action = Literal["train", "resume", "test", "skip"]
@@ -72,12 +72,9 @@ class Job:
     def with_action(self, source: Path, rerun: bool) -> "Job":
         """Return the job with the action that the state of its folder requires.
 
-        Args:
-            source: The experiment file, for the error message.
-            rerun: Whether to retrain a run that was trained with other settings.
-
         Raises:
-            UserError: If the run was trained with other settings and ``rerun`` is not set.
+            UserError: If the run was trained with other settings than ``source``, the experiment file, gives it, and
+                ``rerun`` is not set.
         """
         record = read_record(self.folder)
         finished = record is not None and record.status == "finished"
@@ -110,14 +107,6 @@ class Job:
 
         changed = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         return ", ".join(map(describe, changed))
-
-
-def read_record(folder: Path) -> Record | None:
-    """Return the record of the run in ``folder``, or None if it is missing or corrupt."""
-    try:
-        return Record.read(folder / RECORD_NAME)
-    except UserError:
-        return None
 
 
 def is_finished(folder: Path) -> bool:

@@ -74,17 +74,12 @@ class LastValidation(pl.Callback):
     score and no best checkpoint.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check for a run that is resumed within its last epoch."""
-        self._validate_last_epoch(trainer)
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check whether this epoch is the last."""
-        self._validate_last_epoch(trainer)
-
-    def _validate_last_epoch(self, trainer: pl.Trainer) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
             validate_this_epoch(trainer)
+
+    on_train_start = on_train_epoch_start  # for a run that is resumed within its last epoch
 
 
 def validate_this_epoch(trainer: pl.Trainer) -> None:

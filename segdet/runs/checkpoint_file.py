@@ -83,16 +83,15 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
         if run_dir is None:
             raise UserError(f"--ckpt_path {name}: of which run? give its folder as --run_dir too")
         path = Path(run_dir) / "checkpoints" / f"{name}.ckpt"
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such checkpoint; the run in {run_dir} has not saved one, give a file as --ckpt_path"
-            )
-        return path
-    path = Path(name)
-    if path.is_dir():
-        path = path / "checkpoints" / ("last.ckpt" if command == "fit" else "best.ckpt")
+    elif Path(name).is_dir():
+        path = Path(name) / "checkpoints" / ("last.ckpt" if command == "fit" else "best.ckpt")
+    else:
+        path = Path(name)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; give the file, or 'best' or 'last' with --run_dir")
+        raise UserError(
+            f"{path}: no such checkpoint; give an existing file, or 'best' or 'last' with the --run_dir of a run that "
+            "has saved one"
+        )
     return path
 
 

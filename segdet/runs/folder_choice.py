@@ -1,10 +1,13 @@
-"""The choice of a run's folder: a new one, a resumed run's, or a separate one for a test that differs from the run."""
+"""The choice of a run's folder: a new one, a resumed run's, or a separate one for a test that differs from the run.
+
+A SLURM job that is stopped and started again (requeued) finds its folder again and resumes its run.
+"""
 
 import hashlib
 import os
 import pkgutil
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,14 +21,19 @@ from segdet.runs.folder_layout import (
     folder_of_checkpoint,
     holds_run,
     is_same_folder,
+    recorded_commands,
     recorded_fingerprint,
+    recorded_status,
+    requeued_checkpoints,
 )
-from segdet.runs.requeue import MOST_RUNS, folder_of_job, has_several_tasks, is_restarted, job_id
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank, under_torchrun
 from segdet.util.errors import UserError
 
 RUNS = Path("runs")
 """The parent of the folders that ``--run_dir`` does not name."""
+
+MOST_RUNS = 1000
+"""The largest number of folders whose names differ by a number only."""
 
 NEUTRAL_OPTIONS = {
     "model": {"boundary_scores", "compile", "channels_last", "crop_batch"},
@@ -75,8 +83,8 @@ def place_run(
     A run whose command SLURM starts again is resumed from its latest checkpoint.
 
     Args:
-        command: The subcommand: fit, validate, test or predict.
-        command_line: The whole command line.
+        command: The subcommand.
+        command_line: The whole command line, by which a restarted command finds its run.
         checkpoint: The checkpoint that the user gave, or None.
         name: The start of the name of a new folder: ``<model>-<data>``.
         run_dir: The folder that the user gave, or None.
@@ -94,7 +102,7 @@ def place_run(
         folder = Path(os.environ[RUN_DIR_VARIABLE])
     elif folder is None:
         folder = _new_folder(command, command_line, name, overwrite)
-    if not resumed and is_restarted(folder, command, overwrite):
+    if not resumed and _is_restarted(folder, command, overwrite):
         resumed = True
         checkpoint = checkpoint or latest_checkpoint(folder)
     run = Run(command, folder, command_line, checkpoint, resumed, chosen_by_rank_0)
@@ -144,19 +152,18 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
         and _is_as_trained(run.command, config, checkpoint.config, given)
     ):
         return
-    name = f"{run.folder.name}-{run.command}-"
-    parent = run.folder.parent
-    if has_several_tasks():
+    separate = f"{run.folder}-{run.command}"
+    if _slurm_tasks() > 1:
         # A job may run several tests, and all processes of one test have to choose the same folder.
         digest = hashlib.sha256(run.command_line.encode()).hexdigest()[:8]
-        run.folder = parent / f"{name}{os.environ['SLURM_JOB_ID']}-{digest}"
+        run.folder = Path(f"{separate}-{os.environ['SLURM_JOB_ID']}-{digest}")
         run.folder.mkdir(parents=True, exist_ok=True)
     elif under_torchrun():
         raise UserError(
             f"{tested}: its record holds the scores of best.ckpt as trained, on its own data; give another --run_dir"
         )
     else:
-        run.folder = _create_unused(parent, f"{name}{datetime.now():%Y%m%d-%H%M%S}")
+        run.folder = _create_unused(Path(f"{separate}-{datetime.now():%Y%m%d-%H%M%S}"))
     _announce(run.folder)
 
 
@@ -220,25 +227,29 @@ def _scored_share(command: str, trainer: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _new_folder(command: str, command_line: str, name: str, overwrite: bool) -> Path:
     """Return ``runs/<name>-<time>``, or ``runs/<name>-<job>`` in a SLURM job."""
-    if (job := job_id(command)) is not None:
-        return folder_of_job(f"{name}-{job}", command, command_line, overwrite, RUNS)
+    if (job := _job_id(command)) is not None:
+        return _folder_of_job(RUNS / f"{name}-{job}", command, command_line, overwrite)
     if under_torchrun():
         raise UserError("--run_dir: missing; under torchrun it names the common folder of all processes")
-    return _create_unused(RUNS, f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return _create_unused(RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
-def _create_unused(parent: Path, name: str) -> Path:
-    """Create ``parent/name``, or ``parent/name-2`` ... if it exists."""
-    for number in range(1, MOST_RUNS):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
+def _create_unused(folder: Path) -> Path:
+    """Create the first of ``folder``, ``folder-2`` ... that does not exist."""
+    for candidate in _numbered(folder):
         try:
-            folder.mkdir(parents=True)
+            candidate.mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
-            raise _not_creatable(folder, error) from error
-        return folder
-    raise UserError(f"{parent}/: more than {MOST_RUNS} runs of this second; give --run_dir")
+            raise _not_creatable(candidate, error) from error
+        return candidate
+    raise UserError(f"{folder}: exists {MOST_RUNS} times; give --run_dir")
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in range(2, MOST_RUNS + 1))
 
 
 def _not_creatable(folder: Path, error: OSError) -> UserError:
@@ -248,3 +259,51 @@ def _not_creatable(folder: Path, error: OSError) -> UserError:
 def _announce(folder: Path) -> None:
     """Pass the folder on to the processes that this one starts."""
     os.environ[RUN_DIR_VARIABLE] = str(folder.resolve())
+
+
+def _job_id(command: str) -> str | None:
+    """Return the id of the SLURM job that names the run's folder, or None for a folder named after the time.
+
+    The processes of a job of several tasks need a common name, and a training that is started again must find its
+    folder. A shell on a node (``srun --pty bash``, ``salloc``) is not restarted.
+    """
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if _slurm_tasks() > 1 or (command == "fit" and not interactive):
+        return os.environ.get("SLURM_JOB_ID")
+    return None
+
+
+def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: bool) -> Path:
+    """Return the folder of a command in its SLURM job, the same one whenever the job is started again.
+
+    A job of one task may run several commands, each in ``folder``, ``folder-2`` ..., which a restarted command finds by
+    its command line. The processes of a job of several tasks cannot communicate yet and would not agree on a number,
+    so such a job has one folder.
+    """
+
+    def is_available(folder: Path) -> bool:
+        same_command = command_line in recorded_commands(folder)[:1]
+        return not holds_run(folder) or (same_command and _is_restarted(folder, command, overwrite))
+
+    if _slurm_tasks() > 1:
+        if rank() == 0 and not is_available(folder):
+            raise UserError(f"{folder}: holds another run of this job; give --run_dir")
+        return folder
+    for candidate in _numbered(folder):
+        if is_available(candidate):
+            return candidate
+    raise UserError(f"{folder}: this job has {MOST_RUNS} runs; give --run_dir")
+
+
+def _is_restarted(folder: Path, command: str, overwrite: bool) -> bool:
+    """Return whether SLURM starts the command of the run in ``folder`` again. Only fit is resumed."""
+    if command != "fit" or not holds_run(folder):
+        return False
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    if count.isdecimal() and int(count) > 0:
+        return True
+    return bool(requeued_checkpoints(folder)) and not overwrite and recorded_status(folder) != "finished"
+
+
+def _slurm_tasks() -> int:
+    return int(os.environ.get("SLURM_NTASKS") or 1) if "SLURM_JOB_ID" in os.environ else 1

@@ -96,11 +96,18 @@ def first_provenance(folder: Path) -> dict[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
+def read_record(folder: Path) -> Record | None:
+    """Return the record of the run in ``folder``, or None if it is missing or corrupt."""
+    try:
+        return Record.read(folder / RECORD_NAME)
+    except UserError:
+        return None
+
+
 def recorded_provenance(folder: Path) -> dict[str, Any]:
     """Return the part of the run's provenance that its record repeats, or an empty dict without a valid record."""
-    try:
-        record = Record.read(folder / RECORD_NAME)
-    except UserError:
+    record = read_record(folder)
+    if record is None:
         return {}
     return {name: getattr(record, name) for name in ("command", "started", "seed", "fingerprint", "hardware")}
 

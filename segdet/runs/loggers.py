@@ -83,7 +83,8 @@ class MetricsFile(Logger):
             with self._path.open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
         assert self._columns is not None
-        self._columns = _sorted_columns({*self._columns, *new})
+        # The columns epoch and step come first.
+        self._columns = sorted({*self._columns, *new}, key=lambda name: (name not in ("epoch", "step"), name))
         with (
             write_atomically(self._path) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as stream,
@@ -91,11 +92,6 @@ class MetricsFile(Logger):
             writer = csv.DictWriter(stream, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-
-
-def _sorted_columns(names: set[str]) -> list[str]:
-    first = [name for name in ("epoch", "step") if name in names]
-    return first + sorted(names - set(first))
 
 
 def _number(value: Any) -> Any:

@@ -34,28 +34,29 @@ class ImagePanels(pl.Callback):
         self.every_n_epochs = every_n_epochs
         self.min_score = min_score
         self.most_boxes = most_boxes
-        self._samples: list[Sample] | None = None
+        self._samples: list[Sample] = []
         self._pictures: list[np.ndarray] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the images if this epoch is due. Only rank 0 draws, without communication."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self._is_due(trainer):
             return
-        samples = self._read_samples(trainer)
-        predictions = self._predict(trainer, pl_module, samples)
+        if not self._samples:
+            self._read_samples(trainer)
+        predictions = self._predict(trainer, pl_module)
         names = list(pl_module.class_names)  # type: ignore[arg-type]
         epoch = trainer.current_epoch + 1
         folder = Path(trainer.default_root_dir) / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         pictures, titles = [], []
-        for sample, picture, prediction in zip(samples, self._pictures, predictions, strict=True):
+        for sample, picture, prediction in zip(self._samples, self._pictures, predictions, strict=True):
             pictures += [draw_target(picture, target, names) for target in (_truth(sample), prediction)]
             titles += [f"{sample.source.path.name}, annotated", "predicted"]
         page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2)
         cv2.imwrite(str(folder / f"val_{epoch:04d}.png"), page[:, :, ::-1])
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                self._log(logger, samples, predictions, names, trainer.global_step - 1)
+                self._log(logger, predictions, names, trainer.global_step - 1)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if (
@@ -69,28 +70,23 @@ class ImagePanels(pl.Callback):
         # With max_steps or max_time, the last validation may be within an epoch.
         return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.should_stop
 
-    def _read_samples(self, trainer: pl.Trainer) -> list[Sample]:
-        """Return the samples. Read them in the first call only."""
-        if self._samples is None:
-            dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
-            count = min(self.images, len(dataset))
-            chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
-            self._samples = [dataset[int(index)] for index in chosen]
-            self._pictures = [
-                read_image(sample.source.path, sample.source.original_size, sample.source.upright)
-                for sample in self._samples
-            ]
-        return self._samples
+    def _read_samples(self, trainer: pl.Trainer) -> None:
+        dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
+        count = min(self.images, len(dataset))
+        chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
+        self._samples = [dataset[int(index)] for index in chosen]
+        self._pictures = [
+            read_image(sample.source.path, sample.source.original_size, sample.source.upright)
+            for sample in self._samples
+        ]
 
     @torch.no_grad()
-    def _predict(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, samples: list[Sample]
-    ) -> list[Prediction]:
+    def _predict(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Prediction]:
         training = pl_module.training
         pl_module.eval()
         kept = []
         with trainer.precision_plugin.forward_context():
-            for sample in samples:
+            for sample in self._samples:
                 batch: Batch = collate([sample]).to(pl_module.device)
                 prediction: Prediction = pl_module.predict_batch(batch)[0]  # type: ignore[operator]
                 prediction = {key: value.cpu() for key, value in prediction.items()}  # type: ignore[assignment,attr-defined]
@@ -102,18 +98,11 @@ class ImagePanels(pl.Callback):
         keep = (prediction["scores"] >= self.min_score).nonzero()[: self.most_boxes, 0]
         return {key: value[keep] for key, value in prediction.items()}  # type: ignore[return-value,index]
 
-    def _log(
-        self,
-        logger: WandbLogger,
-        samples: list[Sample],
-        predictions: list[Prediction],
-        names: list[str],
-        step: int,
-    ) -> None:
+    def _log(self, logger: WandbLogger, predictions: list[Prediction], names: list[str], step: int) -> None:
         import wandb
 
         panels = []
-        for sample, picture, prediction in zip(samples, self._pictures, predictions, strict=True):
+        for sample, picture, prediction in zip(self._samples, self._pictures, predictions, strict=True):
             masks: dict[str, Any] = {}
             boxes: dict[str, Any] = {}
             for key, target in (("ground_truth", _truth(sample)), ("prediction", prediction)):

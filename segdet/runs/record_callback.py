@@ -221,6 +221,8 @@ class RunRecorder(pl.Callback):
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: Status) -> Record:
         trained = self.run.command == "fit"
+        complete = trained and status == "finished"
+        memory = peak_memory_mb(pl_module.device) if self.peak_memory is None else self.peak_memory
         model, data = (self.sections.get(section) or {} for section in ("model", "data"))
         backbone = (model.get("init_args") or {}).get("backbone")
         return Record(
@@ -234,12 +236,8 @@ class RunRecorder(pl.Callback):
             cost=Cost(
                 parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
                 train_seconds=round(self._seconds(), 2) if trained else None,
-                peak_memory_mb=peak_memory_mb(pl_module.device)
-                if self.peak_memory is None
-                else self.peak_memory,
-                disk_mb=_disk_mb(self.folder, getattr(trainer, "datamodule", None))
-                if status == "finished" and trained
-                else None,
+                peak_memory_mb=memory,
+                disk_mb=_disk_mb(self.folder, getattr(trainer, "datamodule", None)) if complete else None,
             ),
             epochs=trainer.current_epoch if trained else 0,
             steps=trainer.global_step if trained else 0,
