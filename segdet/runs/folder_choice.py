@@ -20,7 +20,6 @@ from segdet.runs.folder_layout import (
     clear_run,
     folder_of_checkpoint,
     holds_run,
-    is_same_folder,
     recorded_commands,
     recorded_fingerprint,
     recorded_status,
@@ -97,7 +96,7 @@ def place_run(
     chosen_by_rank_0 = rank() > 0 and RUN_DIR_VARIABLE in os.environ
     folder = Path(run_dir) if run_dir else of_checkpoint
     fit = command == "fit"
-    resumed = fit and folder is not None and is_same_folder(folder, of_checkpoint)
+    resumed = fit and folder is not None and folder.resolve() == of_checkpoint
     if chosen_by_rank_0:
         folder = Path(os.environ[RUN_DIR_VARIABLE])
     elif folder is None:
@@ -143,7 +142,7 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
     if run.command not in ("test", "validate") or checkpoint is None or run.chosen_by_rank_0:
         return
     tested = folder_of_checkpoint(checkpoint.path)
-    if tested is None or not is_same_folder(run.folder, tested):
+    if tested is None or run.folder.resolve() != tested:
         return
     run.fingerprint = fingerprint_of(data)
     if (

@@ -69,16 +69,10 @@ def requeued_checkpoints(folder: Path) -> list[Path]:
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
-    """Return the run folder that contains ``checkpoint``, or None if it lies outside of one."""
-    folder = checkpoint.resolve().parent.parent
-    if checkpoint.resolve().parent.name == "checkpoints" and (folder / "config.yaml").exists():
-        return folder
-    return None
-
-
-def is_same_folder(one: Path, other: Path | None) -> bool:
-    """Return whether both paths lead to the same folder."""
-    return other is not None and one.resolve() == other.resolve()
+    """Return the resolved run folder that contains ``checkpoint``, or None if it lies outside of one."""
+    checkpoints = checkpoint.resolve().parent
+    is_run = checkpoints.name == "checkpoints" and (checkpoints.parent / "config.yaml").exists()
+    return checkpoints.parent if is_run else None
 
 
 def shown_path(path: Path) -> Path:

@@ -1,11 +1,11 @@
 """The loggers of a run: ``metrics.csv``, and Weights & Biases (online with an account, otherwise offline)."""
 
+import contextlib
 import csv
 import netrc
 import os
 import secrets
 import socket
-import string
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,10 +137,10 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
 def _run_id(file: Path) -> str:
     if file.exists():
         return file.read_text(encoding="utf-8").strip()
-    name = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    identifier = secrets.token_hex(6)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(name + "\n", encoding="utf-8")
-    return name
+    file.write_text(identifier + "\n", encoding="utf-8")
+    return identifier
 
 
 def wandb_mode() -> str:
@@ -170,14 +170,10 @@ def has_account() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(_base_url()).hostname or ""
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        file = Path(path).expanduser() if path else None
-        if file is not None and file.is_file():
-            try:
-                found: Any = netrc.netrc(str(file)).authenticators(host)
-            except (OSError, netrc.NetrcParseError):
-                continue
-            if found and found[2]:
+    for path in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            entry = netrc.netrc(Path(path).expanduser()).authenticators(host)
+            if entry and entry[2]:
                 return True
     return False
 
