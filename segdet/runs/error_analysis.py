@@ -10,6 +10,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
+from segdet.runs.record import to_json
 from segdet.training.callback_interfaces import ReadsScores
 from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
 from segdet.util.errors import check_range
@@ -167,16 +169,11 @@ def _rows(images: ImageErrors, pictures: _Pictures | None) -> list[dict[str, Any
 def _text(content: dict[str, Any]) -> str:
     """Return JSON with one line for each number, each row of the matrix and each image; NaN becomes null."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     parts = []
-    for key, value in content.items():
-        text = json.dumps(plain(value), ensure_ascii=False)
+    for key, value in to_json(content).items():
+        text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value and not isinstance(value[0], str):
-            lines = [json.dumps(plain(item), ensure_ascii=False) for item in value]
+            lines = [json.dumps(item, ensure_ascii=False) for item in value]
             text = "[\n  " + ",\n  ".join(lines) + "\n ]"
         parts.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
@@ -202,16 +199,9 @@ def _sheet(
         ]
         titles += [f"{pictures.path(image_id).name}: F1 {images.f1[row]:.2f}", ", ".join(errors_of_image)]
         colours = [[_COLOURS[kind] for kind in side] for side in kinds]
-        panels += [
-            draw_boxes(
-                picture, truth.boxes, truth.labels, errors.class_names, crowd=truth.iscrowd, longest=_CELL,
-                colours=colours[0],
-            ),
-            draw_boxes(
-                picture, found.boxes, found.labels, errors.class_names, found.scores, longest=_CELL,
-                colours=colours[1],
-            ),
-        ]  # fmt: skip
+        draw = partial(draw_boxes, picture, names=errors.class_names, longest=_CELL)
+        panels.append(draw(truth.boxes, truth.labels, crowd=truth.iscrowd, colours=colours[0]))
+        panels.append(draw(found.boxes, found.labels, scores=found.scores, colours=colours[1]))
     names = {CORRECT: "correct", **dict(enumerate(KINDS)), IGNORED: "ignored"}
     legend = [(name, _COLOURS[kind]) for kind, name in names.items() if kind in seen]
     heading = f"The worst {len(worst)} images, annotated and predicted with scores of at least {score:.3g}"

@@ -134,7 +134,7 @@ class Record:
             UserError: If the file cannot be written.
         """
         path = Path(path)
-        text = json.dumps(_plain({"schema": SCHEMA, **asdict(self)}), indent=1, allow_nan=False)
+        text = json.dumps(to_json({"schema": SCHEMA, **asdict(self)}), indent=1, allow_nan=False)
         write_text(path, text + "\n")
 
     @classmethod
@@ -181,12 +181,12 @@ def _adapter() -> "TypeAdapter[Record]":
     return TypeAdapter(Record)
 
 
-def _plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Convert ``value`` to JSON types. NaN and infinity become null, because JSON does not have them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item"):  # a scalar of numpy or torch
