@@ -56,9 +56,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 if a check failed, 2 after a user's mistake, 130 when interrupted.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     with _restored_environment():
-        return _run(argv)
+        try:
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as leaving:  # from argparse, also after --help
+            return _status(leaving)
+        except KeyboardInterrupt:
+            write_line("segdet: interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:  # `segdet ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            if not _report(error):
+                raise
+            return USER_ERROR
+
+
+def _report(error: Exception) -> bool:
+    """Report a user's mistake, unless another process of the run reports it; return False for other errors."""
+    mistake = find_user_error(error)
+    if mistake is None:
+        return is_reported_by_peer(error)
+    if claims_report(mistake):
+        # The progress bar of rank 0 may be on the present line.
+        write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
+    return True
 
 
 @contextlib.contextmanager
@@ -74,30 +97,6 @@ def _restored_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _run(argv: list[str]) -> int:
-    """Run the command and return its exit status; only bugs raise."""
-    try:
-        return _dispatch(argv)
-    except SystemExit as leaving:  # from argparse, also after --help
-        return _status(leaving)
-    except KeyboardInterrupt:
-        write_line("segdet: interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:  # `segdet ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        mistake = find_user_error(error)
-        if mistake is None:
-            if is_reported_by_peer(error):
-                return USER_ERROR
-            raise
-        if claims_report(mistake):
-            # The progress bar of rank 0 may be on the present line.
-            write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
-        return USER_ERROR
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -84,15 +84,7 @@ class Slots:
         with self._lock:
             self._stopped = True
             alive = list(self._children.values())
-        print_status(f"stopping the runs, which may take up to {GRACE_SECONDS} s to save their state")
-        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-            for child in alive:
-                child.send_signal(signal.SIGINT)
-            end = time.monotonic() + GRACE_SECONDS
-            for child in alive:
-                child.wait(max(0.0, end - time.monotonic()))
-        for child in alive:
-            _kill(child)
+        _interrupt(alive)
 
 
 def run_command(
@@ -138,10 +130,7 @@ def run_command(
         try:
             return child.wait()
         except KeyboardInterrupt:
-            print_status(f"stopping the run, which may take up to {GRACE_SECONDS} s to save its state")
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                child.send_signal(signal.SIGINT)
-                child.wait(GRACE_SECONDS)
+            _interrupt([child])
             raise
         finally:
             if sys.exc_info()[0] is not None:
@@ -149,6 +138,19 @@ def run_command(
             tee.join(2)
             if slots is not None:
                 slots.leave(name)
+
+
+def _interrupt(children: Sequence[subprocess.Popen]) -> None:
+    """Interrupt commands and wait until they have saved their state; kill those that have not ended in time."""
+    print_status(f"stopping the runs, which may take up to {GRACE_SECONDS} s to save their state")
+    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        for child in children:
+            child.send_signal(signal.SIGINT)
+        end = time.monotonic() + GRACE_SECONDS
+        for child in children:
+            child.wait(max(0.0, end - time.monotonic()))
+    for child in children:
+        _kill(child)
 
 
 def _kill(child: subprocess.Popen) -> None:
