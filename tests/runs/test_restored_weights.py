@@ -87,13 +87,13 @@ def coco_like(network: str, path: Path) -> str:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[list[Prediction]]:
     """The predictions that are scored from now on, batch by batch."""
     scored: list[list[Prediction]] = []
-    score = Detector.score
+    update_scores = Detector.update_scores
 
     def keep(self: Detector, scores: Any, predictions: list[Prediction], batch: Batch, places: Any) -> None:
         scored.append(predictions)
-        score(self, scores, predictions, batch, places)
+        update_scores(self, scores, predictions, batch, places)
 
-    monkeypatch.setattr(Detector, "score", keep)
+    monkeypatch.setattr(Detector, "update_scores", keep)
     return scored
 
 
