@@ -8,7 +8,7 @@ import argparse
 import importlib
 import pkgutil
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -108,22 +108,13 @@ class GivenOptions:
         """Parse ``arguments`` without defaults."""
         # The rest of the options is missing here, so only the complete configuration can be validated.
         namespace = parser.parse_args(list(arguments), defaults=False, _skip_validation=True)
-        return cls(dict(_flattened(namespace)))
+        return cls({name.replace(".init_args", ""): value for name, value in namespace.items()})
 
     def __contains__(self, option: object) -> bool:
         """Whether the option, or a part of it, is given."""
         # The classes of model and data may be those of the checkpoint, to which a given argument belongs.
         names = self.values.keys() - {"model.class_path", "data.class_path"}
         return any(name == option or name.startswith(f"{option}.") for name in names)
-
-
-def _flattened(namespace: Namespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in vars(namespace).items():
-        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-        if isinstance(value, Namespace):
-            yield from _flattened(value, name)
-        else:
-            yield name, value
 
 
 @dataclass
@@ -183,9 +174,6 @@ class Options:
 
 def parse_command(argv: Sequence[str]) -> Options:
     """Parse a subcommand and its arguments.
-
-    Args:
-        argv: The subcommand and its arguments.
 
     Raises:
         UserError: If an argument, a ``--config`` file or the checkpoint is not valid.

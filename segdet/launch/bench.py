@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from segdet.launch.experiment import AFTER, Experiment, Run
+from segdet.launch.experiment import AFTER, Experiment
 from segdet.launch.job import Job, is_finished
 from segdet.launch.local import Slots, last_line, lock, print_status, run_command, stoppable
 from segdet.runs.folder_layout import read_record
@@ -69,9 +69,9 @@ def plan(
     jobs: list[Job] = []
     all_jobs: dict[Path, Job] = {}
     trained: set[Path] = set()
-    for name, run in experiment.runs.items():
+    for name in experiment.runs:
         for seed in experiment.seeds:
-            job = _job(experiment, name, run, seed, runs_dir, overrides, all_jobs)
+            job = _job(experiment, name, seed, runs_dir, overrides, all_jobs)
             all_jobs[job.folder] = job
             if only and name not in only:
                 continue
@@ -110,13 +110,13 @@ def _check_used_runs(jobs: Sequence[Job], all_jobs: Mapping[Path, Job]) -> None:
 def _job(
     experiment: Experiment,
     name: str,
-    run: Run,
     seed: int,
     runs_dir: Path,
     overrides: Sequence[str],
-    earlier: Mapping[Path, Job],
+    earlier: dict[Path, Job],
 ) -> Job:
     """Return the job of a run with one seed. ``earlier`` maps folders to the jobs of earlier runs."""
+    run = experiment.runs[name]
     folder = run_folder(experiment, name, seed, runs_dir)
     after = run_folder(experiment, run.after, seed, runs_dir) if run.after else None
     configs = [*run.configs, *experiment.data]

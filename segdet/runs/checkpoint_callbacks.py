@@ -57,12 +57,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _has_score(self, trainer: pl.Trainer) -> bool:
         present = self.monitor in trainer.callback_metrics
-        if (
-            not present
-            and trainer.state.fn == "fit"
-            and not trainer.sanity_checking
-            and trainer.num_val_batches
-        ):
+        validated = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.num_val_batches
+        if validated and not present:
             warnings.warn(f"{self.monitor} has no value; best.ckpt is not updated", stacklevel=1)
         return present
 

@@ -26,7 +26,7 @@ class LeftOut(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """List the data left out by `segdet validate`; `on_fit_end` covers validation during training."""
-        if trainer.state.fn is not None and trainer.state.fn.value == "validate":
+        if trainer.state.fn == "validate":
             self._report(trainer)
 
     on_test_end = on_predict_end = on_fit_end

@@ -59,12 +59,7 @@ class ImagePanels(pl.Callback):
                 self._log(logger, predictions, names, trainer.global_step - 1)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
-        if (
-            not self.images
-            or trainer.state.fn is None
-            or trainer.state.fn.value != "fit"
-            or trainer.fast_dev_run  # type: ignore[attr-defined]
-        ):
+        if not self.images or trainer.state.fn != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
         epoch = trainer.current_epoch + 1
         # With max_steps or max_time, the last validation may be within an epoch.

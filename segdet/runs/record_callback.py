@@ -96,11 +96,8 @@ class RunRecorder(pl.Callback):
         # The command may contain YAML text of several lines.
         comment = "".join(f"# {line}\n" for line in header.splitlines())
         write_text(self.folder / "config.yaml", comment + self.config)
-        first: dict[str, Any] = {}
-        if self.run.resumed:
-            first = first_provenance(self.folder) or recorded_provenance(self.folder)
         content = self.provenance
-        if first:
+        if self.run.resumed and (first := first_provenance(self.folder) or recorded_provenance(self.folder)):
             self.started = first.get("started", self.started)
             content = first | {"resumed": [*first.get("resumed", []), self.provenance]}
         write_text(self.folder / "provenance.json", json.dumps(content, indent=1) + "\n")
@@ -185,8 +182,11 @@ class RunRecorder(pl.Callback):
         """
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             self.run.stopped_by = type(exception).__name__
-        fit = trainer.state.fn is not None and trainer.state.fn.value == "fit"
-        if not fit or not trainer.is_global_zero or not (self.folder / "config.yaml").exists():
+        if (
+            trainer.state.fn != "fit"
+            or not trainer.is_global_zero
+            or not (self.folder / "config.yaml").exists()
+        ):
             return
         path = self.folder / RECORD_NAME
         if self.start is None and (self.run.resumed or path.exists()):
