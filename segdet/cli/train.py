@@ -72,10 +72,7 @@ def _execute(options: Options) -> int:
 
 
 def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
-    """Choose the run's folder and build its data, model and trainer.
-
-    Returns:
-        The run, its trainer, and the arguments of the trainer's method.
+    """Return the run in its folder, its trainer, and the arguments of the trainer's method.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.

@@ -107,11 +107,7 @@ def recorded_provenance(folder: Path) -> dict[str, Any]:
 
 
 def recorded_fingerprint(folder: Path) -> str:
-    """Return the fingerprint of the data that the run was trained on, or an empty string if it is unknown.
-
-    Raises:
-        UserError: If the run's record is corrupt.
-    """
+    """Return the fingerprint of the run's data, empty if unknown; raise `UserError` if the record is corrupt."""
     path = folder / RECORD_NAME
     if path.exists():
         return Record.read(path).fingerprint
@@ -126,10 +122,6 @@ def recorded_commands(folder: Path) -> list[str]:
 
 
 def recorded_status(folder: Path) -> Status | None:
-    """Return how the run ended, or None if it has no record.
-
-    Raises:
-        UserError: If the run's record is corrupt.
-    """
+    """Return how the run ended, or None without a record; raise `UserError` if the record is corrupt."""
     path = folder / RECORD_NAME
     return Record.read(path).status if path.exists() else None

@@ -26,10 +26,7 @@ MODES = ("online", "offline", "disabled", "shared")
 class MetricsFile(Logger):
     """Write every logged value to ``metrics.csv``, one row per call, with the columns ``epoch`` and ``step``.
 
-    The rows of a resumed run are kept. A new metric becomes a new column.
-
-    Args:
-        folder: The run's folder.
+    The file is in the run's ``folder``. The rows of a resumed run are kept. A new metric becomes a new column.
     """
 
     def __init__(self, folder: Path) -> None:
