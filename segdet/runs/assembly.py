@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet.data.base import Classes
-from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
+from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation, Restoration
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder_choice import Run
 from segdet.runs.left_out import LeftOut
@@ -18,7 +18,6 @@ from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.runs.record_callback import RunRecorder
-from segdet.runs.restore_callback import Restoration
 from segdet.task import Task
 from segdet.training.ema import EMA
 from segdet.training.precision import REFUSED, cpu_precision
@@ -91,11 +90,8 @@ def build_trainer(
         trainer = pl.Trainer(**options)
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"--trainer: {' '.join(str(error).split())[:240]}") from error
-    if (
-        options.get("sync_batchnorm")
-        and trainer.num_devices * trainer.num_nodes > 1
-        and _runs_on_cpu(options.get("accelerator"))
-    ):
+    several_devices = trainer.num_devices * trainer.num_nodes > 1
+    if several_devices and options.get("sync_batchnorm") and _runs_on_cpu(options.get("accelerator")):
         raise UserError(
             "--trainer.sync_batchnorm true: torch supports it on GPUs only; leave it out on the CPU"
         )

@@ -145,12 +145,12 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
     if tested is None or run.folder.resolve() != tested:
         return
     run.fingerprint = fingerprint_of(data)
-    if (
-        checkpoint.path.name == "best.ckpt"
-        and _has_data_of(tested, run.fingerprint, config, checkpoint)
-        and _is_as_trained(run.command, config, checkpoint.config, given)
-    ):
-        return
+    trained = checkpoint.config
+    if checkpoint.path.name == "best.ckpt" and _is_as_trained(run.command, config, trained, given):
+        recorded = recorded_fingerprint(tested)
+        # Without fingerprints, the data is the same if its options are.
+        if recorded == run.fingerprint and (recorded or config["data"] == trained.get("data")):
+            return
     separate = f"{run.folder}-{run.command}"
     if _slurm_tasks() > 1:
         # A job may run several tests, and all processes of one test have to choose the same folder.
@@ -173,13 +173,6 @@ def fingerprint_of(data: Any) -> str:
     except UserError as error:  # the missing subset may be one that this command does not read
         warnings.warn(f"the dataset has no fingerprint: {error}", stacklevel=1)
         return ""
-
-
-def _has_data_of(run: Path, fingerprint: str, config: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
-    recorded = recorded_fingerprint(run)
-    if recorded or fingerprint:
-        return recorded == fingerprint
-    return bool(config["data"] == checkpoint.config.get("data"))
 
 
 def _is_as_trained(

@@ -46,6 +46,7 @@ class RunRecorder(pl.Callback):
         self.folder = run.folder
         self.config = config
         self.sections: dict[str, Any] = yaml.safe_load(config) or {}
+        self.seed = int(self.sections.get("seed_everything", 0))
         self.best: dict[str, float] = {}
         self.earlier_seconds = 0.0
         self.start: float | None = None
@@ -69,7 +70,7 @@ class RunRecorder(pl.Callback):
         if fingerprint is None:
             fingerprint = fingerprint_of(getattr(trainer, "datamodule", None))
         self.provenance = provenance(self.run.command_line) | {
-            "seed": self._seed(),
+            "seed": self.seed,
             "fingerprint": fingerprint,
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
@@ -230,7 +231,7 @@ class RunRecorder(pl.Callback):
             task=str(getattr(pl_module, "task", "")),
             model=_class_name(model) or type(pl_module).__name__,
             data=_class_name(data),
-            seed=self._seed(),
+            seed=self.seed,
             status=status,
             metrics={**self.best, **read_losses(pl_module)},
             cost=Cost(
@@ -250,9 +251,6 @@ class RunRecorder(pl.Callback):
             backbone=backbone if isinstance(backbone, str) else None,
             launcher=_launcher(),
         )
-
-    def _seed(self) -> int:
-        return int(self.sections.get("seed_everything", 0))
 
     def _seconds(self) -> float:
         return self.earlier_seconds + (0.0 if self.start is None else time.monotonic() - self.start)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from segdet.runs.checkpoint_callbacks import Restoration
 from segdet.runs.folder_choice import Run
-from segdet.runs.restore_callback import Restoration
 
 
 def restored(saved: type[Optimizer], present: type[Optimizer]) -> bool:
