@@ -1,4 +1,4 @@
-"""The options of ``segdet fit|validate|test|predict``: one parser, and one account of what the user gave.
+"""The options of ``segdet fit|validate|test|predict``: the parser, and the options that the user gave.
 
 Options come from four sources, each of which overrides the ones before it: the defaults of the classes, the
 configuration in the checkpoint that ``--ckpt_path`` names, ``--config`` files, and the command line.

@@ -1,4 +1,4 @@
-"""The callbacks that save ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, and check what is restored."""
+"""The callbacks that save ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, and check the restored state."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The choice of a run's folder: a new one, a resumed run's, or a separate one for a test that differs from the run.
+"""The choice of a run's folder: a new one, that of a resumed run, or a separate one for a test of different settings.
 
 A SLURM job that is stopped and started again (requeued) finds its folder again and resumes its run.
 """
@@ -43,7 +43,7 @@ NEUTRAL_OPTIONS = {
 
 @dataclass
 class Run:
-    """A run of a command: its folder, what it starts from, and what happened to it.
+    """A run of a command: its folder, the checkpoint that it starts from, and its state.
 
     Attributes:
         command: The subcommand: fit, validate, test or predict.

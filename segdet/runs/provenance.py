@@ -3,9 +3,7 @@
 import importlib.metadata
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,18 @@ def now() -> str:
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
-def provenance(command: str = "") -> dict[str, Any]:
+def provenance(command: str) -> dict[str, Any]:
     """Return the provenance of a run, collected before it starts.
 
     Args:
-        command: The command line; without one, that of this process.
+        command: The command line.
 
     Returns:
         ``command``, ``folder`` (the working directory), ``started``, ``git``, ``python``, ``packages`` and
         ``hardware``, in plain types.
     """
     return {
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command,
         "folder": str(Path.cwd()),
         "started": now(),
         "git": git_state(Path.cwd()),
