@@ -179,7 +179,7 @@ class Model(L.LightningModule):
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         for position, size in enumerate(batch.sizes):
             by_size[size].append(position)
-        predictions: list[Prediction | None] = [None] * len(batch)
+        predictions: dict[int, Prediction] = {}
         for (h, w), positions in by_size.items():
             images = batch.images if len(positions) == len(batch) else batch.images[positions]
             found = self.predict_tensors(
@@ -187,9 +187,8 @@ class Model(L.LightningModule):
                 [batch.sources[position].original_size for position in positions],
                 [batch.targets[position] for position in positions],
             )
-            for position, prediction in zip(positions, found, strict=True):
-                predictions[position] = prediction
-        return predictions  # type: ignore[return-value]
+            predictions.update(zip(positions, found, strict=True))
+        return [predictions[position] for position in range(len(batch))]
 
     def predict_tensors(
         self,
@@ -478,20 +477,17 @@ class Task(Model):
         # The trainer would keep the score of an earlier epoch, and the record would contain it.
         for name in values.keys() - present.keys():
             self.trainer.callback_metrics.pop(name, None)
-        headline = {k: v for k, v in present.items() if k == self.monitor}
-        rest = {k: v for k, v in present.items() if k != self.monitor}
         # All processes have computed the same numbers from the gathered states.
-        self.log_dict(headline, prog_bar=True, sync_dist=True)
-        self.log_dict(rest, sync_dist=True)
+        self.log_dict({k: v for k, v in present.items() if k == self.monitor}, prog_bar=True, sync_dist=True)
+        self.log_dict({k: v for k, v in present.items() if k != self.monitor}, sync_dist=True)
 
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the class of the model, the names of the classes and the size of images, as plain types."""
         data = getattr(self._trainer, "datamodule", None)
-        classes = Classes(self.class_names, list(getattr(self, "category_ids", [])))
-        if isinstance(data, DataModule):
-            classes = data.classes
+        own = Classes(self.class_names, list(getattr(self, "category_ids", [])))
+        classes = data.classes if isinstance(data, DataModule) else own
         checkpoint[DESCRIPTION] = checkpoint.get(DESCRIPTION, {}) | {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "task": self.task,

@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no account, one thread a process, real data where there is some."""
+"""Settings and fixtures of all tests: no network, no W&B account, one thread per process, real data if present."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def _real_data_root() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the session's own: no test finds what an earlier one left with the user."""
+    """Use a new cache folder, so that no test reads or changes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGDET_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -25,8 +25,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets (``camvid``, ``bccd``, ``tiny_coco``); SEGDET_DATA names another one."""
+    """The folder of the real datasets ``camvid``, ``bccd`` and ``tiny_coco``; SEGDET_DATA overrides its path."""
     root = _real_data_root()
     if not (root / "bccd").is_dir():
-        pytest.skip(f"no real data at {root}; name the folder that holds bccd/ and the rest in SEGDET_DATA")
+        pytest.skip(
+            f"no real data at {root}; set SEGDET_DATA to the folder that contains bccd/, camvid/ and tiny_coco/"
+        )
     return root

@@ -1,4 +1,4 @@
-"""Nine combinations of format and task: each trains one epoch and tests, through the command."""
+"""The command trains and tests a model for each of the nine combinations of format and task."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Two processes are one run: one folder, one W&B record, and the scores of a single process."""
+"""A run of two processes has one folder, one W&B run, and the scores of a single process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ MODELS = {
     "localization": "--model BoxHead --model.backbone test_resnet",
     "detection": "--model SSD --model.backbone test_resnet --model.width 16 --model.score_threshold 0.001",
 }
-# 5 and 7 images on 2 processes: one of them has one image fewer than the other
+# Of 5 or 7 images, one process evaluates one image more than the other.
 DATA = (
     "--data ShapesDataModule --data.root shapes --data.num_train 8 --data.num_val 5 --data.num_test 7 "
     "--data.image_size [64,64] --data.batch_size 2 --data.num_workers 0 --panels.images 1 "
@@ -64,7 +64,7 @@ def test_two_processes_are_one_run(task: str, tmp_path: Path, monkeypatch: pytes
     assert alone
     assert scores(tmp_path / "two", "test/") == pytest.approx(alone, abs=1e-6)
 
-    # the scores of the fit on two processes are those of one process
+    # The validation scores of the training on two processes equal those of one process.
     assert main(["validate", *best, "--trainer.devices=1", "--run_dir=val"]) == 0
     assert scores(run, "val/") == pytest.approx(scores(tmp_path / "val", "val/"), abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""The Python API: a script with a plain Trainer does what the command does."""
+"""The Python API: a script with a plain Trainer has the results of the command."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """A photo of another size, which its EXIF orientation turns."""
+    """A photo of another size with an EXIF orientation."""
     path = tmp_path / "photos" / "photo.jpg"
     path.parent.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
@@ -55,7 +55,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 def script(heading: str = "## From Python") -> str:
-    """The code under a heading of README."""
+    """Return the first block of code under a heading of README."""
     section = README.read_text(encoding="utf-8").split(f"{heading}\n")[1]
     found = re.search(r"```python\n(.*?)```", section, re.S)
     assert found is not None
@@ -101,7 +101,7 @@ def test_the_script_of_readme_has_the_scores_of_the_command(
 
 @pytest.fixture(scope="module")
 def detector(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the command."""
+    """A run folder of ``segdet fit``."""
     run = tmp_path_factory.mktemp("detector") / "run"
     options = [
         "--model=SSD", "--model.backbone=test_resnet", "--model.width=8", "--model.optim.lr=0.02",
@@ -186,7 +186,7 @@ def test_a_plain_trainers_checkpoint_is_loaded_without_arguments(voc: Path, tmp_
     assert FCN.load_from_checkpoint(tmp_path / "model.ckpt", map_location="meta").device.type == "meta"
     with pytest.raises(UserError, match=r"model\.ckpt: does not fit the model with these arguments"):
         FCN.load_from_checkpoint(tmp_path / "model.ckpt", width=4)
-    # The command tests it, too.
+    # The command can test it too.
     options = [
         f"--data.root={voc}",
         "--data.recipe=Plain",
@@ -245,7 +245,7 @@ def test_losses_are_visible_to_lightning(voc: Path, tmp_path: Path) -> None:
     assert float(logged["train/loss"]) == pytest.approx(
         float(logged["train/loss_box"] + logged["train/loss_class"])
     )
-    assert "train/loss" not in trainer.progress_bar_metrics  # which would wait for the device in every step
+    assert "train/loss" not in trainer.progress_bar_metrics  # the bar would wait for the device in every step
     (file,) = tmp_path.rglob("metrics.csv")
     assert {"train/loss", "train/loss_box", "train/loss_class", "val/map"} <= set(
         file.read_text().split("\n")[0].split(",")
@@ -253,7 +253,7 @@ def test_losses_are_visible_to_lightning(voc: Path, tmp_path: Path) -> None:
 
 
 class Draws(L.Callback):
-    """Writes the images that each process trains and validates on."""
+    """Write the names of the images on which each process trains and validates."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The wheel holds all that the command needs: it works in a fresh environment, outside a checkout."""
+"""The wheel contains all that the commands need: they work in a new environment, outside a checkout."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*words: str | Path, cwd: Path) -> str:
-    """Run a command that finds no package through the environment's variables, and return its output."""
+    """Run a command without PYTHONPATH and return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -24,7 +24,7 @@ def run(*words: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment with the wheel, and with the dependencies of this one."""
+    """The Python of a new environment that has the wheel and the dependencies of this environment."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -34,7 +34,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder / "env")
     python = folder / "env" / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
-    # The path alone, so that an editable installation of segdet there is not found.
+    # Python does not read .pth files in this folder, so an editable installation of segdet is not found.
     (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (wheel,) = folder.glob("*.whl")
     run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)

@@ -74,7 +74,9 @@ class PredictionWriter(BasePredictionWriter):
             predicted: Any = {key: value.cpu() for key, value in raw.items()}
             name = self._names[source.path]
             if "mask" in predicted:
-                _save(self._index_image(predicted["mask"].numpy()), self.folder / "masks" / f"{name}.png")
+                file = self.folder / "masks" / f"{name}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._index_image(predicted["mask"].numpy()).save(file)
             else:
                 # JSON has no infinity or NaN. The metrics drop such boxes too.
                 finite = predicted["boxes"].isfinite().all(1) & predicted["scores"].isfinite()
@@ -193,8 +195,3 @@ def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
         if not repeated:
             return names
         names |= {path: whole[path] for path in repeated}  # the longer name may be the stem of a third image
-
-
-def _save(image: Image.Image, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file)

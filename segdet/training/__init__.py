@@ -1,1 +1,1 @@
-"""Optimizers, schedules, averaging, freezing, compilation, seeding, progress and checkpoints of a training."""
+"""Optimizers, schedules, averaging, freezing, compilation, progress and checkpoints of a training."""

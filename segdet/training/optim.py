@@ -87,12 +87,12 @@ class Optimization:
             optimizer = torch.optim.AdamW(groups, self.lr, self.betas)
         else:
             optimizer = Muon(groups, self.lr, self.momentum, self.betas)
-        return optimizer, LambdaLR(optimizer, self.factor(total_steps, steps_per_epoch))
+        return optimizer, LambdaLR(optimizer, self.schedule_factor(total_steps, steps_per_epoch))
 
     def freeze(self, module: nn.Module) -> None:
-        """Freeze the parameters with a factor of 0; call it before the strategy wraps the module."""
+        """Freeze the parameters whose factor in ``lr_factors`` is 0; call this before the strategy wraps the module."""
         for name, parameter in module.named_parameters():
-            if self._factor_of(name) == 0:
+            if self._lr_factor(name) == 0:
                 parameter.requires_grad_(False)
 
     def groups(self, module: nn.Module) -> list[dict]:
@@ -109,7 +109,7 @@ class Optimization:
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             unused.difference_update(prefix for prefix in self.lr_factors if name.startswith(prefix))
-            factor = self._factor_of(name)
+            factor = self._lr_factor(name)
             if factor == 0.0 or not parameter.requires_grad:
                 continue
             bias = parameter.ndim <= 1 and name.endswith("bias")
@@ -129,11 +129,11 @@ class Optimization:
             for (factor, decay, matrix), parameters in groups.items()
         ]
 
-    def _factor_of(self, name: str) -> float:
-        """Return the learning-rate factor of a parameter, by the last matching prefix."""
+    def _lr_factor(self, name: str) -> float:
+        """Return the factor in ``lr_factors`` for a parameter: that of the last matching prefix."""
         return next((f for prefix, f in reversed(self.lr_factors.items()) if name.startswith(prefix)), 1.0)
 
-    def factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:
+    def schedule_factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:
         """Return the schedule as a function from the step to the learning-rate factor."""
         if self.schedule in ("poly", "cosine") and math.isinf(total_steps):
             raise UserError(
@@ -147,7 +147,7 @@ class Optimization:
             )
         drops = [m * total_steps if m < 1 else m * steps_per_epoch for m in self.milestones]
 
-        def at(step: int) -> float:
+        def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
             if self.schedule == "constant":
@@ -155,8 +155,8 @@ class Optimization:
             if self.schedule == "step":
                 return self.gamma ** sum(step >= drop for drop in drops)
             done = min(1.0, (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps))
-            return (
-                (1 - done) ** self.power if self.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
-            )
+            if self.schedule == "poly":
+                return (1 - done) ** self.power
+            return 0.5 * (1 + math.cos(math.pi * done))
 
-        return at
+        return factor

@@ -13,17 +13,10 @@ def global_seed() -> int:
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int, device: torch.device) -> None:
-    """Seed torch's random numbers, on the CPU and on ``device``, for one batch of a training.
+    """Seed torch's random numbers, on the CPU and on ``device``, for a batch of an epoch in the process ``rank``.
 
     Dropout and similar layers then draw the same numbers in a resumed training as in an uninterrupted one. Augmentation
     has its own seeds (`segdet.data.dataset.TaskDataset`).
-
-    Args:
-        seed: The seed of the run.
-        epoch: The epoch.
-        batch: The batch within the epoch.
-        rank: The process.
-        device: The model's device.
     """
     mixed = step_seed(seed, epoch, batch, rank)
     # torch.manual_seed checks for devices of all kinds, which takes half a millisecond.

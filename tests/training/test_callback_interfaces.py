@@ -1,4 +1,4 @@
-"""Tests of checkpoints that a model requests during training."""
+"""Checkpoints that a model requests during training."""
 
 from pathlib import Path
 from types import SimpleNamespace

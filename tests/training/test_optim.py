@@ -37,16 +37,16 @@ def test_warmup_rises_linearly_to_the_rate() -> None:
 def test_cosine_and_poly_fall_from_the_rate_to_zero() -> None:
     for schedule, half in (("cosine", 0.5), ("poly", 0.5**0.9)):
         optim = Optimization(lr=2.0, schedule=schedule, warmup_steps=0)
-        factor = optim.factor(100, 10)
+        factor = optim.schedule_factor(100, 10)
         assert factor(0) == 1.0
         assert factor(50) == pytest.approx(half)
         assert factor(100) == pytest.approx(0.0)
 
 
 def test_step_drops_at_epochs_and_at_fractions() -> None:
-    by_epoch = Optimization(schedule="step", milestones=[2, 3], warmup_steps=0).factor(math.inf, 10)
+    by_epoch = Optimization(schedule="step", milestones=[2, 3], warmup_steps=0).schedule_factor(math.inf, 10)
     assert [by_epoch(s) for s in (19, 20, 30)] == pytest.approx([1, 0.1, 0.01])
-    by_share = Optimization(schedule="step", milestones=[0.5], warmup_steps=0).factor(100, 10)
+    by_share = Optimization(schedule="step", milestones=[0.5], warmup_steps=0).schedule_factor(100, 10)
     assert [by_share(s) for s in (49, 50)] == pytest.approx([1, 0.1])
 
 

@@ -22,10 +22,10 @@ UNKNOWN = "processor\t: 0\nisa\t: rv64imafdc\n"
 
 @pytest.fixture
 def cpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A description of the CPU with the parameter as its text."""
+    """A file like ``/proc/cpuinfo`` with the parameter as its content."""
     file = tmp_path / "cpuinfo"
     file.write_text(request.param)
-    monkeypatch.setattr(assembly, "cpu_precision", lambda asked: cpu_precision(asked, file))
+    monkeypatch.setattr(assembly, "cpu_precision", lambda requested: cpu_precision(requested, file))
     return file
 
 
@@ -39,7 +39,7 @@ def test_flags(text: str, native: bool | None, tmp_path: Path) -> None:
     assert has_bfloat16(file) is native
     slow = native is False
     assert cpu_precision("bf16-mixed", file) == ("32-true" if slow else "bf16-mixed")
-    assert [cpu_precision(asked, file) for asked in ("32-true", "16-mixed", 64, None)] == [
+    assert [cpu_precision(requested, file) for requested in ("32-true", "16-mixed", 64, None)] == [
         "32-true", "16-mixed", 64, None,
     ]  # fmt: skip
 
@@ -73,9 +73,9 @@ def test_the_configuration_has_the_requested_precision_and_the_record_the_used_o
     assert yaml.safe_load(checkpoint[DESCRIPTION]["config"])["trainer"]["precision"] == "bf16-mixed"
 
 
-def chosen(accelerator: str, asked: str) -> str:
-    """Return the precision that the command chooses when ``asked`` is requested."""
-    return str(assembly.choose_precision(asked, accelerator))
+def chosen(accelerator: str, requested: str) -> str:
+    """Return the precision that the command uses in place of the requested one."""
+    return str(assembly.choose_precision(requested, accelerator))
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
@@ -94,16 +94,16 @@ def test_a_cpu_that_has_it_keeps_it(cpu: Path) -> None:
     assert chosen("cpu", "bf16-mixed") == "bf16-mixed"
 
 
-@pytest.mark.parametrize("asked", ["bf16-true", "16-true", "64-true"])
+@pytest.mark.parametrize("requested", ["bf16-true", "16-true", "64-true"])
 def test_precisions_that_round_boxes_are_refused(
-    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    requested: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The error comes before a folder is made or cleared."""
+    """The error is raised before a folder is created or cleared."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.csv").write_text("epoch,step\n")
     options = ["--model=FCN", "--data=ShapesDataModule", f"--run_dir={run}", "--overwrite=true"]
-    assert main(["fit", *options, f"--trainer.precision={asked}"]) == 2
+    assert main(["fit", *options, f"--trainer.precision={requested}"]) == 2
     message = capsys.readouterr().err
-    assert f"--trainer.precision {asked}: " in message and "; give 32-true, or bf16-mixed" in message
+    assert f"--trainer.precision {requested}: " in message and "; give 32-true, or bf16-mixed" in message
     assert (run / "metrics.csv").exists()

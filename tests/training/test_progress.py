@@ -32,7 +32,7 @@ class TestReadLosses:
 
 
 class Rows(Logger):
-    """A logger that keeps the rows."""
+    """A logger that keeps the rows in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def rows(model: Line, folder: Path, **options: Any) -> list[tuple[int | None, di
     return logger.rows
 
 
-@pytest.mark.filterwarnings("ignore")  # of Lightning, which the command suppresses
+@pytest.mark.filterwarnings("ignore")  # Lightning's warnings, which the command suppresses
 class TestStepLogger:
     def test_every_so_many_steps_and_at_the_end_of_an_epoch(self, tmp_path: Path) -> None:
         found = rows(Line(), tmp_path)

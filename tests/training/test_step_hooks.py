@@ -1,4 +1,4 @@
-"""The hooks of our callbacks that every training step calls."""
+"""Callbacks define only the hooks of a training step that they need."""
 
 import lightning.pytorch as pl
 import pytest

@@ -1,4 +1,4 @@
-"""Training aids: moving average, freezing, multi-scale training and compilation; a resumed run ends the same."""
+"""Moving average, freezing, multi-scale training and compilation; a resumed run with all of them ends the same."""
 
 import json
 from pathlib import Path
@@ -157,7 +157,7 @@ def test_frozen_batch_normalization(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
-    """As Lightning replaces it for ``sync_batchnorm``, after the model was configured."""
+    """Lightning replaces it for ``sync_batchnorm``, after `configure_model`."""
     model = ssd(frozen_batch_norm=True, freeze=["extras.0.0"])
     model.configure_model()
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -199,13 +199,13 @@ def test_batches_come_in_several_sizes(shapes: Path, tmp_path: Path, monkeypatch
     sizes: list[int] = []
     losses = model.losses
 
-    def noting(images: Tensor, targets: Any, scale: tuple[float, float]) -> dict[str, Tensor]:
+    def record_sizes(images: Tensor, targets: Any, scale: tuple[float, float]) -> dict[str, Tensor]:
         sizes.append(images.shape[3])
         assert scale == (images.shape[2] / 64, images.shape[3] / 64)
         assert max(float(t["boxes"].amax()) for t in targets if len(t["boxes"])) > 0.5 * images.shape[3]
         return losses(images, targets, scale)
 
-    monkeypatch.setattr(model, "losses", noting)
+    monkeypatch.setattr(model, "losses", record_sizes)
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     trainer(tmp_path, max_epochs=4).fit(model, data(shapes))
     assert set(sizes) == {32, 96}

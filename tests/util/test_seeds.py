@@ -1,4 +1,4 @@
-"""Seeds of training steps."""
+"""Random numbers of training steps."""
 
 import torch
 
