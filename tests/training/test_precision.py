@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import accelerators
 
 from segdet.cli.main import main
 from segdet.runs import assembly
@@ -80,10 +81,12 @@ def chosen(accelerator: str, requested: str) -> str:
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
 def test_a_gpu_keeps_it(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for there in (True, False):
-        monkeypatch.setattr(assembly.CUDAAccelerator, "is_available", lambda there=there: there)
-        monkeypatch.setattr(assembly.MPSAccelerator, "is_available", lambda: False)
-        expected = "bf16-mixed" if there else "32-true"
+    for available in (True, False):
+        monkeypatch.setattr(
+            accelerators.CUDAAccelerator, "is_available", lambda available=available: available
+        )
+        monkeypatch.setattr(accelerators.MPSAccelerator, "is_available", lambda: False)
+        expected = "bf16-mixed" if available else "32-true"
         assert chosen("auto", "bf16-mixed") == expected
         assert chosen("gpu", "bf16-mixed") == "bf16-mixed"
         assert chosen("cpu", "bf16-mixed") == "32-true"
