@@ -5,31 +5,35 @@ coordinates that are not finite are dropped and reported.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from segdet.data.faults import DroppedBox, FaultKind
+from segdet.data.faults import FaultKind
 from segdet.data.sample import Objects
+
+
+class DroppedBox(NamedTuple):
+    """A box that is neither trained on nor scored: the kind of its fault, and the box, its class and the reason."""
+
+    kind: FaultKind
+    description: str
 
 
 def describe_box(box: np.ndarray, label: int, class_names: Sequence[str] | None = None) -> str:
     """Describe a box for a message, such as ``box 453,81,453,182 of class RBC``, in pixels of the stored image."""
-    named = class_names is not None and 1 <= label <= len(class_names)
-    name = class_names[label - 1] if class_names is not None and named else str(label)
+    name = class_names[label - 1] if class_names and 1 <= label <= len(class_names) else str(label)
     return f"box {','.join(f'{value:.6g}' for value in box.tolist())} of class {name}"
 
 
 def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Clip boxes float32 ``[N, 4]`` (xyxy pixels) to an image of ``size`` (height, width)."""
-    height, width = size
-    limits = np.array([width, height, width, height], np.float32)
+    limits = np.array([*size[::-1], *size[::-1]], np.float32)
     return np.clip(boxes.astype(np.float32, copy=False), 0, limits)
 
 
 def overhang(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return how far each box extends beyond an image of ``size`` (height, width), in pixels: float32 ``[N]``."""
-    if not len(boxes):
-        return np.zeros(0, np.float32)
     return np.abs(boxes - clip_boxes(boxes, size)).max(axis=1)
 
 
@@ -60,7 +64,6 @@ def clean_objects(
     keep = usable(objects, size)
     kept = objects.select(keep)
     kept.boxes = clip_boxes(kept.boxes, size)
-    height, width = size
     dropped = []
     for index in np.flatnonzero(~keep):
         box = objects.boxes[index]
@@ -69,7 +72,7 @@ def clean_objects(
         elif not _has_area(box[None])[0]:
             kind, reason = FaultKind.DEGENERATE, "is degenerate"
         else:
-            kind, reason = FaultKind.OUTSIDE, f"lies outside the image of {width}x{height}"
+            kind, reason = FaultKind.OUTSIDE, f"lies outside the image of {size[1]}x{size[0]}"
         described = describe_box(box, int(objects.labels[index]), class_names)
         dropped.append(DroppedBox(kind, f"{described} {reason}"))
     return kept, dropped

@@ -158,7 +158,7 @@ class TaskDataset(Dataset[Sample]):
         else:
             annotated = self.reader.objects(index)
             objects, dropped = clean_objects(annotated, size, self.reader.class_names)
-            notes = [f"{path.name}: {box}" for box in dropped]
+            notes = [f"{path.name}: {box.description}" for box in dropped]
             unclipped = annotated.select(usable(annotated, size))
             if self.task == "localization":
                 dominant = dominant_object(objects, self.dominance)

@@ -62,19 +62,3 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.severity:<8} {self.path}: {self.fault}; {self.remedy}"
-
-
-@dataclass(frozen=True)
-class DroppedBox:
-    """A box that is neither trained on nor scored.
-
-    Attributes:
-        kind: `FaultKind.NOT_FINITE`, `FaultKind.DEGENERATE` or `FaultKind.OUTSIDE`.
-        description: The box, its class and the reason.
-    """
-
-    kind: FaultKind
-    description: str
-
-    def __str__(self) -> str:
-        return self.description

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
 from segdet.data.dataset import TaskDataset
@@ -78,9 +79,8 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, min_visibility: 
             for side, length in zip(sample.image.shape[1:], (rows, columns), strict=True)
         )
         image[:, top : top + rows, left : left + columns] = sample.image[:, y : y + rows, x : x + columns]
-        crops.append(
-            _crop(sample.target, (x, y), (left, top, columns, rows), (height, width), min_visibility)
-        )
+        place_in_mosaic = (left, top, columns, rows)
+        crops.append(_crop(sample.target, (x, y), place_in_mosaic, (height, width), min_visibility))
     notes = tuple(dict.fromkeys(note for sample in samples for note in sample.source.notes))
     target: Target = {key: torch.cat([crop[key] for crop in crops]) for key in crops[0]}  # type: ignore[assignment,literal-required]
     return replace(samples[0], image=image, target=target, source=replace(samples[0].source, notes=notes))
@@ -95,12 +95,8 @@ def _crop(
 ) -> Target:
     """Return the part of a target inside a crop, in pixels of the mosaic.
 
-    Args:
-        target: The target of the sample.
-        start: ``x, y`` of the crop in the sample.
-        place: ``left, top, width, height`` of the crop in the mosaic.
-        size: ``height, width`` of the mosaic.
-        min_visibility: See `mosaic`.
+    The crop starts at ``start`` (x, y) of the sample and is placed at ``place`` (left, top, width, height) of the
+    mosaic, whose ``size`` is (height, width).
     """
     (x, y), (left, top, columns, rows) = start, place
     whole = target["boxes"] - torch.tensor([x, y, x, y])
@@ -112,11 +108,9 @@ def _crop(
     crop["boxes"] = (visible + torch.tensor([left, top, left, top]))[keep]
     crop["area"] = crop["area"] * (after / before.clamp(min=1e-9))[keep]
     if "masks" in target:
-        masks = torch.zeros(int(keep.sum()), *size, dtype=target["masks"].dtype)
-        masks[:, top : top + rows, left : left + columns] = target["masks"][
-            keep, y : y + rows, x : x + columns
-        ]
-        crop["masks"] = masks
+        part = target["masks"][keep, y : y + rows, x : x + columns]
+        below, right = size[0] - top - rows, size[1] - left - columns
+        crop["masks"] = pad(part, (left, right, top, below))
     return crop
 
 

@@ -82,10 +82,7 @@ class EvalSampler(DistributedSampler[Draw]):
     All processes draw the same number of samples, because each step synchronizes them. If the number of samples is not
     divisible, the last draw of some processes is a sample of another process, marked as a duplicate.
 
-    Args:
-        length: The size of the dataset.
-        rank: The rank of this process.
-        world_size: The number of processes.
+    The arguments are those of `TrainSampler`.
     """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:

@@ -85,9 +85,8 @@ class Pipeline:
             out = compose(**given)
             return out["image"], {}, _whole(out, parts)
         lengths = [len(boxes) for boxes in box_sets.values()]
-        given["bboxes"] = np.concatenate([boxes.reshape(-1, 4) for boxes in box_sets.values()]).astype(
-            np.float32
-        )
+        boxes = np.concatenate([boxes.reshape(-1, 4) for boxes in box_sets.values()])
+        given["bboxes"] = boxes.astype(np.float32)
         given["index"] = np.arange(sum(lengths))
         given["guides"] = lengths[0]  # transforms that depend on boxes use those of the first set only
         out = compose(**given)
@@ -228,12 +227,7 @@ class ScaleJitter(Recipe):
         if self.rotate90:
             steps.append(A.RandomRotate90(p=self.rotate90))
         if self.brightness or self.contrast or self.saturation or self.hue:
-            steps.append(
-                A.ColorJitter(
-                    _around_one(self.brightness), _around_one(self.contrast), _around_one(self.saturation),
-                    (-self.hue, self.hue), p=0.8,
-                )
-            )  # fmt: skip
+            steps.append(A.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue, p=0.8))
         return steps
 
 
@@ -268,9 +262,8 @@ class SSDAugmentation(Recipe):
     ) -> None:
         super().__init__(size, min_visibility, extra)
         if not isinstance(size, tuple | list):
-            raise UserError(
-                f"--data.recipe.size {size}: SSDAugmentation makes images of one size; give [height, width]"
-            )
+            fault = "SSDAugmentation makes images of one size; give [height, width]"
+            raise UserError(f"--data.recipe.size {size}: {fault}")
         self.expand = expand
         self.crop_scale = crop_scale
         self.hflip = hflip
@@ -278,17 +271,8 @@ class SSDAugmentation(Recipe):
 
     def augment(self) -> list[A.BasicTransform]:
         assert isinstance(self.size, tuple | list)
+        size, scale = (self.size[0], self.size[1]), (self.crop_scale[0], self.crop_scale[1])
+        distort = PhotometricDistort() if self.photometric else None
         return [
-            ExpandAndCrop(
-                (self.size[0], self.size[1]),
-                self.expand,
-                scale=(self.crop_scale[0], self.crop_scale[1]),
-                hflip=self.hflip,
-                distort=PhotometricDistort() if self.photometric else None,
-                fill=MEAN_COLOUR,
-            )
+            ExpandAndCrop(size, self.expand, scale=scale, hflip=self.hflip, distort=distort, fill=MEAN_COLOUR)
         ]
-
-
-def _around_one(reach: float) -> tuple[float, float]:
-    return max(0.0, 1.0 - reach), 1.0 + reach

@@ -253,9 +253,7 @@ def draw_mask(
     values = cv2.resize(values, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     colours = mask_colours(names)
     ignored = values == ignore
-    tinted = ~ignored
-    if has_background(names):
-        tinted &= values != 0
+    tinted = ~ignored & (values != 0) if has_background(names) else ~ignored
     _blend(picture, tinted, colours[values[tinted]][None] if tinted.any() else (0, 0, 0), alpha)
     height, width = values.shape
     # Darken ignored pixels first: white stripes would be invisible on a white image.
@@ -386,11 +384,9 @@ def draw_matrix(
 
     Args:
         counts: Integers ``[N, M]``, 0 or more.
-        rows: N row names.
-        columns: M column names.
+        rows, columns: N and M class names.
         heading: Line above the matrix.
-        of_rows: Label of the row axis.
-        of_columns: Label of the column axis.
+        of_rows, of_columns: Labels of the axes.
 
     Returns:
         uint8 ``[H, W, 3]`` RGB.

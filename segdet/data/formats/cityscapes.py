@@ -77,10 +77,8 @@ class CityscapesReader(Reader):
             raise UserError(f"{self.root / 'gtFine' / split}: no such folder; {_FETCH} in {self.root}")
         self._images = _images_in(images / split)
         if not self._images:
-            raise UserError(
-                f"{images / split}: no <city>/*{_IMAGE_END}.png in it; "
-                f"{_FETCH} in {self.root}, keeping the cities' folders"
-            )
+            fix = f"{_FETCH} in {self.root}, keeping the cities' folders"
+            raise UserError(f"{images / split}: no <city>/*{_IMAGE_END}.png in it; {fix}")
         first = self._annotation(0, _kind_for(task))
         if not first.is_file() and self._polygons_of(first).is_file():
             raise UserError(
@@ -169,13 +167,13 @@ def _kind_for(task: TaskName) -> Literal["labelIds", "instanceIds"]:
 
 def _images_in(folder: Path) -> list[str]:
     """Return the images of a split as ``city/name``: PNGs, and JPEGs that have no PNG of the same name."""
-    found: dict[str, str] = {}
     # In this order, a PNG replaces the JPEG of the same name.
-    for suffix in (".jpeg", ".jpg", ".png"):
-        for path in folder.glob(f"*/*{_IMAGE_END}{suffix}"):
-            if path.name.startswith("."):  # a companion file of macOS
-                continue
-            found[f"{path.parent.name}/{path.stem}"] = f"{path.parent.name}/{path.name}"
+    found = {
+        f"{path.parent.name}/{path.stem}": f"{path.parent.name}/{path.name}"
+        for suffix in (".jpeg", ".jpg", ".png")
+        for path in folder.glob(f"*/*{_IMAGE_END}{suffix}")
+        if not path.name.startswith(".")  # a companion file of macOS
+    }
     return [found[key] for key in sorted(found)]
 
 

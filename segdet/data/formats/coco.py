@@ -459,8 +459,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else np.nan
 
 
-def _four(values: Any) -> Sequence[float]:
+def _four(values: Any) -> tuple[float, ...]:
     """Return the four numbers of a box; NaN for an invalid box, which is reported when its image is read."""
-    if isinstance(values, list) and len(values) == 4:
-        return [_number(value) for value in values]
-    return (np.nan, np.nan, np.nan, np.nan)
+    valid = isinstance(values, list) and len(values) == 4
+    return tuple(_number(value) for value in values) if valid else (np.nan,) * 4

@@ -201,12 +201,10 @@ def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, 
     if info.mode in ("RGBA", "LA", "PA"):
         yield "has an alpha channel", "it is ignored"
     if info.orientation != 1:
-        yield (
-            f"has the EXIF orientation {info.orientation}",
-            "it is turned upright, because the annotation states the rotated size"
-            if rotated
-            else "its pixels are used as they are stored; check that the annotation refers to these",
-        )
+        handling = "its pixels are used as they are stored; check that the annotation refers to these"
+        if rotated:
+            handling = "it is turned upright, because the annotation states the rotated size"
+        yield f"has the EXIF orientation {info.orientation}", handling
 
 
 def _box_faults(
@@ -216,7 +214,7 @@ def _box_faults(
     where = "" if annotation.stem == image.stem else f"image {image.name}: "
     _, dropped = clean_objects(objects, size, class_names)
     for box in dropped:
-        yield Fault(annotation, f"{where}{box}", False, "it is dropped", kind=box.kind)
+        yield Fault(annotation, f"{where}{box.description}", False, "it is dropped", kind=box.kind)
     beyond = usable(objects, size) & (overhang(objects.boxes, size) > _TOLERANCE)
     for index in np.flatnonzero(beyond):
         described = describe_box(objects.boxes[index], int(objects.labels[index]), class_names)

@@ -61,14 +61,14 @@ def test_each_dropped_box_is_described():
     kept, dropped = clean_objects(given, (48, 64), ["RBC"])
     assert kept.boxes.tolist() == [[0, 0, 64, 48]]
     assert kept.area.tolist() == [5]
-    assert [str(box) for box in dropped] == [
+    assert [box.description for box in dropped] == [
         "box 5,5,5,9 of class RBC is degenerate",
         "box 7,9,8,4 of class RBC is degenerate",
         "box 70,0,80,9 of class RBC lies outside the image of 64x48",
         "box nan,0,1,1 of class RBC is not finite",
     ]
     assert usable(given, (48, 64)).tolist() == [False, False, False, False, True]
-    assert str(clean_objects(given, (48, 64))[1][0]) == "box 5,5,5,9 of class 1 is degenerate"
+    assert clean_objects(given, (48, 64))[1][0].description == "box 5,5,5,9 of class 1 is degenerate"
 
 
 def test_no_objects_stay_no_objects():
