@@ -57,16 +57,14 @@ def files_key(paths: Iterable[Path], *parts: object) -> str:
     The key does not include folders, so that it stays the same if the data are copied to a faster disk with their
     times.
     """
-    seen: dict[Path, tuple[str, int, int]] = {}
-    for path in paths:
-        if path not in seen:
-            try:
-                status = path.stat()
-            except OSError:
-                seen[path] = (path.name, -1, -1)
-            else:
-                seen[path] = (path.name, status.st_size, status.st_mtime_ns)
-    return key_of(list(seen.values()), *parts)
+    seen: list[tuple[str, int, int]] = []
+    for path in dict.fromkeys(paths):
+        try:
+            status = path.stat()
+            seen.append((path.name, status.st_size, status.st_mtime_ns))
+        except OSError:
+            seen.append((path.name, -1, -1))
+    return key_of(seen, *parts)
 
 
 def path_of(kind: str, key: str) -> Path:
@@ -105,13 +103,7 @@ def save(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def cached(kind: str, key: str, compute: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of an entry; compute and save them if it is missing or corrupt.
-
-    Args:
-        kind: The kind of result, which names a folder.
-        key: See `key_of` and `files_key`.
-        compute: Computes the arrays.
-    """
+    """Return the arrays of an entry; call ``compute`` and save the result if it is missing or corrupt."""
     found = load(kind, key)
     if found is None:
         found = compute()

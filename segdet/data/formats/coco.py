@@ -181,8 +181,8 @@ class COCOReader(Reader):
         path = self.annotation_file
         name_of: dict[int, str] = {}
         for place, category in enumerate(categories):
-            number = _whole(path, category, "categories", place, "id")
-            name = _value(path, category, "categories", place, "name")
+            number = _value(path, category, "categories", place, "id")
+            name = _value(path, category, "categories", place, "name", integer=False)
             if number in name_of:
                 raise BadSample(path, f"two categories have the id {number}", "give each its own id")
             if name in name_of.values():
@@ -213,9 +213,9 @@ class COCOReader(Reader):
         ids, names, sizes = [], [], []
         place_of: dict[int, int] = {}
         for place, image in enumerate(images):
-            number = _whole(path, image, "images", place, "id")
+            number = _value(path, image, "images", place, "id")
             ids.append(number)
-            names.append(str(_value(path, image, "images", place, "file_name")))
+            names.append(str(_value(path, image, "images", place, "file_name", integer=False)))
             sizes.append([_positive(image.get("height")), _positive(image.get("width"))])
             if place_of.setdefault(number, place) != place:
                 first = names[place_of[number]]
@@ -235,8 +235,8 @@ class COCOReader(Reader):
         keep_outlines = self.task == "segmentation" or self.masks
         orphans: dict[int, int] = {}
         for entry, annotation in enumerate(annotations):
-            image = _whole(path, annotation, "annotations", entry, "image_id")
-            category = _whole(path, annotation, "annotations", entry, "category_id")
+            image = _value(path, annotation, "annotations", entry, "image_id")
+            category = _value(path, annotation, "annotations", entry, "category_id")
             label = label_of.get(category, -1)
             if image not in place_of:
                 orphans[image] = orphans.get(image, 0) + 1
@@ -251,10 +251,9 @@ class COCOReader(Reader):
             if keep_outlines:
                 outlines.append(marshal.dumps(annotation.get("segmentation")))
         for image, count in orphans.items():
-            plural = "annotation refers" if count == 1 else "annotations refer"
-            self._note(
-                f"{count} {plural} to the image id {image}, which is not among the images", fatal=False
-            )
+            refer = "annotation refers" if count == 1 else "annotations refer"
+            fault = f"{count} {refer} to the image id {image}, which is not among the images"
+            self._note(fault, fatal=False)
         table = np.array(rows, _COLUMNS)
         values, counts = np.unique(table["number"][table["number"] >= 0], return_counts=True)
         for value, count in zip(values[counts > 1], counts[counts > 1], strict=True):
@@ -436,19 +435,16 @@ def _load(path: Path) -> dict[str, Any]:
     return document
 
 
-def _value(path: Path, entry: Any, key: str, place: int, field: str) -> Any:
+def _value(path: Path, entry: Any, key: str, place: int, field: str, integer: bool = True) -> Any:
+    """Return ``entry[field]``, where ``entry`` is item ``place`` of the list ``key``."""
     if not isinstance(entry, dict):
         raise BadSample(path, f"{key}[{place}] is not an object", "fix or remove it")
     if field not in entry:
         raise BadSample(path, f"{key}[{place}] has no key {field!r}", "add it or remove the entry")
+    if integer and not isinstance(entry[field], int):
+        fault = f"{key}[{place}] has {field} {entry[field]!r}, not an integer"
+        raise BadSample(path, fault, "fix the entry")
     return entry[field]
-
-
-def _whole(path: Path, entry: Any, key: str, place: int, field: str) -> int:
-    value = _value(path, entry, key, place, field)
-    if not isinstance(value, int):
-        raise BadSample(path, f"{key}[{place}] has {field} {value!r}, not an integer", "fix the entry")
-    return value
 
 
 def _positive(value: Any) -> int:

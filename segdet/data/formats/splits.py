@@ -58,12 +58,13 @@ def list_splits(root: Path, format: str, task: "TaskName") -> list[str]:
             raise UserError(f"{where}: has no split for {task}; there are some for --task {remedy}")
     if not stems:
         raise UserError(f"{where}: has no split for {task}; give --split, or another --task")
-    order = ("train", "val", "test")
-    ranks = {
-        stem: [order.index(o) if (o := stem.rpartition("/")[2].rstrip("0123456789")) in order else 3]
-        for stem in stems
-    }
-    return sorted(stems, key=lambda stem: (stem.rpartition("/")[0], ranks[stem], stem))
+
+    def order(split: str) -> tuple[str, int, str]:
+        year, _, name = split.rpartition("/")
+        ranks = {"train": 0, "val": 1, "test": 2}
+        return year, ranks.get(name.rstrip("0123456789"), 3), split
+
+    return sorted(stems, key=order)
 
 
 def _voc_lists(folder: Path, kind: str) -> list[str]:

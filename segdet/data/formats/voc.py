@@ -418,13 +418,11 @@ def _shortened(values: Sequence[object]) -> str:
 
 
 def _existing_lists(folder: Path) -> str:
-    found = sorted((folder / "ImageSets").glob("*/*.txt"))
-    if not found:
-        return f"there is no list in {folder / 'ImageSets'}"
     by_kind: dict[str, list[str]] = {}
-    for path in found:
+    for path in sorted((folder / "ImageSets").glob("*/*.txt")):
         by_kind.setdefault(path.parent.name, []).append(path.stem)
-    return "there are " + "; ".join(f"{kind}: {_shortened(names)}" for kind, names in by_kind.items())
+    found = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in by_kind.items())
+    return f"there are {found}" if found else f"there is no list in {folder / 'ImageSets'}"
 
 
 def _years_in(root: Path) -> list[str]:

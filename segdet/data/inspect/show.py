@@ -10,7 +10,7 @@ from segdet.data.dataset import dominant_object
 from segdet.data.formats.detect import Dataset
 from segdet.data.formats.reader import Reader
 from segdet.data.images import read_image
-from segdet.data.sample import Objects, TaskName
+from segdet.data.sample import TaskName
 from segdet.util.drawing import Colour, class_colour, draw_boxes, draw_mask, draw_sheet, mask_legend
 from segdet.util.errors import BadSample, UserError
 
@@ -42,7 +42,7 @@ def draw_samples(
     readers = {split: dataset.open(split) for split in dataset.splits}
     candidates = _candidates(readers, indices, seed)
     number = min(len(candidates), count) if indices is None else len(candidates)
-    drawn: dict[tuple[str, int], np.ndarray] = {}
+    drawn: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
     faults: list[BadSample] = []
     with tqdm(total=number, desc="drawing", unit=" images", delay=2.0) as bar:
         for split, index in candidates:
@@ -62,15 +62,18 @@ def draw_samples(
     if indices is None:
         chosen.sort(key=lambda sample: (list(readers).index(sample[0]), sample[1]))
     titles = [f"{split} {index}: {readers[split].image_path(index).name}" for split, index in chosen]
-    legend = _legend(readers, chosen, dataset.task)
+    present = np.unique(np.concatenate([labels for _, labels in drawn.values()]))
+    legend = _legend(next(iter(readers.values())), dataset.task, present)
     total = sum(len(reader) for reader in readers.values())
     heading = f"{dataset.root.name}: {len(chosen)} of {total:,} images ({dataset.task})"
-    pictures = [drawn[sample] for sample in chosen]
+    pictures = [drawn[sample][0] for sample in chosen]
     return draw_sheet(pictures, titles, columns, cell, heading=heading, legend=legend), faults
 
 
-def draw_sample(reader: Reader, task: TaskName, index: int, longest: int | None = None) -> np.ndarray:
-    """Draw image ``index`` of a reader with its annotation.
+def draw_sample(
+    reader: Reader, task: TaskName, index: int, longest: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw image ``index`` of a reader with its annotation; return the picture and the mask values or labels in it.
 
     Raises:
         BadSample: If the image or its annotation cannot be read.
@@ -83,20 +86,14 @@ def draw_sample(reader: Reader, task: TaskName, index: int, longest: int | None 
             file = next(iter(reader.annotation_paths(index, task)), path)
             size, of_image = (f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape))
             raise BadSample(file, f"the mask is {size} but its image {path.name} {of_image}")
-        return draw_mask(image, mask, reader.mask_names, longest=longest, legend=False)
-    objects = _objects_to_draw(reader, task, index, (image.shape[0], image.shape[1]))
-    return draw_boxes(
-        image, objects.boxes, objects.labels, reader.class_names, crowd=objects.iscrowd, longest=longest
-    )
-
-
-def _objects_to_draw(reader: Reader, task: TaskName, index: int, size: tuple[int, int]) -> Objects:
-    """Return the objects that the task uses, clipped to an image of ``size``."""
-    objects, _ = clean_objects(reader.objects(index), size, reader.class_names)
+        picture = draw_mask(image, mask, reader.mask_names, longest=longest, legend=False)
+        return picture, np.unique(mask)
+    objects, _ = clean_objects(reader.objects(index), (image.shape[0], image.shape[1]))
     if task == "localization":
         dominant = dominant_object(objects)
         objects = objects.select(np.array([] if dominant is None else [dominant], np.int64))
-    return objects
+    boxes, labels, crowd = objects.boxes, objects.labels, objects.iscrowd
+    return draw_boxes(image, boxes, labels, reader.class_names, crowd=crowd, longest=longest), labels
 
 
 def _candidates(
@@ -115,17 +112,10 @@ def _candidates(
     return [everything[place] for place in np.random.default_rng(seed).permutation(len(everything))]
 
 
-def _legend(
-    readers: Mapping[str, Reader], chosen: Sequence[tuple[str, int]], task: TaskName
-) -> list[tuple[str, Colour | None]]:
+def _legend(reader: Reader, task: TaskName, present: np.ndarray) -> list[tuple[str, Colour | None]]:
     """Return name and colour of the classes on a sheet; the colour None stands for ignored pixels."""
-    reader = next(iter(readers.values()))
-    if task == "segmentation":
-        values = np.concatenate([np.unique(readers[split].mask(index)) for split, index in chosen])
-        legend = mask_legend(np.unique(values), reader.mask_names)
-        names = [*reader.mask_names, "ignored"]
-        return sorted(legend, key=lambda entry: names.index(entry[0]) if entry[0] in names else -1)
-    unlimited = (1 << 30, 1 << 30)
-    drawn = [_objects_to_draw(readers[split], task, index, unlimited).labels for split, index in chosen]
-    labels = np.unique(np.concatenate(drawn)).tolist()
-    return [(reader.class_names[label - 1], class_colour(label)) for label in labels]
+    if task != "segmentation":
+        return [(reader.class_names[label - 1], class_colour(label)) for label in present.tolist()]
+    names = [*reader.mask_names, "ignored"]
+    legend = mask_legend(present, reader.mask_names)
+    return sorted(legend, key=lambda entry: names.index(entry[0]) if entry[0] in names else -1)
