@@ -123,8 +123,9 @@ class Detector(Task):
             seen = [_target_of_view(target, size, scaled, mirrored) for target in targets]
             inputs = self.predict_inputs(seen, view)
             found = self.predict(images.flip(3) if mirrored else images, **inputs)
-            resized = [_resized(each, scaled, size) for each in found]
-            yield [_mirrored(each, size[1]) for each in resized] if mirrored else resized
+            for each in found:  # masks are relative to boxes and stay
+                each["boxes"] = to_original(each["boxes"], scaled, size)
+            yield [_mirrored(each, size[1]) for each in found] if mirrored else found
 
     def _merged(self, views: Sequence[Prediction]) -> Prediction:
         """Merge the detections of several views of one image."""
@@ -172,11 +173,6 @@ def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, in
         return Target()
     boxes = to_original(target["proposals"], size, scaled)
     return Target(proposals=mirror(boxes, scaled[1]) if mirrored else boxes)
-
-
-def _resized(found: Prediction, size: tuple[int, int], new: tuple[int, int]) -> Prediction:
-    """Scale detections in an image of ``size`` to one of size ``new``. Masks are relative to boxes and stay."""
-    return Prediction(**{**found, "boxes": to_original(found["boxes"], size, new)})
 
 
 def _mirrored(found: Prediction, width: int) -> Prediction:

@@ -278,17 +278,11 @@ class DETR(Detector):
 
 
 class DETROutput(NamedTuple):
-    """The predictions of the queries.
+    """The predictions of the queries."""
 
-    Attributes:
-        logits: float32 ``[layers, B, Q, K + 1]``: class logits; the last class is "no object".
-        boxes: float32 ``[layers, B, Q, 4]``: centre, width and height relative to the image.
-        attention: ``[B, Q, h, w]``, the attention weights of each query in the last layer, or None.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    attention: Tensor | None
+    logits: Tensor  # float32 [layers, B, Q, K + 1]: class logits; the last class is "no object"
+    boxes: Tensor  # float32 [layers, B, Q, 4]: centre, width and height relative to the image
+    attention: Tensor | None  # [B, Q, h, w], the attention weights of each query in the last layer, or None
 
 
 def match(

@@ -34,21 +34,13 @@ Maps = dict[str, Tensor]
 
 
 class ProposalOutput(NamedTuple):
-    """The output of the region proposal network for a batch.
+    """The output of the region proposal network for a batch."""
 
-    Attributes:
-        objectness: Logits of all anchors, ``[B * A, 1]``.
-        offsets: Box offsets from the anchors, ``[B * A, 4]``.
-        anchors: ``[A, 4]`` for each image.
-        boxes: The proposals of each image, ``[P, 4]`` xyxy, best first, without gradient.
-        scores: The scores of each image's proposals, ``[P]``.
-    """
-
-    objectness: Tensor
-    offsets: Tensor
-    anchors: list[Tensor]
-    boxes: list[Tensor]
-    scores: list[Tensor]
+    objectness: Tensor  # logits of all anchors, [B * A, 1]
+    offsets: Tensor  # box offsets from the anchors, [B * A, 4]
+    anchors: list[Tensor]  # [A, 4] for each image
+    boxes: list[Tensor]  # the proposals of each image, [P, 4] xyxy, best first, without gradient
+    scores: list[Tensor]  # the scores of each image's proposals, [P]
 
 
 class TwoStageDetector(Detector):

@@ -14,6 +14,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import best_boxes_stage, detections_stage
 from segdet.detection.pyramid_detector import PyramidDetector
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets
 from segdet.nn.pyramid import GridAnchors, group_norm
 from segdet.task import Stage
@@ -145,7 +146,8 @@ class FCOS(PointDetector):
     ) -> None:
         super().__init__(class_names, **kwargs)
         norm_layer = group_norm(width)
-        levels = self.build_pyramid(backbone, weights, backbone_options, strides, extra_levels, width, norm)
+        network = build_backbone(backbone, weights, strides, **(backbone_options or {}))
+        levels = self.build_pyramid(network, width, extra_levels, norm)
         self.anchors = GridAnchors([[float(stride)] for stride in levels], [[1.0]] * len(levels))
         self.head = FCOSHead(width, 1, len(class_names), 0)
         self.head.classification_head = FCOSClassificationHead(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segdet.data.sample import Prediction
 from segdet.detection.base import Detector
 from segdet.detection.torchvision_network import torchvision_network
-from segdet.nn.backbones import build_backbone
+from segdet.nn.backbones import Backbone
 from segdet.nn.boxes import select_from_levels
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, pad_to_stride
 
@@ -68,20 +68,10 @@ class PyramidDetector(Detector):
         """Select the detections of a batch, see `segdet.nn.boxes.select_from_levels`."""
         return select_from_levels(boxes, scores, levels, size, self.selection, self.candidates_per_level)
 
-    def build_pyramid(
-        self,
-        backbone: str,
-        weights: str | bool | None,
-        backbone_options: dict[str, Any] | None,
-        strides: list[int],
-        extra_levels: int,
-        width: int,
-        norm: bool,
-    ) -> list[int]:
-        """Build backbone and neck, and return the strides of the pyramid; see `FeaturePyramid` for the arguments."""
-        network = build_backbone(backbone, weights, strides, **(backbone_options or {}))
-        self.backbone, self.size_divisor = network, network.strides[-1]
-        neck = FeaturePyramid(network.channels, network.strides, width, extra_levels, norm=norm)
+    def build_pyramid(self, backbone: Backbone, width: int, extra_levels: int, norm: bool) -> list[int]:
+        """Build a feature pyramid on a backbone, see `FeaturePyramid`, and return the strides of its maps."""
+        self.backbone, self.size_divisor = backbone, backbone.strides[-1]
+        neck = FeaturePyramid(backbone.channels, backbone.strides, width, extra_levels, norm=norm)
         self.neck = neck
         return neck.strides
 

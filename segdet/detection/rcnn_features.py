@@ -37,24 +37,15 @@ class ImageFeatures:
     """The features of one image: R regions, first the objects and then the proposals.
 
     Arrays that no stage uses are empty: those of the regions without SVMs, those of the pairs without box regression.
-
-    Attributes:
-        features: float16 ``[R, D]``, fc7 features.
-        overlaps: float16 ``[R, K]``, the maximum IoU with an object of each class.
-        labels: int64 ``[G]``, 1..K, of the objects, which are the first G regions.
-        pairs: int64 ``[M]``, the indices of the regions for box regression.
-        pair_features: float16 ``[M, P]``, their pool5 features.
-        pair_labels: int64 ``[M]``, the class of the object of highest IoU.
-        pair_offsets: float32 ``[M, 4]``, the offsets of that object from the region.
     """
 
-    features: np.ndarray
-    overlaps: np.ndarray
-    labels: np.ndarray
-    pairs: np.ndarray
-    pair_features: np.ndarray
-    pair_labels: np.ndarray
-    pair_offsets: np.ndarray
+    features: np.ndarray  # float16 [R, D], fc7 features
+    overlaps: np.ndarray  # float16 [R, K], the maximum IoU with an object of each class
+    labels: np.ndarray  # int64 [G], 1..K, of the objects, which are the first G regions
+    pairs: np.ndarray  # int64 [M], the indices of the regions for box regression
+    pair_features: np.ndarray  # float16 [M, P], their pool5 features
+    pair_labels: np.ndarray  # int64 [M], the class of the object of highest IoU
+    pair_offsets: np.ndarray  # float32 [M, 4], the offsets of that object from the region
 
 
 class FeatureFolder:

@@ -141,13 +141,9 @@ class RegionDetector(Detector):
         targets: list[Target] | None = None,
         originals: list[np.ndarray] | None = None,
     ) -> list[Prediction]:
-        """Return predictions for uint8 images of one size; regions are proposed here if ``targets`` is None.
+        """Return predictions for uint8 images of one size, see `Task.predict_tensors`.
 
-        Args:
-            images: As for `Task.predict_tensors`.
-            original_sizes: As for `Task.predict_tensors`.
-            targets: One per image, with ``proposals`` in the pixels of ``images``.
-            originals: The images to propose regions in; see `propose`.
+        If ``targets`` is None, regions are proposed in ``originals``, see `propose`.
         """
         if targets is None:
             targets = [Target(proposals=boxes) for boxes in self.propose(images, originals)]

@@ -14,6 +14,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import best_boxes_stage, detections_stage
 from segdet.detection.pyramid_detector import PyramidDetector
+from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
 from segdet.nn.pyramid import GridAnchors, group_norm
 from segdet.task import Stage
@@ -139,7 +140,8 @@ class RetinaNet(FocalLossDetector):
             raise UserError(
                 f"--model.head_convolutions {head_convolutions}: torchvision's head has 0 to 4; give one of these"
             )
-        levels = self.build_pyramid(backbone, weights, backbone_options, strides, extra_levels, width, norm)
+        network = build_backbone(backbone, weights, strides, **(backbone_options or {}))
+        levels = self.build_pyramid(network, width, extra_levels, norm)
         if anchor_sizes is None:
             anchor_sizes = [[float(int(4 * s * 2 ** (i / 3))) for i in range(3)] for s in levels]
         if len(anchor_sizes) != len(levels) or len({len(sizes) for sizes in anchor_sizes}) != 1:

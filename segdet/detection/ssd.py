@@ -111,12 +111,10 @@ class DefaultBoxDetector(Detector):
             features.shape[-2] * features.shape[-1] * boxes
             for features, boxes in zip(maps, self.default_boxes.num_anchors_per_location(), strict=True)
         ]
-        for features, index in zip(maps, torch.arange(len(anchors)).split(per_map), strict=True):
+        for features, boxes, of_map in zip(maps, anchors.split(per_map), scores.split(per_map), strict=True):
             rows, columns = features.shape[-2:]
             caption = f"The default boxes of highest score on the {rows}x{columns} map."
-            yield best_boxes_stage(
-                f"default boxes {rows}x{columns}", anchors[index], scores[index], caption, 20
-            )
+            yield best_boxes_stage(f"default boxes {rows}x{columns}", boxes, of_map, caption, 20)
         caption = "The boxes of highest score after box regression, before suppression."
         yield best_boxes_stage("regressed boxes", self.coder.decode(offsets[0], anchors), scores, caption)
         final = self._detections(logits, offsets, anchors, (image.shape[2], image.shape[3]))[0]

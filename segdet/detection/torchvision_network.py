@@ -52,11 +52,8 @@ def torchvision_network(
         UserError: If there is no such network, or the weights are missing or do not match it.
     """
     name = f"{family}_{network}"
-    known = [
-        each.removeprefix(family + "_")
-        for each in torchvision.models.list_models(module=torchvision.models.detection)
-        if each.startswith(family + "_")
-    ]
+    names = torchvision.models.list_models(module=torchvision.models.detection, include=f"{family}_*")
+    known = [each.removeprefix(f"{family}_") for each in names]
     if network not in known:
         hint = did_you_mean(network, known, cutoff=0)
         raise UserError(f"--model.network {network}: torchvision has no {name}; {hint}")
@@ -125,18 +122,12 @@ def _load(
         return
     own = model.state_dict()
     fitted = dict(state)
-    new = set()
     for head, rows_per_class in heads.items():
         for key in (f"{head}.weight", f"{head}.bias"):
             value = state.get(key)
-            if value is None or value.shape == own[key].shape:
-                continue
-            rows = rows_of_classes(value, own[key], class_names, rows_per_class)
-            if rows is None:
-                del fitted[key]
-                new.add(key)
-            else:
-                fitted[key] = rows
+            if value is not None and value.shape != own[key].shape:
+                rows = rows_of_classes(value, own[key], class_names, rows_per_class)
+                fitted[key] = own[key] if rows is None else rows
     try:
         # torchvision's modules convert the parameter names of older files.
         missing = model.load_state_dict(fitted, strict=False).missing_keys
@@ -145,7 +136,7 @@ def _load(
         raise UserError(
             f"{source}: not the weights of {name} ({wrong}); choose weights of this network"
         ) from error
-    check_complete(own, [key for key in missing if key not in new], source, name)
+    check_complete(own, missing, source, name)
 
 
 def _freeze_normalization(module: nn.Module, epsilon: float | None) -> None:

@@ -29,15 +29,10 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of an image.
+    """The cells of an image."""
 
-    Attributes:
-        height: The height of the image in cells; fractional if the last row exceeds the image.
-        width: The width of the image in cells; fractional if the last column exceeds the image.
-    """
-
-    height: float
-    width: float
+    height: float  # the height of the image in cells; fractional if the last row exceeds the image
+    width: float  # the width of the image in cells; fractional if the last column exceeds the image
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -134,12 +129,9 @@ class YOLOv1(Detector):
         else:
             network = build_backbone(backbone, weights, [stride], **(backbone_options or {}))
             self.backbone, channels = network, network.channels[-1]
-        self.neck = nn.Sequential(
-            _conv(channels, width, 3, 1, batch_norm),
-            _conv(width, width, 3, 2, batch_norm),
-            _conv(width, width, 3, 1, batch_norm),
-            _conv(width, width, 3, 1, batch_norm),
-        )
+        layers = [_conv(channels, width, 3, 1, batch_norm)]
+        layers += [_conv(width, width, 3, step, batch_norm) for step in (2, 1, 1)]
+        self.neck = nn.Sequential(*layers)
         outputs = 5 * boxes + len(class_names)
         self.head: nn.Module
         if hidden:
@@ -153,11 +145,8 @@ class YOLOv1(Detector):
             )
         else:
             self.head = nn.Conv2d(width, outputs, 1)
-        for layer in [*self.neck.modules(), *self.head.modules()]:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, _SLOPE, nonlinearity="leaky_relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        _init_weights(self.neck)
+        _init_weights(self.head)
         last = self.head[-2] if isinstance(self.head, nn.Sequential) else self.head
         assert isinstance(last, nn.Linear | nn.Conv2d) and last.bias is not None
         # The initial output of every cell: boxes in its middle, of 0.09 times the image's sides, and confidence 0.
@@ -349,14 +338,18 @@ def _paper_backbone(
     for _ in range(2):
         layers += [conv(1024, 512, 1), conv(512, 1024, 3)]
     network = nn.Sequential(*layers)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, _SLOPE, nonlinearity="leaky_relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    _init_weights(network)
     if weights:
         load_weights(network, weights, "YOLOv1's backbone")
     return network, 1024
+
+
+def _init_weights(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, _SLOPE, nonlinearity="leaky_relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _cell_weights(cells: int, side: float, places: int) -> Tensor:

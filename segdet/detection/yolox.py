@@ -167,17 +167,11 @@ class YOLOX(Detector):
 
 
 class Cells(NamedTuple):
-    """The positions of the A cells of all maps.
+    """The positions of the A cells of all maps."""
 
-    Attributes:
-        centres: float32 ``[A, 2]``, x and y in pixels.
-        strides: float32 ``[A]``, in pixels.
-        grids: The number of rows and columns of each map.
-    """
-
-    centres: Tensor
-    strides: Tensor
-    grids: list[tuple[int, int]]
+    centres: Tensor  # float32 [A, 2], x and y in pixels
+    strides: Tensor  # float32 [A], in pixels
+    grids: list[tuple[int, int]]  # the number of rows and columns of each map
 
 
 def simota(

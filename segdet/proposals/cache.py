@@ -22,10 +22,10 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -72,16 +72,12 @@ class _Job:
     file: Path
 
 
-@dataclass(frozen=True)
-class _Digest:
+class _Digest(NamedTuple):
     """A digest of an image file, valid while its size and its modification time stay the same."""
 
     size: int
     changed: int
     content: str
-
-
-_DIGEST = tuple(each.name for each in fields(_Digest))
 
 
 class CachedProposals(ImageProposals):
@@ -116,8 +112,7 @@ class CachedProposals(ImageProposals):
         """
         job = self._job(index)
         rows = _read(job.file)
-        if rows is None:
-            rows = _compute(job, self.proposer)
+        rows = _compute(job, self.proposer) if rows is None else rows
         return rows[:, :4], rows[:, 4]
 
     def files(self) -> Collection[Path]:
@@ -206,12 +201,11 @@ class CachedProposals(ImageProposals):
             with ThreadPoolExecutor(workers or usable_cores()) as pool:
                 done = pool.map(_digest_or_none, paths)
                 digests = list(tqdm(done, "reading images", len(paths), unit=" images", delay=2.0))
-            return {name: np.array([getattr(each, name) for each in digests]) for name in _DIGEST}
+            return {name: np.array([getattr(each, name) for each in digests]) for name in _Digest._fields}
 
         known = cached("image_contents", key, compute)
-        for index, digest in zip(
-            indices, zip(*(known[name].tolist() for name in _DIGEST), strict=True), strict=True
-        ):
+        columns = (known[name].tolist() for name in _Digest._fields)
+        for index, *digest in zip(indices, *columns, strict=True):
             self._digests[int(index)] = _Digest(*digest)
 
     def _job(self, index: int) -> _Job:
@@ -231,9 +225,8 @@ class CachedProposals(ImageProposals):
             if known is None or (known.size, known.changed) != (status.st_size, status.st_mtime_ns):
                 known = self._digests[index] = _digest(path)
         except OSError as error:
-            raise BadSample(
-                path, f"cannot be read ({error.strerror})", "restore the file or remove its entry"
-            ) from error
+            fault = f"cannot be read ({error.strerror})"
+            raise BadSample(path, fault, "restore the file or remove its entry") from error
         return known.content
 
 
@@ -316,8 +309,7 @@ def _is_complete(file: Path) -> bool:
                 return False
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             end = stream.tell() + int(np.prod(shape)) * dtype.itemsize
-            return (
-                shape[1:] == (_COLUMNS,) and dtype == np.float32 and os.fstat(stream.fileno()).st_size == end
-            )
+            complete = os.fstat(stream.fileno()).st_size == end
+            return shape[1:] == (_COLUMNS,) and dtype == np.float32 and complete
     except (OSError, ValueError, EOFError):
         return False

@@ -28,24 +28,15 @@ ALL_BOXES = 100_000
 
 @dataclass
 class Evaluation:
-    """The scores of one proposer on all splits of a dataset.
+    """The scores of one proposer on all splits of a dataset."""
 
-    Attributes:
-        scores: Recall and MABO by number of boxes; the last number is `ALL_BOXES`.
-        left_out: The images that cannot be read.
-        folder: The folder of the cached proposals; None if they are not cached.
-        bytes: The size of the cached proposals.
-        computed: The number of images that were computed rather than found in the cache.
-        seconds: The time to compute them, or to find them.
-        boxes: The boxes of each image by file name, and their scores if they have any.
-    """
-
-    scores: ProposalScores
-    left_out: list[BadSample] = field(default_factory=list)
-    folder: Path | None = None
-    bytes: int = 0
-    computed: int = 0
-    seconds: float = 0.0
+    scores: ProposalScores  # recall and MABO by number of boxes; the last number is `ALL_BOXES`
+    left_out: list[BadSample] = field(default_factory=list)  # the images that cannot be read
+    folder: Path | None = None  # the folder of the cached proposals; None if they are not cached
+    bytes: int = 0  # the size of the cached proposals
+    computed: int = 0  # the number of images that were computed rather than found in the cache
+    seconds: float = 0.0  # the time to compute them, or to find them
+    # The boxes of each image by file name, and their scores if they have any.
     boxes: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
 

@@ -92,12 +92,11 @@ def save_proposals(path: Path, proposals: Mapping[str, tuple[np.ndarray, np.ndar
                     document[name]["scores"] = scores.tolist()
             temporary.write_text(json.dumps(document), encoding="utf-8")
         else:
+            all_boxes = [boxes for boxes, _ in proposals.values()]
             arrays = {
                 "names": np.array(list(proposals), np.str_),
-                "counts": np.array([len(boxes) for boxes, _ in proposals.values()], np.int64),
-                "boxes": np.concatenate(
-                    [np.zeros((0, 4)), *(boxes for boxes, _ in proposals.values())]
-                ).astype(np.float32),
+                "counts": np.array([len(boxes) for boxes in all_boxes], np.int64),
+                "boxes": np.concatenate([np.zeros((0, 4)), *all_boxes]).astype(np.float32),
             }
             if scored:
                 each = [scores for _, scores in proposals.values() if scores is not None]

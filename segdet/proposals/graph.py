@@ -22,17 +22,11 @@ _NONE = 65535
 
 
 class Edges(NamedTuple):
-    """The edges of an image's graph, by weight; edges of equal weight by pixel, then by direction.
+    """The edges of an image's graph, by weight; edges of equal weight by pixel, then by direction."""
 
-    Attributes:
-        codes: int32 ``[E]``: four times the pixel's index plus the direction of the neighbour.
-        weights: int32 ``[E]``: the Euclidean distance of the two colours in 1/64 of a grey level.
-        size: ``(height, width)``.
-    """
-
-    codes: np.ndarray
-    weights: np.ndarray
-    size: tuple[int, int]
+    codes: np.ndarray  # int32 [E]: four times the pixel's index plus the direction of the neighbour
+    weights: np.ndarray  # int32 [E]: the Euclidean distance of the two colours in 1/64 of a grey level
+    size: tuple[int, int]  # (height, width)
 
 
 def edges_of(image: np.ndarray, sigma: float = 0.8) -> Edges:

@@ -21,24 +21,15 @@ _SIGNED = 2 * TEXTURE_BINS - 1
 
 
 class Regions(NamedTuple):
-    """The regions of a segmentation, with the features of the similarities.
+    """The regions of a segmentation, with the features of the similarities."""
 
-    Attributes:
-        sizes: int64 ``[R]``, sizes in pixels.
-        boxes: int32 ``[R, 4]``, xyxy, exclusive.
-        colours: float32 ``[R, 25 C]``, the histograms of all channels, with a sum of 1.
-        textures: float32 ``[R, 80 C]``, the histograms of the derivatives of all channels and directions, with a sum
-            of 1.
-        pairs: int32 ``[P, 2]``, neighbouring regions; each pair once, the lower number first.
-        pixels: The number of pixels of the image.
-    """
-
-    sizes: np.ndarray
-    boxes: np.ndarray
-    colours: np.ndarray
+    sizes: np.ndarray  # int64 [R], sizes in pixels
+    boxes: np.ndarray  # int32 [R, 4], xyxy, exclusive
+    colours: np.ndarray  # float32 [R, 25 C], the histograms of all channels, with a sum of 1
+    # float32 [R, 80 C], the histograms of the derivatives of all channels and directions, with a sum of 1.
     textures: np.ndarray
-    pairs: np.ndarray
-    pixels: int
+    pairs: np.ndarray  # int32 [P, 2], neighbouring regions; each pair once, the lower number first
+    pixels: int  # the number of pixels of the image
 
 
 class Measures(NamedTuple):

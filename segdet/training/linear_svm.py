@@ -81,27 +81,16 @@ class Mining:
 
 @dataclass(frozen=True)
 class Round:
-    """The result of one training of one class's SVM.
+    """The result of one training of one class's SVM."""
 
-    Attributes:
-        label: The class, counted from 0.
-        added: The number of hard negatives added since the previous training.
-        negatives: The number of negative examples.
-        left: The number of negative examples that remain after easy ones were dropped.
-        positives: The number of positive examples.
-        accuracy: The fraction of examples that are classified correctly.
-        objective: The value of the minimized function.
-        gap: The relative duality gap: 0 at the optimum.
-    """
-
-    label: int
-    added: int
-    negatives: int
-    left: int
-    positives: int
-    accuracy: float
-    objective: float
-    gap: float
+    label: int  # the class, counted from 0
+    added: int  # the number of hard negatives added since the previous training
+    negatives: int  # the number of negative examples
+    left: int  # the number of negative examples that remain after easy ones were dropped
+    positives: int  # the number of positive examples
+    accuracy: float  # the fraction of examples that are classified correctly
+    objective: float  # the value of the minimized function
+    gap: float  # the relative duality gap: 0 at the optimum
 
 
 class _SVM:
