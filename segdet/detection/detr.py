@@ -529,13 +529,7 @@ class SpatialPrior(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLUs between them.
-
-    Args:
-        width: The channels of input and hidden layers.
-        out: The channels of the output.
-        layers: The number of layers.
-    """
+    """Linear layers with ReLUs between them; ``width`` are the channels of input and hidden layers."""
 
     def __init__(self, width: int, out: int, layers: int) -> None:
         super().__init__()

@@ -43,6 +43,14 @@ class ProposalOutput(NamedTuple):
     scores: list[Tensor]  # the scores of each image's proposals, [P]
 
 
+class SampledRegions(NamedTuple):
+    """The regions of each image in the losses of the second stage."""
+
+    boxes: list[Tensor]  # [R, 4] xyxy
+    objects: list[Tensor]  # the index of each region's object, int64 [R]
+    labels: list[Tensor]  # int64 [R], 0 for background
+
+
 class TwoStageDetector(Detector):
     """The common base of `FasterRCNN` and `TorchvisionFasterRCNN`.
 
@@ -80,12 +88,14 @@ class TwoStageDetector(Detector):
         rpn_class_loss, rpn_box_loss = self.rpn.compute_loss(
             proposed.objectness, proposed.offsets, anchor_labels, rpn_targets
         )
-        sampled = self.roi_heads.select_training_samples(list(proposed.boxes), module_targets)
-        regions, matched, labels, target_offsets = sampled
-        logits, offsets = self._classify(padded, maps, regions)
-        class_loss, box_loss = fastrcnn_loss(logits, offsets, labels, target_offsets)
+        *regions, target_offsets = self.roi_heads.select_training_samples(
+            list(proposed.boxes), module_targets
+        )
+        sampled = SampledRegions(*regions)
+        logits, offsets = self._classify(padded, maps, sampled.boxes)
+        class_loss, box_loss = fastrcnn_loss(logits, offsets, sampled.labels, target_offsets)
         losses = {"rpn_class": rpn_class_loss, "rpn_box": rpn_box_loss, "class": class_loss, "box": box_loss}
-        return losses | self.region_losses(padded, maps, module_targets, regions, matched, labels)
+        return losses | self.region_losses(padded, maps, module_targets, sampled)
 
     def predict(self, images: Tensor) -> list[Prediction]:
         padded = pad_to_stride(images, self.size_divisor)
@@ -155,24 +165,9 @@ class TwoStageDetector(Detector):
         return {"boxes": target["boxes"], "labels": target["labels"]}
 
     def region_losses(
-        self,
-        images: ImageList,
-        maps: Maps,
-        targets: list[dict[str, Tensor]],
-        regions: list[Tensor],
-        matched: list[Tensor],
-        labels: list[Tensor],
+        self, images: ImageList, maps: Maps, targets: list[dict[str, Tensor]], sampled: SampledRegions
     ) -> dict[str, Tensor]:
-        """Return the losses of other branches on the sampled regions; none by default.
-
-        Args:
-            images: The padded images.
-            maps: Their feature maps.
-            targets: One per image.
-            regions: The sampled regions of each image, ``[R, 4]``.
-            matched: The index of each region's object, int64 ``[R]``.
-            labels: The label of each region, int64 ``[R]``, 0 for background.
-        """
+        """Return the losses of other branches on the sampled regions of padded images; none by default."""
         return {}
 
     @property

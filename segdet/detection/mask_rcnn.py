@@ -11,7 +11,14 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss, paste_masks_in_image
 
 from segdet.data.sample import Prediction, Target
-from segdet.detection.faster_rcnn import FasterRCNN, Maps, RoIAlign, TorchvisionFasterRCNN, TwoStageDetector
+from segdet.detection.faster_rcnn import (
+    FasterRCNN,
+    Maps,
+    RoIAlign,
+    SampledRegions,
+    TorchvisionFasterRCNN,
+    TwoStageDetector,
+)
 from segdet.metrics.base import Scores
 from segdet.metrics.detection import DetectionScores
 from segdet.nn.float32 import output_float32
@@ -35,17 +42,11 @@ class MaskBranch(TwoStageDetector):
         return super().torchvision_target(target) | {"masks": target["masks"]}
 
     def region_losses(
-        self,
-        images: ImageList,
-        maps: Maps,
-        targets: list[dict[str, Tensor]],
-        regions: list[Tensor],
-        matched: list[Tensor],
-        labels: list[Tensor],
+        self, images: ImageList, maps: Maps, targets: list[dict[str, Tensor]], sampled: SampledRegions
     ) -> dict[str, Tensor]:
-        positive = [each > 0 for each in labels]
-        boxes = [each[keep] for each, keep in zip(regions, positive, strict=True)]
-        objects = [index[keep] for index, keep in zip(matched, positive, strict=True)]
+        positive = [labels > 0 for labels in sampled.labels]
+        boxes = [each[keep] for each, keep in zip(sampled.boxes, positive, strict=True)]
+        objects = [index[keep] for index, keep in zip(sampled.objects, positive, strict=True)]
         logits = self._mask_logits(images, maps, boxes)
         masks = [target["masks"] for target in targets]
         target_labels = [target["labels"] for target in targets]

@@ -150,14 +150,11 @@ class SlidingWindowDetector(Detector):
             body = build_backbone(backbone, weights, **(backbone_options or {}))
             layers, features = [_CoarsestMap(body), nn.AdaptiveAvgPool2d(1)], body.channels[-1]
         self.class_units = hidden[0]
+        linear = nn.Linear(features, hidden[0] + self.extra_units)
         self.network = nn.Sequential(
             OrderedDict(
                 features=nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout)),
-                hidden=nn.Sequential(
-                    nn.Linear(features, hidden[0] + self.extra_units),
-                    nn.ReLU(inplace=True),
-                    nn.Dropout(dropout),
-                ),
+                hidden=nn.Sequential(linear, nn.ReLU(inplace=True), nn.Dropout(dropout)),
             )
         )
         self.class_head = linear_layers([*hidden, len(class_names) + 1])

@@ -168,7 +168,8 @@ class YOLOv1(Detector):
             and the square roots of width and height relative to the image; confidences ``[B, S * S, boxes]``; class
             scores ``[B, S * S, K]``. All outputs are linear, as in the paper.
         """
-        features = self.neck(_coarsest(self.backbone(images)))
+        features = self.backbone(images)  # the paper's backbone has one map
+        features = self.neck(features if isinstance(features, Tensor) else features[-1])
         size = (images.shape[2], images.shape[3])
         cells = self.cells(scale)
         cell_sides = [size[0] / cells.height, size[1] / cells.width]
@@ -362,10 +363,6 @@ def _cell_weights(cells: int, side: float, places: int) -> Tensor:
     place = torch.arange(places)
     overlap = (torch.minimum(start + side, place + 1) - torch.maximum(start, place)).clamp(min=0)
     return overlap / overlap.sum(1, keepdim=True)
-
-
-def _coarsest(maps: Any) -> Tensor:
-    return maps if isinstance(maps, Tensor) else maps[-1]
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int, batch_norm: bool) -> nn.Sequential:

@@ -71,18 +71,3 @@ def check_image(image: np.ndarray) -> None:
     """Raise `ValueError` unless ``image`` is uint8 ``[H, W, 3]`` and not empty."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"proposals need images of uint8 [H, W, 3], not {image.dtype} {image.shape}")
-
-
-def first_occurrences(boxes: np.ndarray) -> np.ndarray:
-    """Return the index of the first occurrence of each distinct box, ascending.
-
-    Args:
-        boxes: int32 ``[N, 4]``, 0..65535.
-
-    Returns:
-        int64 ``[M]``.
-    """
-    parts = boxes.astype(np.uint64)
-    shifts = np.array([48, 32, 16, 0], np.uint64)
-    codes = np.bitwise_or.reduce(parts << shifts, axis=1)
-    return np.sort(np.unique(codes, return_index=True)[1])

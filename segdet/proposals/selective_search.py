@@ -13,7 +13,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segdet.proposals.base import Proposer, check_image, first_occurrences
+from segdet.proposals.base import Proposer, check_image
 from segdet.util.errors import check_choice, check_range
 
 Strategy = Literal["single", "fast", "quality"]
@@ -60,7 +60,7 @@ class SelectiveSearch(Proposer):
         rank = np.random.default_rng(self.seed).random(len(boxes)) * places
         large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= self.min_width).all(1))
         order = large[np.argsort(rank[large], kind="stable")]
-        order = order[first_occurrences(boxes[order])]
+        order = order[_first_occurrences(boxes[order])]
         return boxes[order].astype(np.float32), (1 / (1 + rank[order])).astype(np.float32)
 
     def hierarchies(self, image: np.ndarray) -> list[np.ndarray]:
@@ -80,6 +80,12 @@ class SelectiveSearch(Proposer):
                 for letters in similarities:
                     hierarchies.append(group(regions, Measures(*(letter in letters for letter in "CTSF"))))
         return hierarchies
+
+
+def _first_occurrences(boxes: np.ndarray) -> np.ndarray:
+    """Return the index of the first occurrence of each distinct box int32 ``[N, 4]`` of 0..65535, ascending."""
+    codes = np.bitwise_or.reduce(boxes.astype(np.uint64) << np.array([48, 32, 16, 0], np.uint64), axis=1)
+    return np.sort(np.unique(codes, return_index=True)[1])
 
 
 def to_colour_space(image: np.ndarray, space: str) -> np.ndarray:
