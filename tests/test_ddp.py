@@ -15,7 +15,7 @@ MODELS = {
     "localization": "--model BoxHead --model.backbone test_resnet",
     "detection": "--model SSD --model.backbone test_resnet --model.width 16 --model.score_threshold 0.001",
 }
-# Of 5 or 7 images, one process evaluates one image more than the other.
+# 5 and 7 images on 2 processes: one process has one image fewer than the other
 DATA = (
     "--data ShapesDataModule --data.root shapes --data.num_train 8 --data.num_val 5 --data.num_test 7 "
     "--data.image_size [64,64] --data.batch_size 2 --data.num_workers 0 --panels.images 1 "
@@ -45,7 +45,9 @@ def scores(folder: Path, prefix: str) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(MODELS))
-def test_two_processes_are_one_run(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_write_one_run_with_the_scores_of_one_process(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two = "--trainer.devices 2 --trainer.strategy ddp"
     fitted = segdet(f"fit {MODELS[task]} {DATA} {two} --trainer.max_epochs 1", tmp_path)
     assert fitted.returncode == 0, fitted.stderr
@@ -70,7 +72,7 @@ def test_two_processes_are_one_run(task: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_a_mistake_of_two_processes_is_one_line(tmp_path: Path) -> None:
+def test_an_error_in_both_processes_is_one_line(tmp_path: Path) -> None:
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
     assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
     for image in (tmp_path / "shapes" / "JPEGImages").iterdir():
@@ -83,7 +85,7 @@ def test_a_mistake_of_two_processes_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_of_one_process_ends_both(tmp_path: Path) -> None:
+def test_an_error_in_one_process_stops_both(tmp_path: Path) -> None:
     """The other process waits in an all-reduce that will never complete."""
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
     assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0

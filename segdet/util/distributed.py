@@ -82,4 +82,4 @@ def run_on_all_ranks(work: Callable[[], None]) -> None:
         dist.all_reduce(succeeded, dist.ReduceOp.MIN, group=group)
         dist.destroy_process_group(group)
     if not succeeded:
-        raise failure or UserError("another process failed and reports the reason; fix it and resume the run")
+        raise failure or UserError("another process failed; fix the error that it reports and resume the run")

@@ -25,7 +25,7 @@ def batch(counts: list[int]) -> Batch:
 
 
 class Copies(TorchDispatchMode):
-    """Counts the copies from one device to another."""
+    """Counter of copies from one device to another."""
 
     count = 0
 
@@ -43,10 +43,10 @@ def test_objects_of_all_images_are_moved_in_one_copy_per_key() -> None:
         assert moved.images.device.type == "meta"
         assert [len(target["labels"]) for target in moved.targets] == counts
         assert {value.device.type for target in moved.targets for value in target.values()} == {"meta"}  # type: ignore[attr-defined]
-    assert seen == [4, 4]  # the images and three keys of the targets
+    assert seen == [4, 4]  # one copy of the images and one for each of the three keys of the targets
 
 
-def test_a_batch_on_the_device_is_returned_itself() -> None:
+def test_a_batch_that_is_already_on_the_device_is_not_copied() -> None:
     here = batch([1, 2])
     assert here.to("cpu") is here
 

@@ -1,4 +1,4 @@
-"""Tests of Fast R-CNN: the numbers of the paper, its loss, overfitting, and its commands."""
+"""Tests of Fast R-CNN: the network and loss of the paper, overfitting, proposals, and commands."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def small(**kwargs: Any) -> FastRCNN:
     return FastRCNN(["red", "green"], **options | kwargs)
 
 
-def test_the_network_of_the_paper_has_its_parameters() -> None:
+def test_the_network_matches_the_paper() -> None:
     with torch.device("meta"):
         model = FastRCNN([str(k) for k in range(20)], backbone="torchvision:vgg16", width=4096)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_690_729
@@ -42,8 +42,8 @@ def test_the_network_of_the_paper_has_its_parameters() -> None:
     )
 
 
-def test_the_loss_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means over RoIs of cross entropy, and of smooth L1 on the offsets of the true class for positive RoIs."""
+def test_the_loss_matches_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of cross entropy, and of smooth L1 for positive RoIs, are divided by the number of RoIs."""
     rois = torch.tensor([[0.0, 4, 6, 30, 40], [1, 50, 10, 80, 50], [1, 2, 2, 20, 20], [0, 0, 0, 9, 9]])
     sampled = SampledRoIs(rois, torch.tensor([2, 1, 0, -1]), rois[:, 1:] + torch.tensor([2.0, -3, 5, 40]))
     monkeypatch.setattr("segdet.detection.fast_rcnn.sample_rois", lambda *_, **__: sampled)
@@ -78,8 +78,10 @@ def test_overfits_a_few_images(trained: FastRCNN) -> None:
     assert map_50(trained, *scenes()) >= 0.95
 
 
-def test_a_broken_part_lowers_the_score(trained: FastRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proposals far from their objects need the regression; RoIs need their own features."""
+def test_without_box_regression_or_own_features_the_score_is_low(
+    trained: FastRCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without box regression, shifted proposals miss their objects. Features of other RoIs give wrong classes."""
     model = trained
     pictures, targets = scenes()
 
@@ -103,7 +105,7 @@ def test_a_broken_part_lowers_the_score(trained: FastRCNN, monkeypatch: pytest.M
     assert map_50(model, pictures, targets) >= 0.95
 
 
-def test_both_families_score_the_same_proposals() -> None:
+def test_fast_rcnn_and_rcnn_classify_the_same_proposals() -> None:
     pictures, targets = scenes(images=3)
     proposals = [target["proposals"][: 20 - number] for number, target in enumerate(targets)]
     fast = small().eval()
@@ -126,7 +128,7 @@ def test_both_families_score_the_same_proposals() -> None:
     assert sum(map(len, seen[1:])) == 57
 
 
-def test_an_image_costs_one_pass_and_its_stages_are_marked() -> None:
+def test_an_image_takes_one_pass_and_all_stages_are_timed() -> None:
     model = small().eval()
     model.proposer, model.max_proposals = UniformWindows(), 40
     pictures, _ = scenes(images=1)
@@ -175,8 +177,8 @@ def test_stages() -> None:
     assert torch.equal(found["detections"].boxes, prediction["boxes"])
 
 
-def test_a_checkpoint_is_loaded_with_the_proposals_of_a_network(tmp_path: Path) -> None:
-    """The checkpoint of the proposal network may be missing until proposals are needed."""
+def test_a_checkpoint_contains_the_settings_of_the_proposer(tmp_path: Path) -> None:
+    """A missing checkpoint of the RPN is an error when proposals are computed, not when Fast R-CNN is loaded."""
     options = {
         "backbone": "small_vgg",
         "backbone_options": {"channels": [8]},
@@ -215,15 +217,13 @@ MODEL = [
 ]  # fmt: skip
 
 
-def test_a_run_from_training_to_a_folder_of_photographs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fit_test_validate_and_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
     run = tmp_path / "run"
     proposals = ["--data.proposals=UniformWindows", "--data.max_proposals=30"]
     fit = ["fit", *MODEL, *data, *proposals, f"--run_dir={run}", "--trainer.max_epochs=1"]
     assert main(fit) == 0
-    # Truncated layers have fewer parameters and other scores, in both commands.
+    # In both commands, truncated layers have fewer parameters and give different scores.
     scores: list[torch.Tensor] = []
     classify = FastRCNN.classify
 
@@ -260,13 +260,15 @@ def test_a_run_from_training_to_a_folder_of_photographs(
     assert '"bbox"' in (run / "predictions" / "predictions.json").read_text()
 
 
-def test_data_without_proposals_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_without_proposals_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
     assert main(["fit", *MODEL, *data, f"--run_dir={tmp_path / 'run'}", "--trainer.max_epochs=1"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segdet: error: ")]
     assert len(errors) == 1 and "FastRCNN needs region proposals and the data has none" in errors[0]
 
 
-def test_ranks_are_at_least_one() -> None:
+def test_svd_ranks_are_at_least_one() -> None:
     with pytest.raises(UserError, match="svd_ranks \\[0, 4\\]: must be one or more numbers, each at least 1"):
         small(svd_ranks=(0, 4))

@@ -1,4 +1,4 @@
-"""Every shipped experiment file is valid, and segdet accepts the arguments of each run."""
+"""Each shipped experiment file is valid, and `segdet fit` accepts the arguments of each run."""
 
 import contextlib
 import io
@@ -14,7 +14,9 @@ EXPERIMENTS = sorted(Path(__file__).resolve().parents[2].glob("experiments/*.yam
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_command_accepts_every_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_accepts_the_arguments_of_every_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from segdet.cli.train import main
 
     monkeypatch.chdir(path.parents[1])

@@ -1,4 +1,4 @@
-"""Muon: its steps, its AdamW compared with torch's, and a regression that it fits better than SGD."""
+"""Muon: singular values of a step, AdamW for the other parameters, resuming, and a comparison with SGD."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_a_step_keeps_the_singular_vectors_and_equalizes_the_singular_values(sha
     matrix = torch.randn(shape) * torch.logspace(0, -2, shape[1])
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     inside = u.mT @ orthogonalize(matrix) @ vh.mT
-    # The polynomials keep the singular vectors and map singular values from 0.01 of the largest to about one.
+    # The polynomials keep the singular vectors. They map singular values above 0.005 of the norm to about 1.
     assert (inside - torch.diag(inside.diag())).abs().max() < 1e-4
     assert ((inside.diag() > 0.6) & (inside.diag() < 1.3))[s / s.norm() > 0.005].all()
 
@@ -23,7 +23,7 @@ def test_a_zero_gradient_gives_a_zero_step() -> None:
     assert orthogonalize(torch.zeros(3, 4)).abs().max() == 0
 
 
-def test_the_step_has_the_size_of_adamws_and_decays() -> None:
+def test_the_step_is_as_large_as_that_of_adamw_and_weights_decay() -> None:
     weight = nn.Parameter(torch.full((64, 16, 3, 3), 2.0))
     optimizer = Muon([weight], lr=0.1, weight_decay=0.5)
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def test_the_step_has_the_size_of_adamws_and_decays() -> None:
     assert step.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.2)
 
 
-def test_the_other_parameters_are_torchs_adamw() -> None:
+def test_other_parameters_are_updated_by_adamw_as_in_torch() -> None:
     torch.manual_seed(0)
     start = torch.randn(7)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -47,7 +47,7 @@ def test_the_other_parameters_are_torchs_adamw() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_muon_updates_matrices_but_no_embeddings_biases_and_norms() -> None:
+def test_muon_updates_matrices_but_not_embeddings_biases_or_norms() -> None:
     net = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.Embedding(6, 5)])
     optimizer, _ = Optimization(name="muon", schedule="constant").build(net, 10, 10)
     rule = {id(p): g["muon"] for g in optimizer.param_groups for p in g["params"]}
@@ -79,7 +79,7 @@ def test_training_resumes_exactly_from_a_saved_state() -> None:
     assert torch.equal(whole.bias, resumed.bias)
 
 
-def test_it_fits_weak_directions_that_gradient_descent_does_not() -> None:
+def test_muon_fits_inputs_of_small_variance_better_than_sgd() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(256, 16) * torch.logspace(0, -3, 16)
     targets = inputs @ torch.randn(16, 16)

@@ -1,4 +1,4 @@
-"""The rank of a process, and work that all processes of a run do together."""
+"""The rank of a process, and functions that run on all processes."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ from segdet.util.distributed import is_launched, rank, run_on_all_ranks, under_t
 from segdet.util.errors import UserError
 
 TIMEOUT = 3.0
-"""The timeout of the process group in seconds."""
+"""Timeout of the process group in seconds."""
 
 
 def _work(rank: int, folder: Path) -> list[str]:
-    """Return the events in process ``rank`` of two: rank 0 is slow first, then each process fails once."""
+    """Return the events in process ``rank`` of two. Rank 0 is slow in the first call; then each process fails once."""
     seen: list[str] = []
 
     def wait() -> None:
@@ -25,7 +25,7 @@ def _work(rank: int, folder: Path) -> list[str]:
 
     def fail(failing: int) -> None:
         if rank == failing:
-            raise ValueError(f"of {rank}")
+            raise ValueError(f"rank {rank} failed")
 
     with process_of_two(rank, folder, seconds=TIMEOUT):
         start = time.monotonic()
@@ -38,7 +38,7 @@ def _work(rank: int, folder: Path) -> list[str]:
                 seen.append(f"{type(error).__name__} {error}")
         run_on_all_ranks(lambda: seen.append("continued"))
         sum_ = torch.ones(1)
-        torch.distributed.all_reduce(sum_)  # the run's own group still works
+        torch.distributed.all_reduce(sum_)  # the default process group still works
         seen.append(f"{sum_.item():.0f}")
     return seen
 
@@ -50,14 +50,14 @@ def _other(folder: Path) -> None:
 def test_a_rank_may_be_slower_than_the_timeout_of_the_group(tmp_path: Path) -> None:
     with other_process(_other, tmp_path, 60):
         first = _work(0, tmp_path)
-    message = "UserError another process failed and reports the reason; fix it and resume the run"
-    assert first == ["done", "ValueError of 0", message, "continued", "2"]
+    message = "UserError another process failed; fix the error that it reports and resume the run"
+    assert first == ["done", "ValueError rank 0 failed", message, "continued", "2"]
     assert (tmp_path / "other.txt").read_text().splitlines() == [
-        "done", message, "ValueError of 1", "continued", "2",
+        "done", message, "ValueError rank 1 failed", "continued", "2",
     ]  # fmt: skip
 
 
-def test_a_single_process_needs_no_group() -> None:
+def test_a_single_process_needs_no_process_group() -> None:
     finished: list[int] = []
     run_on_all_ranks(lambda: finished.append(1))
     assert finished == [1]
@@ -67,17 +67,17 @@ def test_a_single_process_needs_no_group() -> None:
 
 @pytest.fixture
 def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of a process that no launcher started."""
+    """Remove the variables of launchers from the environment."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
-def test_a_process_without_launcher_is_rank_0_of_1(launcher: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_launcher_is_rank_0_of_1(launcher: pytest.MonkeyPatch) -> None:
     assert (rank(), world_size(), is_launched(), under_torchrun()) == (0, 1, False, False)
 
 
-def test_rank_comes_from_the_launchers_variables(launcher: pytest.MonkeyPatch) -> None:
+def test_the_rank_is_read_from_the_variables_of_the_launcher(launcher: pytest.MonkeyPatch) -> None:
     launcher.setenv("LOCAL_RANK", "1")
     assert rank() == 1
     assert is_launched()
@@ -89,7 +89,7 @@ def test_rank_comes_from_the_launchers_variables(launcher: pytest.MonkeyPatch) -
     assert (rank(), world_size(), under_torchrun()) == (3, 8, True)
 
 
-def test_a_slurm_job_of_one_task_is_no_group(launcher: pytest.MonkeyPatch) -> None:
+def test_a_slurm_job_of_one_task_is_not_distributed(launcher: pytest.MonkeyPatch) -> None:
     launcher.setenv("SLURM_PROCID", "0")
     launcher.setenv("SLURM_NTASKS", "1")
     assert not is_launched()

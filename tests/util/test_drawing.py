@@ -22,7 +22,7 @@ def test_voc_palette():
     colours = voc_palette()
     assert colours.shape == (256, 3)
     assert colours.dtype == np.uint8
-    # From VOC's table: background, aeroplane, bicycle, bird, boat, ..., tvmonitor, and the border.
+    # Colours published for VOC: background, aeroplane, bicycle, bird, boat, bus (8), person, tvmonitor, border.
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0)}
     known |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     assert {value: tuple(colours[value].tolist()) for value in known} == known
@@ -36,7 +36,7 @@ def test_class_colours_differ():
     assert distances.min() > 60
 
 
-def test_a_mask_without_background_has_no_black_class():
+def test_only_the_background_class_is_black():
     assert mask_colours(["background", "cat"])[0].tolist() == [0, 0, 0]
     assert mask_colours(["Sky", "Road"])[0].tolist() == [128, 0, 0]
 
@@ -103,7 +103,7 @@ def test_masks_tint_classes_and_hatch_ignored_pixels():
     assert (with_legend[:120] == picture).all()
 
 
-def test_a_mask_of_another_size_is_refused():
+def test_a_mask_with_a_size_other_than_the_images_is_an_error():
     with pytest.raises(ValueError, match="mask of"):
         draw_mask(GREY, np.zeros((5, 5), np.uint8), ["a"])
 
@@ -131,7 +131,8 @@ def test_a_matrix_is_blue_on_the_diagonal_and_red_elsewhere():
     names = ["a", "$b_c$", "nothing"]
     picture = draw_matrix(counts, names, names, heading="all of it")
     height, width = picture.shape[:2]
-    # Corners of three cells of 58 pixels, counted from the right and bottom edges; counts are in the middle.
+    # Read each of the 3x3 cells near its corner, because its centre shows the count. Cells have sides of 58 pixels.
+    # The positions are relative to the lower right corner, because the margins there do not depend on the names.
     corner = {
         (row, column): picture[height - 14 - 58 * (3 - row) + 5, width - 14 - 58 * (3 - column) + 5].astype(
             int
@@ -144,18 +145,18 @@ def test_a_matrix_is_blue_on_the_diagonal_and_red_elsewhere():
             assert min(corner[place]) > 240, place
         else:
             assert (blue > red + 60) if place[0] == place[1] else (red > blue + 10), place
-    assert corner[2, 1][1] < corner[0, 1][1]  # half of a row is darker than a tenth
+    assert corner[2, 1][1] < corner[0, 1][1]  # the cell with 1/2 of its row is darker than the cell with 1/10
     assert np.array_equal(picture, draw_matrix(counts, names, names, heading="all of it"))
 
 
 @pytest.mark.parametrize(("classes", "most"), [(0, 200), (1, 400), (81, 2000), (1204, 2600)])
-def test_a_matrix_of_any_size_fits_a_picture(classes, most):
-    names = ["a name that is as long as names of classes sometimes are, and longer"] * classes
+def test_the_picture_of_a_matrix_has_a_limited_size(classes, most):
+    names = ["the name of a class that is longer than the names of other classes"] * classes
     picture = draw_matrix(np.ones((classes, classes), int), names, names)
     assert picture.dtype == np.uint8 and classes < min(picture.shape[:2]) <= max(picture.shape[:2]) < most
 
 
-def test_a_matrix_with_other_numbers_of_names_is_refused():
+def test_a_matrix_with_a_wrong_number_of_names_is_an_error():
     with pytest.raises(ValueError, match="2 and 1 names"):
         draw_matrix(np.zeros((2, 2), int), ["a", "b"], ["a"])
 

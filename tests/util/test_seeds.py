@@ -24,6 +24,8 @@ def test_seeds_have_32_bits_and_differ() -> None:
         for seed in range(3) for epoch in range(10) for batch in range(200) for rank in range(4)
     ]  # fmt: skip
     assert all(0 <= seed < 2**32 for seed in seeds)
-    assert len(set(seeds)) > len(seeds) - 10  # among 24,000 of 2^32 seeds 0.07 equal pairs are expected
+    assert (
+        len(set(seeds)) > len(seeds) - 10
+    )  # 24,000 random numbers of 32 bits have 0.07 equal pairs on average
     ones = sum(f"{seed:032b}".count("1") for seed in seeds) / len(seeds)
     assert 15.9 < ones < 16.1

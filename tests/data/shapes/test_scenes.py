@@ -1,3 +1,5 @@
+"""Scenes of the Shapes data, and the folders that `make_shapes` writes."""
+
 import hashlib
 import json
 
@@ -67,7 +69,7 @@ def test_ring_has_a_hole_that_is_background():
     assert found >= 5
 
 
-def test_composition(scenes):
+def test_statistics_of_objects(scenes):
     counts = np.array([len(scene.labels) for scene in scenes])
     assert 2.3 < counts.mean() < 3.7
     assert (counts == 0).any()
@@ -144,7 +146,7 @@ def test_val_does_not_depend_on_the_size_of_train(tmp_path):
     assert (few / last.format(1)).read_bytes() != (few / last.format(2)).read_bytes()
 
 
-def test_other_settings_are_named(tmp_path):
+def test_the_error_names_the_settings_that_differ(tmp_path):
     root = make_shapes(tmp_path / "shapes", train=1, val=0, test=0, progress=False)
     assert json.loads((root / "shapes.json").read_text())["train"] == 1
     with pytest.raises(UserError, match=r"train 1 instead of 2.*another folder"):
@@ -153,7 +155,7 @@ def test_other_settings_are_named(tmp_path):
         make_shapes(root, "coco", train=1, val=0, test=0)
 
 
-def test_a_folder_with_other_content_is_refused(tmp_path):
+def test_a_folder_with_other_content_is_an_error(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     with pytest.raises(UserError, match="not a Shapes folder"):
         make_shapes(tmp_path, train=1, val=0, test=0)
@@ -171,12 +173,12 @@ def test_a_folder_with_other_content_is_refused(tmp_path):
         ({"format": "yolo"}, "format"),
     ],
 )
-def test_settings_out_of_range(tmp_path, setting, key):
+def test_settings_out_of_range_are_errors(tmp_path, setting, key):
     with pytest.raises(UserError, match=f"^{key} "):
         make_shapes(tmp_path / "shapes", **setting)
 
 
-def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupt_leaves_no_files(tmp_path, monkeypatch):
     def stop(self, index):
         raise KeyboardInterrupt
 
@@ -186,7 +188,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_made_by_another_process_meanwhile_is_used(tmp_path, monkeypatch):
+def test_a_folder_that_another_process_finishes_first_is_used(tmp_path, monkeypatch):
     root = tmp_path / "shapes"
     kwargs = {"train": 1, "val": 0, "test": 0, "progress": False}
 
