@@ -37,15 +37,13 @@ class TaskDataset(Dataset[Sample]):
         task: The task.
         recipe: The transforms.
         training: Whether the samples are for training or for evaluation.
-        on_bad_sample: Whether a sample that cannot be read raises `BadSample` or is replaced by the next one.
+        on_bad_sample, dominance, max_proposals: See `segdet.data.DataModule`.
         seed: Seed of the augmentation. The seed of a sample follows from this seed, the epoch and the sample's index.
-        dominance: For localization, how many times as large as the next object the dominant one must be.
         annotated: Whether to read annotations. Without them samples have no target, and annotation files may be
             missing.
         limit: Use only the first ``limit`` images.
         proposals: Source of region proposals, which are computed here if they are not cached. They go through the
             same transforms as the objects and are added to each target.
-        max_proposals: Number of proposals per image; the best are used.
 
     Attributes:
         indices: int64 ``[N]``, the reader's index of each sample.

@@ -239,7 +239,7 @@ def draw_mask(
         names: Names of the mask values. Value 0 is not tinted if its name is ``background``.
         alpha: Opacity of the tint, 0 to 1.
         ignore: Mask value of ignored pixels.
-        longest: Length of the longer side, in pixels, to which the image is resized first.
+        longest: See `draw_boxes`.
         legend: Whether to append a legend of the classes in the mask, which makes the picture higher.
 
     Returns:

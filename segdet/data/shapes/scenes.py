@@ -202,9 +202,8 @@ class _Canvas:
         needed = max(MIN_VISIBLE, -(-area * (7 if crowd else 3) // 12)) if label else 0
         opening = self.covered([hole]) if hole else np.zeros_like(covered)
         opening_needed = -(-hole.area // 4) if hole else 0
-        if inside < needed or int(opening.sum()) < opening_needed:
-            return False
-        if not self.objects.can_cover(covered) or not self.holes.can_cover(covered):
+        fits = inside >= needed and int(opening.sum()) >= opening_needed
+        if not (fits and self.objects.can_cover(covered) and self.holes.can_cover(covered)):
             return False
         self.objects.take(covered, needed)
         self.holes.take(covered)
@@ -265,14 +264,12 @@ def _union_area(layers: list[Layer]) -> int:
     """Return the number of pixels that ``layers`` cover together, including those outside the image."""
     if len(layers) == 1:
         return layers[0].area
-    left, top = min(layer.x for layer in layers), min(layer.y for layer in layers)
-    right = max(layer.x + layer.coverage.shape[1] for layer in layers)
-    bottom = max(layer.y + layer.coverage.shape[0] for layer in layers)
-    union = np.zeros((bottom - top, right - left), bool)
-    for x, y, coverage, _ in layers:
-        height, width = coverage.shape
-        union[y - top : y - top + height, x - left : x - left + width] |= coverage >= 8
-    return int(union.sum())
+    covered = {
+        (y + row, x + column)
+        for x, y, coverage, _ in layers
+        for row, column in np.argwhere(coverage >= 8).tolist()
+    }
+    return len(covered)
 
 
 def _tight_boxes(instances: np.ndarray, count: int) -> np.ndarray:

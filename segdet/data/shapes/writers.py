@@ -341,7 +341,7 @@ def _coco_segmentation(mask: np.ndarray, crowd: bool) -> list[list[float]] | dic
     outlines, holes = _pieces(mask)
     if not holes:
         return [points.ravel().astype(float).tolist() for points in outlines]
-    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    encoded = rle.encode(mask.astype(np.uint8, order="F"))
     return {"counts": encoded["counts"].decode("ascii"), "size": size}
 
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from segdet.cli.data.show import main
+from segdet.data.formats.detect import find_dataset
+from segdet.data.inspect.show import draw_sample
 
 
 @pytest.mark.parametrize("task", ["detection", "localization", "segmentation"])
@@ -71,3 +73,11 @@ def test_a_requested_bad_sample_is_one_line(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/b.jpg").unlink()
     assert main(arguments) == 2
     assert ".jpg: no such file" in capsys.readouterr().err
+
+
+def test_classes_without_a_drawn_box_are_not_in_the_legend(voc_folder):
+    annotation = voc_folder / "Annotations/a.xml"
+    text = annotation.read_text().replace("<xmin>1<", "<xmin>100<").replace("<xmax>20<", "<xmax>120<")
+    annotation.write_text(text)  # the cat is outside the image now
+    _, labels = draw_sample(find_dataset(voc_folder).open("train"), "detection", 0)
+    assert labels.tolist() == [2]
