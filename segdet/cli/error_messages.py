@@ -118,10 +118,8 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
         return None
     fault, fix = "does not fit the model with these settings", "give the settings of the checkpoint"
     if command == "fit":
-        fault, fix = (
-            "the training cannot be resumed from it with these settings",
-            f"{fix}, or start a new run",
-        )
+        fault = "the training cannot be resumed from it with these settings"
+        fix += ", or start a new run"
     return f"{checkpoint}: {fault} ({one_line(error)}); {fix}"
 
 
