@@ -372,7 +372,10 @@ class Task(Model):
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError("--model.freeze: nothing is left to be learned; freeze less")
         trainer = self.trainer
-        trainer.fit_loop.setup_data()  # the number of batches is not known before
+        try:
+            trainer.fit_loop.setup_data()  # the number of batches is not known before
+        except ValueError as error:  # Lightning compares val_check_interval with the number of batches
+            raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
         if trainer.limit_train_batches == 0:
             raise UserError(
                 "--trainer.limit_train_batches 0: leaves no batch to train on; give a larger number"

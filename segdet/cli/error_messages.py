@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,9 @@ _LOST_PEER = re.compile(
 
 _KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Bus error|Killed)")
 """How torch reports that a data-loader worker was killed, as the kernel does when memory is exhausted."""
+
+_MISSING_MONITOR = re.compile(r"Early stopping conditioned on metric `.*` which is not available")
+"""How Lightning's EarlyStopping reports that nothing logs its score."""
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """The part of a RuntimeError with which torch reports that it cannot allocate memory on the CPU."""
@@ -124,20 +126,11 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
 
 
 def trainer_advice(error: BaseException) -> str | None:
-    """Return advice in one line if Lightning itself raised ``error``, by which it refuses its options, else None."""
+    """Return advice in one line if Lightning refuses the trainer's options with ``error``, else None."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    if not isinstance(error, ValueError | RuntimeError | MisconfigurationException):
-        return None
-    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][
-        -1:
-    ]
-    checks_options = (
-        "lightning.pytorch.callbacks.",
-        "lightning.pytorch.loops.",
-        "lightning.pytorch.trainer.",
-    )
-    if not raised_in or not raised_in[0].startswith(checks_options):
+    missing_monitor = isinstance(error, RuntimeError) and _MISSING_MONITOR.match(str(error))
+    if not (missing_monitor or isinstance(error, MisconfigurationException)):
         return None
     return f"--trainer: {one_line(error)}"
 
