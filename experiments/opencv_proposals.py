@@ -1,4 +1,4 @@
-"""Run OpenCV's Selective Search on a folder of images, and write a file that ``segdet proposals`` scores.
+"""Run OpenCV's Selective Search on a folder of images, and write the boxes to a file for ``segdet proposals``.
 
 ::
 
@@ -6,9 +6,9 @@
     opencv/bin/python experiments/opencv_proposals.py fast DIR/JPEGImages opencv_fast.npz --images DIR/list.txt
     segdet proposals DIR --split test --proposer fast opencv_fast.npz --workers 1
 
-OpenCV with contributed modules uses the same package name, ``cv2``, as the OpenCV that albumentations installs. It
-therefore needs a separate environment, and this script does not import segdet. The search uses one thread. The script
-prints the time of the search without decoding.
+OpenCV with contributed modules uses the same package name, ``cv2``, as the OpenCV that albumentations installs.
+Therefore, use a separate environment. This script does not import segdet, which is not installed there. The search
+uses one thread. The script prints the time of the search, which excludes decoding the images.
 """
 
 import argparse
@@ -33,13 +33,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the folder of images")
     parser.add_argument("out", type=Path, help="the .npz file to write")
     parser.add_argument(
-        "--images", type=Path, metavar="FILE", help="names of images, one per line, with or without .jpg"
+        "--images",
+        type=Path,
+        metavar="FILE",
+        help="text file with one image name per line, with or without .jpg",
     )
     arguments = parser.parse_args()
     import cv2
 
     if not hasattr(cv2, "ximgproc"):
-        sys.exit(f"{cv2.__file__}: no ximgproc; install opencv-contrib-python-headless and no other OpenCV")
+        sys.exit(f"{cv2.__file__}: no module ximgproc; install only opencv-contrib-python-headless")
     cv2.setNumThreads(1)
     if arguments.images:
         words = [line.split() for line in arguments.images.read_text(encoding="utf-8").splitlines()]

@@ -52,7 +52,7 @@ def test_boxes_and_mask_follow_the_pixels(seed: int) -> None:
         assert inner.all()
     everywhere = np.ones_like(white)
     for x0, y0, x1, y1 in boxes:
-        # Other white pixels belong to objects whose centre is outside.
+        # Other white pixels belong to objects whose centre is outside the crop.
         everywhere[int(max(0, y0 - 3)) : int(y1 + 4), int(max(0, x0 - 3)) : int(x1 + 4)] = False
     if len(boxes) == 2:
         assert not (white & everywhere).any()
@@ -71,7 +71,7 @@ def test_the_whole_image_is_resized() -> None:
 
 
 def test_an_expanded_image_is_resized() -> None:
-    """The image is the lower right quarter of a canvas of twice its sides; pixels at its edge are interpolated."""
+    """The image covers the lower right quarter of a canvas of twice its size. Pixels at its edge are interpolated."""
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8), (5, 5), 0)
     crop = np.array([-80.0, -60, 80, 60])
     out = ExpandAndCrop((90, 120)).apply(image, flip=False, crop=crop, colours=None).astype(int)
@@ -91,8 +91,7 @@ def test_colours_of_the_canvas_are_not_distorted() -> None:
         assert (out[:45] == MEAN_COLOUR).all() and (out[:, :60] == MEAN_COLOUR).all()
 
 
-def test_crops_fulfil_the_drawn_conditions() -> None:
-    """Crops other than the whole canvas have the least IoU with an object whose centre they contain."""
+def test_crops_have_valid_sizes_and_contain_the_centre_of_an_object() -> None:
     transform = ExpandAndCrop((30, 30), expand_p=0.0, hflip=0.0)
     normalized = OBJECTS / np.array([80, 60, 80, 60], np.float32)
     whole = 0
@@ -106,19 +105,21 @@ def test_crops_fulfil_the_drawn_conditions() -> None:
         assert 0.5 <= sides[0] / sides[1] <= 2
         assert contains_centres(crop[None], OBJECTS).any()
         assert (crop >= 0).all() and (crop[2:] <= (80, 60)).all()
-    # One choice in seven is the whole canvas; it is also used if no crop has an IoU of .7 or .9.
+    # The whole canvas is one of seven choices. It is also used if no crop reaches a minimum IoU of .7 or .9.
     assert 300 / 7 < whole < 200
 
 
 @pytest.mark.parametrize("least", MIN_IOUS[:4])
-def test_the_first_crop_with_the_least_iou_is_used(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare with the first sufficient crop, found in a loop."""
+def test_the_first_crop_that_reaches_the_minimum_iou_is_used(
+    least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compare with a loop that stops at the first crop that fulfils all conditions."""
     objects = np.array([[8, 6, 72, 56]], np.float64)
     transform = ExpandAndCrop((30, 30), hflip=0.0)
     canvas = np.array([0.0, 0, 80, 60])
 
     class Drawn:
-        """A generator that draws ``least`` first, then the same numbers as NumPy's."""
+        """Generator whose permutation starts with ``least``. NumPy's generator draws all other numbers."""
 
         def __init__(self, seed: int) -> None:
             self.rng = np.random.default_rng(seed)
@@ -182,7 +183,7 @@ def test_without_objects_any_crop_or_the_whole_image_is_used() -> None:
     assert 0 < whole < 40
 
 
-def test_expanding_surrounds_the_image() -> None:
+def test_an_expanded_canvas_contains_the_image() -> None:
     transform = ExpandAndCrop((30, 30), hflip=0.0)
     ratios = []
     for seed in range(400):
@@ -216,7 +217,7 @@ def _distorted(colour: tuple[int, int, int], **params: Any) -> list[int]:
     return list(PhotometricDistort().apply(image, **(NEUTRAL | params))[1, 1])
 
 
-def test_brightness_and_contrast_are_sums_and_products() -> None:
+def test_brightness_is_added_and_contrast_is_multiplied() -> None:
     assert _distorted((10, 100, 250), added=20.0) == [30, 120, 255]
     assert _distorted((10, 100, 250), added=-20.0) == [0, 80, 230]
     assert _distorted((10, 100, 250), contrast=1.5) == [15, 150, 255]
@@ -228,12 +229,12 @@ def test_saturation_and_hue_are_changed_in_hsv() -> None:
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
     less = [255 * c for c in colorsys.hsv_to_rgb(hue, saturation / 2, value)]
     np.testing.assert_allclose(_distorted(colour, saturation=0.5), less, atol=3)
-    for shift in (15.0, -15.0):  # 30 degrees, also across the end of the circle
+    for shift in (15.0, -15.0):  # 30 degrees; the second shift crosses a hue of 0
         turned = [255 * c for c in colorsys.hsv_to_rgb((hue + shift / 180) % 1, saturation, value)]
         np.testing.assert_allclose(_distorted(colour, shift=shift), turned, atol=5)
 
 
-def test_each_distortion_happens_half_of_the_time() -> None:
+def test_each_distortion_has_a_probability_of_one_half() -> None:
     transform = PhotometricDistort()
     drawn = []
     for seed in range(300):
@@ -263,6 +264,6 @@ def test_in_a_plain_albumentations_pipeline() -> None:
     assert Pipeline([ExpandAndCrop((40, 40))])(image)[0].shape == (40, 40, 3)
 
 
-def test_mistakes_are_one_line() -> None:
+def test_an_invalid_size_is_an_error() -> None:
     with pytest.raises(UserError, match=r"data\.recipe\.size 300: .*give \[height, width\]"):
         SSDAugmentation(size=300)

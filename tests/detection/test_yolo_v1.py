@@ -1,4 +1,4 @@
-"""Tests of YOLO version 1: the network of the paper, its loss against loops, and image sizes."""
+"""Tests of YOLO version 1: the network of the paper, its loss compared with loops, and image sizes."""
 
 import math
 from typing import Any
@@ -25,7 +25,9 @@ def _small(**kwargs: Any) -> YOLOv1:
 
 
 def _targets() -> list[Target]:
-    """Return an image with two objects in one cell and two near the far border, one without objects, one with one."""
+    """Return the targets of three images. The first image has two objects in one cell and two near the lower right
+    corner. The second image has no objects. The third image has one object.
+    """
     return [
         Target(
             boxes=torch.tensor([[2.0, 2, 20, 13], [4, 3, 16, 12], [60, 40, 96, 64], [95, 63, 96, 64]]),
@@ -36,7 +38,7 @@ def _targets() -> list[Target]:
     ]
 
 
-def test_the_network_is_the_papers() -> None:
+def test_the_network_matches_the_paper() -> None:
     """24 convolutions, two fully connected layers, 271.7 million weights, 7x7x30 numbers, 98 boxes."""
     with torch.device("meta"):
         model = YOLOv1([str(i) for i in range(20)])
@@ -45,7 +47,7 @@ def test_the_network_is_the_papers() -> None:
     linear = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
     assert len(convolutions) == 24
     assert [layer.out_features for layer in linear] == [4096, 1470]
-    # Figure 3, layer by layer: channels out and side of the kernel.
+    # Output channels and kernel size of each layer in figure 3.
     kernels = [(layer.out_channels, layer.kernel_size[0]) for layer in convolutions]
     assert kernels == [
         (64, 7), (192, 3), (128, 1), (256, 3), (256, 1), (512, 3),
@@ -62,7 +64,7 @@ def test_the_network_is_the_papers() -> None:
 
 
 def _loss_in_loops(model: YOLOv1, output: tuple[Tensor, ...], targets: list[Target]) -> dict[str, float]:
-    """Equation 3, object by object and box by box."""
+    """Compute equation 3 in loops over objects and boxes."""
     predicted, confidence, classes = output
     side, (height, width) = model.grid, SIZE
     sums = dict.fromkeys(("coord_xy", "coord_wh", "obj", "noobj", "class"), 0.0)
@@ -128,10 +130,10 @@ def test_the_loss_is_equation_3(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
         assert float(losses[name]) == pytest.approx(value, rel=1e-4), name
 
 
-def test_where_no_box_overlaps_the_nearest_is_responsible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_overlap_the_nearest_box_is_responsible(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _small()
     predicted = torch.zeros(1, 16, 2, 4)
-    predicted[..., 1, 2:] = -0.1  # both have no size; the second is farther from the object
+    predicted[..., 1, 2:] = -0.1  # both boxes are empty; the second is farther from the object
     confidence = torch.tensor([0.4, 0.8]).expand(1, 16, 2)
     monkeypatch.setattr(
         model, "forward", lambda images, scale: (predicted, confidence, torch.zeros(1, 16, 2))
@@ -140,8 +142,8 @@ def test_where_no_box_overlaps_the_nearest_is_responsible(monkeypatch: pytest.Mo
     assert float(losses["obj"]) == pytest.approx(0.4**2)
 
 
-def test_predict_decodes_the_targets_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the target outputs, the detections are the objects and the box losses are 0."""
+def test_predict_inverts_the_encoding_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the outputs equal the targets, the detections are the objects and all losses except noobj are 0."""
     model = _small().eval()
     targets = _targets()[2:]
     x, y, w, h = 40 / 96 * 4 - 1, 32 / 64 * 4 - 2, math.sqrt(20 / 96), math.sqrt(24 / 64)
@@ -150,7 +152,7 @@ def test_predict_decodes_the_targets_of_the_losses(monkeypatch: pytest.MonkeyPat
     predicted[0, cell, 1] = torch.tensor([x, y, w, h])
     confidence[0, cell, 1] = 1.0
     classes[0, cell, 0] = 1.0
-    # Negative confidence and class score are no detection.
+    # The product of these two negative numbers is positive, but is not a detection.
     confidence[0, 3], classes[0, 3] = -0.9, -0.9
     monkeypatch.setattr(model, "forward", lambda images, scale: (predicted, confidence, classes))
     losses = model.losses(torch.zeros(1, 3, *SIZE), targets)
@@ -169,9 +171,11 @@ def test_any_image_size(hidden: int) -> None:
 @pytest.mark.parametrize("factor", [(2.0, 1.5), (0.8, 0.9), (1.1, 0.75)])
 @pytest.mark.parametrize("hidden", [0, 32])
 def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
-    """Without fully connected layers outputs are in pixels, with them relative to the image."""
+    """Without fully connected layers, cells have a fixed size in pixels. With them, the number of cells is fixed."""
     model = _small(hidden=hidden).eval()
-    output = torch.tensor([0.5, 0.25, 0.5, 0.5])  # half of a cell from its left, sides a quarter of the image
+    output = torch.tensor(
+        [0.5, 0.25, 0.5, 0.5]
+    )  # centre at 1/2 and 1/4 of the cell, sides of 0.5 ** 2 of the grid
     size = (round(SIZE[0] * factor[0]), round(SIZE[1] * factor[1]))
     scale = size[0] / SIZE[0], size[1] / SIZE[1]
     cells = model.cells(scale)
@@ -194,7 +198,7 @@ def test_resized_images(hidden: int, factor: tuple[float, float]) -> None:
 
 
 class Positions(nn.Module):
-    """A network whose output is a map of stride 16 with the positions of its places, ``[1, 2, h, w]``."""
+    """Network of stride 16 that returns the pixel coordinates of each location of its map, ``[1, 2, h, w]``."""
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = (16 * (torch.arange(math.ceil(side / 16)) + 0.5) for side in images.shape[2:])
@@ -202,7 +206,7 @@ class Positions(nn.Module):
 
 
 class Recorder(nn.Module):
-    """A head that keeps its input and returns zeros."""
+    """Head that stores its input and returns zeros."""
 
     def forward(self, features: Tensor) -> Tensor:
         self.given = features
@@ -214,7 +218,7 @@ class Recorder(nn.Module):
 def test_a_cell_averages_the_same_pixels_at_any_scale(
     size: tuple[int, int], factor: tuple[float, float]
 ) -> None:
-    """In larger images, cells average the same pixels as in smaller ones, aligned with the map or not."""
+    """A cell averages the same pixels in resized images, also if it is not aligned with the feature map."""
     model = _small(grid=3, boxes=1).eval()
     model.backbone, model.neck, model.head = Positions(), nn.Sequential(), Recorder()
 
@@ -233,7 +237,7 @@ def test_a_cell_averages_the_same_pixels_at_any_scale(
     torch.testing.assert_close(again[:rows, :columns], whole[:rows, :columns])
 
 
-def test_views_of_several_scales_need_a_convolutional_network() -> None:
+def test_tta_scales_need_a_fully_convolutional_network() -> None:
     assert _small(tta_scales=[0.8, 1.0]).tta_scales == [0.8, 1.0]
     with pytest.raises(UserError, match=r"--model.tta_scales \[0.8, 1.0\]: YOLO's fully connected layers"):
         _small(tta_scales=[0.8, 1.0], hidden=32)
@@ -251,7 +255,7 @@ def test_stages_show_the_grid() -> None:
     assert set(found) == {"boxes", "scores", "labels"}
 
 
-def test_mistakes_are_one_line() -> None:
+def test_invalid_options_are_errors() -> None:
     with pytest.raises(UserError, match=r"--model\.grid 0: must be at least 1"):
         _small(grid=0)
     with pytest.raises(UserError, match=r"model\.backbone_options: the paper's backbone"):
@@ -277,10 +281,10 @@ def test_overfits_a_few_images(hidden: int, overfit: Any) -> None:
     assert overfit(_small(hidden=hidden, dropout=0.0)) >= 0.95
 
 
-def test_does_not_overfit_with_sizes_in_place_of_square_roots(
+def test_does_not_overfit_if_square_roots_are_decoded_as_sizes(
     overfit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decode the square roots that the network is trained on as if they were sizes."""
+    """The network is trained on the square roots of sizes. Decode its outputs as sizes."""
     model = _small()
     decode = model._decode
     monkeypatch.setattr(

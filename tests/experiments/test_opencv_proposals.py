@@ -1,4 +1,4 @@
-"""The script writes OpenCV's boxes to a file for ``segdet proposals``. A stub replaces OpenCV."""
+"""Tests of the script that writes OpenCV's boxes to a file for ``segdet proposals``. A stub replaces OpenCV."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def _run(tmp_path: Path, stub: str, *words: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
 
 
-def test_boxes_are_corners_by_file_name(tmp_path: Path) -> None:
+def test_boxes_are_stored_as_corners_for_each_file_name(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a\nb.jpg 1\n\n")
     done = _run(tmp_path, STUB, "--images", str(tmp_path / "list.txt"))
     assert done.returncode == 0, done.stderr
