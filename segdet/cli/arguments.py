@@ -1,6 +1,6 @@
 """Argument parsing shared by the commands that use argparse: `segdet data ...` and `segdet proposals`.
 
-Nothing here imports torch, so that ``--help`` and mistakes in arguments are fast.
+This module does not import torch, so that ``--help`` and error messages appear at once.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from segdet.util.suggest import closest
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser that reports an error in one line."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2 and one line, which suggests the closest option if an option is unknown."""
+        """Exit with status 2 and a message of one line. If an option is unknown, the closest one is suggested."""
         unknown = re.match(r"unrecognized arguments: (--?\w[^\s=]*)", message)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
@@ -37,9 +37,10 @@ class CommandParser(argparse.ArgumentParser):
         """Add the arguments that select a dataset, its task and splits; see `dataset_from`."""
         add = self.add_argument
         add("root", type=Path, help="folder of the dataset")
-        add("--format", choices=FORMATS, help="default: detected from the folder")
-        add("--task", choices=TASKS, help="default: detection if there are boxes, else segmentation")
-        add("--split", nargs="+", metavar="SPLIT", help="default: all splits; 2007/train for a year of VOC")
+        add("--format", choices=FORMATS, help="format of the dataset (default: detected)")
+        add("--task", choices=TASKS, help="default: detection if the dataset has boxes, else segmentation")
+        split_help = "splits to use, such as train, or 2007/train for one year of VOC (default: all)"
+        add("--split", nargs="+", metavar="SPLIT", help=split_help)
         add("--class_names", metavar="A,B,C|FILE", help="class names, or a text file with one name per line")
         add("--ignore_index", type=int, help="mask value to ignore besides 255 (VOC only)")
 
@@ -54,7 +55,7 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
 
 
 def check_least(arguments: argparse.Namespace, **least: int) -> None:
-    """Raise `UserError` if an argument is below its least value; None is allowed."""
+    """Raise `UserError` if an argument is below its minimum. Arguments that are None are not checked."""
     for name, limit in least.items():
         if (value := getattr(arguments, name)) is not None:
             check_range(f"--{name}", value, least=limit)
@@ -64,7 +65,7 @@ def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -
     """Check that an output file can be written, before any work is done.
 
     Raises:
-        UserError: If the suffix is not one of ``suffixes`` (where some are given), or the file cannot be written.
+        UserError: If ``suffixes`` is not empty and does not contain the suffix, or the file cannot be written.
     """
     if path is None:
         return
@@ -83,13 +84,16 @@ def check_output(option: str, path: Path | None, suffixes: Sequence[str] = ()) -
 def run_command(
     parser: CommandParser, argv: Sequence[str] | None, command: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Parse ``argv``, run ``command`` and return its exit status; a `UserError` is printed as one line, status 2."""
+    """Parse ``argv``, run ``command`` and return its exit status.
+
+    A `UserError` is printed as one line, and the status is 2.
+    """
     arguments = parser.parse_args(argv)
     try:
         return command(arguments)
     except UserError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
-    except BrokenPipeError:  # the reader of our output, such as head, has ended
+    except BrokenPipeError:  # the process that reads the output, such as head, has ended
         sys.stderr.close()
         return 0

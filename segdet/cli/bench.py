@@ -1,4 +1,4 @@
-"""``segdet bench``: trains, tests and compares the runs of an experiment file."""
+"""``segdet bench``: train, test and compare the runs of an experiment file."""
 
 import argparse
 import shlex
@@ -17,13 +17,13 @@ from segdet.util.files import write_text
 
 
 def main(argv: Sequence[str]) -> int:
-    """``segdet bench FILE``.
+    """Run ``segdet bench FILE``.
 
     Returns:
         The exit status: 0, 1 if a run failed, 130 if the bench was interrupted.
 
     Raises:
-        UserError: If the file has a fault, or a run was trained with other settings.
+        UserError: If the experiment file is invalid, or a run was trained with other settings.
     """
     arguments = _parser().parse_args(argv)
     experiment = read_experiment(arguments.file)
@@ -48,17 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="experiment file, such as experiments/demo.yaml")
-    add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder for the runs (runs)")
-    add("--at_once", type=int, metavar="N", help="number of runs that train at once (the file's, or 1)")
-    add("--only", nargs="+", default=[], metavar="NAME", help="do these runs only")
+    add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    at_once_help = "number of runs to train at once (default: the value in the file, else 1)"
+    add("--at_once", type=int, metavar="N", help=at_once_help)
+    add("--only", nargs="+", default=[], metavar="NAME", help="runs to train and test (default: all)")
     add(
         "--overrides",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="settings for all runs, which take precedence over the file",
+        help="settings for all runs; they take precedence over the file",
     )
-    add("--rerun", action="store_true", help="train again what was trained with other settings")
+    add("--rerun", action="store_true", help="retrain runs that were trained with other settings")
     add("--dry_run", action="store_true", help="print the commands without running them")
     return parser
 

@@ -1,7 +1,7 @@
-"""Exceptions turned into one line for the user.
+"""Turn exceptions into one line for the user.
 
-All matching of other libraries' error texts is in this module. Importing it does not import torch, so that a mistake
-in the command itself is reported at once.
+Error texts of torch are matched here. Importing this module does not import torch, so that a mistake in the command
+itself is reported at once.
 """
 
 import os
@@ -16,30 +16,30 @@ from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
 from segdet.util.errors import UserError
 
 INTERRUPTED = 130
-"""The exit status after an interrupt from the keyboard, by the convention of shells."""
+"""Exit status after an interrupt from the keyboard, as is usual in shells."""
 
 PEER_TIMEOUT = 5.0
-"""The seconds that a process waits for the report of another process of the run that has ended."""
+"""Seconds that a process waits for the error report of another process of its run after that process has ended."""
 
 _LOST_PEER = re.compile(
     r"(connection (closed|reset|aborted|refused)|socket (closed|timeout)|broken pipe|remote process exited"
     r"|peer (closed|has exited))",
     re.IGNORECASE,
 )
-"""How Gloo, NCCL and torch's store report that another process has ended."""
+"""Messages of Gloo, NCCL and torch's store about another process that has ended."""
 
 _KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Bus error|Killed)")
-"""How torch reports that a data-loader worker was killed, as the kernel does when memory is exhausted."""
+"""Message of torch about a killed data-loader worker. The kernel kills workers when memory is exhausted."""
 
 _MISSING_MONITOR = re.compile(r"Early stopping conditioned on metric `.*` which is not available")
-"""How Lightning's EarlyStopping reports that nothing logs its score."""
+"""Message of Lightning's EarlyStopping about a monitored score that is not logged."""
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""The part of a RuntimeError with which torch reports that it cannot allocate memory on the CPU."""
+"""Part of the message of the RuntimeError that torch raises if it cannot allocate memory on the CPU."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception, then one after the other the exceptions from which it was raised."""
+    """Yield the exception, its cause, the cause of its cause, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -64,7 +64,7 @@ def find_user_error(error: BaseException) -> str | None:
 def _worker_message(text: str) -> str | None:
     """Return the message of the `UserError` at the end of a formatted traceback, or None.
 
-    torch raises a worker's exception again in the main process, with the worker's formatted traceback as its message.
+    If a worker fails, torch raises an exception in the main process. Its message contains the worker's traceback.
     """
     if "Traceback (most recent call last)" not in text:
         return None
@@ -77,7 +77,7 @@ def _worker_message(text: str) -> str | None:
 
 
 def subclasses(cls: type) -> list[type]:
-    """Return a class and its subclasses of all levels, as far as they are imported."""
+    """Return a class and all its direct and indirect subclasses that have been imported."""
     children: list[type] = type.__subclasses__(cls)
     return [cls, *(member for child in children for member in subclasses(child))]
 
@@ -110,7 +110,7 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
     Args:
         error: The exception that ended the run.
         checkpoint: The checkpoint file, or None.
-        restored: Whether everything in it had been restored before.
+        restored: Whether the whole checkpoint had been restored before the error.
         command: The subcommand.
     """
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -126,7 +126,7 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
 
 
 def trainer_advice(error: BaseException) -> str | None:
-    """Return advice in one line if Lightning refuses the trainer's options with ``error``, else None."""
+    """Return the error in one line if Lightning raised it because of invalid trainer options, else None."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     missing_monitor = isinstance(error, RuntimeError) and _MISSING_MONITOR.match(str(error))
@@ -136,16 +136,16 @@ def trainer_advice(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException | str, most: int = 240) -> str:
-    """Return a message, such as that of an exception, in one line of at most ``most`` characters."""
+    """Return a message, or the message of an exception, in one line of at most ``most`` characters."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def claims_report(message: str) -> bool:
-    """Return whether this process is the one of its run that reports ``message``.
+    """Return whether this process is the one that reports the error of its run.
 
-    The first process that fails reports; it need not be rank 0. The processes agree through a file in the run's
-    folder.
+    The first process that fails reports its ``message``, whatever its rank. It writes the message to a file in the
+    run's folder, which the other processes find.
     """
     report = _report_file()
     if report is None:
@@ -161,7 +161,7 @@ def claims_report(message: str) -> bool:
 
 
 def is_reported_by_peer(error: BaseException) -> bool:
-    """Return whether ``error`` only follows from a mistake that another process of the run has reported."""
+    """Return whether ``error`` is a consequence of an error that another process of the run has reported."""
     report = _report_file()
     if report is None:
         return False
@@ -173,7 +173,7 @@ def is_reported_by_peer(error: BaseException) -> bool:
 
 
 def _report_file() -> Path | None:
-    """Return the file in the run's folder for the report of a mistake; None for a run of one process."""
+    """Return the file for the error report in the run's folder; None for a run of one process."""
     folder = os.environ.get(RUN_DIR_VARIABLE)
     return Path(folder) / "error.txt" if folder is not None and is_launched() else None
 
@@ -184,6 +184,6 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def write_line(line: str) -> None:
-    """Write a line to stderr at once."""
+    """Write a line to stderr without buffering."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

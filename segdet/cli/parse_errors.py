@@ -1,4 +1,4 @@
-"""jsonargparse's messages about wrong options, turned into one line that names the option, the fault and the fix.
+"""Turn jsonargparse's messages about wrong options into one line that names the option, the fault and the fix.
 
 jsonargparse reports errors only as text, so all matching of its text is in this module.
 """
@@ -25,7 +25,7 @@ class ParseFault(Exception):
 
 @dataclass(frozen=True)
 class _Fault:
-    """A message of jsonargparse, and where it comes from."""
+    """A message of jsonargparse, with its parser and subcommand."""
 
     message: str
     parser: ArgumentParser
@@ -49,7 +49,7 @@ class _Fault:
 
     @property
     def class_name(self) -> str:
-        """The name of that class."""
+        """The name of the class at `class_path`, without its module."""
         return self.class_path.rsplit(".", 1)[-1]
 
     @cached_property
@@ -63,7 +63,7 @@ class _Fault:
 def readable(message: str, parser: ArgumentParser, command: str) -> str:
     """Turn a message of jsonargparse into one line that names the option, the fault and the fix.
 
-    Misspelled options are corrected to those of ``parser``, the parser of the subcommand ``command``.
+    For a misspelled option, the closest option of ``parser`` is suggested, the parser of the subcommand ``command``.
     """
     fault = _Fault(message, parser, command)
     for pattern, describe in _PATTERNS.items():
@@ -98,14 +98,14 @@ def _unknown_argument(fault: _Fault, match: re.Match[str]) -> str:
 def _missing(fault: _Fault, match: re.Match[str]) -> str:
     names = match[1].split(", ")
     options = ", ".join(f"--{fault.option}.{name}" if fault.path else f"--{name}" for name in names)
-    needed = f", {fault.class_name} needs it" if fault.class_path else ""
-    return f"{options}: missing{needed}; give it here or in --config"
+    needed = f", but required by {fault.class_name}" if fault.class_path else ""
+    return f"{options}: missing{needed}; give it on the command line or in --config"
 
 
 def _unknown_class(fault: _Fault, match: re.Match[str]) -> str:
     name = match[1] or match[2]
-    asked = re.match(r"--((\w+)\.help):", fault.message)
-    option, section = (asked[1], asked[2]) if asked else (fault.option, fault.option)
+    help_option = re.match(r"--((\w+)\.help):", fault.message)
+    option, section = (help_option[1], help_option[2]) if help_option else (fault.option, fault.option)
     bases: dict[str, tuple[str, type]] = {"model": ("model", Task), "data": ("data module", DataModule)}
     if section not in bases:
         return f"--{option} {name}: no such class; fix the name"
@@ -141,7 +141,7 @@ _PATTERNS: dict[str, Callable[[_Fault, re.Match[str]], str]] = {
     r"(?s)^Unexpected config:(.*)": _no_options,
     r"(?s)Problems parsing config[^:]*:(.+)": _invalid_yaml,
 }
-"""The functions that describe jsonargparse's messages by their patterns, the most specific first."""
+"""Patterns of jsonargparse's messages, the most specific first, and the functions that describe these messages."""
 
 
 def _suggestion(name: str, known: list[str], prefix: str = "") -> str:

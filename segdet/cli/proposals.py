@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--counts", type=int, nargs="+", default=[100, 300, 1000, 2000], metavar="N",
-        help="numbers of boxes to score, besides all of them (default: 100 300 1000 2000)",
+        help="numbers of best boxes to score; all boxes are scored as well (default: 100 300 1000 2000)",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of each split")
     parser.add_argument(
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves to this file")
     parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="write the proposals to this .json or .npz file (one proposer)"
+        "--save", type=Path, metavar="FILE",
+        help="write the proposals to this .json or .npz file (only with one proposer)",
     )  # fmt: skip
     return run_command(parser, argv, _main)
 
@@ -62,7 +63,7 @@ def _main(arguments: argparse.Namespace) -> int:
     readers = [dataset.open(split) for split in dataset.splits]
     if arguments.save:
         check_names(arguments.save, readers)
-    # Computing may take hours: faults of the output files are reported before it.
+    # The computation may take hours, so the output files are checked first.
     check_output("--save", arguments.save)
     check_output("--plot", arguments.plot, (".png", ".jpg", ".jpeg", ".pdf", ".svg"))
     notes: dict[str, None] = {}
@@ -106,7 +107,9 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--save {arguments.save}: the file holds the boxes of one proposer; give one --proposer"
         )
     if arguments.save and arguments.save.suffix not in (".json", ".npz"):
-        raise UserError(f"--save {arguments.save}: proposals need a .json or .npz file; change the ending")
+        raise UserError(
+            f"--save {arguments.save}: the file of proposals must end in .json or .npz; change the suffix"
+        )
     if arguments.task == "segmentation":
         raise UserError("--task segmentation: proposals are scored on boxes of objects; leave the option out")
 

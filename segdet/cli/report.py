@@ -1,4 +1,4 @@
-"""``segdet report``: result records as Markdown tables."""
+"""``segdet report``: print result records as Markdown tables."""
 
 import argparse
 import sys
@@ -12,10 +12,10 @@ from segdet.util.files import write_text
 
 
 def main(argv: Sequence[str]) -> int:
-    """``segdet report DIR... [--output FILE] [--sort COLUMN]``.
+    """Run ``segdet report DIR... [--output FILE] [--sort COLUMN]``.
 
     Returns:
-        The exit status: 0, also if some records are corrupt or missing. These are listed.
+        The exit status: 0, even if some records are corrupt or missing, which are then listed.
 
     Raises:
         UserError: If a folder does not exist or holds no run.
@@ -25,11 +25,14 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
         description="Tabulate the results of runs, one Markdown table for each task.",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="searched for result.json files")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the tables there instead of printing them"
+        "folders", nargs="+", type=Path, metavar="DIR", help="folders to search for result.json"
     )
-    parser.add_argument("--sort", metavar="COLUMN", help="name, a score (miou) or a cost (ms_per_image)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the tables to this file instead of printing them"
+    )
+    sort_help = "column to sort by: name, a score (such as miou) or a cost (such as ms_per_image)"
+    parser.add_argument("--sort", metavar="COLUMN", help=sort_help)
     arguments = parser.parse_args(argv)
     records, faults = find_records(arguments.folders)
     if not records and not faults:

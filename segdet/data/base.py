@@ -73,10 +73,10 @@ class DataModule(L.LightningDataModule):
         batch_size: Images per training step on each device.
         eval_batch_size: Images per evaluation step; default: ``batch_size``. Scores do not depend on it.
         num_workers: Data-loader processes; default: one less than the number of cores, at most 8.
-        on_bad_sample: ``raise`` stops at a sample that cannot be read, with an error that names its file; ``skip`` uses
-            the next sample instead and lists the skipped ones at the end.
-        dominance: For localization, how many times as large as the next object the dominant object must be; other
-            images are left out.
+        on_bad_sample: ``raise`` stops at a sample that cannot be read, with an error that names the file. ``skip`` uses
+            the next sample instead, and the skipped samples are listed at the end.
+        dominance: For localization, the minimum ratio of the area of the largest object to that of the second-largest.
+            Images with a lower ratio are left out.
         seed: Seed of the order and augmentation of the training images; default: the seed given to
             `lightning.seed_everything`, else 0.
         limit_train: Train on the first ``limit_train`` images only, for example to overfit them; default: all.
@@ -89,10 +89,10 @@ class DataModule(L.LightningDataModule):
         mosaic_off_epochs: Number of epochs without mosaics at the end of training, as in YOLOX.
 
     Attributes:
-        test_is_val: Whether no test split is given, so that testing uses the validation split.
-        known_classes: Classes of a checkpoint. If set, they are used instead of those of the training split, which may
-            then be missing, and to read datasets that do not name their classes.
-        notes: What the readers left out, one line each, as the keys of a dict.
+        test_is_val: Whether the validation split is also the test split, because no test split is given.
+        known_classes: Classes of a checkpoint. If set, they replace the classes of the training split, which may then
+            be missing. They are also used to read datasets that do not name their classes.
+        notes: Samples and boxes that the readers left out, one line each, as the keys of a dict.
 
     Raises:
         UserError: If an argument is invalid.
@@ -148,12 +148,12 @@ class DataModule(L.LightningDataModule):
             )
         if masks and task != "detection":
             raise UserError(
-                f"--data.masks true: masks of objects are for detection, not for {task}; leave it out"
+                f"--data.masks true: masks of objects are for detection, not for {task}; leave the option out"
             )
         check_range("--data.mosaic", mosaic, least=0, most=1)
         if mosaic and (task != "detection" or proposals is not None):
-            what = task if task != "detection" else "images with --data.proposals"
-            raise UserError(f"--data.mosaic {mosaic}: is for detection, not for {what}; leave it out")
+            where = f"for {task}" if task != "detection" else "with --data.proposals"
+            raise UserError(f"--data.mosaic {mosaic}: mosaics cannot be used {where}; leave the option out")
         self.proposals = proposals
         self.max_proposals = max_proposals
         self.masks = masks
@@ -195,7 +195,7 @@ class DataModule(L.LightningDataModule):
 
     def dataset(self, subset: Subset) -> TaskDataset:
         """Return the samples of a subset, without annotations if the trainer predicts."""
-        # Images to predict on may have no annotations, like those of a benchmark's server.
+        # Images to predict on may have no annotations, as in the test split of a benchmark.
         annotated = self.trainer is None or self.trainer.state.fn != "predict"
         key = (subset, annotated)
         if key not in self._datasets:
@@ -230,8 +230,8 @@ class DataModule(L.LightningDataModule):
             self.dataset(subset)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
             sys.stderr.write(
-                "segdet: no --data.test is given: testing on the validation split, by which the best checkpoint was "
-                "selected\n"
+                "segdet: no --data.test is given; the scores are those of the validation split, on which the best "
+                "checkpoint was selected\n"
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -262,7 +262,7 @@ class DataModule(L.LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position of training: the epoch, the finished batches of it, and the images per batch."""
+        """Return the position of training: the epoch, the number of its finished batches, and the images per batch."""
         if self.trainer is None:
             return {}
         epoch, batches = _place_in(self.trainer.fit_loop)
@@ -278,8 +278,8 @@ class DataModule(L.LightningDataModule):
         fits = self.trainer is None or self.trainer.state.fn == "fit"
         if fits and first and state_dict.get("batches") and state_dict["batch_size"] != now:
             sys.stderr.write(
-                f"segdet: the checkpoint was saved within an epoch of {state_dict['batch_size']} images per step, "
-                f"now there are {now}: some images will be used twice in this epoch, or not at all\n"
+                f"segdet: the checkpoint was saved within an epoch with {state_dict['batch_size']} images per step, "
+                f"but this run has {now}; in this epoch, some images will be used twice and others not at all\n"
             )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -324,7 +324,7 @@ def _check_annotated(data: DataModule, stage: str) -> None:
         if not reader.annotated:
             where = next(iter(reader.annotation_paths(0, data.task)), data.root)
             raise UserError(
-                f"{where}: images without annotations can only be predicted on, not used to {stage}"
+                f"{where}: images without annotations cannot be used to {stage}; use them with `segdet predict`"
             )
 
 
@@ -343,7 +343,7 @@ def _with_mosaic(data: DataModule, dataset: TaskDataset) -> MosaicDataset:
 def _place_in(loop: Any) -> tuple[int, int]:
     """Return the current epoch, counted from 0, and the number of its finished batches."""
     epochs = loop.epoch_progress.current
-    # Between two epochs, the batch counter is still that of the finished one.
+    # Between two epochs, the batch counter is still that of the finished epoch.
     within = epochs.started > epochs.processed
     return epochs.processed, loop.epoch_loop.batch_progress.current.processed if within else 0
 

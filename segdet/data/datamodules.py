@@ -1,4 +1,4 @@
-"""LightningDataModules, one per dataset format, each for every task."""
+"""LightningDataModules, one per dataset format. Each supports every task."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ class VOCDataModule(DataModule):
     """Pascal VOC 2007 and 2012, and any folder of that format.
 
     Args:
-        root: Folder that contains ``JPEGImages``, or ``VOC2007`` and the like.
+        root: Folder that contains ``JPEGImages``, or folders of years such as ``VOC2007``.
         train: Image sets to train on: ``train`` for a folder with ``JPEGImages``, ``2007/trainval`` and
             ``2012/trainval`` for VOC's years.
         val: Image sets to validate on.
-        test: Image sets to test on; default: those of validation (VOC 2012's test annotations are secret).
+        test: Image sets to test on; default: ``val`` (VOC 2012's test annotations are secret).
         class_names: Class names, or a text file with one name per line; default: see `VOCReader`.
         ignore_index: Mask value to ignore, besides 255.
         kwargs: Arguments of `DataModule`.
@@ -111,7 +111,7 @@ class ShapesDataModule(DataModule):
 
     Args:
         root: Folder to create, or an existing one with the same settings.
-        format: Format in which it is written and read.
+        format: Format of the folder: ``voc``, ``coco`` or ``cityscapes``.
         num_train: Number of training images.
         num_val: Number of validation images.
         num_test: Number of test images.

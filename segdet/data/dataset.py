@@ -147,7 +147,7 @@ class TaskDataset(Dataset[Sample]):
             mask = self.reader.mask(index)
             if mask.shape != size:
                 of_mask, of_image = (f"{width}x{height}" for height, width in (mask.shape, size))
-                fault = f"the mask is {of_mask} but its image {path.name} {of_image}"
+                fault = f"the mask is {of_mask} but its image {path.name} is {of_image}"
                 raise BadSample(self.reader.annotation_paths(index, self.task)[0], fault)
             image, _, transformed = self.pipeline(image, mask=mask, seed=seed)
             assert transformed is not None

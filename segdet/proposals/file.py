@@ -136,7 +136,7 @@ def check_names(path: Path, readers: Sequence[Reader]) -> None:
 
 def _kind(path: Path) -> str:
     if path.suffix not in (".json", ".npz"):
-        raise UserError(f"{path}: proposals need a .json or .npz file; change the ending")
+        raise UserError(f"{path}: the file of proposals must end in .json or .npz; change the suffix")
     return path.suffix
 
 

@@ -1,3 +1,5 @@
+"""Tests of `segdet data make`."""
+
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ def test_makes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert image.size == (96, 64)
 
 
-def test_wrong_size_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_size_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "make", str(tmp_path / "shapes"), "--size=big"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "shapes").exists()

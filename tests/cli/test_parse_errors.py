@@ -61,7 +61,7 @@ def test_class(line: Line) -> None:
 def test_missing(line: Line) -> None:
     assert line(["fit"]).startswith("--data, --model: missing")
     assert line(["fit", "--model=SSD", "--data=VOCDataModule"]).startswith(
-        "--data.root: missing, VOCDataModule"
+        "--data.root: missing, but required by VOCDataModule"
     )
     assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; fix the path")
 

@@ -90,7 +90,7 @@ def test_bad_images_are_listed(shapes: Path, tmp_path: Path, capsys: pytest.Capt
         (["--min_width", "-1"], "min_width -1: must be at least 0"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_reported_in_one_line(
     shapes: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], fault: str
 ) -> None:
     assert main(["proposals", str(shapes), *arguments]) == 2

@@ -1,4 +1,4 @@
-"""Bad samples in `segdet fit` and `segdet validate`: one line that names the file, or skipped and listed."""
+"""Bad samples stop `segdet fit` and `segdet validate` with one line that names the file, or are skipped and listed."""
 
 from pathlib import Path
 

@@ -112,7 +112,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
     dataset = TaskDataset(
         _Reader(tmp_path, [_objects()], mask_height=7), "segmentation", Plain(), training=True
     )
-    with pytest.raises(BadSample, match=r"0\.xml: the mask is 30x7 but its image 0\.png 30x20"):
+    with pytest.raises(BadSample, match=r"0\.xml: the mask is 30x7 but its image 0\.png is 30x20"):
         dataset[0]
 
 

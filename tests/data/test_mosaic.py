@@ -122,7 +122,7 @@ def test_the_last_epochs_have_no_mosaics(tmp_path: Path) -> None:
 
 
 def test_mosaics_of_other_tasks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is for detection, not for segmentation"):
+    with pytest.raises(UserError, match="mosaics cannot be used for segmentation"):
         module(tmp_path, task="segmentation", mosaic=0.5)
     with pytest.raises(UserError, match="must be at least 0 and at most 1"):
         module(tmp_path, mosaic=1.5)

@@ -101,7 +101,7 @@ def test_an_image_without_objects(folder: tuple[str, Path]) -> None:
     assert sample.target["masks"].shape == (0, 64, 64)
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="masks of objects are for detection, not for segmentation"):
         VOCDataModule(tmp_path, task="segmentation", masks=True)
     with pytest.raises(UserError, match="VOC's format has no masks of objects"):

@@ -33,7 +33,7 @@ from segdet.util.errors import UserError
 
 SIZE = (64, 96)
 _WRAPPED = r"backbone\.(body\.|extractor\.)+"
-"""The prefix of the parameter names of backbones, for all libraries."""
+"""Prefix of the parameter names in a backbone; it depends on the library of the backbone."""
 Overfit = Callable[..., float]
 Few = Callable[[int], tuple[Tensor, list[Target]]]
 
@@ -78,7 +78,7 @@ def _cost(logits: Tensor, box: Tensor, label: int, corners: Tensor) -> float:
 
 
 def _best_matching(output: DETROutput, layer: int, b: int, target: Target) -> dict[int, int]:
-    """Return the query of each object in the matching of lowest cost, by trying all."""
+    """Return the query of each object in the matching with the lowest cost, found by trying all matchings."""
     labels, corners = target["labels"].tolist(), _relative_boxes(target)
     count, queries = len(labels), output.logits.shape[2]
     cost = [
@@ -118,7 +118,7 @@ def test_with_more_objects_than_queries_all_queries_are_matched() -> None:
 
 
 def test_losses_follow_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of 1, 5 and 2, averages over four objects, and a weight of 0.1 for the class "no object"."""
+    """The losses have weights of 1, 5 and 2; "no object" has a weight of 0.1; box losses are averaged over objects."""
     model, output = _small(), _output(1)
     monkeypatch.setattr(model, "forward", lambda images, sizes: output)
     losses = model.losses(torch.zeros(3, 3, *SIZE), _targets())
@@ -249,7 +249,7 @@ def test_positions_are_added_to_queries_and_keys_but_not_to_values() -> None:
 
 
 def _on_patches(spatial_prior: bool) -> DETR:
-    """Return a model whose backbone has no receptive field beyond a cell."""
+    """Return a model with a backbone whose features depend only on the pixels of their own cell."""
     model = _small(spatial_prior=spatial_prior).eval()
     model.backbone = Backbone(nn.Conv2d(3, 32, 8, 8), [32], [8])
     model.backbone.forward = lambda images: [model.backbone.body(images)]  # type: ignore[method-assign]
@@ -263,12 +263,12 @@ def test_padding_changes_nothing(spatial_prior: bool) -> None:
     batch = torch.cat([F.pad(small, (0, 40, 0, 24)), large])
     with torch.inference_mode():
         padded = model(batch, [(40, 56), SIZE])
-        unaware = model(batch)
+        without_sizes = model(batch)
         for place, image in enumerate((small, large)):
             alone = model(image)
             for mine, other in zip(alone[:2], padded[:2], strict=True):
                 torch.testing.assert_close(mine[:, 0], other[:, place], rtol=0, atol=1e-4)
-    assert (unaware.logits[:, 0] - padded.logits[:, 0]).abs().max() > 1e-2
+    assert (without_sizes.logits[:, 0] - padded.logits[:, 0]).abs().max() > 1e-2
 
 
 def test_losses_of_a_padded_batch_are_those_of_its_images() -> None:
@@ -323,7 +323,7 @@ def _published(classes: int = 92) -> dict[str, Tensor]:
         for name, value in body.items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }
-    # Each weight is one number, repeated: the file is small, and all weights differ.
+    # Each weight repeats a number of its own. The file is therefore small, and exchanged weights are detected.
     return {name: torch.full((1,), float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
@@ -353,7 +353,7 @@ def test_published_names_match_the_backbones_of_both_libraries(backbone: str) ->
 
 
 def test_number_of_parameters_equals_the_papers() -> None:
-    """41 million (table 1), without the frozen batch normalization of the backbone."""
+    """Table 1: 41 million parameters, without the frozen batch normalization of the backbone."""
     with torch.device("meta"):
         model = DETR(COCO_NAMES)
     normalization = {
@@ -392,7 +392,7 @@ def test_published_outputs_are_selected_by_class_name(tmp_path: Path) -> None:
     assert torch.equal(new.query_embed.weight, published["query_embed.weight"])
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.width 66: cannot be divided by 4 heads"):
         _small(width=66)
     with pytest.raises(UserError, match=r"model\.queries 0: must be at least 1"):
@@ -409,7 +409,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 
 def test_detections_are_the_most_probable_class_of_each_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where "no object" is more probable; best first, clipped to the image."""
+    """The class "no object" is never returned. Boxes are sorted by score and clipped to the image."""
     model = _small().eval()
     probabilities = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
     boxes = torch.tensor([[0.5, 0.5, 0.25, 0.5], [0.125, 0.25, 0.5, 0.25]])
@@ -455,7 +455,7 @@ def test_a_query_with_a_spatial_prior_starts_at_its_point() -> None:
     _, boxes, attention = model(torch.randn(2, 3, *SIZE), need_attention=True)
     torch.testing.assert_close(boxes[0, 0, :, :2], points.clamp(1e-3, 1 - 1e-3))
     assert in_pixels(torch.tensor([0.5, 0.5, 0.5, 1.0]), SIZE).tolist() == [24, 0, 72, 64]
-    # With zero weights, the attention is the Gaussian around the point, of 0.1 times the image's sides.
+    # With zero weights, the attention is a Gaussian around the point. Its deviation is 0.1 of the image's sides.
     y, x = (torch.arange(8) + 0.5) / 8, (torch.arange(12) + 0.5) / 12
     for query in (0, 7):
         px, py = points[query].tolist()

@@ -333,7 +333,7 @@ def test_the_head_loads_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [(24, "torchvision:resnet18", None)]
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     small = partial(FasterRCNN, ["a"], "resnet10t", width=8, head_width=8)
     with pytest.raises(UserError, match=r"strides \[4, 8, 16, 32\]: without a pyramid there is one map"):
         small(pyramid=False)

@@ -170,7 +170,7 @@ def test_detections_with_torchvisions_weights_equal_torchvisions(
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     with pytest.raises(UserError, match="width 21: cannot be normalized in 2 groups; give a multiple of 8"):
         FCOS(["a"], "resnet10t", width=21)
     with pytest.raises(UserError, match="torchvision has no fcos_resnet18; did you mean resnet50_fpn"):

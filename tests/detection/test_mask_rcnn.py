@@ -219,7 +219,7 @@ def test_without_its_mask_branch_only_boxes_are_detected() -> None:
     assert scores["mask_map_50"] < 0.5 < scores["map_50"]
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     model = MaskRCNN(["a"], backbone="resnet10t", width=8, head_width=8, mask_width=8)
     target = Target(boxes=torch.tensor([[1.0, 1, 9, 9]]), labels=torch.tensor([1]))
     with pytest.raises(UserError, match=r"MaskRCNN needs masks of objects; give --data\.masks true"):

@@ -240,7 +240,7 @@ def test_weights_of_the_backbone_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="torchvision has no retinanet_resnet51_fpn; did you mean resnet50_fpn"
     ):

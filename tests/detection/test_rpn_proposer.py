@@ -123,7 +123,7 @@ def test_the_key_depends_on_the_content_of_the_checkpoint(tmp_path: Path) -> Non
     assert RPN(str(copy), count=7).key != key
 
 
-def test_mistakes_are_one_line(tmp_path: Path, scene: np.ndarray) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, scene: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"absent\.ckpt: no such checkpoint"):
         RPN(str(tmp_path / "absent.ckpt"))
     with pytest.raises(UserError, match=r"best\.ckpt: no such checkpoint; give the folder of a run"):

@@ -468,7 +468,7 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
         ({"background": 0.6}, "--model.background: 0.6 exceeds --model.foreground, 0.5"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         _model(**options)
     assert message in str(refused.value) and "\n" not in str(refused.value)

@@ -65,7 +65,7 @@ def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     return box_iou(boxes, anchors)
 
 
-def test_loss_is_torchvisions() -> None:
+def test_loss_equals_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(3, 3, *SIZE)
     expected = _torchvision_loss(theirs, images, _targets())
@@ -81,7 +81,7 @@ def test_loss_without_objects_is_finite_and_has_no_box_loss() -> None:
     assert torch.isfinite(losses["class"])
 
 
-def test_detections_are_torchvisions() -> None:
+def test_detections_equal_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *SIZE)
     with torch.inference_mode():
@@ -97,8 +97,12 @@ def test_detections_are_torchvisions() -> None:
         torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
 
 
-def test_default_boxes_are_the_papers() -> None:
-    """8,732 boxes on 300x300; the first is centred at .01333 with sides .1, .14142, and .14142 x .07071."""
+def test_default_boxes_equal_the_papers() -> None:
+    """An image of 300x300 has 8,732 boxes.
+
+    The boxes of the first cell are centred at .01333. Their sizes are .1 x .1, .14142 x .14142, .14142 x .07071 and
+    .07071 x .14142, as fractions of the image's sides.
+    """
     generator = DefaultBoxGenerator(
         [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
         scales=[0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
@@ -117,7 +121,7 @@ def test_default_boxes_are_the_papers() -> None:
 
 @pytest.mark.parametrize("foreground,background", [(0.5, 0.5), (0.7, 0.3)])
 def test_matching_follows_its_definition(foreground: float, background: float) -> None:
-    """Compare with the definition as loops."""
+    """The matching equals that of loops over anchors and objects."""
     torch.manual_seed(1)
     corners = torch.rand(40, 2) * 80
     anchors = torch.cat([corners, corners + 5 + torch.rand(40, 2) * 40], 1)
@@ -184,7 +188,7 @@ def test_stages_run_the_network_once() -> None:
 
 
 def _overfit(model: SSD, steps: int = 120) -> float:
-    """Return map_50 on the four training images."""
+    """Train on four images and return map_50 on them."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 90, (4, 3, 64, 96), generator=generator, dtype=torch.uint8)
     targets = []
@@ -238,7 +242,7 @@ def test_does_not_overfit_without_box_regression(monkeypatch: pytest.MonkeyPatch
 
 
 def test_default_boxes_keep_their_size_in_pixels_in_resized_images() -> None:
-    """The receptive field of a cell is a number of pixels; boxes that scaled with the image would not match it."""
+    """The receptive field of a cell is fixed in pixels, so the boxes must not be scaled with the image."""
     ours = SSD(["a"], backbone="resnet10t", width=32).eval()
     seen: list[Tensor] = []
     heads = ours._heads
@@ -265,7 +269,7 @@ def test_default_boxes_keep_their_size_in_pixels_in_resized_images() -> None:
 
 
 def test_default_boxes_are_centred_on_their_cells_at_any_size() -> None:
-    """With stride 32, the last cell of an image of 72 pixels starts at 64."""
+    """On an image with a side of 72 pixels, the last cell of the map with stride 32 starts at pixel 64."""
     ours = SSD(["a"], backbone="resnet10t", width=32, extra_maps=1, top_down=True).eval()
     images = torch.zeros(1, 3, 72, 104)
     maps = ours._maps(images)

@@ -219,7 +219,7 @@ def test_ssdlite_loads_mobilenet(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, theirs.features(images))
 
 
-def test_mistakes_are_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Path]) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, ssdlite: tuple[TorchvisionSSD, Path]) -> None:
     with pytest.raises(
         UserError, match=r"SSD300 needs images of 300x300, and these are 128x96; give --data.recipe SSDAug"
     ):

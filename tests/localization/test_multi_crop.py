@@ -166,7 +166,7 @@ def test_views_do_not_change_the_weights() -> None:
         ({"test_scales": []}, "model.test_scales []: must be one or more numbers, each above 0"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         _head(**options)
     assert message in str(refused.value) and "\n" not in str(refused.value)

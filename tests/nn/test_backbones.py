@@ -139,7 +139,7 @@ def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(images)[-1], features)
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="timm has no such model; did you mean resnet18"):
         build_backbone("resnet81")
     with pytest.raises(UserError, match="did you mean torchvision:vgg1"):

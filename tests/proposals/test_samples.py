@@ -102,7 +102,7 @@ def test_images_without_annotations_have_proposals(shapes: Path) -> None:
     assert len(target["proposals"]) > 100 and target["proposals"].max() <= 64.01
 
 
-def test_mistakes_are_one_line(shapes: Path) -> None:
+def test_mistakes_are_reported_in_one_line(shapes: Path) -> None:
     with pytest.raises(UserError, match="segmentation does not use region proposals"):
         module(shapes, Plain(), task="segmentation", proposals=UniformWindows())
     with pytest.raises(UserError, match="max_proposals 0: must be at least 1"):

@@ -71,7 +71,7 @@ def test_settings_make_the_key() -> None:
     assert len({search.key, *(replace(search, **change).key for change in changed)}) == 5
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     with pytest.raises(UserError, match=r"strategy slow: must be one of single, fast, quality"):
         SelectiveSearch("slow")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="min_width -1"):

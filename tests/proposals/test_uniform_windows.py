@@ -40,6 +40,6 @@ def test_objects_of_the_window_size_are_covered() -> None:
 
 
 @pytest.mark.parametrize("change", [{"scales": ()}, {"aspects": (0.0,)}, {"overlap": 1.0}, {"seed": -1}])
-def test_mistakes_are_one_line(change: dict) -> None:
+def test_mistakes_are_reported_in_one_line(change: dict) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         UniformWindows(**change)

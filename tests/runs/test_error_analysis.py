@@ -1,4 +1,4 @@
-"""The analysis of a test's errors, from the command to the files."""
+"""Tests of the error analysis of `segdet test`, from the command to the files."""
 
 import json
 import math
@@ -30,14 +30,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(task: str, shapes: Path, folder: Path, *options: str) -> Path:
-    """Return the folder of a test of a model that has hardly been trained."""
+    """Train a small model for one epoch, test it, and return the run's folder."""
     model = [*MODELS[task], "--model.backbone=test_resnet"]
     assert main(["fit", *model, *DATA, f"--data.root={shapes}", f"--run_dir={folder}"]) == 0
     assert main(["test", f"--ckpt_path={folder}", f"--run_dir={folder}", *options]) == 0
     return folder
 
 
-def test_the_test_of_a_detector_reports_the_causes_of_its_lost_ap(
+def test_testing_a_detector_reports_the_errors_that_lower_its_ap(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of("detection", shapes, tmp_path / "run", "--error_analysis.min_score=0.01")
@@ -65,7 +65,7 @@ def test_the_test_of_a_detector_reports_the_causes_of_its_lost_ap(
     assert main(["report", str(run)]) == 0
     assert "without one kind of error" in capsys.readouterr().out
 
-    # When the analysis is disabled there are no files; without images, there is no picture.
+    # Without the analysis, there are no files. With `worst=0`, there are files, but no picture of the worst images.
     options = [f"--ckpt_path={run}", f"--run_dir={tmp_path / 'off'}"]
     assert main(["test", *options, "--error_analysis.enabled=false"]) == 0
     assert not {"errors.json", "confusion.png", "worst.png"} & {each.name for each in tmp_path.glob("off/*")}
@@ -76,7 +76,9 @@ def test_the_test_of_a_detector_reports_the_causes_of_its_lost_ap(
     assert (tmp_path / "off/errors.json").exists() and not (tmp_path / "off/worst.png").exists()
 
 
-def test_segmentation_has_a_confusion_matrix_and_localization_nothing(shapes: Path, tmp_path: Path) -> None:
+def test_segmentation_has_a_confusion_matrix_and_localization_has_no_files(
+    shapes: Path, tmp_path: Path
+) -> None:
     run = run_of("segmentation", shapes, tmp_path / "segmentation")
     assert np.asarray(Image.open(run / "confusion.png")).std() > 5
     assert not (run / "errors.json").exists() and not (run / "worst.png").exists()
@@ -84,7 +86,7 @@ def test_segmentation_has_a_confusion_matrix_and_localization_nothing(shapes: Pa
     assert not (run / "confusion.png").exists() and not (run / "errors.json").exists()
 
 
-def test_a_mistake_on_the_command_line_is_one_line(
+def test_a_wrong_option_is_reported_in_one_line(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [*MODELS["detection"], "--model.backbone=test_resnet", *DATA, f"--data.root={shapes}"]

@@ -193,7 +193,7 @@ def test_another_batch_size_is_reported(tmp_path: Path, capsys: pytest.CaptureFi
     data.load_state_dict({"epoch": 1, "batches": 3, "batch_size": 8})
     message = capsys.readouterr().err
     assert message.startswith(
-        "segdet: the checkpoint was saved within an epoch of 8 images per step, now there are 2"
+        "segdet: the checkpoint was saved within an epoch with 8 images per step, but this run has 2"
     )
     assert message.count("\n") == 1
 

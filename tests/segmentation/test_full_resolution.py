@@ -99,7 +99,7 @@ def test_an_image_is_one_pass() -> None:
     assert len(outputs[model.pass_module]) == 1
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     with pytest.raises(
         UserError, match=r"model.dilations: \[1, 2\] for a depth of 5; give 5 integers of at least 1"
     ):

@@ -285,7 +285,7 @@ def test_stages_of_narrow_images_have_windows(size: tuple[int, int]) -> None:
         ({"windows_per_image": -1}, "model.windows_per_image -1"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.")) as refused:
         _model(**options)
     assert "\n" not in str(refused.value)

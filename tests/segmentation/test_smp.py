@@ -62,7 +62,7 @@ def test_trains_and_predicts_at_any_size(architecture: str) -> None:
     assert all(stage.map is not None and stage.map.shape <= (33, 50) for stage in stages)
 
 
-def test_logits_are_the_librarys() -> None:
+def test_logits_equal_the_librarys() -> None:
     model = _model("DeepLabV3Plus").eval()
     theirs = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=3, decoder_channels=32).eval()
     theirs.load_state_dict(model.network.state_dict())
@@ -85,7 +85,7 @@ def test_overfits_four_images(architecture: str, overfit: Overfit) -> None:
     assert overfit(_model(architecture), 80, 5e-3) >= 0.98
 
 
-def test_without_features_it_does_not_overfit(overfit: Overfit) -> None:
+def test_does_not_overfit_without_encoder_features(overfit: Overfit) -> None:
     model = _model("Unet")
     model.network.encoder.register_forward_hook(  # type: ignore[union-attr,operator]
         lambda module, images, maps: [0 * features for features in maps]
@@ -126,7 +126,7 @@ def test_encoder_weights_from_a_file(tmp_path: Path) -> None:
         ({"architecture": "DPT"}, "Encoder name must start with 'tu-'"),
     ],
 )
-def test_mistakes_are_one_line(arguments: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         SMP(CLASSES, **({"encoder": "resnet18"} | arguments))
     assert message in str(error.value) and "\n" not in str(error.value)

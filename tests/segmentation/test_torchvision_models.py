@@ -229,7 +229,7 @@ def test_stages() -> None:
         assert all(stage.map is not None and stage.map.ndim == 2 for stage in stages)
 
 
-def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="torchvision has no such DeepLabV3; did you mean resnet50"):
         DeepLabV3(CLASSES, "resnet5")
     with pytest.raises(UserError, match="torchvision has no such LRASPP; did you mean mobilenet_v3_large"):

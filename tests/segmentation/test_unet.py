@@ -79,7 +79,7 @@ class TestUNet:
         assert names[-1] == "confidence" and names[9].startswith("heat map")
         assert [stage.map.shape for stage in stages[:2] + stages[5:6]] == [(32, 48), (16, 24), (4, 6)]  # type: ignore[union-attr]
 
-    def test_mistakes_are_one_line(self) -> None:
+    def test_mistakes_are_reported_in_one_line(self) -> None:
         with pytest.raises(UserError, match=r"model\.widths: 2 numbers for 5 strides; give 4"):
             _unet(widths=[8, 8])
         with pytest.raises(UserError, match=r"model\.strides: \[4\]; give two or more"):

@@ -156,7 +156,7 @@ def test_an_image_is_one_pass() -> None:
     assert len(outputs[model.pass_module]) == 1
 
 
-def test_mistakes_are_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     with pytest.raises(UserError, match=r"--model\.upsampling bilinaer: .* did you mean bilinear\?"):
         _fcn("bilinaer")  # type: ignore[arg-type]
     with pytest.raises(

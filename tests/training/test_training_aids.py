@@ -177,7 +177,7 @@ def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
         ({"compile": {"fast": True}}, "--model.compile {'fast': True}: "),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         ssd(**options).configure_model()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)

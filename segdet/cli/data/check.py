@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("segdet data check", "Read a whole dataset and list every fault with its file.")
     parser.add_dataset_arguments()
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one per core")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of threads (default: one per core)")
     return run_command(parser, argv, _check)
 
 

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_dataset_arguments()
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot the numbers to this file")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one per core")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of threads (default: one per core)")
     return run_command(parser, argv, _stats)
 
 
@@ -33,7 +33,9 @@ def _stats(arguments: argparse.Namespace) -> int:
     sys.stdout.write(f"{dataset}\n\n{describe(stats, dataset.task)}\n")
     bad = [line for item in stats.values() for line in item.bad]
     if bad:
-        sys.stdout.write(f"\n{len(bad):,} cannot be read, the first is {bad[0]}; see segdet data check\n")
+        sys.stdout.write(
+            f"\nsamples that cannot be read: {len(bad):,}, the first: {bad[0]}; see segdet data check\n"
+        )
     if arguments.json:
         record = {split: item.record(dataset.task) for split, item in stats.items()}
         text = {"root": str(dataset.root), "format": dataset.format, "task": dataset.task, "splits": record}

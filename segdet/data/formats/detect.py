@@ -73,7 +73,7 @@ def guess_format(root: Path) -> str:
         UserError: If it has none of these formats.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder; give the dataset's folder")
+        raise UserError(f"{root}: no such folder; give the dataset's folder")
     if (format := _format_of(root)) is not None:
         return format
     try:
@@ -126,7 +126,7 @@ def find_dataset(
         root = root / "VOCdevkit"
     format = format or guess_format(root)
     if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder; give the dataset's folder")
+        raise UserError(f"{root}: no such folder; give the dataset's folder")
     task = task or guess_task(root, format)
     if format != "voc" and ignore_index is not None:
         raise UserError(f"--ignore_index: only voc folders have one, and {root} is {format}; leave it out")

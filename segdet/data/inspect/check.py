@@ -139,7 +139,7 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
             finding.empty = not counted.any()
             found = (mask.shape[0], mask.shape[1])
             if size is not None and found != size:
-                fault = f"the mask is {_wh(found)} but its image {path.name} {_wh(size)}"
+                fault = f"the mask is {_wh(found)} but its image {path.name} is {_wh(size)}"
                 finding.faults.append(
                     Fault(annotation, fault, True, "fix or remove the file", kind=FaultKind.SIZE)
                 )
@@ -151,7 +151,7 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
                 and annotation.suffix.lower() == ".png"
                 and (found := image_size(annotation)) != size
             ):
-                fault = f"is {_wh(found)} but its image {path.name} {_wh(size)}"
+                fault = f"is {_wh(found)} but its image {path.name} is {_wh(size)}"
                 handling = "its boxes are assumed to be in pixels of the image; check that they are"
                 finding.faults.append(Fault(annotation, fault, False, handling, kind=FaultKind.SIZE))
             limits = size or declared

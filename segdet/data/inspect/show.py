@@ -85,7 +85,7 @@ def draw_sample(
         if mask.shape != image.shape[:2]:
             file = next(iter(reader.annotation_paths(index, task)), path)
             size, of_image = (f"{shape[1]}x{shape[0]}" for shape in (mask.shape, image.shape))
-            raise BadSample(file, f"the mask is {size} but its image {path.name} {of_image}")
+            raise BadSample(file, f"the mask is {size} but its image {path.name} is {of_image}")
         picture = draw_mask(image, mask, reader.mask_names, longest=longest, legend=False)
         return picture, np.unique(mask)
     objects, _ = clean_objects(reader.objects(index), (image.shape[0], image.shape[1]))

@@ -300,7 +300,7 @@ def test_a_mask_of_another_size(voc_folder, capsys):
     Image.fromarray(np.zeros((40, 64), np.uint8)).save(path)
     status, line = only_line(capsys, voc_folder, "--task", "segmentation")
     assert status == 1
-    assert line.startswith(f"fatal    {path}: the mask is 64x40 but its image a.jpg 64x48; ")
+    assert line.startswith(f"fatal    {path}: the mask is 64x40 but its image a.jpg is 64x48; ")
 
 
 def test_an_unknown_mask_value(voc_folder, capsys):
@@ -442,7 +442,7 @@ def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere: no such folder"),
         (["."], ".: contains neither annotations/instances_"),
         (["voc", "--split", "tset"], "tset.txt: no such split list for detection"),
         (["voc", "--workers", "0"], "--workers 0: must be at least 1"),
@@ -450,7 +450,7 @@ def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
         (["coco", "--ignore_index", "3"], "--ignore_index: only voc folders have one"),
     ],
 )
-def test_mistakes_are_one_line(voc_folder, coco_folder, monkeypatch, capsys, arguments, line):
+def test_mistakes_are_reported_in_one_line(voc_folder, coco_folder, monkeypatch, capsys, arguments, line):
     monkeypatch.chdir(voc_folder.parent)
     assert main(arguments) == 2
     error = capsys.readouterr().err

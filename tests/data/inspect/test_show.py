@@ -40,7 +40,7 @@ def test_show_draws_the_requested_samples(coco_folder, tmp_path, capsys):
         (["--output", "sheet.pdf"], "--output sheet.pdf: must end in .png or .jpg or .jpeg"),
     ],
 )
-def test_mistakes_are_one_line(voc_folder, capsys, arguments, line):
+def test_mistakes_are_reported_in_one_line(voc_folder, capsys, arguments, line):
     assert main([str(voc_folder), *arguments]) == 2
     assert capsys.readouterr().err == f"segdet data show: {line}\n"
 

@@ -56,12 +56,12 @@ def test_pixels_are_counted(voc_folder):
     assert record["empty"] == 0
 
 
-def test_a_mask_of_background_alone_is_without_objects(voc_folder):
+def test_a_mask_with_only_background_has_no_objects(voc_folder):
     Image.fromarray(np.zeros((48, 64), np.uint8)).save(voc_folder / "SegmentationClass/c.png")
     assert measure(open_readers(voc_folder, task="segmentation")["val"], "segmentation").empty == 1
 
 
-def test_an_unreadable_split_has_a_table(voc_folder):
+def test_tables_include_a_split_without_readable_samples(voc_folder):
     (voc_folder / "Annotations/c.xml").write_text("<")
     readers = open_readers(voc_folder)
     stats = {split: measure(reader, "detection") for split, reader in readers.items()}
@@ -92,15 +92,15 @@ def test_unreadable_samples_are_reported(voc_folder, capsys):
     assert main([str(voc_folder)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(
-        f"1 cannot be read, the first is {voc_folder / 'Annotations/c.xml'}: not valid XML"
+        f"samples that cannot be read: 1, the first: {voc_folder / 'Annotations/c.xml'}: not valid XML"
     )
     assert last.endswith("see segdet data check")
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == (
-        f"segdet data stats: {tmp_path / 'nowhere'}: there is no such folder; give the dataset's folder\n"
+        f"segdet data stats: {tmp_path / 'nowhere'}: no such folder; give the dataset's folder\n"
     )
 
 
