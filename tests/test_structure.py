@@ -31,7 +31,7 @@ def test_the_training_command_imports_few_modules() -> None:
     assert len(STRUCTURE.entry_imports()) <= 10
 
 
-def test_there_is_one_place_for_what_many_need() -> None:
+def test_name_suggestions_and_atomic_writes_are_each_in_one_module() -> None:
     assert STRUCTURE.closest_match_files() == ["segdet.util.suggest"]
     assert [place.split(":")[0] for place in STRUCTURE.atomic_writes()] == ["segdet.util.files"]
 
@@ -56,7 +56,7 @@ def test_there_is_one_place_for_what_many_need() -> None:
         ("segdet.cli.train", "from segdet.cli.main import main\nfrom segdet import detection", []),
     ],
 )
-def test_other_directions_are_found(module: str, line: str, found: list[str]) -> None:
+def test_upward_imports_are_found(module: str, line: str, found: list[str]) -> None:
     assert upward_imports(module, line) == found
 
 
@@ -79,7 +79,7 @@ def test_a_cycle_is_found_through_a_third_module_and_inside_functions(tmp_path: 
     assert structure.cycles() == ["segdet.data.a <-> segdet.data.b <-> segdet.data.c"]
 
 
-def test_renames_are_found_and_replaced_texts_are_not(tmp_path: Path) -> None:
+def test_renamed_files_are_found_and_string_replacements_are_not(tmp_path: Path) -> None:
     text = (
         "import os\nos.replace(a, b)\npartial.replace(path)\n'a'.replace('a', 'b')\nreplace(record, name=1)\n"
     )

@@ -60,7 +60,7 @@ def test_the_package_is_typed_and_licensed() -> None:
     assert "Apache License" in text and "Copyright 2026 the segdet authors" in text
 
 
-def test_commits_are_checked_by_the_tools_of_the_lint_command() -> None:
+def test_the_commit_hooks_run_the_tools_of_make_lint() -> None:
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
     lint = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which annotated objects are used: clipped boxes, dropped boxes and the dominant object.
+"""Select the annotated objects to use: clip boxes, drop invalid ones, and find the dominant object.
 
 Boxes that extend beyond the image are clipped. Boxes without area (before or after clipping) and boxes with
 coordinates that are not finite are dropped and reported.
@@ -55,7 +55,7 @@ def clean_objects(
     Args:
         objects: The annotated objects.
         size: ``(height, width)`` of the image.
-        class_names: Names for the descriptions, label 1 first; without them labels are written as numbers.
+        class_names: Names for the descriptions, label 1 first. Without names, labels are written as numbers.
 
     Returns:
         The valid objects with clipped boxes (``area`` stays as annotated), and the dropped boxes: those that are not
@@ -81,8 +81,8 @@ def clean_objects(
 def dominant_object(objects: Objects, dominance: float = 1.0) -> int | None:
     """Return the index of the object that localization uses, or None if there is none.
 
-    It is the object with the largest annotated area (the first of equals) among those that are neither crowds nor
-    difficult, if its area is at least ``dominance`` times that of the next.
+    Crowds and difficult objects are not considered. Among the others, it is the object with the largest annotated area
+    (the first one if several are equal). Its area must be at least ``dominance`` times the second-largest area.
     """
     candidates = np.flatnonzero(~(objects.iscrowd | objects.difficult))
     if not len(candidates):

@@ -22,7 +22,11 @@ from tqdm import tqdm
 from segdet.util.errors import UserError
 
 _CHUNK = 1 << 20
-_IN_BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}  # of progress bars
+_IN_BYTES: dict[str, Any] = {
+    "unit": "B",
+    "unit_scale": True,
+    "unit_divisor": 1024,
+}  # options of progress bars
 _TIMEOUT = 30.0  # seconds without data after which an attempt fails
 _USER_AGENT = "segdet"
 
@@ -107,7 +111,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None, *, attempts: int = 4
         pause: Seconds before the second attempt, doubled for each later one.
 
     Raises:
-        UserError: If no address delivers the file, or the checksum is wrong.
+        UserError: If the file cannot be downloaded from any address, or the checksum is wrong.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +124,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str | None, *, attempts: int = 4
             except urllib.error.HTTPError as error:
                 reason = f"{url}: HTTP status {error.code} {error.reason}"
                 if error.code < 500 and error.code not in (408, 429):
-                    break  # the server refuses; retrying does not help
+                    break  # the server rejects the request; retrying does not help
             except (_Unfinished, urllib.error.URLError, HTTPException, OSError) as error:
                 reason = f"{url}: {getattr(error, 'reason', None) or error}"
                 progressed = part.exists() and part.stat().st_size > had
@@ -150,16 +154,20 @@ def _transfer(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        # The range starts at or after the end: the file is complete, or it is another file's.
+        # The range starts at or after the end: the partial file is complete, or it is of another file.
         total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         error.close()
         if total == str(start):
             return
         part.unlink()
-        raise _Unfinished("the partial file was longer than the complete file and is restarted") from None
+        raise _Unfinished(
+            "the partial file was longer than the complete file; the download is restarted"
+        ) from None
     with response:
         if start and response.status != 206:
-            tqdm.write(f"{part.name}: the server cannot resume, restarting", file=sys.stderr)
+            tqdm.write(
+                f"{part.name}: the server cannot resume the download; it is restarted", file=sys.stderr
+            )
             start = 0
         length = response.headers.get("Content-Length")
         total_bytes = start + int(length) if length else None
@@ -180,7 +188,8 @@ def _verify(path: Path, md5: str | None, origin: str) -> None:
     if md5 is not None and (found := checksum(path)) != md5:
         path.unlink()
         raise UserError(
-            f"{path}: the file from {origin} has the MD5 {found} instead of {md5} and was deleted; run this again"
+            f"{path}: the file from {origin} has the MD5 {found} instead of {md5} and was deleted; run the command "
+            "again"
         )
 
 
@@ -228,7 +237,9 @@ def unpack(archive: Path, root: Path, marker: str = "", inside: str = "") -> Non
     except tarfile.FilterError as error:
         raise _unsafe(archive, error) from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{archive}: corrupt or not an archive ({error}); delete it and run again") from None
+        raise UserError(
+            f"{archive}: corrupt or not an archive ({error}); delete it and run the command again"
+        ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -250,7 +261,7 @@ def _unzip(archive: Path, staging: Path) -> None:
 
 
 def _merge(source: Path, target: Path, last: Path) -> None:
-    """Move the content of ``source`` into ``target`` without overwriting, and ``last`` at the end."""
+    """Move the content of ``source`` into ``target`` without overwriting files; the path ``last`` is moved last."""
     for entry in sorted(source.iterdir(), key=lambda entry: last.is_relative_to(target / entry.name)):
         place = target / entry.name
         if not place.exists():
@@ -269,14 +280,14 @@ def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: fl
         pause: See `fetch`.
 
     Returns:
-        One line per part that describes what was done.
+        One line per part, which tells whether it existed or was downloaded.
 
     Raises:
         UserError: If there is not enough disk space, or a part cannot be downloaded or has a wrong checksum.
     """
     places = {part: part.present(root) for part in parts}
     lines = [
-        f"{part.name}: {place} exists already, nothing was changed" for part, place in places.items() if place
+        f"{part.name}: {place} exists already; nothing was changed" for part, place in places.items() if place
     ]
     missing = [part for part, place in places.items() if place is None]
     _check_space(missing, root)
@@ -296,7 +307,7 @@ def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: fl
 
 
 def _check_space(parts: Sequence[Part], root: Path) -> None:
-    """Print the disk space that the parts need, and raise `UserError` if there is less."""
+    """Print the disk space that the parts need; raise `UserError` if less is free."""
     if not parts:
         return
     need = 0
@@ -308,7 +319,7 @@ def _check_space(parts: Sequence[Part], root: Path) -> None:
     place = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     names = ", ".join(part.name for part in parts)
-    tqdm.write(f"{names}: needs about {_size(need)} in {root}, {_size(free)} are free", file=sys.stderr)
+    tqdm.write(f"{names}: about {_size(need)} needed in {root}, {_size(free)} free", file=sys.stderr)
     if need > free:
         raise UserError(
             f"{root}: {_size(need)} are needed and {_size(free)} are free; "

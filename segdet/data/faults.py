@@ -1,4 +1,4 @@
-"""Faults of a dataset: the file, what is wrong with it, how severe it is and how to fix it."""
+"""Faults of a dataset: the file, the fault, its severity and its remedy."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,13 +32,13 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with a dataset.
+    """A fault in a file of a dataset.
 
     Attributes:
         path: The file at fault.
-        fault: What is wrong.
+        fault: Description of the fault.
         fatal: Whether the sample cannot be used, so that training stops on it.
-        remedy: How to fix it or, if it is not fatal, how it is handled.
+        remedy: How to fix the fault or, if it is not fatal, how it is handled.
         note: True for information about the dataset that is not a fault.
         kind: The kind of the fault.
     """

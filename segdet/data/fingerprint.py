@@ -1,4 +1,4 @@
-"""A fingerprint of the dataset that a run reads."""
+"""Fingerprint of the dataset of a run."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Images in memory, or their paths, as arrays."""
+"""Convert images in memory, and image files, to arrays."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from segdet.data.images import read_image
 from segdet.util.errors import UserError
 
 ImageLike = Path | str | Image.Image | np.ndarray | Tensor
-"""An image in memory or a path."""
+"""An image in memory, or the path of an image file."""
 
 
 def as_rgb(image: ImageLike) -> np.ndarray:
@@ -23,7 +23,7 @@ def as_rgb(image: ImageLike) -> np.ndarray:
 
     Raises:
         BadSample: If the file cannot be read.
-        UserError: If the image is of another type or shape, or empty.
+        UserError: If the image has another type or shape, or is empty.
     """
     pixels = _as_rgb(image)
     if not pixels.size:

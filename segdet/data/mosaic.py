@@ -17,16 +17,16 @@ from segdet.data.sampler import Draw
 from segdet.data.transforms import MEAN_COLOUR
 
 _STREAM = 4
-"""Separates the random numbers of a mosaic from those of its first image's augmentation."""
+"""Part of the seed that separates the random numbers of a mosaic from those of its first image's augmentation."""
 
 
 class MosaicDataset(Dataset[Sample]):
-    """A training dataset of detection in which samples are replaced by a `mosaic` with some probability.
+    """A training dataset of detection that replaces each sample by a `mosaic` with a given probability.
 
     Args:
         dataset: The training samples.
         probability: Probability of a mosaic, 0 to 1.
-        epochs: Number of epochs with mosaics; afterwards samples stay as they are. None for all epochs.
+        epochs: Number of epochs with mosaics, after which samples are not replaced. None for all epochs.
     """
 
     def __init__(self, dataset: TaskDataset, probability: float, epochs: int | None = None) -> None:
@@ -60,7 +60,7 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, min_visibility: 
     Args:
         samples: Four samples of detection. The result has the size and the source of the first.
         rng: Random number generator.
-        min_visibility: Share of its area that a box must keep; boxes with less are dropped.
+        min_visibility: Minimum share of a box's area that remains in the mosaic; boxes with less are dropped.
     """
     height, width = samples[0].image.shape[1:]
     down, across = (round(float(rng.uniform(0.2, 0.8)) * side) for side in (height, width))

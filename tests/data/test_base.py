@@ -1,4 +1,4 @@
-"""The subsets that each stage reads."""
+"""Tests of the base DataModule: subsets of each stage, arguments, and the default seed."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from segdet.util.errors import UserError
 
 
 def modules(voc: Path, coco: Path, cityscapes: Path, test: bool) -> list[DataModule]:
-    """Return a DataModule of each format, with ``val`` or none as the test split."""
+    """Return a DataModule of each format. The test split is ``val`` if ``test``, else it is not given."""
     name = "val" if test else None
     return [
         VOCDataModule(voc, test=[name] if name else None),
@@ -67,7 +67,9 @@ def test_cached_files_of_two_subsets_are_counted_once(voc_folder: Path) -> None:
         ({"limit_train": 0}, "--data.limit_train 0: must be at least 1"),
     ],
 )
-def test_wrong_arguments_in_a_script_are_one_line(voc_folder: Path, options: Any, error: str) -> None:
+def test_wrong_arguments_in_a_script_are_reported_in_one_line(
+    voc_folder: Path, options: Any, error: str
+) -> None:
     with pytest.raises(UserError) as caught:
         VOCDataModule(voc_folder, **options)
     assert str(caught.value).startswith(error) and "\n" not in str(caught.value)

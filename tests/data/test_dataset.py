@@ -108,7 +108,7 @@ def test_segmentation_scores_at_the_original_resolution(tmp_path: Path) -> None:
     assert (mask[0] == 255).all() and (mask[1:, :15] == 1).all() and (mask[1:, 15:] == 0).all()
 
 
-def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
+def test_the_error_for_a_mask_of_another_size_names_both_sizes(tmp_path: Path) -> None:
     dataset = TaskDataset(
         _Reader(tmp_path, [_objects()], mask_height=7), "segmentation", Plain(), training=True
     )
@@ -116,7 +116,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
         dataset[0]
 
 
-def test_the_dominant_object_is_the_largest_that_counts() -> None:
+def test_the_dominant_object_is_the_largest_that_is_neither_crowd_nor_difficult() -> None:
     assert dominant_object(_objects(CROWD, PLAIN_BOX, DIFFICULT)) == 1
     assert dominant_object(_objects(PLAIN_BOX, PLAIN_BOX)) == 0
     assert dominant_object(_objects(PLAIN_BOX, PLAIN_BOX), dominance=1.5) is None
@@ -136,7 +136,7 @@ def test_localization_leaves_out_images_without_dominant_object(tmp_path: Path) 
     torch.testing.assert_close(sample.target["boxes"], torch.tensor([[20.0, 10, 31, 20]]))
 
 
-def test_localization_never_loses_its_object(tmp_path: Path) -> None:
+def test_augmentation_never_removes_the_object_of_localization(tmp_path: Path) -> None:
     reader = _Reader(tmp_path, [_objects((27, 0, 30, 3, 1, False, False))])
     dataset = TaskDataset(reader, "localization", ScaleJitter(size=(20, 30), scale=(2, 3)), training=True)
     for epoch in range(20):
@@ -147,7 +147,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_sample(tmp_path: Path) -> N
     reader = _Reader(tmp_path, [_objects(PLAIN_BOX)] * 3)
     recipe = ScaleJitter(size=(20, 30))
     one, two = (TaskDataset(reader, "detection", recipe, training=True, seed=4) for _ in range(2))
-    two[0], two[1]  # other random numbers have been drawn before
+    two[0], two[1]  # drawing other samples first must not matter
     assert (one[Draw(2, 1)].image == two[Draw(2, 1)].image).all()
     assert any((one[Draw(2, e)].image != one[Draw(2, 1)].image).any() for e in range(2, 6))
 
@@ -161,7 +161,9 @@ def test_a_bad_sample_raises_or_is_replaced_and_listed(tmp_path: Path) -> None:
     assert train.source.path.name == "2.png" and not train.source.duplicate
     assert "1.png" in train.source.notes[0]
     scored = TaskDataset(reader, "detection", Plain(), training=False, on_bad_sample="skip")[1]
-    assert scored.source.duplicate  # it is scored at its own index
+    assert (
+        scored.source.duplicate
+    )  # because the sample that replaces the bad one is also scored at its own index
     for path in reader.paths:
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of the 3 samples can be read"):

@@ -166,7 +166,7 @@ def test_a_server_without_ranges_restarts(server, tmp_path, capsys):
     server.files["file"] = b"0123456789"
     fetch([server.url("file")], tmp_path / "file", md5(b"0123456789"), pause=0.0)
     assert (tmp_path / "file").read_bytes() == b"0123456789"
-    assert "the server cannot resume, restarting" in capsys.readouterr().err
+    assert "the server cannot resume the download; it is restarted" in capsys.readouterr().err
 
 
 def test_a_file_with_a_wrong_checksum_is_deleted(server, tmp_path):
@@ -217,7 +217,7 @@ def test_an_existing_folder_is_not_changed(server, tmp_path, monkeypatch, capsys
     marker.parent.mkdir(parents=True)
     marker.write_text("mine\n")
     assert main(["voc2007", str(tmp_path), "--parts", "trainval"]) == 0
-    assert "exists already, nothing was changed" in capsys.readouterr().out
+    assert "exists already; nothing was changed" in capsys.readouterr().out
     assert marker.read_text() == "mine\n"
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 

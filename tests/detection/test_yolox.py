@@ -1,4 +1,4 @@
-"""Tests of YOLOX: label assignment and losses against loops, the cells, and overfitting."""
+"""Tests of YOLOX: label assignment and losses compared with loops, the cells, and overfitting."""
 
 import math
 from typing import Any
@@ -62,7 +62,7 @@ def _simota_in_loops(
     radius: float,
     most: int,
 ) -> dict[int, int]:
-    """Return the object of each matched cell of one image, by the definition, object by object and cell by cell."""
+    """Return the object of each matched cell of one image, computed with loops over objects and cells."""
     cost: dict[int, dict[int, float]] = {}
     chosen: dict[int, list[int]] = {}
     for g, (box, label) in enumerate(zip(target["boxes"], target["labels"], strict=True)):
@@ -112,7 +112,7 @@ def test_assignment_follows_its_definition(seed: int) -> None:
     assert assigned > 4
 
 
-def test_a_cell_of_two_objects_goes_to_the_one_of_lowest_cost() -> None:
+def test_a_cell_matched_by_two_objects_is_assigned_to_the_one_with_lower_cost() -> None:
     cells = Cells(torch.tensor([[8.0, 8]]), torch.tensor([8.0]), [(1, 1)])
     boxes = torch.tensor([[[0.0, 0, 16, 20], [0, 0, 16, 16]]])
     predicted = torch.tensor([[[0.0, 0, 16, 16]]])
@@ -147,7 +147,7 @@ def test_losses_follow_their_definition(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_boxes_are_relative_to_the_cells_corner_in_strides() -> None:
-    """Zero offsets are a box with sides of one stride, centred on the cell's upper left corner."""
+    """Zero offsets give a box with sides of one stride, centred on the cell's upper left corner."""
     model = _small().eval()
     for head in model.heads:
         torch.nn.init.zeros_(head.box.weight)  # type: ignore[union-attr,arg-type]
@@ -191,7 +191,7 @@ def test_stages_show_each_map() -> None:
     torch.testing.assert_close(stages[-1].boxes, found["boxes"])
 
 
-def test_a_mistake_is_one_line() -> None:
+def test_a_mistake_is_reported_in_one_line() -> None:
     with pytest.raises(UserError, match=r"model\.most_cells 0"):
         _small(most_cells=0)
 

@@ -16,13 +16,13 @@ class Saver(pl.Callback, SavesOnRequest):
         self.saved += 1
 
 
-def test_the_first_callback_that_saves_on_request_does_so() -> None:
+def test_only_the_first_callback_that_can_save_on_request_saves() -> None:
     first, second = Saver(), Saver()
     assert request_checkpoint(SimpleNamespace(callbacks=[pl.Callback(), first, second]))  # type: ignore[arg-type]
     assert (first.saved, second.saved) == (1, 0)
 
 
-def test_without_such_a_callback_nothing_is_saved() -> None:
+def test_without_a_callback_that_can_save_nothing_is_saved() -> None:
     assert not request_checkpoint(SimpleNamespace(callbacks=[pl.Callback()]))  # type: ignore[arg-type]
 
 

@@ -18,14 +18,14 @@ TASKS = ("segmentation", "localization", "detection")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder and what is needed to read its splits.
+    """A dataset folder, with the settings to read its splits.
 
     Attributes:
         root: The folder.
         format: ``voc``, ``coco`` or ``cityscapes``.
         task: segmentation, localization or detection.
         splits: Names of the splits.
-        all_splits: Whether these are all splits of the folder.
+        all_splits: Whether ``splits`` contains all splits of the folder.
         class_names: Classes of a VOC folder, or a selection of COCO's categories; None to read them from the files.
         ignore_index: Mask value of a VOC folder to ignore, besides 255.
     """
@@ -46,7 +46,7 @@ class Dataset:
 
         Raises:
             UserError: If the split does not exist or has no annotations.
-            BadSample: If its annotation file cannot be read.
+            BadSample: If the split's annotation file cannot be read.
         """
         if self.format == "voc":
             from segdet.data.formats.voc import VOCReader
@@ -70,7 +70,7 @@ def guess_format(root: Path) -> str:
     """Return the format of a folder: ``coco``, ``cityscapes`` or ``voc``.
 
     Raises:
-        UserError: If it has none of these formats.
+        UserError: If the folder has none of these formats.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the dataset's folder")
@@ -116,7 +116,9 @@ def find_dataset(
     class_names: list[str] | None = None,
     ignore_index: int | None = None,
 ) -> Dataset:
-    """Return the dataset in a folder; None means to detect the value (`guess_format`, `guess_task`, `list_splits`).
+    """Return the dataset in a folder.
+
+    A format, task or splits of None are detected (`guess_format`, `guess_task`, `list_splits`).
 
     Raises:
         UserError: If the folder has none of the formats, or no splits.
@@ -129,7 +131,7 @@ def find_dataset(
         raise UserError(f"{root}: no such folder; give the dataset's folder")
     task = task or guess_task(root, format)
     if format != "voc" and ignore_index is not None:
-        raise UserError(f"--ignore_index: only voc folders have one, and {root} is {format}; leave it out")
+        raise UserError(f"--ignore_index: for voc folders only, but {root} is {format}; leave it out")
     if format == "cityscapes" and class_names:
         raise UserError("--class_names: the classes of Cityscapes are fixed; leave it out")
     found = tuple(splits) if splits else tuple(list_splits(root, format, task))

@@ -29,7 +29,7 @@ class Reader(ABC):
             none).
         category_ids: The format's own id of each object class, as written to results files.
         annotated: False for images without annotations, which can only be predicted on.
-        states_classes: Whether classes and ids come from the dataset. If not, they are those of the model.
+        states_classes: Whether class names and ids come from the dataset. If not, those of the model are used.
         palette_masks: Whether the format's mask files have VOC's palette; if not, they are plain grayscale.
     """
 
@@ -43,7 +43,7 @@ class Reader(ABC):
 
     @property
     def mask_values(self) -> list[int]:
-        """The value in the format's mask files of each of `mask_names`."""
+        """The value of each of `mask_names` in the format's mask files."""
         return list(range(len(self.mask_names)))
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Reader(ABC):
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Yield the faults of sample ``index`` that only this format can detect.
 
-        Faults that `objects`, `mask` or reading the image raise are not repeated here.
+        Faults that raise an error in `objects`, in `mask` or when the image is read are not repeated here.
         """
         return iter(())
 
@@ -135,7 +135,7 @@ def names_from(file: Path | str, root: Path) -> list[str]:
     """Read class names from a text file, one per line; a relative path is looked up in ``root`` first.
 
     Raises:
-        UserError: If the file cannot be read, is empty, or has a name twice.
+        UserError: If the file cannot be read, is empty, or contains a name twice.
     """
     inside = root / file
     path = inside if inside.is_file() else Path(file)
@@ -161,7 +161,7 @@ def class_names_from(argument: str | None, root: Path) -> list[str] | None:
 
 
 def checked_names(names: list[str], origin: str) -> list[str]:
-    """Return ``names``; raise `UserError`, which names their ``origin``, if there are none or one is repeated."""
+    """Return ``names``; raise `UserError`, starting with ``origin``, if there are none or a name is repeated."""
     if not names:
         raise UserError(f"{origin}: no class names; give one name per class")
     repeated = sorted({name for name in names if names.count(name) > 1})

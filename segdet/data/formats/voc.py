@@ -53,20 +53,27 @@ class _Annotation(NamedTuple):
 class VOCReader(Reader):
     """The images of one or more VOC split lists, with boxes or masks.
 
-    Boxes are written 1-based and inclusive; they become 0-based and half-open: ``xmin - 1, ymin - 1, xmax, ymax``. A
-    box written with ``xmax <= xmin`` or ``ymax <= ymin`` gets no extent in that direction. Parts of an object are not
-    objects.
+    Boxes in the files are 1-based and inclusive. They are converted to 0-based, half-open boxes: ``xmin - 1, ymin - 1,
+    xmax, ymax``. A box with ``xmax <= xmin`` or ``ymax <= ymin`` gets no extent in that direction. The ``<part>``
+    elements of an object are ignored.
 
-    Class names come from the first of these sources that exists: ``class_names``; ``labels.txt`` in the root or the
-    VOC folder; ``known``; for boxes, the names in all XML files of the folder, sorted, or VOC's 20 classes if a year is
-    selected and no other class occurs; for masks, VOC's 21 classes. A leading ``background`` is not an object class.
-    For masks, the names are those of the values 0, 1, 2, ...; if ``ignore_index`` has a name, it is left out and the
-    classes after it move up by one.
+    Class names come from the first of these sources that exists:
+
+    1. ``class_names``.
+    2. ``labels.txt`` in the root or the VOC folder.
+    3. ``known``.
+    4. For boxes, the sorted names in all XML files of the folder. If all sets name a year and the files contain only
+       VOC's 20 classes, these 20 are used.
+    5. For masks, VOC's 21 classes.
+
+    A leading ``background`` is not an object class. For masks, the names belong to the values 0, 1, 2, ... If
+    ``ignore_index`` has a name, this name is left out, and the index of each later class decreases by one.
 
     Args:
         root: Folder that contains ``JPEGImages/``, or ``VOC2007/`` or ``VOCdevkit/VOC2007/``.
-        sets: Split lists: ``train`` of the root itself, ``2007/trainval`` of the year 2007. Several are concatenated.
-        task: Which lists and annotations to use.
+        sets: Split lists, such as ``train`` for the root itself or ``2007/trainval`` for the year 2007. Several lists
+            are concatenated.
+        task: Task whose lists and annotations are used.
         class_names: Class names, or a text file with one per line (looked up in ``root`` first).
         ignore_index: Mask value to ignore, besides 255.
         known: Class names of a model, for folders that do not name their classes.
@@ -143,7 +150,7 @@ class VOCReader(Reader):
             close = closest(unknown[0], self.class_names)
             hint = f" (did you mean {close}?)" if close else ""
             fault = f"unknown class {', '.join(map(repr, unknown))}{hint}"
-            fix = f"fix the name or add it to class_names, which are {_shortened(self.class_names)}"
+            fix = f"fix the name or add it to class_names (now {_shortened(self.class_names)})"
             raise BadSample(path, fault, fix)
         boxes, _ = _half_open(annotation.raw)
         extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
@@ -166,7 +173,7 @@ class VOCReader(Reader):
         if not cv2.LUT(values, valid).all():
             wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
             fault = f"value {_shortened(wrong.tolist())} is not one of the {len(self.mask_names)} classes"
-            fix = "give all names in class_names (one for each value, from 0) or another ignore_index"
+            fix = "give all names in class_names (one per value, from 0) or another ignore_index"
             raise BadSample(path, fault, fix)
         return cv2.LUT(values, lookup)
 
@@ -174,7 +181,7 @@ class VOCReader(Reader):
         return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield degenerate boxes with their numbers as written, and images that the split lists twice."""
+        """Yield degenerate boxes, with the coordinates as written, and images that are listed twice in the split."""
         member = self._members[index]
         if self._first_place[member] != index:
             fault, fix = "is listed twice in the split", "check that this is intended"
@@ -206,7 +213,7 @@ class VOCReader(Reader):
         return folder / "SegmentationClass" / f"{name}.png"
 
     def _annotation(self, path: Path) -> _Annotation:
-        # Size and objects of an image are read one after the other.
+        # The last file is kept, because the size and the objects of an image are read one after the other.
         if self._last is None or self._last[0] != path:
             self._last = path, _read_xml(path)
         return self._last[1]
@@ -224,7 +231,7 @@ class VOCReader(Reader):
         lines = [line.strip() for line in lines if line.strip()]
         if not lines:
             raise UserError(f"{path}: the split list is empty; {_existing_lists(folder)}")
-        # A name may be followed by a flag or the path of a mask, or contain spaces itself.
+        # A line contains a name, possibly with spaces, or a name followed by a flag or the path of a mask.
         spaced = _files_by_stem(folder / "JPEGImages") if any(len(line.split()) > 1 for line in lines) else {}
         whole = [_without_image_suffix(line) for line in lines]
         return [
@@ -263,8 +270,8 @@ class VOCReader(Reader):
             counted = values[(values != IGNORE) & (values != self.ignore_index)]
             if counted.size and counted.max() > len(VOC_CLASSES):
                 raise UserError(
-                    f"{path}: value {counted.max()} is not one of VOC's 21 classes; give class_names, a list or "
-                    f"a file such as {self.root / 'labels.txt'}: one name for each mask value, from 0"
+                    f"{path}: value {counted.max()} is not one of VOC's 21 classes; give class_names as a "
+                    f"list or a file such as {self.root / 'labels.txt'}, with one name per mask value, from 0"
                 )
 
     @cached_property
@@ -279,7 +286,7 @@ class VOCReader(Reader):
         if given is not None:
             self.class_names = given[1:] if _is_background(given[0]) else given
             if not self.class_names:
-                raise UserError("class_names: only the background is named; name the object classes")
+                raise UserError("class_names: contains only the background; add the object classes")
         else:
             found = set().union(*(_classes_in(folder / "Annotations") for folder in self._folders))
             if not found:
@@ -291,7 +298,7 @@ class VOCReader(Reader):
 
 
 def _with_ignored(names: list[str], ignore_index: int) -> list[str]:
-    """Insert a name for ``ignore_index`` into the class names, so that there is one for each mask value."""
+    """Insert a name for ``ignore_index`` into the class names, so that each mask value has a name."""
     return [*names[:ignore_index], "ignored", *names[ignore_index:]] if ignore_index < len(names) else names
 
 
@@ -303,7 +310,7 @@ def _folder_of(root: Path, name: str) -> tuple[Path, str]:
             return root, split
         advice = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
         if years := _years_in(root):
-            advice = f"name the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
+            advice = f"give the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
         raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
     for folder in (root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}", root / year):
         if folder.is_dir():
@@ -314,10 +321,10 @@ def _folder_of(root: Path, name: str) -> tuple[Path, str]:
 
 
 def _half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return 0-based half-open boxes from boxes as written, and which ones are degenerate as written."""
+    """Convert boxes as written to 0-based half-open boxes; also return which of them are degenerate."""
     start, end = raw[:, :2] - 1, raw[:, 2:]
     empty = np.asarray(end <= raw[:, :2])
-    # Equal first and last pixels would be a box one pixel wide, which is a mistake, not an object.
+    # A box whose first and last pixel are equal would be one pixel wide. It is a mistake in the file, not an object.
     end = np.where(empty, np.minimum(start, end), end)
     return np.concatenate([start, end], axis=1), np.asarray(empty.any(axis=1))
 
@@ -391,7 +398,7 @@ def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
 
 
 def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Return the image files of a folder by name without suffix; of several, ``.jpg`` is used."""
+    """Return the image files of a folder by name without suffix. If several have the same name, ``.jpg`` is used."""
     try:
         images = [path.name for path in folder.iterdir() if _suffix(path.name) in _IMAGE_SUFFIXES]
     except OSError:

@@ -29,7 +29,7 @@ def draw_samples(
         dataset: The dataset.
         count: Number of samples, drawn at random from all splits. Samples that cannot be read are replaced by others.
         seed: Seed of the random choice.
-        indices: Samples of the first split to draw instead.
+        indices: Indices of samples of the first split, to draw these instead of random samples.
         cell: Width of a picture in pixels.
         columns: Pictures in a row; see `draw_sheet`.
 
@@ -113,7 +113,7 @@ def _candidates(
 
 
 def _legend(reader: Reader, task: TaskName, present: np.ndarray) -> list[tuple[str, Colour | None]]:
-    """Return name and colour of the classes on a sheet; the colour None stands for ignored pixels."""
+    """Return the names and colours of the classes on a sheet. Ignored pixels have the colour None."""
     if task != "segmentation":
         return [(reader.class_names[label - 1], class_colour(label)) for label in present.tolist()]
     names = [*reader.mask_names, "ignored"]

@@ -23,10 +23,10 @@ _SMALL, _MEDIUM = 32**2, 96**2
 """COCO's limits of small and medium areas, in pixels."""
 
 _MOST_CLASSES = 30
-"""Classes in a bar chart."""
+"""Maximum number of classes in a bar chart."""
 
 _FEWEST_ROWS = 8
-"""Rows in a bar chart, so that few classes do not become thick bars."""
+"""Minimum number of rows in a bar chart. With fewer rows, the bars would be too thick."""
 
 
 @dataclass
@@ -34,19 +34,19 @@ class SplitStats:
     """Numbers of one split.
 
     Attributes:
-        names: Class names: of objects (label 1 first), or of mask values.
+        names: Names of the object classes (label 1 first), or of the mask values.
         sizes: int ``[images, 2]``, (height, width) of the readable images.
         images_with: int ``[K]``, images per class.
         per_image: int ``[images]``, objects per image.
         boxes: float32 ``[objects, 4]``, valid boxes as fractions of the image's sides.
         shapes: float32 ``[objects, 2]``, (width, height) of these boxes in pixels.
-        labels: int ``[objects]``, their labels, 1..K.
-        areas: float32 ``[objects]``, their annotated areas in pixels.
+        labels: int ``[objects]``, labels of the valid objects, 1..K.
+        areas: float32 ``[objects]``, annotated areas of the valid objects in pixels.
         pixels: int ``[256]``, pixels per mask value.
         crowds: Number of crowds.
         difficult: Number of difficult objects.
         unusable: Number of invalid boxes.
-        empty: Images without objects, or without a pixel of a class other than the background.
+        empty: Number of images without objects or, for segmentation, without pixels of a class other than background.
         bad: One line per sample that cannot be read. Such samples are not counted elsewhere.
     """
 
@@ -229,7 +229,7 @@ def _class_table(stats: Mapping[str, SplitStats], records: Mapping[str, Mapping[
 
 
 def _bar(fraction: float) -> str:
-    """Return a bar of up to 20 characters, drawn in eighths; at least one if ``fraction`` is above 0."""
+    """Return a bar of up to 20 characters, in steps of 1/8. If ``fraction`` is above 0, it has at least one step."""
     eighths = max(round(fraction * 160), int(fraction > 0))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 

@@ -9,7 +9,7 @@ from segdet.data.shapes.writers import write_cityscapes, write_coco, write_voc
 from segdet.util.cores import usable_cores
 from segdet.util.errors import UserError, check_choice, check_range
 
-_VERSION = 1  # to be raised when the same seed gives other pixels, so that old folders are recognized
+_VERSION = 1  # increase it when the same seed gives other pixels, so that old folders are recognized
 _FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
 ShapesFormat = Literal["voc", "coco", "cityscapes"]
 _WRITERS = {"voc": write_voc, "coco": write_coco, "cityscapes": write_cityscapes}

@@ -1,7 +1,7 @@
 """Write annotated scenes as Pascal VOC, COCO and Cityscapes folders.
 
-A folder is written under a temporary name beside its final one and renamed at the end, so that it is complete or does
-not exist.
+A folder is written under a temporary name in the same parent folder and renamed at the end. It is therefore either
+complete or missing.
 """
 
 import json
@@ -49,7 +49,7 @@ CITYSCAPES_GROUND = ("road", 7, (128, 64, 128))
 
 _Write = Callable[[Path, str, int, int, Scene], Any]
 _JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
-_POOL_FROM = 64  # for fewer scenes, starting processes takes longer than it saves
+_POOL_FROM = 64  # with fewer scenes, starting processes takes more time than it saves
 
 
 def write_voc(
@@ -57,13 +57,13 @@ def write_voc(
 ) -> Path:
     """Write ``splits`` as a Pascal VOC folder without a year level.
 
-    ``JPEGImages/*.jpg``, ``Annotations/*.xml`` (1-based inclusive boxes), ``SegmentationClass`` and
-    ``SegmentationObject`` (palette PNGs; 255 on the pixels on both sides of each outline),
-    ``ImageSets/{Main,Segmentation}/{train,val,trainval,test}.txt``, and ``labels.txt`` with one name per line,
+    The folder contains ``JPEGImages/*.jpg``, ``Annotations/*.xml`` (1-based inclusive boxes), ``SegmentationClass`` and
+    ``SegmentationObject`` (palette PNGs; pixels on both sides of each outline are 255). Split lists are in
+    ``ImageSets/{Main,Segmentation}/{train,val,trainval,test}.txt``. ``labels.txt`` has one name per line,
     ``background`` first. A crowd region becomes one ``difficult`` object.
 
     Args:
-        root: The folder to create; it must not exist, or be empty.
+        root: The folder to create. If it exists, it must be empty.
         splits: The scenes of each split.
         class_names: Names of labels 1, 2, ...
         options: ``workers``, ``progress`` and ``files`` of `_written`.
@@ -72,7 +72,7 @@ def write_voc(
         ``root``.
 
     Raises:
-        UserError: If ``root`` exists or cannot be written.
+        UserError: If ``root`` exists and is not empty, or cannot be written.
     """
     root = Path(root)
     folders = ["JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"]
@@ -93,8 +93,8 @@ def write_coco(
 ) -> Path:
     """Write ``splits`` as a COCO folder: ``train2017/*.jpg``, ``annotations/instances_train2017.json``, ...
 
-    A segmentation consists of polygons along pixel edges, one per connected part; an object with a hole has a
-    compressed RLE, and a crowd region an uncompressed one. ``area`` is the number of pixels, category ids are sparse
+    A segmentation consists of polygons along pixel edges, one per connected part. Objects with holes have a compressed
+    RLE instead, and crowd regions have an uncompressed RLE. ``area`` is the number of pixels, category ids are sparse
     (`COCO_CATEGORY_IDS`), and images without objects are listed. The arguments are those of `write_voc`.
     """
     root = Path(root)
@@ -127,10 +127,10 @@ def write_cityscapes(
 ) -> Path:
     """Write ``splits`` as a Cityscapes folder.
 
-    ``leftImg8bit/<split>/<city>/*_leftImg8bit.png`` and, under ``gtFine``, ``*_gtFine_labelIds.png``,
-    ``*_gtFine_instanceIds.png`` (16 bits: label id * 1000 + n; a crowd region has the label id alone),
-    ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``. Cityscapes' labels are fixed, so class k is written as the
-    k-th label of `CITYSCAPES_THINGS` and the background as road. The arguments are those of `write_voc`.
+    The images are ``leftImg8bit/<split>/<city>/*_leftImg8bit.png``. The annotations are in ``gtFine``:
+    ``*_gtFine_labelIds.png``, ``*_gtFine_instanceIds.png`` (16 bits: label id * 1000 + n; only the label id for a crowd
+    region), ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``. Cityscapes' labels are fixed, so class k is written
+    as the k-th label of `CITYSCAPES_THINGS`, and the background as road. The arguments are those of `write_voc`.
     """
     root = Path(root)
     _check_classes(class_names, len(CITYSCAPES_THINGS))
@@ -167,8 +167,9 @@ def _written(
     Args:
         root: The folder to create.
         folders: Its subfolders.
-        splits: The scenes of each split. With several ``workers`` they are indexed in other processes.
-        write: Writes one scene: ``write(folder, split, position in the split, running number from 1, scene)``.
+        splits: The scenes of each split. With several ``workers``, the sequences are indexed in worker processes.
+        write: Function to write one scene: ``write(folder, split, position, number, scene)``, with
+            the position in the split and a running number from 1.
         workers: Number of processes.
         progress: Whether to show a progress bar.
         files: Additional small text files, by name.
@@ -241,8 +242,8 @@ def _call_in_worker(*arguments: Any) -> Any:
 def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return outlines and holes of a bool mask as polygons along pixel edges, int ``[V, 2]`` xy each.
 
-    OpenCV follows pixel centres. At double size, each side of a pixel has its own row or column of centres; half of
-    their coordinates are the pixel's edges. The polygons therefore enclose exactly the mask.
+    OpenCV's contours follow pixel centres. At double size, each side of an original pixel has its own row or column of
+    centres. Halving their coordinates gives the pixel's edges, so that the polygons enclose exactly the mask.
     """
     doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -392,7 +393,7 @@ def _cityscapes_polygons(scene: Scene, ground: str, things: list[str]) -> list[d
         name = things[label - 1] + ("group" if crowd else "")
         polygons += [(_enclosed(points), name, points) for points in outlines]
         polygons += [(_enclosed(points), ground, points) for points in holes]
-    # Of equal areas, an object that fills a hole comes after the hole.
+    # If an object fills a hole, both areas are equal, and the object must come after the hole.
     polygons.sort(key=lambda polygon: (-polygon[0], polygon[1] != ground))
     return [{"label": name, "polygon": points.tolist()} for _, name, points in polygons]
 

@@ -96,7 +96,7 @@ def test_an_image_without_objects_has_empty_arrays(tmp_path):
     [
         (
             object_xml("dragon"),
-            "unknown class 'dragon'; fix the name or add it to class_names, which are cat, dog",
+            "unknown class 'dragon'; fix the name or add it to class_names (now cat, dog)",
         ),
         (object_xml("cta"), "unknown class 'cta' (did you mean cat?)"),
         ("<object><name>cat</name></object>", "an object of class 'cat' has no <bndbox>"),
@@ -234,7 +234,7 @@ def test_wrong_roots_and_splits_are_refused_with_the_existing_ones(tmp_path):
         VOCReader(tmp_path, ["train"], "detection")
     write_list(tmp_path / "VOC2007", "trainval", "a\n")
     write_list(tmp_path / "VOC2007", "val", "a\n", kind="Segmentation")
-    with pytest.raises(UserError, match="name the year as well, for example 2007/train "):
+    with pytest.raises(UserError, match="give the year as well, for example 2007/train "):
         VOCReader(tmp_path, ["train"], "detection")
     with pytest.raises(UserError, match=r"neither VOC2012/ nor .* there are 2007"):
         VOCReader(tmp_path, ["2012/train"], "detection")

@@ -447,7 +447,7 @@ def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
         (["voc", "--split", "tset"], "tset.txt: no such split list for detection"),
         (["voc", "--workers", "0"], "--workers 0: must be at least 1"),
         (["voc", "--class_names", "names.txt"], "names.txt: no such file of class names"),
-        (["coco", "--ignore_index", "3"], "--ignore_index: only voc folders have one"),
+        (["coco", "--ignore_index", "3"], "--ignore_index: for voc folders only, but "),
     ],
 )
 def test_mistakes_are_reported_in_one_line(voc_folder, coco_folder, monkeypatch, capsys, arguments, line):

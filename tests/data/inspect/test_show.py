@@ -1,4 +1,4 @@
-"""`segdet data show`."""
+"""Tests of `segdet data show`."""
 
 import cv2
 import numpy as np
@@ -64,7 +64,7 @@ def test_the_first_bad_samples_are_reported(voc_folder, tmp_path, capsys):
     assert len(lines) == 6 and lines[-1].startswith("segdet: and 4 more; ")
 
 
-def test_a_requested_bad_sample_is_one_line(voc_folder, tmp_path, capsys):
+def test_a_requested_bad_sample_is_reported_in_one_line(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     arguments = [str(voc_folder), "--split", "train", "--output", str(tmp_path / "sheet.png")]
     assert main([*arguments, "--index", "1", "0"]) == 2
