@@ -84,7 +84,7 @@ def test_bad_images_are_listed(shapes: Path, tmp_path: Path, capsys: pytest.Capt
         (["--counts", "0"], "--counts 0: must be at least 1"),
         (["--limit", "0"], "--limit 0: must be at least 1"),
         (["--task", "segmentation"], "--task segmentation"),
-        (["--save", "boxes.txt"], "--save boxes.txt: proposals need a .json or .npz file"),
+        (["--save", "boxes.txt"], "--save boxes.txt: the file of proposals must end in .json or .npz"),
         (["--proposer", "fast", "single", "--save", "a.npz"], "holds the boxes of one proposer; give one"),
         (["--plot", "curves.txt"], "--plot curves.txt: must end in .png"),
         (["--min_width", "-1"], "min_width -1: must be at least 0"),
