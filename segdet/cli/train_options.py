@@ -80,6 +80,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("prog", "segdet")
         super().__init__(*args, **kwargs)
         self.method_arguments: list[str] = []
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny_runs import MODELS, TINY, Line
 
+from segdet.cli.train_options import parse_command
+
 
 def test_key(line: Line) -> None:
     assert line(["fit", "--model=SSD", "--model.bakbone=resnet18"]) == (
@@ -131,3 +133,9 @@ def test_data_folder(line: Line, tmp_path: Path) -> None:
     )
     assert message.startswith("nowhere")
     assert not (tmp_path / "here" / "config.yaml").exists()
+
+
+def test_help_of_a_class_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command(["fit", "--model.help=SSD"])
+    assert capsys.readouterr().out.startswith("usage: segdet ")
