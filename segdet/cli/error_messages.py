@@ -19,7 +19,7 @@ INTERRUPTED = 130
 """Exit status after an interrupt from the keyboard, as is usual in shells."""
 
 PEER_TIMEOUT = 5.0
-"""Seconds that a process waits for the error report of another process of its run after that process has ended."""
+"""Seconds to wait for the error report of another process of the run after that process has ended."""
 
 _LOST_PEER = re.compile(
     r"(connection (closed|reset|aborted|refused)|socket (closed|timeout)|broken pipe|remote process exited"
@@ -142,10 +142,10 @@ def one_line(error: BaseException | str, most: int = 240) -> str:
 
 
 def claims_report(message: str) -> bool:
-    """Return whether this process is the one that reports the error of its run.
+    """Return whether this process has to report the error of its run.
 
-    The first process that fails reports its ``message``, whatever its rank. It writes the message to a file in the
-    run's folder, which the other processes find.
+    The first process that fails reports its ``message``, whatever its rank. It creates a file with the message in the
+    run's folder. The other processes find this file and report nothing.
     """
     report = _report_file()
     if report is None:

@@ -1,7 +1,7 @@
 """The command ``segdet``: run a subcommand, and report a user's mistake in one line.
 
 Importing this module does not import torch, so that ``segdet --help`` and a misspelled subcommand respond at once.
-Each subcommand is a module of its name, which is imported when the subcommand is called.
+Each subcommand has a module of the same name, which is imported when the subcommand is called.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ DATA = {
 }
 
 USER_ERROR = 2
-"""The exit status after a user's mistake, as argparse has it."""
+"""The exit status after a user's mistake, the same as in argparse."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def _report(error: Exception) -> bool:
     if mistake is None:
         return is_reported_by_peer(error)
     if claims_report(mistake):
-        # The progress bar of rank 0 may be on the present line.
+        # The progress bar of rank 0 may be on the current line.
         write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
     return True
 

@@ -63,7 +63,7 @@ class _Fault:
 def readable(message: str, parser: ArgumentParser, command: str) -> str:
     """Turn a message of jsonargparse into one line that names the option, the fault and the fix.
 
-    For a misspelled option, the closest option of ``parser`` is suggested, the parser of the subcommand ``command``.
+    ``parser`` is the parser of the subcommand ``command``. For a misspelled option, the closest one is suggested.
     """
     fault = _Fault(message, parser, command)
     for pattern, describe in _PATTERNS.items():
@@ -134,7 +134,7 @@ _PATTERNS: dict[str, Callable[[_Fault, re.Match[str]], str]] = {
     r"the following arguments are required: (.+)": _missing,
     r"Option '([^']+)' is not accepted": _unknown_argument,
     r"Group '([^']+)' does not accept option '([^']+)'": _unknown_argument,
-    # An unknown option of a group within a class, such as optim.
+    # This is the message for an unknown option of a group within a class, such as optim.
     r"given class_path '[^']+':\s+unrecognized arguments: --([\w.+-]+)": _unknown_argument,
     r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either": _unknown_class,
     r"File does not exist: '?([^'\n]+)'?": _missing_file,

@@ -47,8 +47,8 @@ def _execute(options: Options) -> int:
     try:
         getattr(trainer, run.command)(**arguments)
     except SystemExit as leaving:
-        # Lightning exits with 1 after Ctrl-C, and with an exception of its own after SIGTERM, when its callbacks
-        # have saved the run.
+        # After its callbacks have saved the run, Lightning exits with 1 on Ctrl-C, and with its own exception on
+        # SIGTERM.
         if run.stopped_by is None:
             raise
         _report_interruption(run)
@@ -121,7 +121,7 @@ def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
 
 
 def _report_interruption(run: Run) -> None:
-    if run.command != "fit":  # the folder's checkpoint is that of a training, which may be finished
+    if run.command != "fit":  # the checkpoint is from a training run, which may be finished
         write_line("segdet: interrupted")
         return
     last = run.folder / "checkpoints" / "last.ckpt"
@@ -133,7 +133,7 @@ def _report_interruption(run: Run) -> None:
 
 
 def _end_children(trainer: pl.Trainer) -> None:
-    """Kill the processes that this one started, which would wait in a collective operation for ever."""
+    """Kill the child processes, which would wait in a collective operation forever."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         launcher.kill(signal.SIGKILL)
@@ -153,15 +153,15 @@ def _finished_wandb_record() -> Iterator[None]:
 
 
 IRRELEVANT_WARNINGS = (
-    # A resumed run's checkpoints are meant to be there.
+    # A resumed run keeps its checkpoints in this folder.
     r".*Checkpoint directory .* exists and is not empty",
     # A test needs no callback that saves checkpoints.
     r".*callbacks used to create the checkpoint need to be provided",
-    # Lightning 2.6 causes it with torch from 2.13 on.
+    # Lightning 2.6 causes this warning with torch 2.13 and later.
     r".*isinstance\(treespec, LeafSpec\)",
-    # config.yaml contains tuples as lists; the parser converts them by the arguments' types.
+    # config.yaml contains tuples as lists; the parser converts lists to the arguments' types.
     r"(?s).*Dump of a value that does not round-trip",
-    # The data modules choose the number of workers by the number of cores.
+    # The data modules choose the number of workers based on the number of cores.
     r".*does not have many workers",
     # The data modules restore their position within an epoch.
     r".*resuming from a checkpoint that ended before the epoch ended",

@@ -1,6 +1,6 @@
 """The options of ``segdet fit|validate|test|predict``: the parser, and the options that the user gave.
 
-Options come from four sources, each of which overrides the ones before it: the defaults of the classes, the
+Options come from four sources, where later sources override earlier ones: the defaults of the classes, the
 configuration in the checkpoint that ``--ckpt_path`` names, ``--config`` files, and the command line.
 """
 
@@ -40,7 +40,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 """Defaults of options of ``lightning.Trainer`` that differ from Lightning's."""
 
 INHERITED = ("seed_everything", "model", "data")
-"""The sections of a checkpoint's configuration that are the defaults of validate, test and predict; fit takes all."""
+"""The sections of a checkpoint's configuration that set defaults of validate, test and predict; fit uses all."""
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
 _BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
@@ -51,12 +51,12 @@ class RunOptions:
     """The options of a run itself.
 
     Args:
-        seed_everything: The seed of all random numbers; true for that of PL_GLOBAL_SEED, or 0.
+        seed_everything: The seed of all random numbers; true for the value of PL_GLOBAL_SEED, or 0 if it is unset.
         run_dir: The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.
         overwrite: Remove the run that --run_dir holds and start a new one.
         wandb: Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides it.
         wandb_project: The project on W&B.
-        checkpoint_every_n_steps: Save last.ckpt after so many steps too, not only after every epoch.
+        checkpoint_every_n_steps: Steps between additional saves of last.ckpt, besides the save after every epoch.
         ema: Decay of a moving average of the weights, such as 0.999, which is validated, saved and tested.
     """
 
@@ -95,11 +95,11 @@ class Parser(LightningArgumentParser):
 class GivenOptions:
     """The options that the user gave on the command line and in ``--config`` files.
 
-    Neither the defaults nor the options of a checkpoint are among them.
+    Defaults and the options of a checkpoint are not included.
 
     Attributes:
         values: The given values by dotted name, without jsonargparse's ``init_args``: ``model.optim.lr``. The import
-            path of a section's class, such as ``data.class_path``, is among them if any of its options is given.
+            path of a section's class, such as ``data.class_path``, is included if any of its options is given.
     """
 
     values: Mapping[str, Any]
@@ -107,13 +107,13 @@ class GivenOptions:
     @classmethod
     def parse(cls, parser: Parser, arguments: Sequence[str]) -> "GivenOptions":
         """Parse ``arguments`` without defaults."""
-        # The rest of the options is missing here, so only the complete configuration can be validated.
+        # Required options may be missing here. The complete configuration is validated later.
         namespace = parser.parse_args(list(arguments), defaults=False, _skip_validation=True)
         return cls({name.replace(".init_args", ""): value for name, value in namespace.items()})
 
     def __contains__(self, option: object) -> bool:
         """Whether the option, or a part of it, is given."""
-        # The classes of model and data may be those of the checkpoint, to which a given argument belongs.
+        # A given argument may belong to a class in the checkpoint, so it does not imply that class_path is given.
         names = self.values.keys() - {"model.class_path", "data.class_path"}
         return any(name == option or name.startswith(f"{option}.") for name in names)
 
@@ -144,7 +144,7 @@ class Options:
         return found
 
     def yaml(self) -> str:
-        """Return the configuration that starts the same run again, without the options of this run alone."""
+        """Return the configuration to start the same run again, without the options that apply to this run only."""
         config = self.config.clone()
         for name in ("config", "ckpt_path"):
             config.pop(name, None)
@@ -218,7 +218,7 @@ def import_classes() -> None:
 
 
 def _split(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Take the options out of ``arguments`` that decide how the others are parsed.
+    """Separate the options that determine how the other ``arguments`` are parsed.
 
     The checkpoint contains the classes of model and data, and with them the meaning of options such as
     ``--model.width``.
@@ -262,7 +262,7 @@ def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Pars
         pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip={*_BATCH_LIMITS}
     )
     for name in _BATCH_LIMITS:
-        # Lightning declares float before int, by which 1, a single batch, would be parsed as 1.0, all batches.
+        # Lightning declares float before int, so 1 (a single batch) would be parsed as 1.0 (all batches).
         parser.add_argument(
             f"--trainer.{name}",
             type=int | float | None,
@@ -288,7 +288,7 @@ def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Pars
 
 
 def _inherit(parser: Parser, command: str, checkpoint: Checkpoint | None) -> None:
-    """Make the configuration in the checkpoint the parser's defaults."""
+    """Use the configuration in the checkpoint as the parser's defaults."""
     if checkpoint is None:
         return
     for section, value in checkpoint.config.items():
@@ -309,7 +309,7 @@ def _set_default(parser: Parser, checkpoint: Checkpoint, section: str, value: An
 def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: GivenOptions) -> None:
     """Drop the checkpoint's class names, or their file, if the user gives another class of data module.
 
-    jsonargparse passes the arguments on that both classes have.
+    Otherwise, jsonargparse would keep the arguments that both classes have.
     """
     path = given.values.get("data.class_path")
     if checkpoint is None or not checkpoint.config.get("data") or path is None:

@@ -37,9 +37,9 @@ class Classes:
     """The classes of a dataset.
 
     Attributes:
-        names: Names of the mask values for segmentation, else of the object classes, label 1 first.
+        names: Names of the mask values (segmentation) or of the object classes (other tasks), label 1 first.
         category_ids: The dataset's own id of each object class.
-        mask_values: For segmentation, the value of each of ``names`` in the dataset's mask files.
+        mask_values: Value of each name in the dataset's mask files, for segmentation.
         palette_masks: Whether mask files have VOC's palette; if not, they are plain grayscale.
     """
 
@@ -82,7 +82,7 @@ class DataModule(L.LightningDataModule):
         limit_train: Train on the first ``limit_train`` images only, for example to overfit them; default: all.
         proposals: Source of region proposals, such as SelectiveSearch. Proposals are computed once per dataset, before
             the first epoch, and cached.
-        max_proposals: Proposals per image; the best are used.
+        max_proposals: Maximum number of proposals per image; the best ones are used.
         masks: Whether objects have masks, for Mask R-CNN (COCO and Cityscapes only).
         mosaic: For detection, probability from 0 to 1 that a training image is replaced by a mosaic of four (see
             `segdet.data.mosaic`).
@@ -185,7 +185,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the mask values for segmentation, else of the object classes, label 1 first."""
+        """Names of the mask values (segmentation) or of the object classes (other tasks), label 1 first."""
         return self.classes.names
 
     @property
@@ -195,7 +195,7 @@ class DataModule(L.LightningDataModule):
 
     def dataset(self, subset: Subset) -> TaskDataset:
         """Return the samples of a subset, without annotations if the trainer predicts."""
-        # Images to predict on may have no annotations, as in the test split of a benchmark.
+        # Images for prediction may have no annotations, as in the test split of a benchmark.
         annotated = self.trainer is None or self.trainer.state.fn != "predict"
         key = (subset, annotated)
         if key not in self._datasets:
@@ -211,12 +211,12 @@ class DataModule(L.LightningDataModule):
         return self._loader(dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
 
     def cached_files(self) -> set[Path]:
-        """Return the cached files of the proposals of all subsets opened so far."""
+        """Return the cache files that contain the proposals of all subsets opened so far."""
         opened = self._datasets.values()
         return {file for each in opened if each.proposals is not None for file in each.proposals.files()}
 
     def prepare_data(self) -> None:
-        """Compute the proposals of a stage, in one process per machine; the others read them from the cache."""
+        """Compute the proposals of a stage in one process per machine; other processes read them from the cache."""
         if self.proposals is not None and self.trainer is not None:
             stage = str(getattr(self.trainer.state.fn, "value", None))
             _check_annotated(self, stage)
@@ -343,7 +343,7 @@ def _with_mosaic(data: DataModule, dataset: TaskDataset) -> MosaicDataset:
 def _place_in(loop: Any) -> tuple[int, int]:
     """Return the current epoch, counted from 0, and the number of its finished batches."""
     epochs = loop.epoch_progress.current
-    # Between two epochs, the batch counter is still that of the finished epoch.
+    # Between two epochs, the batch counter still has the value of the finished epoch.
     within = epochs.started > epochs.processed
     return epochs.processed, loop.epoch_loop.batch_progress.current.processed if within else 0
 

@@ -14,7 +14,7 @@ from segdet.data.sample import Objects
 
 
 class DroppedBox(NamedTuple):
-    """A box that is neither trained on nor scored: the kind of its fault, and the box, its class and the reason."""
+    """A box excluded from training and scores. The description contains the box, its class and the reason."""
 
     kind: FaultKind
     description: str

@@ -26,7 +26,7 @@ TransformedSets = dict[str, tuple[np.ndarray, np.ndarray]]
 class TaskDataset(Dataset[Sample]):
     """The images of a `Reader` as samples of one task.
 
-    Crowds, difficult objects and invalid boxes are not trained on. In evaluation, every sample carries its annotation
+    Crowds, difficult objects and invalid boxes are not used in training. In evaluation, each sample has its annotation
     in original pixels, including crowds and difficult objects.
 
     Localization reduces an image to its dominant object (see `segdet.data.cleaning.dominant_object`). Images without
@@ -120,7 +120,7 @@ class TaskDataset(Dataset[Sample]):
                 notes.append(str(error))
                 continue
             if notes:
-                # In evaluation the substitute is scored at its own index, so it must not count here as well.
+                # In evaluation the substitute is also scored at its own index, so this copy must not count.
                 duplicate = draw.duplicate or not self.training
                 source = replace(sample.source, duplicate=duplicate, notes=(*notes, *sample.source.notes))
                 sample = replace(sample, source=source)
@@ -175,7 +175,7 @@ class TaskDataset(Dataset[Sample]):
         return Sample(tensor, target, source, original)
 
     def _proposals(self, index: int, size: tuple[int, int]) -> BoxSets:
-        """Return the best proposals of an image, clipped and without empty boxes; no set if there are no proposals."""
+        """Return the best proposals of an image, clipped and without empty boxes; an empty dict without a source."""
         if self.proposals is None:
             return {}
         boxes = clip_boxes(self.proposals.boxes(index)[: self.max_proposals], size)
@@ -184,7 +184,7 @@ class TaskDataset(Dataset[Sample]):
     def _transform(
         self, image: np.ndarray, objects: Objects, boxes: BoxSets, seed: int | None
     ) -> tuple[np.ndarray, Objects, TransformedSets]:
-        # Object masks are transformed as the channels of one mask. Padding has the value 255, so only 1 is the object.
+        # Object masks are transformed as the channels of one mask. Padding is 255, so only the value 1 marks objects.
         stacked = objects.masks.transpose(1, 2, 0) if objects.masks is not None and len(objects) else None
         out, sets, masks = self.pipeline(image, {"objects": objects.boxes, **boxes}, stacked, seed)
         if self.task == "localization" and not len(sets["objects"][1]):

@@ -59,7 +59,7 @@ class Part:
         return self.urls[0].rsplit("/", 1)[-1]
 
     def present(self, root: Path) -> Path | None:
-        """Return the path that shows that the part is already in ``root``, or None."""
+        """Return the path in ``root`` that marks the part as present, or None if the part is missing."""
         places = (root / place for place in (self.marker, *self.elsewhere))
         return next((place for place in places if place.exists()), None)
 
@@ -154,7 +154,7 @@ def _transfer(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        # The range starts at or after the end: the partial file is complete, or it is of another file.
+        # The range starts at or after the end: the partial file is complete or belongs to another file.
         total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         error.close()
         if total == str(start):
@@ -276,11 +276,11 @@ def download(parts: Iterable[Part], root: Path, *, keep: bool = False, pause: fl
     Args:
         parts: The parts.
         root: The dataset's folder. Archives in it are used instead of a download.
-        keep: Whether to keep downloaded archives; those found in ``root`` are always kept.
+        keep: Whether to keep downloaded archives; archives found in ``root`` are always kept.
         pause: See `fetch`.
 
     Returns:
-        One line per part, which tells whether it existed or was downloaded.
+        One line per part: already present or downloaded.
 
     Raises:
         UserError: If there is not enough disk space, or a part cannot be downloaded or has a wrong checksum.

@@ -37,8 +37,8 @@ class Fault:
     Attributes:
         path: The file at fault.
         fault: Description of the fault.
-        fatal: Whether the sample cannot be used, so that training stops on it.
-        remedy: How to fix the fault or, if it is not fatal, how it is handled.
+        fatal: Whether the sample is unusable, so that training stops with an error.
+        remedy: How to fix the fault or, for a fault that is not fatal, how it is handled.
         note: True for information about the dataset that is not a fault.
         kind: The kind of the fault.
     """

@@ -19,7 +19,7 @@ class ClassFrequency:
 
     Attributes:
         pixels: int64 ``[C]``, pixels per class.
-        pixels_where: int64 ``[C]``, all pixels, including ignored ones, of the images in which the class occurs.
+        pixels_where: int64 ``[C]``, pixels (including ignored ones) of all images that contain the class.
     """
 
     pixels: np.ndarray

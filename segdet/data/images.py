@@ -1,7 +1,7 @@
 """Read image and mask files as arrays; corrupt files raise `BadSample`.
 
-Annotations refer to the pixels as stored, so the EXIF rotation is not applied, unless the image size stated in the
-annotation shows that it refers to the rotated image.
+Annotations usually refer to the pixels as stored, so the EXIF rotation is not applied. It is applied if the annotation
+states the size of the rotated image.
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ def read_image(
 
     Args:
         path: A JPEG, PNG or any other file that PIL reads. The first bytes determine the format, not the name.
-        declared_size: ``(height, width)`` stated in the annotation. If it is the size after the EXIF rotation but not
-            the stored one, the annotation refers to the rotated image, and the rotation is applied.
+        declared_size: ``(height, width)`` stated in the annotation. If only the image after
+            the EXIF rotation has this size, the annotation refers to the rotated image, and the rotation is applied.
         upright: Whether to apply the EXIF rotation unconditionally, as for photos without annotations.
 
     Returns:
@@ -89,7 +89,7 @@ def read_image(
     rotated = declared_size is not None and declared_size != stored and declared_size == stored[::-1]
     if upright or rotated:
         orientation = _orientation(_open(path, data))
-        # Only 5..8 swap height and width, which a differing declared size requires.
+        # A rotation that gives the declared size swaps height and width. Only orientations 5 to 8 do.
         if upright or orientation >= 5:
             image = _rotated_upright(image, orientation)
     return image
@@ -190,12 +190,12 @@ def _decode_jpeg(path: Path | str, data: bytes) -> np.ndarray:
     # data: bad Huffman code".
     if "remature" in reason or "Huffman code" in reason or _start_of_scan(data) == len(data):
         raise BadSample(path, f"truncated JPEG ({reason})", _REMEDY)
-    # Harmless faults, such as stray bytes between markers, and rare kinds of JPEG.
+    # The other reasons are harmless faults, such as stray bytes between markers, and rare kinds of JPEG.
     return _decode_other(path, data)
 
 
 def _start_of_scan(content: bytes) -> int:
-    """Return the position of a JPEG's coded pixels; a thumbnail in the header has its own end marker before it."""
+    """Return the position of a JPEG's coded pixels, after the header and the end marker of its thumbnail."""
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker = content[at + 1]
@@ -262,7 +262,7 @@ def _no_indices(path: Path | str, found: str) -> BadSample:
 
 
 def _orientation(image: Image.Image) -> int:
-    # PIL would decode the whole PNG to find EXIF after the pixels, where no camera writes it.
+    # PIL would decode the whole PNG to find EXIF data after the pixels. No camera writes EXIF data there.
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     try:

@@ -96,7 +96,7 @@ class Source:
         original_size: ``(height, width)`` of the image on disk.
         duplicate: True for a sample that only fills the last batch of a multi-process evaluation and must not be
             scored again.
-        notes: What was left out, one line each: dropped boxes, and a bad sample that this one replaces.
+        notes: Omitted data, one line each: dropped boxes, and a bad sample that this sample replaces.
         upright: Whether the EXIF rotation was applied unconditionally, see `segdet.data.images.read_image`.
     """
 

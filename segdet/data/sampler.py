@@ -1,7 +1,7 @@
 """Samplers for training and evaluation on one or several processes.
 
-They derive from ``DistributedSampler``, so that Lightning does not replace them by its own whatever the Trainer's
-``use_distributed_sampler`` is. Lightning's distributed sampler repeats samples in evaluation, which then count twice;
+The samplers derive from ``DistributedSampler``. Lightning therefore does not replace them, for any value of the
+Trainer's ``use_distributed_sampler``. In evaluation, Lightning's own sampler repeats samples, which then count twice.
 `EvalSampler` marks repeated samples as duplicates.
 """
 
@@ -19,7 +19,7 @@ class Draw:
     Attributes:
         index: The sample's index.
         epoch: The epoch, which seeds the augmentation.
-        duplicate: Whether the sample only fills the last round of several processes.
+        duplicate: Whether the sample only fills the last round of a multi-process evaluation.
     """
 
     index: int
@@ -28,10 +28,10 @@ class Draw:
 
 
 class TrainSampler(DistributedSampler[Draw]):
-    """A new permutation in each epoch, which depends only on seed and epoch, divided among the processes.
+    """A permutation of the samples, divided among the processes. It depends only on seed and epoch.
 
-    All processes draw the same number of samples. The remainder is left out; it is a different one in each epoch. A
-    resumed training starts within an epoch: its first epoch has only the remaining samples.
+    All processes draw the same number of samples. The remainder, which differs in each epoch, is left out.
+    If training is resumed within an epoch, the first epoch has only the remaining samples.
 
     Args:
         length: The size of the dataset.
@@ -39,7 +39,7 @@ class TrainSampler(DistributedSampler[Draw]):
         rank: The rank of this process.
         world_size: The number of processes.
         first_epoch: The epoch to begin with.
-        drawn: The number of samples of that epoch which this process has drawn already.
+        drawn: The number of samples of ``first_epoch`` that this process has already drawn.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class TrainSampler(DistributedSampler[Draw]):
 
     def set_epoch(self, epoch: int) -> None:
         """Select the permutation; Lightning calls this before every epoch."""
-        # Worker processes draw samples ahead of time, before Lightning sets the epoch in which it resumes. If no step
-        # of that epoch was done, Lightning resumes in the epoch before it.
+        # Data-loader workers draw samples in advance, before Lightning sets the epoch to resume in. If no step of that
+        # epoch was done, Lightning resumes in the previous epoch.
         self.epoch = max(epoch, self.first_epoch)
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class TrainSampler(DistributedSampler[Draw]):
 
 
 class EvalSampler(DistributedSampler[Draw]):
-    """Every sample once, in order; the processes take turns.
+    """Every sample once, in order, assigned to the processes in turn.
 
     All processes draw the same number of samples, because each step synchronizes them. If the number of samples is not
     divisible, the last draw of some processes is a sample of another process, marked as a duplicate.

@@ -1,6 +1,6 @@
 """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6) as albumentations transforms.
 
-An image expanded by a factor of 4 has 16 times as many pixels, most of which the following crop discards.
+An image expanded by a factor of 4 has 16 times as many pixels. The following crop discards most of them.
 `ExpandAndCrop` therefore never creates the expanded image. It chooses the crop from the boxes, resamples the visible
 part of the image directly to the final size, and distorts the colours there.
 """
@@ -14,10 +14,10 @@ import numpy as np
 from segdet.data.sample import IGNORE
 
 MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Least IoUs of a crop with some object; one of them is drawn."""
+"""Minimum IoUs of a crop and an object; one of them is drawn at random."""
 
 WHOLE, ANY = 2.0, 0.0
-"""The choices "whole canvas" and "any crop", which are drawn like the least IoUs."""
+"""The choices "whole canvas" and "any crop", drawn together with the minimum IoUs."""
 
 
 class PhotometricDistort(A.ImageOnlyTransform):
@@ -28,10 +28,10 @@ class PhotometricDistort(A.ImageOnlyTransform):
     implement these per-pixel functions.
 
     Args:
-        brightness: Greatest offset of the values 0..255.
+        brightness: Maximum offset of the values 0..255.
         contrast: Range of the factor.
         saturation: Range of the factor.
-        hue: Greatest shift, in OpenCV's units of 2 degrees.
+        hue: Maximum shift, in OpenCV's units of 2 degrees.
         p: Probability of applying the transform.
     """
 
@@ -89,7 +89,7 @@ class ExpandAndCrop(A.DualTransform):
 
     1. With probability ``expand_p``, the image is placed at random on a canvas of up to ``expand`` times its sides.
     2. One of these choices is drawn: the whole canvas, any crop, or a crop whose IoU with some object is at least .1,
-       .3, .5, .7 or .9. Of ``trials`` random crops, the first that fits the choice is used; if there is none, another
+       .3, .5, .7 or .9. The first of ``trials`` random crops that fits the choice is used. If none fits, another
        choice is drawn.
     3. Objects whose centre is outside the crop are dropped (section 2.2); others are clipped.
 
@@ -97,9 +97,9 @@ class ExpandAndCrop(A.DualTransform):
 
     Args:
         size: ``(height, width)`` of the result.
-        expand: Greatest factor of zooming out.
+        expand: Maximum factor of zooming out.
         expand_p: Probability of zooming out.
-        scale: Range of the sides of a crop, as shares of the canvas'; .1 to 1 in the paper, .3 to 1 in its code.
+        scale: Range of the sides of a crop, as shares of the canvas's sides; .1 to 1 in the paper, .3 to 1 in its code.
         aspect_ratio: Range of the aspect ratio (width / height) of a crop.
         trials: Number of random crops.
         hflip: Probability of a horizontal flip.
@@ -161,7 +161,7 @@ class ExpandAndCrop(A.DualTransform):
     def _crop(self, canvas: np.ndarray, objects: np.ndarray) -> np.ndarray:
         """Return the crop of the canvas, xyxy in pixels of the image."""
         rng = self.random_generator
-        # The whole canvas is one of the choices, so there always is a result.
+        # The whole canvas is one of the choices, so the loop always returns a crop.
         choices = rng.permutation([WHOLE, ANY, *MIN_IOUS])
         if choices[0] == WHOLE:
             return canvas
@@ -171,7 +171,7 @@ class ExpandAndCrop(A.DualTransform):
         ratio = sides[:, 0] / sides[:, 1]
         fits = (ratio >= self.aspect_ratio[0]) & (ratio <= self.aspect_ratio[1])
         crops = np.concatenate([corners, corners + sides], 1)[fits]
-        # The greatest IoU of each crop with an object whose centre it contains, -1 if it contains none.
+        # The maximum IoU of each crop with an object whose centre it contains, -1 if it contains none.
         overlap = np.where(contains_centres(crops, objects), iou(crops, objects), -1.0).max(1, initial=-1.0)
         for least in choices:
             if least == WHOLE:
@@ -216,7 +216,7 @@ class ExpandAndCrop(A.DualTransform):
         bboxes[:, :4] = (bboxes[:, :4] - np.tile(crop[:2], 2)) / np.tile(crop[2:] - crop[:2], 2)
         if params["flip"]:
             bboxes[:, [0, 2]] = 1 - bboxes[:, [2, 0]]
-        return bboxes  # the pipeline clips them, and drops those outside
+        return bboxes  # the pipeline clips boxes, and drops boxes outside
 
 
 def contains_centres(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ MEAN_COLOUR = (124, 116, 104)
 """ImageNet's mean colour, used for padding. It is close to zero after normalization."""
 
 _CHANNELS = 128
-"""The most channels that OpenCV transforms at once."""
+"""Maximum number of channels that OpenCV transforms at once."""
 
 
 class Pipeline:
@@ -36,7 +36,7 @@ class Pipeline:
         transforms: The transforms, in order.
         min_visibility: Share of its area that a box must keep.
         check_each: Whether to clip and drop boxes after every transform instead of once at the end. It takes a third
-            of the time of a small image, and is needed only if a crop is followed by padding or zooming out.
+            of the time per small image, and is needed only if a crop is followed by padding or zooming out.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pipeline:
         boxes = np.concatenate([boxes.reshape(-1, 4) for boxes in box_sets.values()])
         given["bboxes"] = boxes.astype(np.float32)
         given["index"] = np.arange(sum(lengths))
-        given["guides"] = lengths[0]  # transforms that depend on boxes use those of the first set only
+        given["guides"] = lengths[0]  # transforms that depend on boxes use the first set only
         out = compose(**given)
         boxes = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
         index = np.asarray(out["index"], np.int64).reshape(-1)
@@ -118,7 +118,7 @@ def _whole(out: dict[str, Any], parts: dict[str, np.ndarray]) -> np.ndarray | No
 
 
 def resize(size: Size) -> list[A.BasicTransform]:
-    """Return the transform that resizes to ``size``: bilinear for images, nearest for masks; none if it is None."""
+    """Return the transform that resizes to ``size``: bilinear for images, nearest for masks; [] if ``size`` is None."""
     if size is None:
         return []
     if isinstance(size, int):
@@ -172,10 +172,10 @@ class ScaleJitter(Recipe):
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         rotate90: Probability of a rotation by a multiple of 90 degrees (square crops only).
-        brightness: Greatest relative change of brightness.
-        contrast: Greatest relative change of contrast.
-        saturation: Greatest relative change of saturation.
-        hue: Greatest change of hue, as a share of the colour circle.
+        brightness: Maximum relative change of brightness.
+        contrast: Maximum relative change of contrast.
+        saturation: Maximum relative change of saturation.
+        hue: Maximum change of hue, as a share of the colour circle.
         min_visibility: See `Recipe`.
         extra: See `Recipe`.
     """
@@ -234,16 +234,16 @@ class ScaleJitter(Recipe):
 class SSDAugmentation(Recipe):
     """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6).
 
-    Photometric distortion, zooming out on a canvas of the mean colour, a crop with a random least IoU with an object,
-    resizing without regard to the aspect ratio, and a horizontal flip. See `segdet.data.ssd_transforms`.
+    The steps are photometric distortion, zooming out on a canvas of the mean colour, a crop with a random minimum IoU
+    with an object, resizing that ignores the aspect ratio, and a horizontal flip. See `segdet.data.ssd_transforms`.
 
     Args:
         size: ``[height, width]`` in training and evaluation.
-        expand: Greatest factor of zooming out; 1 for none, as in the paper's first results.
+        expand: Maximum factor of zooming out; 1 for none, as in the paper's first results.
         crop_scale: Range of the sides of a crop, as shares of the image's; 0.1 to 1 in the paper, 0.3 to 1 in its code.
         hflip: Probability of a horizontal flip.
         photometric: Whether to distort colours.
-        min_visibility: See `Recipe`; 0 as in the paper, where the centre of an object decides.
+        min_visibility: See `Recipe`; 0 as in the paper, which keeps objects by their centres.
         extra: See `Recipe`.
 
     Raises:

@@ -2,8 +2,7 @@
 
 Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>``. With a seed S other than
 0 the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains
-the output and ``<run>.json`` the settings of the training. A bench that is started again resumes where it
-stopped.
+the output and ``<run>.json`` the settings of the training. A restarted bench resumes where it stopped.
 
 With ``at_once``, several runs train at the same time and share the cores equally. On a CPU this is faster than
 one run with all cores, because the threads of one run wait for each other at every layer. Tests run one at a

@@ -21,7 +21,7 @@ from segdet.util.cores import SHARE, usable_cores
 from segdet.util.errors import UserError
 
 GRACE_SECONDS = 60
-"""The time in which an interrupted command must save its state."""
+"""The time that an interrupted command has to save its state."""
 
 
 class Slots:
@@ -184,7 +184,7 @@ def last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lock the folder of an experiment, so that only one bench uses it.
+    """Lock the folder of an experiment, so that only one bench can use it.
 
     Raises:
         UserError: If another bench has the lock.

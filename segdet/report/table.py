@@ -113,14 +113,14 @@ def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[s
     """Return Markdown: a table for each task, then the hardware, the commands and the records that were left out.
 
     Runs that differ only in their seed (``<run>`` and ``<run>-seed<S>``) share a row with mean ± sample standard
-    deviation. The scores are those of the test split. If no run of a task has been tested, they are those of the
+    deviation. The scores are from the test split. If no run of a task has been tested, they are from the
     validation split. If only some runs have been tested, a column with the main validation score precedes the test
     scores. The headings name the split. Unfinished runs are listed below the tables. If records have times of
     stages, a second table shows them.
 
     Args:
         records: The records, in the order of the rows.
-        sort: The column to sort by: ``name``, a score such as ``miou`` (highest first) or a cost such as
+        sort: The column to sort by: ``name``, a score such as ``miou`` (highest first), or a cost such as
             ``ms_per_image`` (lowest first).
         faults: A line for each record that was left out, with the reason.
 

@@ -1,4 +1,4 @@
-"""The assembly of a run's trainer, with the callbacks and loggers of segdet and those of the configuration."""
+"""Assemble a run's trainer with the callbacks and loggers of segdet and of the configuration."""
 
 import sys
 from collections.abc import Sequence
@@ -48,22 +48,22 @@ def build_trainer(
         options: The trainer's arguments, with callbacks and loggers as objects.
         panels: The callback that draws validation images.
         error_analysis: The callback that analyses the errors of a test.
-        checkpoint_every_n_steps: Also save ``last.ckpt`` after so many steps; None for after every epoch only.
+        checkpoint_every_n_steps: Steps between additional saves of ``last.ckpt``; None to save after every epoch only.
         ema: The decay of a moving average of the weights; None for none.
         wandb_project: The project on Weights & Biases; None to record nothing there.
-        classes: The classes by which predictions are numbered; for predict only.
+        classes: The classes that define the class numbers in prediction files; for predict only.
 
     Raises:
         UserError: If the trainer does not accept its arguments.
     """
     fit = run.command == "fit"
-    # Lightning calls callbacks in this order, except that those which save checkpoints come last.
+    # Lightning calls callbacks in this order, but callbacks that save checkpoints come last.
     callbacks = _as_list(options.get("callbacks"))
     if options.get("enable_progress_bar") is not False:
         callbacks.append(Progress())  # ends its line before another callback prints one
     if run.command == "test":
         callbacks.append(error_analysis)  # its line precedes the recorder's
-    # The recorder regards training as started, so the restored state is checked before.
+    # Restoration comes before the recorder, so that a failed restoration does not count as a started training.
     callbacks += [Restoration(run), RunRecorder(run, config), LeftOut(run.folder)]
     if fit:
         callbacks += [StepLogger(), LastValidation()]
@@ -77,7 +77,7 @@ def build_trainer(
         callbacks.append(PredictionWriter(run.folder / "predictions", classes))
     callbacks.append(panels)
     if fit and ema is not None:
-        callbacks.append(EMA(ema))  # replaces the average after a validation, when the panels are drawn
+        callbacks.append(EMA(ema))  # restores the trained weights after the panels are drawn
     options = options | {
         "callbacks": callbacks,
         "logger": _loggers(options, run, wandb_project),
@@ -129,8 +129,8 @@ def check_precision(precision: Any) -> None:
 def choose_precision(precision: Any, accelerator: Any) -> Any:
     """Return the precision to compute in: float32 instead of bfloat16, with a message, on a CPU without bfloat16.
 
-    Both arguments are options of the trainer. The run's configuration keeps the given precision, so that it means
-    the same on another machine.
+    Both arguments are options of the trainer. The run's configuration keeps the given precision, so that it
+    has the same meaning on another machine.
     """
     if not _runs_on_cpu(accelerator) or cpu_precision(precision) == precision:
         return precision

@@ -16,8 +16,8 @@ from segdet.training.progress import has_nan
 class BestCheckpoint(ModelCheckpoint):
     """Save the checkpoint of the best epoch so far.
 
-    A resumed run keeps its best score even if its folder has been moved. An epoch without the monitored score
-    (the validation set contains nothing that it measures) is skipped.
+    A resumed run keeps its best score even if its folder has been moved. An epoch is skipped if
+    the monitored score is missing because the validation set contains nothing to measure.
 
     Args:
         folder: The run's ``checkpoints``.
@@ -65,7 +65,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastValidation(pl.Callback):
-    """Validate after the last epoch whatever ``check_val_every_n_epoch`` is.
+    """Validate after the last epoch, for any value of ``check_val_every_n_epoch``.
 
     The last weights are often the best. A run of fewer epochs than ``check_val_every_n_epoch`` would otherwise have no
     score and no best checkpoint.
@@ -80,18 +80,18 @@ class LastValidation(pl.Callback):
 
 
 def validate_this_epoch(trainer: pl.Trainer) -> None:
-    """Make the trainer validate after the present epoch."""
+    """Make the trainer validate after the current epoch."""
     # With None, Lightning validates after a number of steps and never by epoch.
     if trainer.check_val_every_n_epoch is not None:
         trainer.check_val_every_n_epoch = 1
 
 
 class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
-    """Save the checkpoint of the last finished epoch, or of the moment at which the run is stopped.
+    """Save ``last.ckpt`` after each epoch, and when the run is stopped.
 
     Args:
         folder: The run's ``checkpoints``.
-        every_n_steps: Save after so many optimizer steps instead of after an epoch. A second instance does so.
+        every_n_steps: Number of optimizer steps between saves; None to save after each epoch instead.
 
     Attributes:
         trained: Whether this process has trained a step.
@@ -116,8 +116,8 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         """Save if a checkpoint is due; validate if training ends here, within an epoch."""
         self.trained = True
         super().on_train_batch_end(trainer, *args, **kwargs)
-        # Training ends by max_time (Lightning runs checkpoint callbacks last, after the timer) or by max_steps.
-        # Lightning validates within an epoch when it should stop, but compares max_steps only after that.
+        # Training may end by max_time (the timer runs before checkpoint callbacks) or by max_steps. Lightning
+        # validates within an epoch if should_stop is set, but it checks max_steps only after this validation.
         if trainer.should_stop or trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
             validate_this_epoch(trainer)
@@ -125,18 +125,18 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save, unless the other processes would have to take part and have not seen the exception.
+        """Save, unless the exception is in this process only and saving would wait for the others.
 
-        Without a trained step there is nothing to save. A run that failed while it was being resumed may not have
-        restored everything, so it must not replace the checkpoint.
+        Without a trained step there is nothing to save. A run that failed while resuming may be restored
+        only in part, so it must not replace the checkpoint.
         """
         if not self.trained:
             return
-        # Saving waits for all processes. An interruption reaches all of them; an error reaches one, while the others
-        # wait in the next all-reduce.
+        # Saving waits for all processes. An interruption reaches all processes. An error occurs in one process, while
+        # the others wait in the next all-reduce.
         if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             return
-        if not has_nan(pl_module):  # the earlier checkpoint can be resumed from, one with NaN weights cannot
+        if not has_nan(pl_module):  # a run cannot be resumed from NaN weights, so keep the earlier checkpoint
             super().on_exception(trainer, pl_module, exception)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -144,12 +144,12 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
 
 
 class Restoration(pl.Callback):
-    """Note when everything in a checkpoint has been restored; check the state of the optimizers before the first step.
+    """Record when a checkpoint is completely restored; check the state of the optimizers before the first step.
 
-    An optimizer restores the state of another kind of optimizer without complaint, and fails in its first step.
+    An optimizer loads the state of another kind of optimizer without an error, and fails in its first step.
 
     Args:
-        run: The run, whose ``restored`` is set. Errors before that are errors of the restoration.
+        run: The run; its ``restored`` is set. Earlier errors are errors of the restoration.
     """
 
     def __init__(self, run: Run) -> None:
@@ -161,7 +161,7 @@ class Restoration(pl.Callback):
         self._options = [_options(optimizer) for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the restored options with those before.
+        """Compare the optimizers' options with the options before the restoration.
 
         Raises:
             ValueError: If an option is missing.
@@ -175,7 +175,7 @@ class Restoration(pl.Callback):
         self.run.restored = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the model's weights are restored."""
+        """Record that the model's weights are restored."""
         self.run.restored = True
 
     on_test_start = on_predict_start = on_validation_start

@@ -1,4 +1,4 @@
-"""Checkpoint files: the run's description that they contain, and which of them to start from."""
+"""Checkpoint files: read the description of the run, and choose the file to start from."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ class Checkpoint:
     Attributes:
         steps: The number of training steps after which it was written.
         weights: The names of its weights.
-        config: The run's configuration; of a script's checkpoint the model's section alone.
+        config: The run's configuration; for a script's checkpoint, only the model's section.
         classes: The classes of the training data.
 
     Raises:
@@ -74,7 +74,7 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
     Args:
         name: A file, a run's folder, or ``best`` or ``last`` of the run in ``run_dir``.
         run_dir: The run's folder, if ``--run_dir`` names it.
-        command: The subcommand: of a run's folder, fit starts from ``last.ckpt`` and the others from ``best.ckpt``.
+        command: The subcommand. In a run's folder, fit uses ``last.ckpt``, and the others use ``best.ckpt``.
 
     Raises:
         UserError: If there is no such file.
@@ -96,14 +96,14 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the valid checkpoint in ``folder`` that was written last, from which SLURM resumes a run.
+    """Return the most recent valid checkpoint in ``folder``, to resume a run that SLURM restarts.
 
-    Every process of the run calls this before they can communicate. Among files of the same time all choose the one
-    with the most steps, then by name. (`RunRecorder` checks that all processes have chosen the same file.)
+    Every process calls this function before the processes can communicate. Among files with the same time, the one with
+    the most steps is chosen, then the last by name. `RunRecorder` checks that all processes have chosen the same file.
     """
     files = []
     for file in (folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)):
-        # On a network file system, opening a file refreshes this machine's cached time of it.
+        # On a network file system, opening a file refreshes this machine's cached modification time.
         with contextlib.suppress(OSError), file.open("rb") as stream:
             files.append((os.fstat(stream.fileno()).st_mtime_ns, file))
     valid: list[tuple[int, int, str, Checkpoint]] = []

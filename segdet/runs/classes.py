@@ -1,4 +1,4 @@
-"""The classes of a run: those of its checkpoint, compared with those of the data at hand."""
+"""The classes of a run: those of its checkpoint, compared with those of the data."""
 
 import sys
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 
 SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
-"""The subset whose classes have to be those of the checkpoint, for each subcommand."""
+"""The subset whose classes must match those of the checkpoint, for each subcommand."""
 
 
 def model_classes(data: DataModule, command: str, checkpoint: Checkpoint | None) -> Classes:
-    """Return the classes of the model: those of the checkpoint unless it is trained further."""
+    """Return the model's classes: for fit the data's, else the checkpoint's (or the data's if it has none)."""
     if command != "fit" and checkpoint is not None and checkpoint.classes.names:
         data.known_classes = checkpoint.classes
     return data.classes
@@ -55,7 +55,7 @@ def check_classes(data: DataModule, command: str, checkpoint: Checkpoint | None)
 
 
 def written_classes(data: DataModule, command: str, checkpoint: Checkpoint | None) -> Classes:
-    """Return the classes by which predictions are numbered: the data's if its files define them, else the model's."""
+    """Return the classes that define the numbers in prediction files: the data's own if any, else the model's."""
     subset = SUBSETS[command]
     if checkpoint is None or data.reader(subset).states_classes:
         return Classes.of(data.reader(subset), data.task)

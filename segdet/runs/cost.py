@@ -134,7 +134,7 @@ def _seconds(predict: Callable[[Tensor], Any], images: Tensor) -> float:
 
 
 def _stage_rounds(predict: Callable[[Tensor], Any], images: Tensor, seconds: float) -> list[dict[str, float]]:
-    """Return the seconds per stage of one or more predictions, none of which starts after ``seconds``."""
+    """Return the seconds per stage of one or more predictions; no prediction starts after ``seconds``."""
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
     while not rounds or (len(rounds) < STAGE_REPEATS and time.perf_counter() < end):

@@ -59,8 +59,8 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
 
     Args:
         enabled: Whether to analyse errors.
-        min_score: The least score of the detections in the confusion matrix and in the pictures; by default the score
-            with the best F1 of the test. The AP and its gains do not depend on it.
+        min_score: The minimum score of detections in the confusion matrix and the pictures; by default the score with
+            the best F1 on the test set. The AP and its gains do not depend on ``min_score``.
         worst: The number of images to draw.
     """
 

@@ -1,6 +1,6 @@
-"""The choice of a run's folder: a new one, that of a resumed run, or a separate one for a test of different settings.
+"""The choice of a run's folder: a new one, that of a resumed run, or a separate one for a test with other settings.
 
-A SLURM job that is stopped and started again (requeued) finds its folder again and resumes its run.
+A requeued SLURM job (stopped and started again) uses the same folder and resumes its run.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ RUNS = Path("runs")
 """The parent of the folders that ``--run_dir`` does not name."""
 
 MOST_RUNS = 1000
-"""The largest number of folders whose names differ by a number only."""
+"""The maximum number of folders whose names differ only by a number."""
 
 NEUTRAL_OPTIONS = {
     "model": {"boundary_scores", "compile", "channels_last", "crop_batch"},
     "data": {"root", "batch_size", "eval_batch_size", "num_workers"},
 }
-"""Options that change no score: how the model computes, which scores are left out, where the files are."""
+"""Options that do not change scores: speed and memory settings, optional scores, and the location of files."""
 
 
 @dataclass
@@ -79,11 +79,11 @@ def place_run(
 ) -> Run:
     """Choose, claim and create the folder of a run.
 
-    A run whose command SLURM starts again is resumed from its latest checkpoint.
+    If SLURM restarts a run's command, the run is resumed from its latest checkpoint.
 
     Args:
         command: The subcommand.
-        command_line: The whole command line, by which a restarted command finds its run.
+        command_line: The whole command line, which identifies the run of a restarted command.
         checkpoint: The checkpoint that the user gave, or None.
         name: The start of the name of a new folder: ``<model>-<data>``.
         run_dir: The folder that the user gave, or None.
@@ -127,7 +127,7 @@ def place_run(
 def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Container[str]) -> None:
     """Move a test to a separate folder if it differs from the run in checkpoint, data or configuration.
 
-    The record of a run holds only scores of its best checkpoint, as it was trained, on its own data.
+    The record of a run holds only scores of its best checkpoint, with the configuration and data of its training.
 
     Args:
         run: The run, whose folder is changed in place.
@@ -148,7 +148,7 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
     trained = checkpoint.config
     if checkpoint.path.name == "best.ckpt" and _is_as_trained(run.command, config, trained, given):
         recorded = recorded_fingerprint(tested)
-        # Without fingerprints, the data is the same if its options are.
+        # Without fingerprints, data with the same options is assumed to be the same.
         if recorded == run.fingerprint and (recorded or config["data"] == trained.get("data")):
             return
     separate = f"{run.folder}-{run.command}"
@@ -180,8 +180,8 @@ def _is_as_trained(
 ) -> bool:
     """Return whether the scores are comparable to those of the run's training.
 
-    That is so for the same model, data options, share of the data and precision. An option that the checkpoint's
-    configuration does not contain, because the option is newer, makes a difference only if the user gives it.
+    Model, data options, share of the data and precision must be the same. An option that is newer than the checkpoint,
+    and therefore missing in its configuration, makes a difference only if the user gives the option.
     """
     for section, neutral in NEUTRAL_OPTIONS.items():
         now, before = (each.get(section) or {} for each in (config, trained))
@@ -195,12 +195,12 @@ def _is_as_trained(
     trainer, before = (each.get("trainer") or {} for each in (config, trained))
     if _scored_share(command, trainer) != _scored_share(command, before):
         return False
-    # Unless the user gives another precision, a test runs in float32, whatever the training's precision was.
+    # Unless the user gives another precision, a test runs in float32, even after training in another precision.
     return trainer.get("precision") in (None, 32, "32", "32-true", before.get("precision"))
 
 
 def _is_same_class(one: str | None, other: str | None) -> bool:
-    """Compare two import paths, which may lead to the same class: ``segdet.data`` exports some."""
+    """Return whether two import paths name the same class, which may also be exported by a package."""
     if one is None or other is None or one == other:
         return one == other
     try:
@@ -256,8 +256,8 @@ def _announce(folder: Path) -> None:
 def _job_id(command: str) -> str | None:
     """Return the id of the SLURM job that names the run's folder, or None for a folder named after the time.
 
-    The processes of a job of several tasks need a common name, and a training that is started again must find its
-    folder. A shell on a node (``srun --pty bash``, ``salloc``) is not restarted.
+    The processes of a job with several tasks need a common name, and a restarted training run must find its folder
+    again. A shell on a node (``srun --pty bash``, ``salloc``) is not restarted.
     """
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if _slurm_tasks() > 1 or (command == "fit" and not interactive):
@@ -266,11 +266,11 @@ def _job_id(command: str) -> str | None:
 
 
 def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: bool) -> Path:
-    """Return the folder of a command in its SLURM job, the same one whenever the job is started again.
+    """Return the folder of a command in its SLURM job. A restarted job gets the same folder.
 
-    A job of one task may run several commands, each in ``folder``, ``folder-2`` ..., which a restarted command finds by
-    its command line. The processes of a job of several tasks cannot communicate yet and would not agree on a number,
-    so such a job has one folder.
+    A job with one task may run several commands, in ``folder``, ``folder-2`` ... A restarted command finds its folder
+    by the command line. The processes of a job with several tasks cannot communicate yet and could choose
+    different numbers. Such a job has one folder.
     """
 
     def is_available(folder: Path) -> bool:
@@ -288,7 +288,7 @@ def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: boo
 
 
 def _is_restarted(folder: Path, command: str, overwrite: bool) -> bool:
-    """Return whether SLURM starts the command of the run in ``folder`` again. Only fit is resumed."""
+    """Return whether SLURM has restarted the command of the run in ``folder``. Only fit is resumed."""
     if command != "fit" or not holds_run(folder):
         return False
     count = os.environ.get("SLURM_RESTART_COUNT", "")

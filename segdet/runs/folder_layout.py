@@ -1,4 +1,4 @@
-"""The layout of a run's folder, and what its files record.
+"""The layout of a run's folder, and functions that read its files.
 
 ::
 
@@ -59,7 +59,7 @@ def clear_run(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for path in requeued_checkpoints(folder):  # Lightning would resume from it without being asked to
+    for path in requeued_checkpoints(folder):  # Lightning would resume from it automatically
         path.unlink(missing_ok=True)
 
 

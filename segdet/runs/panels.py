@@ -110,7 +110,7 @@ class ImagePanels(pl.Callback):
                     boxes[key] = {"box_data": _wandb_boxes(target, names), "class_labels": labels}
             caption = sample.source.path.name
             panels.append(wandb.Image(picture, caption=caption, boxes=boxes or None, masks=masks or None))
-        # Without an explicit step, because W&B drops values whose step is smaller than an earlier one.
+        # Do not pass a step, because W&B drops values whose step is smaller than an earlier one.
         logger.experiment.log({"val/images": panels, "trainer/global_step": step})
 
 

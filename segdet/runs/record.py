@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA = 1
-"""The version of the format. A new optional key keeps it; a key with a new meaning increases it."""
+"""The version of the format. Increase it when a key changes its meaning, not for a new optional key."""
 
 RECORD_NAME = "result.json"
 """The record's file name in a run folder."""
@@ -63,7 +63,7 @@ class Record:
         model: The model's class.
         data: The data module's class.
         seed: The run's seed.
-        status: The status in which training ended.
+        status: How training ended.
         metrics: Final scores by their logged names (``val/miou``, ``test/map_50``). None means undefined: the
             measured value was NaN.
         cost: The costs.
@@ -111,7 +111,7 @@ class Record:
         Args:
             metrics: Scores to add. They replace scores of the same name.
             cost: Costs to add. Fields that are None change nothing. The larger peak memory is kept.
-            per_image: The new file of scores per image, or None to keep the present one.
+            per_image: The new file of scores per image, or None to keep the current one.
         """
         merged = self.cost
         if cost is not None:

@@ -81,7 +81,7 @@ class RunRecorder(pl.Callback):
             self._write_description(trainer)
 
     def _check_same_checkpoint(self, trainer: pl.Trainer) -> None:
-        """Compare the checkpoints that the processes start from: each process chose its own."""
+        """Compare the checkpoints that the processes start from, because each process chooses one by itself."""
         if trainer.world_size == 1:
             return
         own = str(self.run.checkpoint or "")
@@ -109,7 +109,7 @@ class RunRecorder(pl.Callback):
     # During the run.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; describe a resumed run anew, since its settings may differ from here on."""
+        """Start the clock; rewrite the configuration and provenance of a resumed run, whose settings may differ."""
         self.start = time.monotonic()
         if trainer.is_global_zero and self.run.resumed:
             self._write_description(trainer)
@@ -125,7 +125,7 @@ class RunRecorder(pl.Callback):
         scores = _scores(trainer, "val/")
         name = str(pl_module.monitor)
         sign = 1 if getattr(pl_module, "monitor_mode", "max") == "max" else -1
-        # As for the checkpoint, the first score is the best so far even if it is NaN.
+        # As in `BestCheckpoint`, the first score is the best so far even if it is NaN.
         better = sign * scores.get(name, float("nan")) > sign * self.best.get(name, float("nan"))
         if better or name not in self.best or self.best[name] != self.best[name]:
             self.best = scores
@@ -155,7 +155,7 @@ class RunRecorder(pl.Callback):
         path = self.folder / RECORD_NAME
         if self.start is None and (self.run.resumed or path.exists()):
             sys.stderr.write(f"segdet: nothing is left to train; see {self.folder}\n")
-            # The run may have been stopped at its very end, or its end may have been moved before the present step.
+            # The run may have been stopped after its last step, or resumed with an end before the current step.
             complete = _is_complete(self.folder, trainer)
             record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "interrupted")
             (replace(record, status="finished") if complete else record).write(path)
@@ -179,7 +179,7 @@ class RunRecorder(pl.Callback):
         """Write the record of a run that was stopped or failed.
 
         A run that could not be resumed keeps its record; a run that failed after it was resumed keeps the earlier
-        measurements. A new run that failed before its first step gets a record too, which marks its folder as free.
+        measurements. The record of a new run that failed before its first step marks the folder as free.
         """
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             self.run.stopped_by = type(exception).__name__
@@ -259,7 +259,7 @@ class RunRecorder(pl.Callback):
 def _is_complete(folder: Path, trainer: pl.Trainer) -> bool:
     """Return whether the run in ``folder`` has reached the end that its own configuration sets.
 
-    A run that is resumed with an end before its present step has nothing left to train, but is not complete.
+    A run that is resumed with an end before its current step has nothing left to train, but it is not complete.
     """
     try:
         own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]

@@ -57,7 +57,7 @@ def _is_initialized() -> bool:
 
 
 def run_on_all_ranks(work: Callable[[], None]) -> None:
-    """Run ``work`` in every process of the run and wait for all of them; if it fails in one, raise in all.
+    """Run ``work`` in every process of the run and wait for all of them; an error in one is raised in all.
 
     The processes wait in a separate process group with the timeout `TIMEOUT`. The run's own group synchronizes the
     gradients of a step, and its timeout, usually half an hour, would be too short.

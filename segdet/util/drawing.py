@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 
-# Distinct from each other and from skin, sky and foliage; legible on dark and on bright images.
+# The colours differ from each other and from skin, sky and foliage, and are legible on dark and bright images.
 _BOX_COLOURS: tuple[Colour, ...] = (
     (255, 64, 80), (48, 162, 255), (255, 196, 32), (64, 210, 110), (196, 92, 255), (255, 132, 36),
     (40, 220, 220), (255, 110, 196), (168, 220, 48), (120, 124, 255), (206, 140, 90), (0, 168, 140),

@@ -16,7 +16,7 @@ class BadSample(UserError):
 
     Args:
         path: The file.
-        fault: What is wrong with it, without a final full stop.
+        fault: Description of the fault, without a final full stop.
         remedy: How to fix it.
     """
 

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the earlier file, the complete new one, or none."""
+"""Atomic writes: a file is always either missing, or complete in its earlier or its new version."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ def write_atomically(
 ) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an exception.
 
-    The temporary name is unique, so several processes and machines may write the same file at once: the last one
-    to finish wins. After an exception ``path`` is unchanged and the temporary file is removed.
+    The temporary name is unique, so several processes and machines may write the same file at once: the last
+    rename takes effect. After an exception ``path`` is unchanged and the temporary file is removed.
 
     Args:
         path: The file to write.

@@ -28,7 +28,7 @@ def seed_step(seed: int, epoch: int, batch: int, rank: int, device: torch.device
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
     """Return a seed below 2^32 that differs for each batch of a run and for each process.
 
-    torch's CPU generator uses 32 bits of a seed, so the four numbers are mixed into these.
+    torch's CPU generator uses 32 bits of a seed, so the four numbers are mixed into 32 bits.
     """
     mixed = 0
     for number in (seed, epoch, batch, rank):

@@ -42,14 +42,14 @@ class CityscapesReader(Reader):
     """The images of one split of Cityscapes, sorted by city and name.
 
     Masks have the 19 train ids; everything else is 255. Objects are those of the 8 classes with instances
-    (`category_ids` are Cityscapes' label ids). Boxes enclose the visible pixels, whose number is the area. Groups,
-    pixels of such a class without instances, are one crowd box per class.
+    (`category_ids` are Cityscapes' label ids). Boxes enclose the visible pixels; areas are pixel counts. Pixels
+    of such a class without instances (a group) become one crowd box per class.
 
     Args:
         root: Folder that contains ``leftImg8bit/`` and ``gtFine/``.
-        split: ``train``, ``val`` or ``test`` (whose annotations are not public).
+        split: ``train``, ``val`` or ``test`` (without public annotations).
         task: Which annotations to expect.
-        masks: Whether objects have masks: their visible pixels.
+        masks: Whether each object has a mask of its visible pixels.
 
     Raises:
         UserError: If a folder is missing, or the split has polygons but no masks.
@@ -128,7 +128,7 @@ class CityscapesReader(Reader):
         return [self._annotation(index, _kind_for(task))]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield values that are not labels of Cityscapes; training ignores them."""
+        """Yield mask values that are not labels of Cityscapes; training ignores these pixels."""
         try:
             values = self._read(index, _kind_for(task))
         except BadSample:

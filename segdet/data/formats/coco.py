@@ -37,18 +37,18 @@ class COCOReader(Reader):
 
     Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. Semantic masks are made from
     the objects: 0 for background, else the label. Where objects overlap, the one with the smaller ``area`` is on top
-    (of equal ones, the later in the file). Crowd regions are ignored (255) except where an object covers them.
+    (for equal areas, the later one in the file). Crowd regions are ignored (255) except where an object covers them.
 
     Args:
         root: Folder that contains ``annotations/`` and the images.
         split: ``train2017`` means ``annotations/instances_train2017.json`` and the images in ``train2017/``; for other
             names of the file see `segdet.data.formats.splits.coco_files`. If there is only an
-            ``annotations/image_info_<split>.json``, as for ``test-dev2017``, the images can be predicted on.
+            ``annotations/image_info_<split>.json``, as for ``test-dev2017``, the split is for prediction only.
         task: The task. Outlines are kept in memory for segmentation only.
         annotation_file: Another annotation file; a relative path is looked up in ``root`` first.
-        image_folder: Folder of the images; a relative path is looked up in ``root`` first. Default: the first of
-            ``<split>/`` (for ``test-dev2017`` also ``test2017/``), ``images/<split>/``, ``images/``, the root and the
-            annotation file's folder that contains the first image.
+        image_folder: Folder of the images; a relative path is looked up in ``root`` first. Default: the folder
+            that contains the first image, searched in the order ``<split>/`` (for ``test-dev2017`` also ``test2017/``),
+            ``images/<split>/``, ``images/``, the root and the annotation file's folder.
         class_names: Categories to use, in this order, or a text file with one per line (looked up in ``root`` first).
             Objects of other categories are left out.
         masks: Whether objects have masks.
@@ -99,7 +99,7 @@ class COCOReader(Reader):
         return int(self._ids[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
-        """Return ``(height, width)`` of the image's entry; None if one is missing or 0."""
+        """Return ``(height, width)`` of the image's entry; None if a side is missing or 0."""
         height, width = (int(value) for value in self._sizes[index])
         return (height, width) if height > 0 and width > 0 else None
 
@@ -128,14 +128,14 @@ class COCOReader(Reader):
         )
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the semantic mask made from the objects, see the class."""
+        """Return the semantic mask made from the objects; see `COCOReader`."""
         if self._outlines is None:
             raise UserError(f"{self.annotation_file}: was read without outlines; open it for segmentation")
         size, rows = self._size(index), self._rows(index)
         self._check_categories(index, rows)
-        # Column-major, as run lengths are, so that painting is contiguous in memory.
+        # Run lengths are column-major; with a mask in the same order, painting is contiguous in memory.
         mask = np.zeros(size, np.uint8, order="F")
-        # Largest first, so that the smallest ends on top; crowds last, only where there is no object.
+        # Paint the largest first, so that the smallest is on top. Crowds come last and cover no object.
         order = (rows.start + np.argsort(-self._areas[rows], kind="stable")).tolist()
         for row in order:
             if not self._iscrowd[row]:
@@ -151,7 +151,7 @@ class COCOReader(Reader):
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Yield degenerate boxes and polygons without area; with image 0 also the faults of the whole file.
 
-        These are repeated ids and annotations of images that are not listed.
+        Faults of the whole file are repeated ids and annotations of images that are not listed.
         """
         if index == 0:
             yield from self._faults
@@ -177,7 +177,7 @@ class COCOReader(Reader):
             yield Fault(self.annotation_file, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
 
     def _read_categories(self, categories: list[Any], selected: Sequence[str] | None) -> dict[int, int]:
-        """Set names and ids of the classes; return the label of each category id, 0 for those left out."""
+        """Set names and ids of the classes; return the label of each category id, 0 for omitted categories."""
         path = self.annotation_file
         name_of: dict[int, str] = {}
         for place, category in enumerate(categories):
@@ -367,7 +367,7 @@ def _polygons(parts: list[Any], size: tuple[int, int]) -> np.ndarray:
         points = np.asarray(part, np.float64)
         if points.ndim != 1 or points.size % 2:
             raise ValueError("a polygon is not a flat list x, y, x, y ...")
-        # pycocotools walks along each edge, and a far point would exhaust the memory.
+        # pycocotools traces each edge point by point, so a distant vertex would exhaust the memory.
         if not (np.abs(points) <= 100 * (height + width)).all():
             raise ValueError("a polygon's point is not finite or far outside the image")
     # pycocotools would read a list whose first part has four numbers as boxes.
@@ -392,8 +392,8 @@ def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 def _decompressed(counts: bytes) -> np.ndarray:
     """Decode COCO's compressed run lengths to int64.
 
-    Each character minus 48 has five bits of a number, lowest first, and a sixth bit that is set if more follow; the
-    highest of the last five bits is the sign. From the fourth number on, values are differences to the number two
+    Each character minus 48 contains five bits of a number, lowest first. A sixth bit is set if more characters follow.
+    The highest of the last five bits is the sign. From the fourth number on, values are differences to the number two
     places earlier. (pycocotools decodes this as well, but with warnings on NumPy 2.)
     """
     bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48

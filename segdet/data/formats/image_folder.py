@@ -1,4 +1,4 @@
-"""Read a folder of images without annotations, to predict on."""
+"""Read a folder of images without annotations, for prediction."""
 
 from pathlib import Path
 

@@ -28,8 +28,8 @@ class Reader(ABC):
         mask_names: Names of the mask values 0..C-1, with ``background`` first if the format has one (Cityscapes has
             none).
         category_ids: The format's own id of each object class, as written to results files.
-        annotated: False for images without annotations, which can only be predicted on.
-        states_classes: Whether class names and ids come from the dataset. If not, those of the model are used.
+        annotated: False for images without annotations, which are for prediction only.
+        states_classes: Whether class names and ids come from the dataset. If not, the model's are used.
         palette_masks: Whether the format's mask files have VOC's palette; if not, they are plain grayscale.
     """
 

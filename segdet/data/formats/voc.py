@@ -54,7 +54,7 @@ class VOCReader(Reader):
     """The images of one or more VOC split lists, with boxes or masks.
 
     Boxes in the files are 1-based and inclusive. They are converted to 0-based, half-open boxes: ``xmin - 1, ymin - 1,
-    xmax, ymax``. A box with ``xmax <= xmin`` or ``ymax <= ymin`` gets no extent in that direction. The ``<part>``
+    xmax, ymax``. A box with ``xmax <= xmin`` or ``ymax <= ymin`` gets a width or height of 0. The ``<part>``
     elements of an object are ignored.
 
     Class names come from the first of these sources that exists:
@@ -213,7 +213,7 @@ class VOCReader(Reader):
         return folder / "SegmentationClass" / f"{name}.png"
 
     def _annotation(self, path: Path) -> _Annotation:
-        # The last file is kept, because the size and the objects of an image are read one after the other.
+        # The last file is cached, because the size and the objects of an image are read one after the other.
         if self._last is None or self._last[0] != path:
             self._last = path, _read_xml(path)
         return self._last[1]

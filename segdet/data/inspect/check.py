@@ -79,8 +79,8 @@ class _Finding:
 def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
     """Check all splits of a dataset, with a progress bar.
 
-    A split whose annotation file is corrupt is a fatal fault. Images that are in two splits are faults as well, and if
-    the dataset has all its splits, images that are in none.
+    A split whose annotation file is corrupt is a fatal fault. An image in two splits is a fault. If ``dataset``
+    contains all splits, an image in no split is reported too.
 
     Args:
         dataset: The dataset.
@@ -157,7 +157,7 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
             limits = size or declared
             if limits is not None:
                 faults = list(_box_faults(objects, annotation, path, limits, reader.class_names))
-                # A format that reports degenerate boxes itself does so with the numbers in its file.
+                # Prefer the reader's own reports of degenerate boxes, which contain the numbers in the file.
                 if any(fault.kind is FaultKind.DEGENERATE for fault in finding.faults):
                     faults = [fault for fault in faults if fault.kind is not FaultKind.DEGENERATE]
                 finding.faults += faults
@@ -256,7 +256,7 @@ def _named_to_ignore(root: Path, reader: Reader) -> Iterator[Fault]:
 
 
 def _in_no_split(readers: Mapping[str, Reader]) -> Iterator[Fault]:
-    """Yield the images that lie beside those of the splits but are in no split."""
+    """Yield the images that are in the same folders as the splits' images but in no split."""
     used = {reader.image_path(index) for reader in readers.values() for index in range(len(reader))}
     for folder in sorted({path.parent for path in used}):
         if not folder.is_dir():

@@ -19,7 +19,7 @@ ONE = 4096
 COS = np.array([round(ONE * math.cos(2 * math.pi * k / TURN)) for k in range(TURN)], np.int64)
 SIN = np.array([round(ONE * math.sin(2 * math.pi * k / TURN)) for k in range(TURN)], np.int64)
 
-_PAD = 4  # pixels around a shape for its shadow and for the background that it must contrast with
+_PAD = 4  # margin in pixels: for the shadow, and for the background that must contrast with the shape
 
 Polygons = list[np.ndarray]
 """Outlines of one shape, int64 ``[V, 2]`` xy in 1/16 px each, filled by the even-odd rule."""
@@ -153,7 +153,7 @@ def rotate_and_move(polygons: Polygons, angle: int, x: int, y: int) -> Polygons:
 
 
 def rasterize(polygons: Polygons) -> Layer:
-    """Compute the share of each pixel that ``polygons`` cover, from 4 x 4 samples and the even-odd rule.
+    """Compute the coverage of each pixel by ``polygons``, from 4 x 4 samples and the even-odd rule.
 
     Outlines cross scan lines at integer positions; the parity of the number of crossings fills the interior.
     """

@@ -39,7 +39,7 @@ def make_shapes(
         test: Number of test images.
         size: ``(height, width)`` of the images.
         seed: Seed of the scenes.
-        workers: Processes; default: one per core. The files do not depend on it.
+        workers: Number of processes, which does not change the files; default: one per core.
         progress: Whether to show a progress bar.
 
     Returns:

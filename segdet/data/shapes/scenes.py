@@ -1,8 +1,8 @@
 """Shapes: synthetic scenes drawn from a seed, on which every family can be trained in minutes.
 
 Scenes show circles, squares, triangles, stars, crosses and rings on lit and textured backgrounds, among distractors
-of no class. Objects, distractors and background draw colours and textures from the same distribution, so that only the
-form identifies a class: no threshold on colour does.
+of no class. Objects, distractors and background have colours and textures from the same distribution, so that only the
+form identifies a class, not the colour.
 
 All arithmetic uses integers (vertices rounded to 1/16 px, scan lines, fixed-point blending), so that a seed gives the
 same bytes on every platform.
@@ -33,7 +33,7 @@ SHAPES_CLASSES: list[str] = ["circle", "square", "triangle", "star", "cross", "r
 """Names of the object classes, label 1 first."""
 
 MIN_VISIBLE = 40
-"""Least number of visible pixels of an object; at least a quarter of its area is visible as well."""
+"""Minimum number of visible pixels of an object. At least a quarter of its area is visible as well."""
 
 _LOG = [round(1024 * 2 ** (k / 64)) for k in range(64)]  # one octave, for log-uniform sizes
 _SMALLEST = {"circle": 16, "square": 16, "triangle": 20, "star": 22, "cross": 20, "ring": 20}  # diameters, px
