@@ -1,4 +1,4 @@
-"""segdet: how vision went from the sliding window to the single shot, measured.
+"""segdet: segmentation and detection, from the sliding window to the single shot, measured and compared.
 
 Importing the package imports neither torch nor Lightning, so that the command starts quickly.
 """
@@ -22,7 +22,7 @@ __all__ = ["load"]
 def load(path: str | Path) -> Task:
     """Return the trained model of a run or of a checkpoint, on the CPU and in evaluation mode.
 
-    ``class_names`` names its classes, and ``predict_image`` predicts an image as in the evaluation of the run.
+    Its ``class_names`` are the classes, and ``predict_image`` predicts an image as in the evaluation of the run.
 
     Args:
         path: The folder of a run of ``segdet fit``, or a checkpoint file of the command or of a plain Trainer. The best

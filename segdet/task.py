@@ -60,7 +60,7 @@ class Stage:
     """An intermediate result of a forward pass, to be drawn over the image.
 
     Attributes:
-        name: Its name: windows, proposals, anchors, grid cells, a heat map ...
+        name: A short name, such as windows, proposals, anchors, grid cells or a heat map.
         boxes: float32 ``[N, 4]`` xyxy in pixels of the image, or None.
         scores: float32 ``[N]``, one per box, or None.
         map: float32 ``[h, w]``, to be drawn as a heat map over the image, or None.
@@ -76,7 +76,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class View:
-    """The sizes of the network's input images, also relative to the images that the data module loaded.
+    """The sizes of the network's input images, and their scale relative to the images that the data module loaded.
 
     Attributes:
         sizes: ``(height, width)`` of each image without padding.
@@ -162,7 +162,7 @@ class Model(L.LightningModule):
     def image_size(self) -> Size:
         """The size of images in evaluation: height and width, the shorter side, or None if they are not resized.
 
-        It is that of the trainer's data module, or else that of the checkpoint.
+        The size comes from the trainer's data module, or else from the checkpoint.
         """
         data = getattr(self._trainer, "datamodule", None)
         return data.recipe.size if isinstance(data, DataModule) else self._saved_image_size
@@ -200,8 +200,8 @@ class Model(L.LightningModule):
 
         Args:
             images: On the model's device.
-            original_sizes: ``(height, width)`` of each original image. Predictions are returned in their pixels; None
-                for those of ``images``.
+            original_sizes: ``(height, width)`` of each original image. Predictions are in pixels of these images; None
+                for pixels of ``images``.
             targets: One per image, in pixels of ``images``. Only their region proposals are used.
         """
         size = (images.shape[2], images.shape[3])
@@ -277,16 +277,16 @@ class Task(Model):
         optim: Optimizer and schedule.
         mean: The mean of each channel, 0..1, which normalization subtracts.
         std: The standard deviation of each channel, by which normalization divides.
-        channels_last: Whether weights and images have the channels-last memory format. Images are decoded in it, and
-            convolutions are fastest in it.
+        channels_last: Whether weights and images have the channels-last memory format. Images are decoded in this
+            format, and convolutions are fastest with it.
         compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
             ``{mode: reduce-overhead}``.
         freeze: Names of modules that are not trained and stay in evaluation mode, such as ``[backbone]``.
-        frozen_batch_norm: Whether all batch normalization is frozen likewise, for pretrained networks.
+        frozen_batch_norm: Whether all batch normalization is frozen too, for pretrained networks.
         multi_scale: Train on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,
             Redmon, Farhadi, CVPR 2017, section 2); null for batches as they are.
         multi_scale_every: The number of steps for which a factor is kept.
-        unknown: Arguments that no class takes, which are refused.
+        unknown: Unknown arguments, which raise an error.
 
     Attributes:
         task: The task's name, as data modules use it.
@@ -475,9 +475,9 @@ class Task(Model):
         pass_scores(self, stage, scores)
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
         scores.reset()
-        # The score of an absent class or size is undefined, which is not a score of zero.
+        # The score of an absent class or size is undefined, not zero.
         present = {name: value for name, value in values.items() if not math.isnan(float(value))}
-        # The trainer would keep the score of an earlier epoch, and the record would contain it.
+        # Otherwise the trainer would keep the score of an earlier epoch, and the record would contain it.
         for name in values.keys() - present.keys():
             self.trainer.callback_metrics.pop(name, None)
         # All processes have computed the same numbers from the gathered states.
@@ -509,7 +509,7 @@ class Task(Model):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", **kwargs: Any
     ) -> Self:
-        """Return the trained model of a checkpoint, of the command or of a plain Trainer, in evaluation mode.
+        """Return the trained model of a checkpoint of the command or a plain Trainer, in evaluation mode.
 
         Args:
             checkpoint_path: The file. Its class must be this class or a subclass of it.

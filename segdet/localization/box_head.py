@@ -28,9 +28,9 @@ class BoxHead(Localizer):
     Zisserman, ICLR 2015, appendix A). The cost is one pass of the backbone. There are two kinds of heads:
 
     - ``flat``: linear layers on pooled maps, as in VGG (see `FlatHeads`);
-    - ``voting``: class and box at every cell, as in OverFeat, combined to one prediction (see `VotingHeads`). The
-      cells share their weights, so one image trains all cells that see its object, and the classes are learned from
-      several times fewer images.
+    - ``voting``: class and box at every cell, as in OverFeat, combined into one prediction (see `VotingHeads`). The
+      cells share their weights, so one image trains all cells around its object. Several times fewer images suffice to
+      learn the classes.
 
     Args:
         backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
@@ -112,7 +112,7 @@ class BoxHead(Localizer):
         return merge_views(*self.multi_crop.predict(self.predict_view, images))
 
     def predict_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same as `predict`, from the given view only."""
+        """Return the result of `predict` for the given view only."""
         logits, boxes = self(images)
         height, width = images.shape[-2:]
         size = boxes.new_tensor([width, height] * 2, dtype=torch.float)
@@ -153,8 +153,8 @@ class FlatHeads(nn.Module):
     """A class head and a box head, each of two linear layers, on pooled features.
 
     The box head uses the coarsest map, pooled to a grid and flattened, because a global average loses positions. The
-    class does not depend on the position: the class head uses the maximum and the mean of each channel, which
-    takes fewer images to train.
+    class does not depend on the position: the class head uses the maximum and the mean of each channel, and needs fewer
+    training images.
 
     Args:
         channels: The channels of each map.
@@ -219,7 +219,7 @@ class VotingHeads(nn.Module):
         height, width = features.shape[-2:]
         x = (torch.arange(width, device=features.device) + 0.5) / width
         y = ((torch.arange(height, device=features.device) + 0.5) / height)[:, None]
-        # Positive, with initial distances of about a sixth of the image.
+        # The distances are positive, and initially about a sixth of the image.
         distances = F.softplus(self.box_head(features).float()) / 4
         left, top, right, bottom = distances.unflatten(1, (-1, 4)).unbind(2)
         boxes = torch.stack(

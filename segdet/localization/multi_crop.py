@@ -24,7 +24,7 @@ Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps images ``[B, 3, H, W]`` to logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy in pixels."""
 
 MERGE_IOU = 0.5
-"""The IoU from which on boxes of several views are merged."""
+"""The smallest IoU at which boxes of several views are merged."""
 
 
 class MultiCrop:
@@ -95,9 +95,9 @@ class MultiCrop:
 def merge_views(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Merge the predictions of several views.
 
-    The probability of a class is the mean over the views. Its box is the mean, weighted by probability, of the box of
-    the view with the highest probability and of all boxes that overlap it by `MERGE_IOU` or more. Views that contain
-    a small part of the object, or none, thus do not affect the box.
+    The probability of a class is the mean over the views. The box of the view with the highest probability and all
+    boxes that overlap it by `MERGE_IOU` or more are averaged, weighted by probability. Views that contain a small part
+    of the object, or none, thus do not affect the box.
 
     Args:
         logits: ``[V, B, K]``.

@@ -35,7 +35,7 @@ _CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of a dataset, in any order. Of equal scores in an image, the first detection ranks higher."""
+    """The detections of a dataset, in any order. At equal scores in an image, the first one ranks higher."""
 
     images: np.ndarray  # int64 [N], image ids
     boxes: np.ndarray  # float64 [N, 4], xyxy, finite
@@ -126,7 +126,7 @@ class Evaluation:
         detection_order, object_order = detections.order(), objects.order()
         self.detections = detections.select(detection_order)
         self.objects = objects.select(object_order)
-        # One number per image and class, ascending on both sides.
+        # One number per image and class; the numbers of both arrays ascend.
         images = np.unique(np.concatenate([detections.images, objects.images]))
         groups = len(self.class_names) + 1
         self._detection_group = (
@@ -159,7 +159,7 @@ class Evaluation:
         return pairs.detections[keep], pairs.objects[keep], pairs.iou[keep]
 
     def _overlapping(self, detection_group: np.ndarray, object_group: np.ndarray, threshold: float) -> _Pairs:
-        """Return all pairs of the same group that overlap by at least ``threshold``; groups ascend on both sides."""
+        """Return all pairs of the same group that overlap by at least ``threshold``; both arrays ascend."""
         start = np.searchsorted(object_group, detection_group, side="left")
         counts = np.searchsorted(object_group, detection_group, side="right") - start
         parts = [self._compare(start, counts, rows, threshold) for rows in _chunks(counts)]
@@ -195,7 +195,7 @@ class Evaluation:
         recall = {
             limit: np.full((len(_IOUS), classes, len(_AREAS)), np.nan) for limit in (1, 10, MAX_DETECTIONS)
         }
-        # Of equal scores, the one in the earlier image comes first, as in pycocotools.
+        # At equal scores, the detection in the earlier image comes first, as in pycocotools.
         by_score = np.lexsort((-self.detections.scores, self.detections.labels))
         by_score = by_score[ranks[by_score] < MAX_DETECTIONS]
         rows = class_slices(self.detections.labels[by_score], classes)
@@ -302,7 +302,7 @@ def match_greedily(
         detections: int64 ``[P]``, the detection of each pair that may be matched.
         objects: int64 ``[P]``, the object of each pair.
         overlaps: float64 ``[P]``, the overlap of each pair.
-        ranks: int64 ``[N]``, the turn of each detection; detections that compete for an object have different ranks.
+        ranks: int64 ``[N]``, the order of the detections; detections that compete for an object have different ranks.
         last_resort: bool ``[M]``, the objects that are matched only if no other is available.
         shareable: bool ``[M]``, the objects that any number of detections may be matched with.
         thresholds: float64 ``[T]``, the smallest overlaps.
@@ -366,7 +366,7 @@ def class_slices(labels: np.ndarray, classes: int) -> list[slice]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN, NaN if there are none."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")
 

@@ -33,7 +33,7 @@ class Scores(Metric):
         raise NotImplementedError(f"{type(self).__name__} has no list state {state}")
 
     def concatenated_state(self, state: str) -> Tensor:
-        """Return the list state ``state`` as one tensor, before and after the processes have been gathered."""
+        """Return the list state ``state`` as one tensor, whether or not the processes have been gathered."""
         value = getattr(self, state)
         if isinstance(value, Tensor):
             return value
@@ -43,8 +43,8 @@ class Scores(Metric):
         """Gather the states of all processes, including those without a sample."""
         for state, value in self._defaults.items():
             if isinstance(value, list) and not self._is_synced:
-                # torchmetrics gathers an empty list as a one-dimensional float32 tensor. Its shape differs from that of
-                # the other processes, which makes all of them hang or raise.
+                # torchmetrics gathers an empty list as a one-dimensional float32 tensor. The shapes of the processes
+                # then differ, which makes all of them hang or raise.
                 setattr(self, state, [self.concatenated_state(state)])
         super().sync(*args, **kwargs)
 

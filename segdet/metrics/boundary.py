@@ -34,31 +34,30 @@ class BoundaryScores(SegmentationScores):
       fraction of predicted boundary pixels that are nearer than .75 % of the image's diagonal to a true boundary
       pixel of the class; recall is the fraction of true boundary pixels near a predicted one. F1 is averaged over
       the classes in the image's target, then over the images.
-    - ``boundary_iou``: Boundary IoU (Cheng et al., CVPR 2021). It is the IoU of two bands: the pixels of the
-      true and of the predicted class within 2 % of the image's diagonal of the contour, in 8-connected steps
-      and at least one. As in the authors' code, the edge of the image is a contour too. Intersections and
-      unions are summed over the dataset as for mIoU; the IoU is averaged over the classes that occur.
+    - ``boundary_iou``: Boundary IoU (Cheng et al., CVPR 2021). It is the IoU of two bands, one of the true and one of
+      the predicted class: the pixels of the class within 2 % of the image's diagonal of its contour, in 8-connected
+      steps (at least one). As in the authors' code, the edge of the image is a contour too. Intersections and unions
+      are summed over the dataset as for mIoU; the IoU is averaged over the classes that occur.
     - ``bf/<class>``: the mean F1 of the class over the images where it is defined.
     - ``boundary_iou/<class>``.
 
-    Ignored pixels separate nothing: neither they nor the edge of an ignored region are a boundary. Some annotations
-    have a strip of ignored pixels along contours, such as VOC's, five pixels wide. The contour then runs somewhere
-    within the strip. It is assumed in the middle of a strip that is narrower than twice .75 % of the diagonal, so
-    that no point of the strip is farther from it than the tolerance. A predicted contour within such a strip counts
-    for ``bf``; in wider regions none does. Otherwise, and in the bands of ``boundary_iou`` everywhere, ignored pixels
-    are left out. (MATLAB's ``bfscore`` treats them as a class of their own: its true contours are both edges of the
-    strip.)
+    Neither ignored pixels nor the edge of an ignored region are a boundary. Some annotations have a strip of ignored
+    pixels along contours, such as VOC's, five pixels wide. The contour then runs somewhere within the strip. If the
+    strip is narrower than twice .75 % of the diagonal, the contour is assumed in its middle. No point of the strip is
+    then farther from the contour than the tolerance, and predicted contours in the strip count for ``bf``. All other
+    ignored pixels are left out of ``bf``, and all ignored pixels are left out of the bands of ``boundary_iou``.
+    (MATLAB's ``bfscore`` treats them as a class of their own: its true contours are both edges of the strip.)
 
-    ``bf`` leaves out a class without a boundary in target and prediction, which covers all annotated pixels, and an
-    image without any other class.
+    ``bf`` leaves out a class that covers all annotated pixels in target and prediction, and thus has no boundary. It
+    leaves out images without any other class.
 
     The computation runs on the CPU. One core of an AMD EPYC takes about 10 ms for an image of 360x480 with 11 classes
-    and 0.2 s for one of 1024x2048 with 19; with ignored strips along every contour 30 ms and 0.45 s. That is ten to
-    forty times as long as `SegmentationScores` takes.
+    and 0.2 s for one of 1024x2048 with 19; with ignored strips along every contour, 30 ms and 0.45 s.
+    `SegmentationScores` is ten to forty times faster.
 
     Attributes:
-        f1: int64 ``[2, C + 1]``: sums of F1 in units of 2^-40, and their numbers of terms, of each class and,
-            last, of images.
+        f1: int64 ``[2, C + 1]``: sums of F1 in units of 2^-40, and their numbers of terms, for each class and, in the
+            last column, for the images.
         bands: int64 ``[2, C]``: the pixels of intersections and unions.
     """
 
@@ -121,8 +120,8 @@ def fill_strips(truth: np.ndarray, ignored: np.ndarray, classes: int) -> tuple[n
         classes: C; the classes are 0..C-1 where they are not ignored.
 
     Returns:
-        ``truth`` with filled strips, uint8 ``[H, W]``, where the first of equally near classes is taken; and the pixels
-        that are still ignored, bool ``[H, W]``.
+        ``truth`` with filled strips, uint8 ``[H, W]`` (the first of equally near classes), and the pixels that are
+        still ignored, bool ``[H, W]``.
     """
     limit = 2 * BF_TOLERANCE * math.hypot(*truth.shape)
     # If one class is at a distance of 1 or more, the other must be nearer than limit - 1.
@@ -165,7 +164,7 @@ def _tiles(size: tuple[int, ...]) -> Iterator[_Window]:
 
 
 def _bounding_window(where: np.ndarray, window: _Window) -> _Window | None:
-    """Return the smallest part of ``window`` that contains its pixels in ``where``, None if there are none."""
+    """Return the smallest part of ``window`` that contains its pixels in ``where``; None if there are none."""
     part = where[window]
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     if not len(rows):
@@ -192,8 +191,7 @@ def boundary_f1(predicted: np.ndarray, truth: np.ndarray, ignored: np.ndarray, c
         classes: C; the classes are 0..C-1 where they are not ignored.
 
     Returns:
-        float64 ``[C]``; NaN for a class that is not in the target, or has a boundary neither there nor in the
-        prediction.
+        float64 ``[C]``; NaN for a class that is not in the target, or without a boundary in target and prediction.
     """
     present = np.bincount(truth[~ignored], minlength=classes)[:classes] > 0
     tolerance = BF_TOLERANCE * math.hypot(*truth.shape)
@@ -225,7 +223,7 @@ def _fractions_near(
     tolerance: float,
     present: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return, per class, the fraction of its edge pixels near one of its other edge pixels, and their number.
+    """Return, per class, the fraction of ``edges`` near one of ``other_edges``, and the number of ``edges``.
 
     Pixels are near if their distance is less than ``tolerance``. The fraction is 0 for a class without edge pixels.
     Each class has a bit, so that one pass over a tile handles 8 classes.

@@ -13,10 +13,10 @@ _VALUES = 256
 
 
 def classes_of(logits: Tensor) -> Tensor:
-    """Return the class with the largest logit of each pixel: ``[B, C, H, W]`` or ``[C, H, W]`` to int64 without C.
+    """Return the class with the largest logit of each pixel of ``[B, C, H, W]`` or ``[C, H, W]``, int64 without C.
 
-    Equal to ``logits.argmax(-3)``, which returns the first of several maxima. On the CPU it is much faster: argmax over
-    a dimension that is not the last in memory handles one pixel at a time.
+    The result equals ``logits.argmax(-3)``: the first of several maxima. On the CPU it is much faster, as argmax over a
+    dimension that is not the last in memory handles one pixel at a time.
     """
     logits = logits.detach()
     classes = logits.shape[-3]
@@ -37,16 +37,16 @@ def classes_of(logits: Tensor) -> Tensor:
 class SegmentationScores(Scores):
     """Mean IoU, pixel accuracy, class accuracy and the IoU of each class.
 
-    All are computed from one confusion matrix over all pixels of the dataset, not as a mean over images, as VOC,
-    Cityscapes and CamVid define them. With TP, FP and FN of a class from this matrix, its IoU is
-    ``TP / (TP + FP + FN)`` (Everingham et al., IJCV 2015). ``miou`` equals torchmetrics' multiclass ``JaccardIndex``.
+    As in VOC, Cityscapes and CamVid, all are computed from one confusion matrix over all pixels of the dataset, not
+    averaged over images. The IoU of a class is ``TP / (TP + FP + FN)`` (Everingham et al., IJCV 2015). ``miou`` equals
+    torchmetrics' multiclass ``JaccardIndex``.
 
     ``compute`` returns
 
     - ``miou``: the mean IoU of the classes that occur in the target or in the prediction;
     - ``pixel_acc``: the fraction of pixels with the correct class (G in SegNet, PAMI 2017, section 4);
     - ``class_acc``: the mean recall of the classes that occur in the target (C in SegNet);
-    - ``iou/<class>``: NaN for a class that occurs in neither.
+    - ``iou/<class>``: the IoU of a class; NaN if neither target nor prediction contains it.
 
     Pixels with the target ``ignore_index`` are left out, whatever the prediction. Update with masks at the original
     resolution.

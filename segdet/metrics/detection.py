@@ -23,7 +23,7 @@ class DetectionScores(Scores):
     - ``map``, ``map_50``, ``map_75``, ``map_small|medium|large``, ``mar_1|10|100``, ``mar_small|medium|large``: equal
       to pycocotools', with crowds, the annotations' own areas, and at most 100 detections per image and class (Lin et
       al., ECCV 2014);
-    - ``ap/<class>``: the AP of the class, whose mean over the classes is ``map``;
+    - ``ap/<class>``: the AP of the class; ``map`` is the mean over the classes;
     - ``map_voc07``, ``map_voc12``: VOC's mAP at IoU > .5, at eleven recalls (until 2009) and as the area under the
       curve (since 2010), equal to ``voc_eval.py`` of the Fast R-CNN release. Objects marked ``difficult`` and
       detections of them are ignored (Everingham et al., IJCV 2010, section 4.2).
@@ -80,7 +80,7 @@ class DetectionScores(Scores):
             image_ids: One per image, unique.
 
         Raises:
-            ValueError: If the three differ in length.
+            ValueError: If the arguments differ in length.
         """
         if not len(predictions) == len(targets) == len(image_ids):
             raise ValueError(
@@ -136,7 +136,7 @@ class DetectionScores(Scores):
         return self.to_tensors(scores)
 
     def errors(self) -> DetectionErrors:
-        """Return the errors of the boxes, over all processes. All processes must call it.
+        """Return the errors of the boxes, over all processes. All processes must call this method.
 
         Raises:
             ValueError: If a label is not one of 1..K.

@@ -1,9 +1,9 @@
-"""Error analysis of detections: what each kind of error costs in average precision, and confusions between classes.
+"""Error analysis of detections: the cost of each kind of error in average precision, and confusions between classes.
 
 Source: Bolya, Foley, Hays, Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020),
 section 2. Every error has one kind. The cost of a kind is the gain in AP at IoU .5 if only the errors of this kind were
-fixed. Where the paper leaves details open, above all the order in which kinds are tested, the authors' ``tidecv`` is
-followed.
+fixed. Where the paper leaves details open, mainly the order in which kinds are tested, this module follows the authors'
+``tidecv``.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ from segdet.metrics.average_precision import (
 )
 
 FOREGROUND = 0.5
-"""The IoU from which on a detection is correct."""
+"""The smallest IoU of a correct detection."""
 
 BACKGROUND = 0.1
 """The IoU below which a detection is background."""
@@ -39,7 +39,7 @@ CORRECT, IGNORED = -1, -2
 
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(len(KINDS))
 _DEFAULT_SCORE = 0.3
-"""The score threshold where none is better than another; also the threshold for pictures of predictions."""
+"""The score threshold if no threshold is better than another; also the threshold for pictures of predictions."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ImageErrors:
     )  # float64 [I], the harmonic mean of precision and recall; NaN without an object and a detection
 
     def worst(self) -> np.ndarray:
-        """Return the rows with an error by ascending F1; of equal F1, those with more errors first."""
+        """Return the rows with an error by ascending F1; at equal F1, those with more errors first."""
         total = self.counts.sum(1)
         order = np.lexsort((self.images, -total, self.f1))
         return order[total[order] > 0]
@@ -69,18 +69,18 @@ class DetectionErrors:
 
     - ``localization``: its largest IoU with an object of its class is at least .1 and below .5;
     - ``classification``: its IoU with an object of another class is at least .5;
-    - ``duplicate``: its IoU with an object of its class is at least .5, but a better detection has that object;
+    - ``duplicate``: its IoU with an object of its class is at least .5, but a better one is matched with that object;
     - ``background``: its IoU with every object is below .1;
     - ``both``: wrong location and wrong class.
 
     An object without a detection is ``missed``, unless a localization or classification error refers to it.
 
     Errors are fixed as follows. A classification error gets the class of the object that it overlaps most, a
-    localization error the box of its object. Of all detections that an object then has, including the one that was
-    matched before, only the best is kept. (``tidecv`` keeps the one matched before even if the other is better.)
-    Errors of the kinds both, duplicate and background are removed. Missed objects are removed from the ground truth, so
-    recall is that of the other objects. ``false_positive`` removes all wrong detections, ``false_negative`` all objects
-    without a detection. The AP of a class that is left without objects is 1 if it has no detection either, else 0.
+    localization error the box of its object. An object may then have several detections, including the one that was
+    matched before; only the best is kept. (``tidecv`` keeps the one matched before even if another is better.) Errors
+    of the kinds both, duplicate and background are removed. Missed objects are removed from the ground truth, so recall
+    counts the other objects only. ``false_positive`` removes all wrong detections, ``false_negative`` all objects
+    without a detection. If a class has no objects left, its AP is 1 without detections, else 0.
 
     Args:
         class_names: The names of the classes, label 1 first.
@@ -177,7 +177,7 @@ class DetectionErrors:
         kinds = {kind for kind, name in enumerate(KINDS) if name in fixed}
         if corrected := kinds & {_CLASSIFICATION, _LOCALIZATION}:
             rows = np.flatnonzero(np.isin(self.kinds, [*corrected, CORRECT]))
-            # The best detection of each object; of equal scores, the one that is already correct.
+            # The best detection of each object; at equal scores, the one that is already correct.
             rows = rows[np.lexsort((~correct[rows], -self.detections.scores[rows], self.object_of[rows]))]
             best = rows[np.unique(self.object_of[rows], return_index=True)[1]]
             keep[rows] = False

@@ -19,8 +19,8 @@ class RegionScores(DetectionScores):
     ``compute`` also returns
 
     - ``proposal_recall_50``, ``proposal_recall_70``: the fraction of objects, without crowds and difficult ones, that
-      a proposal overlaps with an IoU of at least .5 or .7 (Hosang et al., PAMI 2016, section 4). It bounds the
-      recall of a detector without box regression;
+      a proposal overlaps with an IoU of at least .5 or .7 (Hosang et al., PAMI 2016, section 4). They bound the recall
+      of a detector without box regression;
     - ``proposals``: the mean number of proposals per image.
 
     The arguments are those of `DetectionScores`.
@@ -47,7 +47,7 @@ class RegionScores(DetectionScores):
 
         Args:
             proposals: One float32 ``[P, 4]`` per image, xyxy.
-            proposal_targets: The targets in the pixels of the proposals, where these differ from the original images'.
+            proposal_targets: The targets in the pixels of the proposals, if these are not the original images' pixels.
 
         Raises:
             ValueError: If the numbers of images differ.

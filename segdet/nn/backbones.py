@@ -100,7 +100,8 @@ def build_backbone(
         weights: A local file (``.pth``, ``.pt``, ``.safetensors``); the name of pretrained weights, which is a tag of
             timm or a member of torchvision's enum such as ``IMAGENET1K_V1``; true for the library's default
             weights; null or false for random ones.
-        strides: The strides of the maps to return. Of several maps of one stride, the last is returned. Null for all.
+        strides: The strides of the maps to return. If several maps have one stride, the last is returned. Null for all
+            strides.
         output_stride: The largest stride, enforced by dilated convolutions; for timm networks that support it.
         options: Further arguments of the library's constructor, such as ``channels=[32, 64, 128, 256]`` for a
             narrow ResNet of timm.
@@ -183,7 +184,7 @@ def _small_vgg(
         raise UserError(f"backbone small_vgg: {error}; its options are channels and convolutions") from error
     all_strides = [2 ** (i + 1) for i in range(len(body.channels))]
     if strides is not None and set(strides) <= set(all_strides):
-        # Stages are built and then removed, so that later modules draw the same random weights in any case.
+        # Stages are built and then removed, so that later modules draw the same random weights for any strides.
         body.stages = body.stages[: all_strides.index(max(strides)) + 1]
     if weights:
         load_weights(body, weights, "small_vgg", option="backbone small_vgg")
@@ -226,7 +227,7 @@ def _from_timm(
 def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, int]:
     """Return timm's index of the last map of each stride of a network, by stride.
 
-    The network must be built to read them, if possible on the meta device.
+    The function builds the network to read them, if possible on the meta device.
     """
     with torch.random.fork_rng(devices=[]):
         try:

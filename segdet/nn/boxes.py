@@ -74,8 +74,8 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Return the IoU of each of ``[..., N, 4]`` with each of ``[..., M, 4]``, xyxy: ``[..., N, M]``.
 
-    Boxes without area, which fill the places of missing objects, have an IoU of 0. Unlike torchvision's ``box_iou``
-    of older releases this takes batches.
+    Boxes without area, which fill the places of missing objects, have an IoU of 0. Unlike torchvision's ``box_iou`` of
+    older releases, this function takes batches.
     """
     one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
     high, low = torch.minimum(one[..., 2:], other[..., 2:]), torch.maximum(one[..., :2], other[..., :2])
@@ -96,8 +96,8 @@ def _area(boxes: Tensor) -> Tensor:
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
     """Pad the objects of a batch to boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is no object.
 
-    G is the maximum number of objects per image, and at least 1. For any batch size this takes two concatenations,
-    one index table that is made on the host, and two gathers.
+    G is the maximum number of objects per image, and at least 1. The operations for any batch size are two
+    concatenations, one index table made on the host, and two gathers.
     """
     # Row 0 stands for "no object"; the objects of the whole batch follow.
     boxes = torch.cat([torch.zeros(1, 4, device=device), *(target["boxes"] for target in targets)])
@@ -125,9 +125,9 @@ def match_anchors(
 ) -> tuple[Tensor, Tensor]:
     """Match each anchor with an object.
 
-    An anchor is matched with the object of highest IoU if that is at least ``foreground``. Below ``background`` it is
-    background; between the two it is ignored. With ``best_of_each`` every object is also matched with its anchor of
-    highest IoU, whatever the IoU (if several objects share that anchor, the last object gets it).
+    An anchor is matched with the object of highest IoU if this IoU is at least ``foreground``. Below ``background`` the
+    anchor is background; between the two it is ignored. With ``best_of_each`` every object is also matched with its
+    anchor of highest IoU, whatever the IoU (if several objects share that anchor, the last object gets it).
 
     Args:
         anchors: ``[A, 4]`` xyxy.
@@ -164,9 +164,9 @@ def match_all_best(
 ) -> tuple[Tensor, Tensor]:
     """Match each anchor with an object by the rule of Faster R-CNN (section 3.1.2) and RetinaNet.
 
-    Arguments and results are those of `match_anchors`. The best anchors of the objects differ: every anchor that
-    attains the highest IoU of some object, ties included, is positive, and is matched with the object that it overlaps
-    most itself. An object that overlaps no anchor is not matched.
+    Arguments and results are those of `match_anchors`. Only the best anchors of the objects differ: all anchors with
+    the highest IoU of some object, ties included, are positive. Each is matched with the object that it overlaps most.
+    An object that overlaps no anchor is not matched.
     """
     batch, most = labels.shape
     iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, (batch, most))
@@ -187,7 +187,7 @@ def suppress(
         boxes: ``[N, 4]`` xyxy.
         scores: ``[N]``.
         labels: ``[N]``.
-        threshold: Of two boxes whose IoU exceeds this, the one of lower score is removed.
+        threshold: The IoU above which the box of lower score is removed.
         class_agnostic: Whether boxes of different classes suppress each other.
     """
     return nms(boxes, scores, threshold) if class_agnostic else batched_nms(boxes, scores, labels, threshold)
@@ -195,10 +195,10 @@ def suppress(
 
 @dataclass(frozen=True)
 class Selection:
-    """How detections are selected from scored boxes."""
+    """Options for the selection of detections from scored boxes."""
 
     score_threshold: float  # scores must exceed this
-    nms_threshold: float  # of two boxes of a class whose IoU exceeds this, the one of lower score is removed
+    nms_threshold: float  # the IoU above which the box of lower score of the same class is removed
     per_class: int | None = None  # the maximum number of boxes per class before suppression; all when None
     per_image: int | None = None  # the maximum number of detections per image; all when None
     class_agnostic: bool = False  # whether boxes of different classes suppress each other
@@ -256,7 +256,7 @@ def select_from_levels(
         per_level: The number of candidates, each a box and a class, per level.
 
     Returns:
-        For each image boxes, scores and labels, best first.
+        Boxes, scores and labels for each image, best first.
     """
     classes = scores.shape[-1]
     best, places = [], []

@@ -33,7 +33,7 @@ class DensePass(nn.Module):
     linear layer behind ``C x h x w`` features is a convolution of ``h x w`` (Long, Shelhamer, Darrell, CVPR
     2015, section 3.1; Sermanet et al., OverFeat, ICLR 2014, section 3.5), so that the whole image can go
     through the chain at once. This evaluates the windows at the chain's own stride, the product of its layers'
-    strides. For a smaller stride (or any other) there are three methods, all of them exact:
+    strides. For all other strides there are three methods, all of them exact:
 
     - ``shift``: shift-and-stitch. The image is shifted by each offset that the strides skip, and everything is
       computed again. The first layers are computed as often as the last.
@@ -44,12 +44,11 @@ class DensePass(nn.Module):
       remaining layers separately. Nothing is computed twice, and every convolution stays dense.
 
     Layers whose stride divides the requested stride are unchanged in every method: with three poolings of 2, a stride
-    of 4 concerns only the last, and with a multiple of 8 all methods are the same.
+    of 4 changes only the last, and for multiples of 8 all methods are the same.
 
-    ``auto`` uses dilation while the chain's strides skip up to 4 offsets in each direction, and fragments beyond.
-    With 64 px windows on 360x480, 16, 32 and 64 channels and three poolings of 2, a pass took these milliseconds
-    (one thread, float32, channels last, AMD EPYC with AVX2 under other load; medians of 3 runs, which differ by a
-    tenth):
+    ``auto`` uses dilation if the chain's strides skip up to 4 offsets in each direction, else fragments. With 64 px
+    windows on 360x480, 16, 32 and 64 channels and three poolings of 2, a pass took these milliseconds (one thread,
+    float32, channels last, AMD EPYC with AVX2 under other load; medians of 3 runs, which differ by a tenth):
 
     ====== ========= ======== =====
     stride fragments dilation shift
@@ -59,12 +58,13 @@ class DensePass(nn.Module):
     1          669      668    2435
     ====== ========= ======== =====
 
-    While the dilation is small, dilated convolutions are fast, and many small fragments cost more calls and copies. At
-    stride 1 the two are equally fast, and fragments hold only a part of the wide maps in memory at a time.
+    Convolutions with small dilations are fast, whereas many small fragments cost more calls and copies. At stride 1 the
+    two are equally fast, and fragments hold only a part of the wide maps in memory at a time.
 
-    Layers that are replaced in the classifier, as by synchronized batch normalization, are replaced here. The weights
-    of a linear layer are viewed as those of a convolution, and batch normalization with fixed statistics is folded into
-    the convolution before it in each pass. The outputs equal those of the classifier in evaluation mode only.
+    Layers that are replaced in the classifier, for example by synchronized batch normalization, are replaced here too.
+    The weights of a linear layer are viewed as those of a convolution, and batch normalization with fixed statistics is
+    folded into the convolution before it in each pass. The outputs equal those of the classifier in evaluation mode
+    only.
 
     Args:
         classifier: The chain, an ``nn.Sequential`` of layers and further ``nn.Sequential``; maps windows
@@ -79,7 +79,7 @@ class DensePass(nn.Module):
 
     Raises:
         UserError: If a layer cannot be converted so that the outputs are equal: it is padded, rounds up
-            (``ceil_mode``) where that matters, normalizes by the content of the window, or is not supported.
+            (``ceil_mode``) with an effect, normalizes by the content of the window, or is not supported.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class DensePass(nn.Module):
         weights: list[tuple[Tensor, Tensor | None] | None],
         in_place: bool,
     ) -> Tensor:
-        """Return the outputs ``[B, K, *counts]`` from the input of step ``first``; ``in_place`` may overwrite it."""
+        """Return the outputs ``[B, K, *counts]`` from the input of step ``first``, overwritten if ``in_place``."""
         for index in range(first, len(self._steps)):
             step, plan = self._steps[index], self._plans[index]
             if not plan.splits:
@@ -163,7 +163,7 @@ class DensePass(nn.Module):
                 # Pointwise layers and pooling of a single place may return their input itself.
                 in_place = in_place or step.kind == "convolution" or step.kernel != (1, 1)
                 continue
-            # One fragment after the other, so that the processor's cache holds a fragment.
+            # Process one fragment after the other, so that each fits into the processor's cache.
             outputs: Tensor | None = None
             for (top, left), fragment in _fragments(features, step, plan, weights[index]):
                 rows, columns = plan.vertical.phases, plan.horizontal.phases

@@ -46,14 +46,14 @@ def sample_rois(
 ) -> SampledRoIs:
     """Sample RoIs from the proposals and objects of a batch, with torch's random numbers.
 
-    All sizes are fixed, so that nothing waits for the GPU: where there are too few RoIs of a kind, some of ``labels``
-    are -1.
+    All sizes are fixed, so that the CPU does not wait for the GPU. If there are too few RoIs of a kind, some of
+    ``labels`` are -1.
 
     Args:
         targets: One per image, with ``boxes``, ``labels`` and ``proposals``.
         number: The number of RoIs per image; with ``pooled`` per batch.
         share: The maximum share of foreground.
-        foreground: RoIs of at least this IoU with an object are foreground, of its class.
+        foreground: RoIs with at least this IoU with an object are foreground and get its class.
         background: RoIs with an IoU of at least the first and less than the second number are background.
         pooled: Whether RoIs are sampled from all images of the batch together.
         fill: Whether background fills the places that foreground leaves empty.
@@ -114,7 +114,7 @@ class RoIPooling(nn.Module):
     def __init__(self, size: int = 7, stride: int = 16, kind: Pooling = "max") -> None:
         super().__init__()
         self.size, self.stride, self.kind = size, stride, kind
-        # The last pixel of our boxes is exclusive, that of the released code inclusive.
+        # The last pixel of our boxes is exclusive; in the released code it is inclusive.
         self.register_buffer("_last", torch.tensor([0.0, 0, 0, 1, 1]), persistent=False)
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class TwoLayerHead(nn.Module):
 
         Args:
             backbone: The network, such as ``torchvision:vgg16``; other backbones have no such layers.
-            weights: As for `segdet.nn.backbones.build_backbone`, which has already reported weights that are missing.
+            weights: As for `segdet.nn.backbones.build_backbone`, which has already reported missing weights.
 
         Returns:
             Whether the layers were copied.

@@ -12,7 +12,7 @@ class SizeCache(Generic[T]):
     """A cache of results by key, such as anchors by image size. It is emptied when it is full.
 
     Args:
-        capacity: The maximum number of entries, so that images of ever new sizes do not fill the memory.
+        capacity: The maximum number of entries, so that images of many sizes do not fill the memory.
     """
 
     def __init__(self, capacity: int = 16) -> None:

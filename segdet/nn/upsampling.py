@@ -88,9 +88,9 @@ class BedOfNails(Upsampler):
 class MaxUnpooling(Upsampler):
     """Max unpooling: each value at the position of its window's maximum, zeros elsewhere.
 
-    Inverts a max pooling with windows of ``factor`` x ``factor`` by means of its switches (Zeiler and Fergus,
-    ECCV 2014; SegNet, PAMI 2017, section 3; DeconvNet, ICCV 2015, section 3.2). Each channel is placed by the
-    switches of the same channel, so the features have as many channels as the pooled map.
+    The layer inverts a max pooling with windows of ``factor`` x ``factor`` by its switches (Zeiler and Fergus, ECCV
+    2014; SegNet, PAMI 2017, section 3; DeconvNet, ICCV 2015, section 3.2). Each channel is placed by the switches of
+    the same channel, so the features have as many channels as the pooled map.
     """
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
@@ -160,7 +160,7 @@ def bilinear_convolution(
 ) -> nn.ConvTranspose2d:
     """Return a transposed convolution initialized to bilinear interpolation, with a free choice of kernel and padding.
 
-    The output is not cropped to a given size, as in published networks; `TransposedConvolution` crops it.
+    As in published networks, the output is not cropped to a given size; `TransposedConvolution` crops it.
 
     Args:
         channels: The number of input and output channels.
@@ -210,7 +210,7 @@ def build_upsampler(name: Upsampling, channels: int, factor: int = 2) -> Upsampl
     """Return the upsampler called ``name``.
 
     ``transposed`` learns a kernel per pair of channels; ``transposed_frozen`` keeps one bilinear kernel per channel.
-    No upsampler draws random numbers, so the other layers of a network start from the same weights with each of them.
+    No upsampler draws random numbers, so the other layers of a network start from the same weights with any upsampler.
 
     Args:
         name: See `Upsampling`.

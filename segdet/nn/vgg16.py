@@ -103,7 +103,7 @@ class VGG16(nn.Module):
 
 
 def init_he(module: nn.Module) -> None:
-    """Initialize all convolutions as He et al. (ICCV 2015), which is Caffe's "MSRA" filler, with zero biases."""
+    """Initialize all convolutions as in He et al. (ICCV 2015), Caffe's "MSRA" filler, with zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -114,9 +114,9 @@ def init_he(module: nn.Module) -> None:
 def load_vgg16_weights(model: nn.Module, weights: str | bool) -> None:
     """Load the weights of ImageNet's VGG16 or of an earlier run into ``model``, and print which layers stay random.
 
-    From ImageNet's VGG16, the encoder gets the convolutions, and ``fc6`` and ``fc7``, where the model has them, get the
-    first two fully connected layers as convolutions of 7x7 and 1x1. From a run, the model gets all parameters
-    that have the same name and shape in both. Nothing is loaded within `segdet.nn.weights.restoring`.
+    From ImageNet's VGG16, the encoder gets the convolutions. ``fc6`` and ``fc7``, if the model has them, get the first
+    two fully connected layers as convolutions of 7x7 and 1x1. From a run, the model gets all parameters that have the
+    same name and shape in both. Nothing is loaded within `segdet.nn.weights.restoring`.
 
     Args:
         model: A model with a `VGG16` as ``encoder``.
@@ -146,7 +146,7 @@ def load_vgg16_weights(model: nn.Module, weights: str | bool) -> None:
 
 
 def _convert_classifier(encoder: VGG16, state: StateDict) -> StateDict:
-    """Return torchvision's state dict by the names of a model with ``encoder``, ``fc6`` and ``fc7``."""
+    """Return torchvision's state dict under the names of a model with ``encoder``, ``fc6`` and ``fc7``."""
     converted = {f"encoder.{key}": value for key, value in encoder.convert_torchvision(state).items()}
     for layer, name, side in (("classifier.0", "fc6", 7), ("classifier.3", "fc7", 1)):
         weight, bias = state.get(f"{layer}.weight"), state.get(f"{layer}.bias")

@@ -75,9 +75,9 @@ def read_weights(
 
 
 def load_state(network: nn.Module, state: StateDict, source: str, owner: str) -> None:
-    """Load ``state`` into ``network``, which must find all its parameters in it. Do nothing within `restoring`.
+    """Load ``state``, which must hold all parameters of ``network``, into it. Do nothing within `restoring`.
 
-    Counts of batches of batch normalization may be missing. Entries without a parameter are ignored.
+    Batch counts of batch normalization may be missing. Entries without a parameter are ignored.
 
     Args:
         network: The network.
@@ -178,7 +178,7 @@ _restored: ContextVar[frozenset[str] | None] = ContextVar("restored", default=No
 
 @contextmanager
 def restoring(names: Iterable[str]) -> Iterator[None]:
-    """Build networks for a checkpoint that will overwrite all their weights: pretrained ones are not read.
+    """Build networks for a checkpoint that will overwrite all their weights; do not read pretrained ones.
 
     A configuration still names the weights that a training started from, because they can decide how the network is
     built: torchvision freezes the batch normalization of some weights, and a tag of timm selects a variant of a
@@ -186,7 +186,7 @@ def restoring(names: Iterable[str]) -> Iterator[None]:
     empty weights, `load_weights` and `load_state` do nothing, and `build_backbone` downloads nothing.
 
     Args:
-        names: The parameter names in the checkpoint. They show what the pretrained weights would have decided.
+        names: The parameter names in the checkpoint. They decide how the network is built.
     """
     token = _restored.set(frozenset(names))
     try:

@@ -52,7 +52,7 @@ def leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def read_layers(classifier: nn.Sequential, window: Pair) -> list[Step]:
-    """Return the steps of a window classifier. The first is the identity, behind which the image can be shifted.
+    """Return the steps of a window classifier. The first is the identity, so that the image itself can be shifted.
 
     Raises:
         UserError: If a layer cannot be converted so that the results of each window stay the same.
@@ -164,7 +164,7 @@ def _check_ceil_mode(layer: nn.MaxPool2d | nn.AvgPool2d, step: Step, size: Pair,
 
 
 def _fixed_pooling(layer: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, size: Pair, where: str) -> Step:
-    """Convert adaptive pooling to pooling, which it is for a fixed input size if all cells have one size."""
+    """Convert adaptive pooling to ordinary pooling, which is equal for a fixed input size and cells of one size."""
     output = layer.output_size
     both = output if isinstance(output, tuple) else (output, output)
     cells = [n if w is None else w for n, w in zip(size, both, strict=True)]

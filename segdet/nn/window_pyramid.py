@@ -31,8 +31,8 @@ def level_sizes(
 ) -> list[tuple[int, int]]:
     """Return the sizes of the levels, one for each different pair of scale and aspect ratio.
 
-    Along each side, the number of windows is the one whose window size is closest to the requested size, with the last
-    window ending at the border of the image. A window larger than the image gets the size of the image.
+    Along each side, the last window ends at the border of the image. The number of windows is chosen so that the window
+    size is closest to the requested size. A window larger than the image gets the size of the image.
 
     Args:
         size: ``(height, width)`` of the image.

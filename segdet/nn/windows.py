@@ -15,7 +15,7 @@ Pair = tuple[int, int]
 """Vertical first."""
 
 Mode = Literal["crops", "dense"]
-"""How a sliding-window family evaluates an image: crop by crop, or all windows in one pass."""
+"""The evaluation of an image by a sliding-window family: crop by crop, or all windows in one pass."""
 
 
 def pair(value: int | Sequence[int]) -> Pair:

@@ -34,9 +34,9 @@ _WEIGHTS = "class_weights"
 class Segmenter(Task):
     """A network that computes logits ``[B, C, h, w]`` of images ``[B, 3, H, W]``.
 
-    A family defines ``forward``, whose logits have the images' resolution or a coarser one, and overrides ``predict``
-    and ``losses`` if these differ from ``forward`` and its `pixel_loss`. Logits are resized to the original image
-    before the class with the largest one is chosen, so that scores refer to the pixels on disk.
+    A family defines ``forward``, which returns logits at the images' resolution or a coarser one. It overrides
+    ``predict`` if prediction differs from ``forward``, and ``losses`` if the loss is not just the `pixel_loss` of
+    ``forward``. Logits are resized to the original image before the argmax, so that scores refer to the pixels on disk.
 
     Args:
         loss: cross_entropy; focal (Lin et al., 2017), which emphasizes misclassified pixels; dice, the overlap of
@@ -51,8 +51,8 @@ class Segmenter(Task):
         tile: The size of tiles in pixels, a number or [height, width]. Larger images are predicted in tiles to limit
             the device memory (see `segdet.segmentation.tiling`). Multiples of 32 work best.
         tile_overlap: The smallest overlap of neighbouring tiles in pixels; a quarter of the tile when null.
-        boundary_scores: When boundary F1 and boundary IoU are computed, which takes more processor time than all other
-            scores (see `BoundaryScores`): in the ``test``, also in ``validation``, or ``never``.
+        boundary_scores: When boundary F1 and boundary IoU are computed: in the ``test``, also in ``validation``, or
+            ``never``. They take more processor time than all other scores (see `BoundaryScores`).
         kwargs: See `Task`.
     """
 
@@ -86,7 +86,7 @@ class Segmenter(Task):
         weights = None if class_weights is None else torch.ones(len(class_names))
         if isinstance(class_weights, list | tuple):
             weights = torch.tensor(_checked_weights(class_weights, self.class_names))
-        # Not part of the state, so that the argument applies and not the weights of a checkpoint.
+        # Not part of the state, so that a checkpoint does not override the argument.
         self.register_buffer("class_weights", weights, persistent=False)
         check_range("--model.focal_gamma", focal_gamma, least=0)
         check_range("--model.auxiliary_weight", auxiliary_weight, least=0)
@@ -97,7 +97,7 @@ class Segmenter(Task):
         self.tta_scales = list(tta_scales)
         self.tile, self.tile_overlap = _checked_tile(tile, tile_overlap)
 
-    # Implemented for most families.
+    # Defaults that suit most families.
 
     @property
     def pass_module(self) -> nn.Module:
@@ -145,7 +145,7 @@ class Segmenter(Task):
     def auxiliary_loss(self, auxiliary: Sequence[Tensor], masks: Tensor) -> Tensor:
         """Return the sum of the `pixel_loss` of auxiliary heads, multiplied by ``auxiliary_weight``.
 
-        Families return it from ``losses`` as ``auxiliary``, and it is logged as ``train/loss_auxiliary``.
+        Families return this sum from ``losses`` as ``auxiliary``; it is logged as ``train/loss_auxiliary``.
 
         Args:
             auxiliary: The logits of each head, see `pixel_loss`.

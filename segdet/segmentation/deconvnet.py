@@ -21,25 +21,25 @@ from segdet.util.errors import UserError
 class DeconvNet(Segmenter):
     """DeconvNet (Noh, Hong, Han, ICCV 2015): a convolution network and a mirrored deconvolution network.
 
-    VGG16 up to fc7 maps an image of 224x224 to one vector. A 7x7 deconvolution expands it to 7x7 pixels. Five stages of
-    max unpooling, with the switches of the mirrored pooling, and of deconvolutions with stride 1 reconstruct the
-    objects (section 3): the switches restore locations, the learned deconvolutions fill in shapes. Batch normalization
-    and ReLU follow every layer but the last; the paper reports that without batch normalization such a deep network
-    ends in a poor optimum.
+    VGG16 up to fc7 maps an image of 224x224 to one vector. A 7x7 deconvolution expands it to 7x7 pixels. Five stages
+    then reconstruct the objects (section 3). Each consists of max unpooling, with the switches of the mirrored pooling,
+    and deconvolutions of stride 1. The switches restore locations, the learned deconvolutions fill in shapes. Batch
+    normalization and ReLU follow every layer but the last; the paper reports that without batch normalization such a
+    deep network converges to a poor optimum.
 
     The network has 251,772,245 parameters with 21 classes (and 33,408 of batch normalization), four fifths of them in
     fc6 and its mirror image. SegNet's authors measured 475 ms per forward pass at 360x480 on a Titan, with the
     fully connected layers reduced to ``fc_channels: 1024``.
 
     The paper segments up to 50 object proposals per image and takes the maximum of their scores. Here the network is
-    applied to the whole image, of any size from ``32 * fc_kernel`` on. The paper's two stages of training, on crops
-    centred at objects and on proposals, differ in their images only: the second stage takes its ``weights`` from the
-    run of the first.
+    applied to the whole image, with sides of at least ``32 * fc_kernel``. The paper trains in two stages: on crops
+    centred at objects, then on proposals. Only their images differ; the second stage takes its ``weights`` from the run
+    of the first.
 
     Args:
-        weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``), true for its
-            default weights, a file of them or of VGG16 without batch normalization, or the run folder or a
-            checkpoint of the previous stage; null for random weights.
+        weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``); true for the
+            default ones; a file of VGG16 weights, with or without batch normalization; the run folder or a checkpoint
+            of the previous stage; null for random weights.
         width: The fraction of VGG16's channels in the convolutions and their mirror image.
         fc_channels: The channels of fc6 and fc7.
         fc_kernel: The side of fc6 and of its mirror image: 7, which is 224 / 32, or less for smaller images.
@@ -101,7 +101,7 @@ class DeconvNet(Segmenter):
         yield from class_heat_maps(decoded[-1], self.class_names)
 
     def _decode(self, pooled: list[Pooled]) -> list[Tensor]:
-        """Return the maps of fc6's mirror image and of each decoder, coarse to fine, and last the logits."""
+        """Return the maps of fc6's mirror image and of each decoder, coarse to fine, then the logits."""
         features = pooled[-1].features
         side = self.fc6.kernel_size[0]
         if min(features.shape[-2:]) < side:

@@ -25,8 +25,8 @@ class FCN(Segmenter):
     the finest of ``strides`` (section 4.2): one stride corresponds to the paper's FCN-32s, three to its FCN-8s.
 
     The paper adds class scores. This network adds maps of ``width`` channels and classifies once at the finest
-    stride, at the same cost, so that fine maps can correct coarse ones. The cost is one pass of the backbone and
-    little more.
+    stride, at the same cost, so that fine maps can correct coarse ones. The cost is little more than one pass of the
+    backbone.
 
     Args:
         backbone: The backbone, see `segdet.nn.backbones.build_backbone`.

@@ -31,18 +31,19 @@ class VGG16FCN(Segmenter):
 
     The image is padded by 100 pixels, so that an image of any size is large enough for fc6, and the output is cropped
     to the image. The crop offsets follow from the positions of the maps' cells in the image: 19 for FCN-32s; 5 and 27
-    for FCN-16s; 5, 9 and 31 for FCN-8s, as in the released networks. The cost is one pass, over twice as many pixels
-    for an image of 500x500: FCN-32s took 210 ms on a K40c. Three quarters of the 134 M parameters are in fc6.
+    for FCN-16s; 5, 9 and 31 for FCN-8s, as in the released networks. The cost is one pass, on about twice as many
+    pixels for an image of 500x500: FCN-32s took 210 ms on a K40c. Three quarters of the 134 M parameters are in fc6.
 
-    The network can be trained at once or in stages. At once: with both skip connections from the start, and pool4
-    and pool3 scaled down so that their gradients do not dominate (``skip_scales`` .01 and .0001). In stages:
-    FCN-32s first, then FCN-16s with ``weights: runs/fcn32s`` and ``skip_scales: [1, 1]``, then FCN-8s from that. The
-    scores of each new skip connection are initialized to zero, so each stage starts at the result of the previous one.
+    The network can be trained at once or in stages. Training at once uses both skip connections from the start; pool4
+    and pool3 are scaled down so that their gradients do not dominate (``skip_scales`` .01 and .0001). Training in
+    stages starts with FCN-32s, continues with FCN-16s (``weights: runs/fcn32s``, ``skip_scales: [1, 1]``), and ends
+    with FCN-8s from FCN-16s. The scores of each new skip connection are initialized to zero, so each stage starts at
+    the result of the previous one.
 
     Args:
         stride: 32, 16 or 8: the stride of the finest map that is scored.
-        weights: The name of torchvision's VGG16 weights (``IMAGENET1K_V1``), true for its default weights, a file of
-            them, or the run folder or checkpoint of the previous stage; null for random weights.
+        weights: The name of torchvision's VGG16 weights (``IMAGENET1K_V1``), true for its default weights, a weights
+            file, or the run folder or checkpoint of the previous stage; null for random weights.
         pad: The padding of the image: 100 as in the paper, or 1 as in VGG16, with a padding of 3 in fc6 instead. With
             100, a small image would consist mostly of padding.
         upsampling: The transposed convolutions to train: ``none`` (the released networks), ``intermediate``
@@ -130,13 +131,12 @@ class VGG16FCN(Segmenter):
 
 
 def crop_offsets(stride: int, pad: int = 100, fc6_padding: int = 0) -> list[int]:
-    """Return the crop offsets of pool4's scores, of pool3's scores, and last of the output, as far as they exist.
+    """Return the crop offsets of the scores of pool4 and pool3, if these are used, and last of the output.
 
     A cell of a map lies at the centre of its receptive field. Cell ``i`` of a pooled map of stride ``s`` lies at pixel
-    ``s * i + (s - 1) / 2 - (pad - 1)``. The first cell of fc6 lies 3 cells of pool5 further in, less its padding.
-    Upsampling by ``s`` with a kernel of ``2 * s`` moves cell ``i`` of the input to ``s * i + s - 1 / 2``. An
-    offset is the distance of the first cells of the two maps, in cells. With a negative offset the finer map must be
-    padded.
+    ``s * i + (s - 1) / 2 - (pad - 1)``. The first cell of fc6 lies ``3 - fc6_padding`` cells of pool5 further in.
+    Upsampling by ``s`` with a kernel of ``2 * s`` moves cell ``i`` of the input to ``s * i + s - 1 / 2``. An offset is
+    the distance of the first cells of the two maps, in cells. With a negative offset the finer map must be padded.
     """
     # The position of the first cell of the coarse map, in pixels of the image.
     origin = 32 * (3 - fc6_padding) + 15.5 - (pad - 1)
@@ -152,7 +152,7 @@ def crop_offsets(stride: int, pad: int = 100, fc6_padding: int = 0) -> list[int]
 
 
 def _crop(scores: Tensor, offset: int, size: tuple[int, int]) -> Tensor:
-    """Return ``size`` pixels of ``scores`` from ``offset`` on in both directions, padded with zeros."""
+    """Return ``size`` pixels of ``scores``, starting at ``offset`` in both directions, padded with zeros."""
     h, w = scores.shape[-2:]
     if offset >= 0 and h >= offset + size[0] and w >= offset + size[1]:
         return scores[..., offset : offset + size[0], offset : offset + size[1]]

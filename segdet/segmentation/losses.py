@@ -60,7 +60,7 @@ def focal(logits: Tensor, masks: Tensor, weights: Tensor | None = None, gamma: f
     classified correctly; with ``gamma`` 0 it is the cross entropy. (Lin et al., ICCV 2017, section 3.)
     """
     nll = F.cross_entropy(logits.float(), masks, ignore_index=IGNORE, reduction="none")
-    # -expm1(-x) is 1 - p, also accurate for p close to 1, where the clamp keeps the gradient of the power finite.
+    # -expm1(-x) is 1 - p, accurate also for p close to 1. The clamp keeps the gradient of the power finite there.
     losses = (-torch.expm1(-nll)).clamp(min=_EPSILON) ** gamma * nll
     if weights is not None:
         losses = losses * _weight_of(masks, weights)
@@ -71,9 +71,9 @@ def dice(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor
     """Return one minus the Dice coefficient ``2 sum(p g) / (sum(p) + sum(g))``, averaged over classes.
 
     p are the softmax probabilities of a class and g is its binary mask, over the whole batch. The mean is over the
-    classes that occur in the batch, weighted by class, so a class counts as much as any other, however few its pixels.
-    (Milletari, Navab, Ahmadi, V-Net, 3DV 2016, section 3, who square the terms of the denominator. This is the usual
-    form without squares.)
+    classes that occur in the batch, weighted by class. The number of pixels of a class does not matter. (Milletari,
+    Navab, Ahmadi, V-Net, 3DV 2016, section 3, who square the terms of the denominator. The form here is the usual one
+    without squares.)
     """
     valid = (masks != IGNORE)[:, None]
     probabilities = torch.where(valid, logits.float().softmax(1), 0.0)
@@ -101,8 +101,8 @@ def _normalizer(masks: Tensor, weights: Tensor | None) -> Tensor:
 def class_weights(frequency: ClassFrequency, weighting: Weighting) -> Tensor:
     """Return class weights that compensate for rare classes: float32 ``[C]``.
 
-    - ``median_frequency``: the median of the classes' frequencies divided by the frequency of the class, which is its
-      fraction of the pixels of those images in which it occurs (Eigen, Fergus, ICCV 2015; used by SegNet).
+    - ``median_frequency``: the median frequency divided by the frequency of the class. The frequency is the class's
+      fraction of the pixels of the images in which it occurs (Eigen, Fergus, ICCV 2015; used by SegNet).
     - ``inverse_sqrt_frequency``: one over the square root of the class's fraction of all pixels, scaled to a mean of 1;
       the weights differ less.
 

@@ -24,20 +24,20 @@ class SegNet(Segmenter):
     Max pooling loses the position of each maximum within its window, and with it the boundaries. SegNet stores these
     positions, the switches. The decoder puts each value of its coarse map at the position of the encoder's switch, with
     zeros elsewhere, and convolutions make the sparse map dense. The upsampling has no learned parameters, and
-    two bits per window would suffice for the switches, instead of the encoder's maps.
+    two bits per window would suffice to store the switches. The encoder's maps need not be stored.
 
-    The encoder has VGG16's 13 convolutions, the decoder 13 as well. All are followed by batch normalization and ReLU
-    but the last, which computes class scores at full resolution. Without fc6 the network has less than a quarter of
-    FCN's parameters (29,433,483 with 11 classes, and 15,872 of batch normalization), but it convolves 64 channels at
-    full resolution twice: 422 ms per forward pass at 360x480 on a Titan in the paper, compared to 317 ms for FCN.
+    The encoder has VGG16's 13 convolutions, the decoder 13 as well. Batch normalization and ReLU follow all but the
+    last, which computes class scores at full resolution. Without fc6 the network has less than a quarter of FCN's
+    parameters (29,433,483 with 11 classes, and 15,872 of batch normalization), but it convolves 64 channels at full
+    resolution twice. The paper reports 422 ms per forward pass at 360x480 on a Titan, and 317 ms for FCN.
 
     Args:
-        weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``), true for its
-            default weights, a file of them or of VGG16 without batch normalization, or the folder or a
-            checkpoint of an earlier run; null for random weights.
+        weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``); true for the
+            default ones; a file of VGG16 weights, with or without batch normalization; the folder or a checkpoint of an
+            earlier run; null for random weights.
         width: The fraction of VGG16's channels.
         dropout: The dropout rate after each of the three deeper stages of encoder and decoder. The paper's benchmark
-            uses .5 "in the deeper layers"; which layers follows Bayesian SegNet (Kendall et al., BMVC 2017).
+            uses .5 "in the deeper layers"; the choice of layers follows Bayesian SegNet (Kendall et al., BMVC 2017).
         kwargs: See `Segmenter`.
     """
 
@@ -112,7 +112,7 @@ class SegNetBasic(Segmenter):
 
     - ``bilinear_interpolation``: class scores at stride 16, interpolated, without learned upsampling.
     - ``segnet_basic``: four times max unpooling with the encoder's switches and a 7x7 convolution with batch
-      normalization and without ReLU. In ``single_channel_decoder`` each filter sees its own channel only;
+      normalization and without ReLU. In ``single_channel_decoder`` each filter uses its own channel only;
       ``encoder_addition`` adds the encoder's 64 maps to the output of each decoder.
     - ``fcn_basic``: the encoder's maps reduced to one channel per class, 8x8 transposed convolutions that are
       initialized to bilinear interpolation, and the encoder's reduced maps added at each resolution;
@@ -123,12 +123,12 @@ class SegNetBasic(Segmenter):
     (.625 M). For FCN-Basic the paper leaves open where batch normalization is placed and how classes are scored. Here
     batch normalization follows each reduction and each transposed convolution except the one that computes the
     logits. This gives 645,612 parameters (.65 M in the table), and 1,661,067 without reduction (1.625 M); bilinear
-    interpolation has 612,491 (.625 M). The paper does not explain the remaining differences. The cost is one pass, of
-    52.6 ms at 360x480 on a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
+    interpolation has 612,491 (.625 M). The paper does not explain the remaining differences. The cost is one pass: 52.6
+    ms at 360x480 on a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
 
     The evaluation differs from the paper's in two points, as for all families. Batch normalization uses its running
-    statistics; the paper computes them again over the training set. The best checkpoint is that with the highest
-    ``val/miou``; the paper takes that with the highest global accuracy.
+    statistics; the paper computes them again over the training set. The best checkpoint has the highest ``val/miou``;
+    in the paper, it has the highest global accuracy.
 
     Args:
         variant: The decoder, see above.
@@ -193,7 +193,7 @@ class _BasicEncoder(nn.Module):
 class _SegNetDecoder(nn.Module):
     """Max unpooling and a convolution, four times, then class scores.
 
-    With ``groups`` equal to the channels, each filter sees its own channel only. ``addition`` adds the encoder's maps.
+    With ``groups`` equal to the channels, each filter uses its own channel only. ``addition`` adds the encoder's maps.
     """
 
     def __init__(

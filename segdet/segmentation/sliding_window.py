@@ -25,8 +25,8 @@ class SlidingWindow(Segmenter):
     """A classifier of the centre pixel of a window (Ciresan et al., NIPS 2012; Farabet et al., PAMI 2013).
 
     A small network of unpadded convolutions and poolings classifies the centre pixel of a window; sliding the window
-    over the image classifies all pixels. It is trained on random windows. The image is padded with its mean colour,
-    so that every pixel can be a centre.
+    over the image classifies all pixels. The network is trained on random windows. The image is padded with its mean
+    colour, so that every pixel can be a centre.
 
     The cost is proportional to the number of windows: with ``mode: crops``, the features of a pixel are computed again
     for every window that contains it. ``mode: dense`` applies the same weights to the whole image (see
@@ -44,11 +44,11 @@ class SlidingWindow(Segmenter):
         hidden: The units of the layer between features and classes.
         dropout: The dropout rate before and after the hidden layer.
         mode: ``crops`` classifies every window, ``dense`` all windows in one pass; the logits are the same.
-        stride: The distance of windows in testing, in pixels.
+        stride: The distance between windows in testing, in pixels.
         crop_batch: The number of windows per batch with ``crops``.
         windows_per_image: The number of windows per image in training.
-        sampling: How windows are drawn in training: ``balanced`` draws a class uniformly from those in the batch, then
-            a pixel of it as the centre; ``uniform`` draws pixels uniformly.
+        sampling: How windows are drawn in training: ``balanced`` draws a class of the batch uniformly, then a pixel of
+            this class as the centre; ``uniform`` draws pixels uniformly.
         kwargs: See `Segmenter`.
     """
 
@@ -89,7 +89,7 @@ class SlidingWindow(Segmenter):
 
     @property
     def pass_module(self) -> nn.Module:
-        """The classifier, where a pass is one window, or the dense network, where a pass is one image."""
+        """The classifier with ``crops`` (a pass is one window), else the dense network (a pass is one image)."""
         return self.classifier if self.mode == "crops" else self.dense
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class SlidingWindow(Segmenter):
         return {"segmentation": self.pixel_loss(logits.t()[None, :, :, None], labels[None, :, None])}
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return logits ``[B, C, H, W]``: those of the classifier at the centres, interpolated between them."""
+        """Return logits ``[B, C, H, W]``: the classifier's logits at the centres, interpolated between them."""
         size = (images.shape[2], images.shape[3])
         logits = at_least_float32(self.logits_at_centres(images))
         return _interpolate_between(logits, _first_centre(size, self.stride), self.stride, size)
@@ -135,7 +135,7 @@ class SlidingWindow(Segmenter):
         logits = self.logits_at_centres(image)
         rows, columns = logits.shape[-2:]
         first = _first_centre(size, self.stride)
-        # Show about a dozen windows; all of them would cover the image. With fewer rows than that, show the middle one.
+        # Show about a dozen windows; all of them would cover the image. A single row or column is the middle one.
         every = max(1, round((rows * columns / 12) ** 0.5))
         shown = (torch.arange(min(every, n) // 2, n, every, device=image.device) for n in (rows, columns))
         cells = torch.cartesian_prod(*shown)

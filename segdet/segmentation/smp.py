@@ -29,8 +29,8 @@ class SMP(Segmenter):
 
     The library combines decoders (``Unet``, ``UnetPlusPlus``, ``MAnet``, ``Linknet``, ``FPN``, ``PSPNet``,
     ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders: its own
-    (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). They are trained
-    and scored like all other families. The library's documentation names the paper of each decoder. The cost is
+    (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). All combinations
+    are trained and scored like other families. The library's documentation names the paper of each decoder. The cost is
     one pass of the encoder and of the decoder.
 
     Images whose sides are not multiples of the encoder's stride are padded at the right and bottom with the mean
@@ -46,8 +46,8 @@ class SMP(Segmenter):
         kwargs: See `Segmenter`.
 
     Raises:
-        UserError: If the library is not installed or has no such part, or the weights cannot be loaded or
-            expect another normalization than ``mean`` and ``std``.
+        UserError: If the library is not installed, the decoder or encoder does not exist, or the weights cannot be
+            loaded or expect another normalization than ``mean`` and ``std``.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def class_heat_maps(logits: Tensor, class_names: Sequence[str]) -> Iterator[Stag
 
 
 def encoder_stages(pooled: list[Pooled]) -> Iterator[Stage]:
-    """Yield the feature strength of each encoder stage after pooling, and its switches."""
+    """Yield the strength of the pooled features and the switches of each encoder stage."""
     for number, stage in enumerate(pooled, 1):
         caption = f"The feature strength of encoder {number} after pooling."
         yield feature_stage(f"encoder {number}", stage.features, caption)

@@ -104,8 +104,8 @@ def predict_rows(
 def classes_of_rows(rows: Iterator[Tensor], size: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """Return the class of every pixel of the original image: int64 ``[H', W']``.
 
-    Equal to concatenating all rows, resizing them bilinearly and taking the class with the largest score, without
-    holding all rows in memory.
+    The result equals concatenating all rows, resizing them bilinearly and taking the argmax, but not all rows are in
+    memory at once.
 
     Args:
         rows: As yielded by `predict_rows`.

@@ -32,16 +32,17 @@ class TorchvisionSegmenter(Segmenter):
     """The base class of torchvision's segmentation networks; use one of the three subclasses.
 
     The network is torchvision's own module, with the same weights and logits. If the weights were trained for another
-    number of classes, the last convolutions, which depend on it, are replaced by new ones. All of torchvision's
-    weights expect the default ``mean`` and ``std``.
+    number of classes, the last convolutions are replaced by new ones. All of torchvision's weights expect the default
+    ``mean`` and ``std``.
 
     Args:
         backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``, if torchvision supports the combination.
         weights: The weights of the whole network: a name of torchvision's (``COCO_WITH_VOC_LABELS_V1``), true for its
             default weights, a local file, or null for random weights.
-        weights_backbone: The weights of the backbone, likewise (``IMAGENET1K_V1``). Ignored if ``weights`` are given.
-        kwargs: See `Segmenter`. ``auxiliary_weight`` is the weight of the loss of a second classifier on the backbone's
-            last but one stage, which is used in training only; 0 for no such classifier.
+        weights_backbone: The weights of the backbone, in the same notation (``IMAGENET1K_V1``). Ignored if ``weights``
+            are given.
+        kwargs: See `Segmenter`. ``auxiliary_weight`` is the loss weight of a second classifier on the backbone's last
+            but one stage, used in training only; 0 for no second classifier.
 
     Attributes:
         family: The prefix of torchvision's names of these networks.
@@ -73,7 +74,7 @@ class TorchvisionSegmenter(Segmenter):
         return list(self.network.children())
 
     def classify(self, features: dict[str, Tensor]) -> Tensor:
-        """Return logits ``[B, C, h, w]``, at a stride of the backbone, of the backbone's maps."""
+        """Return logits ``[B, C, h, w]`` of the backbone's maps, at the stride of one of them."""
         return self.network.classifier(features["out"])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -162,9 +163,8 @@ class DeepLabV3(TorchvisionSegmenter):
     """torchvision's DeepLabV3 (Chen, Papandreou, Schroff, Adam, 2017, "Rethinking Atrous Convolution").
 
     Dilations replace the backbone's last strides. Atrous spatial pyramid pooling follows: a 1x1 convolution, three 3x3
-    convolutions of dilations 12, 24 and 36, and the mean of the whole image, in parallel, so that each pixel is
-    classified with context of several sizes (section 3.3). The cost is one pass of a backbone at stride 8 (16
-    for MobileNet).
+    convolutions of dilations 12, 24 and 36, and the mean of the whole image, in parallel. Each pixel is thus classified
+    with context of several sizes (section 3.3). The cost is one pass of a backbone at stride 8 (16 for MobileNet).
 
     Args:
         backbone: ``resnet50``, ``resnet101`` or ``mobilenet_v3_large``.
@@ -187,9 +187,9 @@ class LRASPP(TorchvisionSegmenter):
     """torchvision's Lite R-ASPP on MobileNetV3 (Howard et al., ICCV 2019, section 6.4), designed for phones.
 
     The channels of the map of stride 16 are weighted by a function of the mean of the whole image. A 1x1 convolution
-    classifies the result, another one the map of stride 8, and the two are added. The cost is one pass of a
-    small backbone and little more; by torchvision's count of operations, `DeepLabV3` on ResNet-50 needs 85 times as
-    many.
+    classifies the result, another one classifies the map of stride 8, and the scores are added. The cost is little more
+    than one pass of a small backbone. By torchvision's count, `DeepLabV3` on ResNet-50 needs 85 times as many
+    operations.
 
     Args:
         backbone: ``mobilenet_v3_large``.
@@ -227,7 +227,7 @@ def _published(option: str, model: str, weights: str | bool) -> str:
 
 
 def _remove_features_prefix(state: StateDict) -> StateDict:
-    """Return weights of a MobileNet by the names in segmentation networks, which contain its ``features`` only."""
+    """Return a MobileNet's weights under their names in segmentation networks, which contain its ``features`` only."""
     return {key.removeprefix("features."): value for key, value in state.items()}
 
 

@@ -32,15 +32,15 @@ class UNet(Segmenter):
     that stride, and two 3x3 convolutions combine both (section 2). The decoder thus has as many channels as the
     encoder, which is expensive: the convolutions at strides 1 and 2 take most of the computation.
 
-    Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size, and followed by batch
-    normalization.
+    Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size. Batch normalization
+    follows each of them.
 
     Args:
         backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
         weights: Its pretrained weights, see `segdet.nn.backbones.build_backbone`.
         backbone_options: Further arguments of `segdet.nn.backbones.build_backbone`.
-        strides: The strides of the levels. Stride 1, which no backbone has, consists of two convolutions on the image,
-            as in the paper. Without it, the logits of the finest stride are interpolated.
+        strides: The strides of the levels. The level of stride 1, which no backbone has, consists of two convolutions
+            on the image, as in the paper. Without it, the logits of the finest stride are interpolated.
         widths: The channels of the expansive path at each level but the coarsest, fine to coarse.
         dropout: The dropout rate of the coarsest map, at the end of the contracting path (section 3.1).
         kwargs: See `Segmenter`.
@@ -142,7 +142,7 @@ class OriginalUNet(Segmenter):
     the distances to the nearest and the second nearest cell, to separate touching cells (section 3, equation 2). Class
     masks do not distinguish cells, only classes. Here, d_1 + d_2 is replaced by the distance to the nearest pixel
     with a neighbour of another class. The narrow gap between two cells still has the largest weight of all
-    background, because it is close to a class boundary everywhere, but outer boundaries have as much weight.
+    background, because it is close to a class boundary everywhere, but outer boundaries have the same weight.
 
     The network is expensive: the first level has 64 channels at full resolution, and the margin increases the number of
     pixels of a 388x388 image by a factor of 2.2.
@@ -152,8 +152,8 @@ class OriginalUNet(Segmenter):
         width: The channels of the first level.
         depth: The number of poolings.
         dropout: The dropout rate at the end of the contracting path, applied to its last two maps.
-        border_weight: The paper's w_0, 10 there, with a ``loss`` of cross_entropy; 0 for the loss without border
-        weights.
+        border_weight: The paper's w_0 (10 in the paper), which requires a ``loss`` of cross_entropy; 0 for no border
+            weights.
         border_sigma: The paper's sigma, in pixels.
         output_tile: The side of the tiles in prediction, in logits (388 in the paper); null for the whole image at
             once.
@@ -205,7 +205,7 @@ class OriginalUNet(Segmenter):
 
     @property
     def pass_module(self) -> nn.Module:
-        """The network: one forward of one tile is one network pass."""
+        """The network; a forward pass of one tile counts as one network pass."""
         return self
 
     @property
@@ -310,7 +310,7 @@ class OriginalUNet(Segmenter):
     def _starts(self, length: int, side: int) -> list[int]:
         """Return the first pixels of tiles. Their distances are multiples of the coarsest stride.
 
-        Pooling windows of a tile are therefore those of the whole image.
+        The pooling windows of a tile therefore coincide with those of the whole image.
         """
         return [*range(0, length - side, max(1, side - 4)), length - side]
 

@@ -20,10 +20,10 @@ from segdet.util.errors import check_range
 class UpsamplingFCN(Segmenter):
     """An encoder with 2x2 max pooling and a mirrored decoder, with a choice of six upsampling methods.
 
-    Most of the computation is done at low resolution, where each pooling reduces the cost of a convolution to a quarter
-    and doubles its receptive field. The decoder then upsamples the maps to the image's size step by step. The network
-    serves to compare upsampling methods, so everything else is the same for all of them: layers, channels, and the
-    initial weights of a seed. Skip connections would hide the effect of the upsampler, so there are none.
+    Each pooling reduces the cost of a convolution to a quarter and doubles its receptive field, so most of the
+    computation is done at low resolution. The decoder then upsamples the maps to the image's size step by step. The
+    network serves to compare upsampling methods, so everything else is the same for all of them: layers, channels, and
+    the initial weights for a given seed. Skip connections would hide the effect of the upsampler, so there are none.
 
     - ``nearest`` repeats values, ``bilinear`` interpolates; the position of a value within its window is lost.
     - ``bed_of_nails`` puts values at a fixed corner of their window, zeros elsewhere.
@@ -33,10 +33,10 @@ class UpsamplingFCN(Segmenter):
       ``transposed_frozen`` keeps the bilinear kernel (compared in FCN, CVPR 2015, and in SegNet's table 1).
 
     Max unpooling places each channel by the switches of the same channel. At each resolution the decoder therefore has
-    as many channels as the encoder: each of its stages reduces the channels in its last convolution, and the stage
-    between the last pooling and the first upsampling keeps them. Each stage consists of VGG's 3x3 convolutions
-    (Simonyan and Zisserman, ICLR 2015) with batch normalization and ReLU. The cost is one pass, and the memory of
-    one index per pooled value for the switches, which all six methods store and one uses.
+    as many channels as the encoder. Each decoder stage reduces the channels in its last convolution; the stage between
+    the last pooling and the first upsampling keeps them. Each stage consists of VGG's 3x3 convolutions (Simonyan and
+    Zisserman, ICLR 2015) with batch normalization and ReLU. The cost is one pass, and the memory of the switches, one
+    index per pooled value. All six methods store them, but only ``max_unpooling`` uses them.
 
     Args:
         upsampling: The upsampling method, see above.

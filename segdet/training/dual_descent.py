@@ -28,7 +28,7 @@ def descend(
         costs: float64 ``[N]``.
         alpha: float64 ``[N]``, the initial dual variables; modified in place.
         weights: float64 ``[D]``, ``sum_i alpha_i signs_i rows_i``; modified in place.
-        sweeps: The most passes over the examples.
+        sweeps: The maximum number of passes over the examples.
         tolerance: The optimization ends when no projected gradient exceeds it.
         seed: The seed of the order of examples.
 

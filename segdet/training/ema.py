@@ -74,7 +74,7 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save both sets of weights, also within a validation, on a signal or after an error."""
+        """Save both sets of weights, even if a signal or an error interrupts a validation."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._exchanged:
             averaged, trained = checkpoint["current_model_state"], checkpoint["state_dict"]

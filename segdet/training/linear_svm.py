@@ -31,7 +31,7 @@ class FittedLinear(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[R, D]`` to float32 ``[R, *outputs]``."""
+        """Map features ``[R, D]`` to float32 ``[R, *outputs]``."""
         # In half precision many SVMs' margins would be equal, and average precision depends on their order.
         with torch.autocast(features.device.type, enabled=False):
             scaled = self.scale.float() * features.float()
@@ -66,7 +66,7 @@ class Mining:
         easy: Negatives among the examples with a smaller margin are dropped after each training.
         retrain: The number of new hard negatives of a class after which its SVM is trained again.
         tolerance: The tolerance of the optimizer.
-        sweeps: The most passes of the optimizer in one training.
+        sweeps: The maximum number of passes of the optimizer in one training.
     """
 
     cost: float = 1e-3
@@ -149,7 +149,7 @@ def mine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train the SVM of each class in one pass over the negatives.
 
-    A negative becomes an example of a class if its margin by the present SVM is above ``mining.hard``. An SVM is
+    A negative becomes an example of a class if its margin by the current SVM is above ``mining.hard``. An SVM is
     trained again whenever there are enough new examples, and at the end.
 
     Args:

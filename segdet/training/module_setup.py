@@ -20,7 +20,7 @@ def freeze(network: nn.Module, prefixes: Sequence[str], batch_norm: bool) -> lis
         batch_norm: Whether all batch normalization is frozen too.
 
     Returns:
-        The names of the frozen modules, which are in evaluation mode and have to stay in it. Names remain valid when
+        The names of the frozen modules, which are in evaluation mode and must stay in it. Names remain valid when
         Lightning replaces batch normalization by synchronized batch normalization.
 
     Raises:
@@ -56,7 +56,7 @@ def compile_modules(modules: Iterable[nn.Module], options: dict[str, Any]) -> No
         options: Options of ``torch.compile``.
 
     Raises:
-        UserError: If torch refuses the options.
+        UserError: If torch does not accept the options.
     """
     try:
         for module in modules:

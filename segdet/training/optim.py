@@ -28,7 +28,7 @@ class Optimization:
         momentum: The momentum of SGD and Muon (0.95 is usual for Muon).
         nesterov: Whether SGD uses Nesterov momentum.
         betas: The coefficients of AdamW, also for the parameters that Muon leaves to it.
-        weight_decay: The weight decay, except for biases and normalization unless ``decay_all``.
+        weight_decay: The weight decay. It does not apply to biases and normalization unless ``decay_all``.
         decay_all: Whether biases and normalization decay too, as in older papers.
         bias_lr_factor: The factor of the learning rate of biases (2 in Caffe's recipes).
         schedule: ``constant``, ``step`` (times ``gamma`` at each milestone), ``poly`` (to zero with ``power``) or

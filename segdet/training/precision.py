@@ -20,7 +20,7 @@ def has_bfloat16(cpuinfo: Path = _CPUINFO) -> bool | None:
     """Return whether this machine's CPU has bfloat16 instructions; None if that is unknown.
 
     Args:
-        cpuinfo: The description of the CPU by Linux.
+        cpuinfo: Linux's file that describes the CPU.
     """
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")

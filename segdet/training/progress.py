@@ -109,7 +109,7 @@ class _Line:
         self.bar = None if bar.disable else bar
 
     def draw(self, done: int, text: str) -> None:
-        """Draw the line after ``done`` steps, with a text behind the bar."""
+        """Draw the line after ``done`` steps, with a text after the bar."""
         assert self.bar is not None
         self.bar.n = done
         self.bar.set_postfix_str(text, refresh=True)
@@ -170,7 +170,7 @@ class Progress(ProgressBar):
             self._line.finish(self._text(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show in the bar of the epoch that validation runs; outside of training, open a bar for it."""
+        """Show "validating" in the bar of the epoch; outside of training, open a bar for validation."""
         if not _is_training(trainer):
             self._line.open("validate", sum(trainer.num_val_batches), self._enabled)
         elif self._line.bar is not None:
