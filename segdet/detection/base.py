@@ -26,15 +26,15 @@ class Detector(Task):
 
     Args:
         score_threshold: Detections must exceed this score.
-        nms_threshold: Of two boxes of a class whose IoU exceeds this, the one of lower score is removed.
+        nms_threshold: A box is removed if its IoU with a box of higher score and the same class exceeds this.
         detections_per_image: The maximum number of detections per image; all when null.
-        category_ids: The dataset's own id of each class, for results files; the command takes them from the data.
-            1..K when null.
+        category_ids: The dataset's own id of each class, for results files. The command reads them from the data. 1..K
+            when null.
         class_agnostic_nms: Whether a box also suppresses boxes of other classes.
         tta_flip: Whether to merge the detections of each image and its mirror image.
         tta_scales: The scales of each image whose detections are merged.
-        tta_nms_threshold: The IoU threshold of the suppression that merges several views. When null,
-            ``nms_threshold``, but at least 0.5.
+        tta_nms_threshold: The IoU threshold for merging several views by suppression; when null, the larger of
+            ``nms_threshold`` and 0.5.
         kwargs: As for `Task`.
 
     Attributes:
@@ -131,8 +131,8 @@ class Detector(Task):
         """Merge the detections of several views of one image."""
         threshold = self.tta_nms_threshold
         if threshold is None:
-            # The boxes of an object differ more between views than within one view: on BCCD's blood cells SSD, whose
-            # threshold is 0.45, loses 0.002 of map_50 if its views are merged with it.
+            # An object's boxes differ more between views than within one view. On BCCD's blood cells, merging the views
+            # of SSD with its own threshold of 0.45 lowered map_50 by 0.002.
             threshold = max(0.5, self.nms_threshold)
         every: Any = {key: torch.cat([view[key] for view in views]) for key in views[0]}  # type: ignore[literal-required]
         boxes, scores = every["boxes"].float(), every["scores"].float()
@@ -168,7 +168,7 @@ class Detector(Task):
 
 
 def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, int], mirrored: bool) -> Target:
-    """Return a target's region proposals, if any, for a view of ``scaled`` pixels of its image of ``size``."""
+    """Return a target's region proposals, if any, for its image of ``size`` resized to ``scaled``, mirrored or not."""
     if "proposals" not in target:
         return Target()
     boxes = to_original(target["proposals"], size, scaled)
@@ -184,7 +184,7 @@ def _mirrored(found: Prediction, width: int) -> Prediction:
 
 
 def best_boxes_stage(name: str, boxes: Tensor, scores: Tensor, caption: str, count: int = 100) -> Stage:
-    """Return a stage of the ``count`` boxes of highest score, of boxes ``[N, 4]`` with scores ``[N]``."""
+    """Return a stage with the ``count`` boxes of highest score. Boxes are ``[N, 4]``, scores ``[N]``."""
     best = scores.topk(min(count, len(scores))).indices
     return Stage(name, boxes=boxes[best], scores=scores[best], caption=caption)
 

@@ -41,21 +41,21 @@ class DETR(Detector):
     An encoder applies self-attention to the cells of the backbone's coarsest map. A decoder with a fixed number of
     learned queries applies self-attention among the queries and cross-attention to the cells. Each query predicts one
     box with its class, or no object. In training every object is matched with exactly one query, so that the network
-    learns not to predict duplicates: there are no anchors, and no suppression. The cost is one pass of the backbone.
+    learns not to predict duplicates. It needs no anchors and no suppression. The cost is one pass of the backbone.
 
     Padding of images in a batch is masked: no attention includes it, and positions are relative to the size of each
     image. The backbone's convolutions still include padding at the edges of an image, as in the paper; in evaluation
     nothing is padded. The box losses are averages over the objects of all processes, as in the authors' code, so that
-    all objects have equal weight; the class loss is an average over the queries of a process.
+    all objects have equal weight. The class loss is an average over the queries of one process.
 
-    The defaults are the paper's, which are trained for 300 to 500 epochs of COCO. For small images and short trainings
-    use few layers, a finer map and the spatial prior.
+    The defaults are the paper's, for training on COCO for 300 to 500 epochs. For small images and short training use
+    few layers, a finer map and the spatial prior.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
         weights: A local file of the whole network's weights as published by the authors (``detr-r50-e632da11.pth``, for
             ``resnet50``), or null. If all classes have COCO names, the outputs of these classes are used; otherwise the
-            layer of the classes keeps its random weights.
+            class layer keeps its random weights.
         weights_backbone: Weights of the backbone alone, as ``weights`` of `segdet.nn.backbones.build_backbone`; ignored
             if there are ``weights``.
         backbone_options: See `segdet.nn.backbones.build_backbone`; ``{output_stride: 16}`` with a stride of 16 is
@@ -68,9 +68,9 @@ class DETR(Detector):
         feedforward: The hidden channels of each layer's feed-forward network.
         dropout: The dropout rate of all transformer layers.
         queries: The maximum number of detections per image.
-        auxiliary: Whether the outputs of all decoder layers have losses, not only those of the last (section 3.2).
-        spatial_prior: Whether each query has a learned reference point, near which its attention is higher and relative
-            to which it predicts the centre of its box (`SpatialPrior`).
+        auxiliary: Whether to compute losses for all decoder layers instead of only the last (section 3.2).
+        spatial_prior: Whether each query has a learned reference point (`SpatialPrior`). The query's attention is
+            higher near this point, and the centre of its box is predicted relative to the point.
         score_threshold: Detections must exceed this score; 0 keeps all queries, as in the paper.
         kwargs: As for `Detector`.
     """
@@ -95,7 +95,7 @@ class DETR(Detector):
         score_threshold: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # The last two are for merging several views: there is no suppression within one.
+        # The last two are for merging several views; detections of one view are not suppressed.
         super().__init__(class_names, score_threshold, nms_threshold=0.5, detections_per_image=None, **kwargs)
         if self.class_agnostic_nms and not self.several_views:
             raise UserError(
@@ -127,7 +127,7 @@ class DETR(Detector):
     def forward(
         self, images: Tensor, sizes: list[tuple[int, int]] | None = None, need_attention: bool = False
     ) -> DETROutput:
-        """Images ``[B, 3, H, W]`` to the predictions of each decoder layer.
+        """Return the predictions of each decoder layer for images ``[B, 3, H, W]``.
 
         Args:
             images: Normalized, padded at the bottom and on the right.
@@ -255,7 +255,7 @@ class DETR(Detector):
         return {"sizes": view.sizes}
 
     def _convert_weights(self, state: StateDict, path: str) -> StateDict:
-        """Return the authors' weights by our parameter names, with the outputs of our classes."""
+        """Rename the authors' weights to our parameter names, and select the outputs of our classes."""
         own = self.state_dict()
         theirs = {name: _published_name(name) for name in own}
         unused = [
@@ -311,7 +311,7 @@ def match(
         + _MATCHING_COSTS["box"] * torch.cdist(flat, box_convert(corners, "xyxy", "cxcywh"), p=1)
         - _MATCHING_COSTS["giou"] * generalized_box_iou(box_convert(flat, "cxcywh", "xyxy"), corners)
     )
-    # NaN would raise in the assignment; a diverged network should be reported by its loss, as in other families.
+    # NaN would raise an error in the assignment. As in other families, the loss should show a diverged network.
     table = cost.nan_to_num(0.0).unflatten(0, predicted.shape[:3]).cpu().numpy()
     pairs = []
     for layer in table:
@@ -328,10 +328,10 @@ def match(
 
 
 def _mean_object_count(count: int, device: torch.device) -> Tensor | int:
-    """Return the mean number of objects over all processes, at least 1, where this process has ``count``.
+    """Return the mean number of objects per process, at least 1; ``count`` is the number in this process.
 
-    Gradients are averaged over processes: divided by this mean, the sum of all losses is divided by the number of all
-    objects.
+    Gradients are averaged over processes. Division by this mean therefore divides the sum of all losses by the number
+    of all objects.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return max(1, count)
@@ -348,8 +348,8 @@ def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def sine_encoding(positions: Tensor, width: int) -> Tensor:
     """Encode positions ``[..., 2]``, x and y relative to the image, as ``[..., width]`` sines and cosines.
 
-    The first half of the channels is for y, the second for x, with alternating sines and cosines. Periods range from
-    the side of the image to 10,000 times this (section A.4, after Vaswani et al., NeurIPS 2017, section 3.5; with the
+    The first half of the channels encodes y, the second x, with alternating sines and cosines. Periods range from the
+    side of the image to 10,000 times the side (section A.4, after Vaswani et al., NeurIPS 2017, section 3.5; with the
     factor 2 pi of the code).
     """
     half = width // 2
@@ -449,7 +449,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, cells: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
-        """Cells ``[B, S, width]`` to ``[B, S, width]``; see `Transformer.forward`."""
+        """Return the next cells ``[B, S, width]``; see `Transformer.forward`."""
         keys = cells + positions
         attended, _ = self.self_attn(keys, keys, cells, padding, need_weights=False)
         cells = self.norm1(cells + self.dropout(attended))
@@ -502,11 +502,11 @@ class DecoderLayer(nn.Module):
 
 
 class SpatialPrior(nn.Module):
-    """A learned reference point per query, near which its attention is higher. It shortens training.
+    """A learned reference point per query. Higher attention near this point shortens training.
 
     The logarithm of a Gaussian is added to the attention logits, as in SMCA (Gao, Zheng, Wang, Dai, Li, ICCV 2021,
-    "Fast Convergence of DETR with Spatially Modulated Co-Attention", section 3.2). Its centre and its widths are
-    parameters of the query, while SMCA computes them from the image for each head.
+    "Fast Convergence of DETR with Spatially Modulated Co-Attention", section 3.2). The centre and widths of the
+    Gaussian are parameters of the query; SMCA computes them from the image for each head.
 
     Args:
         queries: The number of queries. Their initial points are evenly distributed over the image.
@@ -529,7 +529,7 @@ class SpatialPrior(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLUs between them; ``width`` are the channels of input and hidden layers."""
+    """Linear layers with ReLUs between them; ``width`` is the number of input and hidden channels."""
 
     def __init__(self, width: int, out: int, layers: int) -> None:
         super().__init__()
@@ -538,7 +538,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., width]`` to ``[..., out]``."""
+        """Map ``[..., width]`` to ``[..., out]``."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

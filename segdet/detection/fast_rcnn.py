@@ -21,19 +21,19 @@ from segdet.util.stage_timing import stage
 class FastRCNN(RegionDetector):
     """Fast R-CNN (Girshick, ICCV 2015) on any backbone.
 
-    The convolutions run once on the whole image. The features of each proposal are pooled from their map to a small map
-    of fixed size. Two fully connected layers follow, and two heads: the class (0 is background) and, for each class,
-    the offsets of the box. Both heads and all layers below are trained jointly. The cost is one pass of the backbone
-    for any number of proposals.
+    The convolutions run once on the whole image. The features of each proposal are pooled to a small map of fixed size.
+    Two fully connected layers and two heads follow. One head predicts the class (0 is background), the other the
+    offsets of the box for each class. Both heads and all layers below are trained jointly. The cost is one pass of the
+    backbone for any number of proposals.
 
-    Training samples 64 RoIs per image, up to a quarter of them with an IoU of at least 0.5 with an object, the others
-    with an IoU of 0.1 to 0.5 (section 2.3). The paper's batches have two images.
+    Training samples 64 RoIs per image (section 2.3). Up to a quarter are positive, with an IoU of at least 0.5 with an
+    object; the others are negative, with an IoU of 0.1 to 0.5. The paper's batches have two images.
 
     Args:
         pooling: ``max``, RoI max pooling, or ``align``, RoI Align, which does not round.
         rois_per_image: The number of RoIs per image in training.
         positive_share: The maximum share of positive RoIs.
-        background: The range of the IoU of negative RoIs: from the first to below the second number.
+        background: The range of the IoU of negative RoIs: at least the first number, below the second.
         svd_ranks: In evaluation, replace ``fc6`` and ``fc7`` by truncated singular value decompositions of these ranks
             (section 3.1); the paper's are 1024 and 256. Null keeps the layers.
         kwargs: As for `RegionDetector`.
@@ -70,7 +70,7 @@ class FastRCNN(RegionDetector):
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
 
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and RoIs ``[R, 5]`` to logits ``[R, K + 1]`` and offsets ``[R, K + 1, 4]``."""
+        """Map images and RoIs ``[R, 5]`` to logits ``[R, K + 1]`` and offsets ``[R, K + 1, 4]``."""
         with stage("network"):
             features = self.backbone(images)[0]
         with stage("crops"):
@@ -89,7 +89,7 @@ class FastRCNN(RegionDetector):
         cross_entropy = F.cross_entropy(logits, sampled.labels, ignore_index=-1, reduction="sum")
         return {
             "class": cross_entropy / count,
-            # Divided by all RoIs, not by the positive ones, as in equation 1.
+            # The divisor is the number of all RoIs, not of the positive ones, as in equation 1.
             "box": torch.where(sampled.labels > 0, box, 0.0).sum() / count,
         }
 
@@ -111,7 +111,7 @@ class FastRCNN(RegionDetector):
         yield Stage("regions of interest", boxes=boxes, caption=caption)
 
     def on_validation_start(self) -> None:
-        # `segdet validate`, but not the validation of a training, evaluates the compressed network.
+        # `segdet validate` evaluates the compressed network; validation during training does not.
         if self.trainer.state.fn == "validate":
             self._compress()
 

@@ -61,7 +61,7 @@ class TwoStageDetector(Detector):
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as are the others.
+        backbone: The network from images to features. Each family sets this and the other attributes.
         rpn: torchvision's region proposal network.
         roi_heads: torchvision's second stage.
         size_divisor: The sides of images are padded to multiples of this.
@@ -123,8 +123,8 @@ class TwoStageDetector(Detector):
 
         Args:
             images: See above.
-            count: The maximum number of boxes per image, if it exceeds the network's own limit; also the minimum
-                number of candidates per map before suppression.
+            count: Raise the network's limits to at least this number: boxes per image, and candidates per map before
+                suppression. None keeps the limits.
 
         Returns:
             For each image boxes float32 ``[P, 4]``, xyxy in its pixels, best first, and for each image scores ``[P]``.
@@ -177,7 +177,7 @@ class TwoStageDetector(Detector):
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The modules, with the proposal network and the second stage as their parts, which are called separately."""
+        """The modules, with the parts of the proposal network and second stage, which are called separately."""
         stages = (self.rpn, self.roi_heads)
         others = [part for part in super().compiled_modules if part not in stages]
         parts = [part for stage in stages for part in stage.children()]
@@ -221,33 +221,33 @@ class FasterRCNN(TwoStageDetector):
 
     In Fast R-CNN, Selective Search takes most of the time. Here a small convolutional network on the same features, the
     region proposal network (RPN), predicts the objectness and the box offsets of anchors: boxes of several sizes and
-    aspect ratios around every cell. The best of them are the regions that are pooled, classified and regressed again.
-    The cost is one pass of the backbone, and the second stage per region.
+    aspect ratios around every cell. The second stage pools the features of the best boxes, and classifies and regresses
+    them again. The cost is one pass of the backbone plus the second stage per region.
 
-    There are two variants: on a feature pyramid (Lin et al., CVPR 2017), with anchors of one size per map; and on a
-    single map as published (``pyramid: false`` and one stride: 16 for VGG16 and for a ResNet's C4), with nine anchors
-    of three sizes. The RPN, the second stage and their hyper-parameters are torchvision's; its objectness is one
-    logistic output instead of the paper's softmax over two.
+    There are two variants. One uses a feature pyramid (Lin et al., CVPR 2017), with anchors of one size per map. The
+    other uses a single map as published (``pyramid: false`` and one stride: 16 for VGG16 and for a ResNet's C4), with
+    nine anchors of three sizes. The RPN, the second stage and their hyper-parameters are torchvision's; its objectness
+    is one logistic output instead of the paper's softmax over two.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
         weights: See `segdet.nn.backbones.build_backbone`. With torchvision's VGG16, the two layers on a pooled region
             are initialized from its classifier if there is no pyramid, ``head_width`` is 4096 and ``pool_size`` 7.
         backbone_options: See `segdet.nn.backbones.build_backbone`.
-        strides: The strides of the backbone's maps: those of the pyramid, or of the single map.
+        strides: The strides of the backbone's maps for the pyramid, or of the single map.
         pyramid: Whether there is a feature pyramid.
         width: The channels of the pyramid.
         norm: Whether batch normalization follows the pyramid's convolutions. Not in the paper; improves training from
             scratch.
         anchor_sizes: The sides of the square anchors in pixels, a list per map (the pyramid has one map more than
-            ``strides``). Null for 8 strides on each map of a pyramid, and for 8, 16 and 32 strides on a single map,
-            rounded as in the paper's code.
+            ``strides``). Null for 8 times the stride on each map of a pyramid, or 8, 16 and 32 times the stride of a
+            single map, rounded as in the paper's code.
         aspect_ratios: The aspect ratios of the anchors, height over width.
         rpn_samples: The number of anchors per image in the RPN's losses, at most half of them positive.
         ignore_crossing: Whether the RPN's losses ignore anchors that cross the image's border (section 3.3).
         before_nms: The number of anchors per map before suppression of proposals, in training and in prediction.
         proposals: The number of proposals per image after suppression, in training and in prediction.
-        proposal_nms_threshold: Of two proposals whose IoU exceeds this, the one of lower score is removed.
+        proposal_nms_threshold: A proposal is removed if its IoU with a proposal of higher score exceeds this.
         proposal_min_size: Proposals with a shorter side, in pixels, are removed.
         pooling: ``align`` (RoI Align, He et al., ICCV 2017), or ``pool`` (RoI max pooling, as published; only without a
             pyramid).
@@ -255,7 +255,7 @@ class FasterRCNN(TwoStageDetector):
         canonical_size: The side of a region that is pooled from the map of stride 16; regions of half this side are
             pooled from the next finer map.
         head_width: The units of the two layers on a pooled region.
-        head_dropout: The dropout rate after each of them.
+        head_dropout: The dropout rate after each of these layers.
         regions: The number of regions per image in the second stage's losses.
         foreground_share: The maximum share of positive regions.
         kwargs: As for `Detector`.
@@ -391,7 +391,7 @@ class TorchvisionFasterRCNN(TwoStageDetector):
 
     Attributes:
         family: The prefix of torchvision's names of these networks.
-        heads: The names of the last layers of the classes, and the number of consecutive rows per class.
+        heads: The name of each output layer that depends on the classes, and its number of consecutive rows per class.
     """
 
     family: ClassVar[str] = "fasterrcnn"
@@ -429,7 +429,7 @@ class TorchvisionFasterRCNN(TwoStageDetector):
 class RoIAlign(MultiScaleRoIAlign):
     """torchvision's RoI Align on the maps of a pyramid or on a single map, with explicit strides.
 
-    A region is pooled from the map for its size (Lin et al., CVPR 2017, equation 1).
+    The size of a region determines the map it is pooled from (Lin et al., CVPR 2017, equation 1).
 
     Args:
         output_size: The side of a pooled region.
@@ -456,7 +456,7 @@ class RegionHead(TwoLayerHead):
     """`TwoLayerHead` with the interface of torchvision's second stage."""
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled regions ``[R, C, side, side]`` to ``[R, width]``."""
+        """Map pooled regions ``[R, C, side, side]`` to ``[R, width]``."""
         return super().forward(pooled.flatten(1))
 
 

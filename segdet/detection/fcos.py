@@ -43,7 +43,7 @@ class PointDetector(PyramidDetector):
         self.radius = radius
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-        """Images ``[B, 3, H, W]`` to the predictions of the A cells of all maps, fine to coarse, by row and column.
+        """Map images ``[B, 3, H, W]`` to the predictions of all A cells, by map (fine to coarse), row and column.
 
         Returns:
             Class logits ``[B, A, K]``, centre-ness logits ``[B, A]``, distances to the four sides in strides
@@ -185,9 +185,9 @@ def match_cells(
 ) -> tuple[Tensor, Tensor]:
     """Match each cell with an object (section 3.2, and centre sampling of the authors' code).
 
-    A cell is matched with an object if it lies within its box, at most ``radius`` strides from its centre in x and in
-    y, and if the distance to the farthest of the four sides is within the map's range: 4 to 8 strides, with no lower
-    limit on the finest map and no upper limit on the coarsest. Of several such objects the smallest is used.
+    A cell matches an object if it lies within the object's box, at most ``radius`` strides from the object's centre in
+    x and in y. The distance to the farthest of the four sides must also be within the map's range: 4 to 8 strides, with
+    no lower limit on the finest map and no upper limit on the coarsest. If several objects match, the smallest is used.
 
     Args:
         cells: The squares of the cells, ``[A, 4]`` xyxy, fine maps first.

@@ -29,8 +29,8 @@ from segdet.util.stage_timing import stage
 class MaskBranch(TwoStageDetector):
     """The common part of `MaskRCNN` and `TorchvisionMaskRCNN`.
 
-    The small masks are resized to the boxes as in torchvision, with a threshold of 0.5. The scores of masks are
-    ``mask_map``, ``mask_map_50`` and so on, besides those of boxes.
+    The small masks are resized to the boxes as in torchvision, with a threshold of 0.5. Mask scores (``mask_map``,
+    ``mask_map_50`` and so on) are added to the box scores.
     """
 
     def build_scores(self) -> Scores:
@@ -81,14 +81,14 @@ class MaskBranch(TwoStageDetector):
 class MaskRCNN(MaskBranch, FasterRCNN):
     """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) on any backbone.
 
-    The features of a positive region are pooled again, to twice the size, and a small fully convolutional network
-    predicts a mask of 28x28 for each class, with a separate logistic output per class; the class itself comes from the
-    box branch (section 3). RoI Align samples the features without rounding, which makes masks accurate to the pixel.
-    The cost is one pass of the backbone, and the mask branch per detection. Branch and losses are torchvision's.
+    The features of a positive region are pooled again, to twice the size. A small fully convolutional network predicts
+    a mask of 28x28 for each class, with a separate logistic output per class. The class itself comes from the box
+    branch (section 3). RoI Align samples the features without rounding, which makes masks accurate to the pixel. The
+    cost is one pass of the backbone plus the mask branch per detection. Branch and losses are torchvision's.
 
     Args:
         mask_width: The channels of the mask branch.
-        mask_convolutions: The number of its 3x3 convolutions.
+        mask_convolutions: The number of 3x3 convolutions of the mask branch.
         kwargs: As for `FasterRCNN`.
     """
 

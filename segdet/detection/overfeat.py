@@ -25,22 +25,22 @@ Merging = Literal["nms", "average"]
 class OverFeat(SlidingWindowDetector):
     """OverFeat (Sermanet et al., ICLR 2014): a dense sliding window with box regression.
 
-    The convolutions of all windows are shared: the network runs once per level of the pyramid (section 3.5). Beside the
-    class head a second head, on the same features, regresses the four edges of the object relative to the window: one
-    box for all classes, or one per class (section 4.2). It is trained on windows with an object, with an l2 loss, while
-    the features are trained by the classifier only. Windows of a single size and aspect ratio can therefore predict
-    boxes of any size and aspect ratio, and the boxes of neighbouring windows agree where there is an object. The paper
-    merges them pair by pair and sums their scores (section 4.3), so that agreement counts more than a single high
-    score. ``merging: average`` merges in one step: each box that suppression keeps becomes the mean of the boxes of its
-    class that it overlaps, weighted by their scores.
+    The convolutions of all windows are shared: the network runs once per level of the pyramid (section 3.5). A second
+    head on the same features regresses the four edges of the object relative to the window: one box for all classes, or
+    one per class (section 4.2). This head is trained with an l2 loss on windows with an object; the features are
+    trained by the classifier only. Windows of a single size and aspect ratio can therefore predict boxes of any size
+    and aspect ratio, and the boxes of neighbouring windows agree where there is an object. The paper merges them pair
+    by pair and sums their scores (section 4.3), so that agreement counts more than a single high score.
+    ``merging: average`` merges in one step: each box kept by suppression is replaced by the mean of all overlapping
+    boxes of its class, weighted by their scores.
 
-    ``mode: crops`` gives the same detections window by window.
+    ``mode: crops`` computes the same detections window by window.
 
     Args:
         regression: ``single`` predicts one box for all classes, ``per_class`` one per class.
         box_hidden: The widths of the hidden layers of the regressor.
         box_loss: ``l2``, or ``smooth_l1``.
-        box_weight: The weight of the box loss; that of the cross entropy is 1.
+        box_weight: The weight of the box loss; the cross entropy has weight 1.
         freeze_features: Whether the box loss does not train the features.
         merging: ``nms`` keeps the best of overlapping boxes, ``average`` merges them.
         merging_threshold: The minimum IoU with a kept box for merging.
@@ -110,7 +110,7 @@ class OverFeat(SlidingWindowDetector):
         return merge(candidates, kept[: self.detections_per_image], self.merging_threshold)
 
     def _edges(self, hidden: Tensor) -> Tensor:
-        """Return the offsets of the boxes' edges from the window's, in sides of the window: ``[..., boxes, 4]``."""
+        """Return the offsets of box edges from window edges, in sides of the window: ``[..., boxes, 4]``."""
         edges: Tensor = self.box_head(hidden[..., self.class_units :])
         edges = edges.unflatten(-1, (self.boxes_of_window, 4))
         return at_least_float32(edges)
@@ -119,8 +119,8 @@ class OverFeat(SlidingWindowDetector):
 def merge(candidates: Prediction, kept: Tensor, threshold: float) -> Prediction:
     """Merge overlapping boxes of a class into their mean, weighted by their scores.
 
-    The score of a merged box is ``s / (1 + s)``, where ``s`` is the sum of the scores. The paper uses ``s``; this has
-    the same order and stays below 1.
+    The score of a merged box is ``s / (1 + s)``, where ``s`` is the sum of the scores. The paper uses ``s``, which
+    gives the same order but may exceed 1.
 
     Args:
         candidates: Boxes ``[M, 4]``, scores and labels before suppression.
@@ -129,7 +129,7 @@ def merge(candidates: Prediction, kept: Tensor, threshold: float) -> Prediction:
     """
     boxes, scores, labels = candidates["boxes"], candidates["scores"], candidates["labels"]
     group = (box_iou(boxes[kept], boxes) >= threshold) & (labels[kept, None] == labels)
-    # The IoU of a box without area with itself is not 1.
+    # A kept box of zero area would be missing in its own group, because its IoU with itself is not 1.
     group[torch.arange(len(kept), device=kept.device), kept] = True
     weights = group * scores
     total = weights.sum(1)

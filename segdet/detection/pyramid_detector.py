@@ -16,16 +16,16 @@ from segdet.nn.pyramid import FeaturePyramid, GridAnchors, pad_to_stride
 
 
 class PyramidDetector(Detector):
-    """A detector with one head, of torchvision, on all maps of a feature pyramid.
+    """A detector with one torchvision head for all maps of a feature pyramid.
 
-    Losses and detections of the families equal those of torchvision's modules, batched.
+    Losses and detections equal those of torchvision's modules, but are computed for a whole batch at once.
 
     Args:
-        candidates_per_level: The maximum number of candidates, each a box and a class, per map before suppression.
+        candidates_per_level: The maximum number of candidates (a box with a class) per map before suppression.
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as are the others.
+        backbone: The network from images to features. Each family sets this and the other attributes.
         neck: The feature pyramid, unless it is part of the backbone.
         head: torchvision's head, shared by all maps.
         anchors: The anchors of all cells.

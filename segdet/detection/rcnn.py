@@ -34,25 +34,25 @@ class RCNN(RegionDetector):
 
     Training has three stages within one ``segdet fit``:
 
-    1. The epochs fine-tune the network as a classifier of K + 1 classes, on 128 regions per batch, sampled from all
-       images of the batch: 32 with an IoU of at least 0.5 with an object, 96 below that.
-    2. Before each validation (so validate rarely: ``check_val_every_n_epoch``) the network extracts the features of
-       the training images' proposals to ``features/`` in the run's folder. One linear SVM per class is trained on
-       them: positives are the objects themselves, negatives are regions with an IoU below 0.3 with every object of the
-       class, with hard negative mining (section 2.3, appendix B). Without SVMs only the regions of the third stage are
+    1. The epochs fine-tune the network as a classifier of K + 1 classes. Each batch has 128 regions, sampled from all
+       its images: 32 with an IoU of at least 0.5 with an object, 96 with a lower IoU.
+    2. Before each validation, features of the training images' proposals are extracted to ``features/`` in the run's
+       folder. This is slow: validate rarely (``check_val_every_n_epoch``). One linear SVM per class is trained on the
+       features with hard negative mining (section 2.3, appendix B). Positives are the objects themselves; negatives
+       have an IoU below 0.3 with every object of the class. Without SVMs, only the regions of the third stage are
        extracted.
     3. For each class a ridge regression predicts the offsets of boxes from the pool5 features of regions with an IoU
        above 0.6 (section 3.5, appendix C).
 
-    A validation therefore scores the complete R-CNN, and the checkpoint after it is complete. A run that is interrupted
-    in the second or third stage resumes with the features that exist. With several processes each extracts the features
-    of its share of the images; the first process runs the rest while the others wait.
+    A validation therefore scores the complete R-CNN, and the checkpoint saved after it is complete. A run that is
+    interrupted in the second or third stage resumes with the existing features. With several processes, each process
+    extracts the features of its share of the images. The first process then runs the rest while the others wait.
 
     Scores are softmax probabilities, or the logistic function of the SVMs' margins: 0.5 at a margin of 0. Negatives are
     trained to a margin below -1, a score below 0.27. The default ``score_threshold`` of 0.05 is a margin of -2.94: many
     of these detections are background. They do not lower AP, but they clutter pictures. For pictures use 0.27, or 0.5
-    for the SVMs' decision; on the 400 test images of Shapes 0.27 cost 0.8 points of AP at IoU 0.5 and 0.4 points of
-    COCO AP (``shapes/rcnn.yaml``, one epoch).
+    for the SVMs' decision. On the 400 test images of Shapes, 0.27 lowered AP at IoU 0.5 by 0.8 points and COCO AP by
+    0.4 points (``shapes/rcnn.yaml``, one epoch).
 
     Args:
         warp_size: The side of a crop in pixels.
@@ -121,7 +121,7 @@ class RCNN(RegionDetector):
         self._later_stages_step: int | None = None
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops ``[R, 3, S, S]`` to flattened pool5 features ``[R, P]`` and fc7 features ``[R, D]``."""
+        """Map crops ``[R, 3, S, S]`` to flattened pool5 features ``[R, P]`` and fc7 features ``[R, D]``."""
         pool5 = self.pool(self.backbone(crops)[0]).flatten(1)
         return pool5, self.layers(pool5)
 
@@ -191,8 +191,8 @@ class RCNN(RegionDetector):
             if self.trainer.sanity_checking:
                 return  # there are no SVMs to validate yet
             if batch_idx == 0:
-                # Within the first step of validation, because Lightning resumes a validation from there.
-                # The later stages may take hours: an interruption must not lose the fine-tuned network.
+                # The first validation step runs the stages, because Lightning resumes a validation there.
+                # The stages may take hours. The checkpoint keeps the fine-tuned network if they are interrupted.
                 request_checkpoint(self.trainer)
                 self._run_later_stages()
         super().validation_step(batch, batch_idx)
@@ -206,7 +206,7 @@ class RCNN(RegionDetector):
             return
         if last_epoch or last_step or trainer.should_stop:
             self.eval()
-            # With the averaged weights if there are any: these are the weights that the checkpoint holds.
+            # The stages use the averaged weights, if any, because the checkpoint contains these.
             with torch.no_grad(), averaged(trainer, self), trainer.precision_plugin.forward_context():
                 self._run_later_stages()
             self.train()

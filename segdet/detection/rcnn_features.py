@@ -1,7 +1,7 @@
 """Features of region proposals on disk, between two stages of R-CNN's training.
 
 Each image has one ``.npz`` file, which is written atomically, so that an interrupted run resumes with the files that
-exist. All files of a folder come from the same weights and settings; files of others are removed.
+exist. All files of a folder come from the same weights and settings; files of other weights or settings are removed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIX = "free disk space, then resume the run"
 class ImageFeatures:
     """The features of one image: R regions, first the objects and then the proposals.
 
-    Arrays that no stage uses are empty: those of the regions without SVMs, those of the pairs without box regression.
+    Unused arrays are empty: the arrays of the regions without SVMs, the arrays of the pairs without box regression.
     """
 
     features: np.ndarray  # float16 [R, D], fc7 features
@@ -86,7 +86,7 @@ class FeatureFolder:
         """Print the expected size of the features of ``images`` images.
 
         Raises:
-            UserError: If there is less free space.
+            UserError: If the free disk space does not suffice.
         """
         free = shutil.disk_usage(self.folder).free
         line = f"the features of {images:,} images take up to about {expected / 1e6:,.1f} MB in {self.folder}"

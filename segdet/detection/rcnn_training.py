@@ -70,7 +70,7 @@ class StageOptions:
 
 
 class LaterStages:
-    """The stages that train a network's linear SVMs and box regression on features that are kept on disk.
+    """The training of a network's linear SVMs and box regression, on features stored on disk.
 
     Args:
         model: The fine-tuned network; its SVMs and its regression are trained in place.
@@ -176,11 +176,11 @@ class LaterStages:
         return int(images * file_bytes(regions * model.uses_svms, pairs, width, classes, pair_width).mean())
 
     def image_features(self, image: Tensor, target: Target) -> ImageFeatures:
-        """Return the features of an image's objects and proposals that the stages train on.
+        """Return the features of an image's objects and proposals for the SVMs and the regression.
 
         Args:
             image: Normalized, ``[1, 3, H, W]``.
-            target: All objects, with crowds and difficult ones, and the proposals.
+            target: All objects, including crowds and difficult objects, and the proposals.
         """
         boxes, labels = target["boxes"], target["labels"]
         ordinary = ~(target["iscrowd"] | target["difficult"])
@@ -269,7 +269,7 @@ class LaterStages:
             norms = np.linalg.norm(features.astype(np.float32), axis=1)
             total, count = total + float(norms.sum()), count + len(features)
         regressors.scale.fill_(norm_scale(total / max(1, count)))
-        # Offsets are relative to their region, and so is the IoU: it is computed for the unit square.
+        # Offsets are relative to the region, so that the IoU can be computed with the unit square as the region.
         unit = torch.tensor([0.0, 0, 1, 1])
         before, after = 0.0, 0.0
         for label in range(1, len(self.model.class_names) + 1):

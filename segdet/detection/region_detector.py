@@ -31,9 +31,9 @@ from segdet.util.stage_timing import stage
 class RegionDetector(Detector):
     """A detector that classifies each of the hundreds or thousands of region proposals of an image.
 
-    The proposals come from the data module (``--data.proposals``): in the samples, transformed like the objects, or for
-    an image without a sample from the data module's proposer. A family implements `classify`. The backbone, the two
-    fully connected layers on the pooled map of a region, and suppression per class are common to all.
+    The proposals come from the data module (``--data.proposals``). Samples contain them, transformed like the objects.
+    For an image without a sample, the data module's proposer computes them. A family implements `classify`. All
+    families share the backbone, two fully connected layers on a region's pooled map, and suppression per class.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
@@ -43,7 +43,7 @@ class RegionDetector(Detector):
         stride: The stride of the backbone's map that is pooled.
         pool: The side of the pooled map of a region ("pool5").
         width: The units of ``fc6`` and ``fc7``.
-        dropout: The dropout rate after each of them.
+        dropout: The dropout rate after each of these layers.
         detections_per_class: The maximum number of boxes per class before suppression.
         kwargs: As for `Detector`.
 
@@ -90,7 +90,7 @@ class RegionDetector(Detector):
         """
 
     def predict(self, images: Tensor, proposals: list[Tensor]) -> list[Prediction]:  # type: ignore[override]
-        """Return the detections in normalized images of one size, in their pixels, from their proposals."""
+        """Return the detections in normalized images of one size, in pixels of these images, from their proposals."""
         scores, boxes = self.classify(images, proposals)
         return self._detections(scores, boxes, proposals, (images.shape[2], images.shape[3]))
 
@@ -99,7 +99,7 @@ class RegionDetector(Detector):
 
         Args:
             image: Normalized, ``[1, 3, H, W]``.
-            proposals: float32 ``[P, 4]``, xyxy in its pixels; from the proposer when None.
+            proposals: float32 ``[P, 4]``, xyxy in pixels of the image; from the proposer when None.
         """
         if proposals is None:
             pixels = (image + self._shift) / self._scale
@@ -120,7 +120,7 @@ class RegionDetector(Detector):
         yield detections_stage(final)
 
     def proposal_stages(self, image: Tensor, proposals: Tensor) -> Iterator[Stage]:
-        """Yield how the family extracts the features of a proposal; nothing by default."""
+        """Yield the stages in which the family extracts the features of a proposal; none by default."""
         return iter(())
 
     def _detections(
@@ -154,7 +154,7 @@ class RegionDetector(Detector):
 
         Args:
             images: The images that enter the network.
-            originals: The images on disk, uint8 ``[h, w, 3]``, to propose regions in; ``images`` when None.
+            originals: The images on disk, uint8 ``[h, w, 3]``, in which regions are proposed; ``images`` when None.
 
         Returns:
             For each image float32 ``[P, 4]``, xyxy in pixels of ``images``, best first.
@@ -231,7 +231,7 @@ class RegionDetector(Detector):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Use the proposer of the checkpoint if there is no data module.
 
-        If it cannot be constructed, such as `RPN` without its own checkpoint, the error is raised when it is needed.
+        If the proposer cannot be constructed (such as `RPN` without its checkpoint), its first use raises the error.
         """
         super().on_load_checkpoint(checkpoint)
         description = checkpoint.get(DESCRIPTION) or {}

@@ -27,8 +27,8 @@ BoxLoss = Literal["l1", "giou"]
 class FocalLossDetector(PyramidDetector):
     """The common base of `RetinaNet` and `TorchvisionRetinaNet`.
 
-    An anchor is positive with an IoU of at least 0.5 with an object, or if it has the highest IoU with an object; it is
-    ignored between 0.4 and 0.5 (section 4.1).
+    An anchor is positive if its IoU with an object is at least 0.5, or the highest of all anchors with this object.
+    Other anchors with an IoU between 0.4 and 0.5 are ignored (section 4.1).
 
     Args:
         box_loss: The box loss of positive anchors: ``l1`` of their offsets, or ``giou`` of their boxes.
@@ -44,7 +44,7 @@ class FocalLossDetector(PyramidDetector):
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Images ``[B, 3, H, W]`` to the predictions for the A anchors of all maps, fine to coarse.
+        """Map images ``[B, 3, H, W]`` to the predictions for the A anchors of all maps, fine to coarse.
 
         Returns:
             Logits ``[B, A, K]``, offsets ``[B, A, 4]``, anchors ``[A, 4]``, and the number of anchors of each map.
@@ -98,8 +98,8 @@ class FocalLossDetector(PyramidDetector):
 class RetinaNet(FocalLossDetector):
     """RetinaNet (Lin, Goyal, Girshick, He, Dollár, ICCV 2017, "Focal Loss for Dense Object Detection").
 
-    Like SSD it has one pass and no proposals, on a feature pyramid: nine anchors per cell of every map, and one head
-    that is shared by all maps. Of about a hundred thousand anchors almost all are easy background. The focal loss
+    RetinaNet has one pass and no proposals, like SSD, but uses a feature pyramid. Every cell of every map has nine
+    anchors, and all maps share one head. Almost all of the about 100,000 anchors are easy background. The focal loss
     reduces the weight of well-classified anchors, so that negatives need not be sampled. The cost is one pass of the
     backbone. The head is torchvision's.
 
@@ -114,8 +114,8 @@ class RetinaNet(FocalLossDetector):
             (groups of at least 8 channels) in the head, because several maps share it. Not in the paper; improves
             training from scratch.
         head_convolutions: The number of 3x3 convolutions in each branch of the head, at most 4.
-        anchor_sizes: The sides of the square anchors in pixels, a list per map; null for 4 strides times 1, 2^(1/3)
-            and 2^(2/3) (section 4.1).
+        anchor_sizes: The sides of the square anchors in pixels, a list per map; null for 4 times the stride, times 1,
+            2^(1/3) and 2^(2/3) (section 4.1).
         aspect_ratios: The aspect ratios of the anchors, height over width.
         kwargs: As for `FocalLossDetector`.
     """
@@ -169,7 +169,7 @@ class TorchvisionRetinaNet(FocalLossDetector):
         weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
             weights; for other classes see `segdet.detection.torchvision_network`.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
-        box_loss: As for `FocalLossDetector`; null for torchvision's: GIoU for the second version, else L1.
+        box_loss: As for `FocalLossDetector`; null for torchvision's loss: GIoU for the second version, else L1.
         kwargs: As for `FocalLossDetector`.
     """
 

@@ -25,12 +25,12 @@ _CACHED_MODELS = 2
 class RPN(Proposer):
     """Boxes of the region proposal network (Ren et al., Faster R-CNN, TPAMI 2017) in a checkpoint.
 
-    It runs on the CPU, image by image, as all proposers whose boxes are cached for a whole dataset.
+    The network runs on the CPU, image by image, like all proposers whose boxes are cached for a whole dataset.
 
     Attributes:
-        checkpoint: A Faster R-CNN trained by ``segdet fit``: a checkpoint file, or the run's folder for its best one.
-        size: The size that images are resized to: ``[height, width]``, or the shorter side. Null for the size of the
-            training.
+        checkpoint: A Faster R-CNN trained by ``segdet fit``: a checkpoint file, or the run's folder for its best
+            checkpoint.
+        size: The size that images are resized to: ``[height, width]``, or the shorter side. Null for the training size.
         count: The maximum number of boxes per image, which may exceed the network's own limit for prediction. Null
             for the network's own limit.
     """

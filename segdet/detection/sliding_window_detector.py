@@ -46,15 +46,15 @@ class SlidingWindowDetector(Detector):
     classified separately, with background as one of the classes, and non-maximum suppression per class leaves one
     window per object.
 
-    It is trained on windows of the same pyramid. Positives overlap an object with an IoU of at least ``foreground``, or
-    are the window of highest IoU with it; negatives have an IoU below ``background`` with every object; the others are
-    ignored. Most windows are easy background. Therefore a share of the negatives are the hardest of their image: those
-    with the highest probability of an object under the current weights (bootstrapping, Sung and Poggio, PAMI 1998;
-    during training as in OverFeat, section 5).
+    The classifier is trained on windows of the same pyramid. A window is positive if its IoU with an object is at least
+    ``foreground``, or the highest of all windows. It is negative if its IoU with every object is below ``background``.
+    Other windows are ignored. Most windows are easy background. Therefore a share of the negatives are the hardest of
+    their image: the windows with the highest probability of an object under the current weights (bootstrapping, Sung
+    and Poggio, PAMI 1998; during training as in OverFeat, section 5).
 
-    The cost is the number of windows, which compute their features separately (``mode: crops``). ``mode: dense``
-    applies the same weights to whole levels (see `DensePass`): the same detections in one pass per level. A checkpoint
-    can be tested in either mode. In cost tables a pass is one window in ``crops`` and one level in ``dense``.
+    The cost is proportional to the number of windows, because features are computed per window (``mode: crops``).
+    ``mode: dense`` applies the same weights to whole levels (see `DensePass`), with the same detections in one pass per
+    level. A checkpoint can be tested in both modes. In cost tables a pass is a window (``crops``) or a level.
 
     Args:
         window: The side of a window in pixels of the network.
@@ -67,13 +67,13 @@ class SlidingWindowDetector(Detector):
         pools: The side and stride of each stage's pooling; 1 for none.
         conv_strides: The stride of each stage's convolution; 1 when null.
         hidden: The widths of the linear layers between the features and the classes.
-        dropout: The dropout rate before and after the first of them.
+        dropout: The dropout rate before and after the first of these layers.
         backbone: A network instead of the stages, see `segdet.nn.backbones.build_backbone`; its coarsest map is
-            averaged. It pads each window, and therefore cannot run densely.
+            averaged. A backbone pads each window and therefore cannot run densely.
         weights: See `segdet.nn.backbones.build_backbone`.
         backbone_options: See `segdet.nn.backbones.build_backbone`.
         windows_per_image: The number of training windows per image.
-        positives: The maximum share of positives among them.
+        positives: The maximum share of positives among the training windows.
         hard_negatives: The share of hard negatives among the negatives; the others are sampled at random. Hard
             negatives are searched densely if the classifier allows it, in either mode.
         foreground: The minimum IoU of a positive with an object.
@@ -315,7 +315,7 @@ class SlidingWindowDetector(Detector):
 
         Args:
             target_labels: int64 ``[B, A]``, 0 for background, -1 for ignored windows.
-            hardness: ``[B, A]``, the largest for the hardest negatives; None for no hard negatives.
+            hardness: ``[B, A]``, larger for harder negatives; None for no hard negatives.
 
         Returns:
             int64 ``[B, n]``, without duplicates: first positives, then hard negatives, then random negatives. Negatives
@@ -345,7 +345,7 @@ class SlidingWindowDetector(Detector):
             dense = self.dense is not None
             hidden = self._evaluate_levels(levels) if dense else self._evaluate_crops(packed, layout)
             hardness = 1 - self.probabilities(hidden)[..., 0]
-        # Autocast caches converted weights, which have no gradient here, and would use them for the loss.
+        # Autocast would cache converted weights, which have no gradient here, and reuse them for the loss.
         torch.clear_autocast_cache()
         return hardness
 

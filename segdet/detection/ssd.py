@@ -30,8 +30,8 @@ from segdet.util.stage_timing import stage
 class DefaultBoxDetector(Detector):
     """The common base of detectors with SSD's default boxes; use `SSD`, `SSD300`, `SSD512` or `SSDLite`.
 
-    Training matches every object with its best default box and with all default boxes of IoU >= 0.5. Of the negatives
-    only the hardest are used, three per positive (section 2.2).
+    Training matches every object with its best default box and with all default boxes of IoU >= 0.5. Only the hardest
+    negatives are used, three per positive (section 2.2).
 
     Args:
         detections_per_class: The maximum number of boxes per class before suppression.
@@ -39,7 +39,7 @@ class DefaultBoxDetector(Detector):
         kwargs: As for `Detector`.
 
     Attributes:
-        backbone: Maps images to features; set by the family, as are the others.
+        backbone: The network from images to features. Each family sets this and the other attributes.
         default_boxes: torchvision's generator of default boxes.
         head: torchvision's convolutions on the feature maps.
     """
@@ -68,7 +68,7 @@ class DefaultBoxDetector(Detector):
     def forward(
         self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``.
+        """Map images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``.
 
         ``scale`` is the height and width of the images divided by those of the loaded images.
         """
@@ -133,8 +133,8 @@ class DefaultBoxDetector(Detector):
     def _anchors(self, images: Tensor, maps: list[Tensor], scale: tuple[float, float]) -> Tensor:
         """Return the default boxes ``[A, 4]`` of images of this size, computed once per size.
 
-        Their sides are fractions of the loaded images. In resized images they keep their size in pixels, because the
-        receptive field of a map's cell is a number of pixels too.
+        Their sides are fractions of the loaded images. In resized images the boxes keep their size in pixels, because
+        the receptive field of a cell is also fixed in pixels.
         """
         size = (images.shape[2], images.shape[3])
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
@@ -161,7 +161,7 @@ class DefaultBoxDetector(Detector):
         """Load the weights of torchvision's SSD with the same architecture.
 
         If they are weights for COCO's 91 category ids and all classes have COCO names, the rows of these classes are
-        used. With another number of classes, the last convolutions of the classes keep their random weights.
+        used. With another number of classes, the last convolutions of the class head keep their random weights.
 
         Args:
             state: The weights by torchvision's parameter names.
@@ -177,7 +177,7 @@ class DefaultBoxDetector(Detector):
             if not key.startswith("head.classification_head.") or value.shape == own[key].shape:
                 continue
             if value.shape[1:] != own[key].shape[1:]:
-                continue  # another network, which load_state reports
+                continue  # a different network; load_state reports it
             rows = rows_of_classes(value, own[key], self.class_names)
             fitted[key] = own[key] if rows is None else rows
         load_state(network, fitted, source, type(self).__name__)
@@ -186,9 +186,9 @@ class DefaultBoxDetector(Detector):
 class SSD(DefaultBoxDetector):
     """Single Shot MultiBox Detector (Liu et al., ECCV 2016) on any backbone.
 
-    There are no proposals. Each cell of feature maps of several strides has default boxes of a few shapes, and small
-    convolutions predict the class (0 is background) and the box offsets of all of them in one pass. Fine maps detect
-    small objects, coarse maps large ones. The cost is one pass of the backbone. Default boxes, heads and their
+    There are no proposals. Each cell of several feature maps of different strides has default boxes of a few shapes.
+    Small convolutions predict the class (0 is background) and the offsets of all default boxes in one pass. Fine maps
+    detect small objects, coarse maps large ones. The cost is one pass of the backbone. Default boxes, heads and their
     hyper-parameters are torchvision's.
 
     `SSD300` and `SSD512` are the paper's networks on VGG16; `SSDLite` is the one on MobileNetV3.
@@ -199,11 +199,11 @@ class SSD(DefaultBoxDetector):
         backbone_options: See `segdet.nn.backbones.build_backbone`.
         strides: The strides of the backbone's maps with default boxes.
         extra_maps: The number of additional maps, each half the size of the one before.
-        width: The channels of the additional maps; with ``top_down`` those of all maps.
+        width: The channels of the additional maps; with ``top_down``, the channels of all maps.
         top_down: Whether a feature pyramid (Lin et al., CVPR 2017) adds the coarser maps to each map; not in the paper.
-        scales: The sides of the default boxes of each map relative to the image, and one more at the end; null for the
-            paper's rule, 0.07, then evenly from 0.15 to 1.05 (minimum sizes 30 to 315 of 300).
-        aspect_ratios: The aspect ratios of each map besides 1; each stands for itself and its inverse.
+        scales: The sides of the default boxes of each map relative to the image, and one more at the end. Null for the
+            paper's rule: 0.07, then evenly spaced values from 0.15 to 1.05 (minimum sizes 30 to 315 of 300).
+        aspect_ratios: The aspect ratios of each map in addition to 1; the inverse of each is also used.
         kwargs: As for `DefaultBoxDetector`.
     """
 
@@ -248,7 +248,7 @@ class SSD(DefaultBoxDetector):
                 f"--model.aspect_ratios: {len(aspect_ratios)} lists for {maps} maps; give one per map"
             )
         aspect_ratios = aspect_ratios or [[2.0], *[[2.0, 3.0]] * (maps - 2), [2.0]][:maps]
-        # Explicit steps: they cannot be derived from the sizes of image and map, whose last cell may exceed the image.
+        # Steps are explicit, because the sizes do not determine them: the last cell of a map may exceed the image.
         self.default_boxes = DefaultBoxGenerator(aspect_ratios, scales=scales, steps=self.strides)
         self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
 

@@ -25,11 +25,11 @@ _HALF = (0.5, 0.5, 0.5)
 class SSDLite(DefaultBoxDetector):
     """SSDLite (Sandler et al., CVPR 2018, section 6.2) on MobileNetV3 (Howard et al., ICCV 2019, section 6.3).
 
-    An `SSD` whose extra maps and heads are depthwise convolutions followed by 1x1 convolutions, on a backbone of the
-    same. The finest map with default boxes is the expansion layer of stride 16. By torchvision's count it needs a
-    sixtieth of the operations of `SSD300`, at 320 pixels. The network is torchvision's, so that its weights can be
-    loaded. Images of other sizes than 320 have maps of other sizes, with the same number of default boxes per cell.
-    Images are scaled to -1..1 by default.
+    An `SSD` with depthwise separable convolutions (depthwise, then 1x1) in backbone, extra maps and heads. The finest
+    map with default boxes is the expansion layer of stride 16. At 320 pixels SSDLite needs a sixtieth of the operations
+    of `SSD300`, by torchvision's count. The network is torchvision's, so that its weights can be loaded. Images of
+    other sizes than 320 have maps of other sizes, with the same number of default boxes per cell. Images are scaled to
+    -1..1 by default.
 
     Args:
         weights: Weights of the whole network, torchvision's (``COCO_V1``, or true); or of MobileNetV3 alone

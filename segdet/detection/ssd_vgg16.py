@@ -16,10 +16,10 @@ from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
-"""The data set of the default boxes: those for COCO are smaller, because its objects are (sections 3.1 and 3.4)."""
+"""The data set of the default boxes; they are smaller for COCO's smaller objects (sections 3.1 and 3.4)."""
 
 VGG_MEAN = (0.48235, 0.45882, 0.40784)
-"""The mean colour of the original VGG16, which does not divide by a standard deviation."""
+"""The mean colour of the original VGG16, whose normalization does not divide by a standard deviation."""
 
 VGG_STD = (1 / 255, 1 / 255, 1 / 255)
 
@@ -27,11 +27,11 @@ VGG_STD = (1 / 255, 1 / 255, 1 / 255)
 class VGG16SSD(DefaultBoxDetector):
     """The common base of `SSD300` and `SSD512`.
 
-    VGG16 up to conv5_3, with ceil mode in its third pooling and a fifth pooling of 3x3 with stride 1; fc6 as a 3x3
-    convolution of dilation 6 and fc7 as a 1x1 convolution, of 1,024 channels each; then pairs of extra convolutions,
-    each coarser. The maps with default boxes are conv4_3, whose features are L2-normalized with a learned scale that
-    starts at 20, fc7, and all extra maps (section 3). The modules and their names are torchvision's. Images are
-    normalized as for the original VGG16 by default.
+    The network is VGG16 up to conv5_3, with ceil mode in its third pooling and a fifth pooling of 3x3 with stride 1.
+    fc6 is a 3x3 convolution of dilation 6 and fc7 a 1x1 convolution, of 1,024 channels each. Pairs of extra
+    convolutions follow, each coarser. The maps with default boxes are conv4_3, fc7 and all extra maps (section 3). The
+    features of conv4_3 are L2-normalized with a learned scale that starts at 20. The modules and their names are
+    torchvision's. Images are normalized as for the original VGG16 by default.
 
     Args:
         weights: Weights of the whole network, torchvision's (``COCO_V1``, or true; only for SSD300); or of VGG16 alone

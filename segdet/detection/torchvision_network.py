@@ -31,13 +31,13 @@ def torchvision_network(
 ) -> Any:
     """Build a detection network of torchvision.
 
-    The first output of the class heads is background, which RetinaNet and FCOS do not use. If ``weights`` have another
-    number of classes, there are two cases: if they are COCO's and all classes have COCO names, the rows of these
-    classes are used; otherwise the last layers of the classes keep their random weights.
+    The first output of the class heads is background, which RetinaNet and FCOS do not use. ``weights`` may have another
+    number of classes. If they are COCO's and all classes have COCO names, the rows of these classes are used. Otherwise
+    the output layers that depend on the classes keep their random weights.
 
-    As in torchvision, batch normalization of the backbone is frozen if it was frozen when the weights were trained, and
-    with weights of the backbone alone, except in version 2 networks. A network that is restored from a checkpoint has
-    the normalization of the checkpoint.
+    As in torchvision, batch normalization of the backbone is frozen if it was frozen when ``weights`` were trained.
+    With weights of the backbone alone it is frozen except in version 2 networks. A network that is restored from a
+    checkpoint has the normalization of the checkpoint.
 
     Args:
         family: The prefix of torchvision's name, such as ``fasterrcnn``.
@@ -46,7 +46,7 @@ def torchvision_network(
         weights: Weights of the whole network: a name (``COCO_V1``), true for the default, a local file, or null.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``); ignored if there are
             ``weights``.
-        heads: The names of the last layers of the classes, and the number of consecutive rows per class.
+        heads: The name of each output layer that depends on the classes, and its number of consecutive rows per class.
 
     Raises:
         UserError: If there is no such network, or the weights are missing or do not match it.
@@ -76,7 +76,7 @@ def torchvision_network(
     if weights:
         _load(model, name, source, state, class_names, heads)
     elif weights_backbone:
-        # In torchvision's MobileNets the layers have this prefix, in its detectors they do not.
+        # Layer names have this prefix in torchvision's MobileNets, but not in its detectors.
         state = {key.removeprefix("features."): value for key, value in state.items()}
         load_state(model.backbone.body, state, source, f"backbone {backbone}")
     return model

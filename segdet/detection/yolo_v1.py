@@ -24,7 +24,7 @@ _SLOPE = 0.1
 """The negative slope of the leaky ReLU (section 2.1)."""
 
 _ROUNDING = 1e-6
-"""The share of a cell below which a fraction is a rounding error."""
+"""Fractions of a cell below this are rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class YOLOv1(Detector):
     detection is one regression with squared errors, from one pass over the whole image. As a consequence each cell can
     detect only one object, and groups of small objects are missed (section 2.4).
 
-    With ``backbone: null`` the network is the paper's, of 24 convolutions and two fully connected layers (figure 3):
-    twenty convolutions, which the authors pretrained on ImageNet, and four for detection, the second of them with
-    stride 2. Any other backbone replaces the twenty.
+    With ``backbone: null`` the network is the paper's, of 24 convolutions and two fully connected layers (figure 3).
+    The authors pretrained the first twenty convolutions on ImageNet; the last four are for detection, the second of
+    these with stride 2. Any other backbone replaces the first twenty.
 
-    If several objects have their centre in one cell, the first is used, as in Darknet. Of a cell's boxes the one of
-    highest IoU with the object is responsible, or the one of smallest distance if none overlaps it, also as in Darknet.
+    If several objects have their centre in one cell, the first is used, as in Darknet. The cell's box of highest IoU
+    with the object is responsible. If no box overlaps the object, the box of smallest distance is responsible, also as
+    in Darknet.
 
-    Without fully connected layers (``hidden`` 0) the network is convolutional: in images that are resized for
-    multi-scale training or test-time augmentation the number of cells changes, and sides remain relative to the loaded
-    image. With them there are always S x S cells, and images of another size than in training are meaningless:
-    ``tta_scales`` is refused.
+    Without fully connected layers (``hidden`` 0) the network is convolutional. Multi-scale training and test-time
+    augmentation then change the number of cells, and sides remain relative to the loaded image. With fully connected
+    layers there are always S x S cells, and images must have the training size: ``tta_scales`` raises an error.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`; null for the paper's twenty convolutions.
@@ -149,7 +149,7 @@ class YOLOv1(Detector):
         _init_weights(self.head)
         last = self.head[-2] if isinstance(self.head, nn.Sequential) else self.head
         assert isinstance(last, nn.Linear | nn.Conv2d) and last.bias is not None
-        # The initial output of every cell: boxes in its middle, of 0.09 times the image's sides, and confidence 0.
+        # Initially every cell predicts boxes at its centre, of 0.09 times the image's sides, with confidence 0.
         initial = torch.tensor([0.5, 0.5, 0.3, 0.3, 0.0] * boxes + [0.0] * len(class_names))
         nn.init.normal_(last.weight, std=0.01)
         last.bias.data.copy_(initial.repeat_interleave(len(last.bias) // outputs))
@@ -157,7 +157,7 @@ class YOLOv1(Detector):
     def forward(
         self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images ``[B, 3, H, W]`` to the outputs of S * S cells, by row and column.
+        """Map images ``[B, 3, H, W]`` to the outputs of S * S cells, by row and column.
 
         Args:
             images: Normalized.
@@ -279,7 +279,7 @@ class YOLOv1(Detector):
     def _assign(
         self, boxes: Tensor, labels: Tensor, size: tuple[int, int], grid: Grid
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Assign each cell an object, of boxes ``[B, G, 4]`` in pixels and labels ``[B, G]`` from `pad_targets`.
+        """Assign an object to each cell; boxes ``[B, G, 4]`` (in pixels) and labels ``[B, G]`` are from `pad_targets`.
 
         Returns:
             Whether there is an object, bool ``[B, S * S]``; its box ``[B, S * S, 4]`` relative to the image; its label.
@@ -290,7 +290,7 @@ class YOLOv1(Detector):
         boxes = boxes / boxes.new_tensor([size[1], size[0]] * 2)
         column, row = ((boxes[..., :2] + boxes[..., 2:]) / 2 * grid.sides(boxes)).long().unbind(-1)
         column, row = column.clamp(0, columns - 1), row.clamp(0, rows - 1)
-        # Missing objects are written to an extra cell, which is cut off.
+        # Padding among the objects is assigned to an extra cell, which is removed.
         cell = torch.where(labels > 0, row * columns + column, cells)
         order = torch.arange(most, device=labels.device).expand(batch, most)
         first = torch.full((batch, cells + 1), most, dtype=torch.int64, device=labels.device)
@@ -354,7 +354,7 @@ def _init_weights(network: nn.Module) -> None:
 
 
 def _cell_weights(cells: int, side: float, places: int) -> Tensor:
-    """Return the weights with which cells of ``side`` average the ``places`` of a map along one axis.
+    """Return the weights of the ``places`` of a map in the average over each cell of ``side``, along one axis.
 
     Returns:
         ``[cells, places]``; rows sum to 1.

@@ -33,12 +33,12 @@ class YOLOX(Detector):
     """YOLOX (Ge, Liu, Wang, Li, Sun, 2021, "Exceeding YOLO Series in 2021") on any backbone.
 
     Each cell of maps of several strides predicts a box without anchors: the offset of its centre from the cell's corner
-    and its sides in strides. Class and box have separate branches in the head (section 2.1, figure 2), with an
-    objectness besides the classes as in YOLO. Cells are assigned to objects in every step from the current predictions
-    (`simota`). The cost is one pass of the backbone.
+    and its sides in strides. The head has separate branches for class and box, and an objectness output as in YOLO
+    (section 2.1, figure 2). Cells are assigned to objects in every step from the current predictions (`simota`). The
+    cost is one pass of the backbone.
 
-    The paper's COCO training has mosaic and mixup, an L1 loss in the last epochs and its own backbone; here the
-    backbone is an argument and augmentation belongs to the data's recipe.
+    The paper's COCO training has mosaic and mixup, an L1 loss in the last epochs and its own backbone. Here the
+    backbone is an argument, and augmentation is an option of the data.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
@@ -89,7 +89,7 @@ class YOLOX(Detector):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Cells]:
-        """Images ``[B, 3, H, W]`` to the predictions of the A cells of all maps, fine to coarse, by row and column.
+        """Map images ``[B, 3, H, W]`` to the predictions of all A cells, by map (fine to coarse), row and column.
 
         Returns:
             Class logits ``[B, A, K]``, objectness logits ``[B, A]``, boxes ``[B, A, 4]`` xyxy in pixels, and the
@@ -186,11 +186,11 @@ def simota(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match each cell with an object: SimOTA (section 2.1), batched.
 
-    A cell is a candidate for an object if its centre is within the object's box, or within ``radius`` strides of its
-    centre in x and in y. Its cost is the cross entropy of the class (with the square root of class probability times
-    objectness, as in the authors' code) plus three times -log IoU, plus a large constant unless both conditions hold.
-    The number of cells of an object is the sum of the IoUs of its ``most_cells`` best candidates, at least one; it gets
-    that many candidates of lowest cost. A cell of several objects goes to the one of lowest cost.
+    A cell is a candidate for an object if its centre is within the object's box, or within ``radius`` strides of the
+    object's centre in x and in y. The cost of a candidate is the cross entropy of the class (with the square root of
+    class probability times objectness, as in the authors' code) plus three times -log IoU, plus a large constant unless
+    both conditions hold. An object is matched with its k candidates of lowest cost. k is the sum of the ``most_cells``
+    highest IoUs of its candidates, at least 1. A cell of several objects is matched with the object of lowest cost.
 
     Args:
         logits: ``[B, A, K]``.
@@ -203,8 +203,8 @@ def simota(
         most_cells: See above.
 
     Returns:
-        The index of each cell's object, int64 ``[B, A]`` (meaningful only for matched cells); whether it is matched,
-        bool ``[B, A]``; and the IoU of its box with that object, float32 ``[B, A]``.
+        The index of each cell's object, int64 ``[B, A]`` (meaningful only for matched cells); whether the cell is
+        matched, bool ``[B, A]``; and the IoU of the cell's box with the object, float32 ``[B, A]``.
     """
     x, y = cells.centres.unbind(-1)
     x0, y0, x1, y1 = boxes.unsqueeze(-1).unbind(-2)  # [B, G, 1] each
@@ -214,7 +214,7 @@ def simota(
     candidate = (inside | near) & (labels > 0)[..., None]  # [B, G, A]
 
     iou = pairwise_iou(boxes, predicted) * candidate
-    # The cross entropies of the labels differ in one term from that of no class, so that no tensor is G x A x K.
+    # Each label changes one term of the background's cross entropy. Computing this term avoids a G x A x K tensor.
     probability = (logits.sigmoid() * objectness.sigmoid()[..., None]).sqrt()
     negative = -torch.log1p(-probability.clamp(max=1 - 1e-6))
     positive = -probability.clamp(min=1e-8).log()
@@ -249,7 +249,7 @@ class PAFPN(nn.Module):
         self.smooth = nn.ModuleList(_conv(width, width, 3) for _ in range(steps))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps ``[B, channels[i], h_i, w_i]`` to maps ``[B, width, h_i, w_i]``."""
+        """Convert maps ``[B, channels[i], h_i, w_i]`` to maps ``[B, width, h_i, w_i]``."""
         pyramid = list(self.top_down({str(i): features for i, features in enumerate(maps)}).values())
         for i, (down, smooth) in enumerate(zip(self.down, self.smooth, strict=True)):
             pyramid[i + 1] = smooth(pyramid[i + 1] + down(pyramid[i]))
@@ -278,7 +278,7 @@ class DecoupledHead(nn.Module):
             nn.init.constant_(layer.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(self, features: Tensor) -> Tensor:
-        """A map ``[B, width, h, w]`` to ``[B, 4 + 1 + K, h, w]``: offsets, objectness and class logits."""
+        """Convert a map ``[B, width, h, w]`` to ``[B, 4 + 1 + K, h, w]``: offsets, objectness and class logits."""
         features = self.stem(features)
         boxes = self.box_branch(features)
         return torch.cat(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Proposer(ProposalSource):
     """An algorithm that proposes boxes for an image, ranked from best to worst.
 
-    A proposer is a frozen dataclass whose fields are its settings. Equal settings and equal pixels give equal boxes,
-    which the cache relies on: the seed of random numbers is one of the settings.
+    A proposer is a frozen dataclass whose fields are its settings. Equal settings and equal pixels must give equal
+    boxes, because boxes are cached. The seed of random numbers is therefore a setting.
 
     Attributes:
         version: The version of the algorithm. Increase it when the boxes change, so that older boxes in a cache are

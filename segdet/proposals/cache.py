@@ -6,8 +6,8 @@ A corrupt file is computed again.
     <cache folder>/proposals/<class>-<key of the settings>/settings.json
     <cache folder>/proposals/<class>-<key of the settings>/3f/3f09...c2.npy   float32 [N, 5]: box and score
 
-Images are identified by the content of their files: a dataset that is moved or copied is not computed again, a changed
-image is. Hashing a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
+Images are identified by the content of their files: moving or copying a dataset does not cause a new computation;
+changing an image does. Hashing a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class CachedProposals(ImageProposals):
         if workers == 1 or len(jobs) == 2:
             yield from (_try(job, self.proposer) for job in jobs[1:])
             return
-        # Not forked, because this process may hold threads and a GPU.
+        # Processes are not forked, because this process may have threads and use a GPU.
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (self.proposer,))
         try:
             yield from pool.map(_work, jobs[1:])
@@ -189,7 +189,7 @@ class CachedProposals(ImageProposals):
             raise unwritable(self.folder, error, _FIX) from error
 
     def _digest_all(self, indices: Sequence[int] | np.ndarray, workers: int | None) -> None:
-        """Hash all image files in parallel, or read the digests of the same files from the cache.
+        """Hash all image files in parallel, or read the digests of unchanged files from the cache.
 
         Files that cannot be read are reported by `_job`.
         """
@@ -252,7 +252,7 @@ def _start(proposer: ImageProposer) -> None:
     global _proposer
     _proposer = proposer
     cv2.setNumThreads(0)
-    # For torch, which a proposer may import later: there is one process per core.
+    # A proposer may import torch later. One thread is enough for torch, because there is one process per core.
     os.environ["OMP_NUM_THREADS"] = "1"
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -260,7 +260,7 @@ def _start(proposer: ImageProposer) -> None:
 
 
 def _exit_after(sentinel: int) -> None:
-    """End this process when its parent ends, which may be killed without closing the pool."""
+    """End this process when its parent ends. A killed parent does not close the pool."""
     wait([sentinel])
     os._exit(1)
 

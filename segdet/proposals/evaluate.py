@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segdet.data.proposal_source import ProposalSource
 
 ALL_BOXES = 100_000
-"""A number of boxes that no proposer reaches: the scores of all boxes."""
+"""A number of boxes above the maximum of any proposer, for the scores of all boxes."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Evaluation:
     folder: Path | None = None  # the folder of the cached proposals; None if they are not cached
     bytes: int = 0  # the size of the cached proposals
     computed: int = 0  # the number of images that were computed rather than found in the cache
-    seconds: float = 0.0  # the time to compute them, or to find them
+    seconds: float = 0.0  # the time to compute the proposals or find them in the cache
     # The boxes of each image by file name, and their scores if they have any.
     boxes: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ def evaluate(
     Args:
         source: The proposals.
         readers: The splits.
-        counts: The numbers of boxes that the table will show; curves have more.
+        counts: The numbers of boxes in the table; curves have more points.
         limit: The number of images of each split; all when None.
         workers: The number of processes that compute; one per core when None.
         keep_boxes: Whether to return the boxes.
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _objects(reader: Reader, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes and labels of an image's objects without crowds, difficult and degenerate ones."""
+    """Return boxes and labels of an image's objects except crowds, difficult and degenerate objects."""
     size = reader.declared_size(index) or image_size(reader.image_path(index))
     objects, _ = clean_objects(reader.objects(index), size)
     objects = objects.select(~(objects.iscrowd | objects.difficult))

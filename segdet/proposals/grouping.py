@@ -17,7 +17,7 @@ DIRECTIONS = 8
 """The directions of the Gaussian derivatives: four and their opposites."""
 
 _SIGNED = 2 * TEXTURE_BINS - 1
-"""The bins of a derivative from negative to positive values; the middle one is bin 0 of both signs."""
+"""The number of bins of a derivative, from negative to positive values; both signs share the middle bin."""
 
 
 class Regions(NamedTuple):
@@ -45,7 +45,7 @@ def bins_of(image: np.ndarray) -> np.ndarray:
     """Return the histogram bins of each pixel.
 
     Texture is the derivative of a Gaussian (sigma 1) in eight directions. Opposite directions differ only in sign, so
-    that four are computed. The bins cover the range up to the maximum response of the channel.
+    that only four are computed. The bins cover the range up to the maximum response of the channel.
 
     Args:
         image: uint8 ``[H, W, C]``, contiguous.
@@ -66,7 +66,7 @@ def bins_of(image: np.ndarray) -> np.ndarray:
 
 
 def regions_of(labels: np.ndarray, count: int, bins: np.ndarray) -> Regions:
-    """Return the regions of a label map int32 ``[H, W]`` with values 0..count-1, and the `bins_of` its image."""
+    """Return the regions of a label map int32 ``[H, W]`` of 0..count-1; ``bins`` is the result of `bins_of`."""
     channels = bins.shape[1] // 5
     sizes, boxes, colours, textures = _describe(labels, count, bins, channels)
     return Regions(sizes, boxes, colours, textures, _neighbours(labels, count), labels.size)
@@ -76,7 +76,7 @@ def group(regions: Regions, measures: Measures) -> np.ndarray:
     """Return the bounding boxes of the hierarchy, from the first region to the whole image.
 
     Returns:
-        int32 ``[2 R - 1, 4]``, xyxy: those of the given regions, then one per merge, in order.
+        int32 ``[2 R - 1, 4]``, xyxy: first the boxes of the given regions, then one box per merge, in order.
     """
     used = [regions.colours] * measures.colour + [regions.textures] * measures.texture
     histograms = np.concatenate(used, axis=1) if used else np.zeros((len(regions.sizes), 0), np.float32)
@@ -282,9 +282,9 @@ def _group(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the hierarchy's boxes ``[2 R - 1, 4]`` and the two regions of each merge: ``[R - 1, 2]``.
 
-    An edge belongs to the later of its two regions. A heap holds each region with the best of its own edges. If that
-    edge leads to a region that was merged, the region is updated only when it reaches the top. So every similarity is
-    computed once, and the heap holds regions rather than edges.
+    An edge belongs to the later of its two regions. A heap contains each region with the best of its own edges. If the
+    other end of this edge was merged, the region is updated only when it reaches the top. Therefore every similarity is
+    computed once, and the heap contains regions instead of edges.
 
     ``histograms`` is overwritten: a merged region uses the row of one of its parts.
     """

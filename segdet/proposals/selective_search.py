@@ -55,7 +55,7 @@ class SelectiveSearch(Proposer):
             )
         hierarchies = self.hierarchies(image)
         boxes = np.concatenate(hierarchies)
-        # 1 for the whole image, the last region of the hierarchy.
+        # The place of the last region of a hierarchy, the whole image, is 1.
         places = np.concatenate([np.arange(len(h), 0, -1) for h in hierarchies])
         rank = np.random.default_rng(self.seed).random(len(boxes)) * places
         large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= self.min_width).all(1))
@@ -103,7 +103,7 @@ def to_colour_space(image: np.ndarray, space: str) -> np.ndarray:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if space == "I":
         return grey[..., None]
-    # Black pixels have no colour and get the values of grey.
+    # Black pixels have no normalized colour and get the values of grey.
     total = image.astype(np.float32) @ np.ones(3, np.float32)
     shares = np.full((*grey.shape, 2), 255 / 3, np.float32)
     np.divide(image[..., :2] * np.float32(255), total[..., None], out=shares, where=total[..., None] > 0)

@@ -1,4 +1,4 @@
-"""Windows laid over the image without looking at it: the floor that every proposer has to beat."""
+"""Windows that do not depend on the image's content: the baseline for every proposer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class UniformWindows(Proposer):
     """Evenly spaced windows of several scales and aspect ratios, in random order.
 
     Attributes:
-        scales: The square root of the window's area relative to that of the image.
-        aspects: Width over height.
+        scales: The square roots of the windows' areas relative to the image's area.
+        aspects: The aspect ratios of the windows, width over height.
         overlap: The IoU of a window with the next one of its row or column, of the same scale and aspect ratio.
         seed: The seed of the random order. The first N windows are a uniform sample of all.
     """
