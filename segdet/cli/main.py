@@ -1,6 +1,6 @@
 """The command ``segdet``: run a subcommand, and report a user's mistake in one line.
 
-Importing this module does not import torch, so that ``segdet --help`` and a misspelled subcommand respond at once.
+Importing this module does not import torch, so that help and errors about a misspelled subcommand appear at once.
 Each subcommand has a module of the same name, which is imported when the subcommand is called.
 """
 

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``segdet report DIR... [--output FILE] [--sort COLUMN]``.
 
     Returns:
-        The exit status: 0, even if some records are corrupt or missing, which are then listed.
+        The exit status, always 0. Corrupt and missing records are listed in the output.
 
     Raises:
         UserError: If a folder does not exist or holds no run.

@@ -54,10 +54,10 @@ class RunOptions:
         seed_everything: The seed of all random numbers; true for the value of PL_GLOBAL_SEED, or 0 if it is unset.
         run_dir: The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.
         overwrite: Remove the run that --run_dir holds and start a new one.
-        wandb: Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides it.
+        wandb: Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides this choice.
         wandb_project: The project on W&B.
         checkpoint_every_n_steps: Steps between additional saves of last.ckpt, besides the save after every epoch.
-        ema: Decay of a moving average of the weights, such as 0.999, which is validated, saved and tested.
+        ema: Decay of a moving average of the weights, such as 0.999. The average is validated, saved and tested.
     """
 
     seed_everything: bool | int = 0
@@ -152,7 +152,7 @@ class Options:
         return self.parser.dump(config, skip_unset=False)
 
     def instantiate(self) -> Namespace:
-        """Return the configuration with classes instantiated: data first, then the model, which needs their classes.
+        """Return the configuration with classes instantiated: the data, then the model, which needs the data's classes.
 
         Raises:
             UserError: If a class cannot be instantiated with its arguments.
@@ -322,7 +322,7 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
 
 
 def _complete(options: Options) -> None:
-    """Fill in options that follow from others: the length of training, the data's task, the classes of images."""
+    """Fill in options that follow from others: the length of training, the data's task, an image folder's classes."""
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
     if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
         trainer.max_epochs = DEFAULT_EPOCHS

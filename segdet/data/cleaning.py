@@ -81,8 +81,8 @@ def clean_objects(
 def dominant_object(objects: Objects, dominance: float = 1.0) -> int | None:
     """Return the index of the object that localization uses, or None if there is none.
 
-    Crowds and difficult objects are not considered. Among the others, it is the object with the largest annotated area
-    (the first one if several are equal). Its area must be at least ``dominance`` times the second-largest area.
+    Crowds and difficult objects are not considered. The object with the largest annotated area is used (the first one
+    if several are equal). Its area must be at least ``dominance`` times the second-largest area.
     """
     candidates = np.flatnonzero(~(objects.iscrowd | objects.difficult))
     if not len(candidates):

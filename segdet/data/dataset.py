@@ -38,11 +38,11 @@ class TaskDataset(Dataset[Sample]):
         recipe: The transforms.
         training: Whether the samples are for training or for evaluation.
         on_bad_sample, dominance, max_proposals: See `segdet.data.DataModule`.
-        seed: Seed of the augmentation. The seed of a sample follows from this seed, the epoch and the sample's index.
+        seed: Seed of the augmentation. A sample's seed is computed from this seed, the epoch and the sample's index.
         annotated: Whether to read annotations. Without them samples have no target, and annotation files may be
             missing.
         limit: Use only the first ``limit`` images.
-        proposals: Source of region proposals, which are computed here if they are not cached. They go through the
+        proposals: Source of region proposals, which are computed here if they are not cached. Proposals go through the
             same transforms as the objects and are added to each target.
 
     Attributes:

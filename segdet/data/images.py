@@ -68,8 +68,8 @@ def read_image(
 
     Args:
         path: A JPEG, PNG or any other file that PIL reads. The first bytes determine the format, not the name.
-        declared_size: ``(height, width)`` stated in the annotation. If only the image after
-            the EXIF rotation has this size, the annotation refers to the rotated image, and the rotation is applied.
+        declared_size: ``(height, width)`` stated in the annotation. If only the image after the EXIF rotation has this
+            size, the annotation refers to the rotated image, and the rotation is applied.
         upright: Whether to apply the EXIF rotation unconditionally, as for photos without annotations.
 
     Returns:
@@ -98,7 +98,7 @@ def read_image(
 def read_mask(path: Path | str) -> np.ndarray:
     """Read the values of a mask file: uint8 ``[H, W]``.
 
-    These are the indices of a palette PNG, the values of 8-bit grayscale, or the stored numbers of 1-, 2- and 4-bit
+    Values are the indices of a palette PNG, the values of 8-bit grayscale, or the stored numbers of 1-, 2- and 4-bit
     grayscale (0 and 1 for one bit).
 
     Raises:

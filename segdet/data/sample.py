@@ -26,7 +26,7 @@ class Objects:
     Attributes:
         boxes: float32 ``[N, 4]``, xyxy pixels of the stored image; may extend beyond the image or be degenerate.
         labels: int64 ``[N]``, 1..K.
-        iscrowd: bool ``[N]``, True for a region of many objects. Detections on it are neither correct nor wrong.
+        iscrowd: bool ``[N]``, True for a region of many objects. Detections there are neither correct nor wrong.
         difficult: bool ``[N]``, VOC's flag. Difficult objects are ignored in scores as well.
         area: float32 ``[N]``, area in pixels: of the polygon if there is one, else of the box.
         masks: uint8 ``[N, H, W]``, 1 on the object; None if masks are not read.

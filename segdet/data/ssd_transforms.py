@@ -1,8 +1,8 @@
 """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6) as albumentations transforms.
 
 An image expanded by a factor of 4 has 16 times as many pixels. The following crop discards most of them.
-`ExpandAndCrop` therefore never creates the expanded image. It chooses the crop from the boxes, resamples the visible
-part of the image directly to the final size, and distorts the colours there.
+`ExpandAndCrop` therefore never creates the expanded image. It chooses the crop from the boxes and resamples the visible
+part of the image directly to the final size. Colours are distorted at this size.
 """
 
 from typing import Any

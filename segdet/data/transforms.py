@@ -1,8 +1,8 @@
 """Image transforms for training and evaluation, based on albumentations.
 
 A `Recipe` builds one `Pipeline` for training and one for evaluation. A pipeline transforms an image with its masks and
-any number of box sets. In evaluation, images are only resized, so that predictions map back to the original image by a
-scale.
+any number of box sets. In evaluation, images are only resized, so that predictions map back to the original image by
+scaling.
 """
 
 from abc import ABC, abstractmethod
@@ -35,8 +35,8 @@ class Pipeline:
     Args:
         transforms: The transforms, in order.
         min_visibility: Share of its area that a box must keep.
-        check_each: Whether to clip and drop boxes after every transform instead of once at the end. It takes a third
-            of the time per small image, and is needed only if a crop is followed by padding or zooming out.
+        check_each: Whether to clip and drop boxes after every transform instead of once at the end. These checks
+            take a third of the time per small image. They are needed only before padding or zooming out after a crop.
     """
 
     def __init__(
@@ -234,8 +234,8 @@ class ScaleJitter(Recipe):
 class SSDAugmentation(Recipe):
     """SSD's augmentation (Liu et al., ECCV 2016, sections 2.2 and 3.6).
 
-    The steps are photometric distortion, zooming out on a canvas of the mean colour, a crop with a random minimum IoU
-    with an object, resizing that ignores the aspect ratio, and a horizontal flip. See `segdet.data.ssd_transforms`.
+    The transforms are photometric distortion, zooming out on a canvas of the mean colour, and a crop with a random
+    minimum IoU with an object. The crop is stretched to ``size`` and may be flipped. See `segdet.data.ssd_transforms`.
 
     Args:
         size: ``[height, width]`` in training and evaluation.

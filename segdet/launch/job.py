@@ -73,8 +73,8 @@ class Job:
         """Return the job with the action that the state of its folder requires.
 
         Raises:
-            UserError: If the run was trained with other settings than ``source``, the experiment file, gives it, and
-                ``rerun`` is not set.
+            UserError: If ``rerun`` is not set and the run was trained with other settings than those in the
+                experiment file ``source``.
         """
         record = read_record(self.folder)
         finished = record is not None and record.status == "finished"

@@ -92,7 +92,7 @@ def run_command(
 ) -> int:
     """Run a segdet command, show its output on stderr and keep it in ``log``.
 
-    KeyboardInterrupt interrupts the command and waits until it has saved its state. A second one kills it.
+    On KeyboardInterrupt, interrupt the command and wait until it has saved its state. On a second one, kill it.
 
     Args:
         arguments: The arguments of the command.

@@ -129,8 +129,8 @@ def check_precision(precision: Any) -> None:
 def choose_precision(precision: Any, accelerator: Any) -> Any:
     """Return the precision to compute in: float32 instead of bfloat16, with a message, on a CPU without bfloat16.
 
-    Both arguments are options of the trainer. The run's configuration keeps the given precision, so that it
-    has the same meaning on another machine.
+    Both arguments are options of the trainer. The run's configuration keeps the given precision, so that the
+    configuration has the same meaning on another machine.
     """
     if not _runs_on_cpu(accelerator) or cpu_precision(precision) == precision:
         return precision

@@ -16,8 +16,8 @@ from segdet.training.progress import has_nan
 class BestCheckpoint(ModelCheckpoint):
     """Save the checkpoint of the best epoch so far.
 
-    A resumed run keeps its best score even if its folder has been moved. An epoch is skipped if
-    the monitored score is missing because the validation set contains nothing to measure.
+    A resumed run keeps its best score even if its folder has been moved. An epoch is skipped if the monitored
+    score is missing because the validation set contains nothing to measure.
 
     Args:
         folder: The run's ``checkpoints``.
@@ -127,8 +127,8 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
     ) -> None:
         """Save, unless the exception is in this process only and saving would wait for the others.
 
-        Without a trained step there is nothing to save. A run that failed while resuming may be restored
-        only in part, so it must not replace the checkpoint.
+        Without a trained step there is nothing to save. A run that failed while resuming may be restored only in
+        part, so it must not replace the checkpoint.
         """
         if not self.trained:
             return

@@ -4,7 +4,7 @@
 
     errors.json       the numbers of the analysis, for detectors
     confusion.png     the confusion matrix, of objects or of pixels
-    worst.png         the images with the lowest F1, annotated and predicted, for detectors
+    worst.png         the images with the lowest F1, with annotated and predicted boxes, for detectors
 """
 
 import json

@@ -170,7 +170,7 @@ def fingerprint_of(data: Any) -> str:
     """Return the fingerprint of a data module, or an empty string if one of its subsets is missing."""
     try:
         return "" if data is None else fingerprint(data)
-    except UserError as error:  # the missing subset may be one that this command does not read
+    except UserError as error:  # this command may not need the missing subset
         warnings.warn(f"the dataset has no fingerprint: {error}", stacklevel=1)
         return ""
 
@@ -249,12 +249,12 @@ def _not_creatable(folder: Path, error: OSError) -> UserError:
 
 
 def _announce(folder: Path) -> None:
-    """Pass the folder on to the processes that this one starts."""
+    """Pass the folder to the child processes."""
     os.environ[RUN_DIR_VARIABLE] = str(folder.resolve())
 
 
 def _job_id(command: str) -> str | None:
-    """Return the id of the SLURM job that names the run's folder, or None for a folder named after the time.
+    """Return the SLURM job id to use in the name of the run's folder, or None to use the time instead.
 
     The processes of a job with several tasks need a common name, and a restarted training run must find its folder
     again. A shell on a node (``srun --pty bash``, ``salloc``) is not restarted.
@@ -269,8 +269,8 @@ def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: boo
     """Return the folder of a command in its SLURM job. A restarted job gets the same folder.
 
     A job with one task may run several commands, in ``folder``, ``folder-2`` ... A restarted command finds its folder
-    by the command line. The processes of a job with several tasks cannot communicate yet and could choose
-    different numbers. Such a job has one folder.
+    by the command line. The processes of a job with several tasks cannot communicate yet and could choose different
+    numbers, so such a job has only one folder.
     """
 
     def is_available(folder: Path) -> bool:

@@ -3,15 +3,15 @@
 ::
 
     runs/<name>/
-        config.yaml             complete: `segdet fit --config` starts the same run again
+        config.yaml             complete configuration; `segdet fit --config` starts the same run again
         provenance.json         code, packages, hardware, seed, data and command
         metrics.csv             every logged value
-        checkpoints/best.ckpt   the best by the model's monitored metric
+        checkpoints/best.ckpt   the best checkpoint by the model's monitored metric
         checkpoints/last.ckpt   the checkpoint to resume from
         predictions/            sheets of validation images, and the output of `segdet predict`
-        result.json             the record that reports read
+        result.json             the result record, the input of reports
         features/               features of the training images that RCNN keeps between its stages
-        errors.json             the causes of a tested detector's lost AP, with confusion.png and worst.png
+        errors.json             causes of the lost AP in a detector's test, with confusion.png and worst.png
         left_out.txt            unusable samples and boxes, if there are any
         wandb/                  files of Weights & Biases
 """
@@ -115,7 +115,7 @@ def recorded_fingerprint(folder: Path) -> str:
 
 
 def recorded_commands(folder: Path) -> list[str]:
-    """Return the command lines that trained the run, the first one first; empty if they are unknown."""
+    """Return the command lines that trained the run, in order; empty if they are unknown."""
     first = first_provenance(folder)
     parts = [first, *first.get("resumed", [])]
     return list(dict.fromkeys(str(part["command"]) for part in parts if part.get("command")))

@@ -17,7 +17,7 @@ from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet
 class ImagePanels(pl.Callback):
     """Draw a fixed set of validation images: a sheet in ``predictions/``, and panels on Weights & Biases.
 
-    The images are spread evenly over the validation set and are the same for all runs on it, so that runs can be
+    The images are spread evenly over the validation set. All runs on this set draw the same images, so that runs can be
     compared image by image.
 
     Args:

@@ -143,7 +143,7 @@ class PredictionWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Write the predictions so far; several processes keep their separate files."""
+        """Write the predictions so far; the files of several processes stay separate."""
         if trainer.world_size > 1 or not self._rank_file(0).exists():
             return
         self._merge(1)
@@ -185,7 +185,7 @@ def _relative(path: Path, root: Path) -> Path:
 def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
     """Return a unique output path for each image: its path relative to ``root``, without the extension.
 
-    The extension stays if two images differ only in it.
+    The extension is kept if two images differ only in their extensions.
     """
     whole = {path: _relative(path, root).as_posix() for path in paths}
     names = {path: _relative(path, root).with_suffix("").as_posix() for path in paths}

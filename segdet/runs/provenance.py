@@ -53,7 +53,7 @@ def provenance(command: str) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit and branch of ``folder``, and whether tracked files differ; None outside a repository."""
+    """Return the commit and branch of ``folder``, and whether tracked files are modified; None outside a repository."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")

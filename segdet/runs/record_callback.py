@@ -143,7 +143,7 @@ class RunRecorder(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Embed the configuration in the checkpoint; the model adds its class and its classes."""
+        """Embed the configuration in the checkpoint; the model adds its class path and class names."""
         checkpoint.setdefault(DESCRIPTION, {})["config"] = self.config
 
     # At the end.
@@ -273,7 +273,7 @@ def _is_complete(folder: Path, trainer: pl.Trainer) -> bool:
 
 
 def _disk_mb(folder: Path, data: Any) -> float:
-    """Return the megabytes of the run's files, without those of Weights & Biases, and of its data's caches."""
+    """Return the megabytes of the run's files (without Weights & Biases) and of the cache files of its data."""
     files = {
         file for name in CONTENTS if name != "wandb" for file in (folder / name, *(folder / name).rglob("*"))
     }

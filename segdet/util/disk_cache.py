@@ -54,7 +54,7 @@ def key_of(*parts: object) -> str:
 def files_key(paths: Iterable[Path], *parts: object) -> str:
     """Return a key for files (their names, sizes and modification times) and other ``parts``.
 
-    The key does not include folders, so that it stays the same if the data are copied to a faster disk with their
+    The key does not include folders. It stays the same if the data are copied to a faster disk with their modification
     times.
     """
     seen: list[tuple[str, int, int]] = []

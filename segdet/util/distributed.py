@@ -24,7 +24,7 @@ TIMEOUT = timedelta(days=7)
 def rank() -> int:
     """Return the rank of this process among those of its run, 0 if it is the only one.
 
-    The rank comes from torch.distributed once that is initialized, and from the launcher's variables before.
+    The rank comes from torch.distributed if it is initialized, else from the launcher's variables.
     """
     if _is_initialized():
         return int(sys.modules["torch"].distributed.get_rank())

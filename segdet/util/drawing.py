@@ -169,7 +169,7 @@ def draw_boxes(
         names: Class names, label 1 first.
         scores: ``[N]``, written after the class name.
         crowd: bool ``[N]``, True for boxes to draw dashed and hatched.
-        longest: Length of the longer side, in pixels, to which the image is resized first. Text on small images is
+        longest: Length in pixels to which the longer side of the image is resized first. Text on small images is
             legible only after enlarging them.
         tags: Whether to write the class name at each box; by default only for up to 40 boxes. A tag without a free
             place at its box is left out.

@@ -42,8 +42,8 @@ class CityscapesReader(Reader):
     """The images of one split of Cityscapes, sorted by city and name.
 
     Masks have the 19 train ids; everything else is 255. Objects are those of the 8 classes with instances
-    (`category_ids` are Cityscapes' label ids). Boxes enclose the visible pixels; areas are pixel counts. Pixels
-    of such a class without instances (a group) become one crowd box per class.
+    (`category_ids` are Cityscapes' label ids). Boxes enclose the visible pixels; areas are pixel counts. Pixels of
+    such a class without instances (a group) become one crowd box per class.
 
     Args:
         root: Folder that contains ``leftImg8bit/`` and ``gtFine/``.

@@ -46,8 +46,8 @@ class COCOReader(Reader):
             ``annotations/image_info_<split>.json``, as for ``test-dev2017``, the split is for prediction only.
         task: The task. Outlines are kept in memory for segmentation only.
         annotation_file: Another annotation file; a relative path is looked up in ``root`` first.
-        image_folder: Folder of the images; a relative path is looked up in ``root`` first. Default: the folder
-            that contains the first image, searched in the order ``<split>/`` (for ``test-dev2017`` also ``test2017/``),
+        image_folder: Folder of the images; a relative path is looked up in ``root`` first. Default: the folder that
+            contains the first image, searched in the order ``<split>/`` (for ``test-dev2017`` also ``test2017/``),
             ``images/<split>/``, ``images/``, the root and the annotation file's folder.
         class_names: Categories to use, in this order, or a text file with one per line (looked up in ``root`` first).
             Objects of other categories are left out.

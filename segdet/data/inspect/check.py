@@ -37,8 +37,8 @@ class Report:
     Attributes:
         faults: In the order of splits and images.
         images: Number of images per split.
-        empty: Number of images per split without objects; for segmentation, without a pixel of a class other than
-            the background.
+        empty: Number of images per split without objects or, for segmentation, without pixels of any class except
+            background.
     """
 
     faults: list[Fault] = field(default_factory=list)

@@ -46,7 +46,7 @@ class SplitStats:
         crowds: Number of crowds.
         difficult: Number of difficult objects.
         unusable: Number of invalid boxes.
-        empty: Number of images without objects or, for segmentation, without pixels of a class other than background.
+        empty: Number of images without objects or, for segmentation, without pixels of any class except background.
         bad: One line per sample that cannot be read. Such samples are not counted elsewhere.
     """
 

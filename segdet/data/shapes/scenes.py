@@ -294,8 +294,8 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Scene:
     """Draw scene ``index`` of ``seed``; the bytes are the same on every platform.
 
-    One scene in 25 is empty, one in 11 is crowded (7 to 12 objects), one in 33 has a cluster annotated as one crowd
-    region, and two in three have an object of at least 46 px (at 128 px) besides smaller ones. Later objects and
+    One scene in 25 is empty, and one in 11 is crowded (7 to 12 objects). One in 33 has a cluster annotated as one crowd
+    region. Two in three have an object of at least 46 px (at 128 px) besides smaller ones. Later objects and
     distractors cover earlier ones.
 
     Args:
