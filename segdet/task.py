@@ -52,7 +52,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ONE_VALUE_PER_CHANNEL = "Expected more than 1 value per channel when training"
-"""Beginning of torch's error when batch normalization has one value per channel."""
+"""The beginning of torch's error message when batch normalization has one value per channel."""
 
 
 @dataclass
@@ -283,8 +283,8 @@ class Task(Model):
             ``{mode: reduce-overhead}``.
         freeze: Names of modules that are not trained and stay in evaluation mode, such as ``[backbone]``.
         frozen_batch_norm: Whether all batch normalization is frozen too, for pretrained networks.
-        multi_scale: Train on batches resized by a factor drawn from these, to multiples of 32 pixels (YOLOv2,
-            Redmon, Farhadi, CVPR 2017, section 2); null for batches as they are.
+        multi_scale: The factors from which one is drawn to resize batches, to multiples of 32 pixels (YOLOv2, Redmon,
+            Farhadi, CVPR 2017, section 2); null for batches as they are.
         multi_scale_every: The number of steps for which a factor is kept.
         unknown: Unknown arguments, which raise an error.
 
@@ -434,7 +434,7 @@ class Task(Model):
     def _rescale(self, batch: Batch) -> tuple[Tensor, list[Target], View]:
         """Return normalized images and targets in the size of this step.
 
-        All processes draw the same size, and a resumed training draws it again.
+        All processes draw the same size, and a resumed training draws the same size again.
         """
         images, targets, sizes = self.normalize(batch.images, batch.sizes), batch.targets, batch.sizes
         if self.multi_scale is None:

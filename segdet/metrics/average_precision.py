@@ -1,8 +1,8 @@
 """Average precision of boxes and masks as defined by COCO and VOC, computed on arrays.
 
 The reference evaluators handle the detections of one image and class at a time. Here each step handles one detection of
-every image and class at once, restricted to the few pairs of boxes that overlap enough. The results are the same
-numbers in a fraction of the time.
+every image and class at once, and only the few pairs of boxes that overlap enough. The results are the same, in a
+fraction of the time.
 
 Sources: Lin et al., Microsoft COCO (2014); `Evaluation.coco` equals pycocotools' ``cocoeval.py``. Everingham et al.,
 The PASCAL Visual Object Classes Challenge (2010), section 4.2; `Evaluation.voc` equals ``voc_eval.py`` of the Fast
@@ -35,7 +35,7 @@ _CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of a dataset, in any order. At equal scores in an image, the first one ranks higher."""
+    """The detections of a dataset, in any order. At equal scores in an image, the first detection ranks higher."""
 
     images: np.ndarray  # int64 [N], image ids
     boxes: np.ndarray  # float64 [N, 4], xyxy, finite
@@ -251,7 +251,7 @@ class Evaluation:
         The means leave out classes without an object. Crowds are treated as ``difficult``.
 
         VOC's boxes are inclusive and 1-based, with a width of ``xmax - xmin + 1``. The boxes here are exclusive and
-        0-based, so their width ``xmax - xmin`` is the same number.
+        0-based, so the width ``xmax - xmin`` is the same number.
         """
         pairs, objects = self._pairs, self.objects
         keep = pairs.iou > 0.5

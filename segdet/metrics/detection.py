@@ -31,8 +31,8 @@ class DetectionScores(Scores):
     COCO has no ``difficult`` flag: in its numbers, difficult objects are treated as crowds, so that neither detecting
     nor missing them is an error. In VOC's numbers, crowds are treated as difficult.
 
-    Detections with a box or score that is not finite are left out. An image that occurs twice, as when samplers pad the
-    last batch of several processes, counts once.
+    Detections with a box or score that is not finite are left out. An image that occurs twice, for example because a
+    sampler pads the last batch of several processes, counts once.
 
     With ``masks``, COCO's numbers and the AP of each class are also computed for the masks, under the same names with
     the prefix ``mask_``: equal to pycocotools' for segmentations. The state keeps the overlaps, not the masks.

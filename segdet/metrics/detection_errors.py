@@ -35,7 +35,7 @@ SPECIAL = ("false_positive", "false_negative")
 """All wrong detections together, and all objects that were not detected."""
 
 CORRECT, IGNORED = -1, -2
-"""The codes in place of a kind for correct detections and detected objects, and for ignored objects."""
+"""The codes, in place of a kind, of correct detections and detected objects, and of ignored objects."""
 
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(len(KINDS))
 _DEFAULT_SCORE = 0.3

@@ -17,7 +17,7 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
     Args:
         boxes: float ``[N, 4]``, xyxy, best first.
         objects: float ``[G, 4]``, xyxy, with positive areas.
-        counts: ``[K]``, at least 1 each. A count above ``N`` means all boxes.
+        counts: ``[K]``, at least 1 each. A count above ``N`` selects all boxes.
 
     Returns:
         float64 ``[G, K]``; 0 where there is no box.

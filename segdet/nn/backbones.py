@@ -204,7 +204,7 @@ def _from_timm(
         if strides is not None:
             last = _last_of_each_reduction(model, options)
             if set(strides) <= last.keys() and max(strides) < max(last):
-                # Layers after the last map would receive no gradient, which DDP refuses.
+                # Layers after the last map would receive no gradient, which is an error in DDP.
                 options = options | {"out_indices": [last[stride] for stride in sorted(strides)]}
         pretrained = (named or weights is True) and not is_restoring()
         body = timm.create_model(model, features_only=True, pretrained=pretrained, **options)

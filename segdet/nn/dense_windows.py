@@ -32,19 +32,19 @@ class DensePass(nn.Module):
     The classifier is a chain of unpadded convolutions, pooling, pointwise layers, flatten and linear layers. A
     linear layer behind ``C x h x w`` features is a convolution of ``h x w`` (Long, Shelhamer, Darrell, CVPR
     2015, section 3.1; Sermanet et al., OverFeat, ICLR 2014, section 3.5), so that the whole image can go
-    through the chain at once. This evaluates the windows at the chain's own stride, the product of its layers'
+    through the chain at once. One pass evaluates the windows at the chain's own stride, the product of its layers'
     strides. For all other strides there are three methods, all of them exact:
 
     - ``shift``: shift-and-stitch. The image is shifted by each offset that the strides skip, and everything is
-      computed again. The first layers are computed as often as the last.
+      computed again. The first layers are computed as many times as the last.
     - ``dilation``: a trous. Strides are removed and the layers behind them are dilated instead. Nothing is
       computed twice.
     - ``fragments``: max-pooling fragments (Giusti et al., ICIP 2013; Masci et al., ICIP 2013). Where a layer's
       stride would skip windows, its output is split into fragments, one per offset, and each goes through the
       remaining layers separately. Nothing is computed twice, and every convolution stays dense.
 
-    Layers whose stride divides the requested stride are unchanged in every method: with three poolings of 2, a stride
-    of 4 changes only the last, and for multiples of 8 all methods are the same.
+    Layers whose stride divides the requested stride are unchanged in every method. With three poolings of 2, a stride
+    of 4 changes only the last; for multiples of 8 all methods are the same.
 
     ``auto`` uses dilation if the chain's strides skip up to 4 offsets in each direction, else fragments. With 64 px
     windows on 360x480, 16, 32 and 64 channels and three poolings of 2, a pass took these milliseconds (one thread,
@@ -78,8 +78,8 @@ class DensePass(nn.Module):
         own_stride: The chain's own stride, vertical and horizontal.
 
     Raises:
-        UserError: If a layer cannot be converted so that the outputs are equal: it is padded, rounds up
-            (``ceil_mode``) with an effect, normalizes by the content of the window, or is not supported.
+        UserError: If a layer cannot be converted with equal outputs: it is padded, pools beyond the window
+            (``ceil_mode``), normalizes by the content of the window, or is not supported.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class DensePass(nn.Module):
         self._plans = [_StepPlan(vertical, horizontal) for vertical, horizontal in zip(*plans, strict=True)]
 
     def _update(self, classifier: nn.Sequential) -> None:
-        """Read the classifier again if some of its layers were replaced."""
+        """Convert the classifier again if some of its layers were replaced."""
         layers = [layer for _, layer in leaves(classifier)]
         if list(map(id, layers)) != list(map(id, self._layers)):
             self._read(classifier)
@@ -183,7 +183,7 @@ class DensePass(nn.Module):
 
 @dataclass(frozen=True)
 class _AxisPlan:
-    """How a step is applied to the whole image, along one axis."""
+    """The stride, dilation and fragments of a step on the whole image, along one axis."""
 
     stride: int = 1  # in places of the step's input
     dilation: int = 1  # a factor on the step's own dilation
@@ -194,7 +194,7 @@ class _AxisPlan:
 
 @dataclass(frozen=True)
 class _StepPlan:
-    """How a step is applied to the whole image, along both axes."""
+    """The stride, dilation and fragments of a step on the whole image, along both axes."""
 
     vertical: _AxisPlan
     horizontal: _AxisPlan

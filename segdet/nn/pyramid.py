@@ -127,7 +127,7 @@ class GridAnchors(AnchorGenerator):
 class RoundedAnchors(GridAnchors):
     """The anchors of Faster R-CNN, rounded as in the released code (py-faster-rcnn, generate_anchors).
 
-    They are centred on the cell of ``stride`` pixels. At stride 16 the areas are 128, 256 and 512 pixels squared, with
+    They are centred on the cell of ``stride`` pixels. At stride 16 the areas are 128^2, 256^2 and 512^2 pixels, with
     three aspect ratios each. The last pixel is exclusive, so that x1 and y1 are greater by one than in that code.
 
     Args:

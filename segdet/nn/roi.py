@@ -94,15 +94,15 @@ def sample_rois(
 
 
 def _rank(key: Tensor, among: Tensor) -> Tensor:
-    """Return the rank of each of ``among`` in the order of ``key``, per row; all others rank behind."""
+    """Return the rank of each of ``among`` in the order of ``key``, per row; all others have higher ranks."""
     return key.masked_fill(~among, torch.inf).argsort(1).argsort(1)
 
 
 class RoIPooling(nn.Module):
     """Pool the features of RoIs from the feature map of the whole image to a fixed size.
 
-    ``max`` is Fast R-CNN's RoI max pooling (Girshick, ICCV 2015, section 2.1) with the rounding of the released code:
-    corners are rounded to cells, the last pixel is inclusive, and bins overlap where they do not divide the RoI.
+    ``max`` is Fast R-CNN's RoI max pooling (Girshick, ICCV 2015, section 2.1) with the rounding of the released code.
+    Corners are rounded to cells, the last pixel is inclusive, and bins overlap if the RoI cannot be divided evenly.
     ``align`` samples the map at four points per bin without any rounding (RoI Align; He et al., ICCV 2017).
 
     Args:

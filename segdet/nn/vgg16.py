@@ -69,7 +69,7 @@ class VGG16(nn.Module):
         return [*pooled[:-1], pooled[-1]._replace(features=features)]
 
     def convert_torchvision(self, state: Mapping[str, Tensor]) -> StateDict:
-        """Return the ``features`` of torchvision's VGG16, with or without batch normalization, by the names here.
+        """Return the ``features`` of torchvision's VGG16, with or without batch normalization, under our names.
 
         Args:
             state: torchvision's state dict.

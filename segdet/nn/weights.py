@@ -55,11 +55,11 @@ def read_weights(
     Within `restoring` nothing is read or downloaded, and the weights are empty.
 
     Args:
-        weights: The name of one of ``published``; true for the default of the first of these; a local file
+        weights: The name of one of ``published``; true for the default weights of the first of these; a local file
             (``.safetensors``, or written by ``torch.save``); or the folder of a run, for its best checkpoint.
         owner: The name of the network, for error messages.
         published: The weights that torchvision publishes for the network.
-        option: The option that ``weights`` was given with, for error messages.
+        option: The option that set ``weights``, for error messages.
 
     Raises:
         UserError: If there are no such weights, the file is missing or corrupt, or the download fails.
@@ -182,7 +182,7 @@ def restoring(names: Iterable[str]) -> Iterator[None]:
 
     A configuration still names the weights that a training started from, because they can decide how the network is
     built: torchvision freezes the batch normalization of some weights, and a tag of timm selects a variant of a
-    network. The file or the network connection need not exist any more. Within this context `read_weights` returns
+    network. Neither the weights file nor a network connection is needed. Within this context `read_weights` returns
     empty weights, `load_weights` and `load_state` do nothing, and `build_backbone` downloads nothing.
 
     Args:

@@ -44,7 +44,7 @@ def crop_windows(
     """Copy windows of images ``[B, C, H, W]`` to ``[N, C, h, w]``, channels last in memory.
 
     Args:
-        images: Copied as a whole unless they are channels last in memory.
+        images: The images, which are copied as a whole unless they are channels last in memory.
         index: int64 ``[N]``, the image of each window.
         tops: int64 ``[N]``, the first row of each window.
         lefts: int64 ``[N]``, the first column of each window.

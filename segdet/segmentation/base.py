@@ -112,7 +112,7 @@ class Segmenter(Task):
         logits: Tensor = self(images)
         return logits
 
-    # Used in the losses of families.
+    # Helpers for the losses of families.
 
     def pixel_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Return the loss selected by ``loss``, with class weights, over the pixels that are not 255.

@@ -18,7 +18,7 @@ class FullResolutionFCN(Segmenter):
     """A stack of convolutions with the image's resolution in every layer.
 
     A sliding window classifies one pixel per pass; this network classifies all pixels in one pass. Without pooling and
-    strides no detail is lost and no upsampling is needed. But the network is expensive: every layer computes and stores
+    strides no detail is lost and no upsampling is needed. But the network is expensive. Every layer computes and stores
     ``width`` x H x W values, 4 times as many as after one pooling and 256 times as many as after four. The receptive
     field grows by only two pixels per layer, whereas every pooling doubles it: ``depth`` layers of 3x3 cover
     ``2 * depth + 1`` pixels. The SegNet paper (PAMI 2017, section 4) found that such a network needs more memory,

@@ -23,8 +23,8 @@ class SegNet(Segmenter):
 
     Max pooling loses the position of each maximum within its window, and with it the boundaries. SegNet stores these
     positions, the switches. The decoder puts each value of its coarse map at the position of the encoder's switch, with
-    zeros elsewhere, and convolutions make the sparse map dense. The upsampling has no learned parameters, and
-    two bits per window would suffice to store the switches. The encoder's maps need not be stored.
+    zeros elsewhere. Convolutions make the sparse map dense. The upsampling has no learned parameters, and two bits per
+    window would suffice to store the switches. The encoder's maps need not be stored.
 
     The encoder has VGG16's 13 convolutions, the decoder 13 as well. Batch normalization and ReLU follow all but the
     last, which computes class scores at full resolution. Without fc6 the network has less than a quarter of FCN's
@@ -118,13 +118,13 @@ class SegNetBasic(Segmenter):
       initialized to bilinear interpolation, and the encoder's reduced maps added at each resolution;
       ``..._no_addition`` adds none; ``..._no_dim_reduction`` keeps 64 channels and computes class scores last.
 
-    Convolutions have biases as in the released network; the paper mentions none. SegNet-Basic has 1,415,563
-    parameters and 1,024 of batch normalization (1.425 M in the paper's table), the single-channel decoder 625,291
-    (.625 M). For FCN-Basic the paper leaves open where batch normalization is placed and how classes are scored. Here
-    batch normalization follows each reduction and each transposed convolution except the one that computes the
-    logits. This gives 645,612 parameters (.65 M in the table), and 1,661,067 without reduction (1.625 M); bilinear
-    interpolation has 612,491 (.625 M). The paper does not explain the remaining differences. The cost is one pass: 52.6
-    ms at 360x480 on a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
+    Convolutions have biases as in the released network; the paper mentions none. SegNet-Basic has 1,415,563 parameters
+    and 1,024 of batch normalization (1.425 M in the paper's table); the single-channel decoder has 625,291 (.625 M).
+    For FCN-Basic the paper leaves open where batch normalization is placed and how classes are scored. Here batch
+    normalization follows each reduction and each transposed convolution except the one that computes the logits. This
+    gives 645,612 parameters (.65 M in the table), and 1,661,067 without reduction (1.625 M); bilinear interpolation has
+    612,491 (.625 M). The paper does not explain the remaining differences. The cost is one pass: 52.6 ms at 360x480 on
+    a Titan (24.2 ms for bilinear interpolation and FCN-Basic).
 
     The evaluation differs from the paper's in two points, as for all families. Batch normalization uses its running
     statistics; the paper computes them again over the training set. The best checkpoint has the highest ``val/miou``;

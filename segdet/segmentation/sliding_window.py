@@ -165,7 +165,7 @@ def patch_classifier(
     classes: int,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Return an unpadded classifier of windows, ``[N, 3, window, window]`` to ``[N, classes]``.
+    """Return an unpadded classifier of windows, which maps ``[N, 3, window, window]`` to ``[N, classes]``.
 
     Raises:
         UserError: If the stages have different lengths or do not fit the window.

@@ -28,7 +28,7 @@ class SMP(Segmenter):
     """A network of the segmentation_models_pytorch library (pip install 'segdet[smp]').
 
     The library combines decoders (``Unet``, ``UnetPlusPlus``, ``MAnet``, ``Linknet``, ``FPN``, ``PSPNet``,
-    ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders: its own
+    ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders. These are its own
     (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). All combinations
     are trained and scored like other families. The library's documentation names the paper of each decoder. The cost is
     one pass of the encoder and of the decoder.
@@ -104,7 +104,7 @@ class SMP(Segmenter):
             if isinstance(layer, nn.Upsample):
                 layer.register_forward_pre_hook(_to_float32)
         if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):
-            # Layers after the last map of the transformer would receive no gradient, which DDP refuses.
+            # Layers after the last map of the transformer would receive no gradient, which is an error in DDP.
             last = options.get("encoder_output_indices") or 1
             self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
         if encoder_weights and from_file:

@@ -28,9 +28,9 @@ class UNet(Segmenter):
     """U-Net (Ronneberger, Fischer, Brox, MICCAI 2015) with any backbone as contracting path.
 
     An FCN adds maps of different strides; U-Net concatenates them. In each level of the expansive path an
-    up-convolution upsamples the map to the next finer stride, the result is concatenated with the backbone's map of
-    that stride, and two 3x3 convolutions combine both (section 2). The decoder thus has as many channels as the
-    encoder, which is expensive: the convolutions at strides 1 and 2 take most of the computation.
+    up-convolution upsamples the map to the next finer stride. The result is concatenated with the backbone's map of
+    that stride; two 3x3 convolutions combine both (section 2). The decoder thus has as many channels as the encoder,
+    which is expensive: the convolutions at strides 1 and 2 take most of the computation.
 
     Unlike in `OriginalUNet`, convolutions are padded, so that the logits have the image's size. Batch normalization
     follows each of them.
@@ -134,15 +134,16 @@ class OriginalUNet(Segmenter):
     2x2 up-convolution halves the channels, and its output is concatenated with the cropped map of the contracting
     path (section 2, figure 1).
 
-    Every logit is computed from its full receptive field, so tiles fit together seamlessly: the overlap-tile strategy
-    (figure 2). The image is extended by mirroring, so that every pixel has a logit, in training and in prediction.
-    With ``output_tile``, prediction runs tile by tile, in constant memory and with the same result.
+    Every logit is computed from its full receptive field, so tiles fit together seamlessly (overlap-tile strategy,
+    figure 2). The image is extended by mirroring, so that every pixel has a logit, in training and in prediction. With
+    ``output_tile``, prediction runs tile by tile, in constant memory and with the same result.
 
-    The paper's loss weighs every pixel by ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``, where d_1 and d_2 are
-    the distances to the nearest and the second nearest cell, to separate touching cells (section 3, equation 2). Class
-    masks do not distinguish cells, only classes. Here, d_1 + d_2 is replaced by the distance to the nearest pixel
-    with a neighbour of another class. The narrow gap between two cells still has the largest weight of all
-    background, because it is close to a class boundary everywhere, but outer boundaries have the same weight.
+    To separate touching cells, the paper weighs the loss of every pixel by
+    ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``. d_1 and d_2 are the distances to the nearest and the second
+    nearest cell (section 3, equation 2). Class masks do not distinguish cells, only classes. Here, d_1 + d_2 is
+    replaced by the distance to the nearest pixel with a neighbour of another class. The narrow gap between two cells
+    still has the largest weight of all background, because it is close to a class boundary everywhere, but outer
+    boundaries have the same weight.
 
     The network is expensive: the first level has 64 channels at full resolution, and the margin increases the number of
     pixels of a 388x388 image by a factor of 2.2.

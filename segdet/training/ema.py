@@ -18,8 +18,8 @@ from segdet.util.errors import check_range
 class EMA(WeightAveraging):
     """Lightning's `WeightAveraging` with an exponential moving average whose decay rises to ``decay``.
 
-    After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that the first steps of a short training have
-    little weight. Statistics of batch normalization are averaged too; buffers that are not floating-point are copied.
+    After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that the first steps of a short training get little
+    weight. Statistics of batch normalization are averaged too; buffers that are not floating-point are copied.
     Validation, the pictures drawn after it, and ``state_dict`` in checkpoints use the averaged weights. Checkpoints
     also hold the trained weights, so that a training resumes exactly.
 

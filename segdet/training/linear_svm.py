@@ -63,7 +63,7 @@ class Mining:
         positive_weight: The factor on the cost of positive examples.
         bias: The value of the constant feature; its weight is regularized like all others.
         hard: Negatives with a greater margin are hard and become examples.
-        easy: Negatives among the examples with a smaller margin are dropped after each training.
+        easy: Negative examples with a smaller margin are easy and are dropped after each training.
         retrain: The number of new hard negatives of a class after which its SVM is trained again.
         tolerance: The tolerance of the optimizer.
         sweeps: The maximum number of passes of the optimizer in one training.
@@ -154,7 +154,7 @@ def mine(
 
     Args:
         positives: The positive examples of each class, float32 ``[P_k, D]``.
-        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: the classes they are negatives of.
+        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: a row is a negative of a class.
         mining: The options.
         log: Called after every training.
 

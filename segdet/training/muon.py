@@ -25,7 +25,7 @@ class Muon(Optimizer):
 
     A step takes several matrix products per layer, independent of the batch size, and half of AdamW's memory.
 
-    ``torch.optim.Muon`` refuses convolutions, and timm's Muon leaves narrow matrices to AdamW. Both iterate in
+    ``torch.optim.Muon`` does not support convolutions, and timm's Muon leaves narrow matrices to AdamW. Both iterate in
     bfloat16, which changes a step by 0.7% on random gradients, so they would not reproduce the recorded results.
 
     Args:

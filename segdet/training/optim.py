@@ -38,7 +38,7 @@ class Optimization:
         power: The exponent of ``poly``.
         warmup_steps: The number of steps over which the learning rate rises linearly from ``warmup_factor * lr``.
         warmup_factor: The initial factor of the warm-up.
-        lr_factors: Factors of the learning rate by the beginning of parameter names, such as ``{backbone: 0.1}``; 0
+        lr_factors: Factors of the learning rate by prefix of the parameter names, such as ``{backbone: 0.1}``; 0
             freezes the parameters.
     """
 
@@ -130,7 +130,7 @@ class Optimization:
         ]
 
     def _lr_factor(self, name: str) -> float:
-        """Return the factor in ``lr_factors`` for a parameter: that of the last matching prefix."""
+        """Return the factor in ``lr_factors`` for a parameter: the factor of the last matching prefix."""
         return next((f for prefix, f in reversed(self.lr_factors.items()) if name.startswith(prefix)), 1.0)
 
     def schedule_factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:

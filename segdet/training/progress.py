@@ -40,8 +40,8 @@ class StepLogger(pl.Callback):
 
     Lightning writes the losses that the model logs every ``log_every_n_steps`` optimizer steps. This callback adds the
     learning rates to these rows: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. It also writes a
-    row for the last batch of an epoch. Losses are those of one batch on rank 0. At these steps a training is stopped if
-    its loss and a weight are NaN.
+    row for the last batch of an epoch. Losses are those of one batch on rank 0. At these steps the callback stops the
+    training if the loss and a weight are NaN.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from segdet.training.linear_svm import FittedLinear
 def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
     """Return the coefficients ``B`` that minimize ``|features B - targets|^2 + penalty |B|^2``.
 
-    The system is solved in the dimension of the features or of the examples, whichever is smaller.
+    The linear system has the dimension of the features or of the examples, whichever is smaller.
 
     Args:
         features: ``[N, P]``.
@@ -31,8 +31,8 @@ class BoxRidge(FittedLinear):
     """A linear map per class from the features of a region to the offsets of its box (R-CNN, appendix C).
 
     Features are rescaled to a mean norm of 20 and extended by a constant feature of 1, as in the released code. That
-    code also whitens the offsets, which is left out here because the solution is linear in them and does not change.
-    The offsets ``[R, K, 4]`` are zero for a class without examples.
+    code also whitens the offsets. Whitening is left out here: the solution is linear in the offsets and does not
+    change. The offsets ``[R, K, 4]`` are zero for a class without examples.
     """
 
     def __init__(self, classes: int, features: int) -> None:
@@ -62,5 +62,5 @@ class BoxRidge(FittedLinear):
 
 
 def norm_scale(mean: float, norm: float = 20.0) -> float:
-    """Return the factor from the mean norm ``mean`` to ``norm``, for which R-CNN's options were chosen."""
+    """Return the factor that scales the mean norm ``mean`` to ``norm``; R-CNN's options were chosen for the default."""
     return norm / mean if mean > 0 else 1.0
