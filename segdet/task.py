@@ -512,7 +512,7 @@ class Task(Model):
         """Return the trained model of a checkpoint of the command or a plain Trainer, in evaluation mode.
 
         Args:
-            checkpoint_path: The file. Its class must be this class or a subclass of it.
+            checkpoint_path: The file. The class of its model must be this class or a subclass.
             map_location: The device of the model.
             kwargs: Arguments of the model that replace those in the checkpoint.
 

@@ -71,7 +71,7 @@ class DetectionErrors:
     - ``classification``: its IoU with an object of another class is at least .5;
     - ``duplicate``: its IoU with an object of its class is at least .5, but a better one is matched with that object;
     - ``background``: its IoU with every object is below .1;
-    - ``both``: wrong location and wrong class.
+    - ``both``: all other cases, with a wrong location and a wrong class.
 
     An object without a detection is ``missed``, unless a localization or classification error refers to it.
 

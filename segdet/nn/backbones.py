@@ -107,7 +107,7 @@ def build_backbone(
             narrow ResNet of timm.
 
     Raises:
-        UserError: If there is no such network or stride, or the weights cannot be loaded.
+        UserError: If the network or a stride does not exist, or the weights cannot be loaded.
     """
     if strides is not None and not strides:
         raise UserError(f"backbone {name}: strides is empty; give at least one, such as [32]")

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remo
 from segdet.data.sample import Prediction, Target
 
 _MAX_LOG_RATIO = math.log(1000 / 16)
-"""Limits a decoded side to 62.5 times that of its anchor, as torchvision and Detectron do."""
+"""The limit of log sides: a decoded side is at most 62.5 times the anchor's side, as in torchvision and Detectron."""
 
 
 class BoxCoder:
@@ -35,7 +35,7 @@ class BoxCoder:
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Encode boxes ``[..., A, 4]`` xyxy as offsets ``[..., A, 4]`` from anchors ``[A, 4]`` xyxy.
 
-        Boxes without area, which fill the places of missing objects, give finite offsets.
+        Boxes without area, which fill the places of missing objects, have finite offsets.
         """
         size = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1e-6)
         shift = ((boxes[..., :2] + boxes[..., 2:]) - (anchors[..., :2] + anchors[..., 2:])) / (2 * size)

@@ -62,7 +62,7 @@ def read_weights(
         option: The option that set ``weights``, for error messages.
 
     Raises:
-        UserError: If there are no such weights, the file is missing or corrupt, or the download fails.
+        UserError: If the weights do not exist, the file is missing or corrupt, or the download fails.
     """
     members = {member.name: member for kind in reversed(published) for member in kind}
     if isinstance(weights, str) and weights not in (*members, "DEFAULT"):
@@ -125,7 +125,7 @@ def published_name(
     """Return the name of published weights: ``weights``, or the default of the first enum where it is true.
 
     Raises:
-        UserError: If there are no such weights.
+        UserError: If the weights do not exist.
     """
     if not published:
         raise UserError(f"{option}: there are no published weights of {owner}; give a local file, or null")

@@ -178,7 +178,7 @@ def _fixed_pooling(layer: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, size: Pai
 
 
 def _check_pointwise(layer: nn.Module, flat: bool, size: Pair, where: str) -> None:
-    """Raise `UserError` unless ``layer`` does the same at every place, independently of its neighbours."""
+    """Raise `UserError` unless ``layer`` applies the same function at every place, independently of neighbours."""
     # Flattened features are still spatial until the first linear layer.
     spatial = flat and size != (1, 1)
     if isinstance(layer, BatchNorm):

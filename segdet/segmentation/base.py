@@ -45,7 +45,7 @@ class Segmenter(Task):
             formula for weights from the class frequencies of the training set: median_frequency (Eigen, Fergus, 2015)
             or inverse_sqrt_frequency, with smaller differences.
         focal_gamma: The exponent of the focal loss; 0 is the cross entropy.
-        auxiliary_weight: The weight of the losses of auxiliary heads, in families with such heads.
+        auxiliary_weight: The weight of the losses of auxiliary heads, in families that have them.
         tta_flip: Whether the softmax probabilities of each image and its mirror image are averaged in prediction.
         tta_scales: The scales at which each image is predicted; the softmax probabilities are averaged.
         tile: The size of tiles in pixels, a number or [height, width]. Larger images are predicted in tiles to limit

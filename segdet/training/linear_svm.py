@@ -154,7 +154,7 @@ def mine(
 
     Args:
         positives: The positive examples of each class, float32 ``[P_k, D]``.
-        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: a row is a negative of a class.
+        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: negatives of each class.
         mining: The options.
         log: Called after every training.
 
