@@ -85,12 +85,16 @@ class ImagePanels(pl.Callback):
                 batch: Batch = collate([sample]).to(pl_module.device)
                 prediction: Prediction = pl_module.predict_batch(batch)[0]  # type: ignore[operator]
                 prediction = {key: value.cpu() for key, value in prediction.items()}  # type: ignore[assignment,attr-defined]
-                kept.append(self._visible(prediction) if pl_module.task == "detection" else prediction)
+                kept.append(self._visible(prediction, str(pl_module.task)))
         pl_module.train(training)
         return kept
 
-    def _visible(self, prediction: Prediction) -> Prediction:
-        keep = (prediction["scores"] >= self.min_score).nonzero()[: self.most_boxes, 0]
+    def _visible(self, prediction: Prediction, task: str) -> Prediction:
+        if task == "segmentation":
+            return prediction
+        keep = torch.arange(1)  # localization: the box of the best class
+        if task == "detection":
+            keep = (prediction["scores"] >= self.min_score).nonzero()[: self.most_boxes, 0]
         return {key: value[keep] for key, value in prediction.items()}  # type: ignore[return-value,index]
 
     def _log(self, logger: WandbLogger, predictions: list[Prediction], names: list[str], step: int) -> None:

@@ -82,9 +82,10 @@ class PredictionWriter(BasePredictionWriter):
                 finite = predicted["boxes"].isfinite().all(1) & predicted["scores"].isfinite()
                 predicted = {key: value[finite] for key, value in predicted.items()}
                 lines += [json.dumps(entry) + "\n" for entry in self._entries(predicted, source, root, names)]
-                drawn = predicted["scores"] >= self.min_score
-                if pl_module.task == "detection":  # for localization, always draw the single box
-                    predicted = {key: value[drawn] for key, value in predicted.items()}
+                drawn = torch.arange(len(predicted["scores"])) == 0  # localization: the box of the best class
+                if pl_module.task == "detection":
+                    drawn = predicted["scores"] >= self.min_score
+                predicted = {key: value[drawn] for key, value in predicted.items()}
             picture = draw_target(
                 read_image(source.path, source.original_size, source.upright), predicted, names
             )

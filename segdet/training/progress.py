@@ -154,6 +154,15 @@ class Progress(ProgressBar):
         tqdm.write(sep.join(map(str, args)), file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._open_epoch(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._line.bar is None and self._enabled:  # Lightning resumes within an epoch without starting it
+            self._open_epoch(trainer)
+
+    def _open_epoch(self, trainer: pl.Trainer) -> None:
         last = trainer.max_epochs
         of = f"/{last}" if last is not None and last > 0 else ""
         self._line.open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches, self._enabled)

@@ -148,10 +148,20 @@ class TestProgress:
         assert "25/25" in output
         assert "loss 0.5  val/map 0.2500" in output
 
+    def test_a_training_that_resumes_within_an_epoch_has_a_bar(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bar, state = Progress(interval=0.0), trainer()
+        bar.setup(state, module(), "fit")
+        bar.on_train_batch_start(state, module(), None, 7)
+        bar.on_train_batch_end(state, module(loss=1.0), None, None, 7)
+        assert "8/25" in capsys.readouterr().err
+
     def test_silent_on_other_ranks(self, capsys: pytest.CaptureFixture[str]) -> None:
         bar, state = Progress(interval=0.0), trainer(is_global_zero=False)
         bar.setup(state, module(), "fit")
         bar.on_train_epoch_start(state, module())
+        bar.on_train_batch_start(state, module(), None, 0)
         bar.on_train_batch_end(state, module(loss=1.0), None, None, 0)
         bar.on_train_epoch_end(state, module(loss=1.0))
         assert capsys.readouterr().err == ""

@@ -30,7 +30,7 @@ STEP_HOOKS = (
         (LeftOut, set()),
         (ImagePanels, set()),
         (RunRecorder, set()),
-        (Progress, {"on_train_batch_end"}),
+        (Progress, {"on_train_batch_start", "on_train_batch_end"}),
         (StepLogger, {"on_train_batch_end"}),
     ],
 )
