@@ -123,7 +123,7 @@ class Detector(Task):
             seen = [_target_of_view(target, size, scaled, mirrored) for target in targets]
             inputs = self.predict_inputs(seen, view)
             found = self.predict(images.flip(3) if mirrored else images, **inputs)
-            for each in found:  # masks are relative to boxes and stay
+            for each in found:  # masks are relative to boxes and stay unchanged
                 each["boxes"] = to_original(each["boxes"], scaled, size)
             yield [_mirrored(each, size[1]) for each in found] if mirrored else found
 

@@ -41,7 +41,7 @@ class DETR(Detector):
     An encoder applies self-attention to the cells of the backbone's coarsest map. A decoder with a fixed number of
     learned queries applies self-attention among the queries and cross-attention to the cells. Each query predicts one
     box with its class, or no object. In training every object is matched with exactly one query, so that the network
-    learns not to predict duplicates. It needs no anchors and no suppression. The cost is one pass of the backbone.
+    learns not to predict duplicates. Anchors and suppression are not needed. The cost is one pass of the backbone.
 
     Padding of images in a batch is masked: no attention includes it, and positions are relative to the size of each
     image. The backbone's convolutions still include padding at the edges of an image, as in the paper; in evaluation
@@ -291,13 +291,13 @@ def match(
     """Match each image's objects one-to-one with queries at minimum cost, in each layer (section 3.1, equation 1).
 
     The cost of a pair is the weighted sum of minus the probability of the object's class, the L1 distance of the boxes,
-    and minus their generalized IoU. All costs are copied to the host at once, where the Hungarian algorithm runs.
+    and minus the boxes' generalized IoU. All costs are copied at once to the host, which runs the Hungarian algorithm.
 
     Args:
         logits: ``[layers, B, Q, K + 1]``.
         predicted: The queries' boxes, ``[layers, B, Q, 4]``: centre, width and height relative to the image.
         labels: The labels of all objects of the batch, by image, int64 ``[N]`` of 0..K-1.
-        corners: Their boxes ``[N, 4]``, xyxy relative to their image.
+        corners: The boxes of these objects, ``[N, 4]``, xyxy relative to the image.
         counts: The number of objects of each image.
 
     Returns:

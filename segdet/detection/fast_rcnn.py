@@ -62,7 +62,7 @@ class FastRCNN(RegionDetector):
         self.svd_ranks = svd_ranks
         self.pooling = RoIPooling(pool, stride, pooling)
         self.classifier = nn.Linear(width, len(class_names) + 1)
-        # Background has offsets too, as in the paper; they are not used.
+        # Background has offsets too, as in the paper, but they are not used.
         self.regressor = nn.Linear(width, 4 * (len(class_names) + 1))
         for layer, deviation in ((self.classifier, 0.01), (self.regressor, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)

@@ -189,7 +189,7 @@ class TwoStageDetector(Detector):
         anchors = self.rpn.anchor_generator(images, features)
         levels = [each[0].numel() for each in objectness]
         objectness, offsets = concat_box_prediction_layers(objectness, offsets)
-        # Detached: the losses of the second stage have no gradient through the proposals.
+        # Proposals are detached, so that the second stage's losses have no gradient through them.
         boxes = self.rpn.box_coder.decode(offsets.detach(), anchors).view(len(anchors), -1, 4)
         chosen, scores = self.rpn.filter_proposals(boxes, objectness, images.image_sizes, levels)
         return ProposalOutput(objectness, offsets, anchors, chosen, scores)
@@ -205,7 +205,7 @@ class TwoStageDetector(Detector):
             logits, offsets = self._classify(images, maps, regions)
         heads, counts = self.roi_heads, [len(each) for each in regions]
         with stage("nms"):
-            # As `postprocess_detections` of torchvision's second stage, which has no class-agnostic suppression.
+            # This replaces torchvision's `postprocess_detections`, which has no class-agnostic suppression.
             boxes = heads.box_coder.decode(offsets, regions)[:, 1:].split(counts)
             scores = logits.softmax(-1)[:, 1:].split(counts)
             return self.select(boxes, scores, images.image_sizes[0])
@@ -219,10 +219,10 @@ class TwoStageDetector(Detector):
 class FasterRCNN(TwoStageDetector):
     """Faster R-CNN (Ren, He, Girshick, Sun, TPAMI 2017) on any backbone.
 
-    In Fast R-CNN, Selective Search takes most of the time. Here a small convolutional network on the same features, the
-    region proposal network (RPN), predicts the objectness and the box offsets of anchors: boxes of several sizes and
-    aspect ratios around every cell. The second stage pools the features of the best boxes, and classifies and regresses
-    them again. The cost is one pass of the backbone plus the second stage per region.
+    In Fast R-CNN, Selective Search takes most of the time. Faster R-CNN replaces this step by a small convolutional
+    network on the same features, the region proposal network (RPN). The RPN predicts the objectness and box offsets of
+    anchors: boxes of several sizes and aspect ratios at every cell. The second stage pools the features of the best
+    boxes and classifies and regresses them again. The cost is one backbone pass plus the second stage per region.
 
     There are two variants. One uses a feature pyramid (Lin et al., CVPR 2017), with anchors of one size per map. The
     other uses a single map as published (``pyramid: false`` and one stride: 16 for VGG16 and for a ResNet's C4), with
@@ -240,8 +240,8 @@ class FasterRCNN(TwoStageDetector):
         norm: Whether batch normalization follows the pyramid's convolutions. Not in the paper; improves training from
             scratch.
         anchor_sizes: The sides of the square anchors in pixels, a list per map (the pyramid has one map more than
-            ``strides``). Null for 8 times the stride on each map of a pyramid, or 8, 16 and 32 times the stride of a
-            single map, rounded as in the paper's code.
+            ``strides``). Null for 8 times the stride of each pyramid map, or 8, 16 and 32 times the stride of a single
+            map, rounded as in the paper's code.
         aspect_ratios: The aspect ratios of the anchors, height over width.
         rpn_samples: The number of anchors per image in the RPN's losses, at most half of them positive.
         ignore_crossing: Whether the RPN's losses ignore anchors that cross the image's border (section 3.3).
@@ -346,7 +346,7 @@ class FasterRCNN(TwoStageDetector):
             batch_size_per_image=regions,
             positive_fraction=foreground_share,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-            # Not used: `Detector.selection` holds the thresholds and limits.
+            # Not used: the thresholds and limits are in `Detector.selection`.
             score_thresh=self.score_threshold,
             nms_thresh=self.nms_threshold,
             detections_per_img=self.detections_per_image,
@@ -390,7 +390,7 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         kwargs: As for `Detector`.
 
     Attributes:
-        family: The prefix of torchvision's names of these networks.
+        family: The prefix of these networks' names in torchvision.
         heads: The name of each output layer that depends on the classes, and its number of consecutive rows per class.
     """
 
@@ -417,7 +417,7 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         self.size_divisor = 32
         generator = self.rpn.anchor_generator
         self.rpn.anchor_generator = GridAnchors(generator.sizes, generator.aspect_ratios)
-        # Explicit strides: torchvision's pooling derives them from the sizes of the first images.
+        # Strides are explicit, because torchvision's pooling derives them from the sizes of the first images.
         strides = [32, 32] if network.startswith("mobilenet") else [4, 8, 16, 32]
         self.roi_heads.box_roi_pool = RoIAlign(7, strides)
         self._predict_in_float32()

@@ -186,8 +186,8 @@ def match_cells(
     """Match each cell with an object (section 3.2, and centre sampling of the authors' code).
 
     A cell matches an object if it lies within the object's box, at most ``radius`` strides from the object's centre in
-    x and in y. The distance to the farthest of the four sides must also be within the map's range: 4 to 8 strides, with
-    no lower limit on the finest map and no upper limit on the coarsest. If several objects match, the smallest is used.
+    x and in y. The distance to the farthest of the four sides must also be 4 to 8 strides. The finest map has no lower
+    limit, the coarsest map no upper limit. If several objects match, the smallest is used.
 
     Args:
         cells: The squares of the cells, ``[A, 4]`` xyxy, fine maps first.

@@ -29,8 +29,8 @@ class OverFeat(SlidingWindowDetector):
     head on the same features regresses the four edges of the object relative to the window: one box for all classes, or
     one per class (section 4.2). This head is trained with an l2 loss on windows with an object; the features are
     trained by the classifier only. Windows of a single size and aspect ratio can therefore predict boxes of any size
-    and aspect ratio, and the boxes of neighbouring windows agree where there is an object. The paper merges them pair
-    by pair and sums their scores (section 4.3), so that agreement counts more than a single high score.
+    and aspect ratio. The boxes of neighbouring windows agree where there is an object. The paper merges these boxes
+    pair by pair and sums their scores (section 4.3), so that agreement counts more than a single high score.
     ``merging: average`` merges in one step: each box kept by suppression is replaced by the mean of all overlapping
     boxes of its class, weighted by their scores.
 
@@ -41,7 +41,7 @@ class OverFeat(SlidingWindowDetector):
         box_hidden: The widths of the hidden layers of the regressor.
         box_loss: ``l2``, or ``smooth_l1``.
         box_weight: The weight of the box loss; the cross entropy has weight 1.
-        freeze_features: Whether the box loss does not train the features.
+        freeze_features: Whether to block the gradient of the box loss at the features.
         merging: ``nms`` keeps the best of overlapping boxes, ``average`` merges them.
         merging_threshold: The minimum IoU with a kept box for merging.
         kwargs: As for `SlidingWindowDetector`.

@@ -107,7 +107,7 @@ class RCNN(RegionDetector):
         self.warp_size, self.context, self.crop_batch = warp_size, context, crop_batch
         self.regions_per_batch, self.positive_share = regions_per_batch, positive_share
         self.uses_svms, self.box_regression = classifier == "svm", box_regression
-        svm = svm if isinstance(svm, Mining) else Mining(**svm)  # a checkpoint holds it as a dictionary
+        svm = svm if isinstance(svm, Mining) else Mining(**svm)  # a dictionary when read from a checkpoint
         self.stage_options = StageOptions(
             svm, svm_negatives_below, svm_images, ridge_penalty, ridge_above, ridge_regions
         )

@@ -227,7 +227,7 @@ class LaterStages:
             features = half.astype(np.float32)
             total, count = total + float(np.linalg.norm(features, axis=1).sum()), count + len(features)
             for row, label in zip(features, labels - 1, strict=False):  # the objects come first
-                # A copy, because a view would keep the features of the whole image in memory.
+                # The row is copied, because a view would keep the features of the whole image in memory.
                 positives[label].append(row.copy())
         scale = norm_scale(total / max(1, count))
         width = svms.weight.shape[1]

@@ -41,10 +41,10 @@ class SlidingWindowDetector(Detector):
     Rowley, Baluja, Kanade, Neural network-based face detection, PAMI 1998; Viola, Jones, CVPR 2001.
 
     A window has a fixed size in pixels of the network; the image is resized instead. Each pair of a scale and an aspect
-    ratio is one level of the pyramid: a wide window of the image is a square window of the image squeezed
-    horizontally. The size of a level is chosen such that its last windows end at the image's borders. Every window is
-    classified separately, with background as one of the classes, and non-maximum suppression per class leaves one
-    window per object.
+    ratio is one level of the pyramid. A wide window of the image is a square window of the image squeezed horizontally.
+    The size of a level is chosen so that its last windows end at the image's borders. Every window is classified
+    separately, with background as one of the classes, and non-maximum suppression per class leaves one window per
+    object.
 
     The classifier is trained on windows of the same pyramid. A window is positive if its IoU with an object is at least
     ``foreground``, or the highest of all windows. It is negative if its IoU with every object is below ``background``.
@@ -75,7 +75,7 @@ class SlidingWindowDetector(Detector):
         windows_per_image: The number of training windows per image.
         positives: The maximum share of positives among the training windows.
         hard_negatives: The share of hard negatives among the negatives; the others are sampled at random. Hard
-            negatives are searched densely if the classifier allows it, in either mode.
+            negatives are searched densely in both modes if the network can run densely.
         foreground: The minimum IoU of a positive with an object.
         background: The IoU with all objects below which a window is a negative.
         crop_batch: The number of windows per pass of the network in ``crops``.
@@ -273,7 +273,7 @@ class SlidingWindowDetector(Detector):
 
         Args:
             images: ``[B, 3, H, W]``; only the size is used.
-            scale: Their height and width divided by those of the loaded images.
+            scale: The images' height and width, divided by the height and width of the loaded images.
         """
         size = (images.shape[2], images.shape[3])
 

@@ -70,7 +70,7 @@ class DefaultBoxDetector(Detector):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Map images ``[B, 3, H, W]`` to logits ``[B, A, K + 1]``, offsets ``[B, A, 4]`` and default boxes ``[A, 4]``.
 
-        ``scale`` is the height and width of the images divided by those of the loaded images.
+        ``scale`` is the height and width of the images, divided by the height and width of the loaded images.
         """
         return self._heads(images, self._maps(images), scale)
 
@@ -140,7 +140,7 @@ class DefaultBoxDetector(Detector):
         grids = tuple((features.shape[2], features.shape[3]) for features in maps)
 
         def compute() -> Tensor:
-            # In float32, because bfloat16 would move the boxes by almost a pixel.
+            # Boxes are computed in float32, because bfloat16 would move them by almost a pixel.
             shapes = [images.new_empty(1, 1, *grid, dtype=torch.float32) for grid in grids]
             boxes: Tensor = self.default_boxes(ImageList(images[:1].float(), [size]), shapes)[0]
             if scale == (1.0, 1.0):
@@ -191,7 +191,7 @@ class SSD(DefaultBoxDetector):
     detect small objects, coarse maps large ones. The cost is one pass of the backbone. Default boxes, heads and their
     hyper-parameters are torchvision's.
 
-    `SSD300` and `SSD512` are the paper's networks on VGG16; `SSDLite` is the one on MobileNetV3.
+    `SSD300` and `SSD512` are the paper's networks on VGG16; `SSDLite` uses MobileNetV3.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.

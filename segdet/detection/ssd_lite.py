@@ -104,7 +104,7 @@ class SSDLite(DefaultBoxDetector):
         load_state(self.backbone, new | self._convert_mobilenet(state), source, "SSDLite's MobileNetV3")
 
     def _convert_mobilenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return torchvision's MobileNetV3 weights by the parameter names of the backbone, which splits a block."""
+        """Rename torchvision's MobileNetV3 weights to the parameter names of the backbone, which splits a block."""
         cut = len(self.backbone.features[0]) - 1  # type: ignore[index]
         ours: dict[str, Tensor] = {}
         for key, value in state.items():

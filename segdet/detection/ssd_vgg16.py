@@ -44,7 +44,7 @@ class VGG16SSD(DefaultBoxDetector):
     Attributes:
         size: The side of the images in pixels, the only one supported.
         steps: The strides of the default boxes' centres, one per map.
-        aspect_ratios: The aspect ratios of each map's boxes besides 1.
+        aspect_ratios: The aspect ratios of each map's boxes in addition to 1.
         scales: The sides of the default boxes of each map relative to the image, and one more.
     """
 
@@ -114,7 +114,7 @@ class VGG16SSD(DefaultBoxDetector):
             self.load_torchvision(state, source)
 
     def _convert_vgg16(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights of torchvision's VGG16 by the parameter names of the backbone."""
+        """Convert the weights of torchvision's VGG16 to the parameters of the backbone."""
         ours: dict[str, Tensor] = {}
         for key, value in state.items():
             if key.startswith("features."):

@@ -57,7 +57,7 @@ def torchvision_network(
     if network not in known:
         hint = did_you_mean(network, known, cutoff=0)
         raise UserError(f"--model.network {network}: torchvision has no {name}; {hint}")
-    # Always without weights, so that files and published weights are loaded in the same way.
+    # The network is built without weights, so that files and published weights are loaded in the same way.
     model = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=len(class_names) + 1
     )

@@ -161,7 +161,7 @@ class YOLOv1(Detector):
 
         Args:
             images: Normalized.
-            scale: Their height and width divided by those of the loaded images.
+            scale: The images' height and width, divided by the height and width of the loaded images.
 
         Returns:
             Boxes ``[B, S * S, boxes, 4]``: the position of the centre in its cell, 0..1 from its left and upper edge,

@@ -103,7 +103,7 @@ class YOLOX(Detector):
         offsets, objectness, logits = output[..., :4], output[..., 4], output[..., 5:]
         stride = cells.strides[:, None]
         centre = (cells.centres - stride / 2) + offsets[..., :2] * stride
-        # A side of 1,000 strides exceeds any image, and its square is finite.
+        # The limit of 1,000 strides per side exceeds any image and keeps the area finite.
         half = offsets[..., 2:].clamp(max=math.log(1000)).exp() * stride / 2
         return logits, objectness, torch.cat([centre - half, centre + half], -1), cells
 
@@ -190,7 +190,7 @@ def simota(
     object's centre in x and in y. The cost of a candidate is the cross entropy of the class (with the square root of
     class probability times objectness, as in the authors' code) plus three times -log IoU, plus a large constant unless
     both conditions hold. An object is matched with its k candidates of lowest cost. k is the sum of the ``most_cells``
-    highest IoUs of its candidates, at least 1. A cell of several objects is matched with the object of lowest cost.
+    highest IoUs of its candidates, at least 1. A cell selected by several objects keeps the object of lowest cost.
 
     Args:
         logits: ``[B, A, K]``.

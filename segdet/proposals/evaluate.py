@@ -48,7 +48,7 @@ def evaluate(
     workers: int | None = None,
     keep_boxes: bool = False,
 ) -> Evaluation:
-    """Score the proposals of all splits; compute those that are not in the cache.
+    """Score the proposals of all splits; compute proposals that are not in the cache.
 
     Args:
         source: The proposals.

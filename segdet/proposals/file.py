@@ -1,4 +1,4 @@
-"""Files of proposals, for proposals of other programs and for export.
+"""Proposal files, to import proposals of other programs and to export proposals.
 
 Images are identified by file name, ``000012.jpg``. Boxes are xyxy in pixels, ``x1`` and ``y1`` exclusive (a box's
 width is ``x1 - x0``). Without scores, boxes are listed best first.
@@ -149,7 +149,7 @@ def _load_json(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    # Opened here, because NumPy does not close a corrupt archive that it opened.
+    # The file is opened here, because NumPy does not close a corrupt archive that it opened.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         names, counts, boxes = file["names"], file["counts"], file["boxes"].astype(np.float32, copy=False)
         scores = file["scores"] if "scores" in file.files else None

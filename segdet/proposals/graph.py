@@ -1,8 +1,8 @@
 """Efficient graph-based image segmentation (Felzenszwalb and Huttenlocher, IJCV 2004).
 
 Pixels are the nodes; the weight of an edge is the colour difference of two neighbours. Edges are processed in
-ascending order of weight. An edge merges two components if its weight is at most the largest weight inside each of
-them plus ``k / size`` (equations 4 and 5), so that a larger ``k`` gives larger regions.
+ascending order of weight. An edge merges two components if its weight is at most the largest weight inside each
+component plus ``k / size`` (equations 4 and 5). A larger ``k`` gives larger regions.
 
 The edges and their order depend only on the colours: they are computed once for all values of ``k``.
 """
@@ -41,7 +41,7 @@ def edges_of(image: np.ndarray, sigma: float = 0.8) -> Edges:
         reach = 2 * int(np.ceil(4 * sigma)) + 1
         smooth = cv2.GaussianBlur(smooth, (reach, reach), sigma, borderType=cv2.BORDER_REPLICATE)
     smooth = np.ascontiguousarray(smooth.reshape(*image.shape[:2], -1))
-    # Right, down, down right and down left: every pair of 8-connected pixels once.
+    # Right, down, down right and down left include every pair of 8-connected pixels once.
     weights = _weights(smooth).reshape(-1)
     codes = np.argsort(weights, kind="stable")  # a radix sort for 16 bits
     codes = codes[: np.count_nonzero(weights != _NONE)]
@@ -113,7 +113,7 @@ def _segment(
                 one, other = other, one
             parents[other] = one
             sizes[one] += sizes[other]
-            # Edges are sorted by weight, so that this one is the largest inside the component.
+            # Edges are sorted by weight, so that this edge has the largest weight inside the component.
             limits[one] = weight + np.float32(k / sizes[one])
         else:
             left[remaining] = codes[i]

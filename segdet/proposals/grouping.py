@@ -98,7 +98,7 @@ def _bins(image: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
             a = abs(dx[pixel, channel])
             b = abs(dy[pixel, channel])
             top = max(top, max(max(a, b), half * (a + b)))
-        # Slightly below the number of bins, so that the maximum response falls into the last bin.
+        # The maximum response is scaled to slightly less than the number of bins, so that it falls into the last bin.
         scale = np.float32((TEXTURE_BINS - 1e-3) / top) if top > 0 else np.float32(0.0)
         turn = half * scale
         at = channels + 4 * channel
@@ -379,7 +379,7 @@ def _group(
         starts[new] = edges
         for turn in range(2):
             part = one if turn == 0 else other
-            # First the edges of the part, then the edges of later regions that end at it.
+            # The loop visits the part's own edges first, then the edges of later regions that end at the part.
             edge = starts[part]
             own = True
             while True:
