@@ -316,7 +316,9 @@ class Task(Model):
         arguments = constructor_arguments(self)
         check_unknown_arguments(type(self), unknown)
         super().__init__()
-        self.save_hyperparameters(plain_arguments(arguments))
+        saved_arguments = plain_arguments(arguments)
+        self.save_hyperparameters(saved_arguments)
+        self._unsaved_arguments = sorted(arguments.keys() - saved_arguments.keys())
         if isinstance(class_names, str) or not class_names:
             raise UserError(
                 f"class_names {class_names!r}: must be a list of one or more names, as in [cat, dog]"
@@ -499,6 +501,7 @@ class Task(Model):
             "mask_values": [int(value) for value in classes.mask_values],
             "palette_masks": bool(classes.palette_masks),
             "image_size": plain(self.image_size),
+            "unsaved_arguments": self._unsaved_arguments,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -521,14 +524,23 @@ class Task(Model):
                 not fit the arguments.
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
-        class_path = str((checkpoint.get(DESCRIPTION) or {}).get("class_path", ""))
+        description = checkpoint.get(DESCRIPTION) or {}
+        class_path = str(description.get("class_path", ""))
         saved_arguments = checkpoint.get("hyper_parameters")
         if not class_path or saved_arguments is None:
             raise UserError(
                 f"{checkpoint_path}: the checkpoint does not hold the model's arguments; train it again"
             )
+        missing = [name for name in description.get("unsaved_arguments", []) if name not in kwargs]
+        if missing:
+            raise UserError(
+                f"{checkpoint_path}: {', '.join(missing)} could not be saved in the checkpoint; pass them to "
+                "load_from_checkpoint"
+            )
         try:
-            model_class = import_class(class_path, cls)
+            # A class of a script is saved as __main__.X, which another script cannot import.
+            same = class_path.rpartition(".")[2] == cls.__name__
+            model_class = cls if same else import_class(class_path, cls)
         except UserError as error:
             raise UserError(f"{checkpoint_path}: {error}") from error
         with restoring(checkpoint["state_dict"]):

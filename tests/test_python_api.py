@@ -321,3 +321,51 @@ def test_all_public_names_exist() -> None:
         for name in package.__all__:
             assert isinstance(getattr(package, name), type), name
     assert ShapesDataModule is data.ShapesDataModule
+
+
+def test_a_test_does_not_move_the_start_of_the_next_training(voc: Path, tmp_path: Path) -> None:
+    data = VOCDataModule(voc, recipe=Plain(size=(32, 32)), batch_size=2, task="segmentation", num_workers=0)
+    model = FCN(data.class_names, backbone="small_vgg", strides=[2, 4])
+    plain_trainer(tmp_path, max_epochs=2).fit(model, data)
+    model.trainer.save_checkpoint(tmp_path / "two.ckpt")
+    plain_trainer(tmp_path).test(model, data, ckpt_path=tmp_path / "two.ckpt", verbose=False)
+    sampler = data.train_dataloader().sampler
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        orders.append([draw.epoch for draw in sampler])
+    assert orders == [[0] * 8, [1] * 8]
+
+
+class OwnFCN(FCN):
+    """A family of a script, with an argument that a checkpoint cannot contain."""
+
+    def __init__(self, class_names: list[str], hook: Any = None, **kwargs: Any) -> None:
+        super().__init__(class_names, backbone="small_vgg", strides=[2, 4], **kwargs)
+        self.hook = hook
+
+
+def test_arguments_are_saved_exactly_or_reported(voc: Path, tmp_path: Path) -> None:
+    data = VOCDataModule(voc, recipe=Plain(size=(32, 32)), batch_size=2, task="segmentation", num_workers=0)
+    mean: Any = tuple(np.float32([0.5, 0.25, 0.75]))
+    model = OwnFCN(data.class_names, mean=mean, hook=print)
+    trainer = plain_trainer(tmp_path, max_steps=1)
+    trainer.fit(model, data)
+    path = tmp_path / "own.ckpt"
+    trainer.save_checkpoint(path)
+    with pytest.raises(UserError, match="hook could not be saved in the checkpoint; pass them"):
+        OwnFCN.load_from_checkpoint(path)
+    loaded = OwnFCN.load_from_checkpoint(path, hook=None)
+    torch.testing.assert_close(loaded._shift, model._shift.cpu())  # ImageNet's mean would be far off
+
+    content = torch.load(path, weights_only=True)
+    content["segdet"]["class_path"] = "__main__.OwnFCN"  # as a script saves its own classes
+    torch.save(content, path)
+    assert type(OwnFCN.load_from_checkpoint(path, hook=None)) is OwnFCN
+
+
+def test_a_loaded_fast_rcnn_is_compressed(tmp_path: Path) -> None:
+    model = FastRCNN(["a"], backbone="small_vgg", stride=8, width=16, svd_ranks=(4, 2)).eval()
+    model.proposer = UniformWindows()
+    model.predict_image(np.zeros((48, 48, 3), np.uint8))
+    assert not isinstance(model.layers.fc6, torch.nn.Linear)

@@ -34,17 +34,23 @@ _KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Bus err
 _MISSING_MONITOR = re.compile(r"Early stopping conditioned on metric `.*` which is not available")
 """Message of Lightning's EarlyStopping about a monitored score that is not logged."""
 
+_OTHER_WEIGHTS = re.compile(r"Error\(s\) in loading state_dict")
+"""How torch reports that weights do not fit a module."""
+
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Part of the message of the RuntimeError that torch raises if it cannot allocate memory on the CPU."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception, its cause, the cause of its cause, and so on."""
+    """Yield the exception, its cause and its context, then theirs, and so on."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    pending = [error]
+    while pending:
+        current = pending.pop(0)
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            pending += [current.__cause__, current.__context__]
 
 
 def find_user_error(error: BaseException) -> str | None:
@@ -116,7 +122,9 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     mismatches = ValueError | KeyError | RuntimeError | MisconfigurationException
-    if checkpoint is None or restored or not isinstance(error, mismatches):
+    if checkpoint is None or restored or not isinstance(error, mismatches) or is_lost_peer(error):
+        return None
+    if command != "fit" and not _OTHER_WEIGHTS.match(str(error)):
         return None
     fault, fix = "does not fit the model with these settings", "give the settings of the checkpoint"
     if command == "fit":

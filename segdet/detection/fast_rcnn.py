@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.data.sample import Target
+from segdet.data.image_input import ImageLike
+from segdet.data.sample import Prediction, Target
 from segdet.detection.region_detector import RegionDetector
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, rois_of, sample_rois
@@ -109,6 +110,11 @@ class FastRCNN(RegionDetector):
             boxes = (boxes / self.pooling.stride).round() * self.pooling.stride
         caption = f"Twelve RoIs as the pooling rounds them; each is pooled to {side}x{side} cells."
         yield Stage("regions of interest", boxes=boxes, caption=caption)
+
+    def predict_image(self, image: ImageLike) -> Prediction:
+        if self._trainer is None:  # a loaded model; during training, the layers stay as they are
+            self._compress()
+        return super().predict_image(image)
 
     def on_validation_start(self) -> None:
         # `segdet validate` evaluates the compressed network; validation during training does not.

@@ -1,6 +1,7 @@
 """Errors that a user can fix. Each is one line: what is wrong, where, and how to fix it."""
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,6 +85,8 @@ def check_range(
     """
     several = isinstance(value, Sequence)
     numbers = list(value) if isinstance(value, Sequence) else [value]
+    if not all(isinstance(number, Real) for number in numbers):
+        raise UserError(f"{option} {value!r}: must be {'one or more numbers' if several else 'a number'}")
     valid = bool(numbers) and all(
         (least is None or number >= least)
         and (above is None or number > above)

@@ -53,13 +53,18 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Convert a value to numbers, strings, None, lists, tuples and dictionaries.
 
-    Dataclasses become dictionaries and paths strings.
+    Dataclasses become dictionaries, paths strings, arrays and tensors lists.
 
     Raises:
         TypeError: If the value contains another type.
     """
-    if value is None or isinstance(value, str | int | float):
+    if hasattr(value, "tolist"):  # NumPy's numbers derive from Python's, but torch.load refuses them
+        return plain(value.tolist())
+    if value is None or type(value) in (str, int, float, bool):
         return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):

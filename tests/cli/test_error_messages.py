@@ -101,14 +101,19 @@ class TestMemory:
 
 
 def test_only_an_error_before_the_restoration_is_complete_is_one_of_the_settings() -> None:
-    checkpoint, error = Path("run/last.ckpt"), RuntimeError("size mismatch for head.weight")
+    checkpoint = Path("run/last.ckpt")
+    with pytest.raises(RuntimeError, match="size mismatch") as caught:
+        torch.nn.Linear(2, 1).load_state_dict(torch.nn.Linear(3, 1).state_dict())
+    error = caught.value
     advice: Any = restore_advice(error, checkpoint, False, "fit")
     assert advice.startswith(
-        "run/last.ckpt: the training cannot be resumed from it with these settings (size"
+        "run/last.ckpt: the training cannot be resumed from it with these settings (Error(s)"
     )
     assert restore_advice(error, checkpoint, False, "test").startswith(  # type: ignore[union-attr]
-        "run/last.ckpt: does not fit the model with these settings (size"
+        "run/last.ckpt: does not fit the model with these settings (Error(s)"
     )
+    assert restore_advice(ValueError("a bug"), checkpoint, False, "test") is None
+    assert restore_advice(RuntimeError("Connection closed by peer"), checkpoint, False, "fit") is None
     assert restore_advice(error, checkpoint, True, "fit") is None
     assert restore_advice(error, None, False, "fit") is None
     assert restore_advice(ZeroDivisionError(), checkpoint, False, "fit") is None
