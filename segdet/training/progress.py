@@ -154,29 +154,26 @@ class Progress(ProgressBar):
         tqdm.write(sep.join(map(str, args)), file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open_epoch(trainer)
+        last = trainer.max_epochs
+        of = f"/{last}" if last is not None and last > 0 else ""
+        self._line.open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches, self._enabled)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._line.bar is None and self._enabled:  # Lightning resumes within an epoch without starting it
-            self._open_epoch(trainer)
-
-    def _open_epoch(self, trainer: pl.Trainer) -> None:
-        last = trainer.max_epochs
-        of = f"/{last}" if last is not None and last > 0 else ""
-        self._line.open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches, self._enabled)
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._line.due:
-            self._line.draw(batch_idx + 1, self._text(pl_module))
+            self._line.draw(batch_idx + 1, _loss_and_score(pl_module, self._score))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._line.bar is not None:
             self._read_score(trainer, pl_module)
-            self._line.finish(self._text(pl_module))
+            self._line.finish(_loss_and_score(pl_module, self._score))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show "validating" in the bar of the epoch; outside of training, open a bar for validation."""
@@ -234,13 +231,14 @@ class Progress(ProgressBar):
         if self._line.due:
             self._line.draw(batch_idx + 1, "")
 
-    def _text(self, pl_module: pl.LightningModule) -> str:
-        losses = read_losses(pl_module)
-        loss = f"loss {losses['train/loss']:.4g}" if losses else ""
-        return "  ".join(part for part in (loss, self._score) if part)
-
     def _read_score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor = getattr(pl_module, "monitor", None)
         score = trainer.callback_metrics.get(monitor) if monitor else None
         if score is not None:
             self._score = f"{monitor} {float(score):.4f}"
+
+
+def _loss_and_score(pl_module: pl.LightningModule, score: str) -> str:
+    losses = read_losses(pl_module)
+    loss = f"loss {losses['train/loss']:.4g}" if losses else ""
+    return "  ".join(part for part in (loss, score) if part)
