@@ -16,7 +16,7 @@ from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
-"""The data set of the default boxes; they are smaller for COCO's smaller objects (sections 3.1 and 3.4)."""
+"""The data set whose default boxes are used. COCO's are smaller, as its objects are (sections 3.1 and 3.4)."""
 
 VGG_MEAN = (0.48235, 0.45882, 0.40784)
 """The mean colour of the original VGG16, whose normalization does not divide by a standard deviation."""
@@ -29,23 +29,26 @@ class VGG16SSD(DefaultBoxDetector):
 
     The network is VGG16 up to conv5_3, with ceil mode in its third pooling and a fifth pooling of 3x3 with stride 1.
     fc6 is a 3x3 convolution of dilation 6 and fc7 a 1x1 convolution, of 1,024 channels each. Pairs of extra
-    convolutions follow, each coarser. The maps with default boxes are conv4_3, fc7 and all extra maps (section 3). The
-    features of conv4_3 are L2-normalized with a learned scale that starts at 20. The modules and their names are
-    torchvision's. Images are normalized as for the original VGG16 by default.
+    convolutions follow, and each pair reduces the resolution. The maps with default boxes are conv4_3, fc7 and all
+    extra maps (section 3). The features of conv4_3 are L2-normalized with a learned scale that starts at 20. The
+    modules and their names are torchvision's. Images are normalized as for the original VGG16 by default.
 
     Args:
-        weights: Weights of the whole network, torchvision's (``COCO_V1``, or true; only for SSD300); or of VGG16 alone
-            (``IMAGENET1K_FEATURES``, the paper's initialization, or ``IMAGENET1K_V1``); or a local file of either.
-            From a VGG16 with its classifier, fc6 and fc7 use every fourth channel and every third row and column, as
-            in the paper. For another number of classes see `DefaultBoxDetector.load_torchvision`.
-        sizes: The data set of the default boxes. SSD300's boxes for COCO are torchvision's, clipped to the image.
+        weights: ``COCO_V1`` or true loads torchvision's weights of the whole network (only for SSD300).
+            ``IMAGENET1K_FEATURES`` (the paper's initialization) or ``IMAGENET1K_V1`` loads VGG16 alone. A local file
+            may contain either kind. If VGG16 has a classifier, fc6 and fc7 are subsampled from it as in the paper:
+            every fourth channel, and every third row and column. For another number of classes see
+            `DefaultBoxDetector.load_torchvision`.
+        sizes: The data set whose default boxes are used. For COCO, SSD300 uses torchvision's boxes, which are clipped
+            to the image.
         kwargs: As for `DefaultBoxDetector`.
 
     Attributes:
-        size: The side of the images in pixels, the only one supported.
+        size: The side of the images in pixels. Images of other sizes are not supported.
         steps: The strides of the default boxes' centres, one per map.
         aspect_ratios: The aspect ratios of each map's boxes in addition to 1.
-        scales: The sides of the default boxes of each map relative to the image, and one more.
+        scales: The side of each map's default boxes relative to the image, and one final value, from which the larger
+            square box of the last map is computed.
     """
 
     size: ClassVar[int]
@@ -123,7 +126,7 @@ class VGG16SSD(DefaultBoxDetector):
                 place = f"features.{index}" if int(index) < 23 else f"extra.0.{int(index) - 23}"
                 ours[f"{place}.{rest}"] = value
         fc6, fc7 = state.get("classifier.0.weight"), state.get("classifier.3.weight")
-        # IMAGENET1K_FEATURES has NaN in the classifier, which was never published.
+        # The classifier of IMAGENET1K_FEATURES is NaN, because its weights were never published.
         if fc6 is not None and fc7 is not None and bool(fc6.isfinite().all()):
             ours["extra.0.7.1.weight"] = fc6.unflatten(1, (512, 7, 7))[::4, :, ::3, ::3]
             ours["extra.0.7.1.bias"] = state["classifier.0.bias"][::4]
@@ -164,7 +167,8 @@ class SSD512(VGG16SSD):
 
     def _network(self) -> nn.Module:
         network = super()._network()
-        # torchvision's version for 512 pixels has maps of side 6, 4 and 1 after 8, and other boxes than the paper.
+        # After the map of side 8, torchvision's version for 512 pixels has maps of side 6, 4 and 1. Its default boxes
+        # also differ from the paper's.
         last = [_extra(3, 2), _extra(3, 2), _extra(4, 1)]
         network.extra = nn.ModuleList([*list(network.extra)[:3], *last])  # type: ignore[arg-type]
         return network

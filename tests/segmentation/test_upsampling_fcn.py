@@ -142,7 +142,8 @@ def test_stages_are_every_resolution_the_switches_and_heat_maps(name: Upsampling
         assert tuple(map_.shape) == sizes[stride]
     switches = shown["switches, stride 1"]
     assert switches is not None
-    # One switch per window and channel: the fractions of a window sum to one, also in the incomplete last column.
+    # Each channel has one switch per window. The fractions of channels therefore sum to one over a window, also in the
+    # incomplete last column.
     sums = nn.functional.avg_pool2d(switches[None, None], 2, ceil_mode=True, divisor_override=1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
     used = "; used by" if name == "max_unpooling" else "; not used by"

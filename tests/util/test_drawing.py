@@ -22,7 +22,7 @@ def test_voc_palette():
     colours = voc_palette()
     assert colours.shape == (256, 3)
     assert colours.dtype == np.uint8
-    # Colours published for VOC: background, aeroplane, bicycle, bird, boat, bus (8), person, tvmonitor, border.
+    # Colours published for VOC: background, aeroplane, bicycle, bird, boat, cat (8), person, tvmonitor, border.
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 8: (64, 0, 0)}
     known |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     assert {value: tuple(colours[value].tolist()) for value in known} == known

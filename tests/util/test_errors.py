@@ -1,4 +1,4 @@
-"""A wrong choice in a call in Python raises an error of one line, as on the command line."""
+"""A wrong choice in Python code raises a one-line error, as on the command line."""
 
 import importlib
 import inspect
@@ -37,7 +37,7 @@ def _chosen(hint: Any) -> tuple[Any, ...]:
 
 
 def _options() -> Iterator[Any]:
-    """Yield each option with choices of every concrete family."""
+    """Yield, for every concrete family, the options that have a fixed set of choices."""
     for family in _families():
         if inspect.isabstract(family):
             continue
