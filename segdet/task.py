@@ -539,8 +539,8 @@ class Task(Model):
             )
         try:
             # A class of a script is saved as __main__.X, which another script cannot import.
-            same = class_path.rpartition(".")[2] == cls.__name__
-            model_class = cls if same else import_class(class_path, cls)
+            own_paths = [f"{module}.{cls.__qualname__}" for module in (cls.__module__, "__main__")]
+            model_class = cls if class_path in own_paths else import_class(class_path, cls)
         except UserError as error:
             raise UserError(f"{checkpoint_path}: {error}") from error
         with restoring(checkpoint["state_dict"]):

@@ -35,7 +35,7 @@ _MISSING_MONITOR = re.compile(r"Early stopping conditioned on metric `.*` which 
 """Message of Lightning's EarlyStopping about a monitored score that is not logged."""
 
 _OTHER_WEIGHTS = re.compile(r"Error\(s\) in loading state_dict")
-"""How torch reports that weights do not fit a module."""
+"""Message of torch about weights that do not fit a module."""
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Part of the message of the RuntimeError that torch raises if it cannot allocate memory on the CPU."""

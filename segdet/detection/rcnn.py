@@ -14,6 +14,7 @@ from segdet.detection.rcnn_training import LaterStages, StageOptions
 from segdet.detection.region_detector import RegionDetector
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import rois_of, sample_rois
+from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.warp import warp, with_context
 from segdet.task import Stage
 from segdet.training.callback_interfaces import request_checkpoint
@@ -205,11 +206,10 @@ class RCNN(RegionDetector):
         if not (self.uses_svms or self.box_regression) or self._later_stages_step == trainer.global_step:
             return
         if last_epoch or last_step or trainer.should_stop:
-            self.eval()
             # The stages use the averaged weights, if any, because the checkpoint contains these.
-            with torch.no_grad(), averaged(trainer, self), trainer.precision_plugin.forward_context():
+            context = trainer.precision_plugin.forward_context()
+            with torch.no_grad(), evaluating(self), averaged(trainer, self), context:
                 self._run_later_stages()
-            self.train()
 
     def _run_later_stages(self) -> None:
         self.later_stages().run([self.backbone, self.layers], [self.warp_size, self.context])

@@ -16,6 +16,7 @@ from torchvision.models.detection.ssdlite import (
 )
 
 from segdet.detection.ssd import DefaultBoxDetector
+from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError
 
@@ -83,12 +84,8 @@ class SSDLite(DefaultBoxDetector):
 
     def _channels(self) -> list[int]:
         """Return the channels of the maps, from a forward pass."""
-        training = self.backbone.training
-        self.backbone.eval()
-        with torch.no_grad():
-            channels = [features.shape[1] for features in self._maps(torch.zeros(1, 3, 64, 64))]
-        self.backbone.train(training)
-        return channels
+        with torch.no_grad(), evaluating(self.backbone):
+            return [features.shape[1] for features in self._maps(torch.zeros(1, 3, 64, 64))]
 
     def _load_weights(self, weights: str | bool, reduced_tail: bool) -> None:
         published = [SSDLite320_MobileNet_V3_Large_Weights, MobileNet_V3_Large_Weights]

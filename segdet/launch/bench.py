@@ -78,7 +78,7 @@ def plan(
             if job.after in trained and job.action != "train":
                 if job.action != "resume" and not rerun:
                     raise UserError(
-                        f"{experiment.path}: {job.folder} used {job.after}, which is to be trained again; pass "
+                        f"{experiment.path}: {job.folder} used {job.after}, which must be trained again; pass "
                         "--rerun to train both again"
                     )
                 job = replace(job, action="train")

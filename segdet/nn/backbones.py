@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import Conv2dNormActivation
 
+from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights, published_name
 from segdet.util.errors import UserError
 from segdet.util.suggest import closest
@@ -271,9 +272,8 @@ def _last_of_each_stride(model: nn.Module) -> dict[int, tuple[str, int]]:
     """Return the node name and the channels of the last map of each stride from 2 on, by ascending stride."""
     side = 224
     _, names = get_graph_node_names(model)
-    model.eval()
     last = {}
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         outputs = create_feature_extractor(model, {name: name for name in names if name != "x"})(
             torch.zeros(1, 3, side, side)
         )
@@ -282,5 +282,4 @@ def _last_of_each_stride(model: nn.Module) -> dict[int, tuple[str, int]]:
             stride = round(side / value.shape[-1])
             if stride >= 2 and stride & (stride - 1) == 0 and not name.startswith(("avgpool", "adaptive")):
                 last[stride] = name, value.shape[1]
-    model.train()
     return dict(sorted(last.items()))

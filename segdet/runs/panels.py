@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target, collate
+from segdet.nn.train_eval_mode import evaluating
 from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet
 
 
@@ -77,16 +78,13 @@ class ImagePanels(pl.Callback):
 
     @torch.no_grad()
     def _predict(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Prediction]:
-        training = pl_module.training
-        pl_module.eval()
         kept = []
-        with trainer.precision_plugin.forward_context():
+        with evaluating(pl_module), trainer.precision_plugin.forward_context():
             for sample in self._samples:
                 batch: Batch = collate([sample]).to(pl_module.device)
                 prediction: Prediction = pl_module.predict_batch(batch)[0]  # type: ignore[operator]
                 prediction = {key: value.cpu() for key, value in prediction.items()}  # type: ignore[assignment,attr-defined]
                 kept.append(self._visible(prediction, str(pl_module.task)))
-        pl_module.train(training)
         return kept
 
     def _visible(self, prediction: Prediction, task: str) -> Prediction:
