@@ -3,14 +3,12 @@
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import tracemalloc
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killed_process import run_until_killed
 from readers import open_readers
 from region_scenes import map_50, scenes, train
 
@@ -347,12 +346,7 @@ def killed(arguments: list[str], where: str) -> None:
             )
         main(arguments)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about fork in a process with threads
-        process = multiprocessing.get_context("fork").Process(target=run)
-        process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    run_until_killed(run)
 
 
 def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from experiment_files import FILE, write_dependent_runs
 
 from segdet.cli.bench import main
 from segdet.launch import bench as module
@@ -12,28 +13,6 @@ from segdet.launch.bench import plan
 from segdet.launch.experiment import read_experiment
 from segdet.runs.record import Cost, Record
 from segdet.util.errors import UserError
-
-FILE = """
-seeds: [0, 1]
-prepare: [segdet data make data/shapes --images 8]
-data: configs/data.yaml
-budget: {trainer.max_time: 00:00:10:00}
-runs:
-  fcn: {configs: [configs/fcn.yaml], overrides: {model.optim.lr: 1e-3, model.weights: null}}
-  ssd: {configs: configs/ssd.yaml, test: false}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with an experiment file and the configs that it names."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("configs/data.yaml", "configs/fcn.yaml", "configs/ssd.yaml"):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text("seed_everything: 0\n")
-    Path("experiments").mkdir()
-    Path("experiments/demo.yaml").write_text(FILE)
-    return tmp_path
 
 
 class Command:
@@ -279,16 +258,6 @@ def test_two_benches_of_one_folder_are_refused(
     assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
 
 
-def write_dependent_runs(fcn: str = "", ssd: str = "after: fcn") -> None:
-    """Write an experiment whose second run uses the first, with two seeds."""
-    Path("experiments/turn.yaml").write_text(
-        "seeds: [0, 1]\nat_once: 2\nruns:\n"
-        f"  fcn: {{configs: configs/fcn.yaml, {fcn}}}\n"
-        '  ssd: {configs: configs/ssd.yaml, overrides: {model.weights: {a: "{after}"}}, test: false, '
-        f"{ssd}}}\n"
-    )
-
-
 def test_a_run_uses_an_earlier_run(folder: Path, command: Command) -> None:
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
@@ -340,7 +309,7 @@ def test_a_run_is_not_started_without_the_run_that_it_uses(
 def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: Command) -> None:
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
-    with pytest.raises(UserError, match=r"other settings|to be trained again"):
+    with pytest.raises(UserError, match=r"other settings|must be trained again"):
         main(["experiments/turn.yaml", "--overrides", "model.width=1"])
     # The settings of the second run are unchanged, but those of the first are not.
     write_dependent_runs("overrides: {model.width: 1}")
@@ -352,7 +321,7 @@ def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: C
     assert len([call for call in command.calls if call.startswith("fit")]) == 4
     # The run that it used was deleted.
     shutil.rmtree("runs/turn/fcn")
-    with pytest.raises(UserError, match="ssd used runs/turn/fcn, which is to be trained again; pass --rerun"):
+    with pytest.raises(UserError, match="ssd used runs/turn/fcn, which must be trained again; pass --rerun"):
         main(["experiments/turn.yaml"])
     command.calls.clear()
     assert main(["experiments/turn.yaml", "--rerun"]) == 0

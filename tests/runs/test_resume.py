@@ -3,7 +3,6 @@
 Dropout and augmentation are on, so that every random number has to be the same too.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from killed_process import run_until_killed
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from segdet.cli.main import main
@@ -50,12 +50,7 @@ def killed_at(step: int, arguments: list[str]) -> None:
         StepLogger.on_train_batch_end = kill  # type: ignore[method-assign]
         main(arguments)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about fork in a process with threads
-        process = multiprocessing.get_context("fork").Process(target=run)
-        process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    run_until_killed(run)
 
 
 def final(run: Path) -> dict[str, Any]:

@@ -1,0 +1,3 @@
+from experiment_files import folder
+
+__all__ = ["folder"]
