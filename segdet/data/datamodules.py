@@ -24,7 +24,7 @@ class VOCDataModule(DataModule):
         test: Image sets to test on; default: ``val`` (VOC 2012's test annotations are secret).
         class_names: Class names, or a text file with one name per line; default: see `VOCReader`.
         ignore_index: Mask value to ignore, besides 255.
-        kwargs: Arguments of `DataModule`.
+        kwargs: See `DataModule`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class COCODataModule(DataModule):
         val: Split to validate on.
         test: Split to test on; default: the validation split (COCO's test annotations are secret).
         class_names: Categories to use, or a text file with one per line; default: all.
-        kwargs: Arguments of `DataModule`.
+        kwargs: See `DataModule`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CityscapesDataModule(DataModule):
         train: Split to train on.
         val: Split to validate on.
         test: Split to test on; default: the validation split (Cityscapes' test annotations are secret).
-        kwargs: Arguments of `DataModule`.
+        kwargs: See `DataModule`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ShapesDataModule(DataModule):
         num_test: Number of test images.
         image_size: ``[height, width]`` of the images.
         data_seed: Seed of the scenes.
-        kwargs: Arguments of `DataModule`.
+        kwargs: See `DataModule`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ImageFolder(DataModule):
     Args:
         root: The folder; subfolders are included.
         class_names: Class names of the model; default: those in the checkpoint.
-        kwargs: Arguments of `DataModule`.
+        kwargs: See `DataModule`.
     """
 
     def __init__(self, root: str | Path, class_names: list[str] | None = None, **kwargs: Any) -> None:

@@ -27,18 +27,18 @@ class Detector(Task):
     Args:
         score_threshold: Detections must exceed this score.
         nms_threshold: A box is removed if its IoU with a box of higher score and the same class exceeds this.
-        detections_per_image: The maximum number of detections per image; all when null.
-        category_ids: The dataset's own id of each class, for results files. The command reads them from the data. 1..K
-            when null.
+        detections_per_image: The maximum number of detections per image; null for no limit.
+        category_ids: The dataset's ids of the classes, for results files; null for 1..K. The command line reads them
+            from the data.
         class_agnostic_nms: Whether a box also suppresses boxes of other classes.
         tta_flip: Whether to merge the detections of each image and its mirror image.
-        tta_scales: The scales of each image whose detections are merged.
-        tta_nms_threshold: The IoU threshold for merging several views by suppression; when null, the larger of
+        tta_scales: The scales for test-time augmentation; the detections of all scales are merged.
+        tta_nms_threshold: The IoU threshold of the suppression that merges the views; null for the larger of
             ``nms_threshold`` and 0.5.
-        kwargs: As for `Task`.
+        kwargs: See `Task`.
 
     Attributes:
-        detections_per_class: The maximum number of boxes per class before suppression; all when None.
+        detections_per_class: The maximum number of boxes per class before suppression; None for no limit.
         uses_scale: Whether `losses` and `predict` take the ``scale`` of a `View`.
     """
 
@@ -104,7 +104,7 @@ class Detector(Task):
         return {"scale": view.scale} if self.uses_scale else {}
 
     def predict_views(self, images: Tensor, targets: list[Target]) -> list[Prediction]:
-        """Return the detections in normalized images; with test-time augmentation, merged over all views of each."""
+        """Return the detections in normalized images. Test-time augmentation merges those of all views of an image."""
         if not self.several_views and self.tta_scales == [1.0]:
             found: list[Prediction] = super().predict_views(images, targets)
             return found
@@ -168,7 +168,7 @@ class Detector(Task):
 
 
 def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, int], mirrored: bool) -> Target:
-    """Return a target's region proposals, if any, for its image of ``size`` resized to ``scaled``, mirrored or not."""
+    """Map the region proposals of a target, if any, to its image resized from ``size`` to ``scaled`` and mirrored."""
     if "proposals" not in target:
         return Target()
     boxes = to_original(target["proposals"], size, scaled)

@@ -43,10 +43,10 @@ class DETR(Detector):
     box with its class, or no object. In training every object is matched with exactly one query, so that the network
     learns not to predict duplicates. Anchors and suppression are not needed. The cost is one pass of the backbone.
 
-    Padding of images in a batch is masked: no attention includes it, and positions are relative to the size of each
-    image. The backbone's convolutions still include padding at the edges of an image, as in the paper; in evaluation
-    nothing is padded. The box losses are averages over the objects of all processes, as in the authors' code, so that
-    all objects have equal weight. The class loss is an average over the queries of one process.
+    Attention ignores the padding of images in a batch, and positions are relative to the size of each image without
+    padding. The backbone's convolutions do not mask the padding, as in the paper. In evaluation nothing is padded. The
+    box losses are averages over the objects of all processes, as in the authors' code, so that all objects have equal
+    weight. The class loss is an average over the queries of one process.
 
     The defaults are the paper's, for training on COCO for 300 to 500 epochs. For small images and short training use
     few layers, a finer map and the spatial prior.
@@ -72,7 +72,7 @@ class DETR(Detector):
         spatial_prior: Whether each query has a learned reference point (`SpatialPrior`). The query's attention is
             higher near this point, and the centre of its box is predicted relative to the point.
         score_threshold: Detections must exceed this score; 0 keeps all queries, as in the paper.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ def match(
         + _MATCHING_COSTS["box"] * torch.cdist(flat, box_convert(corners, "xyxy", "cxcywh"), p=1)
         - _MATCHING_COSTS["giou"] * generalized_box_iou(box_convert(flat, "cxcywh", "xyxy"), corners)
     )
-    # NaN would raise an error in the assignment. As in other families, the loss should show a diverged network.
+    # SciPy's assignment raises an error for NaN. A diverged network should have a loss of NaN, as in other families.
     table = cost.nan_to_num(0.0).unflatten(0, predicted.shape[:3]).cpu().numpy()
     pairs = []
     for layer in table:
@@ -545,7 +545,7 @@ class MLP(nn.Module):
 
 
 def _published_name(name: str) -> str:
-    """Return the name of a parameter or buffer of `DETR` in the authors' files."""
+    """Convert the name of a parameter or buffer of `DETR` to its name in the authors' files."""
     if not name.startswith("backbone."):
         return name
     parts = name.split(".")[1:]

@@ -31,13 +31,13 @@ class FastRCNN(RegionDetector):
     object; the others are negative, with an IoU of 0.1 to 0.5. The paper's batches have two images.
 
     Args:
-        pooling: ``max``, RoI max pooling, or ``align``, RoI Align, which does not round.
+        pooling: ``max`` for RoI max pooling, or ``align`` for RoI Align, which does not round coordinates.
         rois_per_image: The number of RoIs per image in training.
         positive_share: The maximum share of positive RoIs.
         background: The range of the IoU of negative RoIs: at least the first number, below the second.
-        svd_ranks: In evaluation, replace ``fc6`` and ``fc7`` by truncated singular value decompositions of these ranks
-            (section 3.1); the paper's are 1024 and 256. Null keeps the layers.
-        kwargs: As for `RegionDetector`.
+        svd_ranks: The ranks of the truncated singular value decompositions that replace ``fc6`` and ``fc7`` in
+            evaluation (section 3.1). The paper's ranks are 1024 and 256. Null keeps the layers.
+        kwargs: See `RegionDetector`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class FastRCNN(RegionDetector):
         cross_entropy = F.cross_entropy(logits, sampled.labels, ignore_index=-1, reduction="sum")
         return {
             "class": cross_entropy / count,
-            # The divisor is the number of all RoIs, not of the positive ones, as in equation 1.
+            # The divisor is the number of all RoIs, positive and negative, as in equation 1.
             "box": torch.where(sampled.labels > 0, box, 0.0).sum() / count,
         }
 

@@ -58,7 +58,7 @@ class TwoStageDetector(Detector):
     joint training", section 3.2).
 
     Args:
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
 
     Attributes:
         backbone: The network from images to features. Each family sets this and the other attributes.
@@ -122,12 +122,12 @@ class TwoStageDetector(Detector):
         """Return the proposals for normalized images ``[B, 3, H, W]``.
 
         Args:
-            images: See above.
-            count: Raise the network's limits to at least this number: boxes per image, and candidates per map before
+            images: Images of one size.
+            count: A lower bound for the network's limits on boxes per image and on candidates per map before
                 suppression. None keeps the limits.
 
         Returns:
-            For each image boxes float32 ``[P, 4]``, xyxy in its pixels, best first, and for each image scores ``[P]``.
+            Boxes of each image, float32 ``[P, 4]``, xyxy in its pixels, best first, and scores of each image, ``[P]``.
         """
         padded = pad_to_stride(images, self.size_divisor)
         with stage("network"):
@@ -150,7 +150,7 @@ class TwoStageDetector(Detector):
         """Return the training targets of the anchors ``[A, 4]`` of each image.
 
         Args:
-            anchors: Equal for all images.
+            anchors: The anchors of each image, equal for all images.
             targets: ``boxes`` and ``labels`` of each image.
             size: ``(height, width)`` of the images.
 
@@ -177,7 +177,7 @@ class TwoStageDetector(Detector):
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The modules, with the parts of the proposal network and second stage, which are called separately."""
+        """The modules to compile. The parts of the proposal network and second stage are called one by one."""
         stages = (self.rpn, self.roi_heads)
         others = [part for part in super().compiled_modules if part not in stages]
         parts = [part for stage in stages for part in stage.children()]
@@ -211,7 +211,7 @@ class TwoStageDetector(Detector):
             return self.select(boxes, scores, images.image_sizes[0])
 
     def _predict_in_float32(self) -> None:
-        """Convert the outputs for boxes to float32, whatever the precision of the network."""
+        """Convert the box outputs to float32, because the network may run in a lower precision."""
         output_float32(self.rpn.head)
         output_float32(self.roi_heads.box_predictor)
 
@@ -226,8 +226,8 @@ class FasterRCNN(TwoStageDetector):
 
     There are two variants. One uses a feature pyramid (Lin et al., CVPR 2017), with anchors of one size per map. The
     other uses a single map as published (``pyramid: false`` and one stride: 16 for VGG16 and for a ResNet's C4), with
-    nine anchors of three sizes. The RPN, the second stage and their hyper-parameters are torchvision's; its objectness
-    is one logistic output instead of the paper's softmax over two.
+    nine anchors of three sizes. The RPN, the second stage and their hyper-parameters are torchvision's. The objectness
+    is one logistic output, whereas the paper has a softmax over two outputs.
 
     Args:
         backbone: See `segdet.nn.backbones.build_backbone`.
@@ -239,7 +239,7 @@ class FasterRCNN(TwoStageDetector):
         width: The channels of the pyramid.
         norm: Whether batch normalization follows the pyramid's convolutions. Not in the paper; improves training from
             scratch.
-        anchor_sizes: The sides of the square anchors in pixels, a list per map (the pyramid has one map more than
+        anchor_sizes: The sides of the square anchors in pixels, one list per map (the pyramid has one map more than
             ``strides``). Null for 8 times the stride of each pyramid map, or 8, 16 and 32 times the stride of a single
             map, rounded as in the paper's code.
         aspect_ratios: The aspect ratios of the anchors, height over width.
@@ -258,7 +258,7 @@ class FasterRCNN(TwoStageDetector):
         head_dropout: The dropout rate after each of these layers.
         regions: The number of regions per image in the second stage's losses.
         foreground_share: The maximum share of positive regions.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
     """
 
     def __init__(
@@ -387,11 +387,11 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
             weights; for other classes see `segdet.detection.torchvision_network`.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
 
     Attributes:
         family: The prefix of these networks' names in torchvision.
-        heads: The name of each output layer that depends on the classes, and its number of consecutive rows per class.
+        heads: The number of consecutive rows per class of each output layer that depends on the classes, by name.
     """
 
     family: ClassVar[str] = "fasterrcnn"

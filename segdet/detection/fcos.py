@@ -28,10 +28,10 @@ class PointDetector(PyramidDetector):
 
     Args:
         radius: The maximum distance, in strides, of positive cells from the object's centre (centre sampling).
-        kwargs: As for `PyramidDetector`.
+        kwargs: See `PyramidDetector`.
 
     Attributes:
-        anchors: A square for each cell, centred on it, with a side of one stride.
+        anchors: One square per cell, centred on the cell, with a side of one stride.
     """
 
     head: FCOSHead
@@ -128,7 +128,7 @@ class FCOS(PointDetector):
             scratch.
         head_convolutions: The number of 3x3 convolutions in each branch of the head, each with group normalization
             (groups of at least 8 channels).
-        kwargs: As for `PointDetector`.
+        kwargs: See `PointDetector`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class TorchvisionFCOS(PointDetector):
         weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
             weights; for other classes see `segdet.detection.torchvision_network`.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
-        kwargs: As for `PointDetector`.
+        kwargs: See `PointDetector`.
     """
 
     def __init__(

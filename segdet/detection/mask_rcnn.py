@@ -89,7 +89,7 @@ class MaskRCNN(MaskBranch, FasterRCNN):
     Args:
         mask_width: The channels of the mask branch.
         mask_convolutions: The number of 3x3 convolutions of the mask branch.
-        kwargs: As for `FasterRCNN`.
+        kwargs: See `FasterRCNN`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class TorchvisionMaskRCNN(MaskBranch, TorchvisionFasterRCNN):
 
     Args:
         network: ``resnet50_fpn``, or its second version ``resnet50_fpn_v2``.
-        kwargs: As for `TorchvisionFasterRCNN`.
+        kwargs: See `TorchvisionFasterRCNN`.
     """
 
     family = "maskrcnn"

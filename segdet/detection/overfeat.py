@@ -44,7 +44,7 @@ class OverFeat(SlidingWindowDetector):
         freeze_features: Whether to block the gradient of the box loss at the features.
         merging: ``nms`` keeps the best of overlapping boxes, ``average`` merges them.
         merging_threshold: The minimum IoU with a kept box for merging.
-        kwargs: As for `SlidingWindowDetector`.
+        kwargs: See `SlidingWindowDetector`.
     """
 
     def __init__(

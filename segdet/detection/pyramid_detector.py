@@ -22,7 +22,7 @@ class PyramidDetector(Detector):
 
     Args:
         candidates_per_level: The maximum number of candidates (a box with a class) per map before suppression.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
 
     Attributes:
         backbone: The network from images to features. Each family sets this and the other attributes.

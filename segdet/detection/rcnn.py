@@ -30,8 +30,8 @@ Classifier = Literal["svm", "softmax"]
 class RCNN(RegionDetector):
     """Regions with CNN features (Girshick, Donahue, Darrell, Malik, CVPR 2014) on any backbone.
 
-    Each proposal is warped, with some context, to a fixed size and classified by a network for images of that size. An
-    image costs one pass of the backbone per proposal, most of them over the same pixels.
+    Each proposal is warped, with some context, to a fixed size and classified by a network for images of that size. The
+    cost is one pass of the backbone per proposal. Proposals overlap, so the same pixels are processed many times.
 
     Training has three stages within one ``segdet fit``:
 
@@ -45,9 +45,10 @@ class RCNN(RegionDetector):
     3. For each class a ridge regression predicts the offsets of boxes from the pool5 features of regions with an IoU
        above 0.6 (section 3.5, appendix C).
 
-    A validation therefore scores the complete R-CNN, and the checkpoint saved after it is complete. A run that is
+    Each validation therefore scores the complete R-CNN, and the next checkpoint contains all its parts. A run that is
     interrupted in the second or third stage resumes with the existing features. With several processes, each process
-    extracts the features of its share of the images. The first process then runs the rest while the others wait.
+    extracts the features of its share of the images. The first process then trains on all features while the others
+    wait.
 
     Scores are softmax probabilities, or the logistic function of the SVMs' margins: 0.5 at a margin of 0. Negatives are
     trained to a margin below -1, a score below 0.27. The default ``score_threshold`` of 0.05 is a margin of -2.94: many
@@ -65,11 +66,11 @@ class RCNN(RegionDetector):
         box_regression: Whether boxes are regressed.
         svm: The options of SVM training.
         svm_negatives_below: Regions with an IoU below this with all objects of a class are negatives of the class.
-        svm_images: The number of training images, evenly spaced, for the second and third stage; all when null.
+        svm_images: The number of training images, evenly spaced, for the second and third stage; null for all.
         ridge_penalty: The regularization of the regression, lambda.
         ridge_above: Regions with an IoU above this with an object are examples of the regression.
         ridge_regions: The maximum number of examples of the regression per image.
-        kwargs: As for `RegionDetector`.
+        kwargs: See `RegionDetector`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Features of region proposals on disk, between two stages of R-CNN's training.
 
-Each image has one ``.npz`` file, which is written atomically, so that an interrupted run resumes with the files that
+Each image has one ``.npz`` file. Files are written atomically, and an interrupted run resumes with the files that
 exist. All files of a folder come from the same weights and settings; files of other weights or settings are removed.
 """
 
@@ -24,7 +24,7 @@ from segdet.util.errors import BadSample, UserError
 from segdet.util.files import unwritable, write_atomically
 
 _HEADER_BYTES = 2500
-"""The approximate size of the names and shapes in a file."""
+"""The approximate size in bytes of the names and shapes in a file."""
 
 _SAMPLE = 50
 """The number of images whose regions are counted to estimate the disk space."""
@@ -36,7 +36,7 @@ _FIX = "free disk space, then resume the run"
 class ImageFeatures:
     """The features of one image: R regions, first the objects and then the proposals.
 
-    Unused arrays are empty: the arrays of the regions without SVMs, the arrays of the pairs without box regression.
+    Without SVMs, the arrays with one row per region are empty. Without box regression, the arrays of pairs are empty.
     """
 
     features: np.ndarray  # float16 [R, D], fc7 features
@@ -130,7 +130,7 @@ class FeatureFolder:
     def pairs(self, label: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ``pair_features`` and ``pair_offsets`` of one class, for all images.
 
-        The features of all classes together may exceed the memory.
+        The features are read class by class, because those of all classes may exceed the memory.
         """
         features, offsets = [], []
         for position, (labels,) in zip(self.present(), self.read("pair_labels"), strict=True):

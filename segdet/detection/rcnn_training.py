@@ -75,7 +75,7 @@ class LaterStages:
     Args:
         model: The fine-tuned network; its SVMs and its regression are trained in place.
         options: See `segdet.detection.rcnn.RCNN`.
-        trainer: The trainer of the run, for `run` and for the loggers; None to train without either.
+        trainer: The trainer of the run. `run` needs a trainer; without one, `fit` does not log.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class LaterStages:
                     folder.write(position, self.image_features(normalized[number : number + 1], target))
 
     def estimate_bytes(self, dataset: TaskDataset, images: int) -> int:
-        """Estimate an upper bound of the disk space of the features of ``images`` images."""
+        """Estimate an upper bound, in bytes, of the disk space that the features of ``images`` images need."""
         model = self.model
         (classes, width), pair_width = model.svms.weight.shape, model.regressors.weight.shape[2]
         regions = region_counts(dataset)

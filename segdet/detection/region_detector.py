@@ -45,7 +45,7 @@ class RegionDetector(Detector):
         width: The units of ``fc6`` and ``fc7``.
         dropout: The dropout rate after each of these layers.
         detections_per_class: The maximum number of boxes per class before suppression.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
 
     Attributes:
         proposer: The data module's proposer, for images without a sample; None if proposals are read from a file.
@@ -90,7 +90,7 @@ class RegionDetector(Detector):
         """
 
     def predict(self, images: Tensor, proposals: list[Tensor]) -> list[Prediction]:  # type: ignore[override]
-        """Return the detections in normalized images of one size, in pixels of these images, from their proposals."""
+        """Return the detections among the proposals of normalized images of one size, in pixels of these images."""
         scores, boxes = self.classify(images, proposals)
         return self._detections(scores, boxes, proposals, (images.shape[2], images.shape[3]))
 
@@ -99,7 +99,7 @@ class RegionDetector(Detector):
 
         Args:
             image: Normalized, ``[1, 3, H, W]``.
-            proposals: float32 ``[P, 4]``, xyxy in pixels of the image; from the proposer when None.
+            proposals: float32 ``[P, 4]``, xyxy in pixels of the image; None to compute them with the proposer.
         """
         if proposals is None:
             pixels = (image + self._shift) / self._scale
@@ -154,7 +154,7 @@ class RegionDetector(Detector):
 
         Args:
             images: The images that enter the network.
-            originals: The images on disk, uint8 ``[h, w, 3]``, in which regions are proposed; ``images`` when None.
+            originals: The images on disk, uint8 ``[h, w, 3]``, in which regions are proposed; None for ``images``.
 
         Returns:
             For each image float32 ``[P, 4]``, xyxy in pixels of ``images``, best first.
@@ -215,7 +215,7 @@ class RegionDetector(Detector):
             return {"targets": [Target(proposals=sample.target["proposals"].to(self.device))]}
         source = sample.source
         original = read_image(source.path, source.original_size, source.upright)
-        self.proposer(original)  # the first call compiles, which is not part of the cost
+        self.proposer(original)  # the first call includes compilation, which is not part of the cost
         return {"originals": [original]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -257,5 +257,5 @@ class RegionDetector(Detector):
             [batch.originals[position] for position in positions],
             [batch.sources[position].image_id for position in positions],
             [target["proposals"] for target in targets],
-            targets,  # in the network's pixels, because resizing does not change an IoU
+            targets,  # in pixels of the network's images; resizing does not change an IoU
         )

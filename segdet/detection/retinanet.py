@@ -32,7 +32,7 @@ class FocalLossDetector(PyramidDetector):
 
     Args:
         box_loss: The box loss of positive anchors: ``l1`` of their offsets, or ``giou`` of their boxes.
-        kwargs: As for `PyramidDetector`.
+        kwargs: See `PyramidDetector`.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class RetinaNet(FocalLossDetector):
             (groups of at least 8 channels) in the head, because several maps share it. Not in the paper; improves
             training from scratch.
         head_convolutions: The number of 3x3 convolutions in each branch of the head, at most 4.
-        anchor_sizes: The sides of the square anchors in pixels, a list per map; null for 4 times the stride, times 1,
+        anchor_sizes: The sides of the square anchors in pixels, one list per map; null for 4 times the stride, times 1,
             2^(1/3) and 2^(2/3) (section 4.1).
         aspect_ratios: The aspect ratios of the anchors, height over width.
-        kwargs: As for `FocalLossDetector`.
+        kwargs: See `FocalLossDetector`.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class TorchvisionRetinaNet(FocalLossDetector):
         weights: Weights of the whole network: torchvision's name (``COCO_V1``), true, a local file, or null for random
             weights; for other classes see `segdet.detection.torchvision_network`.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``).
-        box_loss: As for `FocalLossDetector`; null for torchvision's loss: GIoU for the second version, else L1.
-        kwargs: As for `FocalLossDetector`.
+        box_loss: See `FocalLossDetector`; null for torchvision's loss: GIoU for the second version, else L1.
+        kwargs: See `FocalLossDetector`.
     """
 
     def __init__(

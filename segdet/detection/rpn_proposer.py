@@ -23,7 +23,7 @@ _CACHED_MODELS = 2
 
 @dataclass(frozen=True)
 class RPN(Proposer):
-    """Boxes of the region proposal network (Ren et al., Faster R-CNN, TPAMI 2017) in a checkpoint.
+    """A proposer that uses the region proposal network of a checkpoint (Ren et al., Faster R-CNN, TPAMI 2017).
 
     The network runs on the CPU, image by image, like all proposers whose boxes are cached for a whole dataset.
 

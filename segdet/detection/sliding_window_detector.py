@@ -41,7 +41,7 @@ class SlidingWindowDetector(Detector):
     Rowley, Baluja, Kanade, Neural network-based face detection, PAMI 1998; Viola, Jones, CVPR 2001.
 
     A window has a fixed size in pixels of the network; the image is resized instead. Each pair of a scale and an aspect
-    ratio is one level of the pyramid. A wide window of the image is a square window of the image squeezed horizontally.
+    ratio is one level of the pyramid. For wide windows, the image is squeezed horizontally, and the windows are square.
     The size of a level is chosen so that its last windows end at the image's borders. Every window is classified
     separately, with background as one of the classes, and non-maximum suppression per class leaves one window per
     object.
@@ -58,14 +58,14 @@ class SlidingWindowDetector(Detector):
 
     Args:
         window: The side of a window in pixels of the network.
-        scales: The square roots of the windows' areas relative to that of the image.
+        scales: The sizes of the windows: the square root of the ratio of window area to image area.
         aspects: The aspect ratios of the windows, width over height.
         stride: The distance between windows in pixels of the network.
         mode: ``crops`` evaluates every window separately, ``dense`` all windows of a level in one pass.
         channels: The output channels of each stage: convolution, batch normalization, ReLU and max pooling.
         kernels: The side of each stage's convolution.
         pools: The side and stride of each stage's pooling; 1 for none.
-        conv_strides: The stride of each stage's convolution; 1 when null.
+        conv_strides: The stride of each stage's convolution; null for 1.
         hidden: The widths of the linear layers between the features and the classes.
         dropout: The dropout rate before and after the first of these layers.
         backbone: A network instead of the stages, see `segdet.nn.backbones.build_backbone`; its coarsest map is
@@ -77,15 +77,15 @@ class SlidingWindowDetector(Detector):
         hard_negatives: The share of hard negatives among the negatives; the others are sampled at random. Hard
             negatives are searched densely in both modes if the network can run densely.
         foreground: The minimum IoU of a positive with an object.
-        background: The IoU with all objects below which a window is a negative.
+        background: A window is a negative if its IoU with every object is below this.
         crop_batch: The number of windows per pass of the network in ``crops``.
         detections_per_class: The maximum number of boxes per class before suppression.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
     """
 
     uses_scale = True
     extra_units = 0
-    """Units of the first linear layer that belong to another head of a subclass."""
+    """The number of units of the first linear layer that a subclass uses for another head."""
 
     def __init__(
         self,
@@ -207,8 +207,8 @@ class SlidingWindowDetector(Detector):
         for (height, width), windows, of_level in levels:
             wide, high = (windows[0, 2:] - windows[0, :2]).tolist()
             caption = (
-                f"Of the {len(windows):,} windows of {wide:.0f}x{high:.0f} pixels (width x height), "
-                f"{self.window}x{self.window} in the image resized to {width}x{height}, those of highest score."
+                f"The windows of highest score among {len(windows):,} windows of {wide:.0f}x{high:.0f} pixels (width x "
+                f"height). In the image resized to {width}x{height} they have {self.window}x{self.window} pixels."
             )
             yield best_boxes_stage(f"level {width}x{height}", windows, of_level, caption, 20)
         caption = f"The windows of highest score of all {len(layout.sizes)} levels, before suppression."

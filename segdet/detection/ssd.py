@@ -36,7 +36,7 @@ class DefaultBoxDetector(Detector):
     Args:
         detections_per_class: The maximum number of boxes per class before suppression.
         negatives_per_positive: The number of hard negatives per positive.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
 
     Attributes:
         backbone: The network from images to features. Each family sets this and the other attributes.
@@ -201,10 +201,11 @@ class SSD(DefaultBoxDetector):
         extra_maps: The number of additional maps, each half the size of the one before.
         width: The channels of the additional maps; with ``top_down``, the channels of all maps.
         top_down: Whether a feature pyramid (Lin et al., CVPR 2017) adds the coarser maps to each map; not in the paper.
-        scales: The sides of the default boxes of each map relative to the image, and one more at the end. Null for the
-            paper's rule: 0.07, then evenly spaced values from 0.15 to 1.05 (minimum sizes 30 to 315 of 300).
+        scales: The side of each map's default boxes relative to the image, and one final value, from which the larger
+            square box of the last map is computed. Null for the paper's values for COCO (section 3.4): 0.07, then
+            evenly spaced values from 0.15 to 1.05.
         aspect_ratios: The aspect ratios of each map in addition to 1; the inverse of each is also used.
-        kwargs: As for `DefaultBoxDetector`.
+        kwargs: See `DefaultBoxDetector`.
     """
 
     def __init__(

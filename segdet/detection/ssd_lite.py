@@ -38,7 +38,7 @@ class SSDLite(DefaultBoxDetector):
             `DefaultBoxDetector.load_torchvision`.
         reduced_tail: Whether the backbone's last stage has half the channels (Howard et al., table 6), as in
             torchvision's detector; ImageNet weights are for the full network.
-        kwargs: As for `DefaultBoxDetector`.
+        kwargs: See `DefaultBoxDetector`.
     """
 
     def __init__(

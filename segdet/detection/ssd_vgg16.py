@@ -16,10 +16,10 @@ from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
-"""The data set whose default boxes are used. COCO's are smaller, as its objects are (sections 3.1 and 3.4)."""
+"""The dataset that the default boxes were designed for. Those for COCO are smaller (sections 3.1 and 3.4)."""
 
 VGG_MEAN = (0.48235, 0.45882, 0.40784)
-"""The mean colour of the original VGG16, whose normalization does not divide by a standard deviation."""
+"""The mean colour of the original VGG16. Its normalization does not divide by a standard deviation."""
 
 VGG_STD = (1 / 255, 1 / 255, 1 / 255)
 
@@ -39,9 +39,9 @@ class VGG16SSD(DefaultBoxDetector):
             may contain either kind. If VGG16 has a classifier, fc6 and fc7 are subsampled from it as in the paper:
             every fourth channel, and every third row and column. For another number of classes see
             `DefaultBoxDetector.load_torchvision`.
-        sizes: The data set whose default boxes are used. For COCO, SSD300 uses torchvision's boxes, which are clipped
-            to the image.
-        kwargs: As for `DefaultBoxDetector`.
+        sizes: The dataset that the default boxes were designed for. For COCO, SSD300 uses torchvision's boxes, which
+            are clipped to the image.
+        kwargs: See `DefaultBoxDetector`.
 
     Attributes:
         size: The side of the images in pixels. Images of other sizes are not supported.

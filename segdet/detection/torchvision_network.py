@@ -18,7 +18,7 @@ COCO_NAMES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories
 """The names of COCO's 91 category ids in torchvision's weights; 0 is background."""
 
 _WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
-"""Networks whose weights torchvision trained with a frozen batch normalization without epsilon."""
+"""Networks that torchvision trained with frozen batch normalization without epsilon."""
 
 
 def torchvision_network(
@@ -46,7 +46,7 @@ def torchvision_network(
         weights: Weights of the whole network: a name (``COCO_V1``), true for the default, a local file, or null.
         weights_backbone: Weights of the backbone alone, in the same notation (``IMAGENET1K_V1``); ignored if there are
             ``weights``.
-        heads: The name of each output layer that depends on the classes, and its number of consecutive rows per class.
+        heads: The number of consecutive rows per class of each output layer that depends on the classes, by name.
 
     Raises:
         UserError: If there is no such network, or the weights are missing or do not match it.
@@ -83,7 +83,7 @@ def torchvision_network(
 
 
 def _is_frozen(names: Iterable[str]) -> bool:
-    """Whether the backbone of these weights has frozen batch normalization, which has no count of batches."""
+    """Return whether the backbone's batch normalization is frozen: it then has no buffer ``num_batches_tracked``."""
     return not any(
         name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names
     )
@@ -92,7 +92,7 @@ def _is_frozen(names: Iterable[str]) -> bool:
 def rows_of_classes(
     value: Tensor, like: Tensor, class_names: Sequence[str], rows_per_class: int = 1
 ) -> Tensor | None:
-    """Return the rows of a last layer for COCO's 91 category ids that belong to classes with COCO names.
+    """Select the rows of the given classes from an output layer for COCO's 91 category ids.
 
     Args:
         value: The weight or bias of the layer.

@@ -60,8 +60,8 @@ class YOLOv1(Detector):
     detect only one object, and groups of small objects are missed (section 2.4).
 
     With ``backbone: null`` the network is the paper's, of 24 convolutions and two fully connected layers (figure 3).
-    The authors pretrained the first twenty convolutions on ImageNet; the last four are for detection, the second of
-    these with stride 2. Any other backbone replaces the first twenty.
+    The authors pretrained the first twenty convolutions on ImageNet. The last four are for detection, and the second of
+    these has stride 2. Any other backbone replaces the first twenty.
 
     If several objects have their centre in one cell, the first is used, as in Darknet. The cell's box of highest IoU
     with the object is responsible. If no box overlaps the object, the box of smallest distance is responsible, also as
@@ -85,7 +85,7 @@ class YOLOv1(Detector):
         dropout: The dropout rate after the first fully connected layer.
         coordinate_weight: The paper's weight of the two box losses, lambda_coord.
         no_object_weight: The paper's weight of the confidence loss of boxes without an object, lambda_noobj.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
     """
 
     uses_scale = True
@@ -354,7 +354,12 @@ def _init_weights(network: nn.Module) -> None:
 
 
 def _cell_weights(cells: int, side: float, places: int) -> Tensor:
-    """Return the weights of the ``places`` of a map in the average over each cell of ``side``, along one axis.
+    """Return the weights that average a map over grid cells, along one axis.
+
+    Args:
+        cells: The number of grid cells.
+        side: The side of a grid cell in pixels of the map.
+        places: The number of pixels of the map.
 
     Returns:
         ``[cells, places]``; rows sum to 1.

@@ -26,7 +26,7 @@ _PRIOR = 0.01
 """The initial probability of an object in every cell (RetinaNet, section 4.1)."""
 
 _OUTSIDE_COST = 1e5
-"""The additional cost of a cell that is not both within an object's box and near its centre."""
+"""The additional cost of a cell that is outside the object's box or far from its centre."""
 
 
 class YOLOX(Detector):
@@ -53,7 +53,7 @@ class YOLOX(Detector):
         most_cells: The maximum number of cells per object.
         box_weight: The weight of the box loss; 5 in the authors' code.
         detections_per_class: The maximum number of boxes per class before suppression.
-        kwargs: As for `Detector`.
+        kwargs: See `Detector`.
     """
 
     def __init__(
@@ -214,7 +214,8 @@ def simota(
     candidate = (inside | near) & (labels > 0)[..., None]  # [B, G, A]
 
     iou = pairwise_iou(boxes, predicted) * candidate
-    # Each label changes one term of the background's cross entropy. Computing this term avoids a G x A x K tensor.
+    # The cost of a label differs from that of background in one term. Only this term is computed per object, which
+    # avoids a G x A x K tensor.
     probability = (logits.sigmoid() * objectness.sigmoid()[..., None]).sqrt()
     negative = -torch.log1p(-probability.clamp(max=1 - 1e-6))
     positive = -probability.clamp(min=1e-8).log()

@@ -29,8 +29,8 @@ class BoxHead(Localizer):
 
     - ``flat``: linear layers on pooled maps, as in VGG (see `FlatHeads`);
     - ``voting``: class and box at every cell, as in OverFeat, combined into one prediction (see `VotingHeads`). The
-      cells share their weights, so one image trains all cells around its object. Several times fewer images suffice to
-      learn the classes.
+      cells share their weights, so one image trains all cells around its object. The classes can be learned from
+      several times fewer images.
 
     Args:
         backbone: The backbone, see `segdet.nn.backbones.build_backbone`.
@@ -153,8 +153,8 @@ class FlatHeads(nn.Module):
     """A class head and a box head, each of two linear layers, on pooled features.
 
     The box head uses the coarsest map, pooled to a grid and flattened, because a global average loses positions. The
-    class does not depend on the position: the class head uses the maximum and the mean of each channel, and needs fewer
-    training images.
+    class does not depend on the position. The class head therefore uses only the maximum and the mean of each channel,
+    and needs fewer training images.
 
     Args:
         channels: The channels of each map.

@@ -54,9 +54,9 @@ class Backbone(nn.Module):
 class SmallVGG(nn.Module):
     """A small network in the style of VGG (Simonyan and Zisserman, ICLR 2015), for small images and CPUs.
 
-    Each stage has 3x3 convolutions with batch normalization. Max pooling precedes all stages but the first, whose
-    first convolution has stride 2. A ResNet reaches stride 4 after one convolution; this network has a whole stage
-    at stride 2, which preserves the edges and corners of small objects.
+    Each stage has 3x3 convolutions with batch normalization. Max pooling precedes every stage except the first. The
+    first convolution of the network has stride 2. A ResNet reaches stride 4 after one convolution; this network has a
+    whole stage at stride 2, which preserves the edges and corners of small objects.
 
     Args:
         channels: The channels of each stage. Stage i has stride ``2 ** (i + 1)``.
@@ -155,7 +155,7 @@ class _Select(nn.Module):
 
 
 class _ChannelsFirst(nn.Module):
-    """A body of timm whose maps ``[B, h, w, C]`` are returned as ``[B, C, h, w]``."""
+    """A wrapper of a timm body that converts its maps from ``[B, h, w, C]`` to ``[B, C, h, w]``."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -226,9 +226,9 @@ def _from_timm(
 
 
 def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, int]:
-    """Return timm's index of the last map of each stride of a network, by stride.
+    """Return for each stride of a network timm's index of the last map with this stride.
 
-    The function builds the network to read them, if possible on the meta device.
+    The network is built to read the indices, on the meta device if possible.
     """
     with torch.random.fork_rng(devices=[]):
         try:

@@ -1,6 +1,6 @@
 """Box coding, matching of anchors with objects, and the selection of detections, shared by all detectors.
 
-All functions are batched over images and have no Python loops over boxes. Training needs no transfer from the device.
+All functions are batched over images and have no Python loops over boxes. Training copies nothing back to the host.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BoxCoder:
     def _std(self, device: torch.device) -> Tensor:
         # Copying four numbers to a GPU in every step would synchronize with it.
         if device not in self._by_device:
-            # The first call may be in inference mode, whose tensors cannot be used in training.
+            # The first call may be in inference mode. Tensors created in that mode cannot be used in training.
             with torch.inference_mode(False):
                 self._by_device[device] = torch.tensor(self.std, device=device)
         return self._by_device[device]
@@ -127,7 +127,7 @@ def match_anchors(
 
     An anchor is matched with the object of highest IoU if this IoU is at least ``foreground``. Below ``background`` the
     anchor is background; between the two it is ignored. With ``best_of_each`` every object is also matched with its
-    anchor of highest IoU, whatever the IoU (if several objects share that anchor, the last object gets it).
+    anchor of highest IoU, even if that IoU is low. If several objects share that anchor, the last object is used.
 
     Args:
         anchors: ``[A, 4]`` xyxy.
@@ -199,8 +199,10 @@ class Selection:
 
     score_threshold: float  # scores must exceed this
     nms_threshold: float  # the IoU above which the box of lower score of the same class is removed
-    per_class: int | None = None  # the maximum number of boxes per class before suppression; all when None
-    per_image: int | None = None  # the maximum number of detections per image; all when None
+    per_class: int | None = (
+        None  # the maximum number of boxes per class before suppression; None for no limit
+    )
+    per_image: int | None = None  # the maximum number of detections per image; None for no limit
     class_agnostic: bool = False  # whether boxes of different classes suppress each other
     min_side: float = (
         0.0  # boxes with a shorter side, after clipping to the image, are removed before suppression

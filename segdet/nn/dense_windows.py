@@ -128,7 +128,7 @@ class DensePass(nn.Module):
 
         Args:
             images: Normalized images.
-            classifier: The one given to ``__init__``, with its current weights.
+            classifier: The classifier given to ``__init__``, with its current weights.
 
         Raises:
             UserError: If the images are smaller than a window.
@@ -310,7 +310,7 @@ def _apply(
 
 
 def _normalize(features: Tensor, norm: BatchNorm) -> Tensor:
-    """Apply batch normalization to features ``[B, C, h, w]``, also with a layer for ``[N, C]``."""
+    """Apply batch normalization to features ``[B, C, h, w]``. The layer may be for maps or for ``[N, C]``."""
     if not isinstance(norm, nn.BatchNorm1d):
         return norm(features)
     flat = norm(features.permute(0, 2, 3, 1).flatten(0, 2))
@@ -318,9 +318,9 @@ def _normalize(features: Tensor, norm: BatchNorm) -> Tensor:
 
 
 def _pools_elementwise(features: Tensor) -> bool:
-    """Whether max pooling is computed as a chain of elementwise maxima."""
+    """Return whether max pooling is computed as a chain of elementwise maxima."""
     # torch's max pooling also computes the position of each maximum, which only the gradient needs. On a CPU the chain
-    # takes a fraction of its time.
+    # of maxima takes a fraction of the time.
     return not features.is_cuda and not (torch.is_grad_enabled() and features.requires_grad)
 
 

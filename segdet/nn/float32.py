@@ -11,13 +11,13 @@ from torch import Tensor, nn
 def at_least_float32(values: Tensor) -> Tensor:
     """Convert logits or boxes to float32; float64 stays float64.
 
-    With logits that are interpolated in bfloat16, two classes tie at about one pixel in a hundred.
+    If logits are interpolated in bfloat16, two classes tie at about one pixel in a hundred.
     """
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def output_float32(module: nn.Module) -> None:
-    """Add a hook that converts the outputs of ``module`` to float32, whatever its precision."""
+    """Add a hook that converts the outputs of ``module`` to float32."""
 
     def convert(_: nn.Module, __: Any, output: Any) -> Any:
         return _float32(output)

@@ -83,7 +83,7 @@ class ExtraLevels(ExtraFPNBlock):
 def group_norm(width: int) -> Callable[[int], nn.GroupNorm]:
     """Return the factory of group normalization for a head that is shared by all levels.
 
-    There are 32 groups, or fewer so that each group has at least 8 of the ``width`` channels.
+    There are at most 32 groups. Each has at least 8 of the ``width`` channels.
 
     Raises:
         UserError: If the channels cannot be divided into the groups.

@@ -94,7 +94,7 @@ def sample_rois(
 
 
 def _rank(key: Tensor, among: Tensor) -> Tensor:
-    """Return the rank of each of ``among`` in the order of ``key``, per row; all others have higher ranks."""
+    """Rank the entries where ``among`` is true by ``key``, in each row; all other entries have higher ranks."""
     return key.masked_fill(~among, torch.inf).argsort(1).argsort(1)
 
 
@@ -159,7 +159,7 @@ class TwoLayerHead(nn.Module):
 
         Args:
             backbone: The network, such as ``torchvision:vgg16``; other backbones have no such layers.
-            weights: As for `segdet.nn.backbones.build_backbone`, which has already reported missing weights.
+            weights: See `segdet.nn.backbones.build_backbone`. This function has already reported missing weights.
 
         Returns:
             Whether the layers were copied.

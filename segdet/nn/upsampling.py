@@ -43,8 +43,8 @@ class Upsampler(nn.Module):
         Args:
             features: The features.
             size: ``(height, width)`` of the output, for example of the input of the pooling to invert.
-            indices: int64 ``[B, C, h, w]``, the flat index of each maximum of that pooling within its channel, as
-                ``max_pool2d(..., return_indices=True)`` returns them. Only `MaxUnpooling` uses them.
+            indices: int64 ``[B, C, h, w]``, the indices of the maxima as returned by ``max_pool2d`` with
+                ``return_indices=True``: flat positions within a channel. Only `MaxUnpooling` uses them.
 
         Raises:
             ValueError: If pooling a map of ``size`` does not give maps of ``h`` x ``w``, or indices are missing.
@@ -69,7 +69,7 @@ class Bilinear(Upsampler):
 
 
 class BedOfNails(Upsampler):
-    """Each value at the top left of its ``factor`` x ``factor`` window, zeros elsewhere."""
+    """Bed-of-nails unpooling: each value at the top left of its ``factor`` x ``factor`` window, zeros elsewhere."""
 
     def forward(self, features: Tensor, size: tuple[int, int], indices: Tensor | None = None) -> Tensor:
         h, w = features.shape[-2:]

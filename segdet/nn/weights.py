@@ -101,7 +101,7 @@ def load_state(network: nn.Module, state: StateDict, source: str, owner: str) ->
 
 
 def check_complete(own: StateDict, missing: Sequence[str], source: str, owner: str) -> None:
-    """Raise `UserError` if weights of ``owner`` are ``missing``, other than counts of batches."""
+    """Raise `UserError` if weights of ``owner`` are ``missing``; counts of batches may be missing."""
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(

@@ -38,7 +38,7 @@ def level_sizes(
         size: ``(height, width)`` of the image.
         window: The side of a window in pixels of the levels.
         stride: The distance between windows in pixels of the levels.
-        scales: The square roots of the windows' areas, each relative to the area of the image.
+        scales: The sizes of the windows: the square root of the ratio of window area to image area.
         aspects: Width over height.
     """
     height, width = size

@@ -12,7 +12,7 @@ from torchvision.ops import Conv2dNormActivation
 from segdet.util.errors import UserError
 
 Pair = tuple[int, int]
-"""Vertical first."""
+"""Two numbers, the vertical one first."""
 
 Mode = Literal["crops", "dense"]
 """The evaluation of an image by a sliding-window family: crop by crop, or all windows in one pass."""
@@ -93,7 +93,7 @@ def window_stages(
         channels: The output channels of each stage.
         kernels: The side of each stage's convolution.
         pools: The side and stride of each stage's pooling.
-        strides: The stride of each stage's convolution; 1 when null.
+        strides: The stride of each stage's convolution; null for 1.
 
     Returns:
         The layers, and the number of features of one window after them.

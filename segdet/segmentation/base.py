@@ -40,7 +40,7 @@ class Segmenter(Task):
 
     Args:
         loss: cross_entropy; focal (Lin et al., 2017), which emphasizes misclassified pixels; dice, the overlap of
-            each class; or cross_entropy_dice, the sum of both.
+            each class; or cross_entropy_dice, the sum of cross_entropy and dice.
         class_weights: The weights of the classes in the loss: null for equal weights, one number per class, or a
             formula for weights from the class frequencies of the training set: median_frequency (Eigen, Fergus, 2015)
             or inverse_sqrt_frequency, with smaller differences.
@@ -50,9 +50,10 @@ class Segmenter(Task):
         tta_scales: The scales at which each image is predicted; the softmax probabilities are averaged.
         tile: The size of tiles in pixels, a number or [height, width]. Larger images are predicted in tiles to limit
             the device memory (see `segdet.segmentation.tiling`). Multiples of 32 work best.
-        tile_overlap: The smallest overlap of neighbouring tiles in pixels; a quarter of the tile when null.
-        boundary_scores: When boundary F1 and boundary IoU are computed: in the ``test``, also in ``validation``, or
-            ``never``. They take more processor time than all other scores (see `BoundaryScores`).
+        tile_overlap: The smallest overlap of neighbouring tiles in pixels; null for a quarter of the tile.
+        boundary_scores: When boundary F1 and boundary IoU are computed: ``test`` for tests only, ``validation`` for
+            validation and tests, or ``never``. They take more processor time than all other scores (see
+            `BoundaryScores`).
         kwargs: See `Task`.
     """
 
@@ -115,7 +116,7 @@ class Segmenter(Task):
     # Helpers for the losses of families.
 
     def pixel_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Return the loss selected by ``loss``, with class weights, over the pixels that are not 255.
+        """Return the loss selected by ``loss``, with class weights. Pixels with the mask value 255 are ignored.
 
         The loss is zero, not NaN, if all pixels are ignored.
 

@@ -21,11 +21,11 @@ from segdet.util.errors import UserError
 class DeconvNet(Segmenter):
     """DeconvNet (Noh, Hong, Han, ICCV 2015): a convolution network and a mirrored deconvolution network.
 
-    VGG16 up to fc7 maps an image of 224x224 to one vector. A 7x7 deconvolution expands it to 7x7 pixels. Five stages
-    then reconstruct the objects (section 3). Each consists of max unpooling, with the switches of the mirrored pooling,
-    and deconvolutions of stride 1. The switches restore locations, the learned deconvolutions fill in shapes. Batch
-    normalization and ReLU follow every layer but the last; the paper reports that without batch normalization such a
-    deep network converges to a poor optimum.
+    VGG16 up to fc7 maps an image of 224x224 to one vector. A 7x7 deconvolution expands the vector to 7x7 pixels. Five
+    stages then reconstruct the objects (section 3). Each stage consists of max unpooling, with the switches of the
+    mirrored pooling, and deconvolutions of stride 1. The switches restore locations, and the learned deconvolutions
+    fill in shapes. Batch normalization and ReLU follow every layer except the last. The paper reports that such a deep
+    network converges to a poor optimum without batch normalization.
 
     The network has 251,772,245 parameters with 21 classes (and 33,408 of batch normalization), four fifths of them in
     fc6 and its mirror image. SegNet's authors measured 475 ms per forward pass at 360x480 on a Titan, with the
@@ -33,8 +33,8 @@ class DeconvNet(Segmenter):
 
     The paper segments up to 50 object proposals per image and takes the maximum of their scores. Here the network is
     applied to the whole image, with sides of at least ``32 * fc_kernel``. The paper trains in two stages: on crops
-    centred at objects, then on proposals. Only their images differ; the second stage takes its ``weights`` from the run
-    of the first.
+    centred at objects, then on proposals. The stages differ only in their images. For the second stage, set ``weights``
+    to the run of the first.
 
     Args:
         weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``); true for the
@@ -43,8 +43,8 @@ class DeconvNet(Segmenter):
         width: The fraction of VGG16's channels in the convolutions and their mirror image.
         fc_channels: The channels of fc6 and fc7.
         fc_kernel: The side of fc6 and of its mirror image: 7, which is 224 / 32, or less for smaller images.
-        init_std: The standard deviation of the initial weights of all layers but the encoder's: .01 in the paper; null
-            for the initialization of He et al. (ICCV 2015). With .01 narrow networks fail to overfit four images.
+        init_std: The standard deviation of the initial weights of all layers except the encoder: .01 in the paper; null
+            for the initialization of He et al. (ICCV 2015). With .01, narrow networks fail to overfit four images.
         kwargs: See `Segmenter`.
     """
 

@@ -47,7 +47,7 @@ class VGG16FCN(Segmenter):
         pad: The padding of the image: 100 as in the paper, or 1 as in VGG16, with a padding of 3 in fc6 instead. With
             100, a small image would consist mostly of padding.
         upsampling: The transposed convolutions to train: ``none`` (the released networks), ``intermediate``
-            (the paper: all but the last) or ``all``. Each class has its own kernel.
+            (the paper: all except the last) or ``all``. Each class has its own kernel.
         skip_scales: The factors of pool4 and pool3.
         dropout: The dropout rate after fc6 and fc7.
         width: The fraction of VGG16's channels in its convolutions.
@@ -131,7 +131,7 @@ class VGG16FCN(Segmenter):
 
 
 def crop_offsets(stride: int, pad: int = 100, fc6_padding: int = 0) -> list[int]:
-    """Return the crop offsets of the scores of pool4 and pool3, if these are used, and last of the output.
+    """Return the crop offsets: first for the scores of pool4 and pool3, if they are used, then for the output.
 
     A cell of a map lies at the centre of its receptive field. Cell ``i`` of a pooled map of stride ``s`` lies at pixel
     ``s * i + (s - 1) / 2 - (pad - 1)``. The first cell of fc6 lies ``3 - fc6_padding`` cells of pool5 further in.

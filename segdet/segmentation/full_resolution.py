@@ -78,6 +78,8 @@ class FullResolutionFCN(Segmenter):
         field = 1
         for number, convolution in enumerate(self.convolutions, start=1):
             field += 2 * convolution[0].dilation[0]  # type: ignore[index]
-            caption = f"The feature strength after {number} convolutions, which see {field}x{field} pixels."
+            caption = (
+                f"The feature strength after {number} convolutions. Their receptive field is {field}x{field}."
+            )
             yield feature_stage(f"features {number}", outputs[convolution], caption)
         yield from class_heat_maps(logits, self.class_names)

@@ -26,10 +26,10 @@ class SegNet(Segmenter):
     zeros elsewhere. Convolutions make the sparse map dense. The upsampling has no learned parameters, and two bits per
     window would suffice to store the switches. The encoder's maps need not be stored.
 
-    The encoder has VGG16's 13 convolutions, the decoder 13 as well. Batch normalization and ReLU follow all but the
-    last, which computes class scores at full resolution. Without fc6 the network has less than a quarter of FCN's
-    parameters (29,433,483 with 11 classes, and 15,872 of batch normalization), but it convolves 64 channels at full
-    resolution twice. The paper reports 422 ms per forward pass at 360x480 on a Titan, and 317 ms for FCN.
+    The encoder has the 13 convolutions of VGG16, and the decoder has 13 too. Batch normalization and ReLU follow all
+    except the last, which computes class scores at full resolution. Without fc6 the network has less than a quarter of
+    FCN's parameters (29,433,483 with 11 classes, and 15,872 of batch normalization), but it convolves 64 channels at
+    full resolution twice. The paper reports 422 ms per forward pass at 360x480 on a Titan, and 317 ms for FCN.
 
     Args:
         weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``); true for the

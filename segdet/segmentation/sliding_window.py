@@ -111,7 +111,7 @@ class SlidingWindow(Segmenter):
         return _interpolate_between(logits, _first_centre(size, self.stride), self.stride, size)
 
     def logits_at_centres(self, images: Tensor) -> Tensor:
-        """Return logits ``[B, C, rows, columns]`` of the windows, whose centres start at ``stride // 2``."""
+        """Return logits ``[B, C, rows, columns]`` of all windows. The first centre is at ``stride // 2``."""
         size = (images.shape[2], images.shape[3])
         sides: list[int] = []
         first_centre = _first_centre(size, self.stride)
@@ -147,7 +147,7 @@ class SlidingWindow(Segmenter):
             "windows",
             boxes=torch.cat([corners, corners + self.window], 1),
             scores=best[cells[:, 0], cells[:, 1]],
-            caption=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each classified by itself; "
+            caption=f"Some of the {rows * columns:,} windows, {self.stride} pixels apart, each classified separately; "
             "the score is the probability of the predicted class.",
         )
         caption = "The probability of the predicted class at the centre of each window."

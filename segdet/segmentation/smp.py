@@ -28,13 +28,13 @@ class SMP(Segmenter):
     """A network of the segmentation_models_pytorch library (pip install 'segdet[smp]').
 
     The library combines decoders (``Unet``, ``UnetPlusPlus``, ``MAnet``, ``Linknet``, ``FPN``, ``PSPNet``,
-    ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders. These are its own
-    (``resnet34``, ``mit_b0`` ...) and timm's, whose names begin with ``tu-`` (``tu-convnext_tiny``). All combinations
-    are trained and scored like other families. The library's documentation names the paper of each decoder. The cost is
-    one pass of the encoder and of the decoder.
+    ``DeepLabV3``, ``DeepLabV3Plus``, ``PAN``, ``UPerNet``, ``Segformer``, ``DPT``) with encoders. The encoders are the
+    library's own (``resnet34``, ``mit_b0`` ...) and those of timm with the prefix ``tu-`` (``tu-convnext_tiny``). All
+    combinations are trained and scored like other families. The library's documentation names the paper of each
+    decoder. The cost is one pass of the encoder and of the decoder.
 
-    Images whose sides are not multiples of the encoder's stride are padded at the right and bottom with the mean
-    colour, and the logits are cropped.
+    Images are padded at the right and bottom with the mean colour to multiples of the encoder's stride, and the logits
+    are cropped.
 
     Args:
         architecture: The class of the decoder.
@@ -170,7 +170,7 @@ class SMP(Segmenter):
 
 
 def _to_float32(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """A hook that converts the input of an interpolation of logits to float32."""
+    """Convert logits to float32 before their interpolation: a forward pre-hook."""
     return (at_least_float32(inputs[0]),)
 
 

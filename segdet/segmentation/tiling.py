@@ -81,7 +81,7 @@ def predict_rows(
         overlap: The smallest overlap of neighbouring tiles, in pixels.
 
     Yields:
-        float32 ``[C, rows, W]`` on the CPU, whose concatenation is ``[C, H, W]``.
+        float32 ``[C, rows, W]`` on the CPU; all parts together are ``[C, H, W]``.
     """
     height, width = image.shape[-2:]
     down, across = spans(height, tile[0], overlap), spans(width, tile[1], overlap)
@@ -104,8 +104,8 @@ def predict_rows(
 def classes_of_rows(rows: Iterator[Tensor], size: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """Return the class of every pixel of the original image: int64 ``[H', W']``.
 
-    The result equals concatenating all rows, resizing them bilinearly and taking the argmax, but not all rows are in
-    memory at once.
+    The result is the same as if all rows were concatenated, resized bilinearly and reduced by argmax. Only the rows
+    that are needed next are in memory.
 
     Args:
         rows: As yielded by `predict_rows`.

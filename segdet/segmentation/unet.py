@@ -41,7 +41,7 @@ class UNet(Segmenter):
         backbone_options: Further arguments of `segdet.nn.backbones.build_backbone`.
         strides: The strides of the levels. The level of stride 1, which no backbone has, consists of two convolutions
             on the image, as in the paper. Without it, the logits of the finest stride are interpolated.
-        widths: The channels of the expansive path at each level but the coarsest, fine to coarse.
+        widths: The channels of the expansive path at each level except the coarsest, fine to coarse.
         dropout: The dropout rate of the coarsest map, at the end of the contracting path (section 3.1).
         kwargs: See `Segmenter`.
     """
@@ -113,13 +113,14 @@ class UNet(Segmenter):
         return maps if self.stem is None else [self.stem(images), *maps]
 
     def _expand(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return the expansive path's maps of all strides but the coarsest, coarse to fine."""
+        """Return the expansive path's maps of all strides except the coarsest, coarse to fine."""
         expanded = [maps[-1]]
         for up, block, skip in zip(
             reversed(self.ups), reversed(self.blocks), reversed(maps[:-1]), strict=True
         ):
             upsampled = up(expanded[-1])
-            # Most backbones round up sides that the stride does not divide, some round down. Negative padding crops.
+            # Sides that are not multiples of the stride are rounded up by most backbones, and down by some. In the
+            # first case the padding is negative, which crops the map.
             missing = [skip.shape[i] - upsampled.shape[i] for i in (-1, -2)]
             upsampled = F.pad(upsampled, (0, missing[0], 0, missing[1]))
             expanded.append(block(torch.cat([skip, upsampled], 1)))
@@ -138,7 +139,7 @@ class OriginalUNet(Segmenter):
     figure 2). The image is extended by mirroring, so that every pixel has a logit, in training and in prediction. With
     ``output_tile``, prediction runs tile by tile, in constant memory and with the same result.
 
-    To separate touching cells, the paper weighs the loss of every pixel by
+    To separate touching cells, the paper weights the loss of every pixel by
     ``w_c(x) + w_0 exp(-(d_1(x) + d_2(x))^2 / 2 sigma^2)``. d_1 and d_2 are the distances to the nearest and the second
     nearest cell (section 3, equation 2). Class masks do not distinguish cells, only classes. Here, d_1 + d_2 is
     replaced by the distance to the nearest pixel with a neighbour of another class. The narrow gap between two cells
@@ -211,7 +212,7 @@ class OriginalUNet(Segmenter):
 
     @property
     def margin(self) -> int:
-        """The difference of input and output on each side, in pixels: 92 for a depth of 4."""
+        """The number of pixels that the output lacks on each side of the input: 92 for a depth of 4."""
         return 6 * 2**self.depth - 4
 
     def output_side(self, side: int) -> int:

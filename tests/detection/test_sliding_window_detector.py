@@ -449,7 +449,7 @@ def test_stages_are_levels_best_windows_and_detections(family: Any, options: dic
     assert [stage.name for stage in stages] == [*names, "best windows", *regressed, "detections"]
     for stage, count, boxes in zip(stages, layout.counts, layout.boxes.split(layout.counts), strict=False):
         assert stage.boxes is not None and len(stage.boxes) == min(20, count)
-        assert f"Of the {count:,} windows" in stage.caption
+        assert f"among {count:,} windows" in stage.caption
         assert (stage.boxes[:, None] == boxes).all(-1).any(1).all()
     assert stages[-1].boxes is not None
     torch.testing.assert_close(stages[-1].boxes, found["boxes"])

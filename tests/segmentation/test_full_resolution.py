@@ -88,7 +88,7 @@ def test_stages_are_a_map_per_convolution_and_heat_maps() -> None:
     names = [stage.name for stage in stages]
     assert names[:5] == [f"features {number}" for number in range(1, 6)]
     assert names[-1] == "confidence" and names[5].startswith("heat map ")
-    assert "which see 21x21 pixels" in stages[4].caption
+    assert "receptive field is 21x21." in stages[4].caption
     assert all(stage.map is not None and stage.map.shape == (32, 40) for stage in stages)
 
 
