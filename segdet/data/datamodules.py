@@ -53,35 +53,72 @@ class VOCDataModule(DataModule):
 
 
 class COCODataModule(DataModule):
-    """COCO, and any folder of that format.
+    """COCO, and any folder of that format, or annotation files anywhere.
 
     Args:
         root: Folder that contains ``annotations/instances_<split>.json`` (or ``annotations/<split>.json``, or
-            Roboflow's ``<split>/_annotations.coco.json``) and a folder ``<split>`` of images.
+            Roboflow's ``<split>/_annotations.coco.json``) and a folder ``<split>`` of images. Default: the folder of
+            ``train_annotations``.
         train: Split to train on.
         val: Split to validate on.
         test: Split to test on; default: the validation split (COCO's test annotations are secret).
+        train_annotations: Annotation file to train on, instead of the split's. A relative path is looked up in
+            ``root`` first.
+        train_images: Folder of the training images, to which the file names in the annotations are relative; default:
+            see `COCOReader`. A relative path is looked up in ``root`` first.
+        val_annotations: Annotation file to validate on.
+        val_images: Folder of the validation images.
+        test_annotations: Annotation file to test on.
+        test_images: Folder of the test images.
         class_names: Categories to use, or a text file with one per line; default: all.
         kwargs: See `DataModule`.
+
+    Raises:
+        UserError: If neither ``root`` nor ``train_annotations`` is given.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         train: str = "train2017",
         val: str = "val2017",
         test: str | None = None,
+        train_annotations: str | Path | None = None,
+        train_images: str | Path | None = None,
+        val_annotations: str | Path | None = None,
+        val_images: str | Path | None = None,
+        test_annotations: str | Path | None = None,
+        test_images: str | Path | None = None,
         class_names: list[str] | str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, **kwargs)
+        if root is None and train_annotations is None:
+            raise UserError(
+                "--data.root: give the COCO folder, or --data.train_annotations FILE and --data.train_images DIR"
+            )
+        super().__init__(Path(train_annotations or "").parent if root is None else root, **kwargs)
         self.splits = {"train": train, "val": val, "test": test or val}
-        self.test_is_val = not test
+        self.files = {
+            "train": (train_annotations, train_images),
+            "val": (val_annotations, val_images),
+            "test": (test_annotations, test_images),
+        }
+        self.test_is_val = not (test or test_annotations or test_images)
+        if self.test_is_val:
+            self.files["test"] = self.files["val"]
         self.requested_class_names = class_names
 
     def open_reader(self, subset: Subset) -> COCOReader:
-        names = self.requested_class_names
-        return COCOReader(self.root, self.splits[subset], self.task, class_names=names, masks=self.masks)
+        annotations, images = self.files[subset]
+        return COCOReader(
+            self.root,
+            self.splits[subset],
+            self.task,
+            annotation_file=annotations,
+            image_folder=images,
+            class_names=self.requested_class_names,
+            masks=self.masks,
+        )
 
 
 class CityscapesDataModule(DataModule):

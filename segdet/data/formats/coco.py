@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as rle
 from tqdm import tqdm
 
 from segdet.data.faults import Fault, FaultKind
+from segdet.data.formats.outlines import outline_mask
 from segdet.data.formats.reader import Reader, names_from
 from segdet.data.formats.splits import coco_files
 from segdet.data.images import image_size
@@ -310,12 +310,9 @@ class COCOReader(Reader):
         if not outline:
             raise bad("has no segmentation", "add an outline, or train on boxes")
         try:
-            runs = _polygons(outline, size) if isinstance(outline, list) else _run_lengths(outline, size)
+            return outline_mask(outline, size)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise bad(f"segmentation cannot be read ({error})") from None
-        # Column-major, starting with a run of background.
-        values = np.arange(len(runs)) % 2 == 1
-        return np.repeat(values, runs).reshape(size[::-1]).T
 
 
 def _given(root: Path, given: Path | str, what: str, exists: Callable[[Path], bool]) -> Path:
@@ -358,58 +355,6 @@ def _find_image_folder(
             f"put the images there, or into {images / split} or {images}"
         )
     return places[0]
-
-
-def _polygons(parts: list[Any], size: tuple[int, int]) -> np.ndarray:
-    """Return the run lengths of polygons, filled by pycocotools."""
-    height, width = size
-    for part in parts:
-        points = np.asarray(part, np.float64)
-        if points.ndim != 1 or points.size % 2:
-            raise ValueError("a polygon is not a flat list x, y, x, y ...")
-        # pycocotools traces each edge point by point, so a distant vertex would exhaust the memory.
-        if not (np.abs(points) <= 100 * (height + width)).all():
-            raise ValueError("a polygon's point is not finite or far outside the image")
-    # pycocotools would read a list whose first part has four numbers as boxes.
-    parts = [part for part in parts if len(part) >= 6]
-    if not parts:
-        raise ValueError("no polygon has 3 points")
-    return _decompressed(rle.merge(rle.frPyObjects(parts, height, width))["counts"])
-
-
-def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Return the run lengths of an RLE segmentation, compressed or not."""
-    height, width = size
-    counts = outline["counts"]
-    if [int(side) for side in outline["size"]] != [height, width]:
-        raise ValueError(f"its size {outline['size']} is not the image's [{height}, {width}]")
-    runs = np.asarray(counts) if isinstance(counts, list) else _decompressed(counts.encode("ascii"))
-    if runs.dtype.kind not in "iu" or (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"its counts do not add up to the image's {height * width} pixels")
-    return runs
-
-
-def _decompressed(counts: bytes) -> np.ndarray:
-    """Decode COCO's compressed run lengths to int64.
-
-    Each character minus 48 contains five bits of a number, lowest first. A sixth bit is set if more characters follow.
-    The highest of the last five bits is the sign. From the fourth number on, values are differences to the number two
-    places earlier. (pycocotools decodes this as well, but with warnings on NumPy 2.)
-    """
-    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((bits & 0x20) == 0)
-    if not bits.size or last.size == 0 or last[-1] != bits.size - 1:
-        raise ValueError("its counts are truncated")
-    starts = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - starts + 1
-    if lengths.max() > 12:
-        raise ValueError("its counts are not numbers")
-    shifts = 5 * (np.arange(bits.size) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((bits & 0x1F) << shifts, starts)
-    numbers -= np.where(bits[last] & 0x10, 1 << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
 
 
 def _load(path: Path) -> dict[str, Any]:

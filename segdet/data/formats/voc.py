@@ -41,7 +41,7 @@ class _Member(NamedTuple):
     name: str
 
 
-class _Annotation(NamedTuple):
+class VOCAnnotation(NamedTuple):
     """Content of an XML file. ``raw`` is float64 ``[N, 4]``: xmin, ymin, xmax, ymax, 1-based, as written."""
 
     size: tuple[int, int] | None
@@ -112,7 +112,7 @@ class VOCReader(Reader):
         self.category_ids = list(range(1, len(self.class_names) + 1))
         self._label_of = {name: label for label, name in enumerate(self.class_names, start=1)}
         self._images: dict[Path, dict[str, str]] = {}
-        self._last: tuple[Path, _Annotation] | None = None
+        self._last: tuple[Path, VOCAnnotation] | None = None
 
     @property
     def mask_values(self) -> list[int]:
@@ -152,7 +152,7 @@ class VOCReader(Reader):
             fault = f"unknown class {', '.join(map(repr, unknown))}{hint}"
             fix = f"fix the name or add it to class_names (now {_shortened(self.class_names)})"
             raise BadSample(path, fault, fix)
-        boxes, _ = _half_open(annotation.raw)
+        boxes, _ = half_open(annotation.raw)
         extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
         return Objects(
             boxes=boxes.astype(np.float32),
@@ -193,7 +193,7 @@ class VOCReader(Reader):
             annotation = self._annotation(path)
         except BadSample:
             return
-        _, degenerate = _half_open(annotation.raw)
+        _, degenerate = half_open(annotation.raw)
         for row in np.flatnonzero(degenerate):
             xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
             written = f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written"
@@ -212,10 +212,10 @@ class VOCReader(Reader):
         folder, name = self._members[index]
         return folder / "SegmentationClass" / f"{name}.png"
 
-    def _annotation(self, path: Path) -> _Annotation:
+    def _annotation(self, path: Path) -> VOCAnnotation:
         # The last file is cached, because the size and the objects of an image are read one after the other.
         if self._last is None or self._last[0] != path:
-            self._last = path, _read_xml(path)
+            self._last = path, read_annotation(path)
         return self._last[1]
 
     def _list(self, name: str) -> list[_Member]:
@@ -320,7 +320,7 @@ def _folder_of(root: Path, name: str) -> tuple[Path, str]:
     raise UserError(f"{root}: neither VOC{year}/ nor VOCdevkit/VOC{year}/ in it; {there}")
 
 
-def _half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Convert boxes as written to 0-based half-open boxes; also return which of them are degenerate."""
     start, end = raw[:, :2] - 1, raw[:, 2:]
     empty = np.asarray(end <= raw[:, :2])
@@ -329,7 +329,12 @@ def _half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([start, end], axis=1), np.asarray(empty.any(axis=1))
 
 
-def _read_xml(path: Path) -> _Annotation:
+def read_annotation(path: Path) -> VOCAnnotation:
+    """Read an XML file.
+
+    Raises:
+        BadSample: If the file is missing or corrupt, or an object has no name or no valid box.
+    """
     try:
         tree = ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
@@ -347,7 +352,7 @@ def _read_xml(path: Path) -> _Annotation:
         names.append(name)
         raw[row] = _corners(path, name, element.find("bndbox"))
         difficult[row] = (element.findtext("difficult") or "0").strip().lower() in ("1", "true")
-    return _Annotation(_declared(tree.find("size")), names, raw, difficult)
+    return VOCAnnotation(_declared(tree.find("size")), names, raw, difficult)
 
 
 def _corners(path: Path, name: str, box: ElementTree.Element | None) -> list[float]:

@@ -21,9 +21,9 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 from tqdm import tqdm
 
+from segdet.data.formats.outlines import mask_polygons, outline_of
 from segdet.data.shapes.scenes import Scene
 from segdet.util.drawing import voc_palette
 from segdet.util.errors import UserError
@@ -239,23 +239,6 @@ def _call_in_worker(*arguments: Any) -> Any:
     return _worker_function[0](*arguments)
 
 
-def _pieces(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return outlines and holes of a bool mask as polygons along pixel edges, int ``[V, 2]`` xy each.
-
-    OpenCV's contours follow pixel centres. At double size, each side of an original pixel has its own row or column of
-    centres. Halving their coordinates gives the pixel's edges, so that the polygons enclose exactly the mask.
-    """
-    doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outlines: list[np.ndarray] = []
-    holes: list[np.ndarray] = []
-    for contour, (*_, parent) in zip(contours, tree[0] if tree is not None else [], strict=True):
-        points = (contour[:, 0] + 1) // 2
-        points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
-        (outlines if parent < 0 else holes).append(points)
-    return outlines, holes
-
-
 def _save_voc_png(path: Path, values: np.ndarray, border: np.ndarray) -> None:
     picture = Image.fromarray(np.where(border, 255, values).astype(np.uint8))
     picture.putpalette(voc_palette().tobytes())  # changes the mode from L to P
@@ -321,7 +304,7 @@ def _write_coco_scene(
             {
                 "image_id": number,
                 "category_id": COCO_CATEGORY_IDS[scene.labels[index] - 1],
-                "segmentation": _coco_segmentation(mask, bool(scene.crowd[index])),
+                "segmentation": outline_of(mask, bool(scene.crowd[index])),
                 "area": float(mask.sum()),
                 "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
                 "iscrowd": int(scene.crowd[index]),
@@ -330,20 +313,6 @@ def _write_coco_scene(
     height, width = scene.instances.shape
     image = {"id": number, "file_name": file_name, "width": width, "height": height, "license": 1}
     return image, annotations
-
-
-def _coco_segmentation(mask: np.ndarray, crowd: bool) -> list[list[float]] | dict[str, Any]:
-    """Encode a bool mask like COCO: polygons if there are no holes, else RLE; uncompressed RLE for crowds."""
-    size = list(mask.shape)
-    if crowd:
-        flat = mask.ravel(order="F")
-        changes = np.flatnonzero(np.diff(flat, prepend=False))
-        return {"counts": np.diff(changes, prepend=0, append=len(flat)).tolist(), "size": size}
-    outlines, holes = _pieces(mask)
-    if not holes:
-        return [points.ravel().astype(float).tolist() for points in outlines]
-    encoded = rle.encode(mask.astype(np.uint8, order="F"))
-    return {"counts": encoded["counts"].decode("ascii"), "size": size}
 
 
 def _write_cityscapes_scene(folder: Path, split: str, position: int, number: int, scene: Scene) -> str:
@@ -389,7 +358,7 @@ def _cityscapes_polygons(scene: Scene, ground: str, things: list[str]) -> list[d
     frame = np.array([[0, 0], [width, 0], [width, height], [0, height]])
     polygons = [(2 * height * width + 1, ground, frame)]
     for index, (label, crowd) in enumerate(zip(scene.labels.tolist(), scene.crowd.tolist(), strict=True)):
-        outlines, holes = _pieces(scene.instances == index + 1)
+        outlines, holes = mask_polygons(scene.instances == index + 1)
         name = things[label - 1] + ("group" if crowd else "")
         polygons += [(_enclosed(points), name, points) for points in outlines]
         polygons += [(_enclosed(points), ground, points) for points in holes]
