@@ -210,7 +210,7 @@ class Model(L.LightningModule):
         return self.postprocess(output, original_sizes or [size] * len(images), size)
 
     def predict_views(self, images: Tensor, targets: list[Target]) -> Any:
-        """Return the output for normalized images; test-time augmentation overrides this to combine several views."""
+        """Return the output for normalized images. Base classes with test-time augmentation combine several views."""
         view = View([(images.shape[2], images.shape[3])] * len(images))
         return self.predict(images, **self.predict_inputs(targets, view))
 
@@ -258,7 +258,7 @@ class Model(L.LightningModule):
     def compiled_modules(self) -> list[nn.Module]:
         """The modules that ``torch.compile`` compiles: those that the family calls as a whole.
 
-        By default these are the children that have parameters; of a ``ModuleList``, its members.
+        By default these are the children that have parameters, and the members of each ``ModuleList``.
         """
         children = [child if isinstance(child, nn.ModuleList) else [child] for child in self.children()]
         modules = [module for group in children for module in group]
@@ -279,12 +279,12 @@ class Task(Model):
         std: The standard deviation of each channel, by which normalization divides.
         channels_last: Whether weights and images have the channels-last memory format. Images are decoded in this
             format, and convolutions are fastest with it.
-        compile: Whether ``torch.compile`` compiles the parts of the network, or its options, such as
-            ``{mode: reduce-overhead}``.
+        compile: Whether to compile the parts of the network with ``torch.compile``; or the options of
+            ``torch.compile``, such as ``{mode: reduce-overhead}``.
         freeze: Names of modules that are not trained and stay in evaluation mode, such as ``[backbone]``.
         frozen_batch_norm: Whether all batch normalization is frozen too, for pretrained networks.
-        multi_scale: The factors from which one is drawn to resize batches, to multiples of 32 pixels (YOLOv2, Redmon,
-            Farhadi, CVPR 2017, section 2); null for batches as they are.
+        multi_scale: The factors of multi-scale training (YOLOv2, Redmon, Farhadi, CVPR 2017, section 2). Batches are
+            resized by a random factor, to multiples of 32 pixels. Null does not resize batches.
         multi_scale_every: The number of steps for which a factor is kept.
         unknown: Unknown arguments, which raise an error.
 
@@ -425,8 +425,8 @@ class Task(Model):
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         if self._trainer is not None:
-            # Logging a value takes Lightning up to 0.3 ms, so the parts are logged only when a row is due. Losses are
-            # not in the progress bar, for which Lightning would wait for the device in every step.
+            # Logging a value takes Lightning up to 0.3 ms, so the parts are logged only when a row is due. To show a
+            # loss in the progress bar, Lightning would wait for the device in every step.
             every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
             row_due = (self.global_step + 1) % every == 0 or self.trainer.is_last_batch
             names = list(self.step_losses) if row_due else ["loss"]

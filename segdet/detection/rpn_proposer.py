@@ -82,7 +82,7 @@ def _checkpoint_file(checkpoint: str) -> Path:
 
 @lru_cache(maxsize=16)
 def _digest(path: Path, size: int, changed: int) -> str:
-    """Return a digest of the file's content, computed again only if its size or time changed."""
+    """Return a digest of the file's content. It is computed again only if the file's size or time changed."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 

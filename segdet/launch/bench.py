@@ -1,7 +1,7 @@
 """Turn an experiment file into jobs, and run them on this machine.
 
-Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>``. With a seed S other than
-0 the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains
+Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>``. With a seed S that is not
+0, the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains
 the output and ``<run>.json`` the settings of the training. A restarted bench resumes where it stopped.
 
 With ``at_once``, several runs train at the same time and share the cores equally. On a CPU this is faster than

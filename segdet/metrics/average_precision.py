@@ -30,7 +30,7 @@ _AREAS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
 _CHUNK = 1 << 21
-"""The number of pairs of boxes compared at once, which takes some hundred megabytes."""
+"""The number of pairs of boxes that are compared at once. Their arrays take a few hundred megabytes."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Evaluation:
         return detections[keep], objects[keep], iou[keep], overlaps[keep]
 
     def coco(self) -> dict[str, float]:
-        """Return COCO's twelve numbers and ``ap/<class>``, equal to pycocotools'; NaN where it returns -1.
+        """Return COCO's twelve numbers and ``ap/<class>``, equal to those of pycocotools, with NaN instead of its -1.
 
         COCO has no ``difficult`` flag. Difficult objects are treated as crowds.
         """
@@ -255,7 +255,7 @@ class Evaluation:
         """
         pairs, objects = self._pairs, self.objects
         keep = pairs.iou > 0.5
-        # Each detection is compared with its best object only, even if that is already detected.
+        # Each detection is compared only with the object of highest IoU, even if that object is already detected.
         best, _ = best_objects(
             pairs.detections[keep], pairs.objects[keep], pairs.iou[keep], len(self.detections.labels)
         )
@@ -279,7 +279,7 @@ class Evaluation:
 def best_objects(
     detections: np.ndarray, objects: np.ndarray, iou: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the object that each of ``count`` detections overlaps most, -1 for none, and their IoU, ``[N]`` each."""
+    """Return the object of highest IoU of each of ``count`` detections (-1 for none), and this IoU: ``[N]`` each."""
     order = np.lexsort((objects, -iou, detections))
     rows, first = np.unique(detections[order], return_index=True)
     best, best_iou = np.full(count, -1), np.zeros(count)
@@ -330,7 +330,7 @@ def match_greedily(
 
 
 def _reindexed(mask_overlaps: MaskOverlaps, detection_order: np.ndarray, object_order: np.ndarray) -> _Pairs:
-    """Return the pairs with the indices of the sorted detections and objects, where index i was ``order[i]`` before."""
+    """Return the pairs with the indices of the sorted detections and objects. ``order[i]`` was sorted to index i."""
     detections = np.argsort(detection_order)[mask_overlaps.detections]
     objects = np.argsort(object_order)[mask_overlaps.objects]
     order = np.lexsort((objects, detections))
@@ -339,7 +339,10 @@ def _reindexed(mask_overlaps: MaskOverlaps, detection_order: np.ndarray, object_
 
 
 def _chunks(counts: np.ndarray) -> Iterator[slice]:
-    """Yield slices of consecutive rows whose counts sum to at most ``_CHUNK``, or of one row; at least one slice."""
+    """Yield slices of consecutive rows. The counts of a slice sum to at most ``_CHUNK``, unless it has a single row.
+
+    Without rows there is one empty slice.
+    """
     ends = np.cumsum(counts)
     start = 0
     while True:
@@ -396,7 +399,7 @@ def _voc_ap(correct: np.ndarray, objects: int) -> tuple[float, float]:
     """
     tp = np.cumsum(correct)
     precision = np.append(np.maximum.accumulate((tp / np.arange(1, len(tp) + 1))[::-1])[::-1], 0.0)
-    # Compared as integers: in floating point, a recall of .3 may be below the threshold .3.
+    # Recalls are compared as integers, because in floating point a recall of .3 may be below the threshold .3.
     reached = np.searchsorted(10 * tp, np.arange(11) * objects, side="left")
     steps = np.flatnonzero(correct)
     return float(precision[reached].mean()), float(precision[steps].sum() / objects)

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 class Scores(Metric):
     """Scores of a whole dataset: ``update`` takes a batch, ``compute`` returns ``{name: float tensor}``.
 
-    ``compute`` gathers the states of all processes once. Any process may have received no sample. Undefined scores,
+    ``compute`` gathers the states of all processes once. Processes without a sample are valid. Undefined scores,
     such as the AP of a class without an object, are NaN, never 0 or -1.
     """
 
@@ -33,7 +33,7 @@ class Scores(Metric):
         raise NotImplementedError(f"{type(self).__name__} has no list state {state}")
 
     def concatenated_state(self, state: str) -> Tensor:
-        """Return the list state ``state`` as one tensor, whether or not the processes have been gathered."""
+        """Return the list state ``state`` as one tensor, before or after the states of all processes are gathered."""
         value = getattr(self, state)
         if isinstance(value, Tensor):
             return value

@@ -34,22 +34,22 @@ class BoundaryScores(SegmentationScores):
       fraction of predicted boundary pixels that are nearer than .75 % of the image's diagonal to a true boundary
       pixel of the class; recall is the fraction of true boundary pixels near a predicted one. F1 is averaged over
       the classes in the image's target, then over the images.
-    - ``boundary_iou``: Boundary IoU (Cheng et al., CVPR 2021). It is the IoU of two bands, one of the true and one of
-      the predicted class: the pixels of the class within 2 % of the image's diagonal of its contour, in 8-connected
-      steps (at least one). As in the authors' code, the edge of the image is a contour too. Intersections and unions
-      are summed over the dataset as for mIoU; the IoU is averaged over the classes that occur.
+    - ``boundary_iou``: Boundary IoU (Cheng et al., CVPR 2021), the IoU of a true and a predicted band per class. The
+      band of a class consists of its pixels near its contour. Near means up to 2 % of the image's diagonal, counted in
+      8-connected steps (at least one). As in the authors' code, the edge of the image is a contour too. Intersections
+      and unions are summed over the dataset as for mIoU; the IoU is averaged over the classes that occur.
     - ``bf/<class>``: the mean F1 of the class over the images where it is defined.
     - ``boundary_iou/<class>``.
 
-    Neither ignored pixels nor the edge of an ignored region are a boundary. Some annotations have a strip of ignored
-    pixels along contours, such as VOC's, five pixels wide. The contour then runs somewhere within the strip. If the
-    strip is narrower than twice .75 % of the diagonal, the contour is assumed in its middle. No point of the strip is
-    then farther from the contour than the tolerance, and predicted contours in the strip count for ``bf``. All other
-    ignored pixels are left out of ``bf``, and all ignored pixels are left out of the bands of ``boundary_iou``.
-    (MATLAB's ``bfscore`` treats them as a class of their own: its true contours are both edges of the strip.)
+    Ignored pixels and the edges of ignored regions are not boundaries. Some annotations have a strip of ignored pixels
+    along contours; in VOC it is five pixels wide. The contour then runs somewhere within the strip. If the strip is
+    narrower than twice .75 % of the diagonal, the contour is assumed in its middle. No point of the strip is then
+    farther from the contour than the tolerance, and predicted contours in the strip count for ``bf``. All other ignored
+    pixels are left out of ``bf``, and all ignored pixels are left out of the bands of ``boundary_iou``. (In MATLAB's
+    ``bfscore``, ignored pixels are a separate class, and both edges of the strip are true contours.)
 
-    ``bf`` leaves out a class that covers all annotated pixels in target and prediction, and thus has no boundary. It
-    leaves out images without any other class.
+    A class that covers all annotated pixels of target and prediction has no boundary and is left out of ``bf``. An
+    image without any other class is left out too.
 
     The computation runs on the CPU. One core of an AMD EPYC takes about 10 ms for an image of 360x480 with 11 classes
     and 0.2 s for one of 1024x2048 with 19; with ignored strips along every contour, 30 ms and 0.45 s.
@@ -124,7 +124,8 @@ def fill_strips(truth: np.ndarray, ignored: np.ndarray, classes: int) -> tuple[n
         still ignored, bool ``[H, W]``.
     """
     limit = 2 * BF_TOLERANCE * math.hypot(*truth.shape)
-    # If one class is at a distance of 1 or more, the other must be nearer than limit - 1.
+    # A strip pixel is at least 1 pixel from each of the two classes. Its distances to both sum to less than the limit,
+    # so each is below limit - 1.
     reach = math.ceil(limit) - 2
     if reach < 1 or not ignored.any():
         return truth, ignored
@@ -253,7 +254,7 @@ def _fractions_near(
 
 
 def _dilate_disk(marks: np.ndarray, radius: float) -> np.ndarray:
-    """Return the bitwise or of all pixels nearer than ``radius`` to each pixel: ``[H, W]``."""
+    """Return for each pixel the bitwise or of all pixels that are nearer than ``radius``: ``[H, W]``."""
     height, width = marks.shape
     rows = max(0, math.ceil(radius) - 1)
     # Half the width of the disk at each vertical distance from its centre.

@@ -15,8 +15,8 @@ _VALUES = 256
 def classes_of(logits: Tensor) -> Tensor:
     """Return the class with the largest logit of each pixel of ``[B, C, H, W]`` or ``[C, H, W]``, int64 without C.
 
-    The result equals ``logits.argmax(-3)``: the first of several maxima. On the CPU it is much faster, as argmax over a
-    dimension that is not the last in memory handles one pixel at a time.
+    The result equals ``logits.argmax(-3)``: the first of several maxima. This function is much faster on the CPU, where
+    argmax over a dimension that is not the last in memory handles one pixel at a time.
     """
     logits = logits.detach()
     classes = logits.shape[-3]
@@ -48,8 +48,7 @@ class SegmentationScores(Scores):
     - ``class_acc``: the mean recall of the classes that occur in the target (C in SegNet);
     - ``iou/<class>``: the IoU of a class; NaN if neither target nor prediction contains it.
 
-    Pixels with the target ``ignore_index`` are left out, whatever the prediction. Update with masks at the original
-    resolution.
+    Pixels with the target ``ignore_index`` are left out. The masks must have the original resolution.
 
     Args:
         class_names: The names of the mask values 0..C-1.

@@ -51,8 +51,8 @@ class DetectionScores(Scores):
         super().__init__()
         self.masks = masks
         self.class_names = list(class_names)
-        # Columns of the states:
-        #   images     int64 [., 4]: id, numbers of detections, objects and pairs, whose rows follow the same order
+        # Columns of the states; the rows of the last three are in the order of the images:
+        #   images     int64 [., 4]: id, and the numbers of detections, objects and pairs
         #   detections float [., 7]: box, score, label, area of the mask
         #   objects    float [., 8]: box, label, iscrowd, difficult, area
         #   pairs      float [., 3]: index of a detection and of an object of its class in the image, overlap of masks

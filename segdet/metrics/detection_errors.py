@@ -35,7 +35,7 @@ SPECIAL = ("false_positive", "false_negative")
 """All wrong detections together, and all objects that were not detected."""
 
 CORRECT, IGNORED = -1, -2
-"""The codes, in place of a kind, of correct detections and detected objects, and of ignored objects."""
+"""Codes instead of a kind: the first for correct detections and detected objects, the second for ignored objects."""
 
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(len(KINDS))
 _DEFAULT_SCORE = 0.3
@@ -51,7 +51,7 @@ class ImageErrors:
     counts: np.ndarray  # int64 [I, 6], the number of errors by `KINDS`
     f1: (
         np.ndarray
-    )  # float64 [I], the harmonic mean of precision and recall; NaN without an object and a detection
+    )  # float64 [I], the harmonic mean of precision and recall; NaN if there is neither object nor detection
 
     def worst(self) -> np.ndarray:
         """Return the rows with an error by ascending F1; at equal F1, those with more errors first."""
@@ -69,7 +69,7 @@ class DetectionErrors:
 
     - ``localization``: its largest IoU with an object of its class is at least .1 and below .5;
     - ``classification``: its IoU with an object of another class is at least .5;
-    - ``duplicate``: its IoU with an object of its class is at least .5, but a better one is matched with that object;
+    - ``duplicate``: its IoU with an object of its class is at least .5, but that object has a better detection;
     - ``background``: its IoU with every object is below .1;
     - ``both``: all other cases, with a wrong location and a wrong class.
 
@@ -78,9 +78,9 @@ class DetectionErrors:
     Errors are fixed as follows. A classification error gets the class of the object that it overlaps most, a
     localization error the box of its object. An object may then have several detections, including the one that was
     matched before; only the best is kept. (``tidecv`` keeps the one matched before even if another is better.) Errors
-    of the kinds both, duplicate and background are removed. Missed objects are removed from the ground truth, so recall
-    counts the other objects only. ``false_positive`` removes all wrong detections, ``false_negative`` all objects
-    without a detection. If a class has no objects left, its AP is 1 without detections, else 0.
+    of the kinds ``both``, ``duplicate`` and ``background`` are removed. Missed objects are removed from the ground
+    truth, so recall counts the other objects only. ``false_positive`` removes all wrong detections, ``false_negative``
+    all objects without a detection. If a class has no objects left, its AP is 1 without detections, else 0.
 
     Args:
         class_names: The names of the classes, label 1 first.
@@ -150,7 +150,7 @@ class DetectionErrors:
 
         Returns:
             int64 ``[M]``: `CORRECT` if the object is detected; else the kind of the best classification or localization
-            error that refers to it, if any; else the kind missed; `IGNORED` for ignored objects.
+            error that refers to it, if any; else the kind ``missed``; `IGNORED` for ignored objects.
         """
         states = np.full(len(self.objects.labels), _MISSED)
         near_miss = np.isin(self.kinds, (_CLASSIFICATION, _LOCALIZATION))

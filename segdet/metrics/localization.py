@@ -26,7 +26,7 @@ class LocalizationScores(Scores):
       (ILSVRC's localization criterion with one prediction);
     - ``loc_error_top5``: the fraction of images for which none of the first five predictions has both the correct class
       and a box of IoU >= .5 (ILSVRC's localization error, Russakovsky et al., IJCV 2015, section 4.2);
-    - ``box_iou``: the mean IoU of the first prediction's box, whatever its class. The IoU equals that of
+    - ``box_iou``: the mean IoU of the first prediction's box, of any class. The IoU equals that of
       ``torchvision.ops.box_iou``.
 
     Args:

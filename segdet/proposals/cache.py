@@ -1,13 +1,13 @@
 """The proposals of a whole dataset, computed once, in parallel, and kept on disk.
 
-Each image has its own file, which is written atomically. After an interruption the next call computes only the rest.
-A corrupt file is computed again.
+Each image has its own file, which is written atomically. After an interruption the next call computes only the missing
+files. A corrupt file is computed again.
 
     <cache folder>/proposals/<class>-<key of the settings>/settings.json
     <cache folder>/proposals/<class>-<key of the settings>/3f/3f09...c2.npy   float32 [N, 5]: box and score
 
-Images are identified by the content of their files: moving or copying a dataset does not cause a new computation;
-changing an image does. Hashing a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
+Images are identified by the content of their files. A moved or copied dataset is not computed again, but a changed
+image is. Hashing a file takes a fortieth of the time of decoding it (JPEG and PNG, one core).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CachedProposals(ImageProposals):
     Args:
         proposer: The algorithm.
         reader: The split.
-        folder: The folder of the files; within `segdet.util.disk_cache.cache_folder` when null.
+        folder: The folder of the files; null for a folder within `segdet.util.disk_cache.cache_folder`.
 
     Attributes:
         computed: The number of images that `compute` did not find in the cache.
@@ -123,7 +123,7 @@ class CachedProposals(ImageProposals):
 
         Args:
             indices: The images.
-            workers: The number of processes; one per core when null.
+            workers: The number of processes; null for one per core.
 
         Raises:
             UserError: If the cache cannot be written, or a process was killed.
@@ -218,7 +218,7 @@ class CachedProposals(ImageProposals):
         return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
 
     def _content(self, index: int, path: Path) -> str:
-        """Return the digest of the file's content, computed again only if its size or time changed."""
+        """Return the digest of the file's content. It is computed again only if the file's size or time changed."""
         try:
             status = path.stat()
             known = self._digests.get(index)
@@ -302,7 +302,7 @@ def _read(file: Path) -> np.ndarray | None:
 
 
 def _is_complete(file: Path) -> bool:
-    """Whether a file is complete, judged by its header and its size."""
+    """Return whether a file has the expected header, and the size that the header specifies."""
     try:
         with file.open("rb") as stream:
             if np.lib.format.read_magic(stream) != (1, 0):

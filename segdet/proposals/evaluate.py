@@ -54,8 +54,8 @@ def evaluate(
         source: The proposals.
         readers: The splits.
         counts: The numbers of boxes in the table; curves have more points.
-        limit: The number of images of each split; all when None.
-        workers: The number of processes that compute; one per core when None.
+        limit: The number of images of each split; None for all.
+        workers: The number of processes that compute; None for one per core.
         keep_boxes: Whether to return the boxes.
     """
     numbers = np.unique(np.concatenate([np.geomspace(1, 1e4, 60).astype(int), counts, [ALL_BOXES]]))

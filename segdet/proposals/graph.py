@@ -18,11 +18,11 @@ _STEPS = 64
 """Colour differences are rounded to 1/64 of a grey level, so that a counting sort can order them."""
 
 _NONE = 65535
-"""The weight in place of an edge that would leave the image; larger than all others."""
+"""The weight of edges that would leave the image; larger than all others."""
 
 
 class Edges(NamedTuple):
-    """The edges of an image's graph, by weight; edges of equal weight by pixel, then by direction."""
+    """The edges of an image's graph, sorted by weight, then by pixel and direction."""
 
     codes: np.ndarray  # int32 [E]: four times the pixel's index plus the direction of the neighbour
     weights: np.ndarray  # int32 [E]: the Euclidean distance of the two colours in 1/64 of a grey level
@@ -113,7 +113,7 @@ def _segment(
                 one, other = other, one
             parents[other] = one
             sizes[one] += sizes[other]
-            # Edges are sorted by weight, so that this edge has the largest weight inside the component.
+            # Edges are sorted by weight, so this edge has the largest weight inside the component.
             limits[one] = weight + np.float32(k / sizes[one])
         else:
             left[remaining] = codes[i]

@@ -15,7 +15,7 @@ class UniformWindows(Proposer):
     """Evenly spaced windows of several scales and aspect ratios, in random order.
 
     Attributes:
-        scales: The square roots of the windows' areas relative to the image's area.
+        scales: The sizes of the windows: the square root of the ratio of window area to image area.
         aspects: The aspect ratios of the windows, width over height.
         overlap: The IoU of a window with the next one of its row or column, of the same scale and aspect ratio.
         seed: The seed of the random order. The first N windows are a uniform sample of all.

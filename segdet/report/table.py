@@ -62,8 +62,8 @@ class Column:
     Attributes:
         title: The heading.
         key: The column's name for ``--sort``.
-        number: Returns the number of a record.
-        form: Converts the number to text.
+        number: A function that returns the number of a record.
+        form: A function that converts the number to text.
         score: Whether this is a score: higher is better, and cells show the standard deviation over the seeds.
     """
 

@@ -1,4 +1,4 @@
-"""The compiled optimizer of a linear SVM, in a module of its own because importing Numba takes long."""
+"""The compiled optimizer of a linear SVM. It is a separate module because importing Numba is slow."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class FittedLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features ``[R, D]`` to float32 ``[R, *outputs]``."""
-        # In half precision many SVMs' margins would be equal, and average precision depends on their order.
+        # In half precision many margins would be equal, and average precision depends on their order.
         with torch.autocast(features.device.type, enabled=False):
             scaled = self.scale.float() * features.float()
             weight = self.weight.float().flatten(0, -2)
@@ -120,7 +120,7 @@ class _SVM:
         negatives = len(self.rows) - self.positives
         signs = np.repeat([1.0, -1.0], [self.positives, negatives])
         costs = np.repeat([mining.cost * mining.positive_weight, mining.cost], [self.positives, negatives])
-        # Dropped examples had no weight, except for rounding.
+        # The dropped examples contributed only rounding errors to the weights.
         self.weights = (self.alpha * signs) @ self.rows
         descend(
             self.rows, signs, costs, self.alpha, self.weights, mining.sweeps, mining.tolerance, self.label
@@ -154,7 +154,8 @@ def mine(
 
     Args:
         positives: The positive examples of each class, float32 ``[P_k, D]``.
-        blocks: Features float32 ``[n, D]``, each block once, with bool ``[n, K]``: negatives of each class.
+        blocks: Features float32 ``[n, D]``, and bool ``[n, K]`` that marks the negatives of each class. Each block is
+            read once.
         mining: The options.
         log: Called after every training.
 

@@ -1,4 +1,4 @@
-"""The progress bar and the log of training steps, neither of which waits for the device in every step.
+"""The progress bar and the log of training steps. Neither waits for the device in every step.
 
 Reading a loss waits until the device has finished the step. The bar reads it when it redraws, at most four times a
 second; the log reads it every ``log_every_n_steps`` steps.

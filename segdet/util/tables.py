@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def markdown_table(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Return ``rows`` as a Markdown table whose columns are also aligned as plain text.
+    """Return ``rows`` as a Markdown table. Its columns are also aligned as plain text.
 
     Args:
         rows: The cells. The first row is the heading.
