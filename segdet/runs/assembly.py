@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet.data.base import Classes
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation, Restoration
+from segdet.runs.checkpoint_io import write_checkpoints_atomically
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder_choice import Run
 from segdet.runs.left_out import LeftOut
@@ -90,6 +91,7 @@ def build_trainer(
         trainer = pl.Trainer(**options)
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"--trainer: {' '.join(str(error).split())[:240]}") from error
+    write_checkpoints_atomically(trainer)
     several_devices = trainer.num_devices * trainer.num_nodes > 1
     if several_devices and options.get("sync_batchnorm") and _runs_on_cpu(options.get("accelerator")):
         raise UserError(

@@ -34,7 +34,6 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self.folder = folder
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if the score is the best so far."""
@@ -48,7 +47,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score if the checkpoint that achieved it is present."""
-        best = self.folder / "best.ckpt"
+        # Lightning deletes the previous best checkpoint if its path differs from that of the new one. `dirpath` is
+        # absolute and without links, unlike the folder that the user gave.
+        best = Path(str(self.dirpath)) / "best.ckpt"
         if not best.exists() or not state_dict["best_model_path"]:
             return
         path = str(best)

@@ -29,6 +29,29 @@ def test_a_run_is_resumed_in_its_folder(run: Path) -> None:
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+@pytest.mark.parametrize("given", ["run", "link", "elsewhere/../run", "absolute", "moved"])
+def test_a_better_epoch_of_a_resumed_run_replaces_the_best_checkpoint(
+    given: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may be given by another path than at the start of the run."""
+    monkeypatch.chdir(tmp_path)
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    (best,) = (state for state in last["callbacks"].values() if "best_model_score" in state and state["monitor"])
+    best["best_model_score"] = torch.tensor(-1.0)  # so that the next epoch is better
+    best["best_k_models"] = {best["best_model_path"]: torch.tensor(-1.0)}
+    torch.save(last, run / "checkpoints" / "last.ckpt")
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "elsewhere").mkdir()
+    if given == "moved":
+        run.rename(tmp_path / "moved")
+    folder = str(run) if given == "absolute" else given
+    before = (Path(folder) / "checkpoints" / "best.ckpt").read_bytes()
+    assert main(["fit", "--run_dir", folder, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    files = Path(folder) / "checkpoints"
+    assert sorted(path.name for path in files.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert (files / "best.ckpt").read_bytes() != before
+
+
 def test_a_corrupt_provenance_removes_no_command_from_the_record(run: Path) -> None:
     first = json.loads((run / "result.json").read_text())["command"]
     (run / "provenance.json").write_text('{"command": "seg')
