@@ -35,6 +35,7 @@ from segdet.metrics.base import Scores
 from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.weights import restoring
 from segdet.training.callback_interfaces import pass_scores
+from segdet.training.divergence import LossHistory, check_checkpoint
 from segdet.training.load_checkpoint import DESCRIPTION, import_class, read_checkpoint
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
@@ -293,6 +294,7 @@ class Task(Model):
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
         step_losses: The losses of the last training step, on the device: ``loss``, their sum, and ``loss_<part>``.
+        loss_history: The step at which the losses became NaN or infinite, if they did.
     """
 
     task: ClassVar[str]
@@ -345,6 +347,7 @@ class Task(Model):
         self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
         self._saved_image_size = None
         self.step_losses: dict[str, Tensor] = {}
+        self.loss_history = LossHistory()
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
     # The base class of each task implements two methods.
@@ -425,6 +428,7 @@ class Task(Model):
         total = torch.stack(list(losses.values())).sum()
         self.step_losses = {"loss": total.detach()} | {f"loss_{k}": v.detach() for k, v in losses.items()}
         if self._trainer is not None:
+            self.loss_history.add(self.step_losses, self.global_step + 1)
             # Logging a value takes Lightning up to 0.3 ms, so the parts are logged only when a row is due. To show a
             # loss in the progress bar, Lightning would wait for the device in every step.
             every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -489,7 +493,12 @@ class Task(Model):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the class of the model, the names of the classes and the size of images, as plain types."""
+        """Add the class of the model, the names of the classes and the size of images, as plain types.
+
+        Raises:
+            DivergedError: If a weight or the state of an optimizer is NaN or infinite; no file is written then.
+        """
+        check_checkpoint(self, checkpoint)
         data = getattr(self._trainer, "datamodule", None)
         own = Classes(self.class_names, list(getattr(self, "category_ids", [])))
         classes = data.classes if isinstance(data, DataModule) else own

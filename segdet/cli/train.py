@@ -57,6 +57,8 @@ def _execute(options: Options) -> int:
         raise SystemExit(TERMINATED) from leaving
     except Exception as error:
         _end_children(trainer)
+        if run.failure is not None:
+            raise UserError(run.failure) from error
         if find_user_error(error) is not None:
             raise
         checkpoint = None if run.checkpoint is None else run.checkpoint.path

@@ -22,7 +22,7 @@ from segdet.cli.error_messages import one_line
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import Classes, DataModule
 from segdet.data.datamodules import ImageFolder
-from segdet.runs.checkpoint_file import Checkpoint, find_checkpoint
+from segdet.runs.checkpoint_file import Checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.panels import ImagePanels
@@ -248,7 +248,7 @@ def _is_null(value: str | None) -> bool:
 def _checkpoint(name: Any, run_dir: Any, command: str) -> Checkpoint | None:
     if name is None:
         return None
-    return Checkpoint(find_checkpoint(str(name), None if run_dir is None else str(run_dir), command))
+    return open_checkpoint(str(name), None if run_dir is None else str(run_dir), command)
 
 
 def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Parser:

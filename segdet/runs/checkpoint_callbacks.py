@@ -1,5 +1,6 @@
 """The callbacks that save ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, and check the restored state."""
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.folder_choice import Run
 from segdet.training.callback_interfaces import SavesOnRequest
-from segdet.training.progress import has_nan
+from segdet.training.divergence import DivergedError
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -137,7 +138,7 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         # the others wait in the next all-reduce.
         if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             return
-        if not has_nan(pl_module):  # a run cannot be resumed from NaN weights, so keep the earlier checkpoint
+        with contextlib.suppress(DivergedError):  # the earlier checkpoint is kept
             super().on_exception(trainer, pl_module, exception)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from segdet.data.base import Classes
-from segdet.runs.folder_layout import requeued_checkpoints
+from segdet.runs.folder_layout import requeued_checkpoints, shown_path
 from segdet.training.load_checkpoint import DESCRIPTION, read_checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
@@ -25,6 +27,7 @@ class Checkpoint:
     Attributes:
         steps: The number of training steps after which it was written.
         weights: The names of its weights.
+        resumable: Whether it holds the state of the training besides the weights.
         config: The run's configuration; for a script's checkpoint, only the model's section.
         classes: The classes of the training data.
 
@@ -47,6 +50,8 @@ class Checkpoint:
             description.get("mask_values", []),
             description.get("palette_masks", True),
         )
+
+        self.resumable = "optimizer_states" in content
 
     def __str__(self) -> str:
         return f"{self.path.name} of step {self.steps}"
@@ -95,8 +100,50 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
     return path
 
 
+def open_checkpoint(name: str, run_dir: str | None, command: str) -> Checkpoint:
+    """Return the checkpoint that ``--ckpt_path`` names. The arguments are those of `find_checkpoint`.
+
+    Raises:
+        UserError: If there is no such file, or it is corrupt. The message names the valid checkpoints beside it.
+    """
+    path = find_checkpoint(name, run_dir, command)
+    try:
+        return Checkpoint(path)
+    except UserError as error:
+        others = _valid(path.parent.glob("*.ckpt"), path)
+        if not others:
+            raise
+        raise UserError(f"{error}: {_listed(others)}") from error
+
+
+def remaining_checkpoints(folder: Path) -> str:
+    """Describe the valid checkpoints of the run in ``folder``, the last one first, and how to resume from it."""
+    valid = [each for each in _valid((folder / "checkpoints").glob("*.ckpt")) if each.resumable]
+    if not valid:
+        return "no checkpoint was saved before"
+    return f"{_listed(valid)}; to resume, give --ckpt_path {shlex.quote(str(shown_path(valid[0].path)))}"
+
+
+def _valid(files: Iterable[Path], but: Path | None = None) -> list[Checkpoint]:
+    """Return the valid checkpoints among ``files`` except ``but``, the one with the most steps first."""
+    valid = []
+    for file in sorted(files, reverse=True):
+        with contextlib.suppress(UserError):
+            if file != but:
+                valid.append(Checkpoint(file))
+    return sorted(valid, key=lambda checkpoint: checkpoint.steps, reverse=True)
+
+
+def _listed(checkpoints: list[Checkpoint], most: int = 5) -> str:
+    named = ", ".join(str(each) for each in checkpoints[:most]) + (", ..." if len(checkpoints) > most else "")
+    return f"{named} {'is' if len(checkpoints) == 1 else 'are'} valid"
+
+
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the most recent valid checkpoint in ``folder``, to resume a run that SLURM restarts.
+
+    If neither ``last.ckpt`` nor a checkpoint that SLURM caused is valid, it is the one with the most steps in
+    ``checkpoints``.
 
     Every process calls this function before the processes can communicate. Among files with the same time, the one with
     the most steps is chosen, then the last by name. `RunRecorder` checks that all processes have chosen the same file.
@@ -117,4 +164,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
                 sys.stderr.write(f"segdet: {error}\n")
             continue
         valid.append((time, checkpoint.steps, file.name, checkpoint))
-    return max(valid, key=lambda candidate: candidate[:3])[3] if valid else None
+    if valid:
+        return max(valid, key=lambda candidate: candidate[:3])[3]
+    others = [each for each in _valid((folder / "checkpoints").glob("*.ckpt")) if each.resumable]
+    return others[0] if others else None

@@ -55,6 +55,7 @@ class Run:
         fingerprint: The fingerprint of the data, or None before it is computed.
         restored: Whether everything in the checkpoint has been restored.
         stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
+        failure: The message of a training that diverged, or None.
     """
 
     command: str
@@ -66,6 +67,7 @@ class Run:
     fingerprint: str | None = None
     restored: bool = False
     stopped_by: str | None = None
+    failure: str | None = None
 
 
 def place_run(

@@ -23,7 +23,7 @@ SCHEMA = 1
 RECORD_NAME = "result.json"
 """The record's file name in a run folder."""
 
-Status = Literal["finished", "interrupted", "failed"]
+Status = Literal["finished", "interrupted", "failed", "diverged"]
 
 
 @dataclass

@@ -16,12 +16,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.data.base import DataModule
+from segdet.runs.checkpoint_file import remaining_checkpoints
 from segdet.runs.cost import measure_cost, peak_memory_mb
 from segdet.runs.folder_choice import Run, fingerprint_of
 from segdet.runs.folder_layout import CONTENTS, first_provenance, recorded_commands, recorded_provenance
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
+from segdet.training.divergence import DivergedError
 from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.training.progress import read_losses
 from segdet.util.disk_cache import total_size
@@ -183,6 +185,8 @@ class RunRecorder(pl.Callback):
         """
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             self.run.stopped_by = type(exception).__name__
+        if isinstance(exception, DivergedError):
+            self.run.failure = f"{exception}; {remaining_checkpoints(self.folder)}"
         if (
             trainer.state.fn != "fit"
             or not trainer.is_global_zero
@@ -192,7 +196,9 @@ class RunRecorder(pl.Callback):
         path = self.folder / RECORD_NAME
         if self.start is None and (self.run.resumed or path.exists()):
             return
-        status: Status = "interrupted" if self.run.stopped_by else "failed"
+        status: Status = "diverged" if isinstance(exception, DivergedError) else "failed"
+        if self.run.stopped_by:
+            status = "interrupted"
         record = self._record(trainer, pl_module, status)
         if self.run.resumed and path.exists():
             with contextlib.suppress(UserError):  # a corrupt record is replaced

@@ -4,7 +4,6 @@ Reading a loss waits until the device has finished the step. The bar reads it wh
 second; the log reads it every ``log_every_n_steps`` steps.
 """
 
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
-from segdet.util.errors import UserError
+from segdet.training.divergence import check_weights
 
 BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]{postfix}"
 
@@ -30,18 +29,13 @@ def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
     return {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
 
 
-def has_nan(pl_module: pl.LightningModule) -> bool:
-    """Return whether any weight is NaN."""
-    return any(bool(parameter.isnan().any()) for parameter in pl_module.parameters())
-
-
 class StepLogger(pl.Callback):
     """Log learning rates, complete the log with the last batch of each epoch, and stop a training that diverged.
 
     Lightning writes the losses that the model logs every ``log_every_n_steps`` optimizer steps. This callback adds the
     learning rates to these rows: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. It also writes a
     row for the last batch of an epoch. Losses are those of one batch on rank 0. At these steps the callback stops the
-    training if the loss and a weight are NaN.
+    training if a weight is NaN or infinite.
     """
 
     def __init__(self) -> None:
@@ -57,12 +51,7 @@ class StepLogger(pl.Callback):
             return
         self._logged = step
         losses = read_losses(pl_module)
-        # Every process has these weights, so all of them stop here. A single loss may be NaN without harm.
-        if math.isnan(losses.get("train/loss", 0.0)) and has_nan(pl_module):
-            raise UserError(
-                f"step {step}: the loss and the weights are not numbers any more (NaN); give a lower --model.optim.lr, "
-                "a longer --model.optim.warmup_steps or --trainer.gradient_clip_val 1"
-            )
+        check_weights(pl_module)
         if regular:
             # Lightning converts Python numbers to float32, which would log a rate of 0.1 as 0.10000000149.
             pl_module.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in _rates(trainer).items()})

@@ -3,10 +3,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
+from segdet.training.divergence import check_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -20,12 +21,19 @@ def test_saves_valid_weights_on_an_exception_that_all_processes_see(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     saved: list[Any] = []
-    monkeypatch.setattr(ModelCheckpoint, "on_exception", lambda *_: saved.append(1))
+
+    def save(*_: object) -> None:
+        module = nn.Linear(1, 1)
+        nn.init.constant_(module.weight, weight)
+        module._trainer = None  # type: ignore[assignment]
+        check_checkpoint(module, {"state_dict": module.state_dict()})  # type: ignore[arg-type]
+        saved.append(1)
+
+    monkeypatch.setattr(ModelCheckpoint, "on_exception", save)
     trainer: Any = SimpleNamespace(world_size=processes)
-    module: Any = SimpleNamespace(parameters=lambda: iter([torch.tensor([1.0, weight])]))
     last = LastCheckpoint(tmp_path)
     last.trained = trained
-    last.on_exception(trainer, module, exception)
+    last.on_exception(trainer, trainer, exception)
     assert bool(saved) == (saves and weight == 1 and trained)
 
 

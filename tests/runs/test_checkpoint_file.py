@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from segdet.runs import checkpoint_file
-from segdet.runs.checkpoint_file import latest_checkpoint
+from segdet.runs.checkpoint_file import latest_checkpoint, open_checkpoint
+from segdet.util.errors import UserError
 
 
 def test_all_processes_of_a_job_find_the_same_checkpoint(
@@ -39,3 +40,23 @@ def test_all_processes_of_a_job_find_the_same_checkpoint(
     times(10, 20, 30)
     assert find(tmp_path).steps == 7
     assert f"segdet: {corrupt}: the file is corrupt" in capsys.readouterr().err
+
+
+def test_a_corrupt_checkpoint_names_the_valid_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    last = folder / "last.ckpt"
+    last.write_bytes(b"PK")
+    message = r"last.ckpt: the file is corrupt or is not a checkpoint; give another file"
+    with pytest.raises(UserError, match=message + "$"):
+        open_checkpoint("last", str(tmp_path), "fit")
+    assert latest_checkpoint(tmp_path) is None
+    torch.save({"state_dict": {}, "global_step": 4, "optimizer_states": []}, folder / "best.ckpt")
+    torch.save({"state_dict": {}, "global_step": 6}, folder / "epoch=2.ckpt")  # weights only
+    (folder / "epoch=1.ckpt").touch()
+    with pytest.raises(
+        UserError, match=message + r": epoch=2.ckpt of step 6, best.ckpt of step 4 are valid$"
+    ):
+        open_checkpoint(str(last), None, "fit")
+    best: Any = latest_checkpoint(tmp_path)
+    assert best.path.name == "best.ckpt"

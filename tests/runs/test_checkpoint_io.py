@@ -46,7 +46,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint(tmp_path: Pat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(UserError, match=r"last.ckpt: cannot be written \(File too large\); free disk space"):
+        with pytest.raises(
+            UserError, match=r"last.ckpt: cannot be written \(File too large\); free disk space"
+        ):
             AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(1_000_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -36,7 +36,9 @@ def test_a_better_epoch_of_a_resumed_run_replaces_the_best_checkpoint(
     """The folder may be given by another path than at the start of the run."""
     monkeypatch.chdir(tmp_path)
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    (best,) = (state for state in last["callbacks"].values() if "best_model_score" in state and state["monitor"])
+    (best,) = (
+        state for state in last["callbacks"].values() if "best_model_score" in state and state["monitor"]
+    )
     best["best_model_score"] = torch.tensor(-1.0)  # so that the next epoch is better
     best["best_k_models"] = {best["best_model_path"]: torch.tensor(-1.0)}
     torch.save(last, run / "checkpoints" / "last.ckpt")

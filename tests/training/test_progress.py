@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from segdet.training.divergence import DivergedError
 from segdet.training.progress import Progress, StepLogger, read_losses
-from segdet.util.errors import UserError
 
 
 def module(**losses: float) -> Any:
@@ -100,7 +100,7 @@ class TestStepLogger:
         diverged = Line(loss=math.nan)
         diverged.weights.append(nn.Parameter(torch.tensor([0.0, math.nan])))
         diverged.rates = (0.1, 0.1, 0.1)
-        with pytest.raises(UserError, match=r"step 10: .*lower --model\.optim\.lr"):
+        with pytest.raises(DivergedError, match=r"diverged; give a lower --model\.optim\.lr"):
             rows(diverged, tmp_path)
 
     def test_a_loss_that_is_nan_once_is_logged(self, tmp_path: Path) -> None:
