@@ -23,6 +23,9 @@ LABELS = Cityscapes.classes
 
 _CLASSES = sorted((label for label in LABELS if not label.ignore_in_eval), key=lambda label: label.train_id)
 _THINGS = [label for label in _CLASSES if label.has_instances]
+THING_NAMES = [label.name for label in _THINGS]
+"""Names of the classes with instances, in the order of their labels."""
+
 _TRAIN_ID = np.full(256, IGNORE, np.uint8)
 _TRAIN_ID[[label.id for label in _CLASSES]] = [label.train_id for label in _CLASSES]
 _KNOWN = np.zeros(256, bool)
@@ -61,7 +64,7 @@ class CityscapesReader(Reader):
         self.root = Path(root)
         self.masks = masks
         self.split = split
-        self.class_names = [label.name for label in _THINGS]
+        self.class_names = list(THING_NAMES)
         self.mask_names = [label.name for label in _CLASSES]
         self.category_ids = [label.id for label in _THINGS]
         missing = [name for name in ("leftImg8bit", "gtFine") if not (self.root / name).is_dir()]

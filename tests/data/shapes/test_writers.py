@@ -6,17 +6,18 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from segdet.data.formats.cityscapes import CityscapesReader
+from segdet.data.formats.cityscapes import THING_NAMES, CityscapesReader
 from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.voc import VOCReader
-from segdet.data.shapes.scenes import SHAPES_CLASSES, Scene, Scenes
+from segdet.data.shapes.scenes import SHAPES_CLASSES, Scenes
 from segdet.data.shapes.writers import (
-    CITYSCAPES_THINGS,
     COCO_CATEGORY_IDS,
     write_cityscapes,
     write_coco,
     write_voc,
 )
+from segdet.data.writers.cityscapes import LABEL_OF, label_polygons
+from segdet.data.writers.record import AnnotatedImage, AnnotatedObject
 from segdet.util.errors import UserError
 
 # pycocotools' compiled part is older than NumPy 2's copy keyword.
@@ -146,7 +147,7 @@ def test_coco_files_equal_the_scenes(coco, splits, capsys):
 
 
 def test_cityscapes_files_equal_the_scenes(cityscapes, splits):
-    identifiers = np.array([7, *(number for number, _ in CITYSCAPES_THINGS.values())])
+    identifiers = np.array([7, *(LABEL_OF[name].id for name in THING_NAMES)])
     for number, scene in numbered(splits):
         (path,) = cityscapes.glob(f"leftImg8bit/*/*/*_{number:06d}_leftImg8bit.png")
         assert (np.asarray(Image.open(path)) == scene.image).all()
@@ -171,7 +172,7 @@ def test_cityscapes_files_equal_the_scenes(cityscapes, splits):
 
         document = json.loads((truth / f"{stem}_gtFine_polygons.json").read_text())
         assert (document["imgHeight"], document["imgWidth"]) == labels.shape
-        names = {"road": 7} | {name: number for name, (number, _) in CITYSCAPES_THINGS.items()}
+        names = {name: LABEL_OF[name].id for name in ("road", *THING_NAMES)}
         drawn = Image.new("L", labels.shape[::-1])
         for item in document["objects"]:
             corners = [tuple(point) for point in item["polygon"]]
@@ -184,20 +185,16 @@ def test_cityscapes_files_equal_the_scenes(cityscapes, splits):
 
 
 def test_objects_in_holes_are_painted_after_the_holes():
-    from segdet.data.shapes.writers import _cityscapes_polygons
-
     instances = np.zeros((64, 64), np.int32)
     instances[10:50, 10:50], instances[20:40, 20:40], instances[24:30, 24:30] = 1, 0, 2
-    flags = np.zeros(2, bool)
-    scene = Scene(
-        np.zeros((64, 64, 3), np.uint8), instances, np.zeros((2, 4)), np.array([1, 2]), flags, flags, flags
-    )
-    polygons = _cityscapes_polygons(scene, "road", ["car", "bus"])
+    objects = [AnnotatedObject(name, (0, 0, 1, 1)) for name in ("car", "bus")]
+    record = AnnotatedImage(np.zeros((64, 64, 3), np.uint8), (64, 64), "a", objects, instances=instances)
+    polygons = label_polygons(record, "road")
     assert [item["label"] for item in polygons] == ["road", "car", "road", "bus"]
     assert sorted(polygons[2]["polygon"]) == [[20, 20], [20, 40], [40, 20], [40, 40]]
     # If an object fills a hole, both outlines are equal, and the hole must come first.
     instances[20:40, 20:40] = 2
-    labels = [item["label"] for item in _cityscapes_polygons(scene, "road", ["car", "bus"])]
+    labels = [item["label"] for item in label_polygons(record, "road")]
     assert labels == ["road", "car", "road", "bus"]
 
 
@@ -276,8 +273,8 @@ def test_coco_reader_reads_the_scenes(coco, splits):
 def test_cityscapes_reader_reads_the_scenes(cityscapes, splits):
     for split, scenes in splits.items():
         reader = CityscapesReader(cityscapes, split, "detection")
-        assert reader.class_names == list(CITYSCAPES_THINGS)
-        values = np.array([reader.mask_names.index(name) for name in ("road", *CITYSCAPES_THINGS)])
+        assert reader.class_names == THING_NAMES
+        values = np.array([reader.mask_names.index(name) for name in ("road", *THING_NAMES)])
         order = {reader.image_path(index).name.split("_")[2]: index for index in range(len(reader))}
         numbers = [number for number, scene in numbered(splits) if any(scene is one for one in scenes)]
         assert len(order) == len(scenes)

@@ -1,0 +1,1 @@
+"""Writers of VOC, COCO and Cityscapes folders, for `segdet data make`, `import` and `convert`."""
