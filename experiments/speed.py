@@ -46,11 +46,11 @@ class Part:
     Attributes:
         title: A short description.
         unit: The unit of work that is timed: an update, an image ...
-        ours: Runs our side and returns the seconds per unit.
+        ours: A function that runs our side and returns the seconds per unit.
         peer: The name of the peer.
-        theirs: Runs the peer and returns the seconds per unit; None without a peer.
+        theirs: A function that runs the peer and returns the seconds per unit; None without a peer.
         speedup: The target ratio, if our side should be faster.
-        compare: Describes the difference between the results of both sides, if they should be equal.
+        compare: A function that describes the difference between the results of both sides, if they should be equal.
     """
 
     title: str
@@ -213,7 +213,7 @@ def decode(small: bool, images: Path | None = None) -> Iterator[Part]:
 
         def ours() -> None:
             for path in paths:
-                read_image(path)  # free the result, as the other side does: new memory costs time
+                read_image(path)  # keep no result: new memory costs time, and the peer keeps none
 
         def theirs() -> None:
             for path in paths:

@@ -35,7 +35,7 @@ class StepTimes(pl.Callback):
     """Write the times of all training steps to a file when training ends.
 
     Args:
-        path: A JSON file: seconds of processor time and of the wall clock per step.
+        path: The JSON file. It contains the seconds of processor time and of wall-clock time of each step.
         plain: Whether to run a plain PyTorch loop on a copy of the model alternately, and write its times as well.
     """
 
