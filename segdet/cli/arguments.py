@@ -43,14 +43,24 @@ class CommandParser(argparse.ArgumentParser):
         add("--split", nargs="+", metavar="SPLIT", help=split_help)
         add("--class_names", metavar="A,B,C|FILE", help="class names, or a text file with one name per line")
         add("--ignore_index", type=int, help="mask value to ignore besides 255 (VOC only)")
+        pixels_help = "the largest number of pixels of an image that is read (default: 178,956,970)"
+        add("--max_pixels", type=int, metavar="N", help=pixels_help)
 
 
 def dataset_from(arguments: argparse.Namespace) -> Dataset:
     """Return the dataset that the arguments of `CommandParser.add_dataset_arguments` select; see `find_dataset`."""
     from segdet.data.formats.reader import class_names_from
 
+    if arguments.max_pixels is not None:
+        from segdet.data.images import MOST_PIXELS
+
+        check_range("--max_pixels", arguments.max_pixels, least=1, most=MOST_PIXELS)
     names = class_names_from(arguments.class_names, arguments.root)
-    options: dict[str, Any] = {"class_names": names, "ignore_index": arguments.ignore_index}
+    options: dict[str, Any] = {
+        "class_names": names,
+        "ignore_index": arguments.ignore_index,
+        "max_pixels": arguments.max_pixels,
+    }
     return find_dataset(arguments.root, arguments.format, arguments.task, arguments.split, **options)
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from segdet.data.dataset import OnBadSample, TaskDataset
 from segdet.data.formats.reader import Reader
+from segdet.data.images import MAX_PIXELS, MOST_PIXELS
 from segdet.data.mosaic import MosaicDataset
 from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Batch, TaskName, collate
@@ -87,6 +88,7 @@ class DataModule(L.LightningDataModule):
         mosaic: For detection, probability from 0 to 1 that a training image is replaced by a mosaic of four (see
             `segdet.data.mosaic`).
         mosaic_off_epochs: Number of epochs without mosaics at the end of training, as in YOLOX.
+        max_pixels: The largest number of pixels of an image. A larger image is a bad sample.
 
     Attributes:
         test_is_val: Whether the validation split is also the test split, because no test split is given.
@@ -117,6 +119,7 @@ class DataModule(L.LightningDataModule):
         masks: bool = False,
         mosaic: float = 0.0,
         mosaic_off_epochs: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -130,6 +133,7 @@ class DataModule(L.LightningDataModule):
         ):
             if number is not None:
                 check_range(f"--data.{name}", number, least=least)
+        check_range("--data.max_pixels", max_pixels, least=1, most=MOST_PIXELS)
         check_choice("--data.task", task, TaskName)
         check_choice("--data.on_bad_sample", on_bad_sample, OnBadSample)
         self.root = Path(root)
@@ -159,6 +163,7 @@ class DataModule(L.LightningDataModule):
         self.masks = masks
         self.mosaic = mosaic
         self.mosaic_off_epochs = mosaic_off_epochs
+        self.max_pixels = max_pixels
         self.notes: dict[str, None] = {}
         self.known_classes: Classes | None = None
         self._position: dict[str, int] = {}
@@ -173,6 +178,7 @@ class DataModule(L.LightningDataModule):
         """Return the reader of a subset, opened once."""
         if subset not in self._readers:
             opened = self.open_reader(subset)
+            opened.max_pixels = self.max_pixels
             for other, before in self._readers.items():
                 _same_classes(self.root, (other, before), (subset, opened), self.task)
             self._readers[subset] = opened

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from segdet.data.cleaning import clean_objects, clip_boxes, dominant_object, usable
 from segdet.data.formats.reader import Reader
-from segdet.data.images import read_image
 from segdet.data.proposal_source import ImageProposals, ProposalSource
 from segdet.data.sample import Objects, Sample, Source, Target, TaskName
 from segdet.data.sampler import Draw
@@ -131,8 +130,7 @@ class TaskDataset(Dataset[Sample]):
         """Read and transform one sample; raise `BadSample` if it cannot be read."""
         index = int(self.indices[draw.index])
         path = self.reader.image_path(index)
-        upright = self.reader.upright(index)
-        image = read_image(path, self.reader.declared_size(index), upright)
+        image = self.reader.image(index)
         size = (image.shape[0], image.shape[1])
         seed: int | None = None
         if self.training:
@@ -170,7 +168,9 @@ class TaskDataset(Dataset[Sample]):
             original = None if self.training else _box_target(unclipped)
         if "proposals" in sets:
             target["proposals"] = torch.from_numpy(sets["proposals"][0])
-        source = Source(path, self.reader.image_id(index), size, draw.duplicate, tuple(notes), upright)
+        source = Source(
+            path, self.reader.image_id(index), size, draw.duplicate, tuple(notes), self.reader.upright(index)
+        )
         tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         return Sample(tensor, target, source, original)
 

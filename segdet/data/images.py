@@ -15,6 +15,15 @@ from PIL import Image
 
 from segdet.util.errors import BadSample, MissingFile
 
+# `MAX_PIXELS` replaces Pillow's limit, which is a warning or an error depending on the size.
+Image.MAX_IMAGE_PIXELS = None
+
+MAX_PIXELS = 178_956_970
+"""Default limit of the pixels of an image: the size from which Pillow assumes a decompression bomb."""
+
+MOST_PIXELS = 1 << 30
+"""The largest limit. OpenCV decodes no larger image."""
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 """Suffixes of image files in a folder, in lower case."""
 
@@ -25,15 +34,7 @@ _ORIENTATION = 0x0112
 _REMEDY = "download or export it again"
 
 # Exceptions that PIL raises for corrupt files, depending on the format.
-_PIL_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    EOFError,
-    Image.DecompressionBombError,
-)
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError)
 
 _GRAY, _PALETTE = 0, 3  # PNG's colour types, byte 25 of the file
 _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGB with alpha"}
@@ -59,7 +60,10 @@ class ImageInfo:
 
 
 def read_image(
-    path: Path | str, declared_size: tuple[int, int] | None = None, upright: bool = False
+    path: Path | str,
+    declared_size: tuple[int, int] | None = None,
+    upright: bool = False,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> np.ndarray:
     """Read an image file as RGB.
 
@@ -71,20 +75,22 @@ def read_image(
         declared_size: ``(height, width)`` stated in the annotation. If only the image after the EXIF rotation has this
             size, the annotation refers to the rotated image, and the rotation is applied.
         upright: Whether to apply the EXIF rotation unconditionally, as for photos without annotations.
+        max_pixels: The largest number of pixels that is decoded; None for no limit, for files that were read before.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, C-contiguous.
 
     Raises:
-        BadSample: If the file is missing, empty, corrupt or not an image.
+        BadSample: If the file is missing, empty, corrupt, not an image or too large.
     """
     data = _read(path)
     if data.startswith(_JPEG):
-        image = _decode_jpeg(path, data)
+        image = _decode_jpeg(path, data, max_pixels)
     elif data.startswith(_PNG):
-        image = _decode_png(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        image = _decode_png(path, data, flags, max_pixels)
     else:
-        image = _decode_other(path, data)
+        image = _decode_other(path, data, max_pixels)
     stored = (image.shape[0], image.shape[1])
     rotated = declared_size is not None and declared_size != stored and declared_size == stored[::-1]
     if upright or rotated:
@@ -95,15 +101,15 @@ def read_image(
     return image
 
 
-def read_mask(path: Path | str) -> np.ndarray:
+def read_mask(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Read the values of a mask file: uint8 ``[H, W]``.
 
     Values are the indices of a palette PNG, the values of 8-bit grayscale, or the stored numbers of 1-, 2- and 4-bit
     grayscale (0 and 1 for one bit).
 
     Raises:
-        BadSample: If the file is missing, empty, corrupt or not an image, or has colours or 16-bit values instead of
-            class indices.
+        BadSample: If the file is missing, empty, corrupt, not an image or larger than ``max_pixels``, or has colours or
+            16-bit values instead of class indices.
     """
     data = _read(path)
     head = data[:26]
@@ -114,29 +120,29 @@ def read_mask(path: Path | str) -> np.ndarray:
         if colours not in (_GRAY, _PALETTE) or bits > 8:
             raise _no_indices(path, f"{bits}-bit {_COLOUR_TYPES.get(colours, 'unknown')} values")
         if colours == _GRAY and bits == 8:
-            return _decode_png(path, data, cv2.IMREAD_UNCHANGED)
+            return _decode_png(path, data, cv2.IMREAD_UNCHANGED, max_pixels)
         _check_png_end(path, data)
-        values = _pixels(path, _open(path, data))
+        values = _pixels(path, _open(path, data), max_pixels)
         if colours == _GRAY and bits in (2, 4):
             values = values // (255 // (2**bits - 1))  # PIL scales them to 0..255.
         return values.astype(np.uint8, copy=False)
     image = _open(path, data)
     if image.mode not in ("L", "P", "1"):
         raise _no_indices(path, f"pixels of mode {image.mode}")
-    return _pixels(path, image).astype(np.uint8, copy=False)
+    return _pixels(path, image, max_pixels).astype(np.uint8, copy=False)
 
 
-def read_png16(path: Path | str) -> np.ndarray:
+def read_png16(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Read the values of a grayscale PNG of 8 or 16 bits, unscaled: ``[H, W]``, uint8 or uint16.
 
     Raises:
-        BadSample: If the file is missing, corrupt or not a grayscale PNG.
+        BadSample: If the file is missing, corrupt, not a grayscale PNG or larger than ``max_pixels``.
     """
     data = _read(path)
     head = data[:26]
     if not head.startswith(_PNG) or len(head) < 26 or head[25] != _GRAY:
         raise BadSample(path, "not a grayscale PNG")
-    return _decode_png(path, data, cv2.IMREAD_UNCHANGED)
+    return _decode_png(path, data, cv2.IMREAD_UNCHANGED, max_pixels)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -177,12 +183,22 @@ def _unreadable(path: Path | str, error: OSError) -> BadSample:
     return BadSample(path, f"cannot be read ({error.strerror or error})", "fix the path or its permissions")
 
 
-def _decode_jpeg(path: Path | str, data: bytes) -> np.ndarray:
+def _check_pixels(path: Path | str, size: tuple[int, int], limit: int | None) -> None:
+    """Raise `BadSample` if an image of ``size`` (height, width) has more pixels than ``limit``."""
+    if limit is not None and size[0] * size[1] > limit:
+        fault = f"is {size[1]}x{size[0]}, which is more than {limit:,} pixels"
+        remedy = "scale it down, or give a larger --data.max_pixels (segdet data: --max_pixels)"
+        raise BadSample(path, fault, remedy)
+
+
+def _decode_jpeg(path: Path | str, data: bytes, limit: int | None) -> np.ndarray:
     # The marker cannot occur in coded pixels, where 0xff is followed by 0. It may be anywhere after the header,
     # because cameras and editors append data to complete images.
     if not data.endswith(_END_OF_IMAGE) and data.find(_END_OF_IMAGE, _start_of_scan(data)) < 0:
         raise BadSample(path, "truncated JPEG: the end of the image is missing", _REMEDY)
     try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        _check_pixels(path, (height, width), limit)
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
         reason = str(error)
@@ -191,7 +207,7 @@ def _decode_jpeg(path: Path | str, data: bytes) -> np.ndarray:
     if "remature" in reason or "Huffman code" in reason or _start_of_scan(data) == len(data):
         raise BadSample(path, f"truncated JPEG ({reason})", _REMEDY)
     # The other reasons are harmless faults, such as stray bytes between markers, and rare kinds of JPEG.
-    return _decode_other(path, data)
+    return _decode_other(path, data, limit)
 
 
 def _start_of_scan(content: bytes) -> int:
@@ -211,10 +227,15 @@ def _start_of_scan(content: bytes) -> int:
     return min(at, len(content))
 
 
-def _decode_png(path: Path | str, data: bytes, flags: int) -> np.ndarray:
+def _decode_png(path: Path | str, data: bytes, flags: int, limit: int | None) -> np.ndarray:
     # torchvision's decoder aborts the process on a bad checksum.
     _check_png_end(path, data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    _check_pixels(path, (height, width), limit)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
     if image is None:
         raise BadSample(path, "corrupt PNG: its data cannot be decoded", _REMEDY)
     return image
@@ -225,14 +246,14 @@ def _check_png_end(path: Path | str, data: bytes) -> None:
         raise BadSample(path, "truncated PNG: the end of the image is missing", _REMEDY)
 
 
-def _decode_other(path: Path | str, data: bytes) -> np.ndarray:
+def _decode_other(path: Path | str, data: bytes, limit: int | None) -> np.ndarray:
     image = _open(path, data)
     if image.mode.startswith("I;16"):
-        gray = (_pixels(path, image) >> 8).astype(np.uint8)
+        gray = (_pixels(path, image, limit) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise BadSample(path, "the range of 32-bit pixels is unknown", "convert it to 8 or 16 bits")
-    return _pixels(path, image, "RGB")
+    return _pixels(path, image, limit, "RGB")
 
 
 def _open(path: Path | str, data: bytes | None = None) -> Image.Image:
@@ -243,13 +264,14 @@ def _open(path: Path | str, data: bytes | None = None) -> Image.Image:
     except _PIL_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreadable(path, error) from None
-        if isinstance(error, Image.DecompressionBombError):
-            raise BadSample(path, f"too large ({error})", "scale it down") from None
         raise BadSample(path, "not an image (or of a format that cannot be read)") from None
 
 
-def _pixels(path: Path | str, image: Image.Image, mode: str | None = None) -> np.ndarray:
-    """Decode the pixels, converted to ``mode`` if one is given."""
+def _pixels(
+    path: Path | str, image: Image.Image, limit: int | None = None, mode: str | None = None
+) -> np.ndarray:
+    """Decode the pixels, at most ``limit`` many, converted to ``mode`` if one is given."""
+    _check_pixels(path, (image.height, image.width), limit)
     try:
         return np.array(image.convert(mode) if mode else image)
     except _PIL_ERRORS as error:

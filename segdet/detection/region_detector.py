@@ -214,7 +214,7 @@ class RegionDetector(Detector):
             )
             return {"targets": [Target(proposals=sample.target["proposals"].to(self.device))]}
         source = sample.source
-        original = read_image(source.path, source.original_size, source.upright)
+        original = read_image(source.path, source.original_size, source.upright, max_pixels=None)
         self.proposer(original)  # the first call includes compilation, which is not part of the cost
         return {"originals": [original]}
 

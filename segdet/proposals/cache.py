@@ -69,6 +69,7 @@ class _Job:
     image: Path
     declared_size: tuple[int, int] | None
     upright: bool
+    max_pixels: int
     file: Path
 
 
@@ -215,7 +216,7 @@ class CachedProposals(ImageProposals):
         upright = self.reader.upright(index)
         identity = json.dumps([content, declared, upright])
         name = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-        return _Job(path, declared, upright, self.folder / name[:2] / f"{name}.npy")
+        return _Job(path, declared, upright, self.reader.max_pixels, self.folder / name[:2] / f"{name}.npy")
 
     def _content(self, index: int, path: Path) -> str:
         """Return the digest of the file's content. It is computed again only if the file's size or time changed."""
@@ -280,7 +281,7 @@ def _try(job: _Job, proposer: ImageProposer) -> BadSample | None:
 
 def _compute(job: _Job, proposer: ImageProposer) -> np.ndarray:
     """Compute the proposals of an image, float32 ``[N, 5]``, and write them to its file."""
-    image = read_image(job.image, job.declared_size, job.upright)
+    image = read_image(job.image, job.declared_size, job.upright, job.max_pixels)
     boxes, scores = proposer(image)
     rows = np.concatenate([boxes, scores[:, None]], axis=1).astype(np.float32)
     with (

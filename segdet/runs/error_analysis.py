@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from segdet.data.base import DataModule
-from segdet.data.images import read_image
 from segdet.metrics import DetectionScores, SegmentationScores
 from segdet.metrics.base import Scores
 from segdet.metrics.detection_errors import (
@@ -151,7 +150,7 @@ class _Pictures:
         return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
     def picture(self, image_id: int) -> np.ndarray:
-        return read_image(self.path(image_id), self._reader.declared_size(self._indices[image_id]))
+        return self._reader.image(self._indices[image_id])
 
 
 def _rows(images: ImageErrors, pictures: _Pictures | None) -> list[dict[str, Any]]:

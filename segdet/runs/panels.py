@@ -72,7 +72,9 @@ class ImagePanels(pl.Callback):
         chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
         self._samples = [dataset[int(index)] for index in chosen]
         self._pictures = [
-            read_image(sample.source.path, sample.source.original_size, sample.source.upright)
+            read_image(
+                sample.source.path, sample.source.original_size, sample.source.upright, max_pixels=None
+            )
             for sample in self._samples
         ]
 

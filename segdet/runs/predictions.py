@@ -87,7 +87,9 @@ class PredictionWriter(BasePredictionWriter):
                     drawn = predicted["scores"] >= self.min_score
                 predicted = {key: value[drawn] for key, value in predicted.items()}
             picture = draw_target(
-                read_image(source.path, source.original_size, source.upright), predicted, names
+                read_image(source.path, source.original_size, source.upright, max_pixels=None),
+                predicted,
+                names,
             )
             file = self.folder / "overlays" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

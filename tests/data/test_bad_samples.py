@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from segdet.cli.main import main
 from segdet.data.shapes.make import make_shapes
@@ -27,7 +28,7 @@ def _fit(folder: Path, run: Path, *options: str) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("fault", ["truncated", "empty", "missing", "xml"])
+@pytest.mark.parametrize("fault", ["truncated", "empty", "missing", "large", "xml"])
 def test_a_bad_sample_stops_with_one_line(
     workers: int, fault: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,10 +39,12 @@ def test_a_bad_sample_stops_with_one_line(
         path.write_bytes(b"")
     elif fault == "missing":
         path.unlink()
+    elif fault == "large":
+        Image.new("RGB", (80, 80)).save(path)
     else:
         path = folder / "Annotations" / f"{path.stem}.xml"
         path.write_text("<annotation><object>")
-    assert _fit(folder, tmp_path / "run", f"--data.num_workers={workers}") == 2
+    assert _fit(folder, tmp_path / "run", f"--data.num_workers={workers}", "--data.max_pixels=5000") == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("segdet: error:")]
     assert len(lines) == 1
     assert path.name in lines[0] and ";" in lines[0]
@@ -51,12 +54,15 @@ def test_a_bad_sample_stops_with_one_line(
 def test_skipped_samples_are_counted_and_listed(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = sorted((folder / "JPEGImages").iterdir())[:2]
+    first, second, third = sorted((folder / "JPEGImages").iterdir())[:3]
     first.write_bytes(b"")
     second.unlink()
-    assert _fit(folder, tmp_path / "run", "--data.num_workers=0", "--data.on_bad_sample=skip") == 0
+    Image.new("RGB", (80, 80)).save(third)
+    options = ["--data.num_workers=0", "--data.on_bad_sample=skip", "--data.max_pixels=5000"]
+    assert _fit(folder, tmp_path / "run", *options) == 0
     listed = (tmp_path / "run" / "left_out.txt").read_text()
     assert first.name in listed and second.name in listed
+    assert f"{third}: is 80x80, which is more than 5,000 pixels" in listed
     printed = capfd.readouterr().err
     assert f"left out of the data, {len(listed.splitlines())} in all" in printed
     assert first.name in printed

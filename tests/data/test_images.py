@@ -252,3 +252,43 @@ def test_real_photos_are_equal_to_pil(real_data):
     for path in sorted((real_data / "tiny_coco" / "val2017").glob("*.jpg"))[:12]:
         difference = np.abs(read_image(path).astype(int) - np.asarray(Image.open(path).convert("RGB")))
         assert difference.max() <= 1
+
+
+def bomb(path: Path, width: int, height: int, colours: int = 2) -> Path:
+    """Write the start and the end of a PNG whose header states a size, without its pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    data = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+@pytest.mark.parametrize("reader", [read_image, read_mask, read_png16])
+def test_a_decompression_bomb_is_one_line(tmp_path, reader):
+    path = bomb(tmp_path / "a.png", 40_000, 30_000, colours=2 if reader is read_image else 0)
+    with pytest.raises(BadSample) as caught:
+        reader(path)
+    assert str(caught.value) == (
+        f"{path}: is 40000x30000, which is more than 178,956,970 pixels; "
+        "scale it down, or give a larger --data.max_pixels (segdet data: --max_pixels)"
+    )
+    assert image_size(path) == (30_000, 40_000)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
+def test_the_limit_of_pixels_applies_to_every_format(photo, tmp_path, suffix):
+    path = saved(photo, tmp_path / f"a.{suffix}")
+    pixels = SIZE[0] * SIZE[1]
+    with pytest.raises(BadSample, match=r"is 56x40, which is more than 2,239 pixels"):
+        read_image(path, max_pixels=pixels - 1)
+    for limit in (pixels, None):
+        assert read_image(path, max_pixels=limit).shape == (*SIZE, 3)
+
+
+def test_png_that_opencv_refuses_is_one_line(tmp_path):
+    path = bomb(tmp_path / "a.png", 40_000, 30_000)
+    with pytest.raises(BadSample, match="corrupt PNG: its data cannot be decoded"):
+        read_image(path, max_pixels=None)

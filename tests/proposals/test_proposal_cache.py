@@ -116,6 +116,8 @@ def test_other_settings_and_other_pixels_have_other_files(shapes: Path, reader: 
 class _OneImage:
     """The methods of a reader that the cache uses."""
 
+    max_pixels = 10**6
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

@@ -155,7 +155,8 @@ class CityscapesReader(Reader):
     def _read(self, index: int, kind: Literal["labelIds", "instanceIds"]) -> np.ndarray:
         path = self._annotation(index, kind)
         try:
-            return read_mask(path) if kind == "labelIds" else read_png16(path)
+            read = read_mask if kind == "labelIds" else read_png16
+            return read(path, self.max_pixels)
         except MissingFile:
             if self._polygons_of(path).is_file():
                 fault, fix = "no such file, only its polygons", "create it with cityscapesScripts"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdet.data.formats.splits import coco_files, list_splits, voc_years
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 if TYPE_CHECKING:
     from segdet.data.formats.reader import Reader
@@ -28,6 +28,7 @@ class Dataset:
         all_splits: Whether ``splits`` contains all splits of the folder.
         class_names: Classes of a VOC folder, or a selection of COCO's categories; None to read them from the files.
         ignore_index: Mask value of a VOC folder to ignore, besides 255.
+        max_pixels: The largest number of pixels of an image; None for the default.
     """
 
     root: Path
@@ -37,6 +38,7 @@ class Dataset:
     all_splits: bool
     class_names: list[str] | None = None
     ignore_index: int = 255
+    max_pixels: int | None = None
 
     def __str__(self) -> str:
         return f"{self.root} ({self.format}, {self.task})"
@@ -48,6 +50,12 @@ class Dataset:
             UserError: If the split does not exist or has no annotations.
             BadSample: If the split's annotation file cannot be read.
         """
+        reader = self._reader(split)
+        if self.max_pixels is not None:
+            reader.max_pixels = self.max_pixels
+        return reader
+
+    def _reader(self, split: str) -> "Reader":
         if self.format == "voc":
             from segdet.data.formats.voc import VOCReader
 
@@ -115,6 +123,7 @@ def find_dataset(
     splits: Sequence[str] | None = None,
     class_names: list[str] | None = None,
     ignore_index: int | None = None,
+    max_pixels: int | None = None,
 ) -> Dataset:
     """Return the dataset in a folder.
 
@@ -134,6 +143,8 @@ def find_dataset(
         raise UserError(f"--ignore_index: for voc folders only, but {root} is {format}; leave it out")
     if format == "cityscapes" and class_names:
         raise UserError("--class_names: the classes of Cityscapes are fixed; leave it out")
+    if ignore_index is not None:
+        check_range("--ignore_index", ignore_index, least=0, most=255)
     found = tuple(splits) if splits else tuple(list_splits(root, format, task))
     ignored = 255 if ignore_index is None else ignore_index
-    return Dataset(root, format, task, found, not splits, class_names, ignored)
+    return Dataset(root, format, task, found, not splits, class_names, ignored, max_pixels)

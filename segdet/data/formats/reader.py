@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.data.faults import Fault
+from segdet.data.images import MAX_PIXELS, read_image
 from segdet.data.sample import Objects, TaskName
 from segdet.util.cores import usable_cores
 from segdet.util.errors import UserError
@@ -31,11 +32,13 @@ class Reader(ABC):
         annotated: False for images without annotations, which are for prediction only.
         states_classes: Whether class names and ids come from the dataset. If not, the model's are used.
         palette_masks: Whether the format's mask files have VOC's palette; if not, they are plain grayscale.
+        max_pixels: The largest number of pixels of an image or mask that is decoded.
     """
 
     annotated: bool = True
     states_classes: bool = True
     palette_masks: bool = True
+    max_pixels: int = MAX_PIXELS
 
     class_names: list[str]
     mask_names: list[str]
@@ -53,6 +56,15 @@ class Reader(ABC):
     @abstractmethod
     def image_path(self, index: int) -> Path:
         """Return the file of image ``index``."""
+
+    def image(self, index: int) -> np.ndarray:
+        """Read image ``index``: uint8 ``[H, W, 3]`` RGB; see `segdet.data.images.read_image`.
+
+        Raises:
+            BadSample: If the file is missing, corrupt, not an image or larger than `max_pixels`.
+        """
+        path, size = self.image_path(index), self.declared_size(index)
+        return read_image(path, size, self.upright(index), self.max_pixels)
 
     def upright(self, index: int) -> bool:
         """Return whether to apply the EXIF rotation unconditionally, because no annotation states the image size."""

@@ -166,7 +166,7 @@ class VOCReader(Reader):
         """Return the classes in ``SegmentationClass/<name>.png``, a palette or grayscale PNG."""
         path = self._mask_path(index)
         try:
-            values = read_mask(path)
+            values = read_mask(path, self.max_pixels)
         except MissingFile:
             raise MissingFile(path, "no such mask", _MISSING) from None
         lookup, valid = self._lookup
@@ -264,7 +264,7 @@ class VOCReader(Reader):
         for index in range(min(len(self), _MASKS_TO_CHECK)):
             path = self._mask_path(index)
             try:
-                values = read_mask(path)
+                values = read_mask(path, self.max_pixels)
             except BadSample:
                 continue  # reported when the mask is read
             counted = values[(values != IGNORE) & (values != self.ignore_index)]

@@ -121,7 +121,7 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
     size = declared = None
     try:
         declared = reader.declared_size(index)
-        size = _check_image(path, declared, finding)
+        size = _check_image(path, declared, reader.max_pixels, finding)
     except BadSample as error:
         finding.faults.append(Fault.of(error))
     except Exception as error:  # a file may be corrupt in an unexpected way
@@ -175,10 +175,12 @@ def _unexpected(path: Path, error: Exception) -> Fault:
     return Fault(path, fault, True, "fix or remove the file", kind=FaultKind.UNREADABLE)
 
 
-def _check_image(path: Path, declared: tuple[int, int] | None, finding: _Finding) -> tuple[int, int]:
+def _check_image(
+    path: Path, declared: tuple[int, int] | None, limit: int, finding: _Finding
+) -> tuple[int, int]:
     """Decode an image, add its faults and its digest to ``finding`` and return its (height, width)."""
     info = image_info(path)
-    image = read_image(path, declared)
+    image = read_image(path, declared, max_pixels=limit)
     finding.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     size = image.shape[0], image.shape[1]
     for fault, handling in _pixel_format_faults(info, rotated=size != info.size):

@@ -9,7 +9,6 @@ from segdet.data.cleaning import clean_objects
 from segdet.data.dataset import dominant_object
 from segdet.data.formats.detect import Dataset
 from segdet.data.formats.reader import Reader
-from segdet.data.images import read_image
 from segdet.data.sample import TaskName
 from segdet.util.drawing import Colour, class_colour, draw_boxes, draw_mask, draw_sheet, mask_legend
 from segdet.util.errors import BadSample, UserError
@@ -79,7 +78,7 @@ def draw_sample(
         BadSample: If the image or its annotation cannot be read.
     """
     path = reader.image_path(index)
-    image = read_image(path, reader.declared_size(index))
+    image = reader.image(index)
     if task == "segmentation":
         mask = reader.mask(index)
         if mask.shape != image.shape[:2]:

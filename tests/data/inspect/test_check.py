@@ -187,6 +187,15 @@ def test_image_and_annotation_of_different_sizes(voc_folder, capsys, picture):
     assert line.startswith(f"warning  {path}: is 80x60 but its annotation states 64x48; ")
 
 
+def test_the_limit_of_pixels_is_an_option(voc_folder, capsys):
+    status, lines = run(capsys, voc_folder, "--max_pixels", 3071)
+    assert status == 1 and len(lines) == 4
+    assert lines[0].startswith(
+        f"fatal    {voc_folder / 'JPEGImages/a.jpg'}: is 64x48, which is more than 3,071 pixels; scale it down"
+    )
+    assert run(capsys, voc_folder, "--max_pixels", 3072)[0] == 0
+
+
 # Annotations
 
 
@@ -448,6 +457,8 @@ def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
         (["voc", "--workers", "0"], "--workers 0: must be at least 1"),
         (["voc", "--class_names", "names.txt"], "names.txt: no such file of class names"),
         (["coco", "--ignore_index", "3"], "--ignore_index: for voc folders only, but "),
+        (["voc", "--ignore_index", "300"], "--ignore_index 300: must be at least 0 and at most 255"),
+        (["voc", "--max_pixels", "0"], "--max_pixels 0: must be at least 1"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(voc_folder, coco_folder, monkeypatch, capsys, arguments, line):
