@@ -408,7 +408,7 @@ COLUMNS = ["part", "ours", "peer", "peer's time", "ratio", "target"]
 
 def row(part: Part, measured: Measured) -> str:
     """Return a row of the table in Markdown."""
-    ours = f"{measured.ours_ms:,.2f} ms an {part.unit}"
+    ours = f"{measured.ours_ms:,.2f} ms per {part.unit}"
     if part.unit[0] not in "aeiou":
         ours = ours.replace(" an ", " a ")
     peer, ratio, target = "-", "-", "-"

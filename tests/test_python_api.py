@@ -323,7 +323,7 @@ def test_all_public_names_exist() -> None:
     assert ShapesDataModule is data.ShapesDataModule
 
 
-def test_a_test_does_not_move_the_start_of_the_next_training(voc: Path, tmp_path: Path) -> None:
+def test_a_test_from_a_checkpoint_does_not_change_the_epoch_of_the_sampler(voc: Path, tmp_path: Path) -> None:
     data = VOCDataModule(voc, recipe=Plain(size=(32, 32)), batch_size=2, task="segmentation", num_workers=0)
     model = FCN(data.class_names, backbone="small_vgg", strides=[2, 4])
     plain_trainer(tmp_path, max_epochs=2).fit(model, data)

@@ -1,4 +1,4 @@
-"""Exceptions become one line, tested with the libraries' real messages where they can be produced."""
+"""Exceptions become messages of one line. The tests use the libraries' real exceptions where possible."""
 
 import os
 import signal
@@ -139,7 +139,7 @@ def test_the_end_of_the_other_process_is_recognized(tmp_path: Path) -> None:
 class TestReportedByPeer:
     @pytest.fixture
     def report(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """The file in which the processes of a run agree on who reports an error."""
+        """The file with the error that one process of a run has reported."""
         monkeypatch.setenv("SEGDET_RUN_DIR", str(tmp_path))
         monkeypatch.setattr("segdet.cli.error_messages.PEER_TIMEOUT", 0.0)
         return tmp_path / "error.txt"

@@ -127,7 +127,7 @@ class TestOnlyTheTestFolder:
     def test_predict_on_the_images_of_cocos_server(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """The server publishes image ids and categories, and keeps the annotations."""
+        """The server publishes image ids and categories, but not the annotations."""
         folder, file, document = self.with_other_ids(tmp_path)
         del document["annotations"]
         file.rename(file.with_name("image_info_test-dev2017.json")).write_text(json.dumps(document))
@@ -147,7 +147,7 @@ class TestOnlyTheTestFolder:
             assert "lists images without annotations; use it with `segdet predict`" in capsys.readouterr().err
 
     def test_an_image_without_annotation_is_upright(self, run: Path, folder: Path) -> None:
-        """As in a folder of images; an annotated image keeps the orientation of its boxes."""
+        """An image without annotation is turned upright, as in a folder of images. With annotation it is not."""
         exif = Image.Exif()
         exif[0x0112] = 6
         names = (folder / "ImageSets" / "Main" / "test.txt").read_text().split()

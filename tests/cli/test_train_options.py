@@ -1,4 +1,4 @@
-"""Options: which the user gave, and which come from a checkpoint or are defaults."""
+"""The source of each option: the command line, a config file, a checkpoint, or the defaults."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from segdet.util.errors import UserError
 def test_another_data_module_does_not_inherit_the_class_names(
     given: list[str], other: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever form the option has. The other arguments that both classes have are inherited."""
+    """This holds for every form of the option. Other arguments that both classes have are inherited."""
     monkeypatch.chdir(tmp_path)
     folder = "{class_path: ImageFolder, init_args: {root: x}}"
     Path("folder.yaml").write_text(folder)
@@ -80,7 +80,7 @@ def test_abbreviated_options_of_classes_are_refused(
 
 
 def test_given_options_come_from_the_command_line_and_from_files(tmp_path: Path) -> None:
-    """Neither defaults nor the checkpoint's options are among them."""
+    """Defaults and options of the checkpoint do not count as given."""
     config = tmp_path / "more.yaml"
     config.write_text("model: {init_args: {width: 8}}\ntrainer: {max_epochs: 2}\n")
     embedded = {

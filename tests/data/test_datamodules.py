@@ -9,7 +9,7 @@ from segdet.util.errors import UserError
 
 
 def move_apart(coco: Path, target: Path) -> tuple[Path, Path]:
-    """Move annotations and images of the COCO folder to two folders with names of no split."""
+    """Move annotations and images of the COCO folder to two folders that are not named after a split."""
     (target / "json").mkdir(parents=True)
     for split in ("train", "val"):
         (coco / "annotations" / f"instances_{split}.json").rename(target / "json" / f"my {split}.json")

@@ -89,7 +89,7 @@ def test_losses_are_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *SIZE)
     ours.rpn.train(), ours.roi_heads.train(), theirs.train()
-    # Both sample anchors and regions; before that, torchvision samples image sizes.
+    # Seed before anchors and regions are sampled. torchvision samples image sizes first.
     theirs.rpn.register_forward_pre_hook(_seed)
     expected = theirs(list(images), [dict(target) for target in _targets()])
     torch.manual_seed(3)
@@ -128,7 +128,7 @@ def test_detections_and_proposals_are_torchvisions(size: tuple[int, int]) -> Non
 
 
 def test_selection_equals_that_of_torchvisions_second_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly, also with equal scores, boxes outside the image, and images without regions."""
+    """The results are exactly equal, also for equal scores, boxes outside the image, and images without regions."""
     model = _small()
     generator = torch.Generator().manual_seed(0)
     corners = 110 * torch.rand(2, 40, 2, generator=generator) - 10
@@ -224,7 +224,7 @@ def test_detections_with_torchvisions_weights_equal_torchvisions(network: str, t
 
 @pytest.mark.usefixtures("short")
 def test_released_weights_are_loaded_with_frozen_batch_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Released weights have no counts of batches, and older names in pyramid and proposal network."""
+    """Released weights have no counts of batches. Pyramid and proposal network have older names in them."""
     enum = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights
     state = {k: v for k, v in _theirs("resnet50_fpn").state_dict().items() if "num_batches" not in k}
     name = re.compile(r"(_blocks\.\d|rpn\.head\.conv)(\.0)+\.(weight|bias)$")
@@ -260,7 +260,7 @@ def test_rows_of_classes_are_selected_by_name_or_new(tmp_path: Path) -> None:
 
 
 def test_vgg16_is_the_papers() -> None:
-    """py-faster-rcnn has 137,078,239 parameters for 21 classes, with a second objectness output for nine anchors."""
+    """py-faster-rcnn has 137,078,239 parameters for 21 classes. It has two objectness outputs per anchor, not one."""
     with torch.device("meta"):
         features = torchvision.models.vgg16().features
         rpn = theirs_module.RPNHead(512, 9)
@@ -300,7 +300,7 @@ def test_anchors_that_cross_the_border_are_ignored() -> None:
     assert (labels[1][~outside] == 0).all()
     positive = labels[0] == 1
     assert positive.any()
-    # Each object has its best anchor among those within the image.
+    # Each object is matched with its best anchor among those within the image.
     iou = torchvision.ops.box_iou(_targets()[0]["boxes"], every[~outside])
     assert (labels[0][~outside][iou.argmax(1)] == 1).all()
     assert all(box.tolist() in _targets()[0]["boxes"].tolist() for box in boxes[0][positive])

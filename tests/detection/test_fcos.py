@@ -81,7 +81,7 @@ def test_losses_are_torchvisions() -> None:
 
 
 def test_cells_are_matched_with_the_smallest_object_in_the_range_of_their_map() -> None:
-    """Compare with the definition as loops."""
+    """The matching equals its definition, computed in loops."""
     torch.manual_seed(2)
     strides, grids = [4, 8, 16], [(32, 32), (16, 16), (8, 8)]
     centres = [

@@ -81,7 +81,7 @@ def test_losses_are_torchvisions() -> None:
     images = torch.randn(2, 3, *SIZE)
     for module in (ours.rpn, ours.roi_heads, theirs):
         module.train()
-    # Both sample anchors and regions; before that, torchvision samples image sizes.
+    # Seed before anchors and regions are sampled. torchvision samples image sizes first.
     theirs.rpn.register_forward_pre_hook(_seed)
     expected = theirs(list(images), [dict(target) for target in _targets()])
     torch.manual_seed(3)

@@ -302,7 +302,7 @@ def test_only_the_features_of_objects_stay_in_memory(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         network.later_stages().fit_svms(files)
     tracemalloc.stop()
-    # The features of one image at a time, and the overhead of Python.
+    # The bound allows the features of one image and Python's overhead.
     assert held[0] < 10 * regions * width * 4
 
 
@@ -439,7 +439,9 @@ def test_without_a_validation_the_later_stages_run_at_the_end(
     assert torch.equal(ours["regressors.weight"], theirs["regressors.weight"])
 
 
-def test_at_the_end_they_use_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_stages_at_the_end_use_the_averaged_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor] = []
     fit = LaterStages.fit
 

@@ -205,7 +205,7 @@ def test_rows_of_classes_are_selected_by_name_or_new(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_released_weights_are_loaded_with_frozen_batch_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Released weights have no counts of batches, and older names of the head's layers."""
+    """Released weights have no counts of batches. The layers of the head have older names in them."""
     enum = torchvision.models.detection.RetinaNet_ResNet50_FPN_Weights
     state = {k: v for k, v in _theirs("resnet50_fpn").state_dict().items() if "num_batches" not in k}
     old = {

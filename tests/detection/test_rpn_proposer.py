@@ -140,7 +140,7 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path, scene: np.ndarray) ->
 
 
 @pytest.mark.parametrize("named", ["run", "run/checkpoints/best.ckpt"])
-def test_the_command_compares_it_with_other_proposers(
+def test_the_command_compares_the_rpn_with_other_proposers(
     named: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _save(tmp_path / "run" / "checkpoints" / "best.ckpt", _model(), OPTIONS)
@@ -154,7 +154,7 @@ def test_the_command_compares_it_with_other_proposers(
     assert "no such checkpoint" in capsys.readouterr().err
 
 
-def test_a_configuration_names_it_without_its_module(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_names_the_rpn_without_its_module(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", "--model=FastRCNN", "--data=ShapesDataModule", "--data.proposals=RPN"]
     assert main([*arguments, "--data.proposals.checkpoint=runs/x", "--print_config"]) == 0
     proposals = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["proposals"]

@@ -286,7 +286,7 @@ def test_negatives_fill_the_places_of_missing_positives() -> None:
 @pytest.mark.parametrize("mined", [False, True])
 @pytest.mark.parametrize("windows", [5, 12, 13, 60])
 def test_no_window_is_sampled_twice(windows: int, mined: bool) -> None:
-    """Also where negatives replace positives, and where there are hardly more windows than samples."""
+    """This includes negatives that replace positives, and images with hardly more windows than samples."""
     model = _model(windows_per_image=12, positives=0.5, hard_negatives=0.25)
     target_labels = torch.zeros(4, windows, dtype=torch.int64)
     target_labels[1, 0], target_labels[2, 1:], target_labels[3] = 1, -1, 1

@@ -22,7 +22,7 @@ COCO = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categorie
 
 
 def _with_random_weights(model: nn.Module) -> nn.Module:
-    """Set weights that keep the scale of the features, which vanish with the initial weights."""
+    """Set weights that keep the scale of the features. With the initial weights the features vanish."""
     generator = torch.Generator().manual_seed(3)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):

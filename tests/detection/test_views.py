@@ -189,7 +189,7 @@ def test_scales_must_be_above_zero() -> None:
 
 
 def test_class_agnostic_suppression() -> None:
-    """A suppresses B of another class; a suppressed box does not suppress C."""
+    """The first box suppresses the second, of another class. The suppressed box does not suppress the third."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
     scores = torch.tensor([[0.9, 0.0], [0.0, 0.8], [0.0, 0.7]])
     assert float(box_iou(boxes[:1], boxes[1:2])) > 0.4
@@ -223,7 +223,7 @@ def test_class_agnostic_suppression() -> None:
 def test_every_family_has_class_agnostic_suppression(family: type[Detector], options: dict[str, Any]) -> None:
     found = []
     images = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    if family is not DETR:  # which suppresses only between views
+    if family is not DETR:  # DETR suppresses only between views
         options = {"nms_threshold": 0.3, "detections_per_image": 5000} | options
     for across in (False, True):
         torch.manual_seed(0)

@@ -106,10 +106,10 @@ def test_rows():
     part = Part("thing", "update", lambda: 0.0, "other", lambda: 0.0, speedup=5)
     assert (
         row(part, Measured(2, 12, 6))
-        == "| thing | 2.00 ms an update | other | 12.00 ms | x6.0 | >= x5, met |"
+        == "| thing | 2.00 ms per update | other | 12.00 ms | x6.0 | >= x5, met |"
     )
     assert row(part, Measured(2, 8, 4)).endswith("| x4.0 | >= x5, MISSED |")
     assert (
         row(Part("alone", "image", lambda: 0.0), Measured(4))
-        == "| alone | 4.00 ms an image | - | - | 250 images/s | - |"
+        == "| alone | 4.00 ms per image | - | - | 250 images/s | - |"
     )

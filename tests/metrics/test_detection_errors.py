@@ -126,7 +126,7 @@ def test_the_thresholds_across_classes(box, kind):
 
 
 def test_an_error_has_one_kind():
-    # It covers 30 % of an object of its class and most of another's: a localization error.
+    # The IoU is .3 with an object of the same class, and higher with one of another class: a localization error.
     errors = errors_of([(1, [0, 0, 100, 30], 1, 0.9)], [(1, A, 1), (1, [0, 0, 100, 31], 2)])
     assert errors.counts() == dict.fromkeys(KINDS, 0) | {"localization": 1, "missed": 1}
     # A duplicate that also overlaps an object of another class: a classification error.
@@ -160,7 +160,7 @@ def test_crowds_and_difficult_objects_are_ignored():
         assert sum(errors.counts().values()) == 0 and errors.ap() == pytest.approx(1)
         assert errors.confusion(0.0).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
         assert errors.object_states().tolist() == [CORRECT, IGNORED]
-        # They are not matched with detections of another class, as in the AP.
+        # Ignored objects are not matched with detections of another class, as in the AP.
         errors = errors_of([(1, [400, 0, 500, 100], 2, 0.9)], truth)
         assert errors.counts() == dict.fromkeys(KINDS, 0) | {"background": 1, "missed": 1}
 

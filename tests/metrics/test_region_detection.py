@@ -13,7 +13,7 @@ from segdet.metrics.region_detection import RegionScores
 def test_recall_of_proposals_and_detection_scores() -> None:
     scores, plain = RegionScores(["a"]), DetectionScores(["a"])
     objects = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]])
-    # IoU 1, 0.6 and 0.25 with one of them each.
+    # The first three proposals overlap one object each, with an IoU of 1, 0.6 and 0.25.
     proposals = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 32], [50, 50, 55, 55], [0, 0, 60, 60]])
     found = Prediction(boxes=objects[:2], scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([1, 1]))
     target = Target(
@@ -43,7 +43,7 @@ def test_recall_of_proposals_and_detection_scores() -> None:
     assert all(torch.equal(values[k], v) or math.isnan(v) for k, v in plain.compute().items())
 
 
-def test_without_an_image_they_are_nan() -> None:
+def test_scores_without_an_image_are_nan() -> None:
     values = RegionScores(["a"]).compute()
     assert math.isnan(values["proposal_recall_50"]) and math.isnan(values["proposals"])
 

@@ -40,14 +40,14 @@ def _inner(a: Tensor, b: Tensor) -> float:
 # Examples from the papers.
 
 
-def test_nearest_repeats_and_nails_stand_at_the_top_left() -> None:
+def test_nearest_repeats_values_and_bed_of_nails_puts_them_at_the_top_left() -> None:
     repeated = torch.tensor([[1.0, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]])
     nails = torch.tensor([[1.0, 0, 2, 0], [0, 0, 0, 0], [3, 0, 4, 0], [0, 0, 0, 0]])
     assert torch.equal(Nearest()(SMALL, (4, 4))[0, 0], repeated)
     assert torch.equal(BedOfNails()(SMALL, (4, 4))[0, 0], nails)
 
 
-def test_max_unpooling_puts_values_where_the_maxima_stood() -> None:
+def test_max_unpooling_restores_the_positions_of_the_maxima() -> None:
     image = torch.tensor([[[[1.0, 2, 6, 3], [3, 5, 2, 1], [1, 2, 2, 1], [7, 3, 4, 8]]]])
     maxima, indices = F.max_pool2d(image, 2, ceil_mode=True, return_indices=True)
     assert maxima.flatten().tolist() == [5, 6, 7, 8]
@@ -56,7 +56,7 @@ def test_max_unpooling_puts_values_where_the_maxima_stood() -> None:
     assert torch.equal(MaxUnpooling()(SMALL, (4, 4), indices)[0, 0], expected)
 
 
-def test_a_transposed_convolution_lays_down_kernels_and_adds_overlaps() -> None:
+def test_a_transposed_convolution_sums_overlapping_kernels() -> None:
     layer = TransposedConvolution(1)
     with torch.no_grad():
         layer.weight.zero_()[0, 0, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -168,7 +168,7 @@ def _adjoint(name: str, g: Tensor, indices: Tensor, weight: Tensor | None) -> Te
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_the_adjoint_of_the_downsampling_that_it_inverts(
+def test_each_upsampler_is_the_adjoint_of_the_downsampling_that_it_inverts(
     name: Upsampling, size: tuple[int, int]
 ) -> None:
     x, indices = _pooled(size)

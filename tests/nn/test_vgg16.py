@@ -99,7 +99,7 @@ def test_an_earlier_run_gives_parameters_of_the_same_name_and_shape(
     model = Model(hidden=24)
     load_vgg16_weights(model, str(tmp_path / "run"))
     assert torch.equal(model.encoder.stages[2][0].weight, former.encoder.stages[2][0].weight)
-    # The bias of score has the same shape in both models, its weight has not.
+    # The bias of score has the same shape in both models, but the weight does not.
     assert (
         capsys.readouterr().err
         == f"segdet: starts from {tmp_path / 'run'}; random weights: fc6, fc7, score\n"

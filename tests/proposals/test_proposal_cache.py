@@ -150,7 +150,7 @@ def test_images_are_identified_by_content(tmp_path: Path, calls: list) -> None:
 def test_known_images_are_not_read_again(
     reader: Reader, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a later command nor other processes of the same command read them."""
+    """A later command does not read the images again, and neither do other processes of the same command."""
     CachedProposals(Counting(), reader).compute(range(4), workers=1)
     monkeypatch.setattr("segdet.proposals.cache._digest", None)
     again = CachedProposals(Counting(), reader)

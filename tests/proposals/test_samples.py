@@ -22,7 +22,7 @@ def module(shapes: Path, recipe: Recipe, **kwargs) -> VOCDataModule:
 
 @pytest.fixture
 def objects_file(shapes: Path, tmp_path: Path) -> Path:
-    """Write the objects of each image as proposals, behind one of the whole image and two that exceed it."""
+    """Write a file of proposals. Those of each image are the whole image, two boxes that exceed it, and the objects."""
     data = module(shapes, Plain())
     boxes = {}
     for subset in ("train", "val"):
@@ -44,7 +44,7 @@ def test_proposals_are_transformed_like_objects(shapes: Path, objects_file: Path
         torch.testing.assert_close(proposals[len(proposals) - len(objects) :], objects)
 
 
-def test_evaluation_has_them_in_network_pixels_clipped_and_the_best_first(
+def test_evaluation_has_proposals_in_network_pixels_clipped_and_the_best_first(
     shapes: Path, objects_file: Path
 ) -> None:
     data = module(shapes, Plain(size=(48, 64)), proposals=ProposalFile(objects_file))

@@ -15,7 +15,7 @@ from segdet.util.errors import UserError
 def test_all_processes_of_a_job_find_the_same_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The valid file that was written last; of files of the same time the one with the most steps, in any order."""
+    """The newest valid file is chosen. Among files of the same time, the file with the most steps is chosen."""
     (tmp_path / "checkpoints").mkdir()
     assert latest_checkpoint(tmp_path) is None
     files = {"checkpoints/last.ckpt": 5, "hpc_ckpt_1.ckpt": 7, "checkpoints/hpc_ckpt_2.ckpt": 9}

@@ -58,7 +58,7 @@ def test_modes_hooks_and_random_state_are_unchanged() -> None:
 
 
 class Clocked(Windows):
-    """Advances a clock by the given durations, one per prediction."""
+    """A model that advances a clock by the given durations, one per prediction."""
 
     def __init__(self, durations: list[float]) -> None:
         super().__init__()
@@ -95,7 +95,10 @@ def test_only_a_single_uint8_image_is_accepted(images: Tensor) -> None:
 
 
 class Staged(Clocked):
-    """Two stages of 1 and 3 tenths of a prediction's duration, the first in two parts, in a range of the profiler."""
+    """A model with two stages, which take 0.1 and 0.3 of each prediction. The first stage has two parts.
+
+    Another range of the profiler encloses each part, and must not be counted as a stage.
+    """
 
     def predict_tensors(self, images: Tensor) -> Tensor:
         before = self.now

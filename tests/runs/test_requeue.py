@@ -24,7 +24,7 @@ def test_a_job_that_slurm_restarts_is_resumed(
 def test_a_requeued_job_finds_its_folder(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One task, no --run_dir, and two commands in the script: each resumes its own run."""
+    """The job has one task, and its script has two commands without --run_dir. Each command resumes its own run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_JOB_NAME", "train.sh")

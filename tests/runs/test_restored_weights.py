@@ -48,7 +48,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the ResNet-50 of torchvision's detectors by one with one block a stage."""
+    """Replace the ResNet-50 of torchvision's detectors by one with a single block per stage."""
 
     def short(*, weights: Any = None, progress: bool = True, **options: Any) -> ResNet:
         assert weights is None
@@ -198,7 +198,7 @@ def test_nothing_is_downloaded_or_read(build: Callable[[], nn.Module], offline: 
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing the model in eval mode")
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_a_network_that_normalizes_its_input_does_so_when_restored(name: str, offline: None) -> None:
-    """torchvision builds these networks so only if they get its pretrained weights."""
+    """torchvision builds these networks with a normalization of the input only for its pretrained weights."""
     torch.manual_seed(0)
     images = torch.rand(1, 3, 80, 80)
     with restoring([]):

@@ -69,7 +69,8 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["lr_schedulers"] == other["lr_schedulers"]
 
 
-# 5 batches an epoch: 15 steps of one batch, or 9 of two batches, of which the third of each epoch has one.
+# An epoch has 5 batches. A run has 15 steps of one batch, or 9 steps of two batches, with one batch in the third step
+# of each epoch.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a single core
 @pytest.mark.parametrize(("accumulate", "every", "kill", "workers"), [(1, 3, 8, [0, 2]), (2, 2, 6, [0])])
 def test_a_killed_training_is_resumed_bit_for_bit(
@@ -128,7 +129,7 @@ def _fit(
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """Each has 4 steps an epoch, so the checkpoint of step 6 is one within an epoch."""
+    """Each process has 4 steps per epoch, so the checkpoint of step 6 is within an epoch."""
     data = _data(tmp_path / "shapes")
     data.prepare_data()
     two = {"devices": 2, "strategy": "ddp_fork"}
@@ -160,7 +161,7 @@ class SavesBetween(pl.Callback):
 
 
 def test_stopped_between_two_epochs(tmp_path: Path) -> None:
-    """Neither the sampler nor Lightning skips the epoch that had not begun; the run may be stopped again."""
+    """The sampler and Lightning do not skip the epoch that had not begun. The run may be stopped again."""
     data = _data(tmp_path / "shapes")
     few: dict[str, Any] = {"limit_train_batches": 3}
     _fit(tmp_path / "whole", data, **few)

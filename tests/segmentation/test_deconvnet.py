@@ -13,7 +13,7 @@ from segdet.util.errors import UserError
 
 CLASSES = ["background", "bright", "striped"]
 WIDER = {"width": 0.25, "fc_channels": 128}
-"""With half these channels, whether it overfits in 200 steps depends on initial weights and processor."""
+"""With half of these channels, the result after 200 steps depends on the initial weights and the processor."""
 
 
 def _small(**kwargs: Any) -> DeconvNet:

@@ -94,7 +94,7 @@ def test_segnet_basics_decoder_has_no_relu_and_fcn_basics_starts_as_bilinear_int
         torch.testing.assert_close(layer(features)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
 
 
-def test_a_single_channel_filter_sees_its_own_channel_only() -> None:
+def test_a_single_channel_filter_uses_its_own_channel_only() -> None:
     decoder = _basic("single_channel_decoder").decoder.convolutions[0].eval()
     features = torch.zeros(1, 16, 8, 8)
     features[0, 5] = torch.randn(8, 8)
@@ -116,7 +116,7 @@ def test_encoder_addition_adds_the_encoders_maps() -> None:
 def test_lrn_is_the_released_one() -> None:
     model = _basic(lrn=True)
     images = torch.randint(0, 256, (1, 3, 4, 4)).float()
-    # As in Caffe, across five channels, of which there are three.
+    # The sum is over five neighbouring channels, as in Caffe. The image has only three.
     expected = images / (1 + 1e-4 / 5 * images.square().sum(1, keepdim=True)) ** 0.75
     torch.testing.assert_close(model.normalization(images)[:, 1], expected[:, 1])
     assert isinstance(_basic().normalization, nn.Identity)

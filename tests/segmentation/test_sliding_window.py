@@ -74,7 +74,7 @@ def _accuracy(model: SlidingWindow) -> float:
 def test_overfits_four_images_and_not_with_a_broken_part(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _trained(_model(mode="dense", stride=1, windows_per_image=64))
     assert _accuracy(model) >= 0.98
-    # Without dilation after poolings, the network does not see the windows that it was trained on.
+    # Without dilation behind poolings, the dense pass evaluates other windows than in training.
     model.dense = dense_windows.DensePass(model.classifier, model.window, 1, "dilation")
     assert _accuracy(model) >= 0.98
     monkeypatch.setattr(dense_windows._StepPlan, "dilation_of", lambda plan, step: step.dilation)
@@ -124,7 +124,7 @@ def test_synchronized_normalization_is_in_the_dense_network_too() -> None:
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [(24, 28), (23, 31)])
 def test_centres_are_at_their_positions(window: int, stride: int, size: tuple[int, int]) -> None:
-    """For an image of its own coordinates the prediction is the image; a shift of the grid would be detected."""
+    """The values of the image are its pixel coordinates. The prediction must equal them; the grid must not shift."""
     model = _model(window=window, channels=[4], kernels=[3], pools=[2], stride=stride).eval()
     model.classifier = _Centre(window)  # type: ignore[assignment]
     rows, columns = torch.meshgrid(
@@ -133,7 +133,7 @@ def test_centres_are_at_their_positions(window: int, stride: int, size: tuple[in
     picture = torch.stack([rows, columns, rows * 0 + 1])[None]
     found = model.predict(picture)
     assert found.shape == picture.shape
-    # Between the first and the last centre; beyond them the nearest value is repeated.
+    # Compare the pixels between the first and the last centre. Beyond them the nearest value is repeated.
     inner = [slice(stride // 2, (n - 1 - stride // 2) // stride * stride + stride // 2 + 1) for n in size]
     torch.testing.assert_close(found[:, :, inner[0], inner[1]], picture[:, :, inner[0], inner[1]])
     assert (found - picture).abs().max() < stride
@@ -180,13 +180,13 @@ def test_balanced_sampling_draws_every_class_equally_often() -> None:
     labels = masks[index, rows, columns]
     fractions = torch.bincount(labels, minlength=256) / number
     assert fractions.nonzero().flatten().tolist() == [0, 1, 4]
-    # Five standard deviations of a fraction of a third.
+    # The bound is five standard deviations of a fraction of one third.
     assert (fractions[[0, 1, 4]] - 1 / 3).abs().max() < 5 * (2 / 9 / number) ** 0.5
-    # Within a class, each pixel equally often.
+    # Within a class, each pixel is drawn equally often.
     ones = labels == 1
     counts = torch.bincount(rows[ones] * 5 + columns[ones], minlength=10).float()
     chi_squared = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
-    assert chi_squared < 27.9  # of 9 degrees of freedom, once in a thousand seeds
+    assert chi_squared < 27.9  # exceeded for one seed in a thousand, with 9 degrees of freedom
 
 
 def test_uniform_sampling_draws_every_pixel_equally_often() -> None:
@@ -199,7 +199,7 @@ def test_uniform_sampling_draws_every_pixel_equally_often() -> None:
     counts = torch.bincount(index * 48 + rows * 8 + columns, minlength=96).float()
     assert (counts[:8] == 0).all()
     chi_squared = ((counts[8:] - number / 88) ** 2 / (number / 88)).sum()
-    assert chi_squared < 132.3  # of 87 degrees of freedom, once in a thousand seeds
+    assert chi_squared < 132.3  # exceeded for one seed in a thousand, with 87 degrees of freedom
 
 
 @pytest.mark.parametrize("sampling", ["balanced", "uniform"])

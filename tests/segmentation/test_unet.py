@@ -121,7 +121,7 @@ class TestOriginalUNet:
         assert overfit(model, 80, 5e-3) < 0.98
 
     def test_the_centre_does_not_depend_on_the_mirrored_border(self) -> None:
-        """Pixels at least a margin from the border see the image only."""
+        """The logits of pixels at least one margin from the border depend on the image only."""
         model = _original().eval().double()
         image = torch.randn(1, 3, 60, 60, dtype=torch.float64)
         with torch.inference_mode():

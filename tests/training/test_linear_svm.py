@@ -76,7 +76,7 @@ def test_a_larger_cost_of_positives_raises_the_recall() -> None:
     assert recalls[0] < recalls[1]
 
 
-def test_a_class_without_an_object_is_never_found() -> None:
+def test_a_class_without_an_object_is_never_detected() -> None:
     positives, blocks = blobs()
     weight, bias = mine([*positives[:2], positives[2][:0]], blocks)
     assert all((rows @ weight[2] + bias[2] < 0).all() for rows, _ in blocks)

@@ -50,7 +50,7 @@ def test_step_drops_at_epochs_and_at_fractions() -> None:
     assert [by_share(s) for s in (49, 50)] == pytest.approx([1, 0.1])
 
 
-def test_a_schedule_that_needs_the_length_of_the_training_is_refused_without() -> None:
+def test_a_schedule_that_needs_the_length_of_the_training_is_refused_if_it_is_unlimited() -> None:
     with pytest.raises(UserError, match=r"--model\.optim\.schedule cosine: .* give --trainer\.max_epochs"):
         Optimization(schedule="cosine").build(_Net(), math.inf, 10)
     with pytest.raises(UserError, match=r"--model\.optim\.milestones .* is unlimited; give epochs"):

@@ -80,7 +80,7 @@ def chosen(accelerator: str, requested: str) -> str:
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
-def test_a_gpu_keeps_it(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_the_precision(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for available in (True, False):
         monkeypatch.setattr(
             accelerators.CUDAAccelerator, "is_available", lambda available=available: available
@@ -93,7 +93,7 @@ def test_a_gpu_keeps_it(cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cpu", [NEW], indirect=True)
-def test_a_cpu_that_has_it_keeps_it(cpu: Path) -> None:
+def test_a_cpu_with_bfloat16_keeps_the_precision(cpu: Path) -> None:
     assert chosen("cpu", "bf16-mixed") == "bf16-mixed"
 
 

@@ -34,6 +34,8 @@ STEP_HOOKS = (
         (StepLogger, {"on_train_batch_end"}),
     ],
 )
-def test_no_callback_does_more_in_a_step_than_it_has_to(callback: type[pl.Callback], used: set[str]) -> None:
+def test_a_callback_defines_only_the_step_hooks_that_it_needs(
+    callback: type[pl.Callback], used: set[str]
+) -> None:
     own = {name for name in STEP_HOOKS if getattr(callback, name) is not getattr(pl.Callback, name)}
     assert own == used

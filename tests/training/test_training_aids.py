@@ -1,4 +1,4 @@
-"""Moving average, freezing, multi-scale training and compilation; a resumed run with all of them ends the same."""
+"""Moving average, freezing, multi-scale training and compilation; resuming with all of them gives the same result."""
 
 import json
 from pathlib import Path
@@ -157,7 +157,7 @@ def test_frozen_batch_normalization(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_batch_normalization_stays_frozen_when_it_is_replaced() -> None:
-    """Lightning replaces it for ``sync_batchnorm``, after `configure_model`."""
+    """Lightning replaces batch normalization for ``sync_batchnorm``, after `configure_model`."""
     model = ssd(frozen_batch_norm=True, freeze=["extras.0.0"])
     model.configure_model()
     nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -191,7 +191,7 @@ def test_years_and_several_sets(tmp_path):
         "VOCdevkit/VOC2012/JPEGImages/a.jpg",
         "VOCdevkit/VOC2012/JPEGImages/b.jpg",
     ]
-    # A folder of a year has all of VOC's classes if it uses no other; other folders have those they use.
+    # The folder of a year has all of VOC's classes, unless it uses others. Other folders have the classes they use.
     assert reader.class_names == VOC_CLASSES and reader.category_ids == list(range(1, 21))
     assert reader.mask_names[:2] == ["background", "aeroplane"]
     assert reader.objects(0).labels.tolist() == [12] and reader.objects(1).labels.tolist() == [8]
