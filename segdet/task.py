@@ -40,6 +40,7 @@ from segdet.training.load_checkpoint import DESCRIPTION, import_class, read_chec
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
+from segdet.training.resumed_optimizer import ResumedSettings
 from segdet.util.errors import UserError, check_range
 from segdet.util.saved_arguments import (
     check_unknown_arguments,
@@ -348,6 +349,7 @@ class Task(Model):
         self._saved_image_size = None
         self.step_losses: dict[str, Tensor] = {}
         self.loss_history = LossHistory()
+        self._resumed_settings = ResumedSettings(self.optim)
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
     # The base class of each task implements two methods.
@@ -388,6 +390,7 @@ class Task(Model):
         total = trainer.estimated_stepping_batches
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         optimizer, schedule = self.optim.build(self, total, per_epoch)
+        self._resumed_settings.configure(optimizer, (total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train(self, mode: bool = True) -> Self:
@@ -396,6 +399,12 @@ class Task(Model):
         for name in self._frozen:
             self.get_submodule(name).eval()
         return self
+
+    def on_train_start(self) -> None:
+        """Apply the optimizer's settings of this model if it resumes the training of a model with other settings."""
+        if self.trainer.optimizers and self.trainer.lr_scheduler_configs:
+            schedule = self.trainer.lr_scheduler_configs[0].scheduler
+            self._resumed_settings.apply(self.trainer.optimizers[0], schedule, self.trainer.max_steps)  # type: ignore[arg-type]
 
     def on_train_epoch_start(self) -> None:
         """Reset Lightning's count of batches, so that a checkpoint saved now resumes with all batches of the epoch.
@@ -511,11 +520,15 @@ class Task(Model):
             "palette_masks": bool(classes.palette_masks),
             "image_size": plain(self.image_size),
             "unsaved_arguments": self._unsaved_arguments,
+            "steps": self._resumed_settings.length,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the size of images from the checkpoint."""
-        self._saved_image_size = (checkpoint.get(DESCRIPTION) or {}).get("image_size")
+        """Take the size of images from the checkpoint; adapt the optimizer's state to the settings of this model."""
+        description = checkpoint.get(DESCRIPTION) or {}
+        self._saved_image_size = description.get("image_size")
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._resumed_settings.load(checkpoint, description.get("steps"), self)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

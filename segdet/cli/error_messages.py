@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,13 @@ def memory_advice(error: BaseException, data: Any) -> str | None:
     return None
 
 
-def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool, command: str) -> str | None:
+def restore_advice(
+    error: BaseException,
+    checkpoint: Path | None,
+    restored: bool,
+    command: str,
+    changes: Sequence[object] = (),
+) -> str | None:
     """Return advice in one line if ``error`` was raised while a checkpoint was being restored, else None.
 
     Args:
@@ -118,6 +124,7 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
         checkpoint: The checkpoint file, or None.
         restored: Whether the whole checkpoint had been restored before the error.
         command: The subcommand.
+        changes: The options that differ from those in the checkpoint.
     """
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -129,7 +136,9 @@ def restore_advice(error: BaseException, checkpoint: Path | None, restored: bool
     fault, fix = "does not fit the model with these settings", "give the settings of the checkpoint"
     if command == "fit":
         fault = "the training cannot be resumed from it with these settings"
-        fix += ", or start a new run"
+        if changes:
+            fault += f": {', '.join(map(str, changes))}"
+        fix += f", or start a new run from its weights with --model.weights {checkpoint}"
     return f"{checkpoint}: {fault} ({one_line(error)}); {fix}"
 
 

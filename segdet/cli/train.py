@@ -27,6 +27,7 @@ from segdet.runs.assembly import build_trainer, check_precision
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.folder_choice import Run, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
+from segdet.runs.resumed_options import resumed_changes
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError, check_range
 
@@ -64,7 +65,7 @@ def _execute(options: Options) -> int:
         checkpoint = None if run.checkpoint is None else run.checkpoint.path
         advice = (
             memory_advice(error, arguments["datamodule"])
-            or restore_advice(error, checkpoint, run.restored, run.command)
+            or restore_advice(error, checkpoint, run.restored, run.command, run.changes)
             or trainer_advice(error)
         )
         if advice is None:
@@ -86,6 +87,9 @@ def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
             check_range("--seed_everything", seed, least=0, most=2**32 - 1)
         config.seed_everything = pl.seed_everything(seed, workers=True)
     check_precision(config.trainer.precision)
+    sections = yaml.safe_load(options.yaml())
+    # Before place_run, which may remove the run in the folder.
+    changes = resumed_changes(command, options.checkpoint, sections, options.given.values)
     model_name, data_name = (options.class_of(section).__name__.lower() for section in ("model", "data"))
     run = place_run(
         command,
@@ -96,6 +100,9 @@ def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
         overwrite=config.overwrite,
     )
     checkpoint = run.checkpoint
+    if checkpoint is not options.checkpoint:
+        changes = resumed_changes(command, checkpoint, sections, options.given.values)
+    run.changes = changes
     # The checkpoint contains all weights, so pretrained ones are neither downloaded nor read.
     with contextlib.nullcontext() if checkpoint is None else restoring(checkpoint.weights):
         instances = options.instantiate()

@@ -1,12 +1,13 @@
 """The callbacks that save ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, and check the restored state."""
 
 import contextlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.folder_choice import Run
@@ -157,13 +158,19 @@ class Restoration(pl.Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
         self._options: list[set[str]] = []
+        self._patience: dict[EarlyStopping, int] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep the patience of early stopping; Lightning replaces it by that of the checkpoint."""
+        stopping = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
+        self._patience = {each: each.patience for each in stopping}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the names of the optimizers' options; Lightning restores their state after this hook."""
         self._options = [_options(optimizer) for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the optimizers' options with the options before the restoration.
+        """Compare the optimizers' options with the options before the restoration; report changed settings.
 
         Raises:
             ValueError: If an option is missing.
@@ -174,7 +181,12 @@ class Restoration(pl.Callback):
                 raise ValueError(
                     f"its optimizer state lacks {', '.join(missing)}, which {type(optimizer).__name__} needs"
                 )
+        for stopping, patience in self._patience.items():
+            stopping.patience = patience
         self.run.restored = True
+        if self.run.changes and trainer.is_global_zero:
+            changes = ", ".join(map(str, self.run.changes))
+            sys.stderr.write(f"segdet: changed from step {trainer.global_step} on: {changes}\n")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record that the model's weights are restored."""

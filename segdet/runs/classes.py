@@ -1,5 +1,6 @@
 """The classes of a run: those of its checkpoint, compared with those of the data."""
 
+import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,16 @@ def written_classes(data: DataModule, command: str, checkpoint: Checkpoint | Non
     if checkpoint is None or data.reader(subset).states_classes:
         return Classes.of(data.reader(subset), data.task)
     return checkpoint.classes
+
+
+def is_same_class(one: str | None, other: str | None) -> bool:
+    """Return whether two import paths name the same class, which may also be exported by a package."""
+    if one is None or other is None or one == other:
+        return one == other
+    try:
+        return pkgutil.resolve_name(one) is pkgutil.resolve_name(other)
+    except (AttributeError, ImportError, ValueError):  # a class of an earlier version
+        return False
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

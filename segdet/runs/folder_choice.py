@@ -5,17 +5,16 @@ A requeued SLURM job (stopped and started again) uses the same folder and resume
 
 import hashlib
 import os
-import pkgutil
 import warnings
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from segdet.data.fingerprint import fingerprint
 from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint
-from segdet.runs.classes import SUBSETS
+from segdet.runs.classes import SUBSETS, is_same_class
 from segdet.runs.folder_layout import (
     clear_run,
     folder_of_checkpoint,
@@ -25,6 +24,7 @@ from segdet.runs.folder_layout import (
     recorded_status,
     requeued_checkpoints,
 )
+from segdet.runs.resumed_options import Change
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank, under_torchrun
 from segdet.util.errors import UserError
 
@@ -56,6 +56,7 @@ class Run:
         restored: Whether everything in the checkpoint has been restored.
         stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
         failure: The message of a training that diverged, or None.
+        changes: The options that differ from those of the checkpoint from which the training resumes.
     """
 
     command: str
@@ -68,6 +69,7 @@ class Run:
     restored: bool = False
     stopped_by: str | None = None
     failure: str | None = None
+    changes: list[Change] = field(default_factory=list)
 
 
 def place_run(
@@ -188,7 +190,7 @@ def _is_as_trained(
     for section, neutral in NEUTRAL_OPTIONS.items():
         now, before = (each.get(section) or {} for each in (config, trained))
         options, known = (each.get("init_args") or {} for each in (now, before))
-        if not _is_same_class(now.get("class_path"), before.get("class_path")):
+        if not is_same_class(now.get("class_path"), before.get("class_path")):
             return False
         if any(options.get(name) != known[name] for name in known.keys() - neutral):
             return False
@@ -199,16 +201,6 @@ def _is_as_trained(
         return False
     # Unless the user gives another precision, a test runs in float32, even after training in another precision.
     return trainer.get("precision") in (None, 32, "32", "32-true", before.get("precision"))
-
-
-def _is_same_class(one: str | None, other: str | None) -> bool:
-    """Return whether two import paths name the same class, which may also be exported by a package."""
-    if one is None or other is None or one == other:
-        return one == other
-    try:
-        return pkgutil.resolve_name(one) is pkgutil.resolve_name(other)
-    except (AttributeError, ImportError, ValueError):  # a class of an earlier version
-        return False
 
 
 def _scored_share(command: str, trainer: Mapping[str, Any]) -> tuple[Any, ...]:

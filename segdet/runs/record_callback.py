@@ -102,7 +102,8 @@ class RunRecorder(pl.Callback):
         content = self.provenance
         if self.run.resumed and (first := first_provenance(self.folder) or recorded_provenance(self.folder)):
             self.started = first.get("started", self.started)
-            content = first | {"resumed": [*first.get("resumed", []), self.provenance]}
+            resumed = self.provenance | {"changes": [str(change) for change in self.run.changes]}
+            content = first | {"resumed": [*first.get("resumed", []), resumed]}
         write_text(self.folder / "provenance.json", json.dumps(content, indent=1) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -198,9 +198,14 @@ def test_another_batch_size_is_reported(tmp_path: Path, capsys: pytest.CaptureFi
     ("options", "message"),
     [
         (["--trainer.max_epochs=1"], "max_epochs"),
-        (["--model.freeze=[backbone]"], "parameter group"),
-        (["--model.optim.name=sgd"], "dampening"),
-        (["--model.width=16"], "size mismatch"),
+        (["--model.freeze=[backbone]"], "defines the trained parameters"),
+        (["--model.optim.lr_factors={backbone: 0}"], "defines the trained parameters"),
+        (["--model.optim.name=sgd"], "--model.optim.name muon -> sgd: defines the optimizer"),
+        (["--model.width=16"], "settings: --model.width 8 -> 16 (Error(s)"),
+        (["--seed_everything=1"], "--seed_everything 0 -> 1: defines the order of the images"),
+        (["--ema=0.9"], "--ema null -> 0.9: defines whether the weights are averaged"),
+        (["--model.backbone=resnet18"], "--model.backbone test_resnet -> resnet18: defines the network"),
+        (["--model=UNet"], "segdet.segmentation.UNet: defines the network"),
     ],
 )
 def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
@@ -213,7 +218,13 @@ def test_settings_that_do_not_fit_the_checkpoint_leave_it_as_it_is(
     before = last.read_bytes()
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}", *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the training cannot be resumed from it with these settings" in error and message in error
+    assert "cannot be resumed from it with these" in error or "cannot change when a run is resumed" in error
+    assert message in error
+    assert (
+        "max_epochs" in message
+        or f"start a new run from its weights with --model.weights {last}"
+        in error.replace("these weights", "its weights")
+    )
     assert last.read_bytes() == before
     assert main(["fit", f"--ckpt_path={last}", f"--run_dir={run}"]) == 0
     assert final(run)["epoch"] == 4
