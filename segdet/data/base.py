@@ -21,6 +21,7 @@ from segdet.data.mosaic import MosaicDataset
 from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
+from segdet.data.survey import refuse_unusable, survey
 from segdet.data.transforms import Plain, Recipe
 from segdet.util.cores import usable_cores
 from segdet.util.errors import UserError, check_choice, check_range
@@ -168,6 +169,7 @@ class DataModule(L.LightningDataModule):
         self.known_classes: Classes | None = None
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
+        self._checked: set[str] = set()
         self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
 
     @abstractmethod
@@ -233,7 +235,7 @@ class DataModule(L.LightningDataModule):
         """Open the subsets of a stage, so that a missing folder is reported before the model is built."""
         _check_annotated(self, stage)
         for subset in _NEEDED.get(stage, ()):
-            self.dataset(subset)
+            self._check(subset)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
             sys.stderr.write(
                 "segdet: no --data.test is given; the scores are those of the validation split, on which the best "
@@ -292,6 +294,24 @@ class DataModule(L.LightningDataModule):
         """Move a batch to ``device``, asynchronously from pinned memory, and collect its `notes`."""
         self.notes.update(dict.fromkeys(note for source in batch.sources for note in source.notes))
         return batch.to(device, non_blocking=True)
+
+    def _check(self, subset: Subset) -> None:
+        """Report the faults in the annotations of a subset, once.
+
+        Raises:
+            UserError: If a sample cannot be used, or training has no object to learn from.
+        """
+        dataset = self.dataset(subset)
+        if subset in self._checked:
+            return
+        self._checked.add(subset)
+        found = survey(dataset, subset)
+        if self.trainer is None or self.trainer.is_global_zero:
+            sys.stderr.writelines(f"{line}\n" for line in found.lines(subset, self.root))
+        fault = refuse_unusable(found, dataset, subset)
+        if fault is not None and (self.trainer is None or self.trainer.is_global_zero):
+            sys.stderr.write(f"segdet: {subset}: {fault.path}: {fault.fault}; {fault.remedy}\n")
+        self.notes.update(dict.fromkeys(found.left_out()))
 
     def _eval_loader(self, subset: Subset) -> DataLoader[Batch]:
         dataset = self.dataset(subset)
@@ -357,10 +377,7 @@ def _place_in(loop: Any) -> tuple[int, int]:
 def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader], task: TaskName) -> None:
     """Raise `UserError` if two subsets differ in their classes."""
     first, second = (
-        reader.mask_names
-        if task == "segmentation"
-        else list(zip(reader.class_names, reader.category_ids, strict=True))
-        for _, reader in (one, other)
+        reader.mask_names if task == "segmentation" else reader.class_names for _, reader in (one, other)
     )
     if first != second:
         differences = sorted(set(map(str, first)) ^ set(map(str, second)))[:3] or ["their order"]

@@ -4,7 +4,7 @@ Boxes that extend beyond the image are clipped. Boxes without area (before or af
 coordinates that are not finite are dropped and reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,14 +48,14 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
 
 
 def clean_objects(
-    objects: Objects, size: tuple[int, int], class_names: Sequence[str] | None = None
+    objects: Objects, size: tuple[int, int], describe: Callable[[int], str] | None = None
 ) -> tuple[Objects, list[DroppedBox]]:
     """Clip boxes to the image and drop the invalid ones.
 
     Args:
         objects: The annotated objects.
         size: ``(height, width)`` of the image.
-        class_names: Names for the descriptions, label 1 first. Without names, labels are written as numbers.
+        describe: Function that describes the object at an index; default: its box and its label.
 
     Returns:
         The valid objects with clipped boxes (``area`` stays as annotated), and the dropped boxes: those that are not
@@ -73,7 +73,7 @@ def clean_objects(
             kind, reason = FaultKind.DEGENERATE, "is degenerate"
         else:
             kind, reason = FaultKind.OUTSIDE, f"lies outside the image of {size[1]}x{size[0]}"
-        described = describe_box(box, int(objects.labels[index]), class_names)
+        described = describe(int(index)) if describe else describe_box(box, int(objects.labels[index]))
         dropped.append(DroppedBox(kind, f"{described} {reason}"))
     return kept, dropped
 

@@ -7,7 +7,7 @@ from segdet.data.base import DataModule, Subset
 from segdet.data.formats.cityscapes import CityscapesReader
 from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.image_folder import FolderReader
-from segdet.data.formats.reader import Reader
+from segdet.data.formats.reader import KnownClasses, Reader
 from segdet.data.formats.voc import VOCReader
 from segdet.data.shapes.make import ShapesFormat, make_shapes
 from segdet.util.errors import UserError, check_choice, check_range
@@ -110,6 +110,16 @@ class COCODataModule(DataModule):
 
     def open_reader(self, subset: Subset) -> COCOReader:
         annotations, images = self.files[subset]
+        known = None
+        if self.known_classes is not None and subset != "train":
+            ids = self.known_classes.category_ids
+            # A checkpoint for segmentation has the names of mask values, background first.
+            names = self.known_classes.names[-len(ids) :] if ids else []
+            known = KnownClasses(dict(zip(names, ids, strict=True)), "the model")
+        elif subset != "train" and "train" in self._readers:
+            train = self.reader("train")
+            ids_by_name = dict(zip(train.class_names, train.category_ids, strict=True))
+            known = KnownClasses(ids_by_name, str(train.annotation_paths(0, self.task)[0]))
         return COCOReader(
             self.root,
             self.splits[subset],
@@ -118,6 +128,7 @@ class COCODataModule(DataModule):
             image_folder=images,
             class_names=self.requested_class_names,
             masks=self.masks,
+            known=known,
         )
 
 

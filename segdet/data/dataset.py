@@ -46,6 +46,8 @@ class TaskDataset(Dataset[Sample]):
 
     Attributes:
         indices: int64 ``[N]``, the reader's index of each sample.
+        size: Image size of the recipe.
+        without_dominant: For localization, the number of images that are left out.
         proposals: The proposals of the images, or None.
 
     Raises:
@@ -69,6 +71,7 @@ class TaskDataset(Dataset[Sample]):
     ) -> None:
         self.reader = reader
         self.task = task
+        self.size = recipe.size
         self.min_visibility = recipe.min_visibility
         self.evaluation_pipeline = recipe.evaluation()
         self.pipeline = recipe.train() if training else self.evaluation_pipeline
@@ -81,6 +84,7 @@ class TaskDataset(Dataset[Sample]):
         self.indices = np.arange(len(reader))
         if task == "localization" and self.annotated:
             self.indices = self._with_dominant_object()
+        self.without_dominant = len(reader) - len(self.indices)
         if not len(self.indices):
             raise UserError(
                 f"{reader.image_path(0).parent if len(reader) else 'the dataset'}: no image is left for {task}; "
@@ -153,8 +157,11 @@ class TaskDataset(Dataset[Sample]):
             original = None if self.training else Target(mask=torch.from_numpy(mask.astype(np.int64)))
         else:
             annotated = self.reader.objects(index)
-            objects, dropped = clean_objects(annotated, size, self.reader.class_names)
-            notes = [f"{path.name}: {box.description}" for box in dropped]
+            objects, dropped = clean_objects(
+                annotated, size, lambda row: self.reader.describe_object(index, row)
+            )
+            annotation = next(iter(self.reader.annotation_paths(index, self.task)), path)
+            notes = [f"{annotation.name}: {box.description}" for box in dropped]
             unclipped = annotated.select(usable(annotated, size))
             if self.task == "localization":
                 dominant = dominant_object(objects, self.dominance)

@@ -22,10 +22,14 @@ class FaultKind(StrEnum):
     """A box has no width or no height."""
     OUTSIDE = "outside"
     """A box lies outside the image."""
+    SMALL = "small"
+    """A box is smaller than a pixel, possibly only after resizing."""
     CLIPPED = "clipped"
     """A part of a box lies outside the image."""
     ANNOTATION = "annotation"
     """Another fault of an annotation, such as a repeated id or an unknown mask value."""
+    CATEGORY = "category"
+    """A category is left out, missing, or numbered differently in another split."""
     SPLIT = "split"
     """An image is in several splits, in none, or twice in one."""
 
@@ -54,6 +58,20 @@ class Fault:
     def of(cls, error: BadSample) -> "Fault":
         """Return the fatal fault that ``error`` describes."""
         return cls(error.path, error.fault, True, error.remedy, kind=FaultKind.UNREADABLE)
+
+    def error(self, more: int = 0) -> BadSample:
+        """Return the fault as an error.
+
+        Args:
+            more: Number of further faults, which the message mentions.
+        """
+        others = f" ({more:,} more: see `segdet data check`)" if more else ""
+        return BadSample(self.path, self.fault, self.remedy + others)
+
+    @property
+    def note_line(self) -> str:
+        """The name of the file and the fault, for ``left_out.txt``."""
+        return f"{self.path.name}: {self.fault}"
 
     @property
     def severity(self) -> str:

@@ -126,6 +126,16 @@ def resize(size: Size) -> list[A.BasicTransform]:
     return [A.Resize(size[0], size[1], interpolation=cv2.INTER_LINEAR)]
 
 
+def resized_size(size: Size, original: tuple[int, int]) -> tuple[int, int]:
+    """Return the ``(height, width)`` to which `resize` changes an image of the size ``original``."""
+    if size is None:
+        return original
+    if not isinstance(size, int):
+        return size[0], size[1]
+    scale = size / min(original)
+    return round(original[0] * scale), round(original[1] * scale)
+
+
 class Recipe(ABC):
     """The transforms of training and evaluation. Derived classes implement `augment`.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self._reported = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if the score is the best so far."""
@@ -62,8 +62,9 @@ class BestCheckpoint(ModelCheckpoint):
     def _has_score(self, trainer: pl.Trainer) -> bool:
         present = self.monitor in trainer.callback_metrics
         validated = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.num_val_batches
-        if validated and not present:
-            warnings.warn(f"{self.monitor} has no value; best.ckpt is not updated", stacklevel=1)
+        if validated and not present and not self._reported and trainer.is_global_zero:
+            self._reported = True
+            sys.stderr.write(f"\nsegdet: {self.monitor} has no value; best.ckpt is not updated\n")
         return present
 
 

@@ -73,7 +73,7 @@ def test_detection_trains_on_ordinary_objects_and_scores_against_all(tmp_path: P
     assert sample.original is None
     torch.testing.assert_close(sample.target["boxes"], torch.tensor([[2.0, 3, 12, 13], [20, 10, 30, 20]]))
     assert sample.target["labels"].tolist() == [1, 2]
-    assert sample.source.notes == ("0.png: box 4,4,4,9 of class a is degenerate",)
+    assert sample.source.notes == ("0.xml: box 4,4,4,9 of class a is degenerate",)
 
     scored = TaskDataset(reader, "detection", Plain(size=(40, 60)), training=False)[0]
     assert scored.source.original_size == (20, 30)

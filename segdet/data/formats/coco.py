@@ -3,41 +3,34 @@
 Format: https://cocodataset.org/#format-data (Lin et al., "Microsoft COCO: Common Objects in Context", 2014).
 """
 
-import json
-import marshal
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from segdet.data.faults import Fault, FaultKind
+from segdet.data.formats.coco_document import Category, read_document, repeated
 from segdet.data.formats.outlines import outline_mask
-from segdet.data.formats.reader import Reader, names_from
+from segdet.data.formats.reader import KnownClasses, Reader, names_from
 from segdet.data.formats.splits import coco_files
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, UserError
-from segdet.util.suggest import did_you_mean
+from segdet.util.suggest import closest, did_you_mean
 
 _LARGE_FILE = 30_000_000
-_MOST_FAULTS = 100
-
-# The annotations of a file; `place` is the index of the image, `number` the annotation's own id or -1.
-_COLUMNS = np.dtype(
-    [("place", "i8"), ("label", "i8"), ("category", "i8"), ("number", "i8"), ("crowd", "?"), ("area", "f8"),
-     ("box", "f8", 4)]
-)  # fmt: skip
 
 
 class COCOReader(Reader):
     """The images of one COCO annotation file, including those without annotations.
 
-    Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. Semantic masks are made from
-    the objects: 0 for background, else the label. Where objects overlap, the one with the smaller ``area`` is on top
-    (for equal areas, the later one in the file). Crowd regions are ignored (255) except where an object covers them.
+    Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. A category without annotations
+    is left out if its name is another's name or supercategory, like the placeholder in Roboflow's exports.
+
+    Semantic masks are made from the objects: 0 for background, else the label. Where objects overlap, the one with the
+    smaller ``area`` is on top (for equal areas, the later one in the file). Crowd regions are ignored (255) except
+    where an object covers them.
 
     Args:
         root: Folder that contains ``annotations/`` and the images.
@@ -52,10 +45,13 @@ class COCOReader(Reader):
         class_names: Categories to use, in this order, or a text file with one per line (looked up in ``root`` first).
             Objects of other categories are left out.
         masks: Whether objects have masks.
+        known: Classes of the training split or of a model, to which categories are matched by name. A class may be
+            missing in the file. Objects of other categories are left out. Ignored if no name is in the file.
+        strict: Whether a fatal fault of the file is an error. If not, `file_faults` contains it.
 
     Raises:
         UserError: If a file, a folder or a class cannot be found.
-        BadSample: If the annotation file is not valid JSON or not in COCO's format.
+        BadSample: If the annotation file is not valid JSON or not in COCO's format, or has a fatal fault.
     """
 
     def __init__(
@@ -67,6 +63,8 @@ class COCOReader(Reader):
         image_folder: Path | str | None = None,
         class_names: Sequence[str] | Path | str | None = None,
         masks: bool = False,
+        known: KnownClasses | None = None,
+        strict: bool = True,
     ) -> None:
         self.root = Path(root)
         self.task = task
@@ -77,51 +75,47 @@ class COCOReader(Reader):
             class_names = names_from(class_names, self.root)
         self.annotation_file = _find_annotation_file(self.root, split, annotation_file)
         small = self.annotation_file.stat().st_size < _LARGE_FILE
-        with tqdm(total=2, desc=f"reading {self.annotation_file.name}", disable=small) as progress:
-            document = _load(self.annotation_file)
-            self.annotated = "annotations" in document
+        with tqdm(total=1, desc=f"reading {self.annotation_file.name}", disable=small) as progress:
+            self._document = read_document(self.annotation_file, task == "segmentation" or masks)
             progress.update()
-            self._faults: list[Fault] = []
-            label_of = self._read_categories(document["categories"], class_names)
-            place_of = self._read_images(document["images"])
-            self._read_annotations(document.get("annotations", []), place_of, label_of)
-            progress.update()
-        first = str(self._names[0])
+        self.annotated = self._document.annotated
+        self._faults = list(self._document.faults)
+        self._set_classes(class_names, known)
+        fatal = [fault for fault in self._faults if fault.fatal]
+        if fatal and strict:
+            raise fatal[0].error(len(fatal) - 1)
+        first = str(self._document.names[0]) if len(self) else ""
         self.image_folder = _find_image_folder(self.root, self.annotation_file, first, split, image_folder)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._document.ids)
 
     def image_path(self, index: int) -> Path:
-        return self.image_folder / str(self._names[index])
+        return self.image_folder / str(self._document.names[index])
 
     def image_id(self, index: int) -> int:
-        return int(self._ids[index])
+        return int(self._document.ids[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
         """Return ``(height, width)`` of the image's entry; None if a side is missing or 0."""
-        height, width = (int(value) for value in self._sizes[index])
+        height, width = (int(value) for value in self._document.sizes[index])
         return (height, width) if height > 0 and width > 0 else None
 
     def objects(self, index: int) -> Objects:
         """Return the annotations of the image; none is difficult."""
-        rows = self._rows(index)
-        self._check_categories(index, rows)
-        boxes = self._boxes[rows]
-        wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
-        if len(wrong):
-            raise self._bad(index, rows.start + int(wrong[0]), "bbox is not four finite numbers")
+        rows = self._checked_rows(index, boxes=True)
+        boxes = self._document.table["box"][rows]
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         masks = None
         if self.masks:
             size = self._size(index)
             masks = np.zeros((len(boxes), *size), np.uint8)
-            for mask, row in zip(masks, range(rows.start, rows.stop), strict=True):
+            for mask, row in zip(masks, rows.tolist(), strict=True):
                 mask[:] = self._inside(index, row, size)
         return Objects(
             boxes=corners.astype(np.float32),
-            labels=self._labels[rows].copy(),
-            iscrowd=self._iscrowd[rows].copy(),
+            labels=self._labels[rows],
+            iscrowd=self._document.table["crowd"][rows],
             difficult=np.zeros(len(boxes), bool),
             area=self._areas[rows].astype(np.float32),
             masks=masks,
@@ -129,190 +123,196 @@ class COCOReader(Reader):
 
     def mask(self, index: int) -> np.ndarray:
         """Return the semantic mask made from the objects; see `COCOReader`."""
-        if self._outlines is None:
+        if self._document.outlines is None:
             raise UserError(f"{self.annotation_file}: was read without outlines; open it for segmentation")
-        size, rows = self._size(index), self._rows(index)
-        self._check_categories(index, rows)
+        size, rows = self._size(index), self._checked_rows(index, boxes=False)
         # Run lengths are column-major; with a mask in the same order, painting is contiguous in memory.
         mask = np.zeros(size, np.uint8, order="F")
         # Paint the largest first, so that the smallest is on top. Crowds come last and cover no object.
-        order = (rows.start + np.argsort(-self._areas[rows], kind="stable")).tolist()
+        order = rows[np.argsort(-self._areas[rows], kind="stable")].tolist()
+        crowd = self._document.table["crowd"]
         for row in order:
-            if not self._iscrowd[row]:
+            if not crowd[row]:
                 np.copyto(mask, self._labels[row], where=self._inside(index, row, size), casting="unsafe")
         for row in order:
-            if self._iscrowd[row]:
+            if crowd[row]:
                 np.copyto(mask, IGNORE, where=self._inside(index, row, size) & (mask == 0), casting="unsafe")
         return np.ascontiguousarray(mask)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         return [self.annotation_file]
 
+    def describe_object(self, index: int, row: int) -> str:
+        """Describe an object by the id of its annotation, with its box as written."""
+        place = int(self._rows(index)[row])
+        x, y, width, height = (f"{value:.6g}" for value in self._document.table["box"][place])
+        box = f"box x={x} y={y} width={width} height={height}"
+        name = self.class_names[self._labels[place] - 1]
+        return f"{self._document.describe(index, place)}: {box} of class {name}"
+
+    def file_faults(self) -> list[Fault]:
+        """Return the faults of the whole file: its entries, repeated ids, and categories that are left out."""
+        return self._faults
+
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield degenerate boxes and polygons without area; with image 0 also the faults of the whole file.
+        """Yield every fault of the annotations: values, repeated objects and, for segmentation, outlines."""
+        rows = self._rows(index).tolist()
+        yield from self._value_faults(index, rows, boxes=task != "segmentation")
+        for row, earlier in repeated(self._document, index):
+            if self._labels[row] > 0:
+                other = self._document.describe(index, earlier).partition(" of ")[0]
+                fault = f"{self._document.describe(index, row)}: has the class and box of {other}"
+                yield self._fault(fault, False, "remove one of them")
+        if self._document.outlines is not None and (task == "segmentation" or self.masks):
+            yield from self._outline_faults(index, rows)
 
-        Faults of the whole file are repeated ids and annotations of images that are not listed.
-        """
-        if index == 0:
-            yield from self._faults
-        rows = self._rows(index)
-        if task == "segmentation":
-            if self._outlines is None:
-                return
-            for row in range(rows.start, rows.stop):
-                outline = self._outline(row)
-                if not isinstance(outline, list):
-                    continue
-                short = sum(isinstance(part, list) and len(part) < 6 for part in outline)
-                if 0 < short < len(outline):
-                    described = self._describe(index, row)
-                    fault = f"{described}: {short} polygons of fewer than 3 points are left out"
-                    yield Fault(self.annotation_file, fault, False, "check that this is intended")
-            return
-        boxes = self._boxes[rows]
-        for place in np.flatnonzero((boxes[:, 2:] <= 0).any(axis=1)):
-            x, y, width, height = (f"{value:.6g}" for value in boxes[place])
-            described = self._describe(index, rows.start + int(place))
-            fault = f"{described}: degenerate box x={x} y={y} width={width} height={height} as written"
-            yield Fault(self.annotation_file, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
+    def _outline_faults(self, index: int, rows: list[int]) -> Iterator[Fault]:
+        try:
+            size = self._size(index)
+        except BadSample:
+            return  # reported when the image is read
+        assert self._document.outlines is not None
+        for row in rows:
+            described = self._document.describe(index, row)
+            try:
+                covered = self._inside(index, row, size).any()
+            except BadSample as error:
+                yield Fault.of(error)
+                continue
+            if not covered:
+                yield self._fault(f"{described}: its outline covers no pixel", False, "it is not used")
+            outline = self._document.outlines[row]
+            short = sum(isinstance(part, list) and len(part) < 6 for part in outline)
+            if short:
+                fault = f"{described}: {short} polygons of fewer than 3 points are left out"
+                yield self._fault(fault, False, "check that this is intended")
 
-    def _read_categories(self, categories: list[Any], selected: Sequence[str] | None) -> dict[int, int]:
-        """Set names and ids of the classes; return the label of each category id, 0 for omitted categories."""
-        path = self.annotation_file
-        name_of: dict[int, str] = {}
-        for place, category in enumerate(categories):
-            number = _value(path, category, "categories", place, "id")
-            name = _value(path, category, "categories", place, "name", integer=False)
-            if number in name_of:
-                raise BadSample(path, f"two categories have the id {number}", "give each its own id")
-            if name in name_of.values():
-                raise BadSample(path, f"two categories are named {name!r}", "give each its own name")
-            name_of[number] = str(name)
-        if not name_of:
-            raise BadSample(path, "has no categories", "list the classes under 'categories'")
-        ids = sorted(name_of)
-        if selected is not None:
-            id_of = {name: number for number, name in name_of.items()}
+    def _fault(self, fault: str, fatal: bool, remedy: str) -> Fault:
+        return Fault(self.annotation_file, fault, fatal, remedy)
+
+    def _set_classes(self, selected: Sequence[str] | None, known: KnownClasses | None) -> None:
+        """Set names and ids of the classes, and the label of each annotation: 0 if left out, -1 if unknown."""
+        categories = self._without_placeholders([*(selected or ()), *(known.ids if known else ())])
+        id_of: dict[str, int] = {}
+        for category in categories:
+            if category.name in id_of:
+                fault = f"two categories are named {category.name!r}"
+                self._faults.append(self._fault(fault, True, "give each its own name"))
+            id_of.setdefault(category.name, category.number)
+        names = list(id_of)
+        if known is not None and not id_of.keys().isdisjoint(known.ids):
+            names = list(known.ids)
+            self._faults += self._category_faults(categories, known, selected)
+            unused = max([*id_of.values(), *known.ids.values()]) + 1
+            for name in names:
+                if name not in id_of:
+                    taken = known.ids[name] in id_of.values()
+                    id_of[name] = unused if taken else known.ids[name]
+                    unused += taken
+        elif selected is not None:
             for name in selected:
                 if name not in id_of:
-                    hint = did_you_mean(name, id_of)
-                    raise UserError(f"class_names: {path} has no category {name!r}; {hint}")
+                    hint = did_you_mean(name, id_of) if id_of else "it has none"
+                    raise UserError(f"class_names: {self.annotation_file} has no category {name!r}; {hint}")
             if not selected or len(set(selected)) < len(selected):
                 raise UserError("class_names: name at least one category, and each once")
-            ids = [id_of[name] for name in selected]
-        self.category_ids = ids
-        self.class_names = [name_of[number] for number in ids]
-        self.mask_names = ["background", *self.class_names]
-        return dict.fromkeys(name_of, 0) | {number: label for label, number in enumerate(ids, start=1)}
-
-    def _read_images(self, images: list[Any]) -> dict[int, int]:
-        """Set ids, names and sizes of the images; return the index of each id."""
-        path = self.annotation_file
-        if not images:
-            raise BadSample(path, "lists no images", "list them under 'images'")
-        ids, names, sizes = [], [], []
-        place_of: dict[int, int] = {}
-        for place, image in enumerate(images):
-            number = _value(path, image, "images", place, "id")
-            ids.append(number)
-            names.append(str(_value(path, image, "images", place, "file_name", integer=False)))
-            sizes.append([_positive(image.get("height")), _positive(image.get("width"))])
-            if place_of.setdefault(number, place) != place:
-                first = names[place_of[number]]
-                self._note(f"image id {number} is given to {first} and to {names[-1]}", fatal=True)
-        # Reference counting would copy lists of objects into each forked worker; arrays stay shared.
-        self._ids = np.array(ids, np.int64)
-        self._names = np.array(names)
-        self._sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        return place_of
-
-    def _read_annotations(
-        self, annotations: list[Any], place_of: dict[int, int], label_of: dict[int, int]
-    ) -> None:
-        path = self.annotation_file
-        rows: list[tuple[Any, ...]] = []
-        outlines: list[bytes] = []
-        keep_outlines = self.task == "segmentation" or self.masks
-        orphans: dict[int, int] = {}
-        for entry, annotation in enumerate(annotations):
-            image = _value(path, annotation, "annotations", entry, "image_id")
-            category = _value(path, annotation, "annotations", entry, "category_id")
-            label = label_of.get(category, -1)
-            if image not in place_of:
-                orphans[image] = orphans.get(image, 0) + 1
-                continue
-            if label == 0:
-                continue
-            number = annotation.get("id")
-            number = number if isinstance(number, int) else -1
-            crowd, area = bool(annotation.get("iscrowd")), _number(annotation.get("area"))
-            box = _four(annotation.get("bbox"))
-            rows.append((place_of[image], label, category, number, crowd, area, box))
-            if keep_outlines:
-                outlines.append(marshal.dumps(annotation.get("segmentation")))
-        for image, count in orphans.items():
-            refer = "annotation refers" if count == 1 else "annotations refer"
-            fault = f"{count} {refer} to the image id {image}, which is not among the images"
-            self._note(fault, fatal=False)
-        table = np.array(rows, _COLUMNS)
-        values, counts = np.unique(table["number"][table["number"] >= 0], return_counts=True)
-        for value, count in zip(values[counts > 1], counts[counts > 1], strict=True):
-            self._note(f"{count} annotations have the id {value}", fatal=False)
-        # Sorted by image, so that the annotations of an image are a slice.
-        order = np.argsort(table["place"], kind="stable")
-        table = table[order]
-        self._starts = np.searchsorted(table["place"], np.arange(len(self._ids) + 1))
-        self._labels, self._categories, self._numbers = table["label"], table["category"], table["number"]
-        self._iscrowd, self._boxes = table["crowd"], table["box"]
-        extent = self._boxes[:, 2:].clip(0).prod(1)
+            names = list(selected)
+        self.class_names, self.category_ids = names, [id_of[name] for name in names]
+        self.mask_names = ["background", *names]
+        label_of = {name: label for label, name in enumerate(names, start=1)}
+        used = {category.number for category in categories}
+        labels = [
+            label_of.get(category.name, 0) if category.number in used else 0
+            for category in self._document.categories
+        ]
+        table = self._document.table
+        # The last label is that of unknown categories, whose position is -1.
+        self._labels = np.array([*labels, -1], np.int64)[table["category"]]
+        extent = table["box"][:, 2:].clip(0).prod(1)
         self._areas = np.where(np.isfinite(table["area"]), table["area"], extent)
-        self._outlines: np.ndarray | None = None
-        if keep_outlines:
-            lengths = np.array([len(outlines[row]) for row in order], np.int64)
-            self._outline_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-            self._outlines = np.frombuffer(b"".join(outlines[row] for row in order), np.uint8)
 
-    def _note(self, fault: str, fatal: bool) -> None:
-        if len(self._faults) < _MOST_FAULTS:
-            remedy = "fix the annotation" if fatal else "check that this is intended"
-            self._faults.append(Fault(self.annotation_file, fault, fatal, remedy))
+    def _without_placeholders(self, kept: Sequence[str]) -> list[Category]:
+        """Return the categories except unannotated ones that share a name or are only a supercategory."""
+        found = self._document.categories
+        used = []
+        for category in found:
+            others = [other for other in found if other.number != category.number]
+            twin = any(other.name == category.name and other.annotations for other in others)
+            parent = any(other.supercategory == category.name for other in others)
+            if category.annotations or not (twin or (parent and category.name not in kept)):
+                used.append(category)
+                continue
+            reason = "its name is that of another" if twin else "it is only the supercategory of others"
+            fault = f"category {category.name!r} (id {category.number}) has no annotations, and {reason}"
+            self._faults.append(
+                Fault(self.annotation_file, fault, False, "it is left out", True, FaultKind.CATEGORY)
+            )
+        return used
+
+    def _category_faults(
+        self, categories: Sequence[Category], known: KnownClasses, selected: Sequence[str] | None
+    ) -> Iterator[Fault]:
+        """Yield the differences between the file's categories and the known classes."""
+        own = {category.name: category for category in categories}
+        missing = [name for name in known.ids if name not in own]
+        extra = [name for name, category in own.items() if name not in known.ids and category.annotations]
+        for name in [] if selected is not None else extra:
+            count = own[name].annotations
+            near = closest(name, missing)
+            hint = (
+                f"rename it to {near!r}, if it is the same" if near else "add it there, or check that it is"
+            )
+            objects = "object is" if count == 1 else "objects are"
+            fault = f"{count:,} {objects} left out: {known.origin} lacks the category {name!r}"
+            yield Fault(self.annotation_file, fault, False, hint, kind=FaultKind.CATEGORY)
+        if missing:
+            names = ", ".join(map(repr, missing[:5])) + (f" ... ({len(missing)})" if len(missing) > 5 else "")
+            fault = f"lacks the category {names} of {known.origin}"
+            yield Fault(self.annotation_file, fault, False, "no object has it", True, FaultKind.CATEGORY)
+        common = [name for name in known.ids if name in own]
+        if any(own[name].number != known.ids[name] for name in common):
+            fault = f"numbers its categories differently from {known.origin}"
+            remedy = "they are matched by name"
+            yield Fault(self.annotation_file, fault, False, remedy, True, FaultKind.CATEGORY)
 
     def _size(self, index: int) -> tuple[int, int]:
         return self.declared_size(index) or image_size(self.image_path(index))
 
-    def _rows(self, index: int) -> slice:
-        return slice(int(self._starts[index]), int(self._starts[index + 1]))
+    def _rows(self, index: int) -> np.ndarray:
+        """Return the annotations of an image, except those of categories that are left out."""
+        rows = self._document.rows(index)
+        return np.flatnonzero(self._labels[rows]) + rows.start
 
-    def _check_categories(self, index: int, rows: slice) -> None:
-        unknown = np.flatnonzero(self._labels[rows] < 0)
-        if len(unknown):
-            row = rows.start + int(unknown[0])
-            fault = f"category_id {self._categories[row]} is not among the categories"
-            raise self._bad(index, row, fault, "fix it or list the category")
+    def _checked_rows(self, index: int, boxes: bool) -> np.ndarray:
+        """Return `_rows`; raise `BadSample` for the first fatal fault."""
+        rows = self._rows(index)
+        if self._document.entry_faults:
+            for fault in self._value_faults(index, rows.tolist(), boxes):
+                if fault.fatal:
+                    raise fault.error()
+        return rows
 
-    def _describe(self, index: int, row: int) -> str:
-        return f"annotation {self._numbers[row]} of {self._names[index]}"
-
-    def _bad(
-        self, index: int, row: int, fault: str, remedy: str = "fix or remove the annotation"
-    ) -> BadSample:
-        return BadSample(self.annotation_file, f"{self._describe(index, row)}: {fault}", remedy)
-
-    def _outline(self, row: int) -> Any:
-        assert self._outlines is not None
-        start, stop = self._outline_starts[row], self._outline_starts[row + 1]
-        return marshal.loads(self._outlines[start:stop].data)
+    def _value_faults(self, index: int, rows: list[int], boxes: bool) -> Iterator[Fault]:
+        """Yield the faults of annotations that do not depend on their outlines, without those of boxes if not used."""
+        for row in rows:
+            for fault in self._document.faults_of(row):
+                if boxes or not fault.of_box:
+                    text = f"{self._document.describe(index, row)}: {fault.fault}"
+                    yield self._fault(text, fault.fatal, fault.remedy)
 
     def _inside(self, index: int, row: int, size: tuple[int, int]) -> np.ndarray:
         """Return the mask of an annotation: bool ``[H, W]``."""
-        outline = self._outline(row)
-        bad = partial(self._bad, index, row)
+        assert self._document.outlines is not None
+        outline = self._document.outlines[row]
+        described = self._document.describe(index, row)
         if not outline:
-            raise bad("has no segmentation", "add an outline, or train on boxes")
+            fault, remedy = "has no segmentation", "add an outline, or train on boxes"
+            raise BadSample(self.annotation_file, f"{described}: {fault}", remedy)
         try:
             return outline_mask(outline, size)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise bad(f"segmentation cannot be read ({error})") from None
+            fault = f"{described}: segmentation cannot be read ({error})"
+            raise BadSample(self.annotation_file, fault, "fix or remove the annotation") from None
 
 
 def _given(root: Path, given: Path | str, what: str, exists: Callable[[Path], bool]) -> Path:
@@ -349,58 +349,9 @@ def _find_image_folder(
     for folder in places:
         if (folder / first).is_file():
             return folder
-    if not places[0].is_dir():
+    if first and not places[0].is_dir():
         raise UserError(
             f"{places[0]}: no such folder of images, and {first} is nowhere in {root}; "
             f"put the images there, or into {images / split} or {images}"
         )
     return places[0]
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            document = json.load(file)
-    except json.JSONDecodeError as error:
-        if not path.stat().st_size:
-            raise BadSample(path, "the file is empty (0 bytes)") from None
-        fault = f"not valid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
-        raise BadSample(path, fault, "download or export it again") from None
-    except (UnicodeDecodeError, OSError, RecursionError) as error:
-        raise BadSample(path, f"cannot be read as JSON ({error})", "download or export it again") from None
-    if not isinstance(document, dict):
-        fault = f"contains a {type(document).__name__}, not an object with images, annotations and categories"
-        raise BadSample(path, fault, "give the annotation file, not a results file")
-    for key in ("images", "annotations", "categories"):
-        if key == "annotations" and key not in document and path.name.startswith("image_info_"):
-            continue
-        if not isinstance(document.get(key), list):
-            fault = f"{key!r} is not a list" if key in document else f"has no key {key!r}"
-            raise BadSample(path, fault, "give an instances file in COCO's format")
-    return document
-
-
-def _value(path: Path, entry: Any, key: str, place: int, field: str, integer: bool = True) -> Any:
-    """Return ``entry[field]``, where ``entry`` is item ``place`` of the list ``key``."""
-    if not isinstance(entry, dict):
-        raise BadSample(path, f"{key}[{place}] is not an object", "fix or remove it")
-    if field not in entry:
-        raise BadSample(path, f"{key}[{place}] has no key {field!r}", "add it or remove the entry")
-    if integer and not isinstance(entry[field], int):
-        fault = f"{key}[{place}] has {field} {entry[field]!r}, not an integer"
-        raise BadSample(path, fault, "fix the entry")
-    return entry[field]
-
-
-def _positive(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and 0 < value < 1e9 else 0
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else np.nan
-
-
-def _four(values: Any) -> tuple[float, ...]:
-    """Return the four numbers of a box; NaN for an invalid box, which is reported when its image is read."""
-    valid = isinstance(values, list) and len(values) == 4
-    return tuple(_number(value) for value in values) if valid else (np.nan,) * 4

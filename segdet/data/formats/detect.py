@@ -9,7 +9,7 @@ from segdet.data.formats.splits import coco_files, list_splits, voc_years
 from segdet.util.errors import UserError, check_range
 
 if TYPE_CHECKING:
-    from segdet.data.formats.reader import Reader
+    from segdet.data.formats.reader import KnownClasses, Reader
     from segdet.data.sample import TaskName
 
 FORMATS = ("voc", "coco", "cityscapes")
@@ -43,19 +43,24 @@ class Dataset:
     def __str__(self) -> str:
         return f"{self.root} ({self.format}, {self.task})"
 
-    def open(self, split: str) -> "Reader":
+    def open(self, split: str, known: "KnownClasses | None" = None, strict: bool = True) -> "Reader":
         """Return the reader of one split.
+
+        Args:
+            split: The split.
+            known: Classes of another split, to which COCO's categories are matched by name.
+            strict: Whether a fatal fault of an annotation file is an error; see `COCOReader`.
 
         Raises:
             UserError: If the split does not exist or has no annotations.
             BadSample: If the split's annotation file cannot be read.
         """
-        reader = self._reader(split)
+        reader = self._reader(split, known, strict)
         if self.max_pixels is not None:
             reader.max_pixels = self.max_pixels
         return reader
 
-    def _reader(self, split: str) -> "Reader":
+    def _reader(self, split: str, known: "KnownClasses | None", strict: bool) -> "Reader":
         if self.format == "voc":
             from segdet.data.formats.voc import VOCReader
 
@@ -63,7 +68,9 @@ class Dataset:
         if self.format == "coco":
             from segdet.data.formats.coco import COCOReader
 
-            reader = COCOReader(self.root, split, self.task, class_names=self.class_names)
+            reader = COCOReader(
+                self.root, split, self.task, class_names=self.class_names, known=known, strict=strict
+            )
             if not reader.annotated:
                 raise UserError(
                     f"{reader.annotation_file}: lists images without annotations; use it with `segdet predict`"

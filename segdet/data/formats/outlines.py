@@ -17,7 +17,7 @@ def outline_runs(outline: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the column-major run lengths of an outline, starting with background.
 
     Args:
-        outline: The polygons or the run-length encoding.
+        outline: The polygons or the run-length encoding. A single polygon may be a flat list of numbers.
         size: ``(height, width)`` of the image.
 
     Returns:
@@ -26,7 +26,10 @@ def outline_runs(outline: Any, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: If the outline is invalid. Invalid types raise TypeError, KeyError or AttributeError.
     """
-    return _polygons(outline, size) if isinstance(outline, list) else _run_lengths(outline, size)
+    if not isinstance(outline, list):
+        return _run_lengths(outline, size)
+    flat = all(isinstance(value, int | float) for value in outline)
+    return _polygons([outline] if flat else outline, size)
 
 
 def outline_mask(outline: Any, size: tuple[int, int]) -> np.ndarray:
@@ -72,7 +75,7 @@ def _polygons(parts: list[Any], size: tuple[int, int]) -> np.ndarray:
     for part in parts:
         points = np.asarray(part, np.float64)
         if points.ndim != 1 or points.size % 2:
-            raise ValueError("a polygon is not a flat list x, y, x, y ...")
+            raise ValueError("a polygon is not a list x, y, x, y ...")
         # pycocotools traces each edge point by point, so a distant vertex would exhaust the memory.
         if not (np.abs(points) <= 100 * (height + width)).all():
             raise ValueError("a polygon's point is not finite or far outside the image")

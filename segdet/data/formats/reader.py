@@ -9,16 +9,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from segdet.data.cleaning import describe_box
 from segdet.data.faults import Fault
 from segdet.data.images import MAX_PIXELS, read_image
 from segdet.data.sample import Objects, TaskName
 from segdet.util.cores import usable_cores
 from segdet.util.errors import UserError
+
+
+class KnownClasses(NamedTuple):
+    """Classes to which a reader matches its own by name.
+
+    Attributes:
+        ids: The category id of each name, label 1 first.
+        origin: Their origin for messages, such as an annotation file.
+    """
+
+    ids: dict[str, int]
+    origin: str
 
 
 class Reader(ABC):
@@ -98,11 +111,20 @@ class Reader(ABC):
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         """Return the annotation files that ``task`` reads for image ``index``, for fingerprints and messages."""
 
-    def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield the faults of sample ``index`` that only this format can detect.
+    def describe_object(self, index: int, row: int) -> str:
+        """Describe object ``row`` of image ``index`` for a message, with its class and its box as written."""
+        image = self.image_path(index)
+        annotation = next(iter(self.annotation_paths(index, "detection")), image)
+        where = "" if annotation.stem == image.stem else f"image {image.name}: "
+        objects = self.objects(index)
+        return where + describe_box(objects.boxes[row], int(objects.labels[row]), self.class_names)
 
-        Faults that raise an error in `objects`, in `mask` or when the image is read are not repeated here.
-        """
+    def file_faults(self) -> list[Fault]:
+        """Return the faults of files that several samples share, such as COCO's annotation file."""
+        return []
+
+    def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
+        """Yield all faults of the annotation of sample ``index`` that only this format can detect."""
         return iter(())
 
 

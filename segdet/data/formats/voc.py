@@ -181,24 +181,17 @@ class VOCReader(Reader):
         return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield degenerate boxes, with the coordinates as written, and images that are listed twice in the split."""
+        """Yield images that are listed twice in the split."""
         member = self._members[index]
         if self._first_place[member] != index:
             fault, fix = "is listed twice in the split", "check that this is intended"
             yield Fault(self.image_path(index), fault, False, fix, kind=FaultKind.SPLIT)
-        if task == "segmentation":
-            return
-        path = self._xml_path(index)
-        try:
-            annotation = self._annotation(path)
-        except BadSample:
-            return
-        _, degenerate = half_open(annotation.raw)
-        for row in np.flatnonzero(degenerate):
-            xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
-            written = f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax} as written"
-            fault = f"degenerate box of class {annotation.names[row]}: {written}"
-            yield Fault(path, fault, False, "it is dropped", kind=FaultKind.DEGENERATE)
+
+    def describe_object(self, index: int, row: int) -> str:
+        annotation = self._annotation(self._xml_path(index))
+        xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
+        box = f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax}"
+        return f"box {box} of class {annotation.names[row]}"
 
     @cached_property
     def _first_place(self) -> dict[_Member, int]:

@@ -4,20 +4,18 @@ A fault is fatal if training would stop on it. A warning describes a problem and
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from segdet.data.cleaning import clean_objects, describe_box, overhang, usable
+from segdet.data.annotation_faults import Tally, object_faults, size_fault, wh
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.detect import Dataset
-from segdet.data.formats.reader import Reader, for_each_sample
+from segdet.data.formats.reader import KnownClasses, Reader, for_each_sample
 from segdet.data.images import SUFFIXES, ImageInfo, image_info, image_size, read_image
-from segdet.data.sample import IGNORE, Objects, TaskName
+from segdet.data.sample import IGNORE, TaskName
 from segdet.util.drawing import has_background
 from segdet.util.errors import BadSample
 
@@ -25,9 +23,6 @@ from segdet.util.errors import BadSample
 _IGNORE_NAMES = {
     "void", "unlabeled", "unlabelled", "unlabeled/void", "ignore", "ignored", "don't care", "dontcare", "unknown",
 }  # fmt: skip
-
-# Annotations are often rounded, so half a pixel beyond the border is not a fault.
-_TOLERANCE = 0.5
 
 
 @dataclass
@@ -39,11 +34,15 @@ class Report:
         images: Number of images per split.
         empty: Number of images per split without objects or, for segmentation, without pixels of any class except
             background.
+        crowds: Number of crowds, which training ignores.
+        difficult: Number of difficult objects, which training ignores.
     """
 
     faults: list[Fault] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     empty: dict[str, int] = field(default_factory=dict)
+    crowds: int = 0
+    difficult: int = 0
 
     def count(self, severity: str) -> int:
         """Return the number of faults of a severity."""
@@ -53,8 +52,13 @@ class Report:
         """Return one line with all counts."""
         splits = ", ".join(f"{count:,} in {split}" for split, count in self.images.items())
         total = sum(self.images.values())
+        ignored = "".join(
+            f", {count:,} {name}"
+            for count, name in ((self.crowds, "crowds"), (self.difficult, "difficult objects"))
+            if count
+        )
         return (
-            f"{total:,} image{_s(total)} ({splits}), {sum(self.empty.values()):,} without objects: "
+            f"{total:,} image{_s(total)} ({splits}), {sum(self.empty.values()):,} without objects{ignored}: "
             f"{self.count('fatal')} fatal, {self.count('warning')} warning{_s(self.count('warning'))}"
         )
 
@@ -64,16 +68,18 @@ class Report:
             {**asdict(fault), "path": str(fault.path), "severity": fault.severity} for fault in self.faults
         ]
         counts = {"fatal": self.count("fatal"), "warnings": self.count("warning")}
-        return {"images": self.images, "empty": self.empty, **counts, "faults": faults}
+        ignored = {"crowds": self.crowds, "difficult": self.difficult}
+        return {"images": self.images, "empty": self.empty, **ignored, **counts, "faults": faults}
 
 
 @dataclass
 class _Finding:
-    """The result for one sample: its faults, a digest of its image file, and whether it has no objects."""
+    """The result for one sample: its faults, a digest of its image file, and its objects."""
 
     faults: list[Fault]
     digest: str | None = None
     empty: bool = False
+    tally: Tally = field(default_factory=Tally)
 
 
 def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
@@ -91,18 +97,31 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
     """
     report = Report()
     readers: dict[str, Reader] = {}
+    known: KnownClasses | None = None
     for split in dataset.splits:
         try:
-            readers[split] = dataset.open(split)
+            reader = readers[split] = dataset.open(split, known, strict=False)
         except BadSample as error:
             report.faults.append(Fault.of(error))
+            continue
+        if known is None and len(reader):
+            ids = dict(zip(reader.class_names, reader.category_ids, strict=True))
+            known = KnownClasses(ids, str(next(iter(reader.annotation_paths(0, dataset.task)), split)))
     earlier: dict[str, dict[Path, str | None]] = {}
     for split, reader in readers.items():
         check = partial(_check_sample, dataset.task)
         findings = for_each_sample(reader, check, f"checking {split}", workers)
         report.images[split] = len(reader)
         report.empty[split] = sum(finding.empty for finding in findings)
-        report.faults.extend(fault for finding in findings for fault in finding.faults)
+        faults = [*reader.file_faults(), *(fault for finding in findings for fault in finding.faults)]
+        tally = Tally()
+        for finding in findings:
+            tally.add(finding.tally)
+        report.crowds += tally.crowds
+        report.difficult += tally.difficult
+        if dataset.task != "segmentation" and not any(fault.fatal for fault in faults):
+            faults += _no_objects(tally, split, reader, dataset.task)
+        report.faults += faults
         paths = [reader.image_path(index) for index in range(len(reader))]
         digests = {path: finding.digest for path, finding in zip(paths, findings, strict=True)}
         for other, others in earlier.items():
@@ -113,6 +132,16 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
     if dataset.format == "voc" and dataset.task == "segmentation" and readers:
         report.faults += _named_to_ignore(dataset.root, next(iter(readers.values())))
     return report
+
+
+def _no_objects(tally: Tally, split: str, reader: Reader, task: TaskName) -> Iterator[Fault]:
+    """Yield the fault of a split without an object to learn from or to score."""
+    files = {path for index in (0, len(reader) - 1) for path in reader.annotation_paths(index, task)}
+    path = next(iter(files)) if len(files) == 1 else next(iter(files)).parent
+    training = split.rpartition("/")[2].startswith("train")
+    fault = tally.nothing_to_learn(path) if training else tally.nothing_to_score(path)
+    if fault is not None:
+        yield fault
 
 
 def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
@@ -139,7 +168,7 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
             finding.empty = not counted.any()
             found = (mask.shape[0], mask.shape[1])
             if size is not None and found != size:
-                fault = f"the mask is {_wh(found)} but its image {path.name} is {_wh(size)}"
+                fault = f"the mask is {wh(found)} but its image {path.name} is {wh(size)}"
                 finding.faults.append(
                     Fault(annotation, fault, True, "fix or remove the file", kind=FaultKind.SIZE)
                 )
@@ -151,18 +180,16 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
                 and annotation.suffix.lower() == ".png"
                 and (found := image_size(annotation)) != size
             ):
-                fault = f"is {_wh(found)} but its image {path.name} is {_wh(size)}"
+                fault = f"is {wh(found)} but its image {path.name} is {wh(size)}"
                 handling = "its boxes are assumed to be in pixels of the image; check that they are"
                 finding.faults.append(Fault(annotation, fault, False, handling, kind=FaultKind.SIZE))
             limits = size or declared
             if limits is not None:
-                faults = list(_box_faults(objects, annotation, path, limits, reader.class_names))
-                # Prefer the reader's own reports of degenerate boxes, which contain the numbers in the file.
-                if any(fault.kind is FaultKind.DEGENERATE for fault in finding.faults):
-                    faults = [fault for fault in faults if fault.kind is not FaultKind.DEGENERATE]
+                faults, finding.tally = object_faults(reader, index, objects, limits)
                 finding.faults += faults
     except BadSample as error:
-        if Fault.of(error) not in finding.faults:
+        # `Reader.faults` yields most of these errors already.
+        if (error.path, error.fault) not in [(fault.path, fault.fault) for fault in finding.faults]:
             finding.faults.append(Fault.of(error))
     except Exception as error:
         finding.faults.append(_unexpected(annotations[0] if annotations else path, error))
@@ -185,10 +212,7 @@ def _check_image(
     size = image.shape[0], image.shape[1]
     for fault, handling in _pixel_format_faults(info, rotated=size != info.size):
         finding.faults.append(Fault(path, fault, False, handling, kind=FaultKind.PIXEL_FORMAT))
-    if declared is not None and declared != size:
-        fault = f"is {_wh(size)} but its annotation states {_wh(declared)}"
-        handling = "the annotation is assumed to be in pixels of the file; check that it is"
-        finding.faults.append(Fault(path, fault, False, handling, kind=FaultKind.SIZE))
+    finding.faults += size_fault(path, size, declared)
     return size
 
 
@@ -207,21 +231,6 @@ def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, 
         if rotated:
             handling = "it is turned upright, because the annotation states the rotated size"
         yield f"has the EXIF orientation {info.orientation}", handling
-
-
-def _box_faults(
-    objects: Objects, annotation: Path, image: Path, size: tuple[int, int], class_names: Sequence[str]
-) -> Iterator[Fault]:
-    """Yield the boxes that are dropped or clipped."""
-    where = "" if annotation.stem == image.stem else f"image {image.name}: "
-    _, dropped = clean_objects(objects, size, class_names)
-    for box in dropped:
-        yield Fault(annotation, f"{where}{box.description}", False, "it is dropped", kind=box.kind)
-    beyond = usable(objects, size) & (overhang(objects.boxes, size) > _TOLERANCE)
-    for index in np.flatnonzero(beyond):
-        described = describe_box(objects.boxes[index], int(objects.labels[index]), class_names)
-        fault = f"{where}{described} reaches beyond the image of {_wh(size)}"
-        yield Fault(annotation, fault, False, "it is clipped", kind=FaultKind.CLIPPED)
 
 
 def _shared(
@@ -270,10 +279,6 @@ def _in_no_split(readers: Mapping[str, Reader]) -> Iterator[Fault]:
             verb = "image is" if count == 1 else "images are"
             fault = f"{count:,} {verb} in no split ({names})"
             yield Fault(folder, fault, False, "not read", note=True, kind=FaultKind.SPLIT)
-
-
-def _wh(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"
 
 
 def _s(count: int) -> str:

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 
 from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.detect import find_dataset
+from segdet.data.formats.reader import KnownClasses
 from segdet.data.formats.splits import coco_files
 from segdet.util.errors import BadSample, UserError
 
@@ -147,8 +148,9 @@ def test_several_polygons_are_one_object(tmp_path):
         (..., "has no segmentation"),
         ([], "has no segmentation"),
         ([[1, 2, 3, 4]], "no polygon has 3 points"),
-        ([[1, 2, 3, 4, 5, 6, 7]], "not a flat list"),
-        ([1, 2, 3, 4, 5, 6], "not a flat list"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "not a list x, y"),
+        ([1, 2, 3, 4, 5, 6, 7], "not a list x, y"),
+        ([[[1, 2], [3, 4], [5, 6]]], "not a list x, y"),
         ([[1, 2, 3, "x", 5, 6]], "cannot be read"),
         ([[1, 2, 3, float("nan"), 5, 6]], "not finite"),
         ([[1, 2, 3, 1e9, 5, 6]], "far outside"),
@@ -186,21 +188,198 @@ def test_an_unknown_category_raises_when_its_image_is_read(tmp_path):
             use(0)
 
 
-def test_faults(tmp_path):
+def test_faults_of_the_file(tmp_path):
     images = [image(), image(8, "b.jpg"), image(8, "c.jpg")]
     entries = [annotation(1), annotation(1, 8, bbox=[3, 4, 0, 2.5]), annotation(2, 99), annotation(3, 99)]
-    reader = read(tmp_path, *entries, images=images)
-    assert [(fault.fault, fault.fatal) for fault in reader.faults(0, "detection")] == [
+    reader = read(tmp_path, *entries, images=images, strict=False)
+    assert [(fault.fault, fault.fatal) for fault in reader.file_faults()] == [
         ("image id 8 is given to b.jpg and to c.jpg", True),
         ("2 annotations refer to the image id 99, which is not among the images", False),
         ("2 annotations have the id 1", False),
     ]
-    assert [fault.fault for fault in reader.faults(1, "detection")] == [
-        "annotation 1 of b.jpg: degenerate box x=3 y=4 width=0 height=2.5 as written"
-    ]
+    assert reader.describe_object(1, 0) == (
+        "annotation 1 of b.jpg: box x=3 y=4 width=0 height=2.5 of class ant"
+    )
     box = reader.objects(1).boxes[0]
     assert box[2] <= box[0]
-    assert list(reader.faults(2, "detection")) == []
+    assert [list(reader.faults(index, "detection")) for index in range(3)] == [[], [], []]
+
+
+def test_a_fatal_fault_of_the_file_is_an_error_that_counts_the_others(tmp_path):
+    images = [image(), image(7, "b.jpg"), image(7, "c.jpg"), {"id": 9}, 3]
+    with pytest.raises(BadSample) as caught:
+        read(tmp_path, images=images)
+    assert str(caught.value) == (
+        f"{tmp_path / 'annotations/instances_train.json'}: image id 7 is given to a.jpg and to b.jpg; "
+        "give each its own id (3 more: see `segdet data check`)"
+    )
+    reader = read(tmp_path, images=images, strict=False)
+    assert [fault.fault for fault in reader.file_faults()] == [
+        "image id 7 is given to a.jpg and to b.jpg",
+        "image id 7 is given to a.jpg and to c.jpg",
+        "images[3] has no key 'file_name'",
+        "images[4] is not an object",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "crowd"),
+    [("0", False), ("1", True), ("false", False), ("True", True), (True, True), (1.0, True), (None, False)],
+)
+def test_iscrowd_as_text_or_as_a_truth_value(tmp_path, written, crowd):
+    reader = read(tmp_path, annotation(iscrowd=written))
+    assert reader.objects(0).iscrowd.tolist() == [crowd]
+    assert list(reader.faults(0, "detection")) == []
+
+
+@pytest.mark.parametrize("written", ["no", 2, -1, [], {"a": 1}])
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_another_iscrowd_is_a_fault_of_its_annotation(tmp_path, written, task):
+    reader = read(tmp_path, annotation(3, bbox=[0, 0, 9, 9]), annotation(4, iscrowd=written), task=task)
+    (fault,) = reader.faults(0, task)
+    assert fault.fatal and fault.fault == (
+        f"annotation 4 of a.jpg: iscrowd is {written!r}, which is neither 0 nor 1"
+    )
+    with pytest.raises(BadSample, match=r"annotation 4 of a\.jpg: iscrowd is"):
+        reader.mask(0) if task == "segmentation" else reader.objects(0)
+
+
+def test_numbers_written_as_text_are_read(tmp_path):
+    reader = read(tmp_path, annotation(bbox=["1.5", "2", "10", "4"], area="7.5"))
+    objects = reader.objects(0)
+    assert objects.boxes.tolist() == [[1.5, 2, 11.5, 6]] and objects.area.tolist() == [7.5]
+    assert list(reader.faults(0, "detection")) == []
+
+
+def test_every_fault_of_an_image_is_listed(tmp_path):
+    entries = [
+        annotation(1, bbox=[1, 2]),
+        annotation(2, category=6),
+        annotation(3, area="large"),
+        annotation(4, bbox=None, iscrowd="x"),
+        annotation(5),
+    ]
+    reader = read(tmp_path, *entries)
+    assert [(fault.fault, fault.fatal) for fault in reader.faults(0, "detection")] == [
+        ("annotation 1 of a.jpg: bbox is not four finite numbers but [1, 2]", True),
+        ("annotation 2 of a.jpg: category_id 6 is not among the categories", True),
+        ("annotation 3 of a.jpg: area is 'large', not a number; the area of the box is used", False),
+        ("annotation 4 of a.jpg: iscrowd is 'x', which is neither 0 nor 1", True),
+        ("annotation 4 of a.jpg: bbox is not four finite numbers but None", True),
+        ("annotation 5 of a.jpg: has the class and box of annotation 3", False),
+    ]
+
+
+def test_every_bad_outline_of_an_image_is_listed(tmp_path):
+    entries = [
+        annotation(1, bbox=[0, 0, 1, 1], segmentation=[[1, 2]]),
+        annotation(2, bbox=[0, 0, 2, 2], segmentation=...),
+        annotation(3, bbox=[0, 0, 3, 3], segmentation=[[40, 40, 50, 40, 50, 50]]),
+        annotation(4),
+    ]
+    reader = read(tmp_path, *entries, task="segmentation")
+    assert [fault.fault.partition(" of a.jpg: ")[2] for fault in reader.faults(0, "segmentation")] == [
+        "segmentation cannot be read (no polygon has 3 points)",
+        "has no segmentation",
+        "its outline covers no pixel",
+    ]
+
+
+def test_a_flat_list_of_numbers_is_one_polygon(tmp_path):
+    flat = read(tmp_path, annotation(segmentation=SQUARE[0]), task="segmentation")
+    mask = flat.mask(0)
+    assert mask.sum() == 100 and list(flat.faults(0, "segmentation")) == []
+
+
+@pytest.mark.parametrize("number", [2**64 + 1, -(2**70), "a-3f", 1.5, None, ...])
+def test_ids_of_annotations_may_be_anything(tmp_path, number):
+    reader = read(tmp_path, annotation(number, bbox=[1, 2, 0, 4]), annotation(2))
+    named = "annotations[0]" if number in (None, ...) else f"annotation {number}"
+    assert reader.describe_object(0, 0).startswith(f"{named} of a.jpg: box x=1 ")
+    assert reader.file_faults() == []
+    repeated = read(tmp_path, annotation(number), annotation(number, bbox=[0, 0, 1, 1]))
+    expected = [] if number in (None, ...) else [f"2 annotations have the id {number}"]
+    assert [fault.fault for fault in repeated.file_faults()] == expected
+
+
+def test_ids_that_do_not_fit_are_one_line_with_their_entry(tmp_path):
+    huge = 2**64 + 1
+    with pytest.raises(BadSample, match=rf"images\[0\] has id {huge}, which is not a 64-bit integer"):
+        read(tmp_path, images=[image(huge)])
+    with pytest.raises(BadSample, match=rf"annotations\[0\] has category_id {huge}, which is not a 64-bit"):
+        read(tmp_path, annotation(category=huge))
+
+
+def test_boxes_between_0_and_1_are_reported_as_fractions(tmp_path):
+    reader = read(tmp_path, annotation(1, bbox=[0.1, 0.2, 0.5, 0.5]), annotation(2, bbox=[0, 0, 1, 1]))
+    (fault,) = reader.file_faults()
+    assert fault.fault == "all 2 boxes lie between 0 and 1, like fractions of the image" and not fault.fatal
+    assert "multiply" in fault.remedy
+    assert read(tmp_path, annotation(1, bbox=[0.1, 0.2, 0.5, 1.5])).file_faults() == []
+
+
+def test_boxes_that_seem_to_be_corners_are_reported(tmp_path):
+    corners = [annotation(1, bbox=[2, 3, 12, 13]), annotation(2, bbox=[20, 10, 28, 19])]
+    (fault,) = read(tmp_path, *corners).file_faults()
+    assert fault.fault == (
+        "1 of 2 boxes reach beyond their image as x, y, width, height, but all lie inside it as x0, y0, x1, y1"
+    )
+    sizes = [annotation(1, bbox=[2, 3, 12, 13]), annotation(2, bbox=[20, 10, 8, 9])]
+    assert read(tmp_path, *sizes).file_faults() == []
+
+
+def test_an_image_that_is_listed_twice_is_reported(tmp_path):
+    reader = read(tmp_path, annotation(), images=[image(), image(8)])
+    (fault,) = reader.file_faults()
+    assert fault.fault == "lists the image a.jpg 2 times; it is read 2 times" and not fault.fatal
+
+
+def roboflow(*others: dict) -> list[dict]:
+    """Return categories like Roboflow's, with a placeholder that is the supercategory of the classes."""
+    return [{"id": 0, "name": "animals", "supercategory": "none"}, *others]
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        roboflow({"id": 5, "name": "cat", "supercategory": "animals"}),
+        [{"id": 0, "name": "cat"}, {"id": 5, "name": "cat", "supercategory": "cat"}],
+        [{"id": 0, "name": "cat"}, {"id": 5, "name": "cat"}],
+    ],
+)
+def test_a_placeholder_category_is_left_out_and_reported(tmp_path, categories):
+    written(tmp_path, [annotation()], categories=categories)
+    reader = COCOReader(tmp_path, "train", "detection")
+    assert reader.class_names == ["cat"] and reader.category_ids == [5]
+    assert reader.objects(0).labels.tolist() == [1]
+    (fault,) = reader.file_faults()
+    assert fault.note and "(id 0) has no annotations, and " in fault.fault
+
+
+def test_a_supercategory_with_annotations_or_by_request_is_kept(tmp_path):
+    categories = roboflow({"id": 5, "name": "cat", "supercategory": "animals"})
+    written(tmp_path, [annotation(), annotation(2, category=0)], categories=categories)
+    reader = COCOReader(tmp_path, "train", "detection")
+    assert reader.class_names == ["animals", "cat"] and reader.file_faults()[1:] == []
+    written(tmp_path, [annotation()], categories=categories)
+    assert COCOReader(tmp_path, "train", "detection", class_names=["animals"]).class_names == ["animals"]
+
+
+def test_categories_are_matched_to_known_classes_by_name(tmp_path):
+    known = KnownClasses({"cat": 1, "dog": 2, "ant": 5}, "train.json")
+    entries = [annotation(1, category=44), annotation(2, category=90), annotation(3, category=5)]
+    reader = read(tmp_path, *entries, known=known)
+    assert reader.class_names == ["cat", "dog", "ant"] and reader.category_ids == [44, 2, 5]
+    assert reader.objects(0).labels.tolist() == [1, 3]
+    assert [(fault.fault, fault.severity) for fault in reader.file_faults()] == [
+        ("1 object is left out: train.json lacks the category 'zebra'", "warning"),
+        ("lacks the category 'dog' of train.json", "note"),
+        ("numbers its categories differently from train.json", "note"),
+    ]
+    chosen = read(tmp_path, *entries, known=known, class_names=["cat", "dog", "ant"])
+    assert [fault.severity for fault in chosen.file_faults()] == ["note", "note"]
+    other = read(tmp_path, *entries, known=KnownClasses({"tree": 1}, "train.json"))
+    assert other.class_names == ["ant", "cat", "zebra"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdet.data.annotation_faults import object_faults
 from segdet.data.faults import FaultKind
 from segdet.data.formats.splits import list_splits
 from segdet.data.formats.voc import VOC_CLASSES, VOCReader
@@ -64,10 +65,11 @@ def test_degenerate_boxes_stay_degenerate(tmp_path):
     width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
     assert ((width <= 0) | (height <= 0)).tolist() == [True, True, True, True, False]
     assert objects.area.tolist() == [0, 0, 0, 0, 2 * 5]
-    faults = list(reader.faults(0, "detection"))
+    faults, tally = object_faults(reader, 0, objects, (40, 60))
     assert len(faults) == 4 and all(fault.path == tmp_path / "Annotations/a.xml" for fault in faults)
-    assert faults[3].fault == "degenerate box of class cat: xmin=5.5 ymin=5 xmax=5 ymax=9 as written"
+    assert faults[3].fault == "box xmin=5.5 ymin=5 xmax=5 ymax=9 of class cat is degenerate"
     assert faults[3].kind is FaultKind.DEGENERATE and not faults[3].fatal
+    assert (tally.objects, tally.counted, tally.dropped) == (5, 1, {FaultKind.DEGENERATE: 4})
     assert list(reader.faults(0, "segmentation")) == []
 
 
@@ -328,9 +330,12 @@ def test_bccd(real_data):
     reader = VOCReader(real_data / "bccd", ["trainval", "test"], "detection")
     assert len(reader) == 364 and reader.class_names == ["Platelets", "RBC", "WBC"]
     assert sum(len(reader.objects(index)) for index in range(len(reader))) == 4888
-    faults = [fault for index in range(len(reader)) for fault in reader.faults(index, "detection")]
+    faults = []
+    for index in range(len(reader)):
+        assert list(reader.faults(index, "detection")) == []
+        faults += object_faults(reader, index, reader.objects(index), (480, 640))[0]
     assert sorted(fault.path.stem for fault in faults) == ["BloodImage_00338", "BloodImage_00343"]
-    assert all(fault.fault.startswith("degenerate box of class RBC") for fault in faults)
+    assert all(fault.fault.endswith("of class RBC is degenerate") for fault in faults)
     assert reader.image_path(0).is_file() and reader.declared_size(0) == (480, 640)
     localization = VOCReader(real_data / "bccd", ["train"], "localization")
     assert len(localization) == 205 and localization.class_names == reader.class_names

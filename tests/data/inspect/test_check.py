@@ -9,7 +9,7 @@ from PIL import Image
 
 from segdet.cli.data.check import main
 from segdet.cli.data.stats import main as stats_main
-from segdet.data.cleaning import clean_objects, clip_boxes, usable
+from segdet.data.cleaning import clean_objects, clip_boxes, describe_box, usable
 from segdet.data.faults import Fault
 from segdet.data.formats.detect import find_dataset, guess_format
 from segdet.data.formats.splits import list_splits
@@ -58,7 +58,7 @@ def test_boxes_are_clipped_and_their_areas_kept():
 def test_each_dropped_box_is_described():
     nan = float("nan")
     given = objects((5, 5, 5, 9), (7, 9, 8, 4), (70, 0, 80, 9), (nan, 0, 1, 1), (0, 0, 64, 48))
-    kept, dropped = clean_objects(given, (48, 64), ["RBC"])
+    kept, dropped = clean_objects(given, (48, 64), lambda row: describe_box(given.boxes[row], 1, ["RBC"]))
     assert kept.boxes.tolist() == [[0, 0, 64, 48]]
     assert kept.area.tolist() == [5]
     assert [box.description for box in dropped] == [
@@ -240,8 +240,8 @@ def test_a_degenerate_box_is_dropped(voc_folder, capsys, corners, write_box):
     path = write_box(*corners)
     status, line = only_line(capsys, voc_folder)
     assert status == 0
-    assert line.startswith(f"warning  {path}: degenerate box of class dog: xmin={corners[0]} ")
-    assert line.endswith("; it is dropped")
+    assert line.startswith(f"warning  {path}: box xmin={corners[0]} ymin=9 xmax=9 ymax=30 of class dog is ")
+    assert line.endswith(" degenerate; it is dropped")
 
 
 def test_a_box_partly_outside_is_clipped(voc_folder, capsys, write_box):
@@ -249,7 +249,8 @@ def test_a_box_partly_outside_is_clipped(voc_folder, capsys, write_box):
     status, line = only_line(capsys, voc_folder)
     assert status == 0
     assert line == (
-        f"warning  {path}: box 49,8,80,30 of class dog reaches beyond the image of 64x48; it is clipped"
+        f"warning  {path}: box xmin=50 ymin=9 xmax=80 ymax=30 of class dog reaches beyond the image of "
+        "64x48; it is clipped"
     )
 
 
@@ -258,7 +259,8 @@ def test_a_box_wholly_outside_is_dropped(voc_folder, capsys, write_box):
     status, line = only_line(capsys, voc_folder)
     assert status == 0
     assert (
-        line == f"warning  {path}: box 69,8,80,30 of class dog lies outside the image of 64x48; it is dropped"
+        line == f"warning  {path}: box xmin=70 ymin=9 xmax=80 ymax=30 of class dog lies outside the image of "
+        "64x48; it is dropped"
     )
 
 
@@ -283,7 +285,7 @@ def test_coco_faults_name_the_image(coco_folder, capsys, edit_json):
     edit_json(path, lambda document: document["annotations"][0].update(bbox=[50, 4, 40, 10]))
     status, line = only_line(capsys, coco_folder)
     assert status == 0
-    assert line.startswith(f"warning  {path}: image 0011.jpg: box 50,4,90,14 of class dog reaches beyond")
+    assert line.startswith(f"warning  {path}: annotation 2 of 0011.jpg: box x=50 y=4 width=40 ")
 
     edit_json(path, lambda document: document["annotations"][0].update(bbox=[float("nan"), 4, 40, 10]))
     status, line = only_line(capsys, coco_folder)
@@ -293,7 +295,7 @@ def test_coco_faults_name_the_image(coco_folder, capsys, edit_json):
     edit_json(path, lambda document: document["annotations"][0].update(bbox=[1, 4, 0, 10]))
     status, line = only_line(capsys, coco_folder)
     assert status == 0
-    assert "annotation 2 of 0011.jpg: degenerate box" in line
+    assert "annotation 2 of 0011.jpg: box x=1 y=4 width=0 height=10 of class dog is degenerate" in line
 
     edit_json(path, lambda document: document["annotations"][0].update(bbox=[1, 4, 9, 10], category_id=8))
     status, line = only_line(capsys, coco_folder)

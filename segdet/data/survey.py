@@ -1,0 +1,162 @@
+"""Check the annotations of a subset before the first step, without decoding its images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segdet.data.annotation_faults import Tally, object_faults, size_fault
+from segdet.data.dataset import TaskDataset
+from segdet.data.faults import Fault, FaultKind
+from segdet.data.formats.reader import Reader, for_each_sample
+from segdet.data.images import image_info, image_size
+from segdet.data.transforms import resized_size
+from segdet.util.errors import BadSample, UserError
+
+_HEADERS = 2000
+"""Maximum number of images whose size is compared with the annotation."""
+
+_LISTED = 3
+"""Maximum number of faults of one kind that are printed."""
+
+_LABELS = {
+    FaultKind.NOT_FINITE: "boxes are not finite and are left out",
+    FaultKind.DEGENERATE: "boxes have no width or height and are left out",
+    FaultKind.OUTSIDE: "boxes lie outside their image and are left out",
+    FaultKind.SMALL: "boxes are smaller than a pixel and are not trained on",
+    FaultKind.CLIPPED: "boxes reach beyond their image and are clipped",
+    FaultKind.SIZE: "images differ in size from their annotation",
+    FaultKind.UNREADABLE: "samples cannot be used and are skipped",
+}
+
+_LEFT_OUT = {
+    FaultKind.NOT_FINITE,
+    FaultKind.DEGENERATE,
+    FaultKind.OUTSIDE,
+    FaultKind.SMALL,
+    FaultKind.CATEGORY,
+}
+"""Kinds of faults by which an object is left out."""
+
+
+@dataclass
+class Survey:
+    """The faults in the annotations of a subset.
+
+    Attributes:
+        faults: The faults, those of the whole file first.
+        tally: Numbers of objects; all 0 for segmentation.
+        without_dominant: For localization, the number of images that are left out.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    without_dominant: int = 0
+
+    def left_out(self) -> list[str]:
+        """Return one line for each object and sample that is left out."""
+        objects = [fault.note_line for fault in self.faults if fault.kind in _LEFT_OUT]
+        return objects + [str(fault.error()) for fault in self.faults if fault.fatal]
+
+    def lines(self, subset: str, root: Path) -> list[str]:
+        """Return a summary of few lines for the terminal."""
+        groups: dict[tuple[FaultKind, bool], list[Fault]] = {}
+        for fault in self.faults:
+            groups.setdefault((fault.kind, fault.fatal), []).append(fault)
+        lines, shortened = [], False
+        for (kind, fatal), faults in groups.items():
+            label = _LABELS[FaultKind.UNREADABLE] if fatal else _LABELS.get(kind)
+            if label is not None and len(faults) > 1:
+                shortened = True
+                lines.append(f"{len(faults):,} {label}, the first: {faults[0].path}: {faults[0].fault}")
+                continue
+            lines += [f"{fault.path}: {fault.fault}; {fault.remedy}" for fault in faults[:_LISTED]]
+            if len(faults) > _LISTED:
+                shortened = True
+                lines.append(f"{len(faults) - _LISTED:,} more faults of annotations")
+        if subset == "train":
+            lines += list(self._ignored())
+        if shortened:
+            lines.append(f"`segdet data check {root}` lists every fault")
+        return [f"segdet: {subset}: {line}" for line in lines]
+
+    def _ignored(self) -> Iterator[str]:
+        for count, name in ((self.tally.crowds, "crowds"), (self.tally.difficult, "difficult")):
+            if count:
+                yield f"{count:,} of {self.tally.objects:,} objects are {name} and are not trained on"
+        if self.without_dominant:
+            yield f"{self.without_dominant:,} images without a dominant object are left out"
+
+
+def survey(dataset: TaskDataset, subset: str) -> Survey:
+    """Check the annotations of a dataset, with a progress bar.
+
+    For segmentation, only faults of a whole annotation file are found, because masks are as large as images.
+    """
+    reader = dataset.reader
+    found = Survey(list(reader.file_faults()))
+    if dataset.task == "segmentation":
+        return found
+    indices = dataset.indices.tolist()
+    step = max(1, -(-len(indices) // _HEADERS))
+    with_header = set(indices[::step])
+
+    def check(own: Reader, index: int) -> tuple[list[Fault], Tally]:
+        try:
+            return _check_sample(own, index, dataset, index in with_header)
+        except BadSample as error:
+            return [Fault.of(error)], Tally()
+
+    for faults, tally in for_each_sample(reader, check, f"checking {subset}", indices=indices, delay=2.0):
+        found.faults += faults
+        found.tally.add(tally)
+    found.without_dominant = dataset.without_dominant
+    return found
+
+
+def _check_sample(
+    reader: Reader, index: int, dataset: TaskDataset, with_header: bool
+) -> tuple[list[Fault], Tally]:
+    declared, path = reader.declared_size(index), reader.image_path(index)
+    faults = list(reader.faults(index, dataset.task))
+    if any(fault.fatal for fault in faults):
+        return faults, Tally()
+    objects = reader.objects(index)
+    size = declared or image_size(path)
+    if with_header and declared is not None:
+        info = image_info(path)
+        turned = info.orientation >= 5 and info.size[::-1] == declared
+        faults += size_fault(path, declared if turned else info.size, declared)
+        size = declared if turned else info.size
+    of_objects, tally = object_faults(reader, index, objects, size, resized_size(dataset.size, size))
+    if not dataset.training:  # scores count small objects
+        of_objects = [fault for fault in of_objects if fault.kind is not FaultKind.SMALL]
+    return faults + of_objects, tally
+
+
+def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault | None:
+    """Raise an error if a fault of a survey stops the run; return the fault of a subset without a score.
+
+    Raises:
+        BadSample: If a sample cannot be used, unless the dataset skips bad samples.
+        UserError: If training has no object to learn from.
+    """
+    fatal = [fault for fault in found.faults if fault.fatal]
+    if fatal and dataset.on_bad_sample == "raise":
+        raise fatal[0].error(len(fatal) - 1).or_skip()
+    if dataset.task == "segmentation":
+        return None
+    first = int(dataset.indices[0])
+    path = next(iter(dataset.reader.annotation_paths(first, dataset.task)), dataset.reader.image_path(first))
+    path = path if len(set(_annotation_files(dataset))) == 1 else path.parent
+    if subset == "train":
+        fault = found.tally.nothing_to_learn(path)
+        if fault is not None:
+            raise UserError(f"{fault.path}: {fault.fault}; {fault.remedy}")
+        return None
+    return found.tally.nothing_to_score(path)
+
+
+def _annotation_files(dataset: TaskDataset) -> Iterator[Path]:
+    """Yield the annotation files of the first and the last image, which are equal if all images share one file."""
+    for index in (int(dataset.indices[0]), int(dataset.indices[-1])):
+        yield from dataset.reader.annotation_paths(index, dataset.task)
