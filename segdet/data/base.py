@@ -96,6 +96,7 @@ class DataModule(L.LightningDataModule):
         known_classes: Classes of a checkpoint. If set, they replace the classes of the training split, which may then
             be missing. They are also used to read datasets that do not name their classes.
         notes: Samples and boxes that the readers left out, one line each, as the keys of a dict.
+        checked: Subsets whose annotations were checked.
 
     Raises:
         UserError: If an argument is invalid.
@@ -169,7 +170,7 @@ class DataModule(L.LightningDataModule):
         self.known_classes: Classes | None = None
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
-        self._checked: set[str] = set()
+        self.checked: set[str] = set()
         self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
 
     @abstractmethod
@@ -235,7 +236,7 @@ class DataModule(L.LightningDataModule):
         """Open the subsets of a stage, so that a missing folder is reported before the model is built."""
         _check_annotated(self, stage)
         for subset in _NEEDED.get(stage, ()):
-            self._check(subset)
+            _report_annotations(self, subset)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
             sys.stderr.write(
                 "segdet: no --data.test is given; the scores are those of the validation split, on which the best "
@@ -295,24 +296,6 @@ class DataModule(L.LightningDataModule):
         self.notes.update(dict.fromkeys(note for source in batch.sources for note in source.notes))
         return batch.to(device, non_blocking=True)
 
-    def _check(self, subset: Subset) -> None:
-        """Report the faults in the annotations of a subset, once.
-
-        Raises:
-            UserError: If a sample cannot be used, or training has no object to learn from.
-        """
-        dataset = self.dataset(subset)
-        if subset in self._checked:
-            return
-        self._checked.add(subset)
-        found = survey(dataset, subset)
-        if self.trainer is None or self.trainer.is_global_zero:
-            sys.stderr.writelines(f"{line}\n" for line in found.lines(subset, self.root))
-        fault = refuse_unusable(found, dataset, subset)
-        if fault is not None and (self.trainer is None or self.trainer.is_global_zero):
-            sys.stderr.write(f"segdet: {subset}: {fault.path}: {fault.fault}; {fault.remedy}\n")
-        self.notes.update(dict.fromkeys(found.left_out()))
-
     def _eval_loader(self, subset: Subset) -> DataLoader[Batch]:
         dataset = self.dataset(subset)
         sampler = EvalSampler(len(dataset), *_rank_and_world_size(self.trainer))
@@ -352,6 +335,26 @@ def _check_annotated(data: DataModule, stage: str) -> None:
             raise UserError(
                 f"{where}: images without annotations cannot be used to {stage}; use them with `segdet predict`"
             )
+
+
+def _report_annotations(data: DataModule, subset: Subset) -> None:
+    """Report the faults in the annotations of a subset, once.
+
+    Raises:
+        UserError: If a sample cannot be used, or training has no object to learn from.
+    """
+    dataset = data.dataset(subset)
+    if subset in data.checked:
+        return
+    data.checked.add(subset)
+    found = survey(dataset, subset)
+    first = data.trainer is None or data.trainer.is_global_zero
+    if first:
+        sys.stderr.writelines(f"{line}\n" for line in found.lines(subset, data.root))
+    fault = refuse_unusable(found, dataset, subset)
+    if fault is not None and first:
+        sys.stderr.write(f"segdet: {subset}: {fault.path}: {fault.fault}; {fault.remedy}\n")
+    data.notes.update(dict.fromkeys(found.left_out()))
 
 
 def _with_mosaic(data: DataModule, dataset: TaskDataset) -> MosaicDataset:

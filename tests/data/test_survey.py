@@ -176,7 +176,10 @@ def test_a_validation_split_without_objects_is_one_line(
 def test_a_fatal_fault_stops_before_the_first_step_or_is_skipped(
     coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture, change: dict
 ) -> None:
-    edit_json(annotations, lambda d: d["annotations"].append(d["annotations"][0] | {"id": 9} | change))
+    edit_json(
+        annotations,
+        lambda d: d["annotations"].append(d["annotations"][0] | {"id": 9, "bbox": [1, 1, 9, 9]} | change),
+    )
     edit_json(annotations, lambda d: d["annotations"].append(d["annotations"][0] | {"id": 10, "image_id": 2}))
     with pytest.raises(BadSample) as caught:
         coco(coco_folder).setup("fit")

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from segdet.data.faults import Fault, FaultKind
-from segdet.data.formats.coco_document import Category, read_document, repeated
+from segdet.data.faults import Fault
+from segdet.data.formats.coco_document import category_faults, read_document, repeated, without_placeholders
 from segdet.data.formats.outlines import outline_mask
 from segdet.data.formats.reader import KnownClasses, Reader, names_from
 from segdet.data.formats.splits import coco_files
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, UserError
-from segdet.util.suggest import closest, did_you_mean
+from segdet.util.suggest import did_you_mean
 
 _LARGE_FILE = 30_000_000
 
@@ -192,7 +192,9 @@ class COCOReader(Reader):
 
     def _set_classes(self, selected: Sequence[str] | None, known: KnownClasses | None) -> None:
         """Set names and ids of the classes, and the label of each annotation: 0 if left out, -1 if unknown."""
-        categories = self._without_placeholders([*(selected or ()), *(known.ids if known else ())])
+        named = [*(selected or ()), *(known.ids if known else ())]
+        categories, faults = without_placeholders(self._document, named)
+        self._faults += faults
         id_of: dict[str, int] = {}
         for category in categories:
             if category.name in id_of:
@@ -202,7 +204,8 @@ class COCOReader(Reader):
         names = list(id_of)
         if known is not None and not id_of.keys().isdisjoint(known.ids):
             names = list(known.ids)
-            self._faults += self._category_faults(categories, known, selected)
+            differences = category_faults(self.annotation_file, categories, known.ids, known.origin)
+            self._faults += [fault for fault in differences if fault.note or selected is None]
             unused = max([*id_of.values(), *known.ids.values()]) + 1
             for name in names:
                 if name not in id_of:
@@ -230,50 +233,6 @@ class COCOReader(Reader):
         self._labels = np.array([*labels, -1], np.int64)[table["category"]]
         extent = table["box"][:, 2:].clip(0).prod(1)
         self._areas = np.where(np.isfinite(table["area"]), table["area"], extent)
-
-    def _without_placeholders(self, kept: Sequence[str]) -> list[Category]:
-        """Return the categories except unannotated ones that share a name or are only a supercategory."""
-        found = self._document.categories
-        used = []
-        for category in found:
-            others = [other for other in found if other.number != category.number]
-            twin = any(other.name == category.name and other.annotations for other in others)
-            parent = any(other.supercategory == category.name for other in others)
-            if category.annotations or not (twin or (parent and category.name not in kept)):
-                used.append(category)
-                continue
-            reason = "its name is that of another" if twin else "it is only the supercategory of others"
-            fault = f"category {category.name!r} (id {category.number}) has no annotations, and {reason}"
-            self._faults.append(
-                Fault(self.annotation_file, fault, False, "it is left out", True, FaultKind.CATEGORY)
-            )
-        return used
-
-    def _category_faults(
-        self, categories: Sequence[Category], known: KnownClasses, selected: Sequence[str] | None
-    ) -> Iterator[Fault]:
-        """Yield the differences between the file's categories and the known classes."""
-        own = {category.name: category for category in categories}
-        missing = [name for name in known.ids if name not in own]
-        extra = [name for name, category in own.items() if name not in known.ids and category.annotations]
-        for name in [] if selected is not None else extra:
-            count = own[name].annotations
-            near = closest(name, missing)
-            hint = (
-                f"rename it to {near!r}, if it is the same" if near else "add it there, or check that it is"
-            )
-            objects = "object is" if count == 1 else "objects are"
-            fault = f"{count:,} {objects} left out: {known.origin} lacks the category {name!r}"
-            yield Fault(self.annotation_file, fault, False, hint, kind=FaultKind.CATEGORY)
-        if missing:
-            names = ", ".join(map(repr, missing[:5])) + (f" ... ({len(missing)})" if len(missing) > 5 else "")
-            fault = f"lacks the category {names} of {known.origin}"
-            yield Fault(self.annotation_file, fault, False, "no object has it", True, FaultKind.CATEGORY)
-        common = [name for name in known.ids if name in own]
-        if any(own[name].number != known.ids[name] for name in common):
-            fault = f"numbers its categories differently from {known.origin}"
-            remedy = "they are matched by name"
-            yield Fault(self.annotation_file, fault, False, remedy, True, FaultKind.CATEGORY)
 
     def _size(self, index: int) -> tuple[int, int]:
         return self.declared_size(index) or image_size(self.image_path(index))

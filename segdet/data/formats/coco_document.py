@@ -2,7 +2,7 @@
 
 import json
 import marshal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 from segdet.data.faults import Fault, FaultKind
 from segdet.util.errors import BadSample
+from segdet.util.suggest import closest
 
 _MOST_FAULTS = 200
 _NO_ID = np.iinfo(np.int64).min
@@ -364,6 +365,63 @@ def _shown(value: Any) -> str:
     """Return a value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def without_placeholders(document: Document, kept: Sequence[str]) -> tuple[list[Category], list[Fault]]:
+    """Return the categories except placeholders, and a note for each of these.
+
+    A placeholder has no annotations, and its name is that of another category or only the supercategory of others.
+
+    Args:
+        document: The file.
+        kept: Names of supercategories to keep.
+    """
+    found = document.categories
+    used, faults = [], []
+    for category in found:
+        others = [other for other in found if other.number != category.number]
+        twin = any(other.name == category.name and other.annotations for other in others)
+        parent = any(other.supercategory == category.name for other in others)
+        if category.annotations or not (twin or (parent and category.name not in kept)):
+            used.append(category)
+            continue
+        reason = "its name is that of another" if twin else "it is only the supercategory of others"
+        fault = f"category {category.name!r} (id {category.number}) has no annotations, and {reason}"
+        faults.append(Fault(document.path, fault, False, "it is left out", True, FaultKind.CATEGORY))
+    return used, faults
+
+
+def category_faults(
+    path: Path, categories: Sequence[Category], known: Mapping[str, int], origin: str
+) -> Iterator[Fault]:
+    """Yield the differences between the categories of a file and known classes with their ids from ``origin``."""
+    own = {category.name: category for category in categories}
+    missing = [name for name in known if name not in own]
+    for name, category in own.items():
+        if name in known or not category.annotations:
+            continue
+        near = closest(name, missing)
+        remedy = (
+            f"rename it to {near!r}, if it is the same"
+            if near
+            else "add the category there, or leave it out with class_names"
+        )
+        objects = "object is" if category.annotations == 1 else "objects are"
+        fault = f"{category.annotations:,} {objects} left out: {origin} lacks the category {name!r}"
+        yield Fault(path, fault, False, remedy, kind=FaultKind.CATEGORY)
+    if missing:
+        names = ", ".join(map(repr, missing[:5])) + (f" ... ({len(missing)})" if len(missing) > 5 else "")
+        yield Fault(
+            path,
+            f"lacks the category {names} of {origin}",
+            False,
+            "no object has it",
+            True,
+            FaultKind.CATEGORY,
+        )
+    if any(own[name].number != number for name, number in known.items() if name in own):
+        fault, remedy = f"numbers its categories differently from {origin}", "they are matched by name"
+        yield Fault(path, fault, False, remedy, True, FaultKind.CATEGORY)
 
 
 def repeated(document: Document, index: int) -> Iterator[tuple[int, int]]:

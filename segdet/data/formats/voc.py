@@ -102,7 +102,7 @@ class VOCReader(Reader):
             raise UserError(f"{self.root}: no split is given; give, for example, [train]")
         self._members = [member for name in names for member in self._list(name)]
         self._folders = sorted({member.folder for member in self._members})
-        given = self._given_names(class_names)
+        given = _given_names(self.root, self._folders, class_names)
         if given is None and known is not None:
             given = _with_ignored(list(known), ignore_index) if task == "segmentation" else list(known)
         if task == "segmentation":
@@ -232,15 +232,6 @@ class VOCReader(Reader):
             for name, line in zip(whole, lines, strict=True)
         ]
 
-    def _given_names(self, class_names: Sequence[str] | Path | str | None) -> list[str] | None:
-        if class_names is None:
-            places = [self.root, *self._folders]
-            place = next((place for place in places if (place / "labels.txt").is_file()), None)
-            return names_from("labels.txt", place) if place else None
-        if isinstance(class_names, str | Path):
-            return names_from(class_names, self.root)
-        return checked_names(list(class_names), "class_names")
-
     def _set_mask_names(self, given: list[str] | None) -> None:
         if given is None:
             self._expect_voc_values()
@@ -288,6 +279,18 @@ class VOCReader(Reader):
             self.class_names = list(VOC_CLASSES) if by_year and found <= set(VOC_CLASSES) else sorted(found)
         self.mask_names = ["background", *self.class_names]
         self._values = list(range(len(self.mask_names)))
+
+
+def _given_names(
+    root: Path, folders: Sequence[Path], class_names: Sequence[str] | Path | str | None
+) -> list[str] | None:
+    """Return the class names that the user gives, or those in ``labels.txt``; None if there are none."""
+    if class_names is None:
+        place = next((place for place in (root, *folders) if (place / "labels.txt").is_file()), None)
+        return names_from("labels.txt", place) if place else None
+    if isinstance(class_names, str | Path):
+        return names_from(class_names, root)
+    return checked_names(list(class_names), "class_names")
 
 
 def _with_ignored(names: list[str], ignore_index: int) -> list[str]:
