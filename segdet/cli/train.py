@@ -42,7 +42,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _execute(options: Options) -> int:
-    run, trainer, arguments = prepare(options)
+    with contextlib.ExitStack() as at_end:
+        run, trainer, arguments = prepare(options, at_end)
+        return _run(run, trainer, arguments)
+
+
+def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
     if rank() == 0:
         sys.stderr.write(f"segdet: {run.command} in {shown_path(run.folder)}\n")
     try:
@@ -74,8 +79,12 @@ def _execute(options: Options) -> int:
     return 0
 
 
-def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
+def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Trainer, dict[str, Any]]:
     """Return the run in its folder, its trainer, and the arguments of the trainer's method.
+
+    Args:
+        options: The parsed command.
+        at_end: Gives the folder of the run up when it is closed.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.
@@ -99,6 +108,7 @@ def prepare(options: Options) -> tuple[Run, pl.Trainer, dict[str, Any]]:
         run_dir=config.run_dir,
         overwrite=config.overwrite,
     )
+    at_end.callback(run.release)
     checkpoint = run.checkpoint
     if checkpoint is not options.checkpoint:
         changes = resumed_changes(command, checkpoint, sections, options.given.values)

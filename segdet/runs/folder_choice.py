@@ -5,6 +5,7 @@ A requeued SLURM job (stopped and started again) uses the same folder and resume
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from segdet.runs.folder_layout import (
     recorded_status,
     requeued_checkpoints,
 )
+from segdet.runs.ownership import OwnedError, Ownership
 from segdet.runs.resumed_options import Change
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank, under_torchrun
 from segdet.util.errors import UserError
@@ -57,6 +59,7 @@ class Run:
         stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
         failure: The message of a training that diverged, or None.
         changes: The options that differ from those of the checkpoint from which the training resumes.
+        ownership: The ownership of the folder; None in processes of other ranks.
     """
 
     command: str
@@ -70,6 +73,13 @@ class Run:
     stopped_by: str | None = None
     failure: str | None = None
     changes: list[Change] = field(default_factory=list)
+    ownership: Ownership | None = None
+
+    def release(self) -> None:
+        """Give the folder up, so that another process may write to it."""
+        if self.ownership is not None:
+            self.ownership.release()
+            self.ownership = None
 
 
 def place_run(
@@ -111,15 +121,18 @@ def place_run(
     run = Run(command, folder, command_line, checkpoint, resumed, chosen_by_rank_0)
     if chosen_by_rank_0:
         return run
-    if rank() == 0 and fit and not resumed and holds_run(folder):
-        if not overwrite:
-            raise UserError(
-                f"{folder}: holds a run; resume it with --ckpt_path last, replace it with --overwrite true, or give "
-                "another --run_dir"
-            )
-        clear_run(folder)
+    occupied = rank() == 0 and fit and not resumed and holds_run(folder)
+    if occupied and not overwrite:
+        raise UserError(
+            f"{folder}: holds a run; resume it with --ckpt_path last, replace it with --overwrite true, or give "
+            "another --run_dir"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if fit:
+            _own(run)
+        if occupied:
+            clear_run(folder)
         if rank() == 0:
             (folder / "error.txt").unlink(missing_ok=True)
     except OSError as error:
@@ -128,10 +141,16 @@ def place_run(
     return run
 
 
+def _own(run: Run) -> None:
+    if rank() == 0:
+        run.ownership = Ownership(run.folder)
+
+
 def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Container[str]) -> None:
     """Move a test to a separate folder if it differs from the run in checkpoint, data or configuration.
 
-    The record of a run holds only scores of its best checkpoint, with the configuration and data of its training.
+    The record of a run holds only scores of its best checkpoint, with the configuration and data of its training. Other
+    commands than fit also use a separate folder if another process writes to that of the run.
 
     Args:
         run: The run, whose folder is changed in place.
@@ -140,21 +159,47 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
         given: Contains the dotted names of the options that the user gave, such as ``model.tta_flip``.
 
     Raises:
-        UserError: If the processes of a torchrun job would have to agree on a new folder.
+        UserError: If the processes of a torchrun job would have to agree on a new folder, or another process writes to
+            the folder that the user gave.
     """
-    checkpoint = run.checkpoint
-    if run.command not in ("test", "validate") or checkpoint is None or run.chosen_by_rank_0:
+    if run.command == "fit" or run.chosen_by_rank_0:
         return
+    if _differs(run, data, config, given):
+        _separate(run, "its record holds the scores of best.ckpt as trained, on its own data")
+    try:
+        _own(run)
+    except OwnedError as error:
+        tested = folder_of_checkpoint(run.checkpoint.path) if run.checkpoint else None
+        if run.folder.resolve() != tested or _slurm_tasks() > 1 or under_torchrun():
+            raise
+        _separate(run, str(error))
+        _own(run)
+        sys.stderr.write(
+            f"segdet: {error.owner} is writing to {tested}; this {run.command} has its own folder\n"
+        )
+    except OSError as error:
+        raise _not_creatable(run.folder, error) from error
+
+
+def _differs(run: Run, data: Any, config: Mapping[str, Any], given: Container[str]) -> bool:
+    """Return whether a test in the folder of its run differs from the run in checkpoint, data or configuration."""
+    checkpoint = run.checkpoint
+    if run.command not in ("test", "validate") or checkpoint is None:
+        return False
     tested = folder_of_checkpoint(checkpoint.path)
     if tested is None or run.folder.resolve() != tested:
-        return
+        return False
     run.fingerprint = fingerprint_of(data)
     trained = checkpoint.config
     if checkpoint.path.name == "best.ckpt" and _is_as_trained(run.command, config, trained, given):
         recorded = recorded_fingerprint(tested)
         # Without fingerprints, data with the same options is assumed to be the same.
-        if recorded == run.fingerprint and (recorded or config["data"] == trained.get("data")):
-            return
+        return not (recorded == run.fingerprint and (recorded or config["data"] == trained.get("data")))
+    return True
+
+
+def _separate(run: Run, reason: str) -> None:
+    """Move a command that uses a run to a new folder beside that of the run."""
     separate = f"{run.folder}-{run.command}"
     if _slurm_tasks() > 1:
         # A job may run several tests, and all processes of one test have to choose the same folder.
@@ -162,9 +207,7 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
         run.folder = Path(f"{separate}-{os.environ['SLURM_JOB_ID']}-{digest}")
         run.folder.mkdir(parents=True, exist_ok=True)
     elif under_torchrun():
-        raise UserError(
-            f"{tested}: its record holds the scores of best.ckpt as trained, on its own data; give another --run_dir"
-        )
+        raise UserError(f"{run.folder}: {reason}; give another --run_dir")
     else:
         run.folder = _create_unused(Path(f"{separate}-{datetime.now():%Y%m%d-%H%M%S}"))
     _announce(run.folder)
