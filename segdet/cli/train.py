@@ -57,8 +57,12 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
         # SIGTERM.
         if run.stopped_by is None:
             raise
+        if run.chosen_by_rank_0:
+            return (
+                0  # Lightning's launcher kills rank 0 if another process fails, even while it saves the run
+            )
         _report_interruption(run)
-        if run.stopped_by == KeyboardInterrupt.__name__:
+        if run.stopped_by is KeyboardInterrupt:
             return INTERRUPTED
         raise SystemExit(TERMINATED) from leaving
     except Exception as error:

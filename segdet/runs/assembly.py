@@ -14,6 +14,7 @@ from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, Las
 from segdet.runs.checkpoint_io import write_checkpoints_atomically
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder_choice import Run
+from segdet.runs.interruption import AgreedStop
 from segdet.runs.left_out import LeftOut
 from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
@@ -79,6 +80,8 @@ def build_trainer(
     callbacks.append(panels)
     if fit and ema is not None:
         callbacks.append(EMA(ema))  # restores the trained weights after the panels are drawn
+    if fit:
+        callbacks.append(AgreedStop())  # after all callbacks that complete a batch
     options = options | {
         "callbacks": callbacks,
         "logger": _loggers(options, run, wandb_project),

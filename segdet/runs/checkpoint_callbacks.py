@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.folder_choice import Run
+from segdet.runs.interruption import AgreedInterrupt, AgreedTermination
 from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.divergence import DivergedError
 
@@ -136,9 +136,8 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         """
         if not self.trained:
             return
-        # Saving waits for all processes. An interruption reaches all processes. An error occurs in one process, while
-        # the others wait in the next all-reduce.
-        if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+        # Saving waits for all processes. An error occurs in one process, while the others wait in the next all-reduce.
+        if trainer.world_size > 1 and not isinstance(exception, AgreedInterrupt | AgreedTermination):
             return
         with contextlib.suppress(DivergedError):  # the earlier checkpoint is kept
             super().on_exception(trainer, pl_module, exception)

@@ -56,7 +56,7 @@ class Run:
         chosen_by_rank_0: Whether rank 0 chose the folder before it started this process.
         fingerprint: The fingerprint of the data, or None before it is computed.
         restored: Whether everything in the checkpoint has been restored.
-        stopped_by: The name of the exception with which the user or SLURM stopped the run, or None.
+        stopped_by: KeyboardInterrupt or Lightning's SIGTERMException if the user or SLURM stopped the run, else None.
         failure: The message of a training that diverged, or None.
         changes: The options that differ from those of the checkpoint from which the training resumes.
         ownership: The ownership of the folder; None in processes of other ranks.
@@ -70,7 +70,7 @@ class Run:
     chosen_by_rank_0: bool = False
     fingerprint: str | None = None
     restored: bool = False
-    stopped_by: str | None = None
+    stopped_by: type[BaseException] | None = None
     failure: str | None = None
     changes: list[Change] = field(default_factory=list)
     ownership: Ownership | None = None

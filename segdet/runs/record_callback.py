@@ -185,7 +185,9 @@ class RunRecorder(pl.Callback):
         measurements. The record of a new run that failed before its first step marks the folder as free.
         """
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            self.run.stopped_by = type(exception).__name__
+            self.run.stopped_by = (
+                KeyboardInterrupt if isinstance(exception, KeyboardInterrupt) else SIGTERMException
+            )
         if isinstance(exception, DivergedError):
             self.run.failure = f"{exception}; {remaining_checkpoints(self.folder)}"
         if (

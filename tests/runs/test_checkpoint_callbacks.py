@@ -7,12 +7,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
+from segdet.runs.interruption import AgreedInterrupt, AgreedTermination
 from segdet.training.divergence import check_checkpoint
 
 
 @pytest.mark.parametrize(
     ("processes", "exception", "saves"),
-    [(1, RuntimeError(), True), (2, RuntimeError(), False), (2, KeyboardInterrupt(), True)],
+    [
+        (1, RuntimeError(), True),
+        (1, KeyboardInterrupt(), True),
+        (2, RuntimeError(), False),
+        (2, KeyboardInterrupt(), False),
+        (2, AgreedInterrupt(), True),
+        (2, AgreedTermination(), True),
+    ],
 )
 @pytest.mark.parametrize("weight", [1.0, float("nan")])
 @pytest.mark.parametrize("trained", [True, False])
