@@ -253,7 +253,7 @@ class Model(L.LightningModule):
 
     @property
     def pass_module(self) -> nn.Module:
-        """The module whose forward pass on one sample counts as one network pass in the cost of an image."""
+        """The module that defines a network pass in the cost of an image: one sample in its forward pass."""
         return self.backbone  # type: ignore[return-value]
 
     @property

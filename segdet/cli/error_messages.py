@@ -161,8 +161,8 @@ def one_line(error: BaseException | str, most: int = 240) -> str:
 def claims_report(message: str) -> bool:
     """Return whether this process has to report the error of its run.
 
-    The first process that fails reports its ``message``, whatever its rank. It creates a file with the message in the
-    run's folder. The other processes find this file and report nothing.
+    The first process that fails reports its ``message``. It creates a file with the message in the run's folder. The
+    other processes find this file and report nothing.
     """
     report = _report_file()
     if report is None:

@@ -44,7 +44,7 @@ class _Fault:
 
     @cached_property
     def class_path(self) -> str:
-        """The import path of the class whose arguments are at fault; empty if there is none."""
+        """The import path of the class with the wrong arguments; empty if there is none."""
         return ["", *re.findall(r"Problem with given class_path '([^']+)'", self.message)][-1]
 
     @property

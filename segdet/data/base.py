@@ -31,7 +31,7 @@ Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 
 _NEEDED: dict[str, tuple[Subset, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-"""Subsets whose annotations each stage reads."""
+"""The subsets that each stage reads with their annotations."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class DataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume within an epoch: the next training loader skips the samples that were already used."""
         fits = self.trainer is None or self.trainer.state.fn == "fit"
-        self._position = dict(state_dict) if fits else {}  # a test must not move the start of a later fit
+        self._position = dict(state_dict) if fits else {}  # a test must not change where a later fit starts
         now = self.batch_size * _rank_and_world_size(self.trainer)[1]
         first = self.trainer is None or self.trainer.is_global_zero
         if fits and first and state_dict.get("batches") and state_dict["batch_size"] != now:

@@ -42,7 +42,7 @@ class Part:
         bytes: The size. Unpacked files take about the same size again, because images hardly compress.
         marker: A path in the dataset's folder that exists once the part is unpacked.
         elsewhere: Other paths that also show that the part is present.
-        inside: The folder in the archive whose content goes into the dataset's folder; empty for the whole archive.
+        inside: The folder of the archive to unpack into the dataset's folder; empty for the whole archive.
     """
 
     name: str

@@ -270,7 +270,7 @@ def _open(path: Path | str, data: bytes | None = None) -> Image.Image:
 def _pixels(
     path: Path | str, image: Image.Image, limit: int | None = None, mode: str | None = None
 ) -> np.ndarray:
-    """Decode the pixels, at most ``limit`` many, converted to ``mode`` if one is given."""
+    """Decode the pixels, and convert them to ``mode`` if given; raise `BadSample` if there are more than ``limit``."""
     _check_pixels(path, (image.height, image.width), limit)
     try:
         return np.array(image.convert(mode) if mode else image)

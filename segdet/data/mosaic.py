@@ -17,7 +17,7 @@ from segdet.data.sampler import Draw
 from segdet.data.transforms import MEAN_COLOUR
 
 _STREAM = 4
-"""Part of the seed that separates the random numbers of a mosaic from those of its first image's augmentation."""
+"""A part of the seed. It makes the random numbers of a mosaic differ from those that augment its first image."""
 
 
 class MosaicDataset(Dataset[Sample]):
@@ -96,7 +96,7 @@ def _crop(
     """Return the part of a target inside a crop, in pixels of the mosaic.
 
     The crop starts at ``start`` (x, y) of the sample and is placed at ``place`` (left, top, width, height) of the
-    mosaic, whose ``size`` is (height, width).
+    mosaic. The mosaic has the ``size`` (height, width).
     """
     (x, y), (left, top, columns, rows) = start, place
     whole = target["boxes"] - torch.tensor([x, y, x, y])

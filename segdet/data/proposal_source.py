@@ -48,7 +48,7 @@ class ProposalSource(ABC):
 
         Args:
             reader: The reader of a split.
-            indices: The images whose proposals will be used.
+            indices: The images for which proposals are needed.
             workers: Processes; default: one per core.
 
         Raises:

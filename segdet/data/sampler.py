@@ -79,8 +79,8 @@ class TrainSampler(DistributedSampler[Draw]):
 class EvalSampler(DistributedSampler[Draw]):
     """Every sample once, in order, assigned to the processes in turn.
 
-    All processes draw the same number of samples, because each step synchronizes them. If the number of samples is not
-    divisible, the last draw of some processes is a sample of another process, marked as a duplicate.
+    All processes draw the same number of samples, because each step synchronizes them. If the samples cannot be divided
+    evenly, the last draw of some processes is a duplicate: a sample of another process.
 
     The arguments are those of `TrainSampler`.
     """

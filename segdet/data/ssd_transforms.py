@@ -171,7 +171,7 @@ class ExpandAndCrop(A.DualTransform):
         ratio = sides[:, 0] / sides[:, 1]
         fits = (ratio >= self.aspect_ratio[0]) & (ratio <= self.aspect_ratio[1])
         crops = np.concatenate([corners, corners + sides], 1)[fits]
-        # The maximum IoU of each crop with an object whose centre it contains, -1 if it contains none.
+        # The maximum IoU of each crop with the objects that have their centre in it; -1 if there are none.
         overlap = np.where(contains_centres(crops, objects), iou(crops, objects), -1.0).max(1, initial=-1.0)
         for least in choices:
             if least == WHOLE:

@@ -74,7 +74,7 @@ class TwoStageDetector(Detector):
 
     @abstractmethod
     def features(self, images: Tensor) -> Maps:
-        """Return the maps of both stages for images whose sides are multiples of ``size_divisor``."""
+        """Return the maps that both stages use. The sides of the images are multiples of ``size_divisor``."""
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         padded = pad_to_stride(images, self.size_divisor)

@@ -43,7 +43,7 @@ class PyramidDetector(Detector):
         self.candidates_per_level = candidates_per_level
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the maps for the head, fine to coarse, of images whose sides are multiples of ``size_divisor``."""
+        """Return the maps for the head, fine to coarse. The sides of the images are multiples of ``size_divisor``."""
         return list(self.neck(self.backbone(images)).values())
 
     def run_head(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor, list[int]]:

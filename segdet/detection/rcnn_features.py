@@ -27,7 +27,7 @@ _HEADER_BYTES = 2500
 """The approximate size in bytes of the names and shapes in a file."""
 
 _SAMPLE = 50
-"""The number of images whose regions are counted to estimate the disk space."""
+"""The number of images from which the disk space is estimated."""
 
 _FIX = "free disk space, then resume the run"
 

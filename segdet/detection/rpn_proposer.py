@@ -18,14 +18,14 @@ from segdet.proposals.base import Proposer, check_image
 from segdet.util.errors import UserError, check_range
 
 _CACHED_MODELS = 2
-"""The number of checkpoints whose networks stay in memory."""
+"""The number of networks that stay in memory, one per checkpoint."""
 
 
 @dataclass(frozen=True)
 class RPN(Proposer):
     """A proposer that uses the region proposal network of a checkpoint (Ren et al., Faster R-CNN, TPAMI 2017).
 
-    The network runs on the CPU, image by image, like all proposers whose boxes are cached for a whole dataset.
+    The network runs on the CPU, image by image, like all proposers. Boxes are cached for a whole dataset.
 
     Attributes:
         checkpoint: A Faster R-CNN trained by ``segdet fit``: a checkpoint file, or the run's folder for its best

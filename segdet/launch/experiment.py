@@ -13,8 +13,8 @@ An example file::
       unet: {configs: configs/shapes/unet.yaml, overrides: {model.optim.lr: 0.01}, test: false}
       tuned: {configs: configs/shapes/unet.yaml, after: unet, overrides: {model.weights: "{after}"}}
 
-``after`` is the name of an earlier run whose result this run uses. ``{after}`` is replaced by the folder of that
-run with the same seed.
+``after`` is the name of an earlier run that this run uses. ``{after}`` is replaced by the folder of that run with the
+same seed.
 """
 
 import json

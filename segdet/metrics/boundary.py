@@ -32,7 +32,7 @@ class BoundaryScores(SegmentationScores):
     - ``bf``: the boundary F1 of SegNet (Badrinarayanan, Kendall, Cipolla, PAMI 2017, section 4, after Csurka, Larlus,
       Perronnin, BMVC 2013). Boundary pixels of a class are those with a 4-neighbour of another class. Precision is the
       fraction of predicted boundary pixels that are nearer than .75 % of the image's diagonal to a true boundary
-      pixel of the class; recall is the fraction of true boundary pixels near a predicted one. F1 is averaged over
+      pixel of the class. Recall is the fraction of true boundary pixels near a predicted one. F1 is averaged over
       the classes in the image's target, then over the images.
     - ``boundary_iou``: Boundary IoU (Cheng et al., CVPR 2021), the IoU of a true and a predicted band per class. The
       band of a class consists of its pixels near its contour. Near means up to 2 % of the image's diagonal, counted in

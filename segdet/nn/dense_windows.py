@@ -43,12 +43,13 @@ class DensePass(nn.Module):
       stride would skip windows, its output is split into fragments, one per offset, and each goes through the
       remaining layers separately. Nothing is computed twice, and every convolution stays dense.
 
-    Layers whose stride divides the requested stride are unchanged in every method. With three poolings of 2, a stride
+    A layer is unchanged in every method if its stride divides the requested stride. With three poolings of 2, a stride
     of 4 changes only the last; for multiples of 8 all methods are the same.
 
-    ``auto`` uses dilation if the chain's strides skip up to 4 offsets in each direction, else fragments. With 64 px
-    windows on 360x480, 16, 32 and 64 channels and three poolings of 2, a pass took these milliseconds (one thread,
-    float32, channels last, AMD EPYC with AVX2 under other load; medians of 3 runs, which differ by a tenth):
+    ``auto`` uses dilation if the chain's strides skip up to 4 offsets in each direction, else fragments. The table
+    shows the milliseconds of one pass for 64 px windows on 360x480, with 16, 32 and 64 channels and three poolings of
+    2. The times are medians of 3 runs, which differ by a tenth. They were measured with one thread in float32, channels
+    last, on an AMD EPYC with AVX2 under other load:
 
     ====== ========= ======== =====
     stride fragments dilation shift

@@ -24,7 +24,7 @@ def with_context(rois: Tensor, size: int, context: int) -> Tensor:
 
 
 def warp(images: Tensor, rois: Tensor, size: int = 227, context: int = 16) -> Tensor:
-    """Crop regions of normalized images and warp each to a square, whatever its aspect ratio.
+    """Crop regions of any aspect ratio from normalized images, and warp each to a square.
 
     Pixels outside the image are zero, the mean of normalized images. A region larger than the crop is averaged with
     as many samples as needed; a smaller one is interpolated.

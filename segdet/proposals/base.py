@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Proposer(ProposalSource):
     """An algorithm that proposes boxes for an image, ranked from best to worst.
 
-    A proposer is a frozen dataclass whose fields are its settings. Equal settings and equal pixels must give equal
+    A proposer is a frozen dataclass, and its fields are its settings. Equal settings and equal pixels must give equal
     boxes, because boxes are cached. The seed of random numbers is therefore a setting.
 
     Attributes:

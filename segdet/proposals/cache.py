@@ -48,7 +48,7 @@ _STALE = 3600.0
 
 
 class ImageProposer(Protocol):
-    """An algorithm whose boxes depend only on an image and on its settings (see `segdet.proposals.base.Proposer`)."""
+    """An algorithm that computes boxes from an image and its settings only; see `segdet.proposals.base.Proposer`."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
     If several folders are given, it is the path relative to their common parent.
 
     Returns:
-        The records, and a line for each run whose record is missing or corrupt.
+        The records, and a line for each run without a valid record.
 
     Raises:
         UserError: If a folder does not exist.

@@ -38,6 +38,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoints_atomically(trainer: pl.Trainer) -> None:
-    """Make ``trainer`` save by `AtomicCheckpointIO`, unless the user or the accelerator has chosen another way."""
+    """Make ``trainer`` save with `AtomicCheckpointIO`, unless the user or the accelerator has set another plugin."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()

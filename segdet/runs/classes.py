@@ -10,11 +10,11 @@ from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 
 SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
-"""The subset whose classes must match those of the checkpoint, for each subcommand."""
+"""The subset of each subcommand that must have the classes of the checkpoint."""
 
 
 def model_classes(data: DataModule, command: str, checkpoint: Checkpoint | None) -> Classes:
-    """Return the model's classes: for fit the data's, else the checkpoint's (or the data's if it has none)."""
+    """Return the model's classes: those of the checkpoint if it has any and is not trained further, else the data's."""
     if command != "fit" and checkpoint is not None and checkpoint.classes.names:
         data.known_classes = checkpoint.classes
     return data.classes

@@ -30,7 +30,7 @@ class Predictor(Protocol):
 
     @property
     def pass_module(self) -> nn.Module:
-        """The module whose forward pass on one sample is one network pass."""
+        """The module that defines a network pass: one sample in its forward pass."""
 
     def predict_tensors(self, images: Tensor) -> Any:
         """Return the predictions for uint8 images ``[B, 3, H, W]``."""

@@ -34,7 +34,7 @@ RUNS = Path("runs")
 """The parent of the folders that ``--run_dir`` does not name."""
 
 MOST_RUNS = 1000
-"""The maximum number of folders whose names differ only by a number."""
+"""The maximum number of folders with names that differ only by a number."""
 
 NEUTRAL_OPTIONS = {
     "model": {"boundary_scores", "compile", "channels_last", "crop_batch"},
@@ -153,10 +153,10 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
     commands than fit also use a separate folder if another process writes to that of the run.
 
     Args:
-        run: The run, whose folder is changed in place.
+        run: The run; its folder is changed in place.
         data: The data module.
         config: The complete configuration.
-        given: Contains the dotted names of the options that the user gave, such as ``model.tta_flip``.
+        given: The dotted names of the options that the user gave, such as ``model.tta_flip``.
 
     Raises:
         UserError: If the processes of a torchrun job would have to agree on a new folder, or another process writes to

@@ -112,7 +112,7 @@ class RunRecorder(pl.Callback):
     # During the run.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; rewrite the configuration and provenance of a resumed run, whose settings may differ."""
+        """Start the clock; rewrite the configuration and provenance of a resumed run, because settings may differ."""
         self.start = time.monotonic()
         if trainer.is_global_zero and self.run.resumed:
             self._write_description(trainer)

@@ -23,7 +23,7 @@ Pad = Literal[100, 1]
 class VGG16FCN(Segmenter):
     """FCN-32s, FCN-16s, FCN-8s (Long, Shelhamer, Darrell, CVPR 2015; Shelhamer et al., PAMI 2017) on VGG16.
 
-    A fully connected layer is a convolution whose kernel is as large as its input (section 3.1). With VGG16's fc6 and
+    A fully connected layer is a convolution with a kernel as large as its input (section 3.1). With VGG16's fc6 and
     fc7 as convolutions, the network classifies every 32nd pixel of an image of any size in one pass, with
     ImageNet's weights. A 1x1 convolution computes class scores, and a transposed convolution that is
     initialized to bilinear interpolation upsamples them to the image's size (FCN-32s). Two skip connections add

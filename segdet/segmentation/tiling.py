@@ -3,8 +3,8 @@
 Tiles start at multiples of 32, the stride of the deepest maps of most networks, so that the cells of these maps have
 the same positions as for the whole image. Logits near the edge of a tile are unreliable, because the context beyond
 the edge is missing. In the overlap of two tiles, the weight therefore shifts from one tile to the other within the
-middle quarter only. The result equals that for the whole image under two conditions: a logit depends on pixels within
-three eighths of the overlap only, and the sizes of tiles and image are multiples of the stride.
+middle quarter only. The result equals that for the whole image under two conditions: each logit depends only on pixels
+within three eighths of the overlap, and the sizes of tiles and image are multiples of the stride.
 """
 
 from __future__ import annotations

@@ -148,8 +148,8 @@ class TorchvisionFCN(TorchvisionSegmenter):
     """torchvision's FCN: a dilated ResNet and two convolutions at stride 8 (Long et al., CVPR 2015).
 
     Dilation replaces the strides of the backbone's last two stages, so no map is coarser than stride 8, and skip
-    connections are less necessary. The cost is one pass of a backbone whose last stages have 4 and 16 times as
-    many cells.
+    connections are less necessary. The cost is one pass of the backbone, with 4 and 16 times as many cells in its last
+    two stages.
 
     Args:
         backbone: ``resnet50`` or ``resnet101``.

@@ -17,7 +17,7 @@ class ReadsScores(ABC):
         """Read the metrics of all samples of the epoch. All processes of the run call this.
 
         Args:
-            pl_module: The model, whose ``log`` may be called.
+            pl_module: The model; its ``log`` may be called.
             stage: ``val`` or ``test``.
             scores: The metrics. The model resets them afterwards.
         """

@@ -16,7 +16,7 @@ from segdet.util.errors import check_range
 
 
 class EMA(WeightAveraging):
-    """Lightning's `WeightAveraging` with an exponential moving average whose decay rises to ``decay``.
+    """Lightning's `WeightAveraging` with an exponential moving average. The decay rises to ``decay``.
 
     After step n the decay is ``min(decay, (1 + n) / (10 + n))``, so that the first steps of a short training get little
     weight. Statistics of batch normalization are averaged too; buffers that are not floating-point are copied.

@@ -90,7 +90,7 @@ class Optimization:
         return optimizer, LambdaLR(optimizer, self.schedule_factor(total_steps, steps_per_epoch))
 
     def freeze(self, module: nn.Module) -> None:
-        """Freeze the parameters whose factor in ``lr_factors`` is 0; call this before the strategy wraps the module."""
+        """Freeze parameters with a factor of 0 in ``lr_factors``; call this before the strategy wraps the module."""
         for name, parameter in module.named_parameters():
             if self._lr_factor(name) == 0:
                 parameter.requires_grad_(False)

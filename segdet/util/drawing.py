@@ -88,7 +88,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _scaled(image: np.ndarray, factor: float) -> np.ndarray:
-    """Return a copy of ``image`` whose sides are ``factor`` times as long."""
+    """Return a copy of ``image`` with its sides multiplied by ``factor``."""
     if factor == 1:
         return image.copy(order="C")
     size = [max(1, round(side * factor)) for side in (image.shape[1], image.shape[0])]

@@ -138,7 +138,7 @@ def _walk(node: yaml.Node | None, key: Key) -> Iterator[tuple[Key, int, str]]:
 def explain(error: ValidationError) -> tuple[Key, str]:
     """Return the key of the first invalid value, and a message about the error.
 
-    segdet's own validators raise a ValueError whose message describes the fix.
+    segdet's own validators raise a ValueError. Its message describes the fix.
     """
     first = error.errors(include_url=False)[0]
     key: Key = first["loc"]

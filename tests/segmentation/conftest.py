@@ -35,8 +35,8 @@ def _scenes() -> tuple[torch.Tensor, list[Target]]:
 def overfit() -> Overfit:
     """Return a function that trains a network of three classes on four images and returns its pixel accuracy on them.
 
-    Its arguments are the network, the number of steps, AdamW's learning rate, which decays to zero, and a factor by
-    which the images are enlarged, for networks with coarse maps only.
+    Its arguments are the network, the number of steps, and the initial learning rate of AdamW, which decays to zero.
+    The fourth argument is a factor that enlarges the images, for networks with coarse maps only.
     """
 
     def train(model: Segmenter, steps: int, rate: float, larger: int = 1) -> float:

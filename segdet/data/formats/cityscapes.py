@@ -51,7 +51,7 @@ class CityscapesReader(Reader):
     Args:
         root: Folder that contains ``leftImg8bit/`` and ``gtFine/``.
         split: ``train``, ``val`` or ``test`` (without public annotations).
-        task: Which annotations to expect.
+        task: The task, which determines the annotation files.
         masks: Whether each object has a mask of its visible pixels.
 
     Raises:
@@ -101,7 +101,7 @@ class CityscapesReader(Reader):
         return self.root / "leftImg8bit" / self.split / str(self._images[index])
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
-        """Return None: images are stored upright, and masks have their size."""
+        """Return None: images are stored upright, and masks have the same size."""
         return None
 
     def objects(self, index: int) -> Objects:

@@ -1,4 +1,4 @@
-"""Outlines of objects in COCO's format, a list of polygons or a run-length encoding, to masks and back.
+"""Convert outlines of objects in COCO's format, polygons or run-length encodings, to masks and back.
 
 Format: https://cocodataset.org/#format-data and the ``mask`` module of pycocotools.
 """
@@ -79,7 +79,7 @@ def _polygons(parts: list[Any], size: tuple[int, int]) -> np.ndarray:
         # pycocotools traces each edge point by point, so a distant vertex would exhaust the memory.
         if not (np.abs(points) <= 100 * (height + width)).all():
             raise ValueError("a polygon's point is not finite or far outside the image")
-    # pycocotools would read a list whose first part has four numbers as boxes.
+    # pycocotools would read a list as boxes if its first part has four numbers.
     parts = [part for part in parts if len(part) >= 6]
     if not parts:
         raise ValueError("no polygon has 3 points")

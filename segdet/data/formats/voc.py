@@ -73,7 +73,7 @@ class VOCReader(Reader):
         root: Folder that contains ``JPEGImages/``, or ``VOC2007/`` or ``VOCdevkit/VOC2007/``.
         sets: Split lists, such as ``train`` for the root itself or ``2007/trainval`` for the year 2007. Several lists
             are concatenated.
-        task: Task whose lists and annotations are used.
+        task: The task, which determines the split lists and annotations.
         class_names: Class names, or a text file with one per line (looked up in ``root`` first).
         ignore_index: Mask value to ignore, besides 255.
         known: Class names of a model, for folders that do not name their classes.

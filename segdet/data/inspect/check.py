@@ -85,8 +85,8 @@ class _Finding:
 def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
     """Check all splits of a dataset, with a progress bar.
 
-    A split whose annotation file is corrupt is a fatal fault. An image in two splits is a fault. If ``dataset``
-    contains all splits, an image in no split is reported too.
+    A corrupt annotation file of a split is a fatal fault. An image in two splits is a fault. If ``dataset`` contains
+    all splits, an image in no split is reported too.
 
     Args:
         dataset: The dataset.

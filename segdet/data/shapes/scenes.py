@@ -194,7 +194,7 @@ class _Canvas:
         """Add ``layers`` as one object of class ``label`` (0: a distractor) if there is space for it.
 
         There is space if enough of the object is inside the image and enough of all others stays visible. A quarter
-        of the ``hole`` of a ring must stay visible too; otherwise it would look like a circle.
+        of the ``hole`` of a ring must stay visible too; otherwise the ring would look like a circle.
         """
         covered = self.covered(layers)
         area, inside = _union_area(layers), int(covered.sum())

@@ -59,7 +59,7 @@ def random_palette(rng: np.random.Generator) -> np.ndarray:
 
 
 def contrasting_palette(rng: np.random.Generator, counts: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """Return a random palette whose mean colour differs visibly from the background colour ``ground``.
+    """Return a random palette with a mean colour that differs visibly from the background colour ``ground``.
 
     After six attempts, the lightness is shifted as far as necessary.
 

@@ -43,7 +43,7 @@ def write_cityscapes(
         root: The folder to create. If it exists, it must be empty.
         splits: The images of each split. Names of objects are labels of Cityscapes, and `AnnotatedImage.instances`
             contains their pixels.
-        ground: Label of the pixels of no object.
+        ground: Label of the pixels without an object.
         copy: Whether to copy PNG files instead of linking them. Other images are always written as PNG.
         options: ``workers``, ``progress`` and ``files`` of `written_folder`.
 

@@ -105,7 +105,7 @@ def _mapping(function: Callable[..., Any], workers: int) -> Iterator[Callable[..
     # A forked process has all modules imported already.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     with warnings.catch_warnings():
-        # The children use NumPy, Pillow and OpenCV on small arrays only, which starts no threads.
+        # A fork is safe: NumPy, Pillow and OpenCV start no threads for the small arrays that the children process.
         warnings.filterwarnings("ignore", message=r".*use of fork\(\).*", category=DeprecationWarning)
         context = multiprocessing.get_context(method)
         # The function, with all splits, is sent once per process, not with each task.

@@ -1,4 +1,4 @@
-"""Annotated images that the writers write, whatever their source."""
+"""Annotated images, the common input of all writers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,7 +63,8 @@ def painted_mask(
 ) -> np.ndarray:
     """Return the classes of all pixels: uint8 ``[H, W]``, 0 for background, else the place in ``class_names`` + 1.
 
-    Later objects cover earlier ones. Crowd regions, and objects of no class in ``class_names``, are ignored (255).
+    Later objects cover earlier ones. Crowd regions, and objects whose class is not in ``class_names``, are ignored
+    (255).
     Objects without an outline are not painted.
 
     Raises:
