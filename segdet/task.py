@@ -82,8 +82,8 @@ class View:
 
     Attributes:
         sizes: ``(height, width)`` of each image without padding.
-        scale: Height and width of the images divided by those of the loaded images. They differ from 1 in multi-scale
-            training and in test-time augmentation at several scales.
+        scale: Height and width of the images divided by those of the loaded images. The scale differs from 1 in
+            multi-scale training and in test-time augmentation at several scales.
     """
 
     sizes: list[tuple[int, int]]
@@ -112,7 +112,7 @@ class Model(L.LightningModule):
 
     @abstractmethod
     def predict(self, images: Tensor) -> Any:
-        """Return the network's output for normalized images ``[B, 3, H, W]`` without padding, in their pixels.
+        """Return the network's output for normalized images ``[B, 3, H, W]`` without padding, in pixels of the images.
 
         The base class of each task documents the type.
         """
@@ -236,7 +236,7 @@ class Model(L.LightningModule):
         """Return additional keyword arguments for `predict`.
 
         Args:
-            targets: One per image, in pixels of the network's input. They hold region proposals if the data has them.
+            targets: One per image, in pixels of the network's input, with region proposals if the data has any.
             view: The sizes of the network's input.
         """
         return {}
@@ -294,7 +294,7 @@ class Task(Model):
         task: The task's name, as data modules use it.
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
-        step_losses: The losses of the last training step, on the device: ``loss``, their sum, and ``loss_<part>``.
+        step_losses: The losses of the last training step, on the device: ``loss_<part>``, and their sum ``loss``.
         loss_history: The step at which the losses became NaN or infinite, if they did.
     """
 
@@ -492,7 +492,7 @@ class Task(Model):
         scores.reset()
         # The score of an absent class or size is undefined, not zero.
         present = {name: value for name, value in values.items() if not math.isnan(float(value))}
-        # Otherwise the trainer would keep the score of an earlier epoch, and the record would contain it.
+        # Remove undefined scores; otherwise the trainer and the record would keep the score of an earlier epoch.
         for name in values.keys() - present.keys():
             self.trainer.callback_metrics.pop(name, None)
         # All processes have computed the same numbers from the gathered states.

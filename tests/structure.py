@@ -184,7 +184,7 @@ class Structure:
 
 
 def main(argv: list[str]) -> None:
-    """Print every measure, with the places that count."""
+    """Print every measure, with the places that it counts."""
     structure = Structure(Path(argv[0]) if argv else Path(__file__).resolve().parents[1])
     for title, places in (
         (f"files over {MOST_LINES} lines", structure.long_files()),

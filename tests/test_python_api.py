@@ -30,7 +30,7 @@ from segdet.util.errors import UserError
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
-# Lightning's and torch's own warnings to users of a plain Trainer; the command suppresses them.
+# Ignore the warnings of Lightning and torch to users of a plain Trainer. The command suppresses them too.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -21,7 +21,7 @@ class Detector(Task):
     """A network that detects boxes.
 
     A family's `predict` returns a `Prediction` for each image: boxes float32 ``[M, 4]`` xyxy in pixels of the images,
-    scores ``[M]`` and labels ``[M]``, 1..K, best first. The targets of `losses` contain neither crowds nor difficult
+    scores ``[M]`` and labels ``[M]``, 1..K, best first. The targets of `losses` do not contain crowds or difficult
     objects, and may be empty.
 
     Args:

@@ -302,7 +302,7 @@ def match(
 
     Returns:
         Image, query and object (in the order of ``labels``) of each pair, int64 ``[layers, P]`` each. If an image has
-        more objects than queries, the others are not matched.
+        more objects than queries, the remaining objects are not matched.
     """
     # Costs with objects of other images are computed too, which is faster than a loop over images.
     flat = predicted.flatten(0, 2)

@@ -50,11 +50,11 @@ class RCNN(RegionDetector):
     extracts the features of its share of the images. The first process then trains on all features while the others
     wait.
 
-    Scores are softmax probabilities, or the logistic function of the SVMs' margins: 0.5 at a margin of 0. Negatives are
-    trained to a margin below -1, a score below 0.27. The default ``score_threshold`` of 0.05 is a margin of -2.94: many
-    of these detections are background. They do not lower AP, but they clutter pictures. For pictures use 0.27, or 0.5
-    for the SVMs' decision. On the 400 test images of Shapes, 0.27 lowered AP at IoU 0.5 by 0.8 points and COCO AP by
-    0.4 points (``shapes/rcnn.yaml``, one epoch).
+    Scores are softmax probabilities, or logistic functions of the SVMs' margins. A margin of 0 is a score of 0.5.
+    Negatives are trained to a margin below -1, which is a score below 0.27. The default ``score_threshold`` of 0.05 is
+    a margin of -2.94, and many detections above it are background. They do not lower AP, but they clutter pictures. For
+    pictures use 0.27, or 0.5 for the SVMs' decision. On the 400 test images of Shapes, 0.27 lowered AP at IoU 0.5 by
+    0.8 points and COCO AP by 0.4 points (``shapes/rcnn.yaml``, one epoch).
 
     Args:
         warp_size: The side of a crop in pixels.

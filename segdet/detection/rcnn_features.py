@@ -41,7 +41,7 @@ class ImageFeatures:
 
     features: np.ndarray  # float16 [R, D], fc7 features
     overlaps: np.ndarray  # float16 [R, K], the maximum IoU with an object of each class
-    labels: np.ndarray  # int64 [G], 1..K, of the objects, which are the first G regions
+    labels: np.ndarray  # int64 [G], the labels 1..K of the objects; these are the first G regions
     pairs: np.ndarray  # int64 [M], the indices of the regions for box regression
     pair_features: np.ndarray  # float16 [M, P], their pool5 features
     pair_labels: np.ndarray  # int64 [M], the class of the object of highest IoU
@@ -72,7 +72,7 @@ class FeatureFolder:
             raise unwritable(self.folder, error, _FIX) from error
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Return the positions without a file in the share of one process.
+        """Return the positions in the share of one process that have no file.
 
         The shares do not depend on which files exist, so that no two processes write the same file.
         """

@@ -27,8 +27,8 @@ BoxLoss = Literal["l1", "giou"]
 class FocalLossDetector(PyramidDetector):
     """The common base of `RetinaNet` and `TorchvisionRetinaNet`.
 
-    An anchor is positive if its IoU with an object is at least 0.5, or the highest of all anchors with this object.
-    Other anchors with an IoU between 0.4 and 0.5 are ignored (section 4.1).
+    An anchor is positive if its IoU with an object is at least 0.5, or if no other anchor has a higher IoU with this
+    object. Other anchors with an IoU between 0.4 and 0.5 are ignored (section 4.1).
 
     Args:
         box_loss: The box loss of positive anchors: ``l1`` of their offsets, or ``giou`` of their boxes.

@@ -201,9 +201,9 @@ class SSD(DefaultBoxDetector):
         extra_maps: The number of additional maps, each half the size of the one before.
         width: The channels of the additional maps; with ``top_down``, the channels of all maps.
         top_down: Whether a feature pyramid (Lin et al., CVPR 2017) adds the coarser maps to each map; not in the paper.
-        scales: The side of each map's default boxes relative to the image, and one final value, from which the larger
-            square box of the last map is computed. Null for the paper's values for COCO (section 3.4): 0.07, then
-            evenly spaced values from 0.15 to 1.05.
+        scales: The side of each map's default boxes relative to the image, and one final value for the larger square
+            box of the last map. Null for the paper's values for COCO (section 3.4): 0.07, then evenly spaced values
+            from 0.15 to 1.05.
         aspect_ratios: The aspect ratios of each map in addition to 1; the inverse of each is also used.
         kwargs: See `DefaultBoxDetector`.
     """

@@ -28,7 +28,7 @@ class VGG16SSD(DefaultBoxDetector):
     """The common base of `SSD300` and `SSD512`.
 
     The network is VGG16 up to conv5_3, with ceil mode in its third pooling and a fifth pooling of 3x3 with stride 1.
-    fc6 is a 3x3 convolution of dilation 6 and fc7 a 1x1 convolution, of 1,024 channels each. Pairs of extra
+    fc6 is a 3x3 convolution of dilation 6, and fc7 is a 1x1 convolution. Both have 1,024 channels. Pairs of extra
     convolutions follow, and each pair reduces the resolution. The maps with default boxes are conv4_3, fc7 and all
     extra maps (section 3). The features of conv4_3 are L2-normalized with a learned scale that starts at 20. The
     modules and their names are torchvision's. Images are normalized as for the original VGG16 by default.
@@ -47,8 +47,8 @@ class VGG16SSD(DefaultBoxDetector):
         size: The side of the images in pixels. Images of other sizes are not supported.
         steps: The strides of the default boxes' centres, one per map.
         aspect_ratios: The aspect ratios of each map's boxes in addition to 1.
-        scales: The side of each map's default boxes relative to the image, and one final value, from which the larger
-            square box of the last map is computed.
+        scales: The side of each map's default boxes relative to the image, and one final value for the larger square
+            box of the last map.
     """
 
     size: ClassVar[int]

@@ -169,7 +169,7 @@ def _argument(key: str, value: Any) -> str:
 
 
 class Bench:
-    """Runs the jobs of an experiment. A run that fails does not stop the others.
+    """A runner for the jobs of an experiment. A run that fails does not stop the others.
 
     The output of the runs is written to stderr. If several runs train at once, stderr shows their progress instead.
 

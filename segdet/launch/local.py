@@ -25,7 +25,7 @@ GRACE_SECONDS = 60
 
 
 class Slots:
-    """Runs commands at the same time, each with its share of the cores, and shows their progress in one line.
+    """A runner for several commands at once. Each gets its share of the cores. One line shows the progress of all.
 
     Args:
         count: The number of commands that run at once.

@@ -1,7 +1,7 @@
 """Average precision of boxes and masks as defined by COCO and VOC, computed on arrays.
 
 The reference evaluators handle the detections of one image and class at a time. Here each step handles one detection of
-every image and class at once, and only the few pairs of boxes that overlap enough. The results are the same, in a
+every image and class at once, and considers only the pairs of boxes that overlap enough. The results are the same, in a
 fraction of the time.
 
 Sources: Lin et al., Microsoft COCO (2014); `Evaluation.coco` equals pycocotools' ``cocoeval.py``. Everingham et al.,
@@ -60,7 +60,7 @@ class Objects:
     labels: np.ndarray  # int64 [M], 1..K
     iscrowd: np.ndarray  # bool [M]
     difficult: np.ndarray  # bool [M]
-    areas: np.ndarray  # float64 [M], by which COCO classifies objects as small, medium or large
+    areas: np.ndarray  # float64 [M]; COCO uses the areas to classify objects as small, medium or large
 
     @property
     def ignored(self) -> np.ndarray:
@@ -97,7 +97,7 @@ class _Pairs:
     iou: np.ndarray  # float64 [P]
     overlaps: (
         np.ndarray
-    )  # float64 [P], COCO's: for ignored objects the intersection over the detection's area
+    )  # float64 [P], COCO's overlap: the IoU; for ignored objects the intersection over the detection's area
 
 
 class Evaluation:
@@ -110,8 +110,8 @@ class Evaluation:
         mask_overlaps: The overlaps of masks, for `coco` by masks; None for `coco` and `voc` by boxes.
 
     Attributes:
-        detections: Sorted by image, class and descending score, as are all arrays ``[N]`` below.
-        objects: Sorted by image and class, as are all arrays ``[M]`` below.
+        detections: Sorted by image, class and descending score. All arrays ``[N]`` below have the same order.
+        objects: Sorted by image and class. All arrays ``[M]`` below have the same order.
         ranks: int64 ``[N]``, the rank of each detection by score within its image and class, from 0.
     """
 
@@ -126,7 +126,7 @@ class Evaluation:
         detection_order, object_order = detections.order(), objects.order()
         self.detections = detections.select(detection_order)
         self.objects = objects.select(object_order)
-        # One number per image and class; the numbers of both arrays ascend.
+        # Number the pairs of an image and a class. The numbers of both arrays ascend.
         images = np.unique(np.concatenate([detections.images, objects.images]))
         groups = len(self.class_names) + 1
         self._detection_group = (

@@ -13,7 +13,7 @@ _VALUES = 256
 
 
 def classes_of(logits: Tensor) -> Tensor:
-    """Return the class with the largest logit of each pixel of ``[B, C, H, W]`` or ``[C, H, W]``, int64 without C.
+    """Return the class of the largest logit: from ``[B, C, H, W]`` or ``[C, H, W]``, int64 ``[B, H, W]`` or ``[H, W]``.
 
     The result equals ``logits.argmax(-3)``: the first of several maxima. This function is much faster on the CPU, where
     argmax over a dimension that is not the last in memory handles one pixel at a time.
@@ -117,7 +117,7 @@ class SegmentationScores(Scores):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores listed above, over all processes."""
-        # On the CPU, which supports float64 everywhere.
+        # Compute on the CPU, because some devices do not support float64.
         confusion = self.confusion.cpu().double()
         correct, targets, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         # 0 / 0 is NaN and marks a class as absent.

@@ -18,7 +18,7 @@ from segdet.metrics.detection_errors import DetectionErrors
 class DetectionScores(Scores):
     """COCO's twelve numbers, the AP of each class, and VOC's mAP by both of its definitions.
 
-    ``compute`` returns, with NaN where there is no object,
+    ``compute`` returns these scores, NaN where there is no object:
 
     - ``map``, ``map_50``, ``map_75``, ``map_small|medium|large``, ``mar_1|10|100``, ``mar_small|medium|large``: equal
       to pycocotools', with crowds, the annotations' own areas, and at most 100 detections per image and class (Lin et
@@ -190,7 +190,7 @@ def _mask_overlaps(prediction: Prediction, target: Target) -> tuple[Tensor, Tens
     """Return the areas ``[M]`` of the predicted masks of an image, and the pairs ``[P, 3]`` that overlap by .5 or more.
 
     A pair is the index of a detection, the index of an object of its class, and their overlap as pycocotools computes
-    it: the IoU, for ignored objects the intersection over the detection's area.
+    it: the IoU, or for ignored objects the intersection over the detection's area.
     """
     found, truth = run_lengths(prediction["masks"]), run_lengths(target["masks"])
     areas = torch.from_numpy(np.asarray(rle.area(found), np.float64).reshape(-1))

@@ -54,7 +54,7 @@ class ImageErrors:
     )  # float64 [I], the harmonic mean of precision and recall; NaN if there is neither object nor detection
 
     def worst(self) -> np.ndarray:
-        """Return the rows with an error by ascending F1; at equal F1, those with more errors first."""
+        """Return the rows of images with errors, by ascending F1, then by descending number of errors."""
         total = self.counts.sum(1)
         order = np.lexsort((self.images, -total, self.f1))
         return order[total[order] > 0]
@@ -75,12 +75,13 @@ class DetectionErrors:
 
     An object without a detection is ``missed``, unless a localization or classification error refers to it.
 
-    Errors are fixed as follows. A classification error gets the class of the object that it overlaps most, a
-    localization error the box of its object. An object may then have several detections, including the one that was
-    matched before; only the best is kept. (``tidecv`` keeps the one matched before even if another is better.) Errors
-    of the kinds ``both``, ``duplicate`` and ``background`` are removed. Missed objects are removed from the ground
-    truth, so recall counts the other objects only. ``false_positive`` removes all wrong detections, ``false_negative``
-    all objects without a detection. If a class has no objects left, its AP is 1 without detections, else 0.
+    Errors are fixed as follows. A classification error gets the class of the object that it overlaps most. A
+    localization error gets the box of its object. An object may then have several detections, including the one that
+    was matched before; only the best is kept. (``tidecv`` keeps the one matched before even if another is better.)
+    Errors of the kinds ``both``, ``duplicate`` and ``background`` are removed. Missed objects are removed from the
+    ground truth, so recall counts the other objects only. ``false_positive`` removes all wrong detections,
+    ``false_negative`` all objects without a detection. If a class has no objects left, its AP is 1 without detections,
+    else 0.
 
     Args:
         class_names: The names of the classes, label 1 first.
@@ -155,7 +156,7 @@ class DetectionErrors:
         states = np.full(len(self.objects.labels), _MISSED)
         near_miss = np.isin(self.kinds, (_CLASSIFICATION, _LOCALIZATION))
         rows = np.flatnonzero(near_miss & (self.detections.scores >= min_score))
-        # Ascending scores: the best error of an object is assigned last.
+        # Sort by ascending score, so that the best error of an object is assigned last.
         rows = rows[np.argsort(self.detections.scores[rows], kind="stable")]
         states[self.object_of[rows]] = self.kinds[rows]
         states[self.object_of[self.correct & (self.detections.scores >= min_score)]] = CORRECT

@@ -96,8 +96,8 @@ def _area(boxes: Tensor) -> Tensor:
 def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Tensor]:
     """Pad the objects of a batch to boxes ``[B, G, 4]`` and labels ``[B, G]``, 0 where there is no object.
 
-    G is the maximum number of objects per image, and at least 1. The operations for any batch size are two
-    concatenations, one index table made on the host, and two gathers.
+    G is the maximum number of objects per image, and at least 1. A batch of any size takes two concatenations, one
+    index table made on the host, and two gathers.
     """
     # Row 0 stands for "no object"; the objects of the whole batch follow.
     boxes = torch.cat([torch.zeros(1, 4, device=device), *(target["boxes"] for target in targets)])
@@ -164,9 +164,9 @@ def match_all_best(
 ) -> tuple[Tensor, Tensor]:
     """Match each anchor with an object by the rule of Faster R-CNN (section 3.1.2) and RetinaNet.
 
-    Arguments and results are those of `match_anchors`. Only the best anchors of the objects differ: all anchors with
-    the highest IoU of some object, ties included, are positive. Each is matched with the object that it overlaps most.
-    An object that overlaps no anchor is not matched.
+    Arguments and results are those of `match_anchors`. The difference is in the best anchors of the objects. All
+    anchors that have the highest IoU with some object are positive, including ties. Each is matched with the object
+    that it overlaps most. An object that overlaps no anchor is not matched.
     """
     batch, most = labels.shape
     iou = box_iou(boxes.flatten(0, 1), anchors).unflatten(0, (batch, most))

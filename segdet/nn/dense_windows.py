@@ -37,7 +37,7 @@ class DensePass(nn.Module):
 
     - ``shift``: shift-and-stitch. The image is shifted by each offset that the strides skip, and everything is
       computed again. The first layers are computed as many times as the last.
-    - ``dilation``: a trous. Strides are removed and the layers behind them are dilated instead. Nothing is
+    - ``dilation``: the à-trous method. Strides are removed and the layers behind them are dilated instead. Nothing is
       computed twice.
     - ``fragments``: max-pooling fragments (Giusti et al., ICIP 2013; Masci et al., ICIP 2013). Where a layer's
       stride would skip windows, its output is split into fragments, one per offset, and each goes through the
@@ -189,8 +189,8 @@ class _AxisPlan:
     stride: int = 1  # in places of the step's input
     dilation: int = 1  # a factor on the step's own dilation
     phases: int = 1  # the number of fragments that the output is split into
-    offset: int = 0  # from the first place of a fragment to that of the next fragment
-    increment: int = 1  # between the places of a fragment
+    offset: int = 0  # the distance between the first places of two successive fragments
+    increment: int = 1  # the distance between successive places of a fragment
 
 
 @dataclass(frozen=True)

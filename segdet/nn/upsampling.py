@@ -123,7 +123,7 @@ class TransposedConvolution(Upsampler):
     def __init__(self, channels: int, factor: int = 2, learned: bool = True, depthwise: bool = False) -> None:
         super().__init__(factor)
         side = 2 * factor - factor % 2
-        # Crops the output to ``factor`` times the input size.
+        # Crop the output to ``factor`` times the input size.
         self.padding = (side - factor) // 2
         self.groups = channels if depthwise else 1
         weight = _channelwise_weight(channels, bilinear_kernel(side), depthwise)

@@ -34,7 +34,7 @@ def load_weights(
     Args:
         network: The network. Entries of the weights without a parameter of the same name are ignored.
         weights, owner, published, option: See `read_weights`.
-        convert: Renames and reshapes the weights for ``network``.
+        convert: A function that renames and reshapes the weights for ``network``.
 
     Raises:
         UserError: If the weights cannot be read, one is missing, or one has another shape than the network's.

@@ -29,7 +29,7 @@ def pair(value: int | Sequence[int]) -> Pair:
 def window_grid(size: Sequence[int], window: int | Sequence[int], stride: int | Sequence[int]) -> Pair:
     """Return the number of rows and columns of windows that lie within an image of ``size``.
 
-    The first window is at the top left. The number is 0 where the image is smaller than a window.
+    The first window is at the top left. A number is 0 if the image is smaller than a window in this direction.
     """
     counts = [
         max(0, (length - side) // step + 1)

@@ -161,7 +161,7 @@ class Restoration(pl.Callback):
         self._patience: dict[EarlyStopping, int] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep the patience of early stopping; Lightning replaces it by that of the checkpoint."""
+        """Keep the patience of early stopping, because Lightning replaces it by the value in the checkpoint."""
         stopping = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
         self._patience = {each: each.patience for each in stopping}
 

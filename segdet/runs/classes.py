@@ -64,7 +64,7 @@ def written_classes(data: DataModule, command: str, checkpoint: Checkpoint | Non
 
 
 def is_same_class(one: str | None, other: str | None) -> bool:
-    """Return whether two import paths name the same class, which may also be exported by a package."""
+    """Return whether two import paths name the same class. A package may export a class under a second path."""
     if one is None or other is None or one == other:
         return one == other
     try:

@@ -31,7 +31,7 @@ from segdet.util.distributed import RUN_DIR_VARIABLE, rank, under_torchrun
 from segdet.util.errors import UserError
 
 RUNS = Path("runs")
-"""The parent of the folders that ``--run_dir`` does not name."""
+"""The parent of run folders if ``--run_dir`` is not given."""
 
 MOST_RUNS = 1000
 """The maximum number of folders with names that differ only by a number."""

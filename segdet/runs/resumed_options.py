@@ -1,4 +1,4 @@
-"""The options of a resumed training that differ from those of its checkpoint: applied and reported, or refused."""
+"""Options of a resumed training that differ from the options in its checkpoint. They are applied, or refused."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,8 +55,8 @@ def resumed_changes(
         command: The subcommand. Only fit resumes a training.
         checkpoint: The checkpoint, or None for a new training.
         config: The complete configuration of the command.
-        given: The dotted names of the options that the user gave. Options that the checkpoint does not know, because
-            they are newer, differ only if they are given.
+        given: The dotted names of the options that the user gave. An option that is missing in the checkpoint,
+            because it is newer, is a change only if it is among them.
 
     Raises:
         UserError: If an option cannot change within a run.

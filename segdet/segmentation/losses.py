@@ -32,7 +32,7 @@ def pixel_loss(
     Args:
         logits: ``[B, C, H, W]``.
         masks: int64 ``[B, H, W]``.
-        kind: The loss; ``cross_entropy_dice`` is the sum of both.
+        kind: The loss; ``cross_entropy_dice`` is the sum of `cross_entropy` and `dice`.
         weights: Class weights ``[C]``; None for equal weights.
         gamma: The exponent of `focal`.
     """

@@ -75,7 +75,7 @@ def predict_rows(
     The device holds one tile at a time, the CPU one row of tiles.
 
     Args:
-        predict: Returns logits or probabilities ``[1, C, h, w]`` of an image ``[1, 3, h, w]``.
+        predict: A function that returns logits or probabilities ``[1, C, h, w]`` of an image ``[1, 3, h, w]``.
         image: ``[1, 3, H, W]``, of any dtype that ``predict`` accepts.
         tile: Height and width of a tile.
         overlap: The smallest overlap of neighbouring tiles, in pixels.

@@ -41,8 +41,8 @@ class TorchvisionSegmenter(Segmenter):
             default weights, a local file, or null for random weights.
         weights_backbone: The weights of the backbone, in the same notation (``IMAGENET1K_V1``). Ignored if ``weights``
             are given.
-        kwargs: See `Segmenter`. ``auxiliary_weight`` is the loss weight of a second classifier on the backbone's last
-            but one stage, used in training only; 0 for no second classifier.
+        kwargs: See `Segmenter`. ``auxiliary_weight`` is the loss weight of a second classifier on the second-to-last
+            stage of the backbone, used in training only; 0 for no second classifier.
 
     Attributes:
         family: The prefix of torchvision's names of these networks.

@@ -131,7 +131,7 @@ class OriginalUNet(Segmenter):
     """The network of the U-Net paper (Ronneberger, Fischer, Brox, MICCAI 2015), with unpadded convolutions.
 
     23 unpadded convolutions map 572x572 pixels to the classes of the central 388x388 pixels. Each of four levels has
-    two 3x3 convolutions, followed by max pooling, after which the number of channels doubles. In the expansive path a
+    two 3x3 convolutions and max pooling. The number of channels doubles after each pooling. In the expansive path a
     2x2 up-convolution halves the channels, and its output is concatenated with the cropped map of the contracting
     path (section 2, figure 1).
 
@@ -212,7 +212,7 @@ class OriginalUNet(Segmenter):
 
     @property
     def margin(self) -> int:
-        """The number of pixels that the output lacks on each side of the input: 92 for a depth of 4."""
+        """The number of pixels by which the input exceeds the output on each side: 92 for a depth of 4."""
         return 6 * 2**self.depth - 4
 
     def output_side(self, side: int) -> int:
@@ -298,7 +298,7 @@ class OriginalUNet(Segmenter):
         return expanded[1:]
 
     def _extend(self, images: Tensor) -> Tensor:
-        """Extend images by mirroring, such that the network computes a logit for every pixel."""
+        """Extend images by mirroring, so that the network computes a logit for every pixel."""
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         for axis in (2, 3):

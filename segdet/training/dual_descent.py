@@ -20,7 +20,7 @@ def descend(
 ) -> int:
     """Dual coordinate descent (Hsieh et al., ICML 2008, algorithm 1) for the hinge loss.
 
-    Minimizes ``|w|^2 / 2 + sum_i costs_i max(0, 1 - signs_i w rows_i)``.
+    The objective is ``|w|^2 / 2 + sum_i costs_i max(0, 1 - signs_i w rows_i)``.
 
     Args:
         rows: float32 ``[N, D]``.

@@ -41,7 +41,7 @@ class FittedLinear(nn.Module):
 
 
 class LinearSVMs(FittedLinear):
-    """The linear SVMs of K classes: margins ``[R, K]``, above 0 for the class; support vectors have 1."""
+    """The linear SVMs of K classes. The outputs are margins ``[R, K]``; a margin above 0 predicts the class."""
 
     def __init__(self, classes: int, features: int) -> None:
         super().__init__([classes], features)
@@ -149,7 +149,7 @@ def mine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train the SVM of each class in one pass over the negatives.
 
-    A negative becomes an example of a class if its margin by the current SVM is above ``mining.hard``. An SVM is
+    A negative becomes an example of a class if its margin under the current SVM is above ``mining.hard``. An SVM is
     trained again whenever there are enough new examples, and at the end.
 
     Args:
@@ -157,7 +157,7 @@ def mine(
         blocks: Features float32 ``[n, D]``, and bool ``[n, K]`` that marks the negatives of each class. Each block is
             read once.
         mining: The options.
-        log: Called after every training.
+        log: A function to call after every training.
 
     Returns:
         Weights float32 ``[K, D]`` and biases float32 ``[K]``.

@@ -1,4 +1,4 @@
-"""Reading of checkpoint files and import of the classes that they name."""
+"""Read checkpoint files, and import the classes that they name."""
 
 from __future__ import annotations
 

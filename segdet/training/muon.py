@@ -18,10 +18,10 @@ class Muon(Optimizer):
     AdamW (Loshchilov, Hutter, ICLR 2019) for all other parameters.
 
     A few directions dominate the gradient of a weight matrix. A step of SGD or Adam hardly changes the weak directions,
-    which separate the rarer cases. Muon's step is the semi-orthogonal matrix nearest to the gradient's momentum. The
-    weights of a convolution form a matrix with one row per output channel. Steps are scaled to a root mean square of
-    0.2, as AdamW's steps have (Liu et al., "Muon is scalable for LLM training", 2025, section 2.2). Learning rates and
-    weight decays found for AdamW therefore apply.
+    although these separate the rarer cases. Muon's step is the semi-orthogonal matrix nearest to the gradient's
+    momentum. The weights of a convolution form a matrix with one row per output channel. Steps are scaled to a root
+    mean square of 0.2, as AdamW's steps have (Liu et al., "Muon is scalable for LLM training", 2025, section 2.2).
+    Learning rates and weight decays found for AdamW therefore apply.
 
     A step takes several matrix products per layer, independent of the batch size, and half of AdamW's memory.
 

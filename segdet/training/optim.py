@@ -27,7 +27,7 @@ class Optimization:
         lr: The learning rate after warm-up.
         momentum: The momentum of SGD and Muon (0.95 is usual for Muon).
         nesterov: Whether SGD uses Nesterov momentum.
-        betas: The coefficients of AdamW, also for the parameters that Muon leaves to it.
+        betas: The coefficients of AdamW, also for the parameters to which Muon does not apply.
         weight_decay: The weight decay. It does not apply to biases and normalization unless ``decay_all``.
         decay_all: Whether biases and normalization decay too, as in older papers.
         bias_lr_factor: The factor of the learning rate of biases (2 in Caffe's recipes).

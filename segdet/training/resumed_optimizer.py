@@ -1,4 +1,4 @@
-"""Resuming with other settings of the optimizer or the schedule than those of the checkpoint.
+"""Resume a training with new settings of the optimizer or the schedule.
 
 A checkpoint holds the settings of each parameter group beside its state, and torch restores both. The functions of this
 module keep the state and replace the settings.
@@ -22,7 +22,7 @@ Length = tuple[float, float]
 class ResumedSettings:
     """The settings of the optimizer and schedule of a model that resumes a training.
 
-    They replace those of the checkpoint if they differ from them.
+    They replace different settings in the checkpoint.
 
     Args:
         optim: The settings.
@@ -134,8 +134,9 @@ def apply_settings(
 def schedule_position(position: int, saved: Length | None, now: Length, warmup_steps: int, limit: int) -> int:
     """Return the step at which the schedule continues if an epoch has another number of steps than before.
 
-    The share of the training that is done stays the same, for example with twice the batch size at half the number of
-    steps. Warm-up and a training whose length is given in steps (``--trainer.max_steps``) depend on steps, not epochs.
+    The number of completed epochs stays the same: with twice the batch size, the schedule continues at half the
+    number of steps. The position does not change during the warm-up, or if the length of the training is given in steps
+    (``--trainer.max_steps``).
 
     Args:
         position: The step of the schedule in the checkpoint.

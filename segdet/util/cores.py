@@ -9,7 +9,7 @@ SHARE = "SEGDET_CORES"
 
 
 def usable_cores() -> int:
-    """Return the number of cores that SLURM, taskset or a container assigns to this process, or SEGDET_CORES.
+    """Return the number of cores that SLURM, taskset or a container assigns to this process, at most SEGDET_CORES.
 
     Raises:
         UserError: If SEGDET_CORES is not a positive whole number.

@@ -18,11 +18,11 @@ RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"
 """The variable in which rank 0 passes the run's folder to the processes that it starts."""
 
 TIMEOUT = timedelta(days=7)
-"""The time that processes wait for each other's work."""
+"""The maximum time that processes wait for each other's work."""
 
 
 def rank() -> int:
-    """Return the rank of this process among those of its run, 0 if it is the only one.
+    """Return the rank of this process in its run; 0 for a single process.
 
     The rank comes from torch.distributed if it is initialized, else from the launcher's variables.
     """

@@ -67,7 +67,7 @@ def test_without_a_box_loss_it_does_not_overfit(heads: str) -> None:
 
 
 def test_votes_are_weighted() -> None:
-    """If one cell has all the weight, the prediction is its own, with a box around the cell."""
+    """If one cell has all the weight, the prediction is that of this cell, with a box around the cell."""
     heads = VotingHeads([4], classes=2, boxes=1, width=8, dropout=0.0).eval()
     maps = [torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(0))]
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def test_boxes_are_scaled_to_the_original_image_and_stay_inside() -> None:
 
 
 def test_the_box_layer_of_alexnets_features_has_16388_parameters() -> None:
-    """4096 -> 4 has 16,388 parameters for one box, a thousand times as many for one per class (OverFeat, VGG)."""
+    """A layer from 4096 to 4 units has 16,388 parameters. One box per class takes a thousand times as many."""
     single = BoxHead([str(i) for i in range(1000)], backbone_options={"channels": [8, 8, 8, 8]}, width=4096)
     assert sum(p.numel() for p in single.heads.box_head[-1].parameters()) == 16_388
     classes = BoxHead(

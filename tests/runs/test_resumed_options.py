@@ -45,10 +45,10 @@ def changes(before: dict[str, Any] = BEFORE, given: tuple[str, ...] = (), **now:
     return [str(change) for change in resumed_changes("fit", checkpoint, config, given)]
 
 
-def test_equal_options_and_those_of_one_command_are_no_changes() -> None:
+def test_equal_options_and_options_of_one_command_are_no_changes() -> None:
     assert changes() == []
     assert changes(run_dir="other", model__init_args__class_names=["b"]) == []
-    # The class may be exported by a package.
+    # The package exports the class under a second path.
     assert changes(model__class_path="segdet.segmentation.fcn.FCN") == []
     checkpoint: Any = SimpleNamespace(config=BEFORE)
     assert resumed_changes("test", checkpoint, {"ema": None}, ()) == []
@@ -66,7 +66,7 @@ def test_changes_are_listed_with_both_values() -> None:
     assert changes(model__init_args__optim__lr_factors={}) == ["--model.optim.lr_factors.head 1.0 -> null"]
 
 
-def test_options_that_the_checkpoint_does_not_know() -> None:
+def test_options_that_are_missing_in_the_checkpoint() -> None:
     assert changes(model__init_args__new=1) == []
     assert changes(model__init_args__new=1, given=("model.new",)) == ["--model.new null -> 1"]
     added = {"head": 1.0, "backbone": 0.5}
@@ -93,7 +93,7 @@ def test_options_that_cannot_change(now: dict[str, Any]) -> None:
 def test_a_run_records_the_values_that_it_uses(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The option may come from a configuration file too."""
+    """Some of the changed options come from a configuration file."""
     changed = tmp_path / "changed.yaml"
     changed.write_text("model: {init_args: {optim: {lr: 0.0005}}}\ncheckpoint_every_n_steps: 1\n")
     resume = ["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2", f"--config={changed}"]

@@ -72,7 +72,7 @@ def test_the_state_of_other_parameters_is_left_to_torch() -> None:
         (500, None, (500, 50), -1, 500),
     ],
 )
-def test_the_schedule_continues_at_the_same_share_of_the_training(
+def test_the_schedule_continues_after_the_same_number_of_epochs(
     position: int, saved: Any, now: Any, limit: int, expected: int
 ) -> None:
     assert schedule_position(position, saved, now, 30, limit) == expected
@@ -116,7 +116,7 @@ def fit(
 
 
 def test_a_script_resumes_with_the_settings_of_its_model(data: ShapesDataModule, tmp_path: Path) -> None:
-    """4 epochs of 4 steps; the checkpoint is that of the second epoch."""
+    """The training has 4 epochs of 4 steps. The checkpoint was saved after the second epoch."""
     first = Optimization(lr=0.1, schedule="cosine", warmup_steps=2)
     whole, saved = fit(data, first, tmp_path / "whole")
     same, _ = fit(data, first, tmp_path / "same", saved)
