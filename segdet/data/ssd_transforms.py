@@ -103,7 +103,7 @@ class ExpandAndCrop(A.DualTransform):
         aspect_ratio: Range of the aspect ratio (width / height) of a crop.
         trials: Number of random crops.
         hflip: Probability of a horizontal flip.
-        distort: Distortion of the image's colours, which leaves the canvas unchanged; None for none.
+        distort: Distortion of the image's colours, which leaves the canvas unchanged; None for no distortion.
         fill: Colour of the canvas.
         fill_mask: Mask value of the canvas.
         p: Probability of applying the transform.
@@ -204,7 +204,7 @@ class ExpandAndCrop(A.DualTransform):
         if x0 >= 0 and y0 >= 0 and x1 <= image.shape[1] and y1 <= image.shape[0]:
             return cv2.resize(image[y0:y1, x0:x1], (width, height), interpolation=interpolation)
         scale_x, scale_y = (x1 - x0) / width, (y1 - y0) / height
-        # Maps pixel centres of the result to pixel centres of the image.
+        # Map pixel centres of the result to pixel centres of the image.
         matrix = np.array([[scale_x, 0, x0 + scale_x / 2 - 0.5], [0, scale_y, y0 + scale_y / 2 - 0.5]])
         flags = interpolation | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(image, matrix, (width, height), flags=flags, borderValue=fill)

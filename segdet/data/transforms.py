@@ -71,7 +71,7 @@ class Pipeline:
 
         Returns:
             The image; for each set the remaining boxes float32 ``[M, 4]`` and their previous indices int64 ``[M]``; and
-            the mask, without its last axis if that was 1.
+            the mask, ``[H, W]`` if N is 1.
         """
         box_sets = box_sets or {}
         compose = self._with_boxes if box_sets else self._without_boxes

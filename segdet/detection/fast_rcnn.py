@@ -23,9 +23,9 @@ class FastRCNN(RegionDetector):
     """Fast R-CNN (Girshick, ICCV 2015) on any backbone.
 
     The convolutions run once on the whole image. The features of each proposal are pooled to a small map of fixed size.
-    Two fully connected layers and two heads follow. One head predicts the class (0 is background), the other the
-    offsets of the box for each class. Both heads and all layers below are trained jointly. The cost is one pass of the
-    backbone for any number of proposals.
+    Two fully connected layers and two heads follow. One head predicts the class (0 is background). The other predicts
+    the offsets of the box for each class. Both heads and all layers below are trained jointly. The cost is one pass of
+    the backbone for any number of proposals.
 
     Training samples 64 RoIs per image (section 2.3). Up to a quarter are positive, with an IoU of at least 0.5 with an
     object; the others are negative, with an IoU of 0.1 to 0.5. The paper's batches have two images.

@@ -122,7 +122,7 @@ def published_name(
     published: Sequence[type[WeightsEnum]],
     option: str = "--model.weights",
 ) -> str:
-    """Return the name of published weights: ``weights``, or the default of the first enum where it is true.
+    """Return the name of published weights: ``weights``, or the default of the first enum if ``weights`` is true.
 
     Raises:
         UserError: If the weights do not exist.

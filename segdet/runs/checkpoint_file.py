@@ -142,8 +142,8 @@ def _listed(checkpoints: list[Checkpoint], most: int = 5) -> str:
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the most recent valid checkpoint in ``folder``, to resume a run that SLURM restarts.
 
-    The candidates are ``last.ckpt`` and the checkpoints that SLURM caused. If none of them is valid, the checkpoint
-    with the most steps in ``checkpoints`` is chosen.
+    The candidates are ``last.ckpt`` and the checkpoints that were saved when SLURM stopped the job. If none of them is
+    valid, the checkpoint with the most steps in ``checkpoints`` is chosen.
 
     Every process calls this function before the processes can communicate. Among files with the same time, the one with
     the most steps is chosen, then the last by name. `RunRecorder` checks that all processes have chosen the same file.

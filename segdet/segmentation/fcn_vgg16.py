@@ -134,9 +134,9 @@ def crop_offsets(stride: int, pad: int = 100, fc6_padding: int = 0) -> list[int]
     """Return the crop offsets: first for the scores of pool4 and pool3, if they are used, then for the output.
 
     A cell of a map lies at the centre of its receptive field. Cell ``i`` of a pooled map of stride ``s`` lies at pixel
-    ``s * i + (s - 1) / 2 - (pad - 1)``. The first cell of fc6 lies ``3 - fc6_padding`` cells of pool5 further in.
-    Upsampling by ``s`` with a kernel of ``2 * s`` moves cell ``i`` of the input to ``s * i + s - 1 / 2``. An offset is
-    the distance of the first cells of the two maps, in cells. With a negative offset the finer map must be padded.
+    ``s * i + (s - 1) / 2 - (pad - 1)``. The first cell of fc6 lies at cell ``3 - fc6_padding`` of pool5. Upsampling by
+    ``s`` with a kernel of ``2 * s`` moves cell ``i`` of the input to ``s * i + s - 1 / 2``. An offset is the distance
+    of the first cells of the two maps, in cells. With a negative offset the finer map must be padded.
     """
     # The position of the first cell of the coarse map, in pixels of the image.
     origin = 32 * (3 - fc6_padding) + 15.5 - (pad - 1)

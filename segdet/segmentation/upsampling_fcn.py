@@ -35,7 +35,7 @@ class UpsamplingFCN(Segmenter):
     Max unpooling places each channel by the switches of the same channel. At each resolution the decoder therefore has
     as many channels as the encoder. Each decoder stage reduces the channels in its last convolution; the stage between
     the last pooling and the first upsampling keeps them. Each stage consists of VGG's 3x3 convolutions (Simonyan and
-    Zisserman, ICLR 2015) with batch normalization and ReLU. The cost is one pass, and the memory of the switches, one
+    Zisserman, ICLR 2015) with batch normalization and ReLU. The cost is one pass, plus memory for the switches: one
     index per pooled value. All six methods store them, but only ``max_unpooling`` uses them.
 
     Args:

@@ -48,7 +48,8 @@ def network(stride: int = 1) -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(6, 4, 1), nn.Upsample(scale_factor=stride))
 
 
-# The receptive field extends by 1 pixel without pooling, by at most 1 + 1 + 2 + 3 + 4 + 3 with two poolings.
+# Without pooling the receptive field extends by 1 pixel. With two poolings it extends by at most 10 pixels: 1, 2 and 4
+# for the convolutions, and 3 within a cell of 4 pixels.
 @pytest.mark.parametrize(
     ("stride", "size", "tile", "overlap"),
     [

@@ -204,7 +204,7 @@ def test_lraspp_without_its_fine_map_does_not_overfit(overfit: Overfit) -> None:
 
 @pytest.mark.usefixtures("narrow")
 def test_deeplab_with_a_frozen_classifier_does_not_overfit(overfit: Overfit) -> None:
-    """The auxiliary head, which is still trained, does not predict."""
+    """The auxiliary head is still trained, but its output is not the prediction."""
     torch.manual_seed(0)
     model = _for_few_steps(DeepLabV3(CLASSES))
     model.network.classifier.requires_grad_(False)
