@@ -40,6 +40,7 @@ from segdet.training.load_checkpoint import DESCRIPTION, import_class, read_chec
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
 from segdet.training.optim import Optimization
+from segdet.training.progress import is_logged
 from segdet.training.resumed_optimizer import ResumedSettings
 from segdet.util.errors import UserError, check_range
 from segdet.util.saved_arguments import (
@@ -382,13 +383,14 @@ class Task(Model):
         try:
             trainer.fit_loop.setup_data()  # the number of batches is not known before
         except ValueError as error:  # Lightning compares val_check_interval with the number of batches
-            raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
-        if trainer.limit_train_batches == 0:
             raise UserError(
-                "--trainer.limit_train_batches 0: leaves no batch to train on; give a larger number"
-            )
-        total = trainer.estimated_stepping_batches
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+                f"--trainer.val_check_interval {trainer.val_check_interval}: {' '.join(str(error).split())}"
+            ) from error
+        total: float = 0
+        per_epoch = 0
+        if trainer.limit_train_batches != 0:  # otherwise nothing is trained, and Lightning counts no batches
+            total = trainer.estimated_stepping_batches
+            per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         optimizer, schedule = self.optim.build(self, total, per_epoch)
         self._resumed_settings.configure(optimizer, (total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -441,7 +443,7 @@ class Task(Model):
             # Logging a value takes Lightning up to 0.3 ms, so the parts are logged only when a row is due. To show a
             # loss in the progress bar, Lightning would wait for the device in every step.
             every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-            row_due = (self.global_step + 1) % every == 0 or self.trainer.is_last_batch
+            row_due = is_logged(self.global_step + 1, every) or self.trainer.is_last_batch
             names = list(self.step_losses) if row_due else ["loss"]
             self.log_dict({f"train/{name}": self.step_losses[name] for name in names})
         return total

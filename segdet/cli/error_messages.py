@@ -14,6 +14,7 @@ from typing import Any
 
 from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
 from segdet.util.errors import UserError
+from segdet.util.suggest import did_you_mean
 
 INTERRUPTED = 130
 """Exit status after an interrupt from the keyboard, as is usual in shells."""
@@ -30,9 +31,6 @@ _LOST_PEER = re.compile(
 
 _KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Bus error|Killed)")
 """Message of torch about a killed data-loader worker. The kernel kills workers when memory is exhausted."""
-
-_MISSING_MONITOR = re.compile(r"Early stopping conditioned on metric `.*` which is not available")
-"""Message of Lightning's EarlyStopping about a monitored score that is not logged."""
 
 _OTHER_WEIGHTS = re.compile(r"Error\(s\) in loading state_dict")
 """Message of torch about weights that do not fit a module."""
@@ -142,14 +140,29 @@ def restore_advice(
     return f"{checkpoint}: {fault} ({one_line(error)}); {fix}"
 
 
-def trainer_advice(error: BaseException) -> str | None:
-    """Return the error in one line if Lightning raised it because of invalid trainer options, else None."""
+def trainer_advice(error: BaseException, trainer: Any) -> str | None:
+    """Return the error in one line if an option of the trainer or a callback caused it, else None.
+
+    Args:
+        error: The exception that ended the run.
+        trainer: The ``lightning.Trainer``.
+    """
+    from lightning.pytorch.callbacks import EarlyStopping
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    missing_monitor = isinstance(error, RuntimeError) and _MISSING_MONITOR.match(str(error))
-    if not (missing_monitor or isinstance(error, MisconfigurationException)):
-        return None
-    return f"--trainer: {one_line(error)}"
+    from segdet.runs.trainer_options import trainer_fault
+
+    if isinstance(error, MisconfigurationException):
+        return trainer_fault(error, trainer)
+    if isinstance(error, ImportError):
+        return f"a package is missing: {one_line(error)}; install it, or leave out the option that needs it"
+    if isinstance(error, RuntimeError):
+        for callback in trainer.early_stopping_callbacks:
+            if callback.monitor not in trainer.callback_metrics:
+                kind, known = EarlyStopping.__name__, sorted(trainer.callback_metrics)
+                fix = did_you_mean(callback.monitor, known) if known else "nothing is logged here"
+                return f"--trainer.callbacks {kind}: its monitor '{callback.monitor}' has no value; {fix}"
+    return None
 
 
 def one_line(error: BaseException | str, most: int = 240) -> str:

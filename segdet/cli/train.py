@@ -23,7 +23,7 @@ from segdet.cli.error_messages import (
 )
 from segdet.cli.train_options import Options, parse_command
 from segdet.nn.weights import restoring
-from segdet.runs.assembly import build_trainer, check_precision
+from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.folder_choice import Run, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
@@ -75,7 +75,7 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
         advice = (
             memory_advice(error, arguments["datamodule"])
             or restore_advice(error, checkpoint, run.restored, run.command, run.changes)
-            or trainer_advice(error)
+            or trainer_advice(error, trainer)
         )
         if advice is None:
             raise
@@ -99,7 +99,6 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         if seed is not None:
             check_range("--seed_everything", seed, least=0, most=2**32 - 1)
         config.seed_everything = pl.seed_everything(seed, workers=True)
-    check_precision(config.trainer.precision)
     sections = yaml.safe_load(options.yaml())
     # Before place_run, which may remove the run in the folder.
     changes = resumed_changes(command, options.checkpoint, sections, options.given.values)
@@ -188,6 +187,8 @@ IRRELEVANT_WARNINGS = (
     r".*does not have many workers",
     # The data modules restore their position within an epoch.
     r".*resuming from a checkpoint that ended before the epoch ended",
+    # This is the purpose of overfit_batches.
+    r"You requested to overfit but enabled .* shuffling",
     # Small datasets have fewer batches than log_every_n_steps.
     r".*The number of training batches .* is smaller than the logging",
 )
@@ -197,17 +198,21 @@ IRRELEVANT_WARNINGS = (
 @contextlib.contextmanager
 def _without_irrelevant_messages() -> Iterator[None]:
     """Suppress Lightning's general messages and `IRRELEVANT_WARNINGS`."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    shown = {
+        "lightning.pytorch": logging.WARNING,
+        "lightning.fabric": logging.WARNING,
+        "lightning.pytorch.callbacks": logging.INFO,  # messages that the user requests, such as a model summary
+    }
+    levels = {name: logging.getLogger(name).level for name in shown}
     with warnings.catch_warnings():
         for pattern in IRRELEVANT_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
         # Lightning uses names of jsonargparse that are deprecated.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\b")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
+        for name, level in shown.items():
+            logging.getLogger(name).setLevel(level)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

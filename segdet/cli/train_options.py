@@ -26,6 +26,7 @@ from segdet.runs.checkpoint_file import Checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.panels import ImagePanels
+from segdet.runs.trainer_options import check_trainer_options
 from segdet.task import Task
 from segdet.util.errors import UserError
 
@@ -322,10 +323,14 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
 
 
 def _complete(options: Options) -> None:
-    """Fill in options that follow from others: the length of training, the data's task, an image folder's classes."""
+    """Fill in options that follow from others, and check those of the trainer.
+
+    These are the length of training, the data's task and an image folder's classes.
+    """
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
     if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
         trainer.max_epochs = DEFAULT_EPOCHS
+    check_trainer_options(trainer.as_dict())
     model_class = options.class_of("model")
     task = getattr(model_class, "task", None)
     if task is not None and "task" in data and data.task != task:

@@ -1,12 +1,11 @@
 """Assemble a run's trainer with the callbacks and loggers of segdet and of the configuration."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch import accelerators
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet.data.base import Classes
@@ -20,11 +19,10 @@ from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.runs.record_callback import RunRecorder
+from segdet.runs.trainer_options import choose_precision, placed_profiler, runs_on_cpu, trainer_fault
 from segdet.task import Task
 from segdet.training.ema import EMA
-from segdet.training.precision import REFUSED, cpu_precision
 from segdet.training.progress import Progress, StepLogger
-from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 
 
@@ -61,7 +59,13 @@ def build_trainer(
     fit = run.command == "fit"
     # Lightning calls callbacks in this order, but callbacks that save checkpoints come last.
     callbacks = _as_list(options.get("callbacks"))
-    if options.get("enable_progress_bar") is not False:
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(run.folder / "checkpoints")
+    if not fit or options.get("enable_checkpointing") is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+    own_bar = not any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if own_bar and options.get("enable_progress_bar") is not False:
         callbacks.append(Progress())  # ends its line before another callback prints one
     if run.command == "test":
         callbacks.append(error_analysis)  # its line precedes the recorder's
@@ -86,6 +90,7 @@ def build_trainer(
         "callbacks": callbacks,
         "logger": _loggers(options, run, wandb_project),
         "default_root_dir": str(run.folder),
+        "profiler": placed_profiler(options.get("profiler"), run.folder / "profile"),
         "precision": choose_precision(options.get("precision"), options.get("accelerator")),
     }
     if not fit:
@@ -93,10 +98,10 @@ def build_trainer(
     try:
         trainer = pl.Trainer(**options)
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"--trainer: {' '.join(str(error).split())[:240]}") from error
+        raise UserError(trainer_fault(error)) from error
     write_checkpoints_atomically(trainer)
     several_devices = trainer.num_devices * trainer.num_nodes > 1
-    if several_devices and options.get("sync_batchnorm") and _runs_on_cpu(options.get("accelerator")):
+    if several_devices and options.get("sync_batchnorm") and runs_on_cpu(options.get("accelerator")):
         raise UserError(
             "--trainer.sync_batchnorm true: torch supports it on GPUs only; leave it out on the CPU"
         )
@@ -111,7 +116,8 @@ def _loggers(options: dict[str, Any], run: Run, wandb_project: str | None) -> li
     if run.command == "predict":
         return loggers or False
     own: list[Logger] = [MetricsFile(run.folder)]
-    if wandb_project is not None and not options.get("fast_dev_run"):
+    own_wandb = not any(isinstance(logger, WandbLogger) for logger in loggers)
+    if own_wandb and wandb_project is not None and not options.get("fast_dev_run"):
         own += wandb_logger(run.folder, wandb_project, adds_to_run=run.command != "fit")
     return own + loggers
 
@@ -120,38 +126,3 @@ def _as_list(given: Any) -> list[Any]:
     if given is None:
         return []
     return list(given) if isinstance(given, Sequence) else [given]
-
-
-def check_precision(precision: Any) -> None:
-    """Raise `UserError` for a precision that computes boxes and losses in fewer bits than float32."""
-    if precision in REFUSED:
-        raise UserError(
-            f"--trainer.precision {precision}: boxes, losses and scores are computed in float32; give 32-true, or "
-            "bf16-mixed or 16-mixed for what loses little by it"
-        )
-
-
-def choose_precision(precision: Any, accelerator: Any) -> Any:
-    """Return the precision to compute in: float32 instead of bfloat16, with a message, on a CPU without bfloat16.
-
-    Both arguments are options of the trainer. The run's configuration keeps the given precision, so that the
-    configuration has the same meaning on another machine.
-    """
-    if not _runs_on_cpu(accelerator) or cpu_precision(precision) == precision:
-        return precision
-    if rank() == 0:
-        sys.stderr.write(
-            f"segdet: this CPU computes bfloat16 slowly, by way of float32; precision {precision} becomes "
-            f"{cpu_precision(precision)}\n"
-        )
-    return cpu_precision(precision)
-
-
-def _runs_on_cpu(accelerator: Any) -> bool:
-    if accelerator in ("auto", None):
-        return not (
-            accelerators.CUDAAccelerator.is_available()
-            or accelerators.MPSAccelerator.is_available()
-            or accelerators.XLAAccelerator.is_available()
-        )
-    return accelerator == "cpu" or isinstance(accelerator, accelerators.CPUAccelerator)

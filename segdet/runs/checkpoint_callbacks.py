@@ -44,7 +44,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if the score is the best so far and does not come from validation."""
-        if self._has_score(trainer):
+        if self.monitor in trainer.callback_metrics:  # an epoch without validation has no score
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -69,10 +69,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastValidation(pl.Callback):
-    """Validate after the last epoch, for any value of ``check_val_every_n_epoch``.
+    """Validate after the last epoch, for any value of ``check_val_every_n_epoch`` and ``val_check_interval``.
 
-    The last weights are often the best. A run of fewer epochs than ``check_val_every_n_epoch`` would otherwise have no
-    score and no best checkpoint.
+    The last weights are often the best. A run that is shorter than these intervals would otherwise have no score and
+    no best checkpoint.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,6 +81,12 @@ class LastValidation(pl.Callback):
             validate_this_epoch(trainer)
 
     on_train_start = on_train_epoch_start  # for a run that is resumed within its last epoch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stop after the last batch if validation depends on time or on steps, because Lightning validates then."""
+        by_epoch = trainer.check_val_every_n_epoch is not None and trainer.val_check_batch is not None
+        if not by_epoch and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.should_stop = True
 
 
 def validate_this_epoch(trainer: pl.Trainer) -> None:

@@ -12,6 +12,7 @@
         result.json             the result record, the input of reports
         features/               features of the training images that RCNN keeps between its stages
         errors.json             causes of the lost AP in a detector's test, with confusion.png and worst.png
+        profile/                reports of --trainer.profiler
         left_out.txt            unusable samples and boxes, if there are any
         wandb/                  files of Weights & Biases
 """
@@ -37,6 +38,7 @@ CONTENTS = (
     "worst.png",
     "wandb",
     "left_out.txt",
+    "profile",
     "error.txt",
 )
 """The files and folders that a run writes into its folder."""

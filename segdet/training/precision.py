@@ -9,6 +9,9 @@ from pathlib import Path
 BFLOAT16 = ("bf16-mixed", "bf16")
 """Lightning's names of mixed bfloat16 precision."""
 
+FLOAT16 = ("16-mixed", "16", 16)
+"""Lightning's names of mixed float16 precision."""
+
 REFUSED = ("bf16-true", "16-true", "64-true", "64", 64, "transformer-engine", "transformer-engine-float16")
 """Precisions that also convert boxes: in bfloat16 a coordinate of 3,001 pixels is rounded to 3,008."""
 

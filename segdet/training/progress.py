@@ -29,13 +29,18 @@ def read_losses(pl_module: pl.LightningModule) -> dict[str, float]:
     return {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
 
 
+def is_logged(step: int, every: int) -> bool:
+    """Return whether ``log_every_n_steps`` (``every``) logs the losses after ``step`` steps; 0 logs none."""
+    return every > 0 and step % every == 0
+
+
 class StepLogger(pl.Callback):
     """Log learning rates, complete the log with the last batch of each epoch, and stop a training that diverged.
 
     Lightning writes the losses that the model logs every ``log_every_n_steps`` optimizer steps. This callback adds the
     learning rates to these rows: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. It also writes a
-    row for the last batch of an epoch. Losses are those of one batch on rank 0. At these steps the callback stops the
-    training if a weight is NaN or infinite.
+    row for the last batch of an epoch, also if ``log_every_n_steps`` is 0. Losses are those of one batch on rank 0. At
+    these steps the callback stops the training if a weight is NaN or infinite.
     """
 
     def __init__(self) -> None:
@@ -45,7 +50,7 @@ class StepLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        regular = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        regular = is_logged(step, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         # With accumulated gradients the step stays the same for several batches.
         if not (regular or trainer.is_last_batch) or step == self._logged:
             return

@@ -154,11 +154,13 @@ def test_bad_sample_in_a_worker_is_one_line(
     [
         ("--seed_everything=-1", "--seed_everything -1: must be at least 0 and at most 4294967295"),
         ("--model.optim.lr=-1", "--model.optim.lr -1.0: must be at least 0"),
-        ("--trainer.limit_train_batches=0", "--trainer.limit_train_batches 0: leaves no batch to train on"),
-        ("--trainer.val_check_interval=9", "--trainer: `val_check_interval` (9) must be less than or equal"),
+        (
+            "--trainer.val_check_interval=9",
+            "--trainer.val_check_interval 9: `val_check_interval` (9) must be less than or equal",
+        ),
         (
             "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: none}}]",
-            "--trainer: Early stopping conditioned on metric `none` which is not available",
+            "--trainer.callbacks EarlyStopping: its monitor 'none' has no value; choose from ",
         ),
     ],
 )

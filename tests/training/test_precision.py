@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import accelerators
 
 from segdet.cli.main import main
-from segdet.runs import assembly
+from segdet.runs import trainer_options
 from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.training.precision import cpu_precision, has_bfloat16
 
@@ -26,7 +26,7 @@ def cpu(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """A file like ``/proc/cpuinfo`` with the parameter as its content."""
     file = tmp_path / "cpuinfo"
     file.write_text(request.param)
-    monkeypatch.setattr(assembly, "cpu_precision", lambda requested: cpu_precision(requested, file))
+    monkeypatch.setattr(trainer_options, "cpu_precision", lambda requested: cpu_precision(requested, file))
     return file
 
 
@@ -76,7 +76,7 @@ def test_the_configuration_has_the_requested_precision_and_the_record_the_used_o
 
 def chosen(accelerator: str, requested: str) -> str:
     """Return the precision that the command uses in place of the requested one."""
-    return str(assembly.choose_precision(requested, accelerator))
+    return str(trainer_options.choose_precision(requested, accelerator))
 
 
 @pytest.mark.parametrize("cpu", [OLD], indirect=True)
