@@ -3,20 +3,37 @@
 jsonargparse reports errors only as text, so all matching of its text is in this module.
 """
 
+import ast
 import contextlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 
 from segdet.cli.error_messages import one_line, subclasses
 from segdet.data.base import DataModule
+from segdet.data.proposal_source import ProposalSource
+from segdet.data.transforms import Recipe
 from segdet.task import Task
 from segdet.util.suggest import closest, did_you_mean
+
+_CLASSES: dict[str, tuple[str, type]] = {
+    "model": ("model", Task),
+    "data": ("data module", DataModule),
+    "data.recipe": ("recipe", Recipe),
+    "data.proposals": ("source of proposals", ProposalSource),
+    "trainer.callbacks": ("callback", Callback),
+    "trainer.logger": ("logger", Logger),
+    "trainer.profiler": ("profiler", Profiler),
+}
+"""The options that are classes: what they are, and their base class."""
 
 
 class ParseFault(Exception):
@@ -25,11 +42,12 @@ class ParseFault(Exception):
 
 @dataclass(frozen=True)
 class _Fault:
-    """A message of jsonargparse, with its parser and subcommand."""
+    """A message of jsonargparse, with its parser, subcommand and arguments."""
 
     message: str
     parser: ArgumentParser
     command: str
+    arguments: Sequence[str]
 
     @cached_property
     def path(self) -> list[str]:
@@ -60,12 +78,18 @@ class _Fault:
         return sorted({*names, *sections, "model", "data"})
 
 
-def readable(message: str, parser: ArgumentParser, command: str) -> str:
+def readable(message: str, parser: ArgumentParser, command: str, arguments: Sequence[str] = ()) -> str:
     """Turn a message of jsonargparse into one line that names the option, the fault and the fix.
 
-    ``parser`` is the parser of the subcommand ``command``. For a misspelled option, the closest one is suggested.
+    For a misspelled option, the closest one is suggested.
+
+    Args:
+        message: The message.
+        parser: The parser of the subcommand.
+        command: The subcommand.
+        arguments: The arguments of the subcommand.
     """
-    fault = _Fault(message, parser, command)
+    fault = _Fault(message, parser, command, arguments)
     for pattern, describe in _PATTERNS.items():
         if match := re.search(pattern, message):
             return describe(fault, match)
@@ -82,6 +106,23 @@ def _unrecognized(fault: _Fault, match: re.Match[str]) -> str:
     return f"--{name}: no such option{_suggestion(name, fault.keys, '--')}; {usage}"
 
 
+def _without_value(fault: _Fault, match: re.Match[str]) -> str:
+    """Describe an option without a value. argparse names only the section, as in ``data`` for ``--data.root``."""
+    section = match[1]
+    following = [*fault.arguments[1:], "--"]
+    option = next(
+        (
+            token
+            for token, after in zip(fault.arguments, following, strict=False)
+            if (token == f"--{section}" or token.startswith(f"--{section}."))
+            and "=" not in token
+            and after.startswith("-")
+        ),
+        f"--{section}",
+    )
+    return f"{option}: has no value; give one, as in {option} VALUE"
+
+
 def _unknown_argument(fault: _Fault, match: re.Match[str]) -> str:
     """Describe an unknown argument of a class, or an unknown key at the top level of a configuration file."""
     name = ".".join(part for part in match.groups() if part)
@@ -89,6 +130,10 @@ def _unknown_argument(fault: _Fault, match: re.Match[str]) -> str:
         section = name.split(".")[0]
         key = name if section in fault.keys else section
         return f"{key}: no such key{_suggestion(key, fault.keys)}"
+    if name == "class_path":
+        return _beside_class_path(fault.option, "arguments")
+    if closest(name.split(".")[0], ["init_args"]):
+        return f"--{fault.option}: no such key '{name.split('.')[0]}'; did you mean init_args?"
     fix = _suggestion(name, _argument_names(fault.class_path))
     if not fix:
         fix = f"; see segdet {fault.command} --{fault.path[0]}.help {fault.class_name}"
@@ -106,27 +151,61 @@ def _unknown_class(fault: _Fault, match: re.Match[str]) -> str:
     name = match[1] or match[2]
     help_option = re.match(r"--((\w+)\.help):", fault.message)
     option, section = (help_option[1], help_option[2]) if help_option else (fault.option, fault.option)
-    bases: dict[str, tuple[str, type]] = {"model": ("model", Task), "data": ("data module", DataModule)}
-    if section not in bases:
+    name = name.strip("[]{},'\"")
+    if option not in _CLASSES and section not in _CLASSES:
         return f"--{option} {name}: no such class; fix the name"
-    kind, base = bases[section]
-    known = sorted(
-        {cls.__name__ for cls in subclasses(base) if not inspect.isabstract(cls)} - {base.__name__}
-    )
+    kind, base = _CLASSES.get(section) or _CLASSES[option]
+    known = _known_classes(base)
     return f"--{option} {name}: no such {kind}; {did_you_mean(name, known, cutoff=0.5)}"
 
 
-def _missing_file(fault: _Fault, match: re.Match[str]) -> str:
-    return f"--config {match[1]}: no such file; fix the path"
+def _known_classes(base: type) -> list[str]:
+    """Return the names of the classes that can be given for ``base``.
+
+    Of Lightning's callbacks, those that segdet derives are left out, because every run has them.
+    """
+    own = base.__module__.startswith("segdet.")
+    return sorted(
+        cls.__name__
+        for cls in set(subclasses(base)) - {base}
+        if not inspect.isabstract(cls)
+        and not cls.__name__.startswith("_")
+        and (own or not cls.__module__.startswith("segdet."))
+    )
 
 
-def _no_options(fault: _Fault, match: re.Match[str]) -> str:
-    found = one_line(match[1], most=60) if match[1].strip() else "nothing"
-    return f"--config: expected options, such as 'trainer: {{max_epochs: 3}}', got {found}; fix the file"
+def _abstract_class(fault: _Fault, match: re.Match[str]) -> str:
+    """Describe an argument of a class that is not given, such as ``--data.recipe.size`` without ``--data.recipe``."""
+    option = fault.option
+    base = _CLASSES.get(option)
+    example = did_you_mean("", _known_classes(base[1])) if base else "see --help"
+    nested = re.search(r"NestedArg\(key='([^']+)'", fault.message)
+    shown = f"{option}.{nested[1]}" if nested else option
+    return f"--{shown}: --{option} is not given; give its class first: {example}"
 
 
-def _invalid_yaml(fault: _Fault, match: re.Match[str]) -> str:
-    return f"--config: not valid YAML: {one_line(match[1])}"
+def _no_mapping(fault: _Fault, match: re.Match[str]) -> str:
+    option = fault.option
+    return (
+        f"--{option} {match[1]}: expected options of {option}; give single ones, as in --{option}.NAME VALUE"
+    )
+
+
+def _beside_class_path(option: str, keys: str) -> str:
+    example = "{class_path: NAME, init_args: {...}}"
+    return f"--{option}: {keys} beside class_path; put them into init_args, as in {example}"
+
+
+def _extra_keys(fault: _Fault, match: re.Match[str]) -> str:
+    """Describe a mapping of a class with other keys than ``class_path`` and ``init_args``."""
+    try:
+        keys = list(ast.literal_eval(match[1]))
+    except (ValueError, SyntaxError):
+        keys = []
+    extra = [str(key) for key in keys if key not in ("class_path", "init_args", "dict_kwargs")]
+    if "class_path" in keys and extra:
+        return _beside_class_path(fault.option, ", ".join(extra))
+    return _wrong_value(fault)
 
 
 _PATTERNS: dict[str, Callable[[_Fault, re.Match[str]], str]] = {
@@ -137,9 +216,10 @@ _PATTERNS: dict[str, Callable[[_Fault, re.Match[str]], str]] = {
     # This is the message for an unknown option of a group within a class, such as optim.
     r"given class_path '[^']+':\s+unrecognized arguments: --([\w.+-]+)": _unknown_argument,
     r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either": _unknown_class,
-    r"File does not exist: '?([^'\n]+)'?": _missing_file,
-    r"(?s)^Unexpected config:(.*)": _no_options,
-    r"(?s)Problems parsing config[^:]*:(.+)": _invalid_yaml,
+    r"Expected an instantiatable class, but \S+ is abstract": _abstract_class,
+    r"Unable to load config '([^'\n]*)'": _no_mapping,
+    r"(?s)Not a valid subclass of.*Given value: (\{[^\n]*\})": _extra_keys,
+    r"argument (?:-\w/)?--([\w.]+): expected one argument": _without_value,
 }
 """Patterns of jsonargparse's messages, the most specific first, and the functions that describe these messages."""
 
@@ -172,13 +252,14 @@ def _wrong_value(fault: _Fault) -> str:
     message, option = fault.message, fault.option
     given = re.findall(r"Got value: (.+)", message) or re.findall(r"Given value: (.+)", message)
     nested = re.search(r"NestedArg\(key='([^']+)', val=(.+?)\)\s*$", message)
-    if nested and not option.endswith(nested[1]):
-        option = f"{option}.{nested[1]}"
-    types = re.findall(r"(?m)(?:Expected a|Not of type) (.+?)(?:\. Got value|: does not conform|$)", message)
+    if nested:
+        option = f"{fault.path[0]}.{nested[1]}"
+    types = re.findall(r"(?m)(?:Expected a|Not of type) (.+?)(?:\. Got value|: |$)", message)
     expected = list(dict.fromkeys(_type_name(text) for text in types))
     expected = [text for text in expected if text != "null"] or expected
     if option and expected:
         value = nested[2].strip("'\"") if nested else (given[0].strip() if given else "")
+        value = value or "an empty value"
         return f"--{option}: expected {' or '.join(expected)}, got {value}"
     return (f"--{option}: " if option else "") + one_line(re.sub(r"Parser key \"[^\"]+\":?", "", message))
 
@@ -191,6 +272,10 @@ def _type_name(text: str) -> str:
         "str": "a string",
         "bool": "true or false",
         "NoneType": "null",
+        "list": "a list",
+        "tuple": "a list",
+        "Iterable": "a list",
+        "dict": "a mapping",
     }
     if match := re.match(r"typing\.Literal\[(.+)\]", text):
         return "one of " + match[1].replace("'", "")

@@ -14,11 +14,18 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile, Namespace
+import yaml
+from jsonargparse import Namespace, set_dumper, set_loader
 from jsonargparse.typing import PositiveInt, import_object
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from segdet.cli.config_option import ConfigOption
 from segdet.cli.error_messages import one_line
+from segdet.cli.null_values import check_nulls
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import Classes, DataModule
 from segdet.data.datamodules import ImageFolder
@@ -29,6 +36,10 @@ from segdet.runs.panels import ImagePanels
 from segdet.runs.trainer_options import check_trainer_options
 from segdet.task import Task
 from segdet.util.errors import UserError
+from segdet.util.yaml_text import dump_yaml, load_yaml
+
+set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
+set_dumper("yaml", dump_yaml)
 
 DEFAULT_EPOCHS = 12
 
@@ -42,6 +53,17 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 INHERITED = ("seed_everything", "model", "data")
 """The sections of a checkpoint's configuration that set defaults of validate, test and predict; fit uses all."""
+
+_OPTIONS: dict[str, type] = {
+    "--model ": Task,
+    "--data ": DataModule,
+    "--trainer.callbacks ": pl.Callback,
+    "--trainer.logger ": Logger,
+    "--trainer.profiler ": Profiler,
+    "--trainer.strategy ": Strategy,
+    "": object,
+}
+"""The options by the base class of the objects that they build."""
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
 _BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
@@ -159,19 +181,33 @@ class Options:
             UserError: If a class cannot be instantiated with its arguments.
         """
 
+        failures: list[UserError] = []
+
         def build(option: str, class_type: type, *args: Any, **kwargs: Any) -> Any:
+            name = f"{option}{class_type.__name__}"
             try:
                 return class_type(*args, **kwargs)
-            except (ValueError, RuntimeError) as error:
-                name = f"{option}{class_type.__name__}"
-                raise UserError(f"{name}: cannot be built: {one_line(error)}; fix its arguments") from error
+            except UserError as error:
+                failures.append(error)
+                raise
+            except ImportError as error:
+                failures.append(UserError(f"{name}: a package is missing ({one_line(error)}); install it"))
+                raise failures[-1] from error
+            except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+                failures.append(UserError(f"{name}: cannot be built: {one_line(error)}; fix its arguments"))
+                raise failures[-1] from error
 
-        options = {Task: "--model ", DataModule: "--data ", object: ""}
-        instantiators = [(partial(build, option), base, True) for base, option in options.items()]
+        instantiators = [(partial(build, option), base, True) for option, base in _OPTIONS.items()]
         try:
             return self.parser.instantiate(self.config, instantiators=instantiators)
         except ParseFault as fault:
             raise UserError(readable(str(fault), self.parser, self.command)) from None
+        except (ValueError, TypeError):
+            if not failures:
+                raise
+            raise failures[
+                0
+            ] from None  # jsonargparse tries the other types of the option before it raises an error
 
 
 def parse_command(argv: Sequence[str]) -> Options:
@@ -200,11 +236,10 @@ def parse_command(argv: Sequence[str]) -> Options:
         printing = [] if first.print_config is None else [f"--print_config={first.print_config}"]
         config = parser.parse_args([*arguments, *printing])
     except ParseFault as fault:
-        raise UserError(readable(str(fault), parser, command)) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config: not a text in UTF-8 ({error}); give a YAML file") from None
+        raise UserError(readable(str(fault), parser, command, arguments)) from None
     config.ckpt_path = None if checkpoint is None else str(checkpoint.path)
     options = Options(command, shlex.join(["segdet", *argv]), parser, config, given, checkpoint)
+    check_nulls(config, given.values)
     _complete(options)
     return options
 
@@ -256,7 +291,7 @@ def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Pars
     """Return the parser of a subcommand; ``classes`` returns the classes of the model for a data module."""
     parser = Parser(prog=f"segdet {command}", description=f"The options of segdet {command}.")
     parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
+        "-c", "--config", action=ConfigOption, help="Path to a configuration file in json or yaml format."
     )
     parser.add_class_arguments(RunOptions)
     parser.add_class_arguments(

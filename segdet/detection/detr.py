@@ -80,7 +80,7 @@ class DETR(Detector):
         class_names: list[str],
         backbone: str = "resnet50",
         weights: str | None = None,
-        weights_backbone: str | bool | None = None,
+        weights_backbone: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         stride: int = 32,
         width: int = 256,

@@ -265,7 +265,7 @@ class FasterRCNN(TwoStageDetector):
         self,
         class_names: list[str],
         backbone: str = "resnet18",
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [4, 8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
         pyramid: bool = True,
@@ -404,8 +404,8 @@ class TorchvisionFasterRCNN(TwoStageDetector):
         self,
         class_names: list[str],
         network: str = "resnet50_fpn",
-        weights: str | bool | None = None,
-        weights_backbone: str | bool | None = None,
+        weights: bool | str | None = None,
+        weights_backbone: bool | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)

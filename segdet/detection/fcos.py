@@ -135,7 +135,7 @@ class FCOS(PointDetector):
         self,
         class_names: list[str],
         backbone: str = "resnet18",
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
         extra_levels: int = 2,
@@ -171,8 +171,8 @@ class TorchvisionFCOS(PointDetector):
         self,
         class_names: list[str],
         network: str = "resnet50_fpn",
-        weights: str | bool | None = None,
-        weights_backbone: str | bool | None = None,
+        weights: bool | str | None = None,
+        weights_backbone: bool | str | None = None,
         score_threshold: float = 0.2,
         **kwargs: Any,
     ) -> None:

@@ -76,7 +76,7 @@ class PyramidDetector(Detector):
         return neck.strides
 
     def build_torchvision(
-        self, family: str, network: str, weights: str | bool | None, weights_backbone: str | bool | None
+        self, family: str, network: str, weights: bool | str | None, weights_backbone: bool | str | None
     ) -> None:
         """Build a network of torchvision, see `torchvision_network`."""
         heads = {"head.classification_head.cls_logits": 1}

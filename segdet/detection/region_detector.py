@@ -60,7 +60,7 @@ class RegionDetector(Detector):
         self,
         class_names: list[str],
         backbone: str = "resnet18",
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         stride: int = 32,
         pool: int = 7,

@@ -102,7 +102,7 @@ class SlidingWindowDetector(Detector):
         hidden: list[int] = [128],  # noqa: B006
         dropout: float = 0.0,
         backbone: str | None = None,
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         windows_per_image: int = 64,
         positives: float = 0.25,

@@ -44,7 +44,7 @@ class SSDLite(DefaultBoxDetector):
     def __init__(
         self,
         class_names: list[str],
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         reduced_tail: bool = True,
         mean: tuple[float, float, float] = _HALF,
         std: tuple[float, float, float] = _HALF,
@@ -87,7 +87,7 @@ class SSDLite(DefaultBoxDetector):
         with torch.no_grad(), evaluating(self.backbone):
             return [features.shape[1] for features in self._maps(torch.zeros(1, 3, 64, 64))]
 
-    def _load_weights(self, weights: str | bool, reduced_tail: bool) -> None:
+    def _load_weights(self, weights: bool | str, reduced_tail: bool) -> None:
         published = [SSDLite320_MobileNet_V3_Large_Weights, MobileNet_V3_Large_Weights]
         source, state = read_weights(weights, "SSDLite", published)
         if "features.0.0.weight" not in state:

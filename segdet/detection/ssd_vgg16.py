@@ -59,7 +59,7 @@ class VGG16SSD(DefaultBoxDetector):
     def __init__(
         self,
         class_names: list[str],
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         sizes: Sizes = "voc",
         mean: tuple[float, float, float] = VGG_MEAN,
         std: tuple[float, float, float] = VGG_STD,
@@ -101,7 +101,7 @@ class VGG16SSD(DefaultBoxDetector):
             )
         return list(self.backbone(images).values())
 
-    def _load_weights(self, weights: str | bool, sizes: Sizes) -> None:
+    def _load_weights(self, weights: bool | str, sizes: Sizes) -> None:
         name = type(self).__name__
         published = [SSD300_VGG16_Weights] if isinstance(self, SSD300) else []
         source, state = read_weights(weights, name, [*published, VGG16_Weights])

@@ -25,8 +25,8 @@ def torchvision_network(
     family: str,
     network: str,
     class_names: list[str],
-    weights: str | bool | None,
-    weights_backbone: str | bool | None,
+    weights: bool | str | None,
+    weights_backbone: bool | str | None,
     heads: Mapping[str, int],
 ) -> Any:
     """Build a detection network of torchvision.

@@ -94,7 +94,7 @@ class YOLOv1(Detector):
         self,
         class_names: list[str],
         backbone: str | None = None,
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         stride: int = 32,
         grid: int = 7,
@@ -316,7 +316,7 @@ class YOLOv1(Detector):
 
 
 def _paper_backbone(
-    weights: str | bool | None, batch_norm: bool, options: dict[str, Any] | None, stride: int
+    weights: bool | str | None, batch_norm: bool, options: dict[str, Any] | None, stride: int
 ) -> tuple[nn.Sequential, int]:
     """Return the first twenty convolutions of figure 3, and their output channels."""
     if options:

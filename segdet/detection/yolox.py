@@ -60,7 +60,7 @@ class YOLOX(Detector):
         self,
         class_names: list[str],
         backbone: str = "resnet18",
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [8, 16, 32],  # noqa: B006  read only; jsonargparse shows it as the default
         width: int = 128,

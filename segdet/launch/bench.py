@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader
 
 from segdet.launch.experiment import AFTER, Experiment
 from segdet.launch.job import Job, is_finished
@@ -31,6 +30,7 @@ from segdet.launch.local import Slots, last_line, lock, print_status, run_comman
 from segdet.runs.folder_layout import read_record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
+from segdet.util.yaml_text import load_yaml
 
 
 def plan(
@@ -146,7 +146,7 @@ def _digest(config: Path) -> str:
     """Return a digest of the values in a config file and in the files that it names. Comments have no effect."""
     content = config.read_bytes()
     with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run will report the error
-        values = get_loader("yaml")(content.decode())
+        values = load_yaml(content.decode())
         content = json.dumps(values, sort_keys=True, default=str).encode()
         for value in values.values() if isinstance(values, dict) else ():
             if isinstance(value, str) and (config.parent / value).is_file():  # such as ``data: data.yaml``

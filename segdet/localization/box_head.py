@@ -56,7 +56,7 @@ class BoxHead(Localizer):
         self,
         class_names: list[str],
         backbone: str = "resnet18",
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [32],  # noqa: B006  read only; jsonargparse shows it as the default
         heads: Heads = "flat",

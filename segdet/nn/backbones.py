@@ -86,7 +86,7 @@ class SmallVGG(nn.Module):
 
 def build_backbone(
     name: str = "resnet18",
-    weights: str | bool | None = None,
+    weights: bool | str | None = None,
     strides: Sequence[int] | None = None,
     output_stride: int | None = None,
     **options: Any,
@@ -177,7 +177,7 @@ class _Values(nn.Module):
 
 
 def _small_vgg(
-    weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
+    weights: bool | str | None, options: dict[str, Any], strides: Sequence[int] | None
 ) -> Backbone:
     try:
         body = SmallVGG(**options)
@@ -194,7 +194,7 @@ def _small_vgg(
 
 
 def _from_timm(
-    name: str, weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
+    name: str, weights: bool | str | None, options: dict[str, Any], strides: Sequence[int] | None
 ) -> Backbone:
     if not timm.is_model(name.split(".")[0]):
         near = closest(name, timm.list_models()) or "resnet18"
@@ -241,7 +241,7 @@ def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, in
 
 
 def _from_torchvision(
-    name: str, weights: str | bool | None, options: dict[str, Any], strides: Sequence[int] | None
+    name: str, weights: bool | str | None, options: dict[str, Any], strides: Sequence[int] | None
 ) -> Backbone:
     if name not in torchvision.models.list_models(module=torchvision.models):
         near = closest(name, torchvision.models.list_models(module=torchvision.models)) or "resnet18"

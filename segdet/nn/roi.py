@@ -154,7 +154,7 @@ class TwoLayerHead(nn.Module):
         hidden = self.dropout(F.relu(self.fc6(features)))
         return self.dropout(F.relu(self.fc7(hidden)))
 
-    def start_from(self, backbone: str, weights: str | bool | None) -> bool:
+    def start_from(self, backbone: str, weights: bool | str | None) -> bool:
         """Copy both layers from a pretrained torchvision network if the shapes match.
 
         Args:

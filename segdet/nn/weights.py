@@ -23,7 +23,7 @@ StateDict = dict[str, Tensor]
 
 def load_weights(
     network: nn.Module,
-    weights: str | bool,
+    weights: bool | str,
     owner: str,
     published: Sequence[type[WeightsEnum]] = (),
     option: str = "--model.weights",
@@ -45,7 +45,7 @@ def load_weights(
 
 
 def read_weights(
-    weights: str | bool,
+    weights: bool | str,
     owner: str,
     published: Sequence[type[WeightsEnum]] = (),
     option: str = "--model.weights",
@@ -110,14 +110,14 @@ def check_complete(own: StateDict, missing: Sequence[str], source: str, owner: s
         )
 
 
-def is_weights_file(weights: str | bool | None) -> bool:
+def is_weights_file(weights: bool | str | None) -> bool:
     """Return whether ``weights`` is the path of a file rather than the name of published weights."""
     suffixes = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
     return isinstance(weights, str) and ("/" in weights or weights.endswith(suffixes))
 
 
 def published_name(
-    weights: str | bool,
+    weights: bool | str,
     owner: str,
     published: Sequence[type[WeightsEnum]],
     option: str = "--model.weights",

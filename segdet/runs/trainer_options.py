@@ -38,6 +38,9 @@ _LEAST = {
 }
 """The smallest valid value of numeric options."""
 
+_MOST = 2**31 - 1
+"""The largest valid value of numeric options, so that torch can represent them."""
+
 _AMOUNTS = {
     "limit_train_batches": 0,
     "limit_val_batches": 0,
@@ -77,7 +80,9 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     for name, least in _LEAST.items():
         value = options.get(name)
         if value is not None and not isinstance(value, bool):
-            check_range(f"--trainer.{name}", value, least=least)
+            check_range(f"--trainer.{name}", value, least=least, most=_MOST)
+    if isinstance(options.get("devices"), int):
+        check_range("--trainer.devices", options["devices"], least=-1, most=_MOST)
     for name, least in _AMOUNTS.items():
         _check_amount(name, options.get(name), least)
     for name in ("max_time", "val_check_interval"):

@@ -51,7 +51,7 @@ class DeconvNet(Segmenter):
     def __init__(
         self,
         class_names: list[str],
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         width: float = 1.0,
         fc_channels: int = 4096,
         fc_kernel: int = 7,

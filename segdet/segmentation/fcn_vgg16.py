@@ -61,7 +61,7 @@ class VGG16FCN(Segmenter):
         self,
         class_names: list[str],
         stride: Stride = 8,
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         pad: Pad = 100,
         upsampling: Learned = "none",
         skip_scales: tuple[float, float] = (0.01, 0.0001),

@@ -44,7 +44,7 @@ class SegNet(Segmenter):
     def __init__(
         self,
         class_names: list[str],
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         width: float = 1.0,
         dropout: float = 0.0,
         **kwargs: Any,

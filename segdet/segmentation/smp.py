@@ -55,7 +55,7 @@ class SMP(Segmenter):
         class_names: list[str],
         architecture: str = "DeepLabV3Plus",
         encoder: str = "resnet34",
-        encoder_weights: str | bool | None = None,
+        encoder_weights: bool | str | None = None,
         options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -81,7 +81,7 @@ class SMP(Segmenter):
         options = dict(options or {})
         _check_options(kind, encoder, options)
         from_file = is_weights_file(encoder_weights)
-        named: str | bool | None = None
+        named: bool | str | None = None
         if encoder_weights and not from_file:
             encoder, named = _named(smp, encoder, encoder_weights)
             if is_restoring():

@@ -56,8 +56,8 @@ class TorchvisionSegmenter(Segmenter):
         self,
         class_names: list[str],
         backbone: str = "resnet50",
-        weights: str | bool | None = None,
-        weights_backbone: str | bool | None = None,
+        weights: bool | str | None = None,
+        weights_backbone: bool | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, **kwargs)
@@ -103,7 +103,7 @@ class TorchvisionSegmenter(Segmenter):
         """Yield the inputs of the classifier."""
         yield feature_stage("features", features["out"], "The strength of the backbone's last map.")
 
-    def _build(self, backbone: str, weights: str | bool | None, weights_backbone: str | bool | None) -> Any:
+    def _build(self, backbone: str, weights: bool | str | None, weights_backbone: bool | str | None) -> Any:
         """Return torchvision's module with the given weights and one output per class."""
         kind, name = type(self).__name__, f"{self.family}_{backbone}"
         known = torchvision.models.list_models(module=torchvision.models.segmentation)
@@ -203,8 +203,8 @@ class LRASPP(TorchvisionSegmenter):
         self,
         class_names: list[str],
         backbone: str = "mobilenet_v3_large",
-        weights: str | bool | None = None,
-        weights_backbone: str | bool | None = None,
+        weights: bool | str | None = None,
+        weights_backbone: bool | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, backbone, weights, weights_backbone, auxiliary_weight=0.0, **kwargs)

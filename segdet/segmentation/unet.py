@@ -50,7 +50,7 @@ class UNet(Segmenter):
         self,
         class_names: list[str],
         backbone: str = "resnet18",
-        weights: str | bool | None = None,
+        weights: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         strides: list[int] = [1, 2, 4, 8, 16],  # noqa: B006  read only; jsonargparse shows it as the default
         widths: list[int] = [64, 128, 256, 512],  # noqa: B006

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from segdet.util.errors import UserError
 from segdet.util.suggest import closest, did_you_mean
+from segdet.util.yaml_text import load_yaml
 
 Key = tuple[str | int, ...]
 """The path of a value in nested mappings and lists, such as ``("runs", "fcn", "test")``."""
@@ -74,8 +75,6 @@ class YamlFile:
         Raises:
             UserError: If the file cannot be read, is not YAML, or has a duplicate key.
         """
-        from jsonargparse import get_loader  # slow, and not needed to read records
-
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
@@ -84,11 +83,15 @@ class YamlFile:
             near = closest(path.name, [other.name for other in path.parent.glob("*.yaml")])
             hint = f"did you mean {path.parent / near}?" if near else "check the path"
             raise UserError(f"{path}: no such file; {hint}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); fix the path or its permissions"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a text in UTF-8 ({error.reason}); give a YAML file") from None
         except yaml.MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise UserError(f"{path}{line}: {error.problem}; fix the YAML") from None
+            raise UserError(f"{path}{line}: not valid YAML: {error.problem}; fix it") from None
         lines: dict[Key, int] = {}
         for key, number, fault in _walk(root, ()):
             if key in lines:
@@ -96,7 +99,7 @@ class YamlFile:
             if fault:
                 raise UserError(f"{path}, line {number}: {fault}")
             lines[key] = number
-        return cls(path, get_loader("yaml")(text), lines)
+        return cls(path, load_yaml(text), lines)
 
     def parse(self, model: type[Model]) -> Model:
         """Return the file's values as ``model``.

@@ -65,20 +65,106 @@ def test_missing(line: Line) -> None:
     assert line(["fit", "--model=SSD", "--data=VOCDataModule"]).startswith(
         "--data.root: missing, but required by VOCDataModule"
     )
-    assert line(["fit", "--config=none.yaml"]).endswith("none.yaml: no such file; fix the path")
+    assert line(["fit", "--config=none.yaml"]) == "--config none.yaml: no such file; check the path"
 
 
 def test_invalid_yaml(line: Line, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: [a\n b: 3")
-    assert line(["fit", "--config=c.yaml"]).startswith("--config: not valid YAML: ")
+    assert line(["fit", "--config=c.yaml"]).startswith("--config c.yaml, line 2: not valid YAML: ")
+    (tmp_path / "c.yaml").write_text("model: FCN\nmodel: SSD\n")
+    assert line(["fit", "--config=c.yaml"]).startswith("--config c.yaml, line 2: 'model' is a duplicate key")
+    assert line(["fit", "--config={model: ["]).startswith("--config: the text is not YAML (")
 
 
 def test_file_without_options(line: Line, tmp_path: Path) -> None:
-    for text, found in (("- a\n", "- a"), ("hello", "hello"), ("", "nothing")):
+    for text, found in (
+        ("- a\n", "['a']"),
+        ("hello", "hello"),
+        ("", "nothing"),
+        ("# a comment\n", "nothing"),
+    ):
         (tmp_path / "c.yaml").write_text(text)
-        assert line(["fit", "--config=c.yaml"]).endswith(f"got {found}; fix the file")
+        message = line(["fit", "--config=c.yaml"])
+        assert message.startswith("--config c.yaml: expected options, such as ")
+        assert message.endswith(f"got {found}; fix the file")
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe")
-    assert line(["fit", "--config=c.yaml"]).startswith("--config: not a text in UTF-8 (")
+    assert line(["fit", "--config=c.yaml"]).startswith("--config c.yaml: not a text in UTF-8 (")
+
+
+def test_folder_as_a_file_of_options(line: Line, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert line(["fit", "--config=run"]) == "--config run: is a folder; give a YAML file"
+    (tmp_path / "run" / "config.yaml").write_text("trainer: {max_epochs: 1}\n")
+    assert line(["fit", "--config=run"]) == "--config run: is a folder; give run/config.yaml"
+    assert line(["fit", "--config="]) == "--config: has no value; give a YAML file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--data.root"], "--data.root"),
+        (["--data.root", "--trainer.max_epochs", "3"], "--data.root"),
+        (["--trainer.max_epochs", "--data.root", "x"], "--trainer.max_epochs"),
+        (["--data.batch_size=3", "--data.root", "x", "--model.optim.lr"], "--model.optim.lr"),
+        (["--model"], "--model"),
+        (["--config"], "--config"),
+    ],
+)
+def test_option_without_a_value(line: Line, arguments: list[str], option: str) -> None:
+    message = line(["fit", *MODELS["detection"], *TINY, *arguments])
+    assert message == f"{option}: has no value; give one, as in {option} VALUE"
+
+
+def test_keys_beside_class_path(line: Line, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: {class_path: FCN, init_arg: {width: 8}}\n")
+    assert line(["fit", "--config=c.yaml"]) == "--model: no such key 'init_arg'; did you mean init_args?"
+    (tmp_path / "c.yaml").write_text("data: {class_path: VOCDataModule, init_args: {root: a}, seed: 3}\n")
+    assert line(["fit", "--config=c.yaml"]).startswith(
+        "--data: seed beside class_path; put them into init_args, as in {class_path: NAME, init_args: "
+    )
+    callbacks = "--trainer.callbacks=[{class_path: EarlyStopping, monitor: a}]"
+    assert line(["fit", callbacks]).startswith("--trainer.callbacks: arguments beside class_path; ")
+
+
+def test_arguments_of_a_nested_class(line: Line) -> None:
+    base = ["fit", *MODELS["detection"], *TINY]
+    assert line([*base, "--data.recipe.size=[8, 8]"]).startswith(
+        "--data.recipe.size: --data.recipe is not given; give its class first: choose from Plain, "
+    )
+    assert line([*base, "--data.recipe=Plane"]) == "--data.recipe Plane: no such recipe; did you mean Plain?"
+    assert line([*base, "--trainer.callbacks=[EarlyStoping]"]) == (
+        "--trainer.callbacks EarlyStoping: no such callback; did you mean EarlyStopping?"
+    )
+    message = line([*base, "--trainer.logger=abacus"])
+    assert message.startswith("--trainer.logger abacus: no such logger; choose from ")
+    assert line([*base, "--model.optim=fast"]).startswith(
+        "--model.optim fast: expected options of model.optim; "
+    )
+    assert line([*base, "--trainer=fast"]).startswith("--trainer fast: expected options of trainer; ")
+    assert line([*base, "--checkpoint_every_n_steps=often"]) == (
+        "--checkpoint_every_n_steps: expected a whole number above 0, got often"
+    )
+    assert line([*base, "--trainer.max_epochs="]).endswith("got an empty value")
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("logger", "TensorBoardLogger"), ("callbacks", "RichProgressBar"), ("callbacks", "RichModelSummary")],
+)
+def test_a_class_whose_package_is_missing(
+    line: Line, shapes: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
+) -> None:
+    for flag in ("RICH", "TENSORBOARD", "TENSORBOARDX"):
+        modules = ("callbacks.progress.rich_progress", "callbacks.rich_model_summary", "loggers.tensorboard")
+        for module in modules:
+            monkeypatch.setattr(f"lightning.pytorch.{module}._{flag}_AVAILABLE", False, raising=False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--run_dir=here"]
+    extra = ["--trainer.logger.save_dir=x"] if option == "logger" else []
+    message = line([*arguments, f"--trainer.{option}={name}", *extra])
+    assert message.startswith(f"--trainer.{option} {name}: a package is missing (")
+    assert message.endswith("; install it")
 
 
 def test_task(line: Line, shapes: Path) -> None:
@@ -112,7 +198,7 @@ def test_absent_device(line: Line, shapes: Path, tmp_path: Path) -> None:
         ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", "--trainer.accelerator=cuda",
          "--run_dir=here"]
     )  # fmt: skip
-    assert message.startswith("--trainer: ")
+    assert message.startswith("--trainer.accelerator: ")
     assert "CUDA" in message
 
 
