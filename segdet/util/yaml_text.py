@@ -16,7 +16,7 @@ _NONE = re.compile("^None$")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's name
+    yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0] != _TIME]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -76,7 +76,7 @@ def test_null_is_refused_where_a_value_is_needed(line: Line, option: str, messag
 def test_null_in_a_class_of_a_class_is_checked_too() -> None:
     options = parse_command(["fit", *MODELS["segmentation"], *TINY, "--data.recipe=ScaleJitter"])
     check_nulls(options.config, {"data.recipe.size": None})
-    with pytest.raises(Exception, match="--data.recipe.scale null: ScaleJitter needs a value"):
+    with pytest.raises(Exception, match=r"--data\.recipe\.scale null: ScaleJitter needs a value"):
         check_nulls(options.config, {"data.recipe.scale": None})
 
 
