@@ -33,7 +33,7 @@ class Tally:
 
     Attributes:
         objects: All objects of the classes.
-        counted: Those that training uses.
+        counted: Objects that training uses.
         crowds: Crowds, which training and scores ignore.
         difficult: Difficult objects, which training and scores ignore.
         small: Objects smaller than a pixel, which training does not use but scores count.
@@ -136,7 +136,7 @@ def object_faults(
 
 
 def size_fault(path: Path, size: tuple[int, int], declared: tuple[int, int] | None) -> Iterator[Fault]:
-    """Yield the fault of an image whose ``size`` (height, width) is not the one that its annotation states."""
+    """Yield a fault if an image's ``size``, (height, width), differs from the ``declared`` size in its annotation."""
     if declared is not None and declared != size:
         fault = f"is {wh(size)} but its annotation states {wh(declared)}"
         handling = "the annotation is assumed to be in pixels of the file; check that it is"

@@ -35,7 +35,7 @@ _LEFT_OUT = {
     FaultKind.SMALL,
     FaultKind.CATEGORY,
 }
-"""Kinds of faults by which an object is left out."""
+"""Faults of objects that are left out."""
 
 
 @dataclass
@@ -134,7 +134,7 @@ def _check_sample(
 
 
 def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault | None:
-    """Raise an error if a fault of a survey stops the run; return the fault of a subset without a score.
+    """Raise an error if a fault of a survey stops the run. Return the fault of a subset that cannot be scored, or None.
 
     Raises:
         BadSample: If a sample cannot be used, unless the dataset skips bad samples.

@@ -149,8 +149,8 @@ def _own(run: Run) -> None:
 def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Container[str]) -> None:
     """Move a test to a separate folder if it differs from the run in checkpoint, data or configuration.
 
-    The record of a run holds only scores of its best checkpoint, with the configuration and data of its training. Other
-    commands than fit also use a separate folder if another process writes to that of the run.
+    The record of a run holds only scores of its best checkpoint, with the configuration and data of its training. If
+    another process writes to the run's folder, all commands except fit also use a separate folder.
 
     Args:
         run: The run; its folder is changed in place.
@@ -199,7 +199,7 @@ def _differs(run: Run, data: Any, config: Mapping[str, Any], given: Container[st
 
 
 def _separate(run: Run, reason: str) -> None:
-    """Move a command that uses a run to a new folder beside that of the run."""
+    """Move a command that uses a run to a new folder beside the run's folder."""
     separate = f"{run.folder}-{run.command}"
     if _slurm_tasks() > 1:
         # A job may run several tests, and all processes of one test have to choose the same folder.

@@ -1,8 +1,9 @@
 """Ownership of a run's folder: one process writes to it at a time.
 
-The owner locks the file ``owner.json`` in the folder. The operating system releases the lock when the process ends, in
-whatever way. The file names the owner for messages. On file systems whose locks are not shared between machines, the
-time of the file protects the folder: the owner renews it, and other machines respect it for `LEASE` seconds.
+The owner locks the file ``owner.json`` in the folder. The operating system releases the lock when the process ends,
+even if it is killed. The file contains a description of the owner for messages. Some file systems do not share locks
+between machines. There the modification time of the file protects the folder: the owner updates it every `RENEWAL`
+seconds, and other machines do not use the folder for `LEASE` seconds after an update.
 """
 
 import json
@@ -23,10 +24,10 @@ except ImportError:  # Windows
 OWNER = "owner.json"
 
 LEASE = 120.0
-"""Seconds for which an owner on another machine is respected without a sign of life."""
+"""The time in seconds after its last update for which an owner on another machine keeps the folder."""
 
 RENEWAL = 15.0
-"""Seconds between two signs of life."""
+"""The time in seconds between two updates of the file."""
 
 
 class OwnedError(UserError):

@@ -191,7 +191,7 @@ def test_a_fatal_fault_stops_before_the_first_step_or_is_skipped(
     assert module.dataset("train")[0].source.path.name == "0002.jpg"
 
 
-def test_what_is_fatal_for_the_file_stops_with_the_line_of_the_check(
+def test_a_fatal_fault_of_the_file_stops_with_the_line_of_the_check(
     coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture
 ) -> None:
     edit_json(annotations, lambda document: document["images"][1].update(id=1))

@@ -19,7 +19,7 @@ from segdet.runs.interruption import AgreedInterrupt, AgreedStop, AgreedTerminat
 
 
 class Strategy:
-    """The decision of this process and of one that reports ``others``."""
+    """A strategy that combines the decision of this process with ``others``, the decisions of another process."""
 
     def __init__(self, *others: bool) -> None:
         self.others = list(others)

@@ -103,7 +103,7 @@ def test_a_job_that_slurm_restarts_on_another_machine_owns_its_folder(
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file names a process; without a lock, its existence decides."""
+    """Without a lock, the folder is in use as long as the process in the file exists."""
     monkeypatch.setattr(ownership, "fcntl", None)
     other_machine(tmp_path, 0, host=socket.gethostname(), pid=os.getppid(), started="5")
     Ownership(tmp_path).release()  # another process has the number of the owner now

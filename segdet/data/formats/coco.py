@@ -25,8 +25,8 @@ _LARGE_FILE = 30_000_000
 class COCOReader(Reader):
     """The images of one COCO annotation file, including those without annotations.
 
-    Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. A category without annotations
-    is left out if its name is another's name or supercategory, like the placeholder in Roboflow's exports.
+    Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. Placeholders, as in Roboflow's
+    exports, are left out: categories without annotations that are the supercategory of others, or have the same name.
 
     Semantic masks are made from the objects: 0 for background, else the label. Where objects overlap, the one with the
     smaller ``area`` is on top (for equal areas, the later one in the file). Crowd regions are ignored (255) except
@@ -45,7 +45,7 @@ class COCOReader(Reader):
         class_names: Categories to use, in this order, or a text file with one per line (looked up in ``root`` first).
             Objects of other categories are left out.
         masks: Whether objects have masks.
-        known: Classes of the training split or of a model, to which categories are matched by name. A class may be
+        known: Classes of the training split or of a model. Categories are matched to them by name. A class may be
             missing in the file. Objects of other categories are left out. Ignored if no name is in the file.
         strict: Whether a fatal fault of the file is an error. If not, `file_faults` contains it.
 
@@ -252,7 +252,7 @@ class COCOReader(Reader):
         return rows
 
     def _value_faults(self, index: int, rows: list[int], boxes: bool) -> Iterator[Fault]:
-        """Yield the faults of annotations that do not depend on their outlines, without those of boxes if not used."""
+        """Yield the faults of annotations except faults of outlines and, unless ``boxes``, faults of boxes."""
         for row in rows:
             for fault in self._document.faults_of(row):
                 if boxes or not fault.of_box:

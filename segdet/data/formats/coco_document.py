@@ -35,7 +35,7 @@ class Category(NamedTuple):
 
 
 class EntryFault(NamedTuple):
-    """A fault of one annotation. A fatal one makes its image unusable, for segmentation only if not `of_box`."""
+    """A fault of one annotation. If it is `fatal`, the image is unusable. Segmentation ignores faults `of_box`."""
 
     fault: str
     fatal: bool
@@ -131,7 +131,7 @@ def read_document(path: Path, keep_outlines: bool) -> Document:
 
 
 class _Parser:
-    """Fills a `Document`."""
+    """The parser of a COCO file, which fills a `Document`."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -270,7 +270,7 @@ class _Parser:
         return np.bincount(known, minlength=len(document.categories))
 
     def _identity(self, entry: int, annotation: dict[str, Any]) -> int:
-        """Return the id of an annotation for the table. Ids that are no 64-bit integers are kept elsewhere."""
+        """Return the id of an annotation, or `_NO_ID` for an id that is not a 64-bit integer (see `_other_ids`)."""
         number = annotation.get("id")
         if type(number) is int and -(2**63) < number < 2**63:
             return number
@@ -368,9 +368,10 @@ def _shown(value: Any) -> str:
 
 
 def without_placeholders(document: Document, kept: Sequence[str]) -> tuple[list[Category], list[Fault]]:
-    """Return the categories except placeholders, and a note for each of these.
+    """Return the categories except placeholders, and a note for each placeholder.
 
-    A placeholder has no annotations, and its name is that of another category or only the supercategory of others.
+    A placeholder has no annotations, and its name is also the name of another category that has annotations, or the
+    supercategory of another category.
 
     Args:
         document: The file.
@@ -425,7 +426,7 @@ def category_faults(
 
 
 def repeated(document: Document, index: int) -> Iterator[tuple[int, int]]:
-    """Yield each annotation of image ``index`` that repeats category and box of an earlier one, and the earlier one."""
+    """Yield pairs of annotations of image ``index`` with the same category and box: the later, then the first one."""
     first: dict[bytes, int] = {}
     rows = document.rows(index)
     table = document.table[rows]

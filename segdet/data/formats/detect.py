@@ -48,7 +48,7 @@ class Dataset:
 
         Args:
             split: The split.
-            known: Classes of another split, to which COCO's categories are matched by name.
+            known: Classes of another split. COCO's categories are matched to them by name.
             strict: Whether a fatal fault of an annotation file is an error; see `COCOReader`.
 
         Raises:

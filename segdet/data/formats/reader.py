@@ -23,7 +23,7 @@ from segdet.util.errors import UserError
 
 
 class KnownClasses(NamedTuple):
-    """Classes to which a reader matches its own by name.
+    """Known classes. A reader matches its own classes to them by name.
 
     Attributes:
         ids: The category id of each name, label 1 first.
