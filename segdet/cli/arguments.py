@@ -46,6 +46,12 @@ class CommandParser(argparse.ArgumentParser):
         pixels_help = "the largest number of pixels of an image that is read (default: 178,956,970)"
         add("--max_pixels", type=int, metavar="N", help=pixels_help)
 
+    def add_report_arguments(self, content: str) -> None:
+        """Add the arguments of a command that reads a whole dataset and writes ``content``."""
+        self.add_argument("--json", type=Path, metavar="FILE", help=f"also write {content} to this file")
+        workers_help = "number of threads (default: one per core)"
+        self.add_argument("--workers", type=int, metavar="N", help=workers_help)
+
 
 def dataset_from(arguments: argparse.Namespace) -> Dataset:
     """Return the dataset that the arguments of `CommandParser.add_dataset_arguments` select; see `find_dataset`."""

@@ -15,16 +15,17 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from segdet.data.dataset import OnBadSample, TaskDataset
+from segdet.data.formats.detect import DATA_MODULES, format_of
 from segdet.data.formats.reader import Reader
 from segdet.data.images import MAX_PIXELS, MOST_PIXELS
 from segdet.data.mosaic import MosaicDataset
 from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
-from segdet.data.survey import refuse_unusable, survey
+from segdet.data.survey import refuse_unusable, shared_images, survey
 from segdet.data.transforms import Plain, Recipe
 from segdet.util.cores import usable_cores
-from segdet.util.errors import UserError, check_choice, check_range
+from segdet.util.errors import BadSample, UserError, check_choice, check_range
 from segdet.util.seeds import global_seed
 
 Subset = Literal["train", "val", "test"]
@@ -92,6 +93,7 @@ class DataModule(L.LightningDataModule):
         max_pixels: The largest number of pixels of an image. A larger image is a bad sample.
 
     Attributes:
+        folder_format: Format of the folder: ``voc``, ``coco`` or ``cityscapes``; None if it has no fixed format.
         test_is_val: Whether the validation split is also the test split, because no test split is given.
         known_classes: Classes of a checkpoint. If set, they replace the classes of the training split, which may then
             be missing. They are also used to read datasets that do not name their classes.
@@ -103,6 +105,7 @@ class DataModule(L.LightningDataModule):
     """
 
     test_is_val: bool = False
+    folder_format: str | None = None
 
     def __init__(
         self,
@@ -180,7 +183,12 @@ class DataModule(L.LightningDataModule):
     def reader(self, subset: Subset) -> Reader:
         """Return the reader of a subset, opened once."""
         if subset not in self._readers:
-            opened = self.open_reader(subset)
+            try:
+                opened = self.open_reader(subset)
+            except BadSample:
+                raise
+            except UserError as error:
+                raise _other_format(self) or error from None
             opened.max_pixels = self.max_pixels
             for other, before in self._readers.items():
                 _same_classes(self.root, (other, before), (subset, opened), self.task)
@@ -355,6 +363,22 @@ def _report_annotations(data: DataModule, subset: Subset) -> None:
     if fault is not None and first:
         sys.stderr.write(f"segdet: {subset}: {fault.path}: {fault.fault}; {fault.remedy}\n")
     data.notes.update(dict.fromkeys(found.left_out()))
+    if first and subset == "val" and "train" in data.checked:
+        shared = shared_images(data.dataset("train"), dataset)
+        if shared:
+            sys.stderr.write(
+                f"segdet: val: {shared:,} of {len(dataset):,} images are training images as well; scores on "
+                "training images are meaningless\n"
+            )
+
+
+def _other_format(data: DataModule) -> UserError | None:
+    """Return the error of a folder in the format of another data module, or None."""
+    found = format_of(data.root) if data.root.is_dir() and data.folder_format is not None else None
+    if found is None or found == data.folder_format:
+        return None
+    name = DATA_MODULES[found]
+    return UserError(f"{data.root}: is a folder of {name}; give --data {name}")
 
 
 def _with_mosaic(data: DataModule, dataset: TaskDataset) -> MosaicDataset:

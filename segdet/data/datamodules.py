@@ -27,6 +27,8 @@ class VOCDataModule(DataModule):
         kwargs: See `DataModule`.
     """
 
+    folder_format = "voc"
+
     def __init__(
         self,
         root: str | Path,
@@ -76,6 +78,8 @@ class COCODataModule(DataModule):
     Raises:
         UserError: If neither ``root`` nor ``train_annotations`` is given.
     """
+
+    folder_format = "coco"
 
     def __init__(
         self,
@@ -142,6 +146,8 @@ class CityscapesDataModule(DataModule):
         test: Split to test on; default: the validation split (Cityscapes' test annotations are secret).
         kwargs: See `DataModule`.
     """
+
+    folder_format = "cityscapes"
 
     def __init__(
         self, root: str | Path, train: str = "train", val: str = "val", test: str | None = None, **kwargs: Any

@@ -50,6 +50,7 @@ class ImageInfo:
         bits: Bits per channel.
         orientation: The EXIF orientation 1..8; 1 if upright or not stated.
         format: PIL's name of the file format: ``JPEG``, ``PNG`` ...
+        frames: Number of frames of an animation or pages of a document, of which the first is read.
     """
 
     size: tuple[int, int]
@@ -57,6 +58,7 @@ class ImageInfo:
     bits: int
     orientation: int
     format: str
+    frames: int = 1
 
 
 def read_image(
@@ -163,7 +165,17 @@ def image_info(path: Path | str) -> ImageInfo:
             with Path(path).open("rb") as file:
                 bits = file.read(25)[24]
         size, kind = (image.height, image.width), image.format or "unknown"
-        return ImageInfo(size, image.mode, bits, _orientation(image), kind)
+        return ImageInfo(size, image.mode, bits, _orientation(image), kind, _frames(image))
+
+
+def _frames(image: Image.Image) -> int:
+    # A camera's MPO file contains the photo and its previews.
+    if image.format == "MPO":
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except _PIL_ERRORS:
+        return 1
 
 
 def _read(path: Path | str) -> bytes:
@@ -183,7 +195,7 @@ def _unreadable(path: Path | str, error: OSError) -> BadSample:
     return BadSample(path, f"cannot be read ({error.strerror or error})", "fix the path or its permissions")
 
 
-def _check_pixels(path: Path | str, size: tuple[int, int], limit: int | None) -> None:
+def check_pixels(path: Path | str, size: tuple[int, int], limit: int | None) -> None:
     """Raise `BadSample` if an image of ``size`` (height, width) has more pixels than ``limit``."""
     if limit is not None and size[0] * size[1] > limit:
         fault = f"is {size[1]}x{size[0]}, which is more than {limit:,} pixels"
@@ -198,7 +210,7 @@ def _decode_jpeg(path: Path | str, data: bytes, limit: int | None) -> np.ndarray
         raise BadSample(path, "truncated JPEG: the end of the image is missing", _REMEDY)
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        _check_pixels(path, (height, width), limit)
+        check_pixels(path, (height, width), limit)
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:
         reason = str(error)
@@ -231,7 +243,7 @@ def _decode_png(path: Path | str, data: bytes, flags: int, limit: int | None) ->
     # torchvision's decoder aborts the process on a bad checksum.
     _check_png_end(path, data)
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
-    _check_pixels(path, (height, width), limit)
+    check_pixels(path, (height, width), limit)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
@@ -271,7 +283,7 @@ def _pixels(
     path: Path | str, image: Image.Image, limit: int | None = None, mode: str | None = None
 ) -> np.ndarray:
     """Decode the pixels, and convert them to ``mode`` if given; raise `BadSample` if there are more than ``limit``."""
-    _check_pixels(path, (image.height, image.width), limit)
+    check_pixels(path, (image.height, image.width), limit)
     try:
         return np.array(image.convert(mode) if mode else image)
     except _PIL_ERRORS as error:

@@ -8,7 +8,7 @@ from segdet.data.annotation_faults import Tally, object_faults, size_fault
 from segdet.data.dataset import TaskDataset
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, for_each_sample
-from segdet.data.images import image_info, image_size
+from segdet.data.images import check_pixels, image_info, image_size
 from segdet.data.transforms import resized_size
 from segdet.util.errors import BadSample, UserError
 
@@ -54,7 +54,7 @@ class Survey:
 
     def left_out(self) -> list[str]:
         """Return one line for each object and sample that is left out."""
-        objects = [fault.note_line for fault in self.faults if fault.kind in _LEFT_OUT]
+        objects = [fault.note_line for fault in self.faults if fault.kind in _LEFT_OUT and not fault.note]
         return objects + [str(fault.error()) for fault in self.faults if fault.fatal]
 
     def lines(self, subset: str, root: Path) -> list[str]:
@@ -124,6 +124,7 @@ def _check_sample(
     size = declared or image_size(path)
     if with_header and declared is not None:
         info = image_info(path)
+        check_pixels(path, info.size, reader.max_pixels)
         turned = info.orientation >= 5 and info.size[::-1] == declared
         faults += size_fault(path, declared if turned else info.size, declared)
         size = declared if turned else info.size
@@ -154,6 +155,14 @@ def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault |
             raise UserError(f"{fault.path}: {fault.fault}; {fault.remedy}")
         return None
     return found.tally.nothing_to_score(path)
+
+
+def shared_images(train: TaskDataset, other: TaskDataset) -> int:
+    """Return the number of images of ``other`` that are training images as well, by their paths."""
+    trained, others = (
+        {dataset.reader.image_path(index) for index in dataset.indices.tolist()} for dataset in (train, other)
+    )
+    return len(trained & others)
 
 
 def _annotation_files(dataset: TaskDataset) -> Iterator[Path]:

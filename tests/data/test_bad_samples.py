@@ -88,3 +88,16 @@ def test_validate_adds_to_the_list_of_skipped_samples(
         (each / "left_out.txt").read_text() for each in folders if (each / "left_out.txt").exists()
     )
     assert trained.name in listed and validated.name in listed
+
+
+def test_a_validation_split_without_objects_trains_without_a_warning_of_a_library(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in (folder / "ImageSets/Main/val.txt").read_text().split():
+        (folder / "Annotations" / f"{name}.xml").write_text("<annotation></annotation>")
+    assert _fit(folder, tmp_path / "run", "--data.num_workers=0") == 0
+    printed = capfd.readouterr().err
+    assert "segdet: val: " in printed and "there will be no score, and no best checkpoint" in printed
+    assert printed.count("segdet: val/map has no value; best.ckpt is not updated") == 1
+    assert "Warning" not in printed
+    assert not (tmp_path / "run/checkpoints/best.ckpt").exists()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segdet.cli.data.check import main as check
-from segdet.data import COCODataModule, Plain, VOCDataModule
+from segdet.data import CityscapesDataModule, COCODataModule, Plain, VOCDataModule
 from segdet.data.base import DataModule
 from segdet.util.errors import BadSample, UserError
 
@@ -51,8 +51,6 @@ def add(edit_json: Edit, path: Path, **fields: object) -> None:
 def test_nothing_is_reported_of_a_valid_folder(
     folder: str, task: str, request: pytest.FixtureRequest, capsys: Capture
 ) -> None:
-    from segdet.data import CityscapesDataModule
-
     root = request.getfixturevalue(folder)
     modules = {"voc_folder": VOCDataModule, "coco_folder": coco, "cityscapes_folder": CityscapesDataModule}
     assert reported(modules[folder](root, task=task), capsys) == []
@@ -232,6 +230,33 @@ def test_images_without_dominant_object_are_counted(coco_folder: Path, capsys: C
     assert reported(coco(coco_folder, task="localization"), capsys) == [
         "segdet: train: 1 images without a dominant object are left out"
     ]
+
+
+def test_an_image_that_is_too_large_stops_before_the_first_step(coco_folder: Path) -> None:
+    with pytest.raises(BadSample, match=r"0001\.jpg: is 64x48, which is more than 3,071 pixels"):
+        coco(coco_folder, max_pixels=3071).setup("fit")
+
+
+def test_training_images_in_the_validation_split_are_counted(voc_folder: Path, capsys: Capture) -> None:
+    (voc_folder / "ImageSets/Main/val.txt").write_text("c\na\n")
+    assert reported(VOCDataModule(voc_folder), capsys) == [
+        "segdet: val: 1 of 2 images are training images as well; scores on training images are meaningless"
+    ]
+
+
+@pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
+def test_the_data_module_of_the_format_is_suggested(folder: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(folder)
+    modules = {
+        "voc_folder": VOCDataModule,
+        "coco_folder": COCODataModule,
+        "cityscapes_folder": CityscapesDataModule,
+    }
+    right = modules.pop(folder).__name__
+    for module in modules.values():
+        with pytest.raises(UserError) as caught:
+            module(root).setup("fit")
+        assert str(caught.value) == f"{root}: is a folder of {right}; give --data {right}"
 
 
 # Categories

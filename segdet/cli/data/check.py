@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from segdet.cli.arguments import CommandParser, check_least, check_output, dataset_from, run_command
 from segdet.util.files import write_text
@@ -14,8 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``segdet data check ROOT``; return 1 if any fault is fatal, else 0."""
     parser = CommandParser("segdet data check", "Read a whole dataset and list every fault with its file.")
     parser.add_dataset_arguments()
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
-    parser.add_argument("--workers", type=int, metavar="N", help="number of threads (default: one per core)")
+    parser.add_report_arguments("the report")
     return run_command(parser, argv, _check)
 
 

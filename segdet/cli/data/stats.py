@@ -14,9 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``segdet data stats ROOT`` and return the exit status."""
     parser = CommandParser("segdet data stats", "Count a dataset's images, objects, classes and sizes.")
     parser.add_dataset_arguments()
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    parser.add_report_arguments("the numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot the numbers to this file")
-    parser.add_argument("--workers", type=int, metavar="N", help="number of threads (default: one per core)")
     return run_command(parser, argv, _stats)
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from segdet.data.sample import TaskName
 
 FORMATS = ("voc", "coco", "cityscapes")
+DATA_MODULES = {"voc": "VOCDataModule", "coco": "COCODataModule", "cityscapes": "CityscapesDataModule"}
+"""The data module of each format."""
 TASKS = ("segmentation", "localization", "detection")
 
 
@@ -89,13 +91,13 @@ def guess_format(root: Path) -> str:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the dataset's folder")
-    if (format := _format_of(root)) is not None:
+    if (format := format_of(root)) is not None:
         return format
     try:
         around = [*root.resolve().parents[:2], *sorted(path for path in root.iterdir() if path.is_dir())]
     except OSError:
         around = []
-    near = [str(folder) for folder in around if _format_of(folder) is not None]
+    near = [str(folder) for folder in around if format_of(folder) is not None]
     remedy = f"did you mean {' or '.join(near[:3])}?" if near else "give the dataset's folder"
     raise UserError(
         f"{root}: contains neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
@@ -103,7 +105,8 @@ def guess_format(root: Path) -> str:
     )
 
 
-def _format_of(root: Path) -> str | None:
+def format_of(root: Path) -> str | None:
+    """Return the format of a folder, or None if it has none of them."""
     if any((root / "annotations").glob("instances_*.json")):
         return "coco"
     if (root / "leftImg8bit").is_dir():

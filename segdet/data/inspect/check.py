@@ -224,6 +224,8 @@ def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, 
         yield "is grayscale", "its one channel is used as red, green and blue"
     elif info.mode in ("CMYK", "YCCK", "LAB", "HSV"):
         yield f"is {info.mode}", "it is converted to RGB"
+    if info.frames > 1:
+        yield f"has {info.frames} frames or pages", "only the first is read"
     if info.mode in ("RGBA", "LA", "PA"):
         yield "has an alpha channel", "it is ignored"
     if info.orientation != 1:

@@ -162,6 +162,16 @@ def test_16_bits_are_a_warning(voc_folder, capsys, picture):
     assert lines[1].startswith(f"warning  {path}: is grayscale; ")
 
 
+def test_an_animation_is_a_warning(voc_folder, capsys, picture):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    path = voc_folder / "JPEGImages/a.png"
+    frames = [Image.fromarray(picture(seed)) for seed in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line == f"warning  {path}: has 3 frames or pages; only the first is read"
+
+
 def test_an_exif_rotation_is_a_warning(voc_folder, capsys, picture):
     path = voc_folder / "JPEGImages/a.jpg"
     exif = Image.Exif()
