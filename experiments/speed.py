@@ -425,7 +425,7 @@ def row(part: Part, measured: Measured) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table. Returns the exit status 0."""
+    """Print the table and return the exit status, 0."""
     parser = argparse.ArgumentParser(
         prog="python experiments/speed.py",
         description="Compare the speed of segdet with common alternatives.",

@@ -16,7 +16,7 @@ from segdet.nn.weights import load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
-"""The dataset that the default boxes were designed for. Those for COCO are smaller (sections 3.1 and 3.4)."""
+"""The dataset that the default boxes were designed for. COCO's boxes are smaller (sections 3.1 and 3.4)."""
 
 VGG_MEAN = (0.48235, 0.45882, 0.40784)
 """The mean colour of the original VGG16. Its normalization does not divide by a standard deviation."""

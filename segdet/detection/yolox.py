@@ -188,10 +188,10 @@ def simota(
 
     A cell is a candidate for an object if its centre is within the object's box, or within ``radius`` strides of the
     object's centre in x and in y. The cost of a candidate is the cross entropy of the class plus three times -log IoU.
-    The cross entropy is of the square root of class probability times objectness, as in the authors' code. A large
-    constant is added unless both conditions hold. An object is matched with its k candidates of lowest cost. k is the
-    sum of the ``most_cells`` highest IoUs of its candidates, at least 1. A cell selected by several objects keeps the
-    object of lowest cost.
+    The probability in the cross entropy is the square root of the product of class probability and objectness, as in
+    the authors' code. A large constant is added unless both conditions hold. An object is matched with its k candidates
+    of lowest cost. k is the sum of the ``most_cells`` highest IoUs of its candidates, at least 1. A cell selected by
+    several objects keeps the object of lowest cost.
 
     Args:
         logits: ``[B, A, K]``.

@@ -60,7 +60,7 @@ class BoxCoder:
 
 
 def to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """Map boxes ``[N, 4]`` xyxy from an image of ``size`` (height, width) to one of ``original``, clipped to it."""
+    """Map boxes ``[N, 4]`` xyxy from an image of ``size`` (height, width) to the ``original`` size, and clip them."""
     scale = boxes.new_tensor([original[1], original[0]] * 2) / boxes.new_tensor([size[1], size[0]] * 2)
     return clip_boxes_to_image(boxes * scale, original)
 

@@ -225,9 +225,11 @@ class _StepPlan:
 def _plan_axis(steps: list[Step], axis: int, stride: int, method: Method) -> list[_AxisPlan]:
     """Plan the pass along one axis, for windows ``stride`` pixels apart.
 
-    Three distances in pixels change from step to step: ``own``, between neighbouring features of one window;
-    ``spacing``, between neighbouring features that are computed, which divides ``own``; and ``distance``, between
-    windows of one fragment, which is a multiple of ``spacing``.
+    Three distances in pixels change from step to step:
+
+    - ``own``, between neighbouring features of one window;
+    - ``spacing``, between neighbouring computed features, a divisor of ``own``;
+    - ``distance``, between windows of one fragment, a multiple of ``spacing``.
     """
     spatial = [i for i, step in enumerate(steps) if step.kernel[axis] > 1 or step.stride[axis] > 1]
     last = spatial[-1] if spatial else 0

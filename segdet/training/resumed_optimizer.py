@@ -59,7 +59,7 @@ class ResumedSettings:
             checkpoint["optimizer_states"] = [regroup(states[0], module, saved, self.optim)]
 
     def apply(self, optimizer: torch.optim.Optimizer, schedule: LambdaLR, max_steps: int) -> None:
-        """Replace the restored settings if they differ, before the first step of a resumed training."""
+        """Replace restored settings that differ from the model's, before the first step of a resumed training."""
         saved, self._saved = self._saved, None
         if saved is None or self.length is None or saved == (self.optim, self.length):
             return

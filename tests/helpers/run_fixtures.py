@@ -31,7 +31,7 @@ def run(fitted: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
-    """A function that runs a mistaken command and returns its one line of output."""
+    """A function that runs an invalid command and returns its one line of output."""
     monkeypatch.chdir(tmp_path)
 
     def message(argv: list[str]) -> str:

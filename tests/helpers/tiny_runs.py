@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 Line = Callable[[list[str]], str]
-"""A fixture's type: a function that runs a mistaken command and returns its error message."""
+"""A fixture's type: a function that runs an invalid command and returns its error message."""
 
 TINY = [
     "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=4", "--data.num_test=4",

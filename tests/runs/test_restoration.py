@@ -13,7 +13,7 @@ from segdet.runs.folder_choice import Run
 
 
 def restored(saved: type[Optimizer], present: type[Optimizer]) -> bool:
-    """Restore the state of an optimizer with another one."""
+    """Load the state of an optimizer of type ``saved`` into one of type ``present``."""
     weights = [torch.nn.Parameter(torch.ones(2))]
     optimizer = present(weights, lr=0.1)  # type: ignore[call-arg]
     trainer: Any = SimpleNamespace(optimizers=[optimizer])
