@@ -403,7 +403,7 @@ class Task(Model):
         return self
 
     def on_train_start(self) -> None:
-        """Apply the optimizer's settings of this model if it resumes the training of a model with other settings."""
+        """Apply this model's optimizer settings if the checkpoint to resume from has other settings."""
         if self.trainer.optimizers and self.trainer.lr_scheduler_configs:
             schedule = self.trainer.lr_scheduler_configs[0].scheduler
             self._resumed_settings.apply(self.trainer.optimizers[0], schedule, self.trainer.max_steps)  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
 
     Args:
         options: The parsed command.
-        at_end: Gives the folder of the run up when it is closed.
+        at_end: The exit stack of the command, which releases the run's folder.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.

@@ -58,7 +58,7 @@ class Survey:
         return objects + [str(fault.error()) for fault in self.faults if fault.fatal]
 
     def lines(self, subset: str, root: Path) -> list[str]:
-        """Return a summary of few lines for the terminal."""
+        """Return a summary of a few lines for the terminal."""
         groups: dict[tuple[FaultKind, bool], list[Fault]] = {}
         for fault in self.faults:
             groups.setdefault((fault.kind, fault.fatal), []).append(fault)

@@ -47,10 +47,10 @@ class SlidingWindowDetector(Detector):
     object.
 
     The classifier is trained on windows of the same pyramid. A window is positive if its IoU with an object is at least
-    ``foreground``, or the highest of all windows. It is negative if its IoU with every object is below ``background``.
-    Other windows are ignored. Most windows are easy background. Therefore a share of the negatives are hard: the
-    negatives of the image with the highest probability of an object under the current weights (bootstrapping, Sung and
-    Poggio, PAMI 1998; during training as in OverFeat, section 5).
+    ``foreground``, or if no other window has a higher IoU with this object. It is negative if its IoU with every object
+    is below ``background``. Other windows are ignored. Most windows are easy background. Therefore a share of the
+    negatives are hard: the negatives of the image with the highest probability of an object under the current weights
+    (bootstrapping, Sung and Poggio, PAMI 1998; during training as in OverFeat, section 5).
 
     The cost is proportional to the number of windows, because features are computed per window (``mode: crops``).
     ``mode: dense`` applies the same weights to whole levels (see `DensePass`), with the same detections in one pass per

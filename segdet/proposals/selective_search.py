@@ -1,8 +1,8 @@
 """Selective Search (Uijlings, van de Sande, Gevers, Smeulders, IJCV 2013).
 
 An image is segmented and its regions are grouped with several colour spaces, similarities and segmentation scales,
-which complement each other (section 3.2). The boxes of all hierarchies are merged and ranked by their position in the
-hierarchy times a random number (section 4).
+which complement each other (section 3.2). The boxes of all hierarchies are merged. They are ranked by the product of
+their position in the hierarchy and a random number (section 4).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Change:
 def resumed_changes(
     command: str, checkpoint: Checkpoint | None, config: Mapping[str, Any], given: Collection[str]
 ) -> list[Change]:
-    """Return the options that differ from those of the checkpoint from which a training resumes.
+    """Return the options that differ between a resumed training and its checkpoint.
 
     Args:
         command: The subcommand. Only fit resumes a training.

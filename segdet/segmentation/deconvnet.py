@@ -34,7 +34,7 @@ class DeconvNet(Segmenter):
     The paper segments up to 50 object proposals per image and takes the maximum of their scores. Here the network is
     applied to the whole image, with sides of at least ``32 * fc_kernel``. The paper trains in two stages: on crops
     centred at objects, then on proposals. The stages differ only in their images. For the second stage, set ``weights``
-    to the run of the first.
+    to the run of the first stage.
 
     Args:
         weights: The name of torchvision's weights of VGG16 with batch normalization (``IMAGENET1K_V1``); true for the

@@ -23,7 +23,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would not read as strings."""
+    """A dumper that quotes the strings that `_Loader` would not read as strings."""
 
 
 for _each in (_Loader, _Dumper):

@@ -84,7 +84,7 @@ def test_masks(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_masks_of_cityscapes_hold_its_label_ids(tmp_path: Path) -> None:
-    """For a folder of photographs as well as for a split: the checkpoint contains the ids."""
+    """The checkpoint contains the ids, so this also holds for a folder of photographs."""
     root = make_shapes(
         tmp_path / "city", "cityscapes", train=4, val=2, test=2, size=(64, 64), workers=1, progress=False
     )

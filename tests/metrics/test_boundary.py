@@ -285,7 +285,7 @@ def bordered(strip: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("moved", "found"), [(0, 1.0), (2, 1.0), (12, 0.0)])
 def test_a_contour_is_assumed_in_the_middle_of_an_ignored_strip(moved: int, found: float) -> None:
-    """The strip has four pixels, the tolerance is three: contours within the strip match, others do not."""
+    """The strip is four pixels wide and the tolerance is three pixels: only contours within the strip match."""
     target, car = bordered(4)
     prediction = np.zeros_like(car)
     prediction[80 - moved : 160 + moved, 100 - moved : 200 + moved] = 2

@@ -46,7 +46,7 @@ def errors_of(found, truth, classes=2):
 HALF = 51 / 101
 """The AP of a class with half of its objects detected and no other error: recalls 0, .01 ... .5."""
 SECOND_WRONG = (51 + 50 * 2 / 3) / 101
-"""The AP of correct, wrong, correct detections of two objects."""
+"""The AP of a class with two objects and three detections: correct, wrong and correct, by descending score."""
 
 SCENES = {
     # The only object of class 2 is detected as class 1.

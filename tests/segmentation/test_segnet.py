@@ -169,7 +169,7 @@ def test_every_decoder_but_the_first_overfits_four_images(
 
 
 def test_bilinear_interpolation_overfits_four_large_images(overfit: Callable[..., float]) -> None:
-    """The rectangles have 90 pixels, the cells 16."""
+    """The rectangles have sides of 90 pixels, and the cells have sides of 16 pixels."""
     assert overfit(_basic("bilinear_interpolation", kernel_size=3), 60, 1e-2, larger=6) >= 0.98
 
 

@@ -125,7 +125,7 @@ def test_a_script_resumes_with_the_settings_of_its_model(data: ShapesDataModule,
     assert changed.rates == pytest.approx([rate / 10 for rate in whole.rates[8:]])
     assert changed.others == {(0.5, 0.0)}
     step, _ = fit(data, replace(first, schedule="step", milestones=[0.6]), tmp_path / "step", saved)
-    assert step.rates == pytest.approx([0.1, 0.1] + [0.01] * 6)  # 0.6 of 16 steps
+    assert step.rates == pytest.approx([0.1, 0.1] + [0.01] * 6)  # the rate drops after 0.6 of 16 steps
     factor, _ = fit(data, replace(first, lr_factors={"backbone": 0.1}), tmp_path / "factor", saved)
     assert factor.rates == pytest.approx([rate / 10 for rate in whole.rates[8:]])
     longer, _ = fit(data, first, tmp_path / "longer", saved, epochs=6)

@@ -26,7 +26,8 @@ class COCOReader(Reader):
     """The images of one COCO annotation file, including those without annotations.
 
     Categories, sorted by id, become the labels 1..K; `category_ids` maps labels to ids. Placeholders, as in Roboflow's
-    exports, are left out: categories without annotations that are the supercategory of others, or have the same name.
+    exports, are left out. These are categories without annotations that share the name of another category or are
+    only a supercategory.
 
     Semantic masks are made from the objects: 0 for background, else the label. Where objects overlap, the one with the
     smaller ``area`` is on top (for equal areas, the later one in the file). Crowd regions are ignored (255) except

@@ -157,7 +157,7 @@ class _Parser:
             )
 
     def value(self, entry: Any, key: str, place: int, field: str, kind: type) -> Any:
-        """Return ``entry[field]`` of item ``place`` of the list ``key``; None, and a fatal fault, if it is unusable."""
+        """Return ``entry[field]`` of item ``place`` of the list ``key``. If it is unusable, note a fatal fault."""
         if not isinstance(entry, dict):
             self.note(f"{key}[{place}] is not an object", True, "fix or remove it")
         elif field not in entry:
@@ -260,7 +260,7 @@ class _Parser:
             self.note(f"{count} {refer} to the image id {image}, which is not among the images", False)
         table = np.array(rows, _COLUMNS)
         self._check_identities(table["number"])
-        # Sorted by image, so that the annotations of an image are a slice.
+        # Sort by image, so that the annotations of an image are a slice.
         order = np.argsort(table["place"], kind="stable")
         document.table = table = table[order]
         document.starts = np.searchsorted(table["place"], np.arange(len(document.ids) + 1))
