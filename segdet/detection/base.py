@@ -168,7 +168,7 @@ class Detector(Task):
 
 
 def _target_of_view(target: Target, size: tuple[int, int], scaled: tuple[int, int], mirrored: bool) -> Target:
-    """Map the region proposals of a target, if any, to its image resized from ``size`` to ``scaled`` and mirrored."""
+    """Map the region proposals of a target, if any, to a view: resized from ``size`` to ``scaled``, maybe mirrored."""
     if "proposals" not in target:
         return Target()
     boxes = to_original(target["proposals"], size, scaled)

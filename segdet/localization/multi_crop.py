@@ -21,7 +21,7 @@ from segdet.util.errors import check_choice, check_range
 Views = Literal["one", "two", "five", "ten"]
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps images ``[B, 3, H, W]`` to logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy in pixels."""
+"""A function from images ``[B, 3, H, W]`` to logits ``[B, K]`` and boxes ``[B, 4]`` or ``[B, K, 4]``, xyxy pixels."""
 
 MERGE_IOU = 0.5
 """The smallest IoU at which boxes of several views are merged."""

@@ -39,7 +39,7 @@ class StepLogger(pl.Callback):
 
     Lightning writes the losses that the model logs every ``log_every_n_steps`` optimizer steps. This callback adds the
     learning rates to these rows: ``lr``, or ``lr/<n>`` if the parameter groups have different rates. It also writes a
-    row for the last batch of an epoch, also if ``log_every_n_steps`` is 0. Losses are those of one batch on rank 0. At
+    row for the last batch of an epoch, even if ``log_every_n_steps`` is 0. Losses are those of one batch on rank 0. At
     these steps the callback stops the training if a weight is NaN or infinite.
     """
 

@@ -27,7 +27,8 @@ _BACKGROUND_NAMES = ("background", "__background__", "_background_")
 def voc_palette() -> np.ndarray:
     """Return Pascal VOC's colours of the mask values: uint8 ``[256, 3]`` RGB, 0 is black and 255 cream.
 
-    Bits of the value go to red, green and blue in turn, the lowest value bits to the highest colour bits.
+    The bits of a value are assigned to red, green and blue in turn. The lowest bits of the value become the highest
+    bits of the colours.
     """
     values = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)

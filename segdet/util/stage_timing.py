@@ -12,7 +12,7 @@ PREFIX = "segdet::"
 
 
 class _Timer:
-    """The seconds per stage; ``synchronize`` is called before each reading of the clock."""
+    """A timer that sums the seconds per stage. It calls ``synchronize`` before each reading of the clock."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self.synchronize = synchronize

@@ -70,7 +70,7 @@ class TestOnlyTheTestFolder:
 
     @pytest.fixture
     def folder(self, shapes: Path, tmp_path: Path) -> Path:
-        """Two images of the test split, without some of the classes, and none of the other splits."""
+        """A folder with two images of the test split and no other split. Some classes do not occur."""
         folder = tmp_path / "only"
         for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (folder / name).mkdir(parents=True)

@@ -61,7 +61,7 @@ def test_a_folder_is_free_after_the_end_of_its_owner(tmp_path: Path) -> None:
 
 
 def other_machine(folder: Path, seconds: float, **owner: Any) -> None:
-    """Write the file of an owner on another machine, with its last sign of life some seconds ago."""
+    """Write the file of an owner on another machine, with the last update ``seconds`` ago."""
     path = folder / "owner.json"
     path.write_text(
         json.dumps({"host": "elsewhere", "pid": 1, "started": "5", "job": None, "restarts": 0} | owner)
@@ -70,7 +70,7 @@ def other_machine(folder: Path, seconds: float, **owner: Any) -> None:
     os.utime(path, (past, past))
 
 
-def test_an_owner_on_another_machine_is_respected_while_it_shows_signs_of_life(tmp_path: Path) -> None:
+def test_an_owner_on_another_machine_keeps_the_folder_while_it_updates_the_file(tmp_path: Path) -> None:
     other_machine(tmp_path, LEASE / 2)
     with pytest.raises(OwnedError, match="process 1 on elsewhere"):
         Ownership(tmp_path)
@@ -78,7 +78,7 @@ def test_an_owner_on_another_machine_is_respected_while_it_shows_signs_of_life(t
     Ownership(tmp_path).release()
 
 
-def test_the_owner_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_updates_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "RENEWAL", 0.01)
     own = Ownership(tmp_path)
     os.utime(tmp_path / "owner.json", (0, 0))

@@ -1,4 +1,4 @@
-"""Linear SVMs: the optimum is reached, with mined negatives as with all negatives."""
+"""Linear SVMs: training with mined negatives reaches the optimum of training with all negatives."""
 
 import numpy as np
 import pytest
