@@ -39,7 +39,7 @@ from segdet.training.divergence import LossHistory, check_checkpoint
 from segdet.training.load_checkpoint import DESCRIPTION, import_class, read_checkpoint
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
-from segdet.training.optim import Optimization
+from segdet.training.optim import Optimization, elapsed_share
 from segdet.training.progress import is_logged
 from segdet.training.resumed_optimizer import ResumedSettings
 from segdet.util.errors import UserError, check_range
@@ -92,13 +92,22 @@ class View:
 
 
 class Model(L.LightningModule):
-    """A network with the methods of its family, and prediction of boxes or masks in pixels of the original images."""
+    """A network with the methods of its family, and prediction of boxes or masks in pixels of the original images.
+
+    Attributes:
+        class_names: Names of the classes.
+        input_size: The ``(height, width)`` that the network needs, or None for any size.
+        trained_image_size: The evaluation size of the data that the model was trained on, or None if images are not
+            resized.
+    """
+
+    input_size: Size = None
 
     channels_last: bool
     class_names: list[str]
     _scale: Tensor
     _shift: Tensor
-    _saved_image_size: Size
+    trained_image_size: Size
 
     # A family implements three methods.
 
@@ -168,7 +177,7 @@ class Model(L.LightningModule):
         The size comes from the trainer's data module, or else from the checkpoint.
         """
         data = getattr(self._trainer, "datamodule", None)
-        return data.recipe.size if isinstance(data, DataModule) else self._saved_image_size
+        return data.recipe.size if isinstance(data, DataModule) else self.trained_image_size
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         return self.predict_batch(batch)
@@ -347,7 +356,7 @@ class Task(Model):
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
         self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
-        self._saved_image_size = None
+        self.trained_image_size = None
         self.step_losses: dict[str, Tensor] = {}
         self.loss_history = LossHistory()
         self._resumed_settings = ResumedSettings(self.optim)
@@ -391,7 +400,7 @@ class Task(Model):
         if trainer.limit_train_batches != 0:  # otherwise nothing is trained, and Lightning counts no batches
             total = trainer.estimated_stepping_batches
             per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        optimizer, schedule = self.optim.build(self, total, per_epoch)
+        optimizer, schedule = self.optim.build(self, total, per_epoch, elapsed_share(trainer))
         self._resumed_settings.configure(optimizer, (total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -403,10 +412,11 @@ class Task(Model):
         return self
 
     def on_train_start(self) -> None:
-        """Apply this model's optimizer settings if the checkpoint to resume from has other settings."""
+        """Apply the settings of a resumed training to the optimizer; keep the size of images for later tests."""
         if self.trainer.optimizers and self.trainer.lr_scheduler_configs:
             schedule = self.trainer.lr_scheduler_configs[0].scheduler
             self._resumed_settings.apply(self.trainer.optimizers[0], schedule, self.trainer.max_steps)  # type: ignore[arg-type]
+        self.trained_image_size = self.image_size
 
     def on_train_epoch_start(self) -> None:
         """Reset Lightning's count of batches, so that a checkpoint saved now resumes with all batches of the epoch.
@@ -528,7 +538,7 @@ class Task(Model):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the size of images from the checkpoint; adapt the optimizer's state to the settings of this model."""
         description = checkpoint.get(DESCRIPTION) or {}
-        self._saved_image_size = description.get("image_size")
+        self.trained_image_size = description.get("image_size")
         if self._trainer is not None and self._trainer.state.fn == "fit":
             self._resumed_settings.load(checkpoint, description.get("steps"), self)
 

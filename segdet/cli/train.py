@@ -25,6 +25,7 @@ from segdet.cli.train_options import Options, parse_command
 from segdet.nn.weights import restoring
 from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
+from segdet.runs.defaults import choose_defaults, describe
 from segdet.runs.folder_choice import Run, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
 from segdet.runs.resumed_options import resumed_changes
@@ -121,6 +122,11 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         instances = options.instantiate()
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
+    if command == "fit" and (chosen := choose_defaults(config, model, data)):
+        options.set(chosen)
+        instances.trainer.max_epochs = config.trainer.max_epochs
+        if rank() == 0:
+            write_line(f"segdet: {describe(chosen)}")
     text = options.yaml()
     separate_scores(run, data, yaml.safe_load(text), options.given)
     trainer = build_trainer(

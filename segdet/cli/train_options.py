@@ -41,8 +41,6 @@ from segdet.util.yaml_text import dump_yaml, load_yaml
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 set_dumper("yaml", dump_yaml)
 
-DEFAULT_EPOCHS = 12
-
 TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 50,
     "num_sanity_val_steps": 0,  # scores of two batches are meaningless
@@ -165,6 +163,11 @@ class Options:
         """Return the class of ``model`` or ``data``."""
         found: type = import_object(self.config[section].class_path)
         return found
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Set options of the configuration by dotted name, such as ``data.init_args.recipe.class_path``."""
+        for name, value in values.items():
+            self.config[name] = value
 
     def yaml(self) -> str:
         """Return the configuration to start the same run again, without the options that apply to this run only."""
@@ -360,11 +363,11 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
 def _complete(options: Options) -> None:
     """Fill in options that follow from others, and check those of the trainer.
 
-    These are the length of training, the data's task and an image folder's classes.
+    These are the data's task and an image folder's classes.
     """
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
-    if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
-        trainer.max_epochs = DEFAULT_EPOCHS
+    if options.command != "fit" and trainer.max_epochs is None:
+        trainer.max_epochs = 1  # Lightning would warn that it is not limited
     check_trainer_options(trainer.as_dict())
     model_class = options.class_of("model")
     task = getattr(model_class, "task", None)

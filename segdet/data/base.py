@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from segdet.data.dataset import OnBadSample, TaskDataset
+from segdet.data.defaults import BATCH_SIZE, default_recipe, hardware
 from segdet.data.formats.detect import DATA_MODULES, format_of
 from segdet.data.formats.reader import Reader
 from segdet.data.images import MAX_PIXELS, MOST_PIXELS
@@ -23,7 +24,7 @@ from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
 from segdet.data.survey import refuse_unusable, shared_images, survey
-from segdet.data.transforms import Plain, Recipe
+from segdet.data.transforms import Plain, Recipe, Size
 from segdet.util.cores import usable_cores
 from segdet.util.errors import BadSample, UserError, check_choice, check_range
 from segdet.util.seeds import global_seed
@@ -72,8 +73,9 @@ class DataModule(L.LightningDataModule):
     Args:
         root: Folder of the dataset.
         task: segmentation, localization or detection.
-        recipe: Transforms of training and evaluation; default: `Plain`, which changes nothing.
-        batch_size: Images per training step on each device.
+        recipe: Transforms of training and evaluation; `Plain` changes nothing. Default: the ones that suit the training
+            images and this machine (see `segdet.data.defaults`), or the size that a trained model was trained at.
+        batch_size: Images per training step on each device; default: 4 on a CPU, 8 on a GPU.
         eval_batch_size: Images per evaluation step; default: ``batch_size``. Scores do not depend on it.
         num_workers: Data-loader processes; default: one less than the number of cores, at most 8.
         on_bad_sample: ``raise`` stops at a sample that cannot be read, with an error that names the file. ``skip`` uses
@@ -112,7 +114,7 @@ class DataModule(L.LightningDataModule):
         root: str | Path,
         task: TaskName = "detection",
         recipe: Recipe | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         on_bad_sample: OnBadSample = "raise",
@@ -143,9 +145,9 @@ class DataModule(L.LightningDataModule):
         check_choice("--data.on_bad_sample", on_bad_sample, OnBadSample)
         self.root = Path(root)
         self.task: TaskName = task
-        self.recipe = recipe or Plain()
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.chosen_recipe = recipe
+        self.batch_size = batch_size or BATCH_SIZE[hardware()]
+        self.eval_batch_size = eval_batch_size or self.batch_size
         self.num_workers = min(8, usable_cores() - 1) if num_workers is None else num_workers
         self.on_bad_sample: OnBadSample = on_bad_sample
         self.dominance = dominance
@@ -175,6 +177,25 @@ class DataModule(L.LightningDataModule):
         self._readers: dict[str, Reader] = {}
         self.checked: set[str] = set()
         self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The transforms, given or chosen. Until they are chosen, images have the size of the model's training."""
+        if self.chosen_recipe is not None:
+            return self.chosen_recipe
+        model = getattr(self.trainer, "lightning_module", None)
+        return Plain(getattr(model, "trained_image_size", None))
+
+    def choose_recipe(self, fixed_size: Size = None) -> Recipe:
+        """Choose the transforms for the training images, unless they are given or already chosen; return them.
+
+        Args:
+            fixed_size: The ``(height, width)`` that the network needs, or None for any size.
+        """
+        if self.chosen_recipe is None:
+            self.chosen_recipe = default_recipe(self.reader("train"), self.task, fixed_size)
+            self._datasets.clear()  # they have other transforms
+        return self.chosen_recipe
 
     @abstractmethod
     def open_reader(self, subset: Subset) -> Reader:
@@ -225,7 +246,7 @@ class DataModule(L.LightningDataModule):
 
     def loader_of(self, dataset: TaskDataset, positions: Sequence[int]) -> DataLoader[Batch]:
         """Return the samples of ``dataset`` at ``positions``, in this order, in batches of ``eval_batch_size``."""
-        return self._loader(dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
+        return _loader(self, dataset, [Draw(position) for position in positions], self.eval_batch_size, False)
 
     def cached_files(self) -> set[Path]:
         """Return the cache files that contain the proposals of all subsets opened so far."""
@@ -234,6 +255,7 @@ class DataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Compute the proposals of a stage in one process per machine; other processes read them from the cache."""
+        _choose_recipe_for_fit(self)
         if self.proposals is not None and self.trainer is not None:
             stage = str(getattr(self.trainer.state.fn, "value", None))
             _check_annotated(self, stage)
@@ -243,6 +265,7 @@ class DataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the subsets of a stage, so that a missing folder is reported before the model is built."""
         _check_annotated(self, stage)
+        _choose_recipe_for_fit(self)
         for subset in _NEEDED.get(stage, ()):
             _report_annotations(self, subset)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
@@ -264,19 +287,19 @@ class DataModule(L.LightningDataModule):
         position, self._position = self._position, {}
         epoch, drawn = position.get("epoch", 0), position.get("batches", 0) * self.batch_size
         sampler = TrainSampler(len(dataset), self.seed, rank, world_size, first_epoch=epoch, drawn=drawn)
-        return self._loader(samples, sampler, self.batch_size, True)
+        return _loader(self, samples, sampler, self.batch_size, True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation batches."""
-        return self._eval_loader("val")
+        return _eval_loader(self, "val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test batches."""
-        return self._eval_loader("test")
+        return _eval_loader(self, "test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of the test split, without annotations."""
-        return self._eval_loader("test")
+        return _eval_loader(self, "test")
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of training: the epoch, the number of its finished batches, and the images per batch."""
@@ -304,30 +327,37 @@ class DataModule(L.LightningDataModule):
         self.notes.update(dict.fromkeys(note for source in batch.sources for note in source.notes))
         return batch.to(device, non_blocking=True)
 
-    def _eval_loader(self, subset: Subset) -> DataLoader[Batch]:
-        dataset = self.dataset(subset)
-        sampler = EvalSampler(len(dataset), *_rank_and_world_size(self.trainer))
-        return self._loader(dataset, sampler, self.eval_batch_size, False)
 
-    def _loader(
-        self,
-        dataset: TaskDataset | MosaicDataset,
-        sampler: Sampler[Draw] | Iterable[Draw],
-        batch_size: int,
-        training: bool,
-    ) -> DataLoader[Batch]:
-        workers = min(self.num_workers, -(-len(dataset) // batch_size))
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            drop_last=training,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
-        )
+def _choose_recipe_for_fit(data: DataModule) -> None:
+    if data.trainer is not None and data.trainer.state.fn == "fit":
+        data.choose_recipe(getattr(data.trainer.lightning_module, "input_size", None))
+
+
+def _eval_loader(data: DataModule, subset: Subset) -> DataLoader[Batch]:
+    dataset = data.dataset(subset)
+    sampler = EvalSampler(len(dataset), *_rank_and_world_size(data.trainer))
+    return _loader(data, dataset, sampler, data.eval_batch_size, False)
+
+
+def _loader(
+    data: DataModule,
+    dataset: TaskDataset | MosaicDataset,
+    sampler: Sampler[Draw] | Iterable[Draw],
+    batch_size: int,
+    training: bool,
+) -> DataLoader[Batch]:
+    workers = min(data.num_workers, -(-len(dataset) // batch_size))
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=training,
+        pin_memory=data.trainer is not None and data.trainer.strategy.root_device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+    )
 
 
 def _rank_and_world_size(trainer: L.Trainer | None) -> tuple[int, int]:

@@ -66,6 +66,7 @@ class VGG16SSD(DefaultBoxDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, mean=mean, std=std, **kwargs)
+        self.input_size = (self.size, self.size)
         check_choice("--model.sizes", sizes, Sizes)
         name = type(self).__name__
         for option, scales in (("multi_scale", self.multi_scale), ("tta_scales", self.tta_scales)):

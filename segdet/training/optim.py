@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,18 +19,26 @@ from segdet.util.errors import UserError, check_choice, check_range
 Name = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["constant", "step", "poly", "cosine"]
 
+DEFAULTS: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+    "adamw": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
+    "muon": {"lr": 2e-3, "momentum": 0.95, "weight_decay": 0.01},
+}
+"""Learning rate, momentum and weight decay of each optimizer, where the user gives none."""
+
 
 @dataclass
 class Optimization:
     """Optimizer and learning-rate schedule.
 
     Attributes:
-        name: ``sgd`` (with momentum), ``adamw`` or ``muon`` (see `segdet.training.muon.Muon`).
-        lr: The learning rate after warm-up.
-        momentum: The momentum of SGD and Muon (0.95 is usual for Muon).
+        name: ``muon`` (see `segdet.training.muon.Muon`), ``adamw`` or ``sgd`` (with momentum).
+        lr: The learning rate after warm-up; default: the optimizer's in `DEFAULTS`.
+        momentum: The momentum of SGD and Muon; default: the optimizer's in `DEFAULTS`.
         nesterov: Whether SGD uses Nesterov momentum.
         betas: The coefficients of AdamW, also for the parameters to which Muon does not apply.
-        weight_decay: The weight decay. It does not apply to biases and normalization unless ``decay_all``.
+        weight_decay: The weight decay; default: the optimizer's in `DEFAULTS`. It does not apply to biases and
+            normalization unless ``decay_all``.
         decay_all: Whether biases and normalization decay too, as in older papers.
         bias_lr_factor: The factor of the learning rate of biases (2 in Caffe's recipes).
         schedule: ``constant``, ``step`` (times ``gamma`` at each milestone), ``poly`` (to zero with ``power``) or
@@ -42,12 +52,12 @@ class Optimization:
             freezes the parameters.
     """
 
-    name: Name = "sgd"
-    lr: float = 0.01
-    momentum: float = 0.9
+    name: Name = "muon"
+    lr: float | None = None
+    momentum: float | None = None
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
     decay_all: bool = False
     bias_lr_factor: float = 1.0
     schedule: Schedule = "cosine"
@@ -61,12 +71,21 @@ class Optimization:
     def __post_init__(self) -> None:
         check_choice("--model.optim.name", self.name, Name)
         check_choice("--model.optim.schedule", self.schedule, Schedule)
-        for name in ("lr", "momentum", "weight_decay"):
-            check_range(f"--model.optim.{name}", getattr(self, name), least=0)
+        for name in DEFAULTS[self.name]:
+            check_range(f"--model.optim.{name}", self.value_of(name), least=0)
         check_range("--model.optim.betas", self.betas, least=0, below=1)
 
+    def value_of(self, name: str) -> float:
+        """Return ``lr``, ``momentum`` or ``weight_decay``: the given value, or the optimizer's default."""
+        given = getattr(self, name)
+        return DEFAULTS[self.name][name] if given is None else given
+
     def build(
-        self, module: nn.Module, total_steps: float, steps_per_epoch: float
+        self,
+        module: nn.Module,
+        total_steps: float,
+        steps_per_epoch: float,
+        elapsed_share: Callable[[], float] | None = None,
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """Return the optimizer of ``module``'s parameters and its schedule, which advances every step.
 
@@ -75,19 +94,24 @@ class Optimization:
             total_steps: The number of steps of the training. It may be infinite for constant schedules, and for step
                 schedules with milestones in epochs.
             steps_per_epoch: The number of steps of an epoch.
+            elapsed_share: A function that returns the elapsed share of the time limit, from 0 to 1; None without a
+                limit. If the number of steps is infinite, the schedule follows the time.
 
         Raises:
             UserError: If the schedule depends on an infinite number of steps, or a factor matches no parameter.
         """
         groups = self.groups(module)
+        lr, momentum = self.value_of("lr"), self.value_of("momentum")
         optimizer: torch.optim.Optimizer
         if self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.nesterov)
+            optimizer = torch.optim.SGD(groups, lr, momentum, nesterov=self.nesterov)
         elif self.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, self.lr, self.betas)
+            optimizer = torch.optim.AdamW(groups, lr, self.betas)
         else:
-            optimizer = Muon(groups, self.lr, self.momentum, self.betas)
-        return optimizer, LambdaLR(optimizer, self.schedule_factor(total_steps, steps_per_epoch))
+            optimizer = Muon(groups, lr, momentum, self.betas)
+        return optimizer, LambdaLR(
+            optimizer, self.schedule_factor(total_steps, steps_per_epoch, elapsed_share)
+        )
 
     def freeze(self, module: nn.Module) -> None:
         """Freeze parameters with a factor of 0 in ``lr_factors``; call this before the strategy wraps the module."""
@@ -105,6 +129,7 @@ class Optimization:
             if isinstance(m, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
             for p in m.parameters(recurse=False)
         }
+        lr, weight_decay = self.value_of("lr"), self.value_of("weight_decay")
         unused = set(self.lr_factors)
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
@@ -117,14 +142,14 @@ class Optimization:
                 factor *= self.bias_lr_factor
             exempt = not self.decay_all and (bias or id(parameter) in norms)
             matrix = self.name == "muon" and parameter.ndim > 1 and id(parameter) not in embeddings
-            groups.setdefault((factor, 0.0 if exempt else self.weight_decay, matrix), []).append(parameter)
+            groups.setdefault((factor, 0.0 if exempt else weight_decay, matrix), []).append(parameter)
         if unused:
             top = sorted({name.split(".")[0] for name, _ in module.named_parameters()})
             raise UserError(
                 f"optim.lr_factors: no parameter begins with {sorted(unused)[0]!r}; there are {top}"
             )
         return [
-            {"params": parameters, "lr": self.lr * factor, "weight_decay": decay}
+            {"params": parameters, "lr": lr * factor, "weight_decay": decay}
             | ({"muon": matrix} if self.name == "muon" else {})
             for (factor, decay, matrix), parameters in groups.items()
         ]
@@ -133,19 +158,31 @@ class Optimization:
         """Return the factor in ``lr_factors`` for a parameter: the factor of the last matching prefix."""
         return next((f for prefix, f in reversed(self.lr_factors.items()) if name.startswith(prefix)), 1.0)
 
-    def schedule_factor(self, total_steps: float, steps_per_epoch: float) -> Callable[[int], float]:
-        """Return the schedule as a function from the step to the learning-rate factor."""
-        if self.schedule in ("poly", "cosine") and math.isinf(total_steps):
+    def schedule_factor(
+        self,
+        total_steps: float,
+        steps_per_epoch: float,
+        elapsed_share: Callable[[], float] | None = None,
+    ) -> Callable[[int], float]:
+        """Return the schedule as a function from the step to the learning-rate factor; for arguments see `build`."""
+        unlimited = math.isinf(total_steps) and elapsed_share is None
+        share = elapsed_share if math.isinf(total_steps) else None
+        if self.schedule in ("poly", "cosine") and unlimited:
             raise UserError(
-                f"--model.optim.schedule {self.schedule}: depends on the length of the training, which is "
-                "unlimited; give --trainer.max_epochs or --trainer.max_steps, or another schedule"
+                f"--model.optim.schedule {self.schedule}: depends on the length of the training, which is unlimited; "
+                "give --trainer.max_epochs, --trainer.max_steps or --trainer.max_time, or another schedule"
             )
-        if self.schedule == "step" and math.isinf(total_steps) and any(m < 1 for m in self.milestones):
+        if self.schedule == "step" and unlimited and any(m < 1 for m in self.milestones):
             raise UserError(
                 f"--model.optim.milestones {list(self.milestones)}: values below 1 are fractions of the whole "
-                "training, which is unlimited; give epochs, or --trainer.max_epochs or --trainer.max_steps"
+                "training, which is unlimited; give epochs, or --trainer.max_epochs, --trainer.max_steps or "
+                "--trainer.max_time"
             )
-        drops = [m * total_steps if m < 1 else m * steps_per_epoch for m in self.milestones]
+
+        def passed(milestone: float, step: int) -> bool:
+            if milestone >= 1:
+                return step >= milestone * steps_per_epoch
+            return step >= milestone * total_steps if share is None else share() >= milestone
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
@@ -153,10 +190,20 @@ class Optimization:
             if self.schedule == "constant":
                 return 1.0
             if self.schedule == "step":
-                return self.gamma ** sum(step >= drop for drop in drops)
-            done = min(1.0, (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps))
+                return self.gamma ** sum(passed(milestone, step) for milestone in self.milestones)
+            warmup = self.warmup_steps
+            done = (step - warmup) / max(1.0, total_steps - warmup) if share is None else share()
             if self.schedule == "poly":
-                return (1 - done) ** self.power
-            return 0.5 * (1 + math.cos(math.pi * done))
+                return (1 - min(1.0, done)) ** self.power
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
         return factor
+
+
+def elapsed_share(trainer: pl.Trainer) -> Callable[[], float] | None:
+    """Return a function for the elapsed share of ``--trainer.max_time``, the same in all processes; None without it."""
+    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)  # type: ignore[attr-defined]
+    limit = None if timer is None else timer._duration
+    if timer is None or not limit:
+        return None
+    return lambda: float(trainer.strategy.broadcast(timer.time_elapsed() / limit))

@@ -180,3 +180,30 @@ def test_irrelevant_warnings_are_suppressed() -> None:
         warnings.warn("\n  Dump of a value that does not round-trip: a tuple is", UserWarning, stacklevel=1)
         with pytest.raises(UserWarning):
             warnings.warn("another", UserWarning, stacklevel=1)
+
+
+def test_the_configuration_records_chosen_options(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = [
+        *MODELS["detection"], "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=4", "--data.num_test=4",
+        "--data.image_size=[64, 64]", f"--data.root={shapes}", "--trainer.accelerator=cpu",
+        f"--run_dir={run}", "--trainer.max_time=00:00:00:01",
+    ]  # fmt: skip
+    assert main(["fit", *options]) == 0
+    assert "segdet: chosen for these data and this" in capsys.readouterr().err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data, optim = config["data"]["init_args"], config["model"]["init_args"]["optim"]
+    assert data["recipe"]["class_path"] == "segdet.data.ScaleJitter" and data["recipe"]["init_args"]["size"]
+    assert (optim["name"], optim["lr"], optim["momentum"], optim["weight_decay"]) == (
+        "muon",
+        2e-3,
+        0.95,
+        0.01,
+    )
+    # The recorded configuration leaves nothing to choose.
+    assert main(["fit", f"--config={run / 'config.yaml'}", f"--run_dir={tmp_path / 'again'}"]) == 0
+    assert "chosen" not in capsys.readouterr().err
+    again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    assert again["data"] == config["data"] and again["model"] == config["model"]

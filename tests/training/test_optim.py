@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segdet.training.optim import Optimization
+from segdet.training.optim import DEFAULTS, Optimization
 from segdet.util.errors import UserError
 
 
@@ -70,7 +70,7 @@ def test_biases_and_norms_do_not_decay_and_factors_apply_by_prefix() -> None:
 
 
 def test_decay_all_decays_everything() -> None:
-    assert {g["weight_decay"] for g in Optimization(decay_all=True).groups(_Net())} == {5e-4}
+    assert {g["weight_decay"] for g in Optimization("sgd", decay_all=True).groups(_Net())} == {5e-4}
 
 
 def test_factor_zero_freezes() -> None:
@@ -92,3 +92,30 @@ def test_a_prefix_that_matches_no_parameter_is_refused() -> None:
 @pytest.mark.parametrize("name,kind", [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_optimizers_by_name(name: str, kind: type) -> None:
     assert isinstance(Optimization(name=name).build(_Net(), 10, 10)[0], kind)
+
+
+def test_every_optimizer_has_its_own_defaults() -> None:
+    for name, values in DEFAULTS.items():
+        optimizer, _ = Optimization(name, schedule="constant", warmup_steps=0).build(_Net(), 10, 10)
+        assert {group["lr"] for group in optimizer.param_groups} == {values["lr"]}
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, values["weight_decay"]}
+    given = Optimization("adamw", lr=0.5, weight_decay=0.0, schedule="constant", warmup_steps=0)
+    optimizer, _ = given.build(_Net(), 10, 10)
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.5, 0.0)}
+
+
+def test_without_a_number_of_steps_the_schedule_follows_the_time() -> None:
+    shares = iter([0.0, 0.5, 1.0, 1.2])
+    factor = Optimization(schedule="cosine", warmup_steps=2).schedule_factor(
+        math.inf, 10, lambda: next(shares)
+    )
+    assert factor(1) == pytest.approx(0.505)  # warm-up counts steps
+    assert [factor(step) for step in range(2, 6)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    times = iter([0.4, 0.4, 0.6, 0.6])
+    drops = Optimization(schedule="step", milestones=[0.5, 3], warmup_steps=0)
+    factor = drops.schedule_factor(math.inf, 10, lambda: next(times))
+    assert [factor(29), factor(30)] == pytest.approx([1.0, 0.1])
+    assert [factor(29), factor(30)] == pytest.approx([0.1, 0.01])
+    # A number of steps takes precedence.
+    limited = Optimization(schedule="cosine", warmup_steps=0).schedule_factor(100, 10, lambda: 1.0)
+    assert limited(50) == pytest.approx(0.5)

@@ -1,0 +1,60 @@
+"""The options of a training that the user left open: they follow from the data, the model and the machine."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from segdet.data.base import DataModule
+from segdet.data.defaults import default_epochs, hardware
+from segdet.task import Task
+from segdet.training.optim import DEFAULTS
+
+_SHOWN = ("data.recipe.size", "data.batch_size", "model.optim.lr", "trainer.max_epochs")
+"""The options that `describe` names; ``config.yaml`` holds all of them."""
+
+
+def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any]:
+    """Choose the open options of a training, and set the transforms of ``data`` if they are open.
+
+    Args:
+        config: The configuration; its values are accessed by dotted name, such as ``trainer.max_steps``.
+        model: The model.
+        data: The data.
+
+    Returns:
+        The chosen values by dotted name, in the form of a ``--config`` file.
+    """
+    chosen: dict[str, Any] = {}
+    if data.chosen_recipe is None:
+        recipe = data.choose_recipe(model.input_size)
+        chosen["data.init_args.recipe.class_path"] = f"segdet.data.{type(recipe).__name__}"
+        for name in inspect.signature(type(recipe)).parameters:
+            value = getattr(recipe, name) if name != "extra" else None
+            chosen[f"data.init_args.recipe.init_args.{name}"] = (
+                list(value) if isinstance(value, tuple) else value
+            )
+    if config["data.init_args.batch_size"] is None:
+        chosen["data.init_args.batch_size"] = data.batch_size
+    for name in DEFAULTS[model.optim.name]:
+        if getattr(model.optim, name) is None:
+            chosen[f"model.init_args.optim.{name}"] = model.optim.value_of(name)
+    limits = [config[f"trainer.{name}"] for name in ("max_epochs", "max_time")]
+    if limits == [None, None] and config["trainer.max_steps"] == -1:
+        images = min(len(data.reader("train")), data.limit_train or math.inf)
+        devices = config["trainer.devices"]
+        workers = (devices if isinstance(devices, int) and devices > 0 else 1) * config["trainer.num_nodes"]
+        chosen["trainer.max_epochs"] = default_epochs(int(images) // (data.batch_size * workers))
+    return chosen
+
+
+def describe(chosen: Mapping[str, Any]) -> str:
+    """Return one sentence about chosen options, such as ``data.recipe ScaleJitter, data.recipe.size 240x320``."""
+    parts = []
+    for option, value in chosen.items():
+        name = option.replace(".init_args", "")
+        if name == "data.recipe.class_path":
+            parts.append(f"data.recipe {value.rpartition('.')[2]}")
+        elif name in _SHOWN:
+            parts.append(f"{name} {'x'.join(map(str, value)) if isinstance(value, list) else value}")
+    return f"chosen for these data and this {hardware().upper()}: {', '.join(parts)}"
