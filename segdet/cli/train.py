@@ -22,7 +22,6 @@ from segdet.cli.error_messages import (
     write_line,
 )
 from segdet.cli.train_options import Options, parse_command
-from segdet.nn.weights import restoring
 from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.defaults import choose_defaults, describe
@@ -117,9 +116,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     if checkpoint is not options.checkpoint:
         changes = resumed_changes(command, checkpoint, sections, options.given.values)
     run.changes = changes
-    # The checkpoint contains all weights, so pretrained ones are neither downloaded nor read.
-    with contextlib.nullcontext() if checkpoint is None else restoring(checkpoint.weights):
-        instances = options.instantiate()
+    instances = options.instantiate(checkpoint)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
     if command == "fit" and (chosen := choose_defaults(config, model, data)):

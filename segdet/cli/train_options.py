@@ -5,6 +5,7 @@ configuration in the checkpoint that ``--ckpt_path`` names, ``--config`` files, 
 """
 
 import argparse
+import contextlib
 import importlib
 import pkgutil
 import shlex
@@ -29,6 +30,7 @@ from segdet.cli.null_values import check_nulls
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import Classes, DataModule
 from segdet.data.datamodules import ImageFolder
+from segdet.nn.weights import restoring
 from segdet.runs.checkpoint_file import Checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
@@ -177,8 +179,12 @@ class Options:
         config.run_dir, config.overwrite = None, False
         return self.parser.dump(config, skip_unset=False)
 
-    def instantiate(self) -> Namespace:
+    def instantiate(self, checkpoint: Checkpoint | None) -> Namespace:
         """Return the configuration with classes instantiated: the data, then the model, which needs the data's classes.
+
+        Args:
+            checkpoint: The checkpoint that the model will be restored from. It contains all weights, so pretrained ones
+                are neither downloaded nor read.
 
         Raises:
             UserError: If a class cannot be instantiated with its arguments.
@@ -201,8 +207,10 @@ class Options:
                 raise failures[-1] from error
 
         instantiators = [(partial(build, option), base, True) for option, base in _OPTIONS.items()]
+        restored = contextlib.nullcontext() if checkpoint is None else restoring(checkpoint.weights)
         try:
-            return self.parser.instantiate(self.config, instantiators=instantiators)
+            with restored:
+                return self.parser.instantiate(self.config, instantiators=instantiators)
         except ParseFault as fault:
             raise UserError(readable(str(fault), self.parser, self.command)) from None
         except (ValueError, TypeError):
