@@ -27,8 +27,9 @@ from segdet.training.progress import StepLogger
 
 ARGUMENTS = [
     "fit", "--model=FCN", "--model.backbone=test_resnet", "--model.width=8", "--model.dropout=0.5",
-    "--model.optim.warmup_steps=2", "--data=ShapesDataModule", "--data.num_train=10", "--data.num_val=2",
-    "--data.num_test=2", "--data.image_size=[64, 64]", "--data.batch_size=2", "--data.recipe=ScaleJitter",
+    "--model.optim.name=sgd", "--model.optim.warmup_steps=2", "--data=ShapesDataModule", "--data.num_train=10",
+    "--data.num_val=2", "--data.num_test=2", "--data.image_size=[64, 64]", "--data.batch_size=2",
+    "--data.recipe=ScaleJitter",
     "--panels.images=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=3",
     "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=3",
 ]  # fmt: skip
@@ -99,7 +100,7 @@ class Model(FCN):
     def __init__(self) -> None:
         super().__init__(
             [str(number) for number in range(7)],
-            backbone="test_resnet", width=8, dropout=0.5, optim=Optimization(warmup_steps=2),
+            backbone="test_resnet", width=8, dropout=0.5, optim=Optimization("sgd", warmup_steps=2),
         )  # fmt: skip
 
 
