@@ -54,9 +54,9 @@ def plan(
         rerun: Whether to retrain runs that were trained with other settings.
 
     Raises:
-        UserError: If ``only`` has an unknown name, or omits an unfinished run that a selected run uses. If an override
-            is not ``KEY=VALUE``. Without ``rerun``, also if a run was trained with other settings, or used a run that
-            has to be trained again.
+        UserError: If ``only`` has an unknown name or omits an unfinished run that a selected run uses, or if an
+            override is not ``KEY=VALUE``. Without ``rerun``, also if a run was trained with other settings, or used a
+            run that has to be trained again.
     """
     for name in only:
         if name not in experiment.runs:

@@ -23,7 +23,7 @@ def test_peak_memory_is_that_of_the_training_device(tmp_path: Path, monkeypatch:
 
 
 def test_all_processes_start_from_the_same_checkpoint(tmp_path: Path) -> None:
-    """A process with the right checkpoint is stopped too; it would wait for the others."""
+    """A process with the right checkpoint is stopped too, because it would wait for the others."""
     chosen: list[Any] = ["last.ckpt of step 4", "last.ckpt of step 4", ""]
     same = [one == chosen[0] for one in chosen]
     for own in chosen:

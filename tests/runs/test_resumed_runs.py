@@ -33,7 +33,7 @@ def test_a_run_is_resumed_in_its_folder(run: Path) -> None:
 def test_a_better_epoch_of_a_resumed_run_replaces_the_best_checkpoint(
     given: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder may be given by another path than at the start of the run."""
+    """The path of the folder may differ from the path at the start of the run."""
     monkeypatch.chdir(tmp_path)
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     (best,) = (
