@@ -187,7 +187,7 @@ class DataModule(L.LightningDataModule):
         return Plain(getattr(model, "trained_image_size", None))
 
     def choose_recipe(self, fixed_size: Size = None) -> Recipe:
-        """Choose the transforms for the training images, unless they are given or already chosen; return them.
+        """Return the transforms. If they are not given, choose them for the training images on the first call.
 
         Args:
             fixed_size: The ``(height, width)`` that the network needs, or None for any size.

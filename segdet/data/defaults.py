@@ -1,4 +1,4 @@
-"""Image size, augmentation and batch size for a dataset whose user gives none."""
+"""Default image size, augmentation and batch size for a dataset."""
 
 from __future__ import annotations
 
@@ -83,12 +83,13 @@ def choose_size(sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[Size, tu
 
 
 def _nearest_ratio(ratio: float, pixels: int) -> tuple[int, int]:
-    """Return the height and width, multiples of 16, closest to a ratio, with between 80 and 100% of ``pixels``."""
+    """Return the height and width, multiples of 16, nearest to the ratio, with an area of 80 to 100% of ``pixels``."""
     multiples = np.arange(
         _MULTIPLE, max(2 * _MULTIPLE, int((pixels * max(ratio, 1 / ratio)) ** 0.5) + 1), _MULTIPLE
     )
     heights, widths = np.meshgrid(multiples, multiples, indexing="ij")
-    error = np.abs(np.log(widths / heights / ratio)) - 1e-9 * heights  # the larger of two sizes of one ratio
+    # The second term prefers the larger of two sizes with the same ratio.
+    error = np.abs(np.log(widths / heights / ratio)) - 1e-9 * heights
     error[(heights * widths > pixels) | (heights * widths < 0.8 * pixels)] = np.inf
     best = np.unravel_index(np.argmin(error), error.shape)
     return int(heights[best]), int(widths[best])

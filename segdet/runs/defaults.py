@@ -1,4 +1,4 @@
-"""The options of a training that the user left open: they follow from the data, the model and the machine."""
+"""Options of a training that the user does not give. They are chosen from the data, the model and the machine."""
 
 import inspect
 import math

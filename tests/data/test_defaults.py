@@ -1,4 +1,4 @@
-"""Image size, augmentation and batch size for data whose user gives none."""
+"""Default image size, augmentation and batch size."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def test_small_datasets_are_repeated_more_often(steps: int) -> None:
     assert epochs == MIN_EPOCHS or (epochs - 1) * max(1, steps) < MIN_STEPS
 
 
-def test_a_network_of_one_size_gets_it(voc_folder: Path) -> None:
+def test_the_size_that_a_network_needs_is_chosen(voc_folder: Path) -> None:
     data = VOCDataModule(voc_folder)
     recipe = data.choose_recipe(SSD300(["a"]).input_size)
     assert isinstance(recipe, SSDAugmentation) and recipe.size == (300, 300)
@@ -58,7 +58,7 @@ def tiny_model(data: VOCDataModule) -> FCOS:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")  # raised by Lightning
 def test_a_script_trains_and_tests_with_the_same_size(voc_folder: Path, tmp_path: Path) -> None:
     data = VOCDataModule(voc_folder, val=["train"], num_workers=0, batch_size=1)
-    assert data.recipe.size is None  # nothing is chosen for a look at the data
+    assert data.recipe.size is None  # no size is chosen before a training starts
     assert "boxes" in data.dataset("train")[0].target
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_steps=1, default_root_dir=tmp_path, accelerator="cpu", **options)
