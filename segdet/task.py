@@ -179,7 +179,7 @@ class Model(L.LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         return data.recipe.size if isinstance(data, DataModule) else self.trained_image_size
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Prediction]:
         return self.predict_batch(batch)
 
     def predict_batch(self, batch: Batch) -> list[Prediction]:

@@ -119,7 +119,7 @@ def test_load_predicts_what_the_command_writes(detector: Path, photo: Path, tmp_
     assert model.image_size == (64, 96)
     folder = tmp_path / "predicted"
     arguments = [
-        f"--ckpt_path={detector}", "--data=ImageFolder", f"--data.root={photo.parent}", f"--run_dir={folder}",
+        f"--ckpt_path={detector}", "--images", str(photo.parent), f"--run_dir={folder}",
         "--trainer.accelerator=cpu",
     ]  # fmt: skip
     assert main(["predict", *arguments]) == 0

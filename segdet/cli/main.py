@@ -26,7 +26,7 @@ TRAINING = {
     "fit": "train a model, in a run folder of its own",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split and measure its cost",
-    "predict": "run a checkpoint on a folder of images",
+    "predict": "run a checkpoint on images and videos",
 }
 
 OTHERS = {
@@ -141,6 +141,7 @@ def _help() -> str:
         "segdet COMMAND --help lists the options of a command; segdet --version prints the version.",
         "  segdet fit --model FCN --data VOCDataModule --data.root data/camvid --run_dir runs/camvid",
         "  segdet test --ckpt_path runs/camvid/checkpoints/best.ckpt",
+        "  segdet predict --ckpt_path runs/camvid --images photos/",
         "",
     ]
     return "\n".join(lines)

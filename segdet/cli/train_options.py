@@ -7,6 +7,7 @@ configuration in the checkpoint that ``--ckpt_path`` names, ``--config`` files, 
 import argparse
 import contextlib
 import importlib
+import json
 import pkgutil
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from segdet.cli.error_messages import one_line
 from segdet.cli.null_values import check_nulls
 from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import Classes, DataModule
-from segdet.data.datamodules import ImageFolder
+from segdet.data.datamodules import Images
 from segdet.nn.weights import restoring
 from segdet.runs.checkpoint_file import Checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
@@ -174,7 +175,7 @@ class Options:
     def yaml(self) -> str:
         """Return the configuration to start the same run again, without the options that apply to this run only."""
         config = self.config.clone()
-        for name in ("config", "ckpt_path"):
+        for name in ("config", "ckpt_path", "images"):  # the section data holds the images
             config.pop(name, None)
         config.run_dir, config.overwrite = None, False
         return self.parser.dump(config, skip_unset=False)
@@ -230,12 +231,13 @@ def parse_command(argv: Sequence[str]) -> Options:
     """
     import_classes()
     command = argv[0]
-    first, arguments = _split(argv[1:])
+    first, arguments = _split(argv[1:], command)
     checkpoint = _checkpoint(first.ckpt_path, first.run_dir, command)
     parser = build_parser(command, lambda data: model_classes(data, command, checkpoint))
     try:
         _inherit(parser, command, checkpoint)
         given = GivenOptions.parse(parser, arguments)
+        _check_images(first, given, command)
         if checkpoint is None and not first.names_no_checkpoint:  # a --config file may name it
             checkpoint = _checkpoint(given.values.get("ckpt_path"), given.values.get("run_dir"), command)
             _inherit(parser, command, checkpoint)
@@ -264,20 +266,24 @@ def import_classes() -> None:
     importlib.import_module("segdet.proposals")
 
 
-def _split(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def _split(arguments: Sequence[str], command: str) -> tuple[argparse.Namespace, list[str]]:
     """Separate the options that determine how the other ``arguments`` are parsed.
 
     The checkpoint contains the classes of model and data, and with them the meaning of options such as
-    ``--model.width``.
+    ``--model.width``. ``--images`` replaces the class of the data.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--run_dir")
     parser.add_argument("--print_config", nargs="?", const="")
+    if command == "predict":
+        parser.add_argument("--images", nargs="+")
     try:
         first, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}; give it a value") from None
+    if getattr(first, "images", None) is not None:
+        rest = [f"--data={Images.__name__}", f"--data.paths={json.dumps(first.images)}", *rest]
     if first.run_dir is not None:
         rest.append(f"--run_dir={first.run_dir}")
     first.names_no_checkpoint = _is_null(first.ckpt_path)
@@ -285,6 +291,16 @@ def _split(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if _is_null(getattr(first, name)):
             setattr(first, name, None)
     return first, rest
+
+
+def _check_images(first: argparse.Namespace, given: GivenOptions, command: str) -> None:
+    """Raise `UserError` if the given images would not be used."""
+    if command != "predict":
+        return
+    if given.values.get("images") is not None:  # _split has removed the option from the command line
+        raise UserError("images: give --images on the command line instead of the --config file")
+    if first.images is not None and import_object(given.values["data.class_path"]) is not Images:
+        raise UserError("--images and --data: give one of them")
 
 
 def _is_null(value: str | None) -> bool:
@@ -323,6 +339,13 @@ def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Pars
     parser.add_class_arguments(ErrorAnalysis, "error_analysis")
     parser.method_arguments = parser.add_method_arguments(pl.Trainer, command, skip=_SKIPPED)
     if command == "predict":
+        parser.add_argument(
+            "--images",
+            nargs="+",
+            metavar="PATH",
+            help="Images, videos, folders, quoted patterns such as 'photos/**/*.jpg', or .txt files that list these; "
+            "default: the test split of the data.",
+        )
         # Predictions are written batch by batch; keeping them would fill the memory.
         parser.set_defaults({"return_predictions": False})
     parser.link_arguments(
@@ -371,7 +394,7 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
 def _complete(options: Options) -> None:
     """Fill in options that follow from others, and check those of the trainer.
 
-    These are the data's task and an image folder's classes.
+    These are the data's task and the classes of images.
     """
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
     if options.command != "fit" and trainer.max_epochs is None:
@@ -387,7 +410,7 @@ def _complete(options: Options) -> None:
             )
         data.task = task
     checkpoint = options.checkpoint
-    images_only = issubclass(options.class_of("data"), ImageFolder)
+    images_only = issubclass(options.class_of("data"), Images)
     if (
         checkpoint is not None
         and checkpoint.classes.names

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from segdet.data.datamodules import (
         CityscapesDataModule,
         COCODataModule,
-        ImageFolder,
+        Images,
         ShapesDataModule,
         VOCDataModule,
     )
@@ -25,7 +25,7 @@ __all__ = [
     "COCODataModule",
     "CityscapesDataModule",
     "DataModule",
-    "ImageFolder",
+    "Images",
     "Plain",
     "Recipe",
     "SSDAugmentation",

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from segdet.data.base import DataModule, Subset
 from segdet.data.formats.cityscapes import CityscapesReader
 from segdet.data.formats.coco import COCOReader
-from segdet.data.formats.image_folder import FolderReader
+from segdet.data.formats.image_files import ImageFilesReader, find_image_files
 from segdet.data.formats.reader import KnownClasses, Reader
 from segdet.data.formats.voc import VOCReader
+from segdet.data.sample import Batch, collate
 from segdet.data.shapes.make import ShapesFormat, make_shapes
+from segdet.data.video import VideoFrames
 from segdet.util.errors import UserError, check_choice, check_range
 
 
@@ -213,26 +217,86 @@ class ShapesDataModule(DataModule):
         return CityscapesReader(self.root, subset, self.task, self.masks)
 
 
-class ImageFolder(DataModule):
-    """A folder of images without annotations, for `segdet predict`. The EXIF rotation is applied.
+class Images(DataModule):
+    """Images and videos without annotations, for `segdet predict --images`.
+
+    The EXIF rotation of images is applied. Images that cannot be read are skipped and listed. Samples of a video have
+    their position and time in ``source.frame``.
 
     Args:
-        root: The folder; subfolders are included.
+        paths: Images, videos, folders, glob patterns, or lists of these in ``.txt`` files; see
+            `segdet.data.formats.image_files.find_image_files`.
         class_names: Class names of the model; default: those in the checkpoint.
+        every_n_frames: Use every n-th frame of a video.
         kwargs: See `DataModule`.
+
+    Attributes:
+        files: The images and videos, and the files that are skipped.
+
+    Raises:
+        UserError: If a path does not exist, or nothing can be used.
     """
 
-    def __init__(self, root: str | Path, class_names: list[str] | None = None, **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
+    def __init__(
+        self,
+        paths: list[str] | str,
+        class_names: list[str] | None = None,
+        every_n_frames: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        check_range("--data.every_n_frames", every_n_frames, least=1)
+        files = find_image_files([paths] if isinstance(paths, str | Path) else paths)
+        super().__init__(files.root, on_bad_sample="skip", **kwargs)
+        self.files = files
         self.requested_class_names = class_names
+        self.notes |= dict.fromkeys(map(str, files.skipped))
+        self.frames = VideoFrames(
+            files.videos,
+            self.recipe,
+            every_n_frames,
+            len(files.images) + 1,
+            self.proposals,
+            self.max_proposals,
+            self.notes,
+        )
 
-    def open_reader(self, subset: Subset) -> FolderReader:
+    def open_reader(self, subset: Subset) -> ImageFilesReader:
         if self.requested_class_names is None:
             raise UserError(
-                f"{self.root}: a folder of images has no class names; give --ckpt_path, whose checkpoint has them, or "
+                f"{self.root}: images alone have no class names; give --ckpt_path, whose checkpoint has them, or "
                 "--data.class_names"
             )
-        return FolderReader(self.root, self.requested_class_names)
+        return ImageFilesReader(self.files.images, self.requested_class_names)
+
+    def prepare_data(self) -> None:
+        """Compute the proposals of the images; those of a frame are computed when it is read."""
+        if self.files.images:
+            super().prepare_data()
+
+    def predict_dataloader(self) -> list[DataLoader[Batch]]:  # type: ignore[override]
+        """Return the batches of the images and of the frames.
+
+        Raises:
+            UserError: If several processes would have to share a video.
+        """
+        loaders = [super().predict_dataloader()] if self.files.images else []
+        if not self.files.videos:
+            return loaders
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise UserError(
+                f"{self.files.videos[0].path}: a video is read by one process; give --trainer.devices 1"
+            )
+        # This process reads the frames, because its callbacks use them too.
+        frames: DataLoader[Any] = DataLoader(self.frames, batch_size=self.eval_batch_size, collate_fn=collate)
+        return [*loaders, frames]
+
+    @property
+    def expected_predict_batches(self) -> int | None:
+        """The number of batches that the headers of the videos imply, or None if a header states no number."""
+        images, frames = len(self.files.images), self.frames.expected_samples()
+        return (
+            None if frames is None else sum(-(-count // self.eval_batch_size) for count in (images, frames))
+        )
 
 
 def _refuse_masks(root: Path, masks: bool) -> None:

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from segdet.util.errors import BadSample, UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
     from segdet.data.formats.reader import Reader
-    from segdet.util.errors import BadSample
 
 
 class ImageProposals(ABC):
@@ -54,3 +55,17 @@ class ProposalSource(ABC):
         Raises:
             UserError: If the proposals cannot be computed or read.
         """
+
+    def propose(self, image: np.ndarray) -> np.ndarray:
+        """Return the proposals of an image in memory, such as a frame of a video: float32 ``[N, 4]``, best first.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+
+        Raises:
+            UserError: If the source has only the proposals of image files.
+        """
+        raise UserError(
+            "--data.proposals: a file of proposals has none for the frames of a video; give a proposer, such as "
+            "SelectiveSearch"
+        )

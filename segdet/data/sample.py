@@ -87,17 +87,33 @@ class Prediction(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A frame of a video.
+
+    Attributes:
+        index: The position in the video, from 0.
+        seconds: The time in the video.
+        pixels: uint8 ``[H, W, 3]`` RGB.
+    """
+
+    index: int
+    seconds: float
+    pixels: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Source:
     """The origin of a sample.
 
     Attributes:
-        path: The image file.
+        path: The image file, or the video file of a frame.
         image_id: The id in the dataset: COCO's own, else the position counted from 1.
         original_size: ``(height, width)`` of the image on disk.
         duplicate: True for a sample that only fills the last batch of a multi-process evaluation and must not be
             scored again.
         notes: Omitted data, one line each: dropped boxes, and a bad sample that this sample replaces.
         upright: Whether the EXIF rotation was applied unconditionally, see `segdet.data.images.read_image`.
+        frame: The frame, for samples of a video.
     """
 
     path: Path
@@ -106,6 +122,7 @@ class Source:
     duplicate: bool = False
     notes: tuple[str, ...] = ()
     upright: bool = False
+    frame: Frame | None = None
 
 
 @dataclass

@@ -50,6 +50,9 @@ class Proposer(ProposalSource):
         proposals.compute(indices, workers)
         return proposals
 
+    def propose(self, image: np.ndarray) -> np.ndarray:
+        return self(image)[0]
+
     @property
     def arguments(self) -> dict[str, Any]:
         """The fields by name, from which an equal proposer can be constructed."""

@@ -70,7 +70,9 @@ def build_trainer(
     if run.command == "test":
         callbacks.append(error_analysis)  # its line precedes the recorder's
     # Restoration comes before the recorder, so that a failed restoration does not count as a started training.
-    callbacks += [Restoration(run), RunRecorder(run, config), LeftOut(run.folder)]
+    predictions = run.folder / "predictions"
+    left_out = LeftOut(predictions if run.command == "predict" else run.folder)
+    callbacks += [Restoration(run), RunRecorder(run, config), left_out]
     if fit:
         callbacks += [StepLogger(), LastValidation()]
         if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
@@ -80,7 +82,7 @@ def build_trainer(
                 callbacks.append(LastCheckpoint(folder, checkpoint_every_n_steps))
             callbacks.append(LastCheckpoint(folder))
     if run.command == "predict":
-        callbacks.append(PredictionWriter(run.folder / "predictions", classes))
+        callbacks.append(PredictionWriter(predictions, classes))
     callbacks.append(panels)
     if fit and ema is not None:
         callbacks.append(EMA(ema))  # restores the trained weights after the panels are drawn

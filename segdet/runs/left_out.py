@@ -6,6 +6,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch.distributed as dist
 
+from segdet.runs.folder_layout import shown_path
+
 LINES = 20
 """The maximum number of entries that are printed; ``left_out.txt`` in the run folder lists all entries."""
 
@@ -14,7 +16,7 @@ class LeftOut(pl.Callback):
     """Count and list the boxes and samples that the dataset readers of all processes left out.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or its folder of predictions.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,5 +47,5 @@ class LeftOut(pl.Callback):
         earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         path.write_text("\n".join(sorted({*earlier, *notes})) + "\n", encoding="utf-8")
         shown = "".join(f"  {note}\n" for note in notes[:LINES])
-        more = f"  ... and {len(notes) - LINES} more in {path}\n" if len(notes) > LINES else ""
+        more = f"  ... and {len(notes) - LINES} more in {shown_path(path)}\n" if len(notes) > LINES else ""
         sys.stderr.write(f"segdet: left out of the data, {len(notes)} in all:\n{shown}{more}")

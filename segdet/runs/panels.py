@@ -14,6 +14,9 @@ from segdet.data.sample import Batch, Prediction, Sample, Target, collate
 from segdet.nn.train_eval_mode import evaluating
 from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet
 
+_CELL = 320
+"""The width of a picture on the sheet, in pixels."""
+
 
 class ImagePanels(pl.Callback):
     """Draw a fixed set of validation images: a sheet in ``predictions/``, and panels on Weights & Biases.
@@ -51,9 +54,10 @@ class ImagePanels(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         pictures, titles = [], []
         for sample, picture, prediction in zip(self._samples, self._pictures, predictions, strict=True):
-            pictures += [draw_target(picture, target, names) for target in (_truth(sample), prediction)]
+            targets = (_truth(sample), prediction)
+            pictures += [draw_target(picture, target, names, least=_CELL) for target in targets]
             titles += [f"{sample.source.path.name}, annotated", "predicted"]
-        page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2)
+        page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2, _CELL)
         cv2.imwrite(str(folder / f"val_{epoch:04d}.png"), page[:, :, ::-1])
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -122,19 +126,31 @@ def _truth(sample: Sample) -> Target:
     return sample.target if sample.original is None else sample.original
 
 
-def draw_target(picture: np.ndarray, target: Target | Prediction, names: list[str]) -> np.ndarray:
+def draw_target(
+    picture: np.ndarray,
+    target: Target | Prediction,
+    names: list[str],
+    *,
+    least: int = 0,
+    legend: bool = True,
+) -> np.ndarray:
     """Return ``picture`` with the boxes or the mask of an annotation or a prediction.
 
     Args:
         picture: The original image, uint8 ``[H, W, 3]`` RGB.
         target: The annotation or the prediction, in pixels of ``picture``.
         names: The names of the mask's values, or of the object classes, label 1 first.
+        least: The least length in pixels of the longer side. Smaller images are enlarged before drawing, because text
+            on them is not legible.
+        legend: Whether a legend of the classes in a mask is appended.
     """
+    longest = least if max(picture.shape[:2]) < least else None
     if "mask" in target:
-        return draw_mask(picture, target["mask"].cpu().numpy(), names)
+        return draw_mask(picture, target["mask"].cpu().numpy(), names, longest=longest, legend=legend)
     scores: Any = target.get("scores")
     boxes, labels = target["boxes"].cpu().float().numpy(), target["labels"].cpu().numpy()
-    return draw_boxes(picture, boxes, labels, names, None if scores is None else scores.cpu().float().numpy())
+    scores = None if scores is None else scores.cpu().float().numpy()
+    return draw_boxes(picture, boxes, labels, names, scores, longest=longest)
 
 
 def _wandb_boxes(target: Any, names: list[str]) -> list[dict[str, Any]]:

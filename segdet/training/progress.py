@@ -109,10 +109,10 @@ class _Line:
         self.bar.set_postfix_str(text, refresh=True)
         self._next = time.monotonic() + self.interval
 
-    def finish(self, text: str = "") -> None:
-        """Draw the completed line and close it."""
+    def finish(self, done: int, text: str = "") -> None:
+        """Draw the line after its last step and close it."""
         if self.bar is not None:
-            self.draw(int(self.bar.total or self.bar.n), text)
+            self.draw(done, text)
             self.close()
 
     def close(self) -> None:
@@ -122,7 +122,15 @@ class _Line:
 
 
 def _is_training(trainer: pl.Trainer) -> bool:
-    return trainer.state.fn is not None and trainer.state.fn.value == "fit"
+    return trainer.state.fn == "fit"
+
+
+def _epoch_batches(trainer: pl.Trainer, first: int) -> float:
+    """Return the number of batches of an epoch from batch ``first`` on, which ``max_steps`` may end."""
+    batches = trainer.num_training_batches
+    if trainer.max_steps < 0:
+        return batches
+    return min(batches, first + (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
 
 
 class Progress(ProgressBar):
@@ -136,6 +144,7 @@ class Progress(ProgressBar):
         super().__init__()
         self._enabled = True
         self._line = _Line(interval)
+        self._done = 0
         self._score = ""
 
     def disable(self) -> None:
@@ -148,31 +157,39 @@ class Progress(ProgressBar):
         tqdm.write(sep.join(map(str, args)), file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._open_epoch(trainer, 0)
+
+    def _open_epoch(self, trainer: pl.Trainer, first: int) -> None:
         last = trainer.max_epochs
         of = f"/{last}" if last is not None and last > 0 else ""
-        self._line.open(f"epoch {trainer.current_epoch + 1}{of}", self.total_train_batches, self._enabled)
+        self._open(f"epoch {trainer.current_epoch + 1}{of}", _epoch_batches(trainer, first))
+
+    def _open(self, title: str, total: float) -> None:
+        self._done = 0
+        self._line.open(title, total, self._enabled)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._line.bar is None and self._enabled:  # Lightning resumes within an epoch without starting it
-            self.on_train_epoch_start(trainer, pl_module)
+            self._open_epoch(trainer, batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._done = batch_idx + 1
         if self._line.due:
-            self._line.draw(batch_idx + 1, _loss_and_score(pl_module, self._score))
+            self._line.draw(self._done, _loss_and_score(pl_module, self._score))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._line.bar is not None:
             self._read_score(trainer, pl_module)
-            self._line.finish(_loss_and_score(pl_module, self._score))
+            self._line.finish(self._done, _loss_and_score(pl_module, self._score))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show "validating" in the bar of the epoch; outside of training, open a bar for validation."""
         if not _is_training(trainer):
-            self._line.open("validate", sum(trainer.num_val_batches), self._enabled)
+            self._open("validate", sum(trainer.num_val_batches))
         elif self._line.bar is not None:
             self._line.bar.set_postfix_str("validating", refresh=True)
 
@@ -181,7 +198,7 @@ class Progress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if not _is_training(trainer):
-            self._draw_if_due(batch_idx)
+            self._count_batch()
         elif self._line.due:
             assert self._line.bar is not None
             self._line.draw(self._line.bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
@@ -189,31 +206,34 @@ class Progress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._read_score(trainer, pl_module)
         if not _is_training(trainer):
-            self._line.finish()
+            self._line.finish(self._done)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._line.open("test", sum(trainer.num_test_batches), self._enabled)
+        self._open("test", sum(trainer.num_test_batches))
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._draw_if_due(batch_idx)
+        self._count_batch()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._line.finish()
+        self._line.finish(self._done)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._line.open("predict", sum(trainer.num_predict_batches), self._enabled)
+        total = sum(trainer.num_predict_batches)
+        if total == float("inf"):  # videos have no length, but their headers state a number of frames
+            total = getattr(trainer.datamodule, "expected_predict_batches", None) or total  # type: ignore[attr-defined]
+        self._open("predict", total)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._draw_if_due(batch_idx)
+        self._count_batch()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._line.finish()
+        self._line.finish(self._done)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -221,9 +241,10 @@ class Progress(ProgressBar):
         """End the line, so that the next message starts on a new one."""
         self._line.close()
 
-    def _draw_if_due(self, batch_idx: int) -> None:
+    def _count_batch(self) -> None:
+        self._done += 1
         if self._line.due:
-            self._line.draw(batch_idx + 1, "")
+            self._line.draw(self._done, "")
 
     def _read_score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor = getattr(pl_module, "monitor", None)

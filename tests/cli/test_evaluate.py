@@ -60,7 +60,7 @@ def test_no_checkpoint(line: Line) -> None:
 
 
 def test_other_classes_are_refused(run: Path, tmp_path: Path, line: Line) -> None:
-    arguments = ["--data=ImageFolder", f"--data.root={run}/predictions", "--data.class_names=[cat, dog]"]
+    arguments = ["--data=Images", f"--data.paths={run}/predictions", "--data.class_names=[cat, dog]"]
     message = line(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *arguments])
     assert "the data has 2 (cat, dog)" in message
 

@@ -17,17 +17,17 @@ from segdet.util.errors import UserError
 @pytest.mark.parametrize(
     ("given", "other"),
     [
-        (["--data=ImageFolder"], True),
-        (["--data", "segdet.data.datamodules.ImageFolder"], True),
-        (["--data.class_path=ImageFolder"], True),
-        (["--data.class_path", "ImageFolder"], True),
-        (["--data={class_path: ImageFolder, init_args: {root: x}}"], True),
+        (["--data=Images", "--data.paths=[.]"], True),
+        (["--data", "segdet.data.datamodules.Images", "--data.paths=."], True),
+        (["--data.class_path=Images", "--data.paths=."], True),
+        (["--data.class_path", "Images", "--data.paths", "[a, b]"], True),
+        (["--data={class_path: Images, init_args: {paths: [.]}}"], True),
         (["--data=folder.yaml"], True),
         (["--config=config.yaml"], True),
         (["-c", "config.yaml"], True),
-        (["--config", "{data: ImageFolder}"], True),
-        # ImageFolder does not accept a file of names, so it is lost before the class changes again
-        (["--data=ImageFolder", "--data.class_path=VOCDataModule"], True),
+        (["--config", "{data: Images}", "--data.paths=."], True),
+        # Images does not accept a file of names, so it is lost before the class changes again
+        (["--data=Images", "--data.class_path=VOCDataModule", "--data.root=voc"], True),
         (["--data=VOCDataModule", "--data.root=elsewhere"], False),
         (["--data.root=elsewhere"], False),
         (["--config", "{model: {init_args: {width: 8}}}"], False),
@@ -38,7 +38,7 @@ def test_another_data_module_does_not_inherit_the_class_names(
 ) -> None:
     """This holds for every form of the option. Other arguments that both classes have are inherited."""
     monkeypatch.chdir(tmp_path)
-    folder = "{class_path: ImageFolder, init_args: {root: x}}"
+    folder = "{class_path: Images, init_args: {paths: [.]}}"
     Path("folder.yaml").write_text(folder)
     Path("config.yaml").write_text(f"data: {folder}")
     model = {"class_path": "segdet.detection.ssd.SSD", "init_args": {"width": 16}}

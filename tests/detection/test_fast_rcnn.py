@@ -251,8 +251,8 @@ def test_fit_test_validate_and_predict(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(outputs[0]) == len(outputs[1]) > 0
         assert (outputs[0] - outputs[1]).abs().max() > 1e-6
     photographs = [
-        "--data=ImageFolder",
-        f"--data.root={tmp_path / 'shapes' / 'JPEGImages'}",
+        "--images",
+        str(tmp_path / "shapes" / "JPEGImages"),
         "--data.recipe=Plain",
         "--data.recipe.size=[48, 48]",
     ]

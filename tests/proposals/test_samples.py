@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from segdet.cli.main import main
-from segdet.data import ImageFolder, VOCDataModule
+from segdet.data import Images, VOCDataModule
 from segdet.data.sample import collate
 from segdet.data.transforms import Plain, Recipe, ScaleJitter
 from segdet.proposals import ProposalFile, UniformWindows, save_proposals
@@ -94,11 +94,11 @@ def test_one_process_prepares_what_the_stage_reads(
 
 
 def test_images_without_annotations_have_proposals(shapes: Path) -> None:
-    data = ImageFolder(
-        shapes / "JPEGImages", class_names=["a"], recipe=Plain(size=(48, 64)), proposals=UniformWindows(),
+    data = Images(
+        str(shapes / "JPEGImages"), class_names=["a"], recipe=Plain(size=(48, 64)), proposals=UniformWindows(),
         num_workers=0,
     )  # fmt: skip
-    target = next(iter(data.predict_dataloader())).targets[0]
+    target = next(iter(data.predict_dataloader()[0])).targets[0]
     assert len(target["proposals"]) > 100 and target["proposals"].max() <= 64.01
 
 

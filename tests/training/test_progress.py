@@ -1,6 +1,7 @@
 """The progress bar and the log of training steps."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,8 +120,11 @@ def trainer(**more: Any) -> Any:
         "is_global_zero": True,
         "current_epoch": 0,
         "max_epochs": 3,
+        "max_steps": -1,
+        "global_step": 0,
+        "accumulate_grad_batches": 1,
         "num_training_batches": 25,
-        "state": SimpleNamespace(fn=SimpleNamespace(value="fit")),
+        "state": SimpleNamespace(fn="fit"),
         "callback_metrics": {},
     }
     return SimpleNamespace(**{**known, **more})
@@ -156,6 +160,49 @@ class TestProgress:
         bar.on_train_batch_start(state, module(), None, 7)
         bar.on_train_batch_end(state, module(loss=1.0), None, None, 7)
         assert "8/25" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("resumed_at", "accumulated", "total"), [(0, 1, 10), (0, 2, 20), (4, 1, 14), (0, 5, 25)]
+    )
+    def test_the_bar_ends_where_max_steps_ends_the_training(
+        self, resumed_at: int, accumulated: int, total: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        state = trainer(max_steps=50, global_step=40, accumulate_grad_batches=accumulated)
+        bar = Progress(interval=0.0)
+        bar.setup(state, module(), "fit")
+        for batch in range(resumed_at, total):
+            bar.on_train_batch_start(state, module(), None, batch)
+            bar.on_train_batch_end(state, module(), None, None, batch)
+        bar.on_train_epoch_end(state, module())
+        counts = re.findall(r"(\d+)/(\d+) \[", capsys.readouterr().err)
+        assert {int(of) for _, of in counts} == {total}
+        assert [int(done) for done, _ in counts[-2:]] == [total, total]
+
+    def test_an_epoch_that_ends_early_does_not_jump_to_its_end(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bar, state = Progress(interval=1000.0), trainer()  # as with max_time
+        bar.setup(state, module(), "fit")
+        bar.on_train_epoch_start(state, module())
+        for batch in range(7):
+            bar.on_train_batch_end(state, module(), None, None, batch)
+        bar.on_train_epoch_end(state, module())
+        output = capsys.readouterr().err
+        assert "7/25" in output
+        assert "25/25" not in output
+
+    @pytest.mark.parametrize(("expected", "shown"), [(6, "3/6"), (None, "3/?")])
+    def test_batches_of_images_and_videos_are_counted_together(
+        self, expected: int | None, shown: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = SimpleNamespace(expected_predict_batches=expected)
+        state = trainer(num_predict_batches=[2, math.inf], datamodule=data)
+        bar = Progress(interval=0.0)
+        bar.setup(state, module(), "predict")
+        bar.on_predict_start(state, module())
+        for loader, batch in ((0, 0), (0, 1), (1, 0)):
+            bar.on_predict_batch_end(state, module(), None, None, batch, loader)
+        assert shown in capsys.readouterr().err
 
     def test_silent_on_other_ranks(self, capsys: pytest.CaptureFixture[str]) -> None:
         bar, state = Progress(interval=0.0), trainer(is_global_zero=False)

@@ -88,7 +88,7 @@ def _is_made(root: Path, settings: dict[str, object]) -> bool:
     except (OSError, ValueError, AttributeError):
         raise UserError(
             f"{root}: exists and is not a Shapes folder (no readable shapes.json); choose another folder, or read it "
-            "with --data VOCDataModule, COCODataModule, CityscapesDataModule or ImageFolder"
+            "with --data VOCDataModule, COCODataModule, CityscapesDataModule or Images"
         ) from None
     if differences:
         raise UserError(
