@@ -35,6 +35,9 @@ _CLASSES: dict[str, tuple[str, type]] = {
 }
 """The options that are classes: what they are, and their base class."""
 
+_CLASS_OPTIONS = ("model.optim.lr", "data.root", "data.batch_size", "data.num_workers")
+"""Options of models and data modules that users often give without the section."""
+
 
 class ParseFault(Exception):
     """An error of the parser, with jsonargparse's message, which may have many lines."""
@@ -75,7 +78,7 @@ class _Fault:
         """All options of the parser and all sections."""
         names = _option_names(self.parser)
         sections = {name.rsplit(".", 1)[0] for name in names if "." in name}
-        return sorted({*names, *sections, "model", "data"})
+        return sorted({*names, *sections, "model", "data", *_CLASS_OPTIONS})
 
 
 def readable(message: str, parser: ArgumentParser, command: str, arguments: Sequence[str] = ()) -> str:

@@ -302,7 +302,7 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
         if not root.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of runs, such as runs/demo")
     base = roots[0] if len(roots) == 1 else Path(os.path.commonpath(roots))
-    for root in roots:
+    for folder, root in zip(folders, roots, strict=True):
         for parent, subfolders, files in os.walk(root):
             subfolders.sort()
             is_run = RECORD_NAME in files or "provenance.json" in files
@@ -310,7 +310,7 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
                 continue
             seen.add(parent)
             subfolders.clear()  # runs are not nested, and their folders contain many files
-            path = Path(parent, RECORD_NAME)
+            path = folder / Path(parent).relative_to(root) / RECORD_NAME  # in messages, as the user gave it
             if RECORD_NAME not in files:
                 faults.append(f"{path}: missing; the run was stopped or is still running")
                 continue
@@ -322,6 +322,6 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
             if record.task not in SCORES:
                 faults.append(f"{path}: unknown task '{record.task}'; {did_you_mean(record.task, SCORES)}")
                 continue
-            name = path.parent.name if path.parent == base else path.parent.relative_to(base).as_posix()
+            name = Path(parent).name if Path(parent) == base else Path(parent).relative_to(base).as_posix()
             records.append(replace(record, name=name))
     return records, faults

@@ -109,7 +109,7 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
         page = draw_matrix(
             confusion,
             names,
-            [*errors.class_names, "nothing"],
+            names,
             heading=f"Objects of the test set, detections with scores of at least {score:.3g}",
         )
         _save(page, folder / "confusion.png")

@@ -30,6 +30,7 @@ def test_responds_without_importing_torch(argv: list[str]) -> None:
 
 def test_mistyped_subcommand(line: Line) -> None:
     assert line(["fti"]) == "no command 'fti'; did you mean fit?"
+    assert line(["train"]) == "no command 'train'; did you mean fit?"
     assert line(["data", "chekc"]) == "no command 'data chekc'; did you mean data check?"
     assert "choose from fit, validate" in line(["xyzzy"])
 

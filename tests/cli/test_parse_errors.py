@@ -18,6 +18,14 @@ def test_key(line: Line) -> None:
     )
     message = line(["fit", *MODELS["detection"], *TINY, "--trainer.max_epoch=3"])
     assert message.startswith("--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?")
+    assert line(["fit", "--model=SSD", "--model.optim.learning_rate=0.1"]) == (
+        "--model.optim.learning_rate: SSD has no argument 'optim.learning_rate'; did you mean optim.lr?"
+    )
+    for given, meant in (
+        ("epochs", "trainer.max_epochs"), ("lr", "model.optim.lr"), ("batch_size", "data.batch_size"),
+    ):  # fmt: skip
+        message = line(["fit", *MODELS["detection"], *TINY, f"--{given}=3"])
+        assert message.startswith(f"--{given}: no such option; did you mean --{meant}?")
     message = line(["fit", *MODELS["detection"], *TINY, "--run_dri=x"])
     assert message.startswith("--run_dri: no such option; did you mean --run_dir?")
 

@@ -9,7 +9,7 @@ import pytest
 from segdet.cli.report import main
 from segdet.metrics import DetectionScores
 from segdet.metrics.boundary import BoundaryScores
-from segdet.report.table import ERROR_KINDS, SCORES, table
+from segdet.report.table import ERROR_KINDS, SCORES, find_records, table
 from segdet.runs.record import Cost, Record
 from segdet.util.errors import UserError
 
@@ -204,6 +204,22 @@ def test_report_finds_records_and_lists_corrupt_and_missing_ones(
     assert [row[0] for row in rows(capsys.readouterr().out)] == ["run", "fcn", "run", "ssd"]
     assert main([str(tmp_path / "demo/fcn"), "--output", str(tmp_path / "table.md")]) == 0
     assert rows((tmp_path / "table.md").read_text())[1][0] == "fcn" and capsys.readouterr().out == ""
+
+
+def test_paths_are_relative_to_the_folder_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "runs/demo", FCN, replace(FCN, name="corrupt"), replace(FCN, name="missing"))
+    (tmp_path / "runs/demo/corrupt/result.json").write_text("{")
+    (tmp_path / "runs/demo/missing/result.json").unlink()
+    monkeypatch.chdir(tmp_path / "runs")
+    for folder in ("demo", "../runs/demo", "."):
+        records, faults = find_records([Path(folder)])
+        expected = [Path(folder, *place) for place in (("corrupt",), ("missing",))]
+        if folder == ".":
+            expected = [Path("demo/corrupt"), Path("demo/missing")]
+        assert [fault.split(":")[0] for fault in faults] == [f"{path}/result.json" for path in expected]
+        assert [record.name for record in records] == ["demo/fcn" if folder == "." else "fcn"]
 
 
 def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:

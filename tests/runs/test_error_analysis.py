@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from segdet.cli.main import main
 from segdet.metrics.detection_errors import KINDS, SPECIAL
 from segdet.runs.error_analysis import _text
+from segdet.util.drawing import draw_matrix
 
 DATA = [
     "--data=ShapesDataModule", "--data.num_train=8", "--data.num_val=4", "--data.num_test=6",
@@ -38,8 +40,15 @@ def run_of(task: str, shapes: Path, folder: Path, *options: str) -> Path:
 
 
 def test_testing_a_detector_reports_the_errors_that_lower_its_ap(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    axes = []
+
+    def draw(counts: np.ndarray, rows: list[str], columns: list[str], **options: Any) -> np.ndarray:
+        axes.append((rows, columns))
+        return draw_matrix(counts, rows, columns, **options)
+
+    monkeypatch.setattr("segdet.runs.error_analysis.draw_matrix", draw)
     run = run_of("detection", shapes, tmp_path / "run", "--error_analysis.min_score=0.01")
     message = capsys.readouterr().err
     assert "would gain without errors of one kind: " in message and str(run / "errors.json") in message
@@ -50,6 +59,7 @@ def test_testing_a_detector_reports_the_errors_that_lower_its_ap(
     for kind, gain in content["dap"].items():
         assert metrics[f"test/dap_{kind}"] == pytest.approx(gain, abs=1e-6)
     assert content["min_score"] == 0.01 and content["classes"][-1] == "background"
+    assert axes == [(content["classes"], content["classes"])]
     confusion = np.array(content["confusion"])
     assert confusion.shape == (len(content["classes"]),) * 2
     assert confusion[:-1].sum() > 0

@@ -1,11 +1,13 @@
 """``segdet data show``: draw annotated samples on one sheet."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from segdet.cli.arguments import CommandParser, check_least, check_output, dataset_from, run_command
+from segdet.util.files import write_atomically
 
 _MOST_LISTED = 5
 
@@ -20,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help=index_help)
     parser.add_argument("--cell", type=int, default=400, help="width of a picture in pixels (default: 400)")
     parser.add_argument("--columns", type=int, help="pictures in a row")
-    output, output_help = Path("sheet.png"), "image file to write (default: sheet.png)"
-    parser.add_argument("--output", type=Path, default=output, help=output_help)
+    output_help = "image file to write or replace (default: sheet.png, or sheet-2.png ... if it exists)"
+    parser.add_argument("--output", type=Path, help=output_help)
     return run_command(parser, argv, _show)
 
 
@@ -45,6 +47,15 @@ def _show(arguments: argparse.Namespace) -> int:
     if len(faults) > _MOST_LISTED:
         more = f"and {len(faults) - _MOST_LISTED:,} more; `segdet data check {arguments.root}` lists all"
         sys.stderr.write(f"segdet: {more}\n")
-    Image.fromarray(page).save(arguments.output)
-    sys.stdout.write(f"{arguments.output}\n")
+    output = arguments.output or _unused_sheet()
+    replaced = " (replaced)" if output.exists() else ""
+    with write_atomically(output) as temporary:
+        Image.fromarray(page).save(temporary, "PNG" if output.suffix.lower() == ".png" else "JPEG")
+    sys.stdout.write(f"{output}{replaced}\n")
     return 0
+
+
+def _unused_sheet() -> Path:
+    """Return the first of ``sheet.png``, ``sheet-2.png`` ... that does not exist."""
+    names = itertools.chain(["sheet.png"], (f"sheet-{number}.png" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())

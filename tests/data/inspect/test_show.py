@@ -45,6 +45,22 @@ def test_mistakes_are_reported_in_one_line(voc_folder, capsys, arguments, line):
     assert capsys.readouterr().err == f"segdet data show: {line}\n"
 
 
+def test_an_earlier_sheet_is_kept_unless_it_is_named(voc_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(voc_folder), "--cell", "64", "--count", "1"]
+    contents = []
+    for seed, name in enumerate(("sheet.png", "sheet-2.png", "sheet-3.png")):
+        assert main([*arguments, "--seed", str(seed)]) == 0
+        assert capsys.readouterr().out == f"{name}\n"
+        contents.append((tmp_path / name).read_bytes())
+    assert [(tmp_path / name).read_bytes() for name in ("sheet.png", "sheet-2.png")] == contents[:2]
+    assert main([*arguments, "--output", "sheet.png", "--count", "2"]) == 0
+    assert capsys.readouterr().out == "sheet.png (replaced)\n"
+    assert (tmp_path / "sheet.png").read_bytes() != contents[0]
+    assert main([*arguments, "--output", "sheet.jpg"]) == 0
+    assert cv2.imread("sheet.jpg").shape[1] == 14 + 78
+
+
 def test_bad_samples_are_replaced_and_reported(voc_folder, tmp_path, capsys):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     arguments = [str(voc_folder), "--cell", "128", "--output", str(tmp_path / "sheet.png")]
