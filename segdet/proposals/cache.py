@@ -12,13 +12,11 @@ image is. Hashing a file takes a fortieth of the time of decoding it (JPEG and P
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,15 +34,13 @@ from segdet.data.proposal_source import ImageProposals
 from segdet.util.cores import usable_cores
 from segdet.util.disk_cache import Arrays, cache_folder, cached, files_key
 from segdet.util.errors import BadSample, UserError
-from segdet.util.files import unwritable, write_atomically, write_text
+from segdet.util.files import remove_stale, unwritable, write_atomically, write_text
 
 if TYPE_CHECKING:
     from segdet.data.formats.reader import Reader
 
 _COLUMNS = 5
 _FIX = "free disk space, or name another folder in SEGDET_CACHE"
-_STALE = 3600.0
-"""Seconds after which temporary files are removed."""
 
 
 class ImageProposer(Protocol):
@@ -182,10 +178,8 @@ class CachedProposals(ImageProposals):
             if not description.exists():
                 settings = {"proposer": type(self.proposer).__name__, **self.proposer.settings}
                 write_text(description, json.dumps(settings, indent=1, default=str) + "\n", _FIX)
-            for temporary in self.folder.glob("*/.*.tmp"):
-                with contextlib.suppress(OSError):
-                    if time.time() - temporary.stat().st_mtime > _STALE:
-                        temporary.unlink()
+            for folder in self.folder.glob("*/"):
+                remove_stale(folder)
         except OSError as error:
             raise unwritable(self.folder, error, _FIX) from error
 

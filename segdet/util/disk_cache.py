@@ -93,7 +93,7 @@ def save(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
     try:
         with (
             write_atomically(path_of(kind, key), fix, parents=True, sync=False) as temporary,
-            temporary.open("xb") as file,
+            temporary.open("wb") as file,
         ):
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except UserError as error:

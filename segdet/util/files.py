@@ -1,16 +1,27 @@
-"""Atomic writes: a file is always either missing, or complete in its earlier or its new version."""
+"""Atomic writes: a file is always either missing, or complete in its earlier or its new version.
+
+A process that is killed while it writes leaves a temporary file. The next process that writes into the folder removes
+it. A writer holds a lock on its temporary file, so the files of running writers are kept. Locks of other machines may
+be invisible on a network file system. Their files are removed when they have not changed for `STALE_SECONDS`.
+"""
 
 import contextlib
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from segdet.util.errors import UserError
 
 FIX = "free disk space or make the folder writable"
 """The default advice for a file that cannot be written."""
+
+STALE_SECONDS = 24 * 3600.0
+"""The age at which temporary files of other machines are removed."""
 
 
 @contextlib.contextmanager
@@ -32,11 +43,14 @@ def write_atomically(
     Raises:
         UserError: If the block or the rename raises an `OSError`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}-{uuid.uuid4().hex[:12]}.tmp")
+    lock = None
     try:
         with _renamed(temporary, path, fix):
             if parents:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale_once(path.parent, ".*.tmp")
+            lock = _create_locked(temporary)
             yield temporary
             if sync:
                 with temporary.open("rb") as stream:
@@ -44,6 +58,8 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def write_text(path: Path, text: str, fix: str = FIX) -> None:
@@ -69,13 +85,83 @@ def create_folder_atomically(path: Path, fix: str = FIX) -> Iterator[Path]:
     Raises:
         UserError: If the block or the rename raises an `OSError`.
     """
-    temporary = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
+    temporary = path.with_name(f".{path.name}.{_machine()}-{uuid.uuid4().hex[:12]}.partial")
+    lock = None
     try:
         with _renamed(temporary, path, fix):
+            _remove_stale_once(path.parent, ".*.partial")
             temporary.mkdir(parents=True)
+            lock = os.open(temporary, os.O_RDONLY)
+            _lock(lock)
             yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_stale(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove the temporary files or folders of killed writers in ``folder``; keep those of running writers."""
+    for path in folder.glob(pattern):
+        match = re.fullmatch(r"\..+\.([0-9a-f]{8})-[0-9a-f]{12}\.\w+", path.name)
+        if match is None:  # not written by this module
+            continue
+        with contextlib.suppress(
+            OSError
+        ):  # another process may remove the file, or the folder may be read-only
+            lock = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+            try:
+                own = match[1] == _machine() and _lock(lock)
+                if own or time.time() - _last_change(path) > STALE_SECONDS:
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+            finally:
+                os.close(lock)
+
+
+@lru_cache
+def _remove_stale_once(folder: Path, pattern: str) -> None:
+    """Call `remove_stale` once for each folder, because listing a large folder for each file would be slow."""
+    remove_stale(folder, pattern)
+
+
+@lru_cache
+def _machine() -> str:
+    """Return an identifier of the running kernel, within which locks are visible to all processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except OSError:  # not Linux
+        return f"{uuid.getnode() & 0xFFFFFFFF:08x}"
+
+
+def _create_locked(path: Path) -> int:
+    """Create a file and return a descriptor that holds its lock."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # `remove_stale` removed the file before it was locked
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; return False if another process has the lock, or locks are not supported."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _last_change(path: Path) -> float:
+    """Return the time of the last change of a file, or of a folder and everything in it."""
+    return max(each.stat().st_mtime for each in (path, *path.rglob("*")))
 
 
 @contextlib.contextmanager

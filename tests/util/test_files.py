@@ -1,11 +1,23 @@
 """Atomic writes: complete or not at all, no leftovers, one-line errors."""
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from segdet.util.errors import UserError
-from segdet.util.files import create_folder_atomically, write_atomically, write_text
+from segdet.util.files import (
+    STALE_SECONDS,
+    _remove_stale_once,
+    create_folder_atomically,
+    remove_stale,
+    write_atomically,
+    write_text,
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -67,3 +79,73 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
         (folder / "a").write_text("")
         assert not target.exists()
     assert _names(target) == ["a"]
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from segdet.util.files import create_folder_atomically, write_atomically
+
+with write_atomically(Path("a.json")) as file, create_folder_atomically(Path("data")) as folder:
+    file.write_text("half")
+    (folder / "1.png").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes a file and a folder in the current folder, to be killed."""
+    monkeypatch.chdir(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def _clean() -> None:
+    for pattern in (".*.tmp", ".*.partial"):
+        remove_stale(Path(), pattern)
+
+
+class TestStale:
+    def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_running_one_kept(
+        self, killed: subprocess.Popen[str]
+    ) -> None:
+        assert sorted(name.rsplit(".", 1)[1] for name in _names(Path())) == ["partial", "tmp"]
+        _clean()
+        assert len(_names(Path())) == 2
+        killed.kill()
+        killed.wait()
+        _clean()
+        assert not _names(Path())
+
+    def test_the_next_write_removes_them(self, killed: subprocess.Popen[str]) -> None:
+        killed.kill()
+        killed.wait()
+        _remove_stale_once.cache_clear()
+        write_text(Path("b.json"), "{}")
+        with create_folder_atomically(Path("other")):
+            pass
+        assert sorted(_names(Path())) == ["b.json", "other"]
+
+    def test_files_of_another_machine_are_kept_for_a_day(self, tmp_path: Path) -> None:
+        other, foreign = tmp_path / f".a.{'0' * 8}-{'1' * 12}.tmp", tmp_path / ".editor.tmp"
+        folder = tmp_path / f".data.{'0' * 8}-{'1' * 12}.tmp"
+        folder.mkdir()
+        (folder / "1.png").write_text("")
+        for path in (other, foreign):
+            path.write_text("")
+        past = time.time() - STALE_SECONDS - 60
+        for path in (foreign, folder):
+            os.utime(path, (past, past))
+        remove_stale(tmp_path)
+        assert len(_names(tmp_path)) == 3  # a file in the folder is new
+        for path in (other, folder / "1.png"):
+            os.utime(path, (past, past))
+        remove_stale(tmp_path)
+        assert _names(tmp_path) == [".editor.tmp"]
