@@ -25,7 +25,7 @@ from segdet.cli.train_options import Options, parse_command
 from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.defaults import choose_defaults, describe
-from segdet.runs.folder_choice import Run, place_run, separate_scores
+from segdet.runs.folder_choice import Run, UnusedFolders, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
 from segdet.runs.resumed_options import resumed_changes
 from segdet.util.distributed import rank
@@ -88,7 +88,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
 
     Args:
         options: The parsed command.
-        at_end: The exit stack of the command, which releases the run's folder.
+        at_end: The exit stack of the command, which releases the run's folder and removes it if it is new and empty.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.
@@ -110,6 +110,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         name=f"{model_name}-{data_name.removesuffix('datamodule')}",
         run_dir=config.run_dir,
         overwrite=config.overwrite,
+        unused=at_end.enter_context(UnusedFolders()),
     )
     at_end.callback(run.release)
     checkpoint = run.checkpoint

@@ -3,6 +3,7 @@
 A requeued SLURM job (stopped and started again) uses the same folder and resumes its run.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from segdet.data.fingerprint import fingerprint
 from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint
@@ -82,6 +83,26 @@ class Run:
             self.ownership = None
 
 
+class UnusedFolders:
+    """The folders that a command creates. On exit those that are still empty are removed, as after a failed command."""
+
+    def __init__(self) -> None:
+        self._folders: set[Path] = set()
+
+    def expect(self, folder: Path) -> None:
+        """Add ``folder`` and its parents if they do not exist and will therefore be created."""
+        path = folder.absolute()
+        self._folders |= {each for each in (path, *path.parents) if not each.exists()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for folder in sorted(self._folders, key=lambda each: -len(each.parts)):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+
 def place_run(
     command: str,
     command_line: str,
@@ -90,6 +111,7 @@ def place_run(
     name: str,
     run_dir: str | None = None,
     overwrite: bool = False,
+    unused: UnusedFolders | None = None,
 ) -> Run:
     """Choose, claim and create the folder of a run.
 
@@ -102,6 +124,7 @@ def place_run(
         name: The start of the name of a new folder: ``<model>-<data>``.
         run_dir: The folder that the user gave, or None.
         overwrite: Whether to remove the run that the folder holds.
+        unused: Receives the folders that are created.
 
     Raises:
         UserError: If the folder holds another run or cannot be created.
@@ -109,12 +132,13 @@ def place_run(
     of_checkpoint = folder_of_checkpoint(checkpoint.path) if checkpoint else None
     chosen_by_rank_0 = rank() > 0 and RUN_DIR_VARIABLE in os.environ
     folder = Path(run_dir) if run_dir else of_checkpoint
+    unused = unused or UnusedFolders()
     fit = command == "fit"
     resumed = fit and folder is not None and folder.resolve() == of_checkpoint
     if chosen_by_rank_0:
         folder = Path(os.environ[RUN_DIR_VARIABLE])
     elif folder is None:
-        folder = _new_folder(command, command_line, name, overwrite)
+        folder = _new_folder(command, command_line, name, overwrite, unused)
     if not resumed and _is_restarted(folder, command, overwrite):
         resumed = True
         checkpoint = checkpoint or latest_checkpoint(folder)
@@ -127,6 +151,7 @@ def place_run(
             f"{folder}: holds a run; resume it with --ckpt_path last, replace it with --overwrite true, or give "
             "another --run_dir"
         )
+    unused.expect(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fit:
@@ -209,7 +234,7 @@ def _separate(run: Run, reason: str) -> None:
     elif under_torchrun():
         raise UserError(f"{run.folder}: {reason}; give another --run_dir")
     else:
-        run.folder = _create_unused(Path(f"{separate}-{datetime.now():%Y%m%d-%H%M%S}"))
+        run.folder = _create_unused(Path(f"{separate}-{datetime.now():%Y%m%d-%H%M%S}"), UnusedFolders())
     _announce(run.folder)
 
 
@@ -254,18 +279,19 @@ def _scored_share(command: str, trainer: Mapping[str, Any]) -> tuple[Any, ...]:
     return None if whole else limit, bool(trainer.get("fast_dev_run")), overfit
 
 
-def _new_folder(command: str, command_line: str, name: str, overwrite: bool) -> Path:
+def _new_folder(command: str, command_line: str, name: str, overwrite: bool, unused: UnusedFolders) -> Path:
     """Return ``runs/<name>-<time>``, or ``runs/<name>-<job>`` in a SLURM job."""
     if (job := _job_id(command)) is not None:
         return _folder_of_job(RUNS / f"{name}-{job}", command, command_line, overwrite)
     if under_torchrun():
         raise UserError("--run_dir: missing; under torchrun it names the common folder of all processes")
-    return _create_unused(RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    return _create_unused(RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}", unused)
 
 
-def _create_unused(folder: Path) -> Path:
+def _create_unused(folder: Path, unused: UnusedFolders) -> Path:
     """Create the first of ``folder``, ``folder-2`` ... that does not exist."""
     for candidate in _numbered(folder):
+        unused.expect(candidate)
         try:
             candidate.mkdir(parents=True)
         except FileExistsError:

@@ -221,12 +221,18 @@ def test_model_that_cannot_be_built(line: Line, shapes: Path) -> None:
     assert "resnet1888" in message
 
 
-def test_data_folder(line: Line, tmp_path: Path) -> None:
-    message = line(
-        ["fit", *MODELS["detection"], "--data=VOCDataModule", "--data.root=nowhere", "--run_dir=here"]
-    )
-    assert message.startswith("nowhere")
-    assert not (tmp_path / "here" / "config.yaml").exists()
+@pytest.mark.parametrize("place", [[], ["--run_dir=some/where"]])
+def test_data_folder(place: list[str], line: Line, tmp_path: Path) -> None:
+    arguments = ["fit", *MODELS["detection"], "--data=VOCDataModule", "--data.root=nowhere"]
+    assert line([*arguments, *place]).startswith("nowhere")
+    assert not list(tmp_path.iterdir())  # neither the run's folder nor its parents
+
+
+def test_an_existing_folder_is_kept_after_a_failure(line: Line, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    arguments = [*MODELS["detection"], "--data=VOCDataModule", "--data.root=nowhere"]
+    assert line(["fit", *arguments, "--run_dir=here/run"]).startswith("nowhere")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
 def test_help_of_a_class_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
