@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 import segdet
 from segdet.cli.main import main
 from segdet.data import Plain, ScaleJitter, ShapesDataModule, VOCDataModule
+from segdet.data.images import read_image
 from segdet.data.shapes.make import make_shapes
 from segdet.detection import SSD, FastRCNN
 from segdet.proposals import UniformWindows
@@ -133,6 +135,36 @@ def test_load_predicts_what_the_command_writes(detector: Path, photo: Path, tmp_
     names = [model.class_names[label - 1] for label in found["labels"].tolist()]
     assert names == [entry["category"] for entry in written]
     assert float(found["boxes"][:, 2].max()) <= 90 and float(found["boxes"][:, 3].max()) <= 120  # upright
+
+
+@pytest.mark.parametrize("kind", ["photo.jpg", "gray.png", "gray16.png", "palette.png", "alpha.png"])
+def test_a_picture_and_its_pixels_give_what_the_command_writes(
+    kind: str, detector: Path, photo: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / kind
+    with Image.open(photo) as picture:
+        if kind == "photo.jpg":
+            shutil.copy(photo, file)  # with an EXIF orientation
+        elif kind == "gray16.png":
+            Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(file)
+        else:
+            modes = {"gray.png": "L", "palette.png": "P", "alpha.png": "RGBA"}
+            picture.convert(modes[kind]).save(file)
+    out = [f"--run_dir={tmp_path / 'out'}", "--trainer.accelerator=cpu"]
+    assert main(["predict", f"--ckpt_path={detector}", "--images", str(file), *out]) == 0
+    written = json.loads((tmp_path / "out" / "predictions" / "predictions.json").read_text())
+    model = segdet.load(detector)
+    pixels = read_image(file, upright=True)
+    with Image.open(file) as opened:
+        for image in (file, opened, pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+            found = model.predict_image(image)
+            boxes = found["boxes"].tolist()
+            expected = [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in written)]
+            # JPEG decoders differ by a gray level.
+            tolerance = 0.5 if isinstance(image, Image.Image) and kind.endswith("jpg") else 1e-3
+            assert np.allclose(boxes, expected, rtol=0, atol=tolerance)
+            assert np.allclose(found["scores"], [entry["score"] for entry in written], atol=tolerance / 10)
+            assert boxes
 
 
 def model_root(run: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segdet.data.images import read_image
+from segdet.data.images import image_as_rgb, read_image
 from segdet.util.errors import UserError
 
 ImageLike = Path | str | Image.Image | np.ndarray | Tensor
@@ -18,7 +18,7 @@ def as_rgb(image: ImageLike) -> np.ndarray:
     """Return the pixels of an image: uint8 ``[H, W, 3]``, RGB.
 
     Args:
-        image: A path (an EXIF rotation is applied), a PIL image, an array uint8 ``[H, W, 3]``, or a tensor uint8
+        image: A path or a PIL image (an EXIF rotation is applied), an array uint8 ``[H, W, 3]``, or a tensor uint8
             ``[3, H, W]``.
 
     Raises:
@@ -35,7 +35,7 @@ def _as_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, Path | str):
         return read_image(image, upright=True)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return image_as_rgb(image)
     if isinstance(image, Tensor):
         if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
             return image.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -103,6 +103,16 @@ def read_image(
     return image
 
 
+def image_as_rgb(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a PIL image as `read_image` returns those of its file: uint8 ``[H, W, 3]``, upright.
+
+    Raises:
+        BadSample: If the pixels cannot be decoded or converted.
+    """
+    name = getattr(image, "filename", "") or "image"
+    return _rotated_upright(_as_rgb(name, image, None), _orientation(image))
+
+
 def read_mask(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Read the values of a mask file: uint8 ``[H, W]``.
 
@@ -259,7 +269,10 @@ def _check_png_end(path: Path | str, data: bytes) -> None:
 
 
 def _decode_other(path: Path | str, data: bytes, limit: int | None) -> np.ndarray:
-    image = _open(path, data)
+    return _as_rgb(path, _open(path, data), limit)
+
+
+def _as_rgb(path: Path | str, image: Image.Image, limit: int | None) -> np.ndarray:
     if image.mode.startswith("I;16"):
         gray = (_pixels(path, image, limit) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)

@@ -78,6 +78,8 @@ class _Line:
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
+        self.enabled = True
+        self.done = 0
         self.bar: tqdm | None = None
         self._next = 0.0
 
@@ -86,13 +88,14 @@ class _Line:
         """Whether the line is open and the interval has passed."""
         return self.bar is not None and time.monotonic() >= self._next
 
-    def open(self, title: str, total: float, enabled: bool) -> None:
+    def open(self, title: str, total: float) -> None:
         """Open a new line; ``total`` may be infinite."""
         self.close()
+        self.done = 0
         bar = tqdm(
             desc=title,
             total=int(total) if total != float("inf") else None,
-            disable=not enabled,
+            disable=not self.enabled,
             file=sys.stderr,
             dynamic_ncols=True,
             smoothing=0,
@@ -102,17 +105,23 @@ class _Line:
         self._next = time.monotonic() + self.interval
         self.bar = None if bar.disable else bar
 
-    def draw(self, done: int, text: str) -> None:
+    def count(self) -> None:
+        """Add a step, and draw the line if it is due."""
+        self.done += 1
+        if self.due:
+            self.draw("")
+
+    def draw(self, text: str) -> None:
         """Draw the line after ``done`` steps, with a text after the bar."""
         assert self.bar is not None
-        self.bar.n = done
+        self.bar.n = self.done
         self.bar.set_postfix_str(text, refresh=True)
         self._next = time.monotonic() + self.interval
 
-    def finish(self, done: int, text: str = "") -> None:
+    def finish(self, text: str = "") -> None:
         """Draw the line after its last step and close it."""
         if self.bar is not None:
-            self.draw(done, text)
+            self.draw(text)
             self.close()
 
     def close(self) -> None:
@@ -133,6 +142,12 @@ def _epoch_batches(trainer: pl.Trainer, first: int) -> float:
     return min(batches, first + (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
 
 
+def _open_epoch(line: _Line, trainer: pl.Trainer, first: int) -> None:
+    last = trainer.max_epochs
+    of = f"/{last}" if last is not None and last > 0 else ""
+    line.open(f"epoch {trainer.current_epoch + 1}{of}", _epoch_batches(trainer, first))
+
+
 class Progress(ProgressBar):
     """One line on stderr: epoch, batch, loss and the last validation score.
 
@@ -142,54 +157,45 @@ class Progress(ProgressBar):
 
     def __init__(self, interval: float = 0.25) -> None:
         super().__init__()
-        self._enabled = True
         self._line = _Line(interval)
-        self._done = 0
         self._score = ""
 
     def disable(self) -> None:
-        self._enabled = False
+        self._line.enabled = False
 
     def enable(self) -> None:
-        self._enabled = True
+        self._line.enabled = True
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         tqdm.write(sep.join(map(str, args)), file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open_epoch(trainer, 0)
-
-    def _open_epoch(self, trainer: pl.Trainer, first: int) -> None:
-        last = trainer.max_epochs
-        of = f"/{last}" if last is not None and last > 0 else ""
-        self._open(f"epoch {trainer.current_epoch + 1}{of}", _epoch_batches(trainer, first))
-
-    def _open(self, title: str, total: float) -> None:
-        self._done = 0
-        self._line.open(title, total, self._enabled)
+        _open_epoch(self._line, trainer, 0)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._line.bar is None and self._enabled:  # Lightning resumes within an epoch without starting it
-            self._open_epoch(trainer, batch_idx)
+        if (
+            self._line.bar is None and self._line.enabled
+        ):  # Lightning resumes within an epoch without starting it
+            _open_epoch(self._line, trainer, batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._done = batch_idx + 1
+        self._line.done = batch_idx + 1
         if self._line.due:
-            self._line.draw(self._done, _loss_and_score(pl_module, self._score))
+            self._line.draw(_loss_and_score(pl_module, self._score))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._line.bar is not None:
             self._read_score(trainer, pl_module)
-            self._line.finish(self._done, _loss_and_score(pl_module, self._score))
+            self._line.finish(_loss_and_score(pl_module, self._score))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show "validating" in the bar of the epoch; outside of training, open a bar for validation."""
         if not _is_training(trainer):
-            self._open("validate", sum(trainer.num_val_batches))
+            self._line.open("validate", sum(trainer.num_val_batches))
         elif self._line.bar is not None:
             self._line.bar.set_postfix_str("validating", refresh=True)
 
@@ -198,53 +204,48 @@ class Progress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if not _is_training(trainer):
-            self._count_batch()
+            self._line.count()
         elif self._line.due:
             assert self._line.bar is not None
-            self._line.draw(self._line.bar.n, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
+            self._line.draw(f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._read_score(trainer, pl_module)
         if not _is_training(trainer):
-            self._line.finish(self._done)
+            self._line.finish()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open("test", sum(trainer.num_test_batches))
+        self._line.open("test", sum(trainer.num_test_batches))
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._count_batch()
+        self._line.count()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._line.finish(self._done)
+        self._line.finish()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         total = sum(trainer.num_predict_batches)
         if total == float("inf"):  # videos have no length, but their headers state a number of frames
             total = getattr(trainer.datamodule, "expected_predict_batches", None) or total  # type: ignore[attr-defined]
-        self._open("predict", total)
+        self._line.open("predict", total)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._count_batch()
+        self._line.count()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._line.finish(self._done)
+        self._line.finish()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """End the line, so that the next message starts on a new one."""
         self._line.close()
-
-    def _count_batch(self) -> None:
-        self._done += 1
-        if self._line.due:
-            self._line.draw(self._done, "")
 
     def _read_score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor = getattr(pl_module, "monitor", None)
