@@ -42,6 +42,11 @@ class CommandParser(argparse.ArgumentParser):
         split_help = "splits to use, such as train, or 2007/train for one year of VOC (default: all)"
         add("--split", nargs="+", metavar="SPLIT", help=split_help)
         add("--class_names", metavar="A,B,C|FILE", help="class names, or a text file with one name per line")
+        add(
+            "--mask_values",
+            metavar="[A,B,C]",
+            help="mask value of each class name, such as [0,255] (VOC only)",
+        )
         add("--ignore_index", type=int, help="mask value to ignore besides 255 (VOC only)")
         pixels_help = "the largest number of pixels of an image that is read (default: 178,956,970)"
         add("--max_pixels", type=int, metavar="N", help=pixels_help)
@@ -55,7 +60,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def dataset_from(arguments: argparse.Namespace) -> Dataset:
     """Return the dataset that the arguments of `CommandParser.add_dataset_arguments` select; see `find_dataset`."""
-    from segdet.data.formats.reader import class_names_from
+    from segdet.data.formats.class_names import class_names_from
 
     if arguments.max_pixels is not None:
         from segdet.data.images import MOST_PIXELS
@@ -65,9 +70,21 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
     options: dict[str, Any] = {
         "class_names": names,
         "ignore_index": arguments.ignore_index,
+        "mask_values": _integers("--mask_values", arguments.mask_values),
         "max_pixels": arguments.max_pixels,
     }
     return find_dataset(arguments.root, arguments.format, arguments.task, arguments.split, **options)
+
+
+def _integers(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(word) for word in text.strip("[] ").split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} {text}: is not a list of whole numbers; give, for example, [0,255]"
+        ) from None
 
 
 def check_least(arguments: argparse.Namespace, **least: int) -> None:

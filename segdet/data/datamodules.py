@@ -28,6 +28,8 @@ class VOCDataModule(DataModule):
         test: Image sets to test on; default: ``val`` (VOC 2012's test annotations are secret).
         class_names: Class names, or a text file with one name per line; default: see `VOCReader`.
         ignore_index: Mask value to ignore, besides 255.
+        mask_values: Mask value of each class name; default: 0, 1, 2, ... For masks of 0 and 255, ``[0, 255]``. Only
+            then is 255 a class.
         kwargs: See `DataModule`.
     """
 
@@ -41,6 +43,7 @@ class VOCDataModule(DataModule):
         test: list[str] | None = None,
         class_names: list[str] | str | None = None,
         ignore_index: int = 255,
+        mask_values: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
@@ -49,12 +52,19 @@ class VOCDataModule(DataModule):
         self.requested_class_names = class_names
         check_range("--data.ignore_index", ignore_index, least=0, most=255)
         self.ignore_index = ignore_index
+        self.mask_values = mask_values
 
     def open_reader(self, subset: Subset) -> VOCReader:
         known = None if self.known_classes is None else self.known_classes.names
         _refuse_masks(self.root, self.masks)
         return VOCReader(
-            self.root, self.sets[subset], self.task, self.requested_class_names, self.ignore_index, known
+            self.root,
+            self.sets[subset],
+            self.task,
+            self.requested_class_names,
+            self.ignore_index,
+            known,
+            self.mask_values,
         )
 
 

@@ -28,6 +28,8 @@ class FaultKind(StrEnum):
     """A part of a box lies outside the image."""
     ANNOTATION = "annotation"
     """Another fault of an annotation, such as a repeated id or an unknown mask value."""
+    CLASSES = "classes"
+    """Class names are missing, assumed or contradictory, or a class has no objects or pixels."""
     CATEGORY = "category"
     """A category is left out, missing, or numbered differently in another split."""
     SPLIT = "split"

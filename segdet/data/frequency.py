@@ -56,8 +56,7 @@ def class_frequency(dataset: TaskDataset) -> ClassFrequency:
         type(reader).__name__,
         # Images may share one annotation file, and `indices` may select some of them.
         [reader.image_path(index).name for index in indices],
-        reader.mask_names,
-        getattr(reader, "ignore_index", IGNORE),
+        reader.mask_encoding,
         skip,
     )
     return ClassFrequency(**cached(KIND, key, compute))

@@ -4,7 +4,9 @@ Annotations usually refer to the pixels as stored, so the EXIF rotation is not a
 states the size of the rotated image.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +29,8 @@ MOST_PIXELS = 1 << 30
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 """Suffixes of image files in a folder, in lower case."""
 
+Colour = tuple[int, int, int]
+
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _END_OF_IMAGE = b"\xff\xd9"
@@ -36,7 +40,7 @@ _REMEDY = "download or export it again"
 # Exceptions that PIL raises for corrupt files, depending on the format.
 _PIL_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError)
 
-_GRAY, _PALETTE = 0, 3  # PNG's colour types, byte 25 of the file
+_GRAY = 0  # PNG's colour type, byte 25 of the file
 _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGB with alpha"}
 
 
@@ -113,35 +117,105 @@ def image_as_rgb(image: Image.Image) -> np.ndarray:
     return _rotated_upright(_as_rgb(name, image, None), _orientation(image))
 
 
-def read_mask(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+def read_mask(
+    path: Path | str,
+    max_pixels: int | None = MAX_PIXELS,
+    colours: Mapping[Colour, int] | None = None,
+) -> np.ndarray:
     """Read the values of a mask file: uint8 ``[H, W]``.
 
-    Values are the indices of a palette PNG, the values of 8-bit grayscale, or the stored numbers of 1-, 2- and 4-bit
-    grayscale (0 and 1 for one bit).
+    Values are the indices of a palette image, the values of grayscale of 8 or 16 bits, or the stored numbers of 1-, 2-
+    and 4-bit grayscale (0 and 1 for one bit). If the channels of an opaque colour image are equal, it is read as
+    grayscale.
+
+    Args:
+        path: The file.
+        max_pixels: The largest number of pixels that is decoded.
+        colours: The value of each RGB colour, for masks that are coded by colour. A palette image is read by colour if
+            ``colours`` contains all colours that the image uses.
 
     Raises:
-        BadSample: If the file is missing, empty, corrupt, not an image or larger than ``max_pixels``, or has colours or
-            16-bit values instead of class indices.
+        BadSample: If the file is missing, empty, corrupt, not an image or larger than ``max_pixels``, or contains a
+            colour or a value above 255 that has no meaning.
     """
     data = _read(path)
-    head = data[:26]
-    if head.startswith(_JPEG):
+    if data.startswith(_JPEG):
         raise BadSample(path, "a mask must hold class indices but JPEG changes values", "save it as PNG")
-    if head.startswith(_PNG) and len(head) == 26:
-        bits, colours = head[24], head[25]
-        if colours not in (_GRAY, _PALETTE) or bits > 8:
-            raise _no_indices(path, f"{bits}-bit {_COLOUR_TYPES.get(colours, 'unknown')} values")
-        if colours == _GRAY and bits == 8:
-            return _decode_png(path, data, cv2.IMREAD_UNCHANGED, max_pixels)
+    if data.startswith(_PNG) and len(data) >= 26:
+        bits, kind = data[24], data[25]
+        if kind == _GRAY and bits >= 8:
+            return _in_8_bits(path, _decode_png(path, data, cv2.IMREAD_UNCHANGED, max_pixels))
         _check_png_end(path, data)
-        values = _pixels(path, _open(path, data), max_pixels)
-        if colours == _GRAY and bits in (2, 4):
-            values = values // (255 // (2**bits - 1))  # PIL scales them to 0..255.
-        return values.astype(np.uint8, copy=False)
+        if bits == 16:
+            raise _no_indices(path, f"16-bit {_COLOUR_TYPES.get(kind, 'unknown')} values", colours)
+    else:
+        bits, kind = 8, -1
     image = _open(path, data)
-    if image.mode not in ("L", "P", "1"):
-        raise _no_indices(path, f"pixels of mode {image.mode}")
-    return _pixels(path, image, max_pixels).astype(np.uint8, copy=False)
+    if image.mode in ("RGBA", "LA") and (_pixels(path, image, max_pixels)[..., -1] < 255).any():
+        raise _no_indices(path, "transparent pixels", colours)
+    if image.mode in ("RGB", "RGBA", "LA"):
+        return _values_of_colours(path, _pixels(path, image, max_pixels, "RGB"), colours)
+    if image.mode not in ("L", "P", "1", "I") and not image.mode.startswith("I;16"):
+        raise _no_indices(path, f"pixels of mode {image.mode}", colours)
+    values = _in_8_bits(path, _pixels(path, image, max_pixels))
+    if image.mode == "P" and colours:
+        return _values_of_palette(image, values, colours)
+    if kind == _GRAY and bits in (2, 4):
+        values = values // (255 // (2**bits - 1))  # PIL scales them to 0..255.
+    return values
+
+
+def _in_8_bits(path: Path | str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.itemsize > 1 and values.size and (values.max() > 255 or values.min() < 0):
+        wrong = np.unique(values[(values > 255) | (values < 0)])
+        raise BadSample(path, f"value {wrong[0]} of a mask is not in 0..255", "save it as an 8-bit PNG")
+    return values.astype(np.uint8, copy=False)
+
+
+def _values_of_palette(image: Image.Image, values: np.ndarray, colours: Mapping[Colour, int]) -> np.ndarray:
+    palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    used = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    if used.max(initial=0) >= len(palette):
+        return values
+    table = np.zeros(256, np.uint8)
+    for index in used:
+        value = colours.get(_colour(palette[index]))
+        if value is None:
+            return values
+        table[index] = value
+    return cv2.LUT(values, table)
+
+
+def _values_of_colours(
+    path: Path | str, pixels: np.ndarray, colours: Mapping[Colour, int] | None
+) -> np.ndarray:
+    table = _colour_table(tuple((colours or {}).items()))
+    values = table[pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)]
+    unknown = values < 0
+    if not unknown.any():
+        return values.astype(np.uint8)
+    if (pixels[..., :1] == pixels).all():
+        return np.ascontiguousarray(pixels[..., 0])
+    wrong = np.unique(pixels[unknown], axis=0)
+    shown = "; ".join(",".join(map(str, colour)) for colour in wrong[:3].tolist())
+    more = f" ... ({len(wrong)})" if len(wrong) > 3 else ""
+    if not colours:
+        raise _no_indices(path, f"the colours {shown}{more}", colours)
+    raise BadSample(path, f"the colour {shown}{more} has no class", "add it to labelmap.txt as name:r,g,b::")
+
+
+@lru_cache(maxsize=2)
+def _colour_table(colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
+    """Return the value of each 24-bit colour, -1 for none: int16 ``[2 ** 24]``."""
+    table = np.full(1 << 24, -1, np.int16)
+    for (red, green, blue), value in colours:
+        table[red << 16 | green << 8 | blue] = value
+    return table
+
+
+def _colour(channels: np.ndarray) -> Colour:
+    red, green, blue = channels.tolist()
+    return red, green, blue
 
 
 def read_png16(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
@@ -303,9 +377,12 @@ def _pixels(
         raise BadSample(path, f"corrupt {image.format} ({error})", _REMEDY) from None
 
 
-def _no_indices(path: Path | str, found: str) -> BadSample:
+def _no_indices(path: Path | str, found: str, colours: Mapping[Colour, int] | None) -> BadSample:
     fault = f"a mask must hold class indices but this one has {found}"
-    return BadSample(path, fault, "save it as an 8-bit or palette PNG")
+    fix = "save it as an 8-bit or palette PNG"
+    if colours is not None:
+        fix += ", or list its colours in labelmap.txt, one class per line as name:r,g,b::"
+    return BadSample(path, fault, fix)
 
 
 def _orientation(image: Image.Image) -> int:

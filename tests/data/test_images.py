@@ -219,6 +219,36 @@ def test_mask_values_are_the_stored_indices(tmp_path, bits, kind):
     assert read_mask(path).dtype == np.uint8
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_gray_masks_in_another_pixel_format_are_read(tmp_path, mode, suffix):
+    values = np.array([[0, 1, 255], [7, 0, 2]], np.uint8)
+    gray = Image.fromarray(values)
+    image = Image.fromarray(values.astype(np.uint16)) if mode == "I;16" else gray.convert(mode)
+    assert image.mode == mode
+    assert np.array_equal(read_mask(saved(image, tmp_path / f"m.{suffix}")), values)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_are_read_by_their_colours(tmp_path, mode):
+    colours = {(0, 0, 0): 0, (48, 112, 32): 1, (176, 112, 32): 2}
+    values = np.array([[2, 2, 0], [1, 0, 1]], np.uint8)
+    table = np.array(list(colours), np.uint8)
+    image = Image.fromarray(table[values]).convert(mode if mode != "P" else "RGB")
+    if mode == "P":  # the index differs from the value
+        image = Image.frombytes("P", (3, 2), (values + 5).tobytes())
+        image.putpalette([0] * 15 + table.ravel().tolist())
+    path = saved(image, tmp_path / "m.png")
+    assert np.array_equal(read_mask(path, colours=colours), values)
+    del colours[176, 112, 32]
+    if mode == "P":  # its indices have a meaning of their own
+        assert np.array_equal(read_mask(path, colours=colours), values + 5)
+    else:
+        expect_one_line(
+            path, "the colour 176,112,32 has no class", lambda file: read_mask(file, colours=colours)
+        )
+
+
 def write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
     """Write a grayscale PNG of fewer than 8 bits, which PIL cannot write."""
 
@@ -236,13 +266,19 @@ def write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
 
 def test_masks_without_indices_are_refused(photo, tmp_path):
     for mode in ("RGB", "RGBA", "LA"):
-        path = saved(photo.convert(mode), tmp_path / f"{mode}.png")
+        image = photo.convert(mode)
+        if mode == "LA":
+            image.putpixel((0, 0), (1, 254))
+        path = saved(image, tmp_path / f"{mode}.png")
         expect_one_line(path, "a mask must hold class indices", read_mask)
     deep = tmp_path / "deep.png"
     cv2.imwrite(str(deep), np.full((4, 5), 300, np.uint16))
-    expect_one_line(deep, "16-bit grayscale", read_mask)
+    expect_one_line(deep, "value 300 of a mask is not in 0..255", read_mask)
+    cv2.imwrite(str(tmp_path / "deep_rgb.png"), np.full((4, 5, 3), 300, np.uint16))
+    expect_one_line(tmp_path / "deep_rgb.png", "16-bit RGB", read_mask)
     expect_one_line(saved(photo.convert("L"), tmp_path / "m.jpg"), "JPEG changes values", read_mask)
-    expect_one_line(saved(photo, tmp_path / "m.bmp"), "mode RGB", read_mask)
+    expect_one_line(saved(photo, tmp_path / "m.bmp"), "this one has the colours", read_mask)
+    expect_one_line(saved(photo.convert("CMYK"), tmp_path / "m.tif"), "mode CMYK", read_mask)
     assert np.array_equal(read_png16(deep), np.full((4, 5), 300))
     with pytest.raises(BadSample, match="not a grayscale PNG"):
         read_png16(tmp_path / "RGB.png")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.data import VOCDataModule
+from segdet.data.formats.class_names import ClassList
+from segdet.data.formats.mask_classes import MaskClasses
 from segdet.data.frequency import class_frequency
 from segdet.data.sample import Batch, Source, Target
 from segdet.data.shapes.make import make_shapes
@@ -192,7 +194,7 @@ def test_a_mask_with_an_unknown_value_is_one_line_before_training(shapes: Path, 
     class WithUnknownValue(VOCDataModule):
         def open_reader(self, subset: Any) -> Any:
             reader = super().open_reader(subset)
-            reader.ignore_index, reader._values = -1, [0]  # only the background is valid
+            reader._masks = MaskClasses(ClassList(["background"]))
             return reader
 
     data = WithUnknownValue(shapes, task="segmentation", batch_size=2, num_workers=0)

@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.data.faults import Fault
+from segdet.data.formats.class_names import names_from
 from segdet.data.formats.coco_document import category_faults, read_document, repeated, without_placeholders
 from segdet.data.formats.outlines import outline_mask
-from segdet.data.formats.reader import KnownClasses, Reader, names_from
+from segdet.data.formats.reader import KnownClasses, Reader
 from segdet.data.formats.splits import coco_files
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, TaskName

@@ -30,6 +30,7 @@ class Dataset:
         all_splits: Whether ``splits`` contains all splits of the folder.
         class_names: Classes of a VOC folder, or a selection of COCO's categories; None to read them from the files.
         ignore_index: Mask value of a VOC folder to ignore, besides 255.
+        mask_values: Mask value of each class name of a VOC folder; None for 0, 1, 2, ...
         max_pixels: The largest number of pixels of an image; None for the default.
     """
 
@@ -40,6 +41,7 @@ class Dataset:
     all_splits: bool
     class_names: list[str] | None = None
     ignore_index: int = 255
+    mask_values: list[int] | None = None
     max_pixels: int | None = None
 
     def __str__(self) -> str:
@@ -66,7 +68,14 @@ class Dataset:
         if self.format == "voc":
             from segdet.data.formats.voc import VOCReader
 
-            return VOCReader(self.root, [split], self.task, self.class_names, self.ignore_index)
+            return VOCReader(
+                self.root,
+                [split],
+                self.task,
+                self.class_names,
+                self.ignore_index,
+                mask_values=self.mask_values,
+            )
         if self.format == "coco":
             from segdet.data.formats.coco import COCOReader
 
@@ -133,6 +142,7 @@ def find_dataset(
     splits: Sequence[str] | None = None,
     class_names: list[str] | None = None,
     ignore_index: int | None = None,
+    mask_values: list[int] | None = None,
     max_pixels: int | None = None,
 ) -> Dataset:
     """Return the dataset in a folder.
@@ -151,10 +161,12 @@ def find_dataset(
     task = task or guess_task(root, format)
     if format != "voc" and ignore_index is not None:
         raise UserError(f"--ignore_index: for voc folders only, but {root} is {format}; leave it out")
+    if format != "voc" and mask_values is not None:
+        raise UserError(f"--mask_values: for voc folders only, but {root} is {format}; leave it out")
     if format == "cityscapes" and class_names:
         raise UserError("--class_names: the classes of Cityscapes are fixed; leave it out")
     if ignore_index is not None:
         check_range("--ignore_index", ignore_index, least=0, most=255)
     found = tuple(splits) if splits else tuple(list_splits(root, format, task))
     ignored = 255 if ignore_index is None else ignore_index
-    return Dataset(root, format, task, found, not splits, class_names, ignored, max_pixels)
+    return Dataset(root, format, task, found, not splits, class_names, ignored, mask_values, max_pixels)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +19,6 @@ from segdet.data.faults import Fault
 from segdet.data.images import MAX_PIXELS, read_image
 from segdet.data.sample import Objects, TaskName
 from segdet.util.cores import usable_cores
-from segdet.util.errors import UserError
 
 
 class KnownClasses(NamedTuple):
@@ -61,6 +60,11 @@ class Reader(ABC):
     def mask_values(self) -> list[int]:
         """The value of each of `mask_names` in the format's mask files."""
         return list(range(len(self.mask_names)))
+
+    @property
+    def mask_encoding(self) -> list[Any]:
+        """What determines the classes in a mask file besides its content: plain values, for cache keys."""
+        return [self.mask_names, self.mask_values]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -120,7 +124,7 @@ class Reader(ABC):
         return where + describe_box(objects.boxes[row], int(objects.labels[row]), self.class_names)
 
     def file_faults(self) -> list[Fault]:
-        """Return the faults of files that several samples share, such as COCO's annotation file."""
+        """Return the faults of files that several samples share, and assumptions about the dataset."""
         return []
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
@@ -163,42 +167,3 @@ def for_each_sample(
     with ThreadPoolExecutor(workers or min(16, usable_cores())) as pool:
         results = pool.map(call, chosen)
         return list(tqdm(results, description, len(chosen), unit=" images", delay=delay))
-
-
-def names_from(file: Path | str, root: Path) -> list[str]:
-    """Read class names from a text file, one per line; a relative path is looked up in ``root`` first.
-
-    Raises:
-        UserError: If the file cannot be read, is empty, or contains a name twice.
-    """
-    inside = root / file
-    path = inside if inside.is_file() else Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file of class names; give a list such as [cat, dog], or an existing file"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as class names ({error}); save it as UTF-8 text") from None
-    return checked_names([line.strip() for line in lines if line.strip()], str(path))
-
-
-def class_names_from(argument: str | None, root: Path) -> list[str] | None:
-    """Return the class names in a command-line argument: ``a,b,c`` or a text file (see `names_from`)."""
-    if argument is None:
-        return None
-    is_file = (root / argument).is_file() or Path(argument).is_file()
-    if is_file or "/" in argument or argument.endswith(".txt"):
-        return names_from(argument, root)
-    return checked_names([name.strip() for name in argument.split(",") if name.strip()], "--class_names")
-
-
-def checked_names(names: list[str], origin: str) -> list[str]:
-    """Return ``names``; raise `UserError`, starting with ``origin``, if there are none or a name is repeated."""
-    if not names:
-        raise UserError(f"{origin}: no class names; give one name per class")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"{origin}: the class {repeated[0]!r} is named twice; name each class once")
-    return names

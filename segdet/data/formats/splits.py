@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 # Other annotation files of COCO.
 _NO_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 
+_KINDS: dict["TaskName", str] = {"segmentation": "Segmentation", "detection": "Main", "localization": "Main"}
+
+IMPORT_COMMAND = "segdet data import {0} NEW_FOLDER --split 0.7 0.1 0.2 --seed 0"
+"""The command that makes a dataset with splits from a folder without them."""
+
 
 def coco_files(root: Path) -> dict[str, Path]:
     """Return the annotation file of each split in a COCO-shaped folder.
@@ -48,14 +53,16 @@ def list_splits(root: Path, format: str, task: "TaskName") -> list[str]:
         stems = [path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir()]
         where = root / "leftImg8bit"
     else:
-        kind = "Segmentation" if task == "segmentation" else "Main"
         folders = {f"{name[3:]}/": root / name for name in voc_years(root)} or {"": root}
-        stems = [prefix + name for prefix, folder in folders.items() for name in _voc_lists(folder, kind)]
-        where = next(iter(folders.values())) / "ImageSets" / kind
-        other = "Main" if task == "segmentation" else "Segmentation"
-        if not stems and any(_voc_lists(folder, other) for folder in folders.values()):
-            remedy = "detection or localization" if other == "Main" else "segmentation"
+        stems = [prefix + name for prefix, folder in folders.items() for name in _voc_splits(folder, task)]
+        first = next(iter(folders.values()))
+        where = first / "ImageSets" / _KINDS[task]
+        other: TaskName = "detection" if task == "segmentation" else "segmentation"
+        if not stems and any(_voc_splits(folder, other) for folder in folders.values()):
+            remedy = "detection or localization" if other == "detection" else "segmentation"
             raise UserError(f"{where}: has no split for {task}; there are some for --task {remedy}")
+        if not stems:
+            raise UserError(f"{where}: has no split list; to make them: {IMPORT_COMMAND.format(first)}")
     if not stems:
         raise UserError(f"{where}: has no split for {task}; give --split, or another --task")
 
@@ -67,11 +74,26 @@ def list_splits(root: Path, format: str, task: "TaskName") -> list[str]:
     return sorted(stems, key=order)
 
 
-def _voc_lists(folder: Path, kind: str) -> list[str]:
-    """Return the split lists in ``ImageSets/<kind>`` of a VOC folder."""
+def voc_list(folder: Path, split: str, task: "TaskName") -> Path | None:
+    """Return the list of a split of a VOC folder, or None.
+
+    It is in ``ImageSets/Main`` or ``ImageSets/Segmentation``; if it is not, directly in ``ImageSets``, for both tasks.
+    """
+    places = (folder / "ImageSets" / _KINDS[task], folder / "ImageSets")
+    return next((path for place in places if (path := place / f"{split}.txt").is_file()), None)
+
+
+def voc_lists(folder: Path) -> list[Path]:
+    """Return all lists of a VOC folder, sorted."""
+    found = [*(folder / "ImageSets").glob("*.txt"), *(folder / "ImageSets").glob("*/*.txt")]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _voc_splits(folder: Path, task: "TaskName") -> list[str]:
+    """Return the splits of a VOC folder for a task."""
     names = []
-    for path in (folder / "ImageSets" / kind).glob("*.txt"):
-        if path.name.startswith("."):
+    for path in voc_lists(folder):
+        if path != voc_list(folder, path.stem, task):
             continue
         with path.open(encoding="utf-8", errors="replace") as file:
             first = next((line for line in file if line.strip()), "")

@@ -5,19 +5,33 @@ A folder contains ``JPEGImages/``, ``ImageSets/Main/<split>.txt`` with ``Annotat
 PASCAL Visual Object Classes Challenge 2012 Development Kit".
 """
 
-import math
-import xml.etree.ElementTree as ElementTree
+import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
-from tqdm import tqdm
 
 from segdet.data.faults import Fault, FaultKind
-from segdet.data.formats.reader import Reader, checked_names, names_from
+from segdet.data.formats.class_names import (
+    ClassList,
+    class_files_in,
+    class_list,
+    is_background,
+    is_ignored,
+    read_class_file,
+)
+from segdet.data.formats.mask_classes import MaskClasses
+from segdet.data.formats.reader import Reader
+from segdet.data.formats.voc_files import (
+    Files,
+    flagged_lines,
+    read_list,
+    shortened,
+    voc_folder_of,
+)
+from segdet.data.formats.voc_xml import VOCAnnotation, classes_in, half_open, read_annotation
 from segdet.data.images import read_mask
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, MissingFile, UserError
@@ -29,25 +43,8 @@ VOC_CLASSES = [
 ]  # fmt: skip
 """The 20 classes of VOC 2007 and later; the value of a class in a mask is its position, counted from 1."""
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 _MASKS_TO_CHECK = 8
 _MISSING = "add it or remove its name from the split list"
-
-
-class _Member(NamedTuple):
-    """An image of a split list: its VOC folder, and its name without suffix."""
-
-    folder: Path
-    name: str
-
-
-class VOCAnnotation(NamedTuple):
-    """Content of an XML file. ``raw`` is float64 ``[N, 4]``: xmin, ymin, xmax, ymax, 1-based, as written."""
-
-    size: tuple[int, int] | None
-    names: list[str]
-    raw: np.ndarray
-    difficult: np.ndarray
 
 
 class VOCReader(Reader):
@@ -57,17 +54,20 @@ class VOCReader(Reader):
     xmax, ymax``. A box with ``xmax <= xmin`` or ``ymax <= ymin`` gets a width or height of 0. The ``<part>``
     elements of an object are ignored.
 
+    Images and masks may have any suffix that `segdet.data.images` reads, and suffixes may be in upper case.
+
     Class names come from the first of these sources that exists:
 
     1. ``class_names``.
-    2. ``labels.txt`` in the root or the VOC folder.
+    2. ``labels.txt``, ``class_names.txt`` or CVAT's ``labelmap.txt`` in the root or the VOC folder.
     3. ``known``.
     4. For boxes, the sorted names in all XML files of the folder. If all sets name a year and the files contain only
        VOC's 20 classes, these 20 are used.
     5. For masks, VOC's 21 classes.
 
-    A leading ``background`` is not an object class. For masks, the names belong to the values 0, 1, 2, ... If
-    ``ignore_index`` has a name, this name is left out, and the index of each later class decreases by one.
+    A leading ``background`` is not an object class. For masks, the names belong to the values 0, 1, 2, ..., or to
+    ``mask_values``. If ``ignore_index`` has a name, this name is left out, and the index of each later class decreases
+    by one. If the class file is CVAT's, masks may be coded by its colours.
 
     Args:
         root: Folder that contains ``JPEGImages/``, or ``VOC2007/`` or ``VOCdevkit/VOC2007/``.
@@ -77,6 +77,7 @@ class VOCReader(Reader):
         class_names: Class names, or a text file with one per line (looked up in ``root`` first).
         ignore_index: Mask value to ignore, besides 255.
         known: Class names of a model, for folders that do not name their classes.
+        mask_values: Mask value of each class name, such as ``[0, 255]``; see `MaskClasses`.
 
     Raises:
         UserError: If a folder, a list or the classes cannot be found.
@@ -90,44 +91,54 @@ class VOCReader(Reader):
         class_names: Sequence[str] | Path | str | None = None,
         ignore_index: int = IGNORE,
         known: Sequence[str] | None = None,
+        mask_values: Sequence[int] | None = None,
     ) -> None:
         self.root = Path(root)
         self.task = task
-        self.ignore_index = ignore_index
         if not self.root.is_dir():
             fix = "give the folder that contains JPEGImages/ or VOC2007/"
             raise UserError(f"{self.root}: no such folder; {fix}")
-        names = [sets] if isinstance(sets, str) else list(sets)
-        if not names:
+        self.sets = [sets] if isinstance(sets, str) else list(sets)
+        if not self.sets:
             raise UserError(f"{self.root}: no split is given; give, for example, [train]")
-        self._members = [member for name in names for member in self._list(name)]
+        self._files = Files()
+        self._lists = [voc_folder_of(self.root, name) for name in self.sets]
+        self._members = [
+            member for folder, split in self._lists for member in read_list(folder, split, task, self._files)
+        ]
         self._folders = sorted({member.folder for member in self._members})
-        given = _given_names(self.root, self._folders, class_names)
+        self._class_files = class_files_in([self.root, *self._folders])
+        self._assumes_names = False
+        given = self._given(class_names)
         if given is None and known is not None:
-            given = _with_ignored(list(known), ignore_index) if task == "segmentation" else list(known)
+            names = list(known)
+            if task == "segmentation" and mask_values is None:
+                names = _with_ignored(names, ignore_index)
+            given = ClassList(names)
         if task == "segmentation":
-            self._set_mask_names(given)
+            self._set_mask_names(given, ignore_index, mask_values)
         else:
-            self._set_object_names(given, by_year=all("/" in name for name in names))
+            self._set_object_names(given)
         self.category_ids = list(range(1, len(self.class_names) + 1))
         self._label_of = {name: label for label, name in enumerate(self.class_names, start=1)}
-        self._images: dict[Path, dict[str, str]] = {}
         self._last: tuple[Path, VOCAnnotation] | None = None
 
     @property
     def mask_values(self) -> list[int]:
-        """The mask values of the classes, without ``ignore_index``."""
-        return list(self._values)
+        """The mask values of the classes, without ignored ones."""
+        return list(self._masks.values)
+
+    @property
+    def mask_encoding(self) -> list[Any]:
+        """Names, values, ignored values and colours of the masks."""
+        return self._masks.encoding
 
     def __len__(self) -> int:
         return len(self._members)
 
     def image_path(self, index: int) -> Path:
-        """Return the image's file; if there is none, the path where a JPEG would be."""
-        folder, name = self._members[index]
-        if folder not in self._images:
-            self._images[folder] = _files_by_stem(folder / "JPEGImages")
-        return folder / "JPEGImages" / self._images[folder].get(name, f"{name}.jpg")
+        """Return the image's file; if there is none, the path where it would be."""
+        return self._files.image(self._members[index])
 
     def upright(self, index: int) -> bool:
         """Return whether the image has no annotation, which is allowed for prediction."""
@@ -135,7 +146,7 @@ class VOCReader(Reader):
 
     def declared_size(self, index: int) -> tuple[int, int] | None:
         """Return ``(height, width)`` from the XML file; None if it is missing, corrupt or has a size of 0."""
-        path = self._xml_path(index)
+        path = self._files.xml(self._members[index])
         try:
             return self._annotation(path).size
         except BadSample:
@@ -143,14 +154,16 @@ class VOCReader(Reader):
 
     def objects(self, index: int) -> Objects:
         """Return the objects in the XML file; none is a crowd."""
-        path = self._xml_path(index)
+        path = self._files.xml(self._members[index])
         annotation = self._annotation(path)
+        if annotation.errors:
+            raise annotation.errors[0]
         unknown = sorted(set(annotation.names) - self._label_of.keys())
         if unknown:
             close = closest(unknown[0], self.class_names)
             hint = f" (did you mean {close}?)" if close else ""
             fault = f"unknown class {', '.join(map(repr, unknown))}{hint}"
-            fix = f"fix the name or add it to class_names (now {_shortened(self.class_names)})"
+            fix = f"fix the name or add it to class_names (now {shortened(self.class_names)})"
             raise BadSample(path, fault, fix)
         boxes, _ = half_open(annotation.raw)
         extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
@@ -163,276 +176,169 @@ class VOCReader(Reader):
         )
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the classes in ``SegmentationClass/<name>.png``, a palette or grayscale PNG."""
-        path = self._mask_path(index)
+        """Return the classes in ``SegmentationClass/<name>.png``; for the kinds of files see `read_mask`."""
+        path = self._files.masks(self._members[index])[0]
         try:
-            values = read_mask(path, self.max_pixels)
+            return self._masks.read(path, self.max_pixels)
         except MissingFile:
             raise MissingFile(path, "no such mask", _MISSING) from None
-        lookup, valid = self._lookup
-        if not cv2.LUT(values, valid).all():
-            wrong = np.flatnonzero((np.bincount(values.ravel(), minlength=256) > 0) & (valid == 0))
-            fault = f"value {_shortened(wrong.tolist())} is not one of the {len(self.mask_names)} classes"
-            fix = "give all names in class_names (one per value, from 0) or another ignore_index"
-            raise BadSample(path, fault, fix)
-        return cv2.LUT(values, lookup)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
-        return [self._mask_path(index) if task == "segmentation" else self._xml_path(index)]
+        member = self._members[index]
+        return [self._files.masks(member)[0] if task == "segmentation" else self._files.xml(member)]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield images that are listed twice in the split."""
+        """Yield ambiguous files, all faults of an XML file, and images that are listed twice in the split."""
         member = self._members[index]
-        if self._first_place[member] != index:
+        path = self.image_path(index)
+        if self._first_place[path] != index:
             fault, fix = "is listed twice in the split", "check that this is intended"
-            yield Fault(self.image_path(index), fault, False, fix, kind=FaultKind.SPLIT)
+            yield Fault(path, fault, False, fix, kind=FaultKind.SPLIT)
+        yield from _ambiguous(path, self._files.images(member), member.suffix)
+        annotation_path = self.annotation_paths(index, task)[0]
+        if task == "segmentation":
+            yield from _ambiguous(annotation_path, self._files.masks(member))
+            return
+        try:
+            annotation = self._annotation(annotation_path)
+        except BadSample:
+            return
+        yield from map(Fault.of, annotation.errors)
+        stated = Path(annotation.filename.replace("\\", "/")).name
+        if stated != path.name and (path.parent / stated).is_file() and Path(stated).stem != path.stem:
+            fault = f"states <filename>{stated}</filename> but is used for the image {path.name}"
+            fix = "check that the boxes belong to this image"
+            yield Fault(annotation_path, fault, False, fix)
+
+    def unused_class_remedy(self, unused: Sequence[int]) -> str:
+        """Return the options by which 255 is a class, if only one class has no pixels or no names are given."""
+        values, names = self.mask_values, self.mask_names
+        if IGNORE in values:
+            return ""
+        if self._assumes_names and 0 not in unused and len(unused) == len(values) - 1:
+            values, names = [0, IGNORE], ["background", "object"]
+        elif len(unused) == 1 or (len(values) == 2 and 1 in unused):
+            values[unused[-1]] = IGNORE
+        else:
+            return ""
+        listed = ",".join(map(str, values))
+        fit, data = f"--data.mask_values [{listed}]", f"--mask_values [{listed}]"
+        if self._assumes_names:
+            fit += f" --data.class_names [{','.join(names)}]"
+            data += f" --class_names {','.join(names)}"
+        return f"if {IGNORE} is a class, give {fit} (segdet data: {data})"
 
     def describe_object(self, index: int, row: int) -> str:
-        annotation = self._annotation(self._xml_path(index))
+        annotation = self._annotation(self._files.xml(self._members[index]))
         xmin, ymin, xmax, ymax = (f"{value:.6g}" for value in annotation.raw[row])
         box = f"xmin={xmin} ymin={ymin} xmax={xmax} ymax={ymax}"
         return f"box {box} of class {annotation.names[row]}"
 
+    def file_faults(self) -> list[Fault]:
+        """Return assumed class names, names that differ in case only, unused class files, and lists with flags."""
+        found: list[tuple[Path, str, str, FaultKind]] = []
+        if self._assumes_names:
+            fault = "does not name its classes; those of VOC are assumed (value 1 is aeroplane, 2 is bicycle, ...)"
+            fix = "write the names to labels.txt, one per mask value from 0, or give class_names"
+            found.append((self.root, fault, fix, FaultKind.CLASSES))
+        for other in self._class_files[1:]:
+            if read_class_file(other).names != read_class_file(self._class_files[0]).names:
+                fault = f"its class names differ from those in {self._class_files[0]}"
+                found.append((other, fault, "that file is used; remove the wrong one", FaultKind.CLASSES))
+        folded: dict[str, str] = {}
+        for name in self.class_names:
+            first = folded.setdefault(name.casefold(), name)
+            if first != name:
+                fault = f"{first!r} and {name!r} are two classes"
+                found.append((self.root, fault, "if they are one, rename it", FaultKind.CLASSES))
+        for folder, split in self._lists:
+            if flagged_lines(folder, split, self.task):
+                fault = f"the split list {split} has a flag after each name; all its images are used, whatever the flag"
+                found.append((folder, fault, "check that this is intended", FaultKind.SPLIT))
+        return [Fault(path, fault, False, fix, kind=kind) for path, fault, fix, kind in found]
+
     @cached_property
-    def _first_place(self) -> dict[_Member, int]:
-        return {self._members[index]: index for index in reversed(range(len(self)))}
-
-    def _xml_path(self, index: int) -> Path:
-        folder, name = self._members[index]
-        return folder / "Annotations" / f"{name}.xml"
-
-    def _mask_path(self, index: int) -> Path:
-        folder, name = self._members[index]
-        return folder / "SegmentationClass" / f"{name}.png"
+    def _first_place(self) -> dict[Path, int]:
+        return {self.image_path(index): index for index in reversed(range(len(self)))}
 
     def _annotation(self, path: Path) -> VOCAnnotation:
         # The last file is cached, because the size and the objects of an image are read one after the other.
         if self._last is None or self._last[0] != path:
-            self._last = path, read_annotation(path)
+            try:
+                self._last = path, read_annotation(path)
+            except MissingFile as error:
+                raise MissingFile(path, error.fault, _MISSING) from None
         return self._last[1]
 
-    def _list(self, name: str) -> list[_Member]:
-        folder, split = _folder_of(self.root, name)
-        kind = "Segmentation" if self.task == "segmentation" else "Main"
-        path = folder / "ImageSets" / kind / f"{split}.txt"
-        if not path.is_file():
-            raise UserError(f"{path}: no such split list for {self.task}; {_existing_lists(folder)}")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
-        lines = [line.strip() for line in lines if line.strip()]
-        if not lines:
-            raise UserError(f"{path}: the split list is empty; {_existing_lists(folder)}")
-        # A line contains a name, possibly with spaces, or a name followed by a flag or the path of a mask.
-        spaced = _files_by_stem(folder / "JPEGImages") if any(len(line.split()) > 1 for line in lines) else {}
-        whole = [_without_image_suffix(line) for line in lines]
-        return [
-            _Member(folder, name if name in spaced else _without_image_suffix(line.split()[0]))
-            for name, line in zip(whole, lines, strict=True)
-        ]
+    def _given(self, class_names: Sequence[str] | Path | str | None) -> ClassList | None:
+        in_folder = read_class_file(self._class_files[0]) if self._class_files else None
+        if class_names is None:
+            return in_folder
+        given = class_list(class_names, self.root)
+        if not given.colours and in_folder is not None:
+            return ClassList(given.names, in_folder.colours)
+        return given
 
-    def _set_mask_names(self, given: list[str] | None) -> None:
+    def _set_mask_names(
+        self, given: ClassList | None, ignore_index: int, mask_values: Sequence[int] | None
+    ) -> None:
         if given is None:
-            self._expect_voc_values()
-            given = ["background", *VOC_CLASSES]
-        if len(given) > 256:
-            raise UserError(
-                f"class_names: {len(given)} names, but a mask of 8 bits has 256 values; give fewer"
+            if mask_values is not None:
+                raise UserError("mask_values: the classes have no names; give class_names, one per value")
+            masks = [self._files.masks(member)[0] for member in self._members[:_MASKS_TO_CHECK]]
+            _expect_voc_values(self.root, masks, ignore_index, self.max_pixels)
+            self._assumes_names = self.states_masks = not all(
+                re.fullmatch(r"VOC\d{4}", folder.name) for folder in self._folders
             )
-        self._values = [value for value in range(len(given)) if value not in (self.ignore_index, IGNORE)]
-        self.mask_names = [given[value] for value in self._values]
-        self.class_names = [name for name in self.mask_names if not _is_background(name)]
+            given = ClassList(["background", *VOC_CLASSES])
+        else:
+            self.states_masks = True
+        self._masks = MaskClasses(given, ignore_index, mask_values)
+        self.mask_names = list(self._masks.names)
+        self.class_names = [name for name in self.mask_names if not is_background(name)]
 
-    def _expect_voc_values(self) -> None:
-        for index in range(min(len(self), _MASKS_TO_CHECK)):
-            path = self._mask_path(index)
-            try:
-                values = read_mask(path, self.max_pixels)
-            except BadSample:
-                continue  # reported when the mask is read
-            counted = values[(values != IGNORE) & (values != self.ignore_index)]
-            if counted.size and counted.max() > len(VOC_CLASSES):
-                raise UserError(
-                    f"{path}: value {counted.max()} is not one of VOC's 21 classes; give class_names as a "
-                    f"list or a file such as {self.root / 'labels.txt'}, with one name per mask value, from 0"
-                )
-
-    @cached_property
-    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
-        """The class of each mask value, and 1 for each valid value: two arrays uint8 ``[256]``."""
-        lookup, valid = np.full(256, IGNORE, np.uint8), np.zeros(256, np.uint8)
-        lookup[self._values] = np.arange(len(self._values))
-        valid[[*self._values, self.ignore_index, IGNORE]] = 1
-        return lookup, valid
-
-    def _set_object_names(self, given: list[str] | None, by_year: bool) -> None:
+    def _set_object_names(self, given: ClassList | None) -> None:
         if given is not None:
-            self.class_names = given[1:] if _is_background(given[0]) else given
+            names = [name for name in given.names if not is_ignored(name)]
+            self.class_names = names[1:] if is_background(names[0]) else names
             if not self.class_names:
                 raise UserError("class_names: contains only the background; add the object classes")
         else:
-            found = set().union(*(_classes_in(folder / "Annotations") for folder in self._folders))
+            found = set().union(*(classes_in(folder / "Annotations") for folder in self._folders))
             if not found:
                 places = ", ".join(str(folder / "Annotations") for folder in self._folders)
                 raise UserError(f"{places}: no object of any class in the XML files; give class_names")
+            by_year = all("/" in name for name in self.sets)
             self.class_names = list(VOC_CLASSES) if by_year and found <= set(VOC_CLASSES) else sorted(found)
-        self.mask_names = ["background", *self.class_names]
-        self._values = list(range(len(self.mask_names)))
+        self._masks = MaskClasses(ClassList(["background", *self.class_names]))
+        self.mask_names = list(self._masks.names)
 
 
-def _given_names(
-    root: Path, folders: Sequence[Path], class_names: Sequence[str] | Path | str | None
-) -> list[str] | None:
-    """Return the class names that the user gives, or those in ``labels.txt``; None if there are none."""
-    if class_names is None:
-        place = next((place for place in (root, *folders) if (place / "labels.txt").is_file()), None)
-        return names_from("labels.txt", place) if place else None
-    if isinstance(class_names, str | Path):
-        return names_from(class_names, root)
-    return checked_names(list(class_names), "class_names")
+def _expect_voc_values(root: Path, masks: Sequence[Path], ignore_index: int, max_pixels: int) -> None:
+    for path in masks:
+        try:
+            values = read_mask(path, max_pixels)
+        except BadSample:
+            continue  # reported when the mask is read
+        counted = values[(values != IGNORE) & (values != ignore_index)]
+        if counted.size and counted.max() > len(VOC_CLASSES):
+            raise UserError(
+                f"{path}: value {counted.max()} is not one of VOC's 21 classes; give class_names as a list or a file "
+                f"such as {root / 'labels.txt'}, with one name per mask value, from 0"
+            )
+
+
+def _ambiguous(used: Path, found: Sequence[Path], listed_suffix: str = "") -> Iterator[Fault]:
+    """Yield a fault if several files have one name, or the file has another suffix than in the split list."""
+    if listed_suffix and used.is_file() and used.suffix != listed_suffix:
+        fault = f"is used for {used.stem}{listed_suffix}, which the split list names and does not exist"
+        yield Fault(used, fault, False, "check that this is intended", kind=FaultKind.SPLIT)
+    elif len(found) > 1 and not listed_suffix:
+        others = ", ".join(path.name for path in found if path != used)
+        fault = f"is used, but {others} has the same name"
+        yield Fault(used, fault, False, "remove the wrong file", kind=FaultKind.SPLIT)
 
 
 def _with_ignored(names: list[str], ignore_index: int) -> list[str]:
     """Insert a name for ``ignore_index`` into the class names, so that each mask value has a name."""
     return [*names[:ignore_index], "ignored", *names[ignore_index:]] if ignore_index < len(names) else names
-
-
-def _folder_of(root: Path, name: str) -> tuple[Path, str]:
-    """Return the VOC folder and the split of a set name, such as ``2007/trainval``."""
-    year, _, split = name.rpartition("/")
-    if not year:
-        if (root / "ImageSets").is_dir():
-            return root, split
-        advice = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
-        if years := _years_in(root):
-            advice = f"give the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
-        raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
-    for folder in (root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}", root / year):
-        if folder.is_dir():
-            return folder, split
-    years = _years_in(root)
-    there = f"there are {', '.join(years)}" if years else "there is no VOC folder"
-    raise UserError(f"{root}: neither VOC{year}/ nor VOCdevkit/VOC{year}/ in it; {there}")
-
-
-def half_open(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert boxes as written to 0-based half-open boxes; also return which of them are degenerate."""
-    start, end = raw[:, :2] - 1, raw[:, 2:]
-    empty = np.asarray(end <= raw[:, :2])
-    # A box whose first and last pixel are equal would be one pixel wide. It is a mistake in the file, not an object.
-    end = np.where(empty, np.minimum(start, end), end)
-    return np.concatenate([start, end], axis=1), np.asarray(empty.any(axis=1))
-
-
-def read_annotation(path: Path) -> VOCAnnotation:
-    """Read an XML file.
-
-    Raises:
-        BadSample: If the file is missing or corrupt, or an object has no name or no valid box.
-    """
-    try:
-        tree = ElementTree.fromstring(path.read_bytes())
-    except FileNotFoundError:
-        raise MissingFile(path, "no such annotation", _MISSING) from None
-    except OSError as error:
-        raise BadSample(path, f"cannot be read ({error.strerror or error})") from None
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise BadSample(path, f"not valid XML ({error})") from None
-    found = tree.findall("object")
-    names, raw, difficult = [], np.zeros((len(found), 4)), np.zeros(len(found), bool)
-    for row, element in enumerate(found):
-        name = (element.findtext("name") or "").strip()
-        if not name:
-            raise BadSample(path, f"object {row + 1} has no <name>")
-        names.append(name)
-        raw[row] = _corners(path, name, element.find("bndbox"))
-        difficult[row] = (element.findtext("difficult") or "0").strip().lower() in ("1", "true")
-    return VOCAnnotation(_declared(tree.find("size")), names, raw, difficult)
-
-
-def _corners(path: Path, name: str, box: ElementTree.Element | None) -> list[float]:
-    if box is None:
-        raise BadSample(path, f"an object of class {name!r} has no <bndbox>")
-    corners: list[float] = []
-    for key in ("xmin", "ymin", "xmax", "ymax"):
-        text = box.findtext(key)
-        if text is None:
-            raise BadSample(path, f"the <bndbox> of an object of class {name!r} has no <{key}>")
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise BadSample(path, f"<{key}> of an object of class {name!r} is {text.strip()!r}, not a number")
-        corners.append(value)
-    return corners
-
-
-def _declared(size: ElementTree.Element | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    try:
-        height, width = (int(float(size.findtext(key) or 0)) for key in ("height", "width"))
-    except (ValueError, OverflowError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _classes_in(annotations: Path) -> frozenset[str]:
-    """Return the class names in the XML files of a folder; corrupt files are reported when they are read."""
-    # `_classes_at` is cached because all splits read the same folder.
-    return _classes_at(annotations, annotations.stat().st_mtime_ns) if annotations.is_dir() else frozenset()
-
-
-@lru_cache(maxsize=16)
-def _classes_at(annotations: Path, changed: int) -> frozenset[str]:
-    found: set[str] = set()
-    paths = sorted(path for path in annotations.iterdir() if path.suffix.lower() == ".xml")
-    for path in tqdm(paths, f"finding the classes in {annotations}", unit="file", delay=2.0, leave=False):
-        try:
-            tree = ElementTree.fromstring(path.read_bytes())
-        except (OSError, ElementTree.ParseError, ValueError, LookupError):
-            continue
-        found.update((element.findtext("name") or "").strip() for element in tree.findall("object"))
-    return frozenset(found - {""})
-
-
-def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Return the image files of a folder by name without suffix. If several have the same name, ``.jpg`` is used."""
-    try:
-        images = [path.name for path in folder.iterdir() if _suffix(path.name) in _IMAGE_SUFFIXES]
-    except OSError:
-        return {}
-    # Later names replace earlier ones.
-    images.sort(key=lambda name: (_IMAGE_SUFFIXES.index(_suffix(name)), name), reverse=True)
-    return {_without_image_suffix(name): name for name in images}
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
-
-
-def _without_image_suffix(word: str) -> str:
-    return word.rpartition(".")[0] if _suffix(word) in _IMAGE_SUFFIXES else word
-
-
-def _is_background(name: str) -> bool:
-    return name.lower() in ("background", "__background__", "_background_")
-
-
-def _shortened(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values[:8])) + (f" ... ({len(values)})" if len(values) > 8 else "")
-
-
-def _existing_lists(folder: Path) -> str:
-    by_kind: dict[str, list[str]] = {}
-    for path in sorted((folder / "ImageSets").glob("*/*.txt")):
-        by_kind.setdefault(path.parent.name, []).append(path.stem)
-    found = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in by_kind.items())
-    return f"there are {found}" if found else f"there is no list in {folder / 'ImageSets'}"
-
-
-def _years_in(root: Path) -> list[str]:
-    folders = [*root.glob("VOC*"), *root.glob("VOCdevkit/VOC*")]
-    return sorted({path.name[3:] for path in folders if (path / "ImageSets").is_dir()})

@@ -113,7 +113,9 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
         findings = for_each_sample(reader, check, f"checking {split}", workers)
         report.images[split] = len(reader)
         report.empty[split] = sum(finding.empty for finding in findings)
-        faults = [*reader.file_faults(), *(fault for finding in findings for fault in finding.faults)]
+        # Splits share most faults of files.
+        of_files = [fault for fault in reader.file_faults() if fault not in report.faults]
+        faults = [*of_files, *(fault for finding in findings for fault in finding.faults)]
         tally = Tally()
         for finding in findings:
             tally.add(finding.tally)

@@ -3,42 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from voc_files import object_xml, write_list, write_mask, write_xml
 
 from segdet.data.annotation_faults import object_faults
 from segdet.data.faults import FaultKind
 from segdet.data.formats.splits import list_splits
 from segdet.data.formats.voc import VOC_CLASSES, VOCReader
 from segdet.util.errors import BadSample, UserError
-
-
-def object_xml(name="cat", box=(10, 20, 30, 50), extra="") -> str:
-    corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
-
-
-def write_xml(folder: Path, name: str, *objects: str, size="<width>60</width><height>40</height>") -> Path:
-    path = folder / "Annotations" / f"{name}.xml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"<annotation><size>{size}</size>{''.join(objects)}</annotation>")
-    return path
-
-
-def write_list(folder: Path, split: str, text: str, kind="Main") -> Path:
-    path = folder / "ImageSets" / kind / f"{split}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def write_mask(folder: Path, name: str, values, mode="P") -> Path:
-    path = folder / "SegmentationClass" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.asarray(values, np.uint8)
-    image = Image.frombytes(mode, values.shape[::-1], values.tobytes())
-    if mode == "P":
-        image.putpalette([(7 * i) % 256 for i in range(768)])
-    image.save(path)
-    return path
 
 
 def read_one(folder: Path, *objects: str, **options) -> VOCReader:
@@ -324,6 +295,231 @@ def test_unknown_mask_values_are_refused(tmp_path):
         reader.mask(0)
     with pytest.raises(UserError, match="300 names"):
         masked(tmp_path, [[0]], class_names=[str(i) for i in range(300)])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("labels.txt", "__ignore__\n_background_\ncat\ndog\n"),
+        ("class_names.txt", "_background_\ncat\ndog\n"),
+        ("labelmap.txt", "# label:color_rgb:parts:actions\n_background_:0,0,0::\ncat:8,9,7::\ndog:1,2,3::\n"),
+    ],
+)
+def test_class_files_of_annotation_tools_name_values_and_objects(tmp_path, file, content):
+    (tmp_path / file).write_text(content)
+    reader = masked(tmp_path, [[0, 1, 2, 255]])
+    assert reader.mask_names == ["_background_", "cat", "dog"] and reader.class_names == ["cat", "dog"]
+    assert reader.mask(0).tolist() == [[0, 1, 2, 255]] and not list(reader.file_faults())
+    assert read_one(tmp_path, object_xml("cat")).class_names == ["cat", "dog"]
+
+
+def test_colour_coded_masks_are_read_with_cvats_label_map(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ncat:48,112,32::\ndog:176,112,32::\n")
+    reader = masked(tmp_path, [[0]])
+    table = np.array([[0, 0, 0], [48, 112, 32], [176, 112, 32]], np.uint8)
+    Image.fromarray(table[[[0, 2, 1]]]).save(tmp_path / "SegmentationClass/a.png")
+    assert reader.mask(0).tolist() == [[0, 2, 1]]
+    renumbered = masked(tmp_path, [[0]], class_names=["dog", "cat", "background"])
+    Image.fromarray(table[[[0, 2, 1]]]).save(tmp_path / "SegmentationClass/a.png")
+    assert renumbered.mask(0).tolist() == [[2, 0, 1]]
+    (tmp_path / "labelmap.txt").unlink()
+    reader = VOCReader(tmp_path, ["train"], "segmentation", class_names=["background", "cat", "dog"])
+    with pytest.raises(
+        BadSample, match=r"the colours .*176,112,32; save .* list its colours in labelmap\.txt"
+    ):
+        reader.mask(0)
+
+
+def test_labelmes_ignore_within_the_names_is_ignored(tmp_path):
+    reader = masked(tmp_path, [[0, 1, 2]], class_names=["background", "__ignore__", "dog"])
+    assert reader.mask_names == ["background", "dog"] and reader.mask(0).tolist() == [[0, 255, 1]]
+
+
+def test_mask_values_make_255_a_class(tmp_path):
+    reader = masked(tmp_path, [[0, 255]], class_names=["background", "cat"], mask_values=[0, 255])
+    assert reader.mask_names == ["background", "cat"] and reader.mask_values == [0, 255]
+    assert reader.mask(0).tolist() == [[0, 1]]
+    other = masked(tmp_path, [[0, 255, 64]], mask_values=[64, 0], class_names=["background", "cat"])
+    assert other.mask(0).tolist() == [[1, 255, 0]]
+    assert reader.mask_encoding != other.mask_encoding
+    # A model's names belong to the values too, so the ignored value has no name among them.
+    known = masked(tmp_path, [[0, 1, 255]], known=["sky", "cat"], mask_values=[0, 255], ignore_index=1)
+    assert known.mask_names == ["sky", "cat"] and known.mask(0).tolist() == [[0, 255, 1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"mask_values": [0, 255]}, "mask_values: the classes have no names; give class_names"),
+        ({"mask_values": [0], "class_names": ["a", "b"]}, "mask_values: 1 values, but 2 class names"),
+        ({"mask_values": [0, 0], "class_names": ["a", "b"]}, "contains a value twice"),
+        ({"mask_values": [0, 256], "class_names": ["a", "b"]}, "mask_values .* at most 255"),
+        (
+            {"mask_values": [0, 7], "class_names": ["a", "b"], "ignore_index": 7},
+            "ignore_index 7: is also one of the mask_values",
+        ),
+    ],
+)
+def test_wrong_mask_values_are_one_line(tmp_path, options, fault):
+    with pytest.raises(UserError, match=fault):
+        masked(tmp_path, [[0, 1]], **options)
+
+
+def faults_of_split(reader: VOCReader) -> list[str]:
+    return [fault.fault for fault in reader.file_faults()]
+
+
+def test_assumed_names_are_a_fault_except_in_folders_of_voc(tmp_path):
+    (assumed,) = faults_of_split(masked(tmp_path, [[0, 1, 255]]))
+    assert assumed.startswith("does not name its classes; those of VOC are assumed")
+    assert not faults_of_split(masked(tmp_path, [[0, 1]], class_names=["background", "cat"]))
+    assert not faults_of_split(masked(tmp_path, [[0, 1]], known=["background", "cat"]))
+    write_mask(tmp_path / "VOC2012", "a", [[0, 1]])
+    write_list(tmp_path / "VOC2012", "train", "a\n", kind="Segmentation")
+    assert not faults_of_split(VOCReader(tmp_path, ["2012/train"], "segmentation"))
+    assert not faults_of_split(VOCReader(tmp_path / "VOC2012", ["train"], "segmentation"))
+
+
+def test_contradictory_names_are_faults(tmp_path):
+    write_xml(tmp_path, "a", object_xml("Cat"), object_xml("dog"))
+    write_xml(tmp_path, "b", object_xml("cat "))
+    write_list(tmp_path, "train", "a\n")
+    assert faults_of_split(VOCReader(tmp_path, ["train"], "detection")) == ["'Cat' and 'cat' are two classes"]
+    (tmp_path / "class_names.txt").write_text("cat\ndog\n")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    assert not faults_of_split(VOCReader(tmp_path, ["train"], "detection"))
+    (tmp_path / "labels.txt").write_text("cat\ncow\n")
+    (fault,) = VOCReader(tmp_path, ["train"], "detection").file_faults()
+    assert (
+        fault.path == tmp_path / "class_names.txt"
+        and f"differ from those in {tmp_path / 'labels.txt'}" in fault.fault
+    )
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "webp", "tif", "TIFF", "PNG", "JPEG", "ppm"])
+def test_images_of_any_suffix_are_read(tmp_path, suffix):
+    (tmp_path / "JPEGImages").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / f"JPEGImages/a.{suffix}")
+    reader = read_one(tmp_path, object_xml())
+    assert reader.image_path(0).name == f"a.{suffix}" and not list(reader.faults(0, "detection"))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "PNG", "Tiff"])
+def test_masks_of_any_lossless_suffix_are_read(tmp_path, suffix):
+    reader = masked(tmp_path, [[0, 1, 2]], "L")
+    (tmp_path / "SegmentationClass/a.png").unlink()
+    Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / f"SegmentationClass/a.{suffix}")
+    reader = VOCReader(tmp_path, ["train"], "segmentation")
+    assert reader.mask(0).tolist() == [[0, 1, 2]]
+    assert reader.annotation_paths(0, "segmentation") == [tmp_path / f"SegmentationClass/a.{suffix}"]
+
+
+def test_xml_files_in_upper_case_are_read(tmp_path):
+    path = write_xml(tmp_path, "a", object_xml())
+    path.rename(path.with_suffix(".XML"))
+    write_list(tmp_path, "train", "a\n")
+    assert len(VOCReader(tmp_path, ["train"], "detection").objects(0)) == 1
+
+
+def test_masks_beside_arrays_of_labelmes_converter_are_read(tmp_path):
+    masked(tmp_path, [[0, 1]])
+    (tmp_path / "SegmentationClass").rename(tmp_path / "SegmentationClassPNG")
+    (tmp_path / "SegmentationClass").mkdir()
+    (tmp_path / "SegmentationClass/a.npy").touch()
+    reader = VOCReader(tmp_path, ["train"], "segmentation", class_names=["background", "cat"])
+    assert reader.mask(0).tolist() == [[0, 1]]
+
+
+def test_files_of_the_same_name_are_a_fault(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("a.jpg", "a.PNG", "b.jpg", "c.bmp"):
+        (tmp_path / "JPEGImages" / name).touch()
+    for name in "abc":
+        write_mask(tmp_path, name, [[0, 1]])
+    (tmp_path / "SegmentationClass/b.bmp").touch()
+    write_list(tmp_path, "train", "a\na.PNG\nb\nc.jpg\n", kind="Segmentation")
+    reader = VOCReader(tmp_path, ["train"], "segmentation", class_names=["background", "cat"])
+    assert [reader.image_path(index).name for index in range(4)] == ["a.jpg", "a.PNG", "b.jpg", "c.bmp"]
+    found = [[(f.path.name, f.fault) for f in reader.faults(index, "segmentation")] for index in range(4)]
+    assert found == [
+        [("a.jpg", "is used, but a.PNG has the same name")],
+        [],
+        [("b.png", "is used, but b.bmp has the same name")],
+        [("c.bmp", "is used for c.jpg, which the split list names and does not exist")],
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a", "a.jpg", "JPEGImages/a.jpg", "./JPEGImages/a", "JPEGImages\\a.jpg", "C:\\x\\JPEGImages\\a.jpg",
+        "/elsewhere/JPEGImages/a.jpg", "a 1", "a  -1", "\ufeffa", "a\r", "a SegmentationClass/a.png",
+        "JPEGImages/a.jpg SegmentationClass/a.png", "/x/JPEGImages/a.jpg /x/SegmentationClass/a.png",
+    ],
+)  # fmt: skip
+def test_lines_of_split_lists_name_the_image(tmp_path, line):
+    (tmp_path / "JPEGImages").mkdir()
+    Image.new("RGB", (2, 1)).save(tmp_path / "JPEGImages/a.jpg")
+    write_mask(tmp_path, "a", [[0, 1]])
+    write_list(tmp_path, "train", f"{line}\n", kind="Segmentation")
+    reader = VOCReader(tmp_path, ["train"], "segmentation", class_names=["background", "cat"])
+    assert reader.image_path(0) == tmp_path / "JPEGImages/a.jpg"
+    assert reader.mask(0).tolist() == [[0, 1]]
+
+
+def test_a_mask_in_the_split_list_is_used(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    Image.new("RGB", (2, 1)).save(tmp_path / "JPEGImages/a.jpg")
+    write_mask(tmp_path, "a", [[0, 1]])
+    write_mask(tmp_path / "second", "b", [[1, 1]])
+    write_list(tmp_path, "train", "a.jpg second/SegmentationClass/b.png\na none/b.png\n", kind="Segmentation")
+    reader = VOCReader(tmp_path, ["train"], "segmentation", class_names=["background", "cat"])
+    assert reader.mask(0).tolist() == [[1, 1]]
+    with pytest.raises(BadSample, match=r"none.b\.png: no such mask"):
+        reader.mask(1)
+
+
+def test_images_in_subfolders_and_elsewhere_are_found(tmp_path):
+    for folder in ("JPEGImages/day", "pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (60, 40)).save(tmp_path / folder / "a.bmp")
+    write_xml(tmp_path, "a", object_xml("cat"))
+    write_list(tmp_path, "train", "day/a\npictures/a.bmp\n")
+    reader = VOCReader(tmp_path, ["train"], "detection")
+    assert reader.image_path(0) == tmp_path / "JPEGImages/day/a.bmp" and len(reader.objects(0)) == 1
+    assert reader.image_path(1) == tmp_path / "pictures/a.bmp" and len(reader.objects(1)) == 1
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_lists_directly_in_imagesets_are_read(tmp_path, task):
+    (tmp_path / "JPEGImages").mkdir()
+    write_xml(tmp_path, "a", object_xml())
+    write_mask(tmp_path, "a", [[0, 1]])
+    write_list(tmp_path, "train", "a\n", kind=".")
+    write_list(tmp_path, "val", "a\na\n", kind=".")
+    assert list_splits(tmp_path, "voc", task) == ["train", "val"]
+    assert len(VOCReader(tmp_path, ["val"], task)) == 2
+    write_list(tmp_path, "val", "a\n", kind="Segmentation" if task == "segmentation" else "Main")
+    assert len(VOCReader(tmp_path, ["val"], task)) == 1
+    with pytest.raises(UserError, match=r"there are .*directly in ImageSets: train, val$"):
+        VOCReader(tmp_path, ["test"], task)
+
+
+def test_a_folder_without_lists_names_the_command_that_makes_them(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    write_xml(tmp_path, "a", object_xml())
+    command = f"segdet data import {tmp_path} NEW_FOLDER --split 0.7 0.1 0.2 --seed 0"
+    with pytest.raises(UserError, match=command):
+        list_splits(tmp_path, "voc", "detection")
+    with pytest.raises(UserError, match=command):
+        VOCReader(tmp_path, ["train"], "detection")
+
+
+def test_a_list_of_one_class_is_a_fault(tmp_path):
+    write_xml(tmp_path, "a", object_xml())
+    write_list(tmp_path, "cat_train", "a -1\na  1\n")
+    (fault,) = faults_of_split(VOCReader(tmp_path, ["cat_train"], "detection"))
+    assert fault.startswith("the split list cat_train has a flag after each name")
 
 
 def test_bccd(real_data):

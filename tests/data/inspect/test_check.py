@@ -578,7 +578,9 @@ def test_a_folder_without_splits_is_refused(voc_folder):
         find_dataset(voc_folder)
     for path in (voc_folder / "ImageSets/Segmentation").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"ImageSets.Main: has no split for detection; give --split"):
+    with pytest.raises(
+        UserError, match=r"ImageSets.Main: has no split list; to make them: segdet data import .* --split"
+    ):
         find_dataset(voc_folder)
 
 
