@@ -20,6 +20,9 @@ _TOLERANCE = 0.5
 _SMALLEST = 1.0
 """Area in pixels below which the transforms drop a box."""
 
+NO_SCORE = "there will be no score, and no best checkpoint"
+"""The consequence of a split in which nothing counts in scores."""
+
 _REASONS = {
     FaultKind.NOT_FINITE: "not finite",
     FaultKind.DEGENERATE: "without width or height",
@@ -69,7 +72,7 @@ class Tally:
         if self.counted or self.small:
             return None
         fault = f"no object counts in scores: {self._reasons()}"
-        return Fault(path, fault, False, "there will be no score, and no best checkpoint")
+        return Fault(path, fault, False, NO_SCORE)
 
     def _reasons(self) -> str:
         if not self.objects:

@@ -23,7 +23,7 @@ from segdet.data.mosaic import MosaicDataset
 from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
-from segdet.data.survey import refuse_unusable, shared_images, survey
+from segdet.data.survey import Survey, refuse_unusable, shared_images, survey
 from segdet.data.transforms import Plain, Recipe, Size
 from segdet.util.cores import usable_cores
 from segdet.util.errors import BadSample, UserError, check_choice, check_range
@@ -100,7 +100,7 @@ class DataModule(L.LightningDataModule):
         known_classes: Classes of a checkpoint. If set, they replace the classes of the training split, which may then
             be missing. They are also used to read datasets that do not name their classes.
         notes: Samples and boxes that the readers left out, one line each, as the keys of a dict.
-        checked: Subsets whose annotations were checked.
+        surveys: The faults in the annotations of the subsets that were checked.
 
     Raises:
         UserError: If an argument is invalid.
@@ -175,7 +175,7 @@ class DataModule(L.LightningDataModule):
         self.known_classes: Classes | None = None
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
-        self.checked: set[str] = set()
+        self.surveys: dict[str, Survey] = {}
         self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
 
     @property
@@ -267,7 +267,7 @@ class DataModule(L.LightningDataModule):
         _check_annotated(self, stage)
         _choose_recipe_for_fit(self)
         for subset in _NEEDED.get(stage, ()):
-            _report_annotations(self, subset)
+            _report_annotations(self, subset, stage)
         if stage == "test" and self.test_is_val and (self.trainer is None or self.trainer.is_global_zero):
             sys.stderr.write(
                 "segdet: no --data.test is given; the scores are those of the validation split, on which the best "
@@ -375,25 +375,27 @@ def _check_annotated(data: DataModule, stage: str) -> None:
             )
 
 
-def _report_annotations(data: DataModule, subset: Subset) -> None:
+def _report_annotations(data: DataModule, subset: Subset, stage: str) -> None:
     """Report the faults in the annotations of a subset, once.
 
     Raises:
-        UserError: If a sample cannot be used, or training has no object to learn from.
+        UserError: If a sample cannot be used, training has nothing to learn from, or a test has nothing to score.
     """
     dataset = data.dataset(subset)
-    if subset in data.checked:
+    if subset in data.surveys:
         return
-    data.checked.add(subset)
-    found = survey(dataset, subset)
+    earlier = [fault for each in data.surveys.values() for fault in each.faults]
+    found = data.surveys[subset] = survey(dataset, subset, earlier)
     first = data.trainer is None or data.trainer.is_global_zero
     if first:
         sys.stderr.writelines(f"{line}\n" for line in found.lines(subset, data.root))
     fault = refuse_unusable(found, dataset, subset)
+    if fault is not None and stage != "fit":
+        raise UserError(f"{fault.path}: {fault.fault}; give an annotated split as --data.{subset}")
     if fault is not None and first:
         sys.stderr.write(f"segdet: {subset}: {fault.path}: {fault.fault}; {fault.remedy}\n")
     data.notes.update(dict.fromkeys(found.left_out()))
-    if first and subset == "val" and "train" in data.checked:
+    if first and subset == "val" and "train" in data.surveys:
         shared = shared_images(data.dataset("train"), dataset)
         if shared:
             sys.stderr.write(

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from segdet.data.cleaning import clean_objects, clip_boxes, dominant_object, usable
 from segdet.data.formats.reader import Reader
+from segdet.data.mask_faults import mask_size_fault
 from segdet.data.proposal_source import ImageProposals, ProposalSource
 from segdet.data.sample import Objects, Sample, Source, Target, TaskName
 from segdet.data.sampler import Draw
@@ -147,10 +148,8 @@ class TaskDataset(Dataset[Sample]):
             image, sets, _ = self.pipeline(image, boxes)
         elif self.task == "segmentation":
             mask = self.reader.mask(index)
-            if mask.shape != size:
-                of_mask, of_image = (f"{width}x{height}" for height, width in (mask.shape, size))
-                fault = f"the mask is {of_mask} but its image {path.name} is {of_image}"
-                raise BadSample(self.reader.annotation_paths(index, self.task)[0], fault)
+            if (fault := mask_size_fault(self.reader, index, mask, size)) is not None:
+                raise fault.error()
             image, _, transformed = self.pipeline(image, mask=mask, seed=seed)
             assert transformed is not None
             target = Target(mask=torch.from_numpy(transformed.astype(np.int64)))

@@ -1,6 +1,6 @@
 """Check the annotations of a subset before the first step, without decoding its images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +9,18 @@ from segdet.data.dataset import TaskDataset
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, for_each_sample
 from segdet.data.images import check_pixels, image_info, image_size
+from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
 from segdet.data.transforms import resized_size
+from segdet.util.disk_cache import files_key, load, save
 from segdet.util.errors import BadSample, UserError
+
+_CACHE = "mask_pixels"
 
 _HEADERS = 2000
 """Maximum number of images whose size is compared with the annotation."""
+
+_MASKS = 5000
+"""Maximum number of masks that are read."""
 
 _LISTED = 3
 """Maximum number of faults of one kind that are printed."""
@@ -45,11 +52,13 @@ class Survey:
     Attributes:
         faults: The faults, those of the whole file first.
         tally: Numbers of objects; all 0 for segmentation.
+        pixels: For segmentation, numbers of pixels.
         without_dominant: For localization, the number of images that are left out.
     """
 
     faults: list[Fault] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    pixels: PixelTally | None = None
     without_dominant: int = 0
 
     def left_out(self) -> list[str]:
@@ -87,16 +96,19 @@ class Survey:
             yield f"{self.without_dominant:,} images without a dominant object are left out"
 
 
-def survey(dataset: TaskDataset, subset: str) -> Survey:
+def survey(dataset: TaskDataset, subset: str, earlier: Sequence[Fault] = ()) -> Survey:
     """Check the annotations of a dataset, with a progress bar.
 
-    For segmentation, only faults of a whole annotation file are found, because masks are as large as images.
+    Faults of files that ``earlier`` contains, because subsets share these files, are left out.
+
+    For segmentation, at most `_MASKS` masks are read, and the result is cached if they have no faults.
     """
     reader = dataset.reader
-    found = Survey(list(reader.file_faults()))
-    if dataset.task == "segmentation":
-        return found
+    found = Survey([fault for fault in reader.file_faults() if fault not in earlier])
     indices = dataset.indices.tolist()
+    if dataset.task == "segmentation":
+        _check_masks(found, dataset, subset, indices)
+        return found
     step = max(1, -(-len(indices) // _HEADERS))
     with_header = set(indices[::step])
 
@@ -111,6 +123,40 @@ def survey(dataset: TaskDataset, subset: str) -> Survey:
         found.tally.add(tally)
     found.without_dominant = dataset.without_dominant
     return found
+
+
+def _check_masks(found: Survey, dataset: TaskDataset, subset: str, indices: list[int]) -> None:
+    """Add the faults and the pixels of the masks to ``found``; read no masks if the cache contains their pixels."""
+    reader = dataset.reader
+    chosen = indices[:: max(1, -(-len(indices) // _MASKS))]
+    files = [(reader.image_path(index), *reader.annotation_paths(index, dataset.task)) for index in chosen]
+    names = [image.name for image, *_ in files]  # images may share one annotation file
+    key = files_key(
+        (path for paths in files for path in paths), type(reader).__name__, names, reader.mask_encoding
+    )
+
+    def check(own: Reader, index: int) -> tuple[list[Fault], PixelTally]:
+        faults = list(own.faults(index, dataset.task))
+        try:
+            mask = own.mask(index)
+            fault = mask_size_fault(own, index, mask, image_size(own.image_path(index)))
+            return ([*faults, fault] if fault else faults), PixelTally.of(mask)
+        except BadSample as error:
+            return [*faults, Fault.of(error)], PixelTally()
+
+    cached = load(_CACHE, key)
+    if cached is not None:
+        tallies = [PixelTally(cached["pixels"])]
+    else:
+        results = for_each_sample(reader, check, f"checking {subset}", indices=chosen, delay=2.0)
+        found.faults += [fault for faults, _ in results for fault in faults]
+        tallies = [tally for _, tally in results]
+    complete = len(chosen) == len(indices) and not any(fault.fatal for fault in found.faults)
+    found.pixels = count_pixels(reader, tallies, complete)
+    if dataset.training and chosen:
+        found.faults += found.pixels.training_faults(reader, files[0][-1].parent)
+    if cached is None and not any(faults for faults, _ in results):
+        save(_CACHE, key, {"pixels": found.pixels.pixels})
 
 
 def _check_sample(
@@ -144,17 +190,16 @@ def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault |
     fatal = [fault for fault in found.faults if fault.fatal]
     if fatal and dataset.on_bad_sample == "raise":
         raise fatal[0].error(len(fatal) - 1).or_skip()
-    if dataset.task == "segmentation":
-        return None
     first = int(dataset.indices[0])
     path = next(iter(dataset.reader.annotation_paths(first, dataset.task)), dataset.reader.image_path(first))
     path = path if len(set(_annotation_files(dataset))) == 1 else path.parent
+    used = found.pixels or found.tally
     if subset == "train":
-        fault = found.tally.nothing_to_learn(path)
+        fault = used.nothing_to_learn(path)
         if fault is not None:
             raise UserError(f"{fault.path}: {fault.fault}; {fault.remedy}")
         return None
-    return found.tally.nothing_to_score(path)
+    return used.nothing_to_score(path)
 
 
 def shared_images(train: TaskDataset, other: TaskDataset) -> int:

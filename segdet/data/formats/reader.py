@@ -44,12 +44,14 @@ class Reader(ABC):
         annotated: False for images without annotations, which are for prediction only.
         states_classes: Whether class names and ids come from the dataset. If not, the model's are used.
         palette_masks: Whether the format's mask files have VOC's palette; if not, they are plain grayscale.
+        states_masks: Whether the dataset itself states the classes of its masks, so that each should occur.
         max_pixels: The largest number of pixels of an image or mask that is decoded.
     """
 
     annotated: bool = True
     states_classes: bool = True
     palette_masks: bool = True
+    states_masks: bool = False
     max_pixels: int = MAX_PIXELS
 
     class_names: list[str]
@@ -126,6 +128,10 @@ class Reader(ABC):
     def file_faults(self) -> list[Fault]:
         """Return the faults of files that several samples share, and assumptions about the dataset."""
         return []
+
+    def unused_class_remedy(self, unused: Sequence[int]) -> str:
+        """Return advice if pixels are ignored and the classes ``unused`` have none; empty if there is no advice."""
+        return ""
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Yield all faults of the annotation of sample ``index`` that only this format can detect."""

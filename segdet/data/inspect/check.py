@@ -15,6 +15,7 @@ from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.detect import Dataset
 from segdet.data.formats.reader import KnownClasses, Reader, for_each_sample
 from segdet.data.images import SUFFIXES, ImageInfo, image_info, image_size, read_image
+from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
 from segdet.data.sample import IGNORE, TaskName
 from segdet.util.drawing import has_background
 from segdet.util.errors import BadSample
@@ -80,6 +81,7 @@ class _Finding:
     digest: str | None = None
     empty: bool = False
     tally: Tally = field(default_factory=Tally)
+    pixels: PixelTally = field(default_factory=PixelTally)
 
 
 def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
@@ -121,8 +123,10 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
             tally.add(finding.tally)
         report.crowds += tally.crowds
         report.difficult += tally.difficult
-        if dataset.task != "segmentation" and not any(fault.fatal for fault in faults):
-            faults += _no_objects(tally, split, reader, dataset.task)
+        if not any(fault.fatal for fault in faults):
+            pixels = count_pixels(reader, (finding.pixels for finding in findings))
+            used = pixels if dataset.task == "segmentation" else tally
+            faults += _unusable_split(used, split, reader, dataset.task)
         report.faults += faults
         paths = [reader.image_path(index) for index in range(len(reader))]
         digests = {path: finding.digest for path, finding in zip(paths, findings, strict=True)}
@@ -136,11 +140,13 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
     return report
 
 
-def _no_objects(tally: Tally, split: str, reader: Reader, task: TaskName) -> Iterator[Fault]:
-    """Yield the fault of a split without an object to learn from or to score."""
+def _unusable_split(tally: Tally | PixelTally, split: str, reader: Reader, task: TaskName) -> Iterator[Fault]:
+    """Yield the fault of a split with nothing to learn from or to score, and of masks without a class."""
     files = {path for index in (0, len(reader) - 1) for path in reader.annotation_paths(index, task)}
     path = next(iter(files)) if len(files) == 1 else next(iter(files)).parent
     training = split.rpartition("/")[2].startswith("train")
+    if training and isinstance(tally, PixelTally):
+        yield from tally.training_faults(reader, path)
     fault = tally.nothing_to_learn(path) if training else tally.nothing_to_score(path)
     if fault is not None:
         yield fault
@@ -168,12 +174,10 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
             if has_background(reader.mask_names):
                 counted &= mask != 0
             finding.empty = not counted.any()
-            found = (mask.shape[0], mask.shape[1])
-            if size is not None and found != size:
-                fault = f"the mask is {wh(found)} but its image {path.name} is {wh(size)}"
-                finding.faults.append(
-                    Fault(annotation, fault, True, "fix or remove the file", kind=FaultKind.SIZE)
-                )
+            finding.pixels = PixelTally.of(mask)
+            mismatch = mask_size_fault(reader, index, mask, size) if size is not None else None
+            if mismatch is not None:
+                finding.faults.append(mismatch)
         else:
             objects = reader.objects(index)
             finding.empty = not len(objects)

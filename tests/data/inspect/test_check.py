@@ -354,7 +354,9 @@ def test_cityscapes_annotations(cityscapes_folder, capsys):
     assert status == 1
     assert line.startswith(f"fatal    {labels}: the mask is 64x40 but its image ulm_")
 
-    Image.fromarray(np.full((48, 64), 99, np.uint8)).save(labels)
+    unknown = np.full((48, 64), 99, np.uint8)
+    unknown[0] = 7
+    Image.fromarray(unknown).save(labels)
     status, line = only_line(capsys, cityscapes_folder)
     assert status == 0
     assert line.startswith(f"warning  {labels}: value 99 is not a label of Cityscapes and is ignored; ")
@@ -517,6 +519,9 @@ def test_outputs_are_checked_first(voc_folder, tmp_path, capsys, command):
 
 def test_a_class_named_like_an_ignored_one_is_noted(voc_folder, capsys):
     arguments = [voc_folder, "--task", "segmentation", "--class_names", "background,cat,dog,Void"]
+    mask = np.array(Image.open(voc_folder / "SegmentationClass/a.png"))
+    mask[0] = 3
+    Image.fromarray(mask).save(voc_folder / "SegmentationClass/a.png")
     status, note = only_line(capsys, *arguments)
     assert status == 0
     assert note == (
