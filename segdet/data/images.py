@@ -273,9 +273,29 @@ def _read(path: Path | str) -> bytes:
     return data
 
 
+def other_spelling(path: Path | str) -> str:
+    """Return advice if a file with another suffix or in another case is there instead of ``path``, else empty."""
+    path = Path(path)
+    try:
+        names = sorted(other.name for other in path.parent.iterdir() if not other.name.startswith("."))
+    except OSError:
+        return ""
+    for name in names:
+        if name.lower() == path.name.lower():
+            return f"{name} is there: give both the same name"
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        if stem.lower() == path.stem.lower():
+            known = f".{suffix.lower()}" in SUFFIXES
+            return f"{name} is there: " + (
+                "give both the same name" if known else f"convert it to {path.suffix}"
+            )
+    return ""
+
+
 def _unreadable(path: Path | str, error: OSError) -> BadSample:
     if isinstance(error, FileNotFoundError):
-        return MissingFile(path, "no such file", "add it or remove it from the split")
+        return MissingFile(path, "no such file", other_spelling(path) or "add it or remove it from the split")
     return BadSample(path, f"cannot be read ({error.strerror or error})", "fix the path or its permissions")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from segdet.data.base import Classes
-from segdet.runs.folder_layout import requeued_checkpoints, shown_path
+from segdet.runs.folder_layout import read_record, requeued_checkpoints, shown_path
 from segdet.training.load_checkpoint import DESCRIPTION, read_checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
@@ -92,6 +92,14 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
         path = Path(name) / "checkpoints" / ("last.ckpt" if command == "fit" else "best.ckpt")
     else:
         path = Path(name)
+    last = path.with_name("last.ckpt")
+    if path.name == "best.ckpt" and last.is_file() and not path.is_file():
+        record = read_record(path.parent.parent)
+        scored = record is not None and any(name.startswith("val/") for name in record.metrics)
+        reason = "" if scored else ", because no validation of the run had a score"
+        raise UserError(
+            f"{path}: no best checkpoint{reason}; give --ckpt_path {shlex.quote(str(shown_path(last)))}"
+        )
     if not path.is_file():
         raise UserError(
             f"{path}: no such checkpoint; give an existing file, or 'best' or 'last' with the --run_dir of a run that "

@@ -56,3 +56,46 @@ def test_the_data_commands_have_the_same_option(
     assert "2 in val), 0 without objects" in (out := capsys.readouterr().out) or "pixels ignored" in out
     assert main(["data", command, str(root), *options, "0;255"]) == 2
     assert "--mask_values 0;255: is not a list of whole numbers" in capsys.readouterr().err
+
+
+def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the last line that a mistaken command prints."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_without_a_validation_score_is_tested_with_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = write_folder(tmp_path / "data", object_value=1), tmp_path / "run"
+    (root / "labels.txt").write_text("background\ncat\n")
+    for name in "ef":
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(root / f"SegmentationClass/{name}.png")
+    assert main(["fit", *SMALL, f"--data.root={root}", f"--run_dir={run}"]) == 0
+    printed = capsys.readouterr().err
+    cause = "no pixel counts in scores: all 6,144 are ignored; there will be no score, and no best checkpoint"
+    assert f"segdet: val: {root / 'SegmentationClass'}: {cause}\n" in printed and "UserWarning" not in printed
+    line = error_of(["test", f"--ckpt_path={run}"], capsys)
+    best, _, remedy = line.partition(
+        ": no best checkpoint, because no validation of the run had a score; give "
+    )
+    assert best.endswith("run/checkpoints/best.ckpt")
+    last = remedy.split()
+    assert last == ["--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    assert "no pixel counts in scores" in error_of(["test", *last], capsys)
+    assert main(["test", *last, "--data.test=[train]"]) == 0
+
+
+def test_a_training_on_ignored_pixels_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = write_folder(tmp_path / "data", background=255), tmp_path / "run"
+    (root / "labels.txt").write_text("background\ncat\n")
+    line = error_of(["fit", *SMALL, f"--data.root={root}", f"--run_dir={run}"], capsys)
+    folder = root / "SegmentationClass"
+    assert line == (
+        f"segdet: error: {folder}: training has no pixel to learn from: all 12,288 are ignored; "
+        "if 255 is a class, give --data.mask_values [0,255] (segdet data: --mask_values [0,255])"
+    )
+    assert not (run / "checkpoints").exists()

@@ -14,7 +14,7 @@ from torchvision.datasets import Cityscapes
 
 from segdet.data.faults import Fault
 from segdet.data.formats.reader import Reader
-from segdet.data.images import read_mask, read_png16
+from segdet.data.images import SUFFIXES, read_mask, read_png16
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, MissingFile, UserError
 
@@ -28,11 +28,15 @@ THING_NAMES = [label.name for label in _THINGS]
 
 _TRAIN_ID = np.full(256, IGNORE, np.uint8)
 _TRAIN_ID[[label.id for label in _CLASSES]] = [label.train_id for label in _CLASSES]
+_SAME_TRAIN_ID = np.full(256, IGNORE, np.uint8)
+_SAME_TRAIN_ID[: len(_CLASSES)] = np.arange(len(_CLASSES))
 _KNOWN = np.zeros(256, bool)
 _KNOWN[[label.id for label in LABELS if label.id >= 0]] = True
 # The object class of each label id (an instance value divided by 1000); 0 for none.
 _OBJECT_LABEL = np.zeros(256, np.int64)
 _OBJECT_LABEL[[label.id for label in _THINGS]] = np.arange(1, len(_THINGS) + 1)
+
+_Kind = Literal["labelIds", "labelTrainIds", "instanceIds"]
 
 _IMAGE_END = "_leftImg8bit"
 _FETCH = (
@@ -83,7 +87,8 @@ class CityscapesReader(Reader):
             fix = f"{_FETCH} in {self.root}, keeping the cities' folders"
             raise UserError(f"{images / split}: no <city>/*{_IMAGE_END}.png in it; {fix}")
         first = self._annotation(0, _kind_for(task))
-        if not first.is_file() and self._polygons_of(first).is_file():
+        drawn = first.is_file() or (task == "segmentation" and self._has_train_ids(0))
+        if not drawn and self._polygons_of(first).is_file():
             raise UserError(
                 f"{first}: missing where {self._polygons_of(first).name} exists; draw the polygons into "
                 "labelIds and instanceIds images with cityscapesScripts (json2labelImg, json2instanceImg)"
@@ -124,25 +129,38 @@ class CityscapesReader(Reader):
         )
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the train ids of ``*_labelIds.png``."""
+        """Return the train ids of ``*_labelIds.png`` or, if it is missing, of ``*_labelTrainIds.png``."""
+        if self._has_train_ids(index):
+            return cv2.LUT(self._read(index, "labelTrainIds"), _SAME_TRAIN_ID)
         return cv2.LUT(self._read(index, "labelIds"), _TRAIN_ID)
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
+        if task == "segmentation" and self._has_train_ids(index):
+            return [self._annotation(index, "labelTrainIds")]
         return [self._annotation(index, _kind_for(task))]
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
         """Yield mask values that are not labels of Cityscapes; training ignores these pixels."""
+        train_ids = task == "segmentation" and self._has_train_ids(index)
         try:
-            values = self._read(index, _kind_for(task))
+            values = self._read(index, "labelTrainIds" if train_ids else _kind_for(task))
         except BadSample:
             return
         present = np.flatnonzero(np.bincount(values.ravel()))
         ids = np.where(present >= 1000, present // 1000, present)
-        unknown = present[~_KNOWN[np.minimum(ids, 255)]]
+        known = np.arange(256) == _SAME_TRAIN_ID if train_ids else _KNOWN
+        unknown = present[~known[np.minimum(ids, 255)]]
         if len(unknown):
             shown = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
             fault = f"value {shown} is not a label of Cityscapes and is ignored"
-            yield Fault(self._annotation(index, _kind_for(task)), fault, False, "check that this is intended")
+            yield Fault(self.annotation_paths(index, task)[0], fault, False, "check that this is intended")
+
+    def _has_train_ids(self, index: int) -> bool:
+        """Return whether an image has masks of train ids only, as some tools write them."""
+        return (
+            not self._annotation(index, "labelIds").is_file()
+            and self._annotation(index, "labelTrainIds").is_file()
+        )
 
     def _annotation(self, index: int, kind: str) -> Path:
         city, _, name = str(self._images[index]).rpartition("/")
@@ -152,10 +170,10 @@ class CityscapesReader(Reader):
     def _polygons_of(self, path: Path) -> Path:
         return path.with_name(path.name.rpartition("_")[0] + "_polygons.json")
 
-    def _read(self, index: int, kind: Literal["labelIds", "instanceIds"]) -> np.ndarray:
+    def _read(self, index: int, kind: _Kind) -> np.ndarray:
         path = self._annotation(index, kind)
         try:
-            read = read_mask if kind == "labelIds" else read_png16
+            read = read_png16 if kind == "instanceIds" else read_mask
             return read(path, self.max_pixels)
         except MissingFile:
             if self._polygons_of(path).is_file():
@@ -165,19 +183,23 @@ class CityscapesReader(Reader):
             raise MissingFile(path, fault, fix) from None
 
 
-def _kind_for(task: TaskName) -> Literal["labelIds", "instanceIds"]:
+def _kind_for(task: TaskName) -> _Kind:
     return "labelIds" if task == "segmentation" else "instanceIds"
 
 
 def _images_in(folder: Path) -> list[str]:
-    """Return the images of a split as ``city/name``: PNGs, and JPEGs that have no PNG of the same name."""
-    # In this order, a PNG replaces the JPEG of the same name.
-    found = {
-        f"{path.parent.name}/{path.stem}": f"{path.parent.name}/{path.name}"
-        for suffix in (".jpeg", ".jpg", ".png")
-        for path in folder.glob(f"*/*{_IMAGE_END}{suffix}")
-        if not path.name.startswith(".")  # a companion file of macOS
-    }
+    """Return the images of a split as ``city/name``; of several files with the same name, the PNG."""
+    paths = [
+        path
+        for path in folder.glob(f"*/*{_IMAGE_END}.*")
+        # Names that start with a full stop are companion files of macOS.
+        if path.suffix.lower() in SUFFIXES
+        and path.stem.endswith(_IMAGE_END)
+        and not path.name.startswith(".")
+    ]
+    # Later files replace earlier ones.
+    paths.sort(key=lambda path: (path.suffix.lower() == ".png", path.name))
+    found = {f"{path.parent.name}/{path.stem}": f"{path.parent.name}/{path.name}" for path in paths}
     return [found[key] for key in sorted(found)]
 
 

@@ -32,7 +32,7 @@ from segdet.data.formats.voc_files import (
     voc_folder_of,
 )
 from segdet.data.formats.voc_xml import VOCAnnotation, classes_in, half_open, read_annotation
-from segdet.data.images import read_mask
+from segdet.data.images import other_spelling, read_mask
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, MissingFile, UserError
 from segdet.util.suggest import closest
@@ -181,7 +181,7 @@ class VOCReader(Reader):
         try:
             return self._masks.read(path, self.max_pixels)
         except MissingFile:
-            raise MissingFile(path, "no such mask", _MISSING) from None
+            raise MissingFile(path, "no such mask", other_spelling(path) or _MISSING) from None
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         member = self._members[index]
@@ -267,7 +267,7 @@ class VOCReader(Reader):
             try:
                 self._last = path, read_annotation(path)
             except MissingFile as error:
-                raise MissingFile(path, error.fault, _MISSING) from None
+                raise MissingFile(path, error.fault, other_spelling(path) or _MISSING) from None
         return self._last[1]
 
     def _given(self, class_names: Sequence[str] | Path | str | None) -> ClassList | None:

@@ -163,3 +163,24 @@ def test_missing_and_truncated_annotations_raise_when_read(tmp_path):
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(BadSample, match="truncated PNG"):
             use(0)
+
+
+def test_masks_of_train_ids_are_read_where_there_are_no_label_ids(cityscapes_folder):
+    stem = "gtFine/val/ulm/ulm_000000_000019_gtFine"
+    (cityscapes_folder / f"{stem}_labelIds.png").unlink()
+    (cityscapes_folder / f"{stem}_polygons.json").write_text("{}")
+    path = cityscapes_folder / f"{stem}_labelTrainIds.png"
+    Image.fromarray(np.array([[0, 18, 255, 19]], np.uint8)).save(path)
+    reader = CityscapesReader(cityscapes_folder, "val", "segmentation")
+    assert reader.mask(0).tolist() == [[0, 18, 255, 255]]
+    assert reader.annotation_paths(0, "segmentation") == [path]
+    (fault,) = reader.faults(0, "segmentation")
+    assert fault.path == path and "value 19 is not a label" in fault.fault
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "JPG", "tif", "webp"])
+def test_images_of_any_suffix_are_found(cityscapes_folder, suffix):
+    (path,) = (cityscapes_folder / "leftImg8bit/val/ulm").iterdir()
+    path.rename(path.with_suffix(f".{suffix}"))
+    reader = CityscapesReader(cityscapes_folder, "val", "segmentation")
+    assert reader.image_path(0) == path.with_suffix(f".{suffix}")

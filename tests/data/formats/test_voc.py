@@ -515,6 +515,29 @@ def test_a_folder_without_lists_names_the_command_that_makes_them(tmp_path):
         VOCReader(tmp_path, ["train"], "detection")
 
 
+@pytest.mark.parametrize(
+    ("written", "there", "advice"),
+    [
+        ("JPEGImages/a.jpg", "a.heic", "a.heic is there: convert it to .jpg"),
+        ("JPEGImages/a.jpg", "A.JPG", "A.JPG is there: give both the same name"),
+        ("Annotations/a.xml", "A.xml", "A.xml is there: give both the same name"),
+        ("SegmentationClass/a.png", "a.gif", "a.gif is there: convert it to .png"),
+    ],
+)
+def test_a_missing_file_names_the_one_that_is_there(tmp_path, written, there, advice):
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
+        (tmp_path / folder).mkdir()
+    for kind in ("Main", "Segmentation"):
+        write_list(tmp_path, "train", "a\n", kind=kind)
+    (tmp_path / written).with_name(there).touch()
+    task = "segmentation" if "Class" in written else "detection"
+    reader = VOCReader(tmp_path, ["train"], task, class_names=["background", "cat"])
+    read = reader.image if "Images" in written else reader.mask if task == "segmentation" else reader.objects
+    with pytest.raises(BadSample) as caught:
+        read(0)
+    assert caught.value.path == tmp_path / written and caught.value.remedy == advice
+
+
 def test_a_list_of_one_class_is_a_fault(tmp_path):
     write_xml(tmp_path, "a", object_xml())
     write_list(tmp_path, "cat_train", "a -1\na  1\n")
