@@ -13,8 +13,10 @@ import segdet
 from segdet.cli.main import main
 from segdet.data.formats.cityscapes import LABELS
 from segdet.data.formats.voc import VOCReader
+from segdet.data.sample import Batch, Prediction
 from segdet.data.shapes.make import make_shapes
 from segdet.data.video import Video, VideoWriter
+from segdet.detection import SSD
 
 
 def write_video(path: Path, frames: int, rate: float) -> Path:
@@ -141,6 +143,28 @@ def test_boxes_in_a_video(run: Path, tmp_path: Path) -> None:
     expected = segdet.load(run).predict_image(frame.pixels)["scores"].tolist()
     assert [e["score"] for e in results if e.get("frame") == 0] == pytest.approx(expected, abs=1e-5)
     assert expected
+
+
+def test_an_interrupted_video_is_playable(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(tmp_path / "clip.mp4", frames=12, rate=10)
+    predict, batches = SSD.predict_batch, []
+
+    def predict_two_batches(self: SSD, batch: Batch) -> list[Prediction]:
+        batches.append(batch)
+        if len(batches) > 2:
+            raise KeyboardInterrupt
+        return predict(self, batch)
+
+    monkeypatch.setattr(SSD, "predict_batch", predict_two_batches)
+    options = ["--images", str(video), "--data.eval_batch_size=4", f"--run_dir={tmp_path / 'out'}"]
+    assert main(["predict", f"--ckpt_path={run}", *options]) == 130
+    assert "segdet: stopped; the predictions made so far are in" in capsys.readouterr().err
+    folder = tmp_path / "out" / "predictions"
+    assert len(list(Video(folder / "overlays" / "clip.mp4").frames())) == 8
+    frames = {entry["frame"] for entry in json.loads((folder / "predictions.json").read_text())}
+    assert frames and frames <= set(range(8))
 
 
 def test_masks_of_a_video(shapes: Path, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Frames of videos: complete, truncated and unreadable files."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from segdet.data.transforms import Plain
+from segdet.data import Images, Plain
 from segdet.data.video import Video, VideoFrames, VideoWriter
 from segdet.util.errors import BadSample, UserError
 
@@ -93,3 +94,11 @@ class TestVideoFrames:
             note
             == f"{path}: only the first {read} of 60 frames can be read; the file is truncated or corrupt"
         )
+
+    def test_several_processes_do_not_share_a_video(self, tmp_path: Path) -> None:
+        data = Images(str(write(tmp_path / "clip.mp4", 3)), class_names=["cat"])
+        data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+        with pytest.raises(
+            UserError, match=r"clip\.mp4: a video is read by one process; give --trainer.devices 1"
+        ):
+            data.predict_dataloader()
