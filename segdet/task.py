@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -32,13 +32,16 @@ from segdet.data.image_input import ImageLike, as_rgb
 from segdet.data.sample import Batch, Prediction, Sample, Target
 from segdet.data.transforms import Plain, Size
 from segdet.metrics.base import Scores
+from segdet.nn.backbones import backbone_normalization
 from segdet.nn.train_eval_mode import evaluating
-from segdet.nn.weights import restoring
+from segdet.nn.weights import DESCRIPTION, Normalization, restoring
 from segdet.training.callback_interfaces import pass_scores
 from segdet.training.divergence import LossHistory, check_checkpoint
-from segdet.training.load_checkpoint import DESCRIPTION, import_class, read_checkpoint
+from segdet.training.fine_tune import ClassRows, find_start, start_from
+from segdet.training.load_checkpoint import import_class, read_checkpoint, saved_model
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
+from segdet.training.normalization import choose_normalization
 from segdet.training.optim import Optimization, elapsed_share
 from segdet.training.progress import is_logged
 from segdet.training.resumed_optimizer import ResumedSettings
@@ -50,9 +53,6 @@ from segdet.util.saved_arguments import (
     plain_arguments,
 )
 from segdet.util.seeds import global_seed, seed_step
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ONE_VALUE_PER_CHANNEL = "Expected more than 1 value per channel when training"
 """The beginning of torch's error message when batch normalization has one value per channel."""
@@ -236,6 +236,17 @@ class Model(L.LightningModule):
         # Batches are channels last. The memory format of a convolution follows both its weights and its images.
         return normal if self.channels_last else normal.contiguous()
 
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        """Return the normalization of images that pretrained weights expect; None if it is unknown.
+
+        Args:
+            arguments: The constructor arguments.
+        """
+        weights = arguments.get("weights") or arguments.get("weights_backbone")
+        backbone = arguments.get("backbone")
+        return backbone_normalization(backbone, weights) if backbone else None
+
     # Additional inputs; most families have none.
 
     def loss_inputs(self, view: View) -> dict[str, Any]:
@@ -286,9 +297,12 @@ class Task(Model):
 
     Args:
         class_names: The classes; the command takes them from the data.
+        weights: The run or checkpoint of segdet to start from, loaded by ``configure_model``, which trainers call; the
+            classes may differ (see `segdet.training.fine_tune`). Families with a backbone also accept names and files.
         optim: Optimizer and schedule.
-        mean: The mean of each channel, 0..1, which normalization subtracts.
-        std: The standard deviation of each channel, by which normalization divides.
+        mean: The mean of each channel, 0..1, which normalization subtracts; null for that of the weights, or else
+            ImageNet's.
+        std: The standard deviation of each channel, by which normalization divides; null as for ``mean``.
         channels_last: Whether weights and images have the channels-last memory format. Images are decoded in this
             format, and convolutions are fastest with it.
         compile: Whether to compile the parts of the network with ``torch.compile``; or the options of
@@ -304,6 +318,7 @@ class Task(Model):
         task: The task's name, as data modules use it.
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
+        class_rows: The positions of the classes in layers that differ from `ClassRows`'s defaults, by part of the name.
         step_losses: The losses of the last training step, on the device: ``loss_<part>``, and their sum ``loss``.
         loss_history: The step at which the losses became NaN or infinite, if they did.
     """
@@ -311,13 +326,15 @@ class Task(Model):
     task: ClassVar[str]
     monitor: ClassVar[str]
     monitor_mode: ClassVar[str] = "max"
+    class_rows: Mapping[str, ClassRows] = {}
 
     def __init__(
         self,
         class_names: list[str],
+        weights: bool | str | None = None,
         optim: Optimization = Optimization(),  # noqa: B008  read only; the configuration shows its values
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         channels_last: bool = True,
         compile: bool | dict[str, Any] = False,
         freeze: list[str] | None = None,
@@ -329,7 +346,9 @@ class Task(Model):
         arguments = constructor_arguments(self)
         check_unknown_arguments(type(self), unknown)
         super().__init__()
-        saved_arguments = plain_arguments(arguments)
+        self._start = find_start(type(self).__name__, arguments, weights)
+        mean, std = choose_normalization(arguments, self._start, self.weights_normalization)
+        saved_arguments = plain_arguments(arguments | {"mean": mean, "std": std})
         self.save_hyperparameters(saved_arguments)
         self._unsaved_arguments = sorted(arguments.keys() - saved_arguments.keys())
         if isinstance(class_names, str) or not class_names:
@@ -348,10 +367,6 @@ class Task(Model):
         self._frozen: list[str] = []
         self.multi_scale = multi_scale
         self.multi_scale_every = multi_scale_every
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise UserError(f"--model.{name} {list(values)}: must be three numbers, one per channel")
-        check_range("--model.std", std, above=0)
         scale = torch.tensor([1 / (255 * s) for s in std])
         self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
         shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
@@ -377,7 +392,10 @@ class Task(Model):
     # Training.
 
     def configure_model(self) -> None:
-        """Freeze modules, set the memory format and compile."""
+        """Load the checkpoint to start from, freeze modules, set the memory format and compile."""
+        if self._start is not None:
+            start_from(self, self._start)
+            self._start = None
         self.optim.freeze(self)
         self._frozen = freeze(self, *self.freeze_options)
         if self.channels_last:
@@ -558,19 +576,7 @@ class Task(Model):
                 not fit the arguments.
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
-        description = checkpoint.get(DESCRIPTION) or {}
-        class_path = str(description.get("class_path", ""))
-        saved_arguments = checkpoint.get("hyper_parameters")
-        if not class_path or saved_arguments is None:
-            raise UserError(
-                f"{checkpoint_path}: the checkpoint does not hold the model's arguments; train it again"
-            )
-        missing = [name for name in description.get("unsaved_arguments", []) if name not in kwargs]
-        if missing:
-            raise UserError(
-                f"{checkpoint_path}: {', '.join(missing)} could not be saved in the checkpoint; pass them to "
-                "load_from_checkpoint"
-            )
+        class_path, saved_arguments = saved_model(Path(checkpoint_path), checkpoint, kwargs)
         try:
             # A class of a script is saved as __main__.X, which another script cannot import.
             own_paths = [f"{module}.{cls.__qualname__}" for module in (cls.__module__, "__main__")]

@@ -120,6 +120,8 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     instances = options.instantiate(checkpoint)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
+    # A test needs the normalization of images when the file of the pretrained weights is gone.
+    options.set({f"model.init_args.{name}": list(model.hparams[name]) for name in ("mean", "std")})
     if command == "fit" and (chosen := choose_defaults(config, model, data)):
         options.set(chosen)
         instances.trainer.max_epochs = config.trainer.max_epochs

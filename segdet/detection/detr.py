@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,9 @@ from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.nn.backbones import build_backbone
-from segdet.nn.weights import StateDict, load_weights
+from segdet.nn.weights import Normalization, StateDict, load_weights
 from segdet.task import Stage, View
+from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import UserError, check_range
 from segdet.util.stage_timing import stage
 
@@ -75,11 +76,13 @@ class DETR(Detector):
         kwargs: See `Detector`.
     """
 
+    class_rows = {"class_embed": ClassRows(classes_first=True)}
+
     def __init__(
         self,
         class_names: list[str],
         backbone: str = "resnet50",
-        weights: str | None = None,
+        weights: bool | str | None = None,
         weights_backbone: bool | str | None = None,
         backbone_options: dict[str, Any] | None = None,
         stride: int = 32,
@@ -122,7 +125,9 @@ class DETR(Detector):
         weight[-1] = _NO_OBJECT_WEIGHT
         self.register_buffer("class_weight", weight, persistent=False)
         if weights:
-            load_weights(self, weights, "DETR", convert=lambda state: self._convert_weights(state, weights))
+            load_weights(
+                self, weights, "DETR", convert=lambda state: self._convert_weights(state, str(weights))
+            )
 
     def forward(
         self, images: Tensor, sizes: list[tuple[int, int]] | None = None, need_attention: bool = False
@@ -253,6 +258,12 @@ class DETR(Detector):
 
     def loss_inputs(self, view: View) -> dict[str, Any]:
         return {"sizes": view.sizes}
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        if arguments.get("weights"):
+            return None  # the authors' weights expect the default
+        return super().weights_normalization(arguments)
 
     def _convert_weights(self, state: StateDict, path: str) -> StateDict:
         """Rename the authors' weights to our parameter names, and select the outputs of our classes."""

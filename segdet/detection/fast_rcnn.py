@@ -15,6 +15,7 @@ from segdet.detection.region_detector import RegionDetector
 from segdet.nn.boxes import BoxCoder
 from segdet.nn.roi import Pooling, RoIPooling, rois_of, sample_rois
 from segdet.task import Stage
+from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import check_choice, check_range
 from segdet.util.stage_timing import stage
 
@@ -39,6 +40,8 @@ class FastRCNN(RegionDetector):
             evaluation (section 3.1). The paper's ranks are 1024 and 256. Null keeps the layers.
         kwargs: See `RegionDetector`.
     """
+
+    class_rows = {"regressor": ClassRows(per_class=4)}
 
     def __init__(
         self,

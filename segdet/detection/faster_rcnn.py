@@ -24,6 +24,7 @@ from segdet.nn.float32 import output_float32
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, RoundedAnchors, pad_to_stride
 from segdet.nn.roi import RoIPooling, TwoLayerHead, rois_of
 from segdet.task import Stage
+from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import UserError, check_choice
 from segdet.util.stage_timing import stage
 
@@ -67,6 +68,7 @@ class TwoStageDetector(Detector):
         size_divisor: The sides of images are padded to multiples of this.
     """
 
+    class_rows = {"bbox_pred": ClassRows(per_class=4)}
     backbone: nn.Module
     rpn: RegionProposalNetwork
     roi_heads: RoIHeads

@@ -15,6 +15,7 @@ from segdet.detection.sliding_window_detector import SlidingWindowDetector, line
 from segdet.nn.boxes import Selection, select_detections, suppress
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.windows import Mode
+from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import check_choice
 
 Regression = Literal["single", "per_class"]
@@ -46,6 +47,8 @@ class OverFeat(SlidingWindowDetector):
         merging_threshold: The minimum IoU with a kept box for merging.
         kwargs: See `SlidingWindowDetector`.
     """
+
+    class_rows = {"box_head": ClassRows(per_class=4)}
 
     def __init__(
         self,

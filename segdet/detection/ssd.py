@@ -180,7 +180,7 @@ class DefaultBoxDetector(Detector):
                 continue  # a different network; load_state reports it
             rows = rows_of_classes(value, own[key], self.class_names)
             fitted[key] = own[key] if rows is None else rows
-        load_state(network, fitted, source, type(self).__name__)
+        load_state(network, fitted, source, type(self).__name__, given=state)
 
 
 class SSD(DefaultBoxDetector):

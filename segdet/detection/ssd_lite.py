@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,19 @@ from torchvision.models.detection.ssdlite import (
 
 from segdet.detection.ssd import DefaultBoxDetector
 from segdet.nn.train_eval_mode import evaluating
-from segdet.nn.weights import load_state, read_weights
+from segdet.nn.weights import (
+    Normalization,
+    is_weights_file,
+    load_state,
+    published_normalization,
+    read_weights,
+)
 from segdet.util.errors import UserError
 
 _HALF = (0.5, 0.5, 0.5)
+
+_FIRST = "features.0.0.weight"
+"""A parameter of torchvision's MobileNetV3 that its SSDLite does not have under this name."""
 
 
 class SSDLite(DefaultBoxDetector):
@@ -30,7 +40,7 @@ class SSDLite(DefaultBoxDetector):
     map with default boxes is the expansion layer of stride 16. At 320 pixels SSDLite needs a sixtieth of the operations
     of `SSD300`, by torchvision's count. The network is torchvision's, so that its weights can be loaded. Images of
     other sizes than 320 have maps of other sizes, with the same number of default boxes per cell. Images are scaled to
-    -1..1 by default.
+    -1..1, except with weights of MobileNetV3 alone.
 
     Args:
         weights: Weights of the whole network, torchvision's (``COCO_V1``, or true); or of MobileNetV3 alone
@@ -46,8 +56,6 @@ class SSDLite(DefaultBoxDetector):
         class_names: list[str],
         weights: bool | str | None = None,
         reduced_tail: bool = True,
-        mean: tuple[float, float, float] = _HALF,
-        std: tuple[float, float, float] = _HALF,
         score_threshold: float = 0.001,
         nms_threshold: float = 0.55,
         detections_per_class: int = 300,
@@ -60,8 +68,6 @@ class SSDLite(DefaultBoxDetector):
             nms_threshold=nms_threshold,
             detections_per_class=detections_per_class,
             detections_per_image=detections_per_image,
-            mean=mean,
-            std=std,
             **kwargs,
         )
         norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
@@ -79,6 +85,13 @@ class SSDLite(DefaultBoxDetector):
         if weights:
             self._load_weights(weights, reduced_tail)
 
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        weights = arguments.get("weights")
+        if weights in MobileNet_V3_Large_Weights.__members__ or _is_mobilenet(weights):
+            return published_normalization(weights, [MobileNet_V3_Large_Weights])
+        return Normalization(_HALF, _HALF)
+
     def _maps(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(images).values())
 
@@ -90,7 +103,7 @@ class SSDLite(DefaultBoxDetector):
     def _load_weights(self, weights: bool | str, reduced_tail: bool) -> None:
         published = [SSDLite320_MobileNet_V3_Large_Weights, MobileNet_V3_Large_Weights]
         source, state = read_weights(weights, "SSDLite", published)
-        if "features.0.0.weight" not in state:
+        if _FIRST not in state:
             self.load_torchvision(state, source)
             return
         if reduced_tail:
@@ -98,7 +111,9 @@ class SSDLite(DefaultBoxDetector):
                 f"--model.weights {source}: for the full MobileNetV3; add --model.reduced_tail false"
             )
         new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("extra.")}
-        load_state(self.backbone, new | self._convert_mobilenet(state), source, "SSDLite's MobileNetV3")
+        load_state(
+            self.backbone, new | self._convert_mobilenet(state), source, "SSDLite's MobileNetV3", given=state
+        )
 
     def _convert_mobilenet(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename torchvision's MobileNetV3 weights to the parameter names of the backbone, which splits a block."""
@@ -118,3 +133,8 @@ class SSDLite(DefaultBoxDetector):
                 place = f"features.0.{cut}.{rest}" if layer == "0" else f"features.1.0.{int(layer)}.{rest}"
             ours[place] = value
         return ours
+
+
+def _is_mobilenet(weights: bool | str | None) -> bool:
+    """Return whether ``weights`` is a file of MobileNetV3 alone."""
+    return is_weights_file(weights) and _FIRST in read_weights(str(weights), "SSDLite")[1]

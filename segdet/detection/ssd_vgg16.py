@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torchvision.models.detection.ssd import SSD300_VGG16_Weights, SSDFeatureExt
 from torchvision.models.vgg import cfgs, make_layers
 
 from segdet.detection.ssd import DefaultBoxDetector
-from segdet.nn.vgg16 import init_he
-from segdet.nn.weights import load_state, read_weights
+from segdet.nn.vgg16 import init_he, vgg16_normalization
+from segdet.nn.weights import Normalization, is_weights_file, load_state, read_weights
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
@@ -31,7 +32,8 @@ class VGG16SSD(DefaultBoxDetector):
     fc6 is a 3x3 convolution of dilation 6, and fc7 is a 1x1 convolution. Both have 1,024 channels. Pairs of extra
     convolutions follow, and each pair reduces the resolution. The maps with default boxes are conv4_3, fc7 and all
     extra maps (section 3). The features of conv4_3 are L2-normalized with a learned scale that starts at 20. The
-    modules and their names are torchvision's. Images are normalized as for the original VGG16 by default.
+    modules and their names are torchvision's. Images are normalized as for the original VGG16, except with weights of
+    torchvision's own VGG16 (``IMAGENET1K_V1``).
 
     Args:
         weights: ``COCO_V1`` or true loads torchvision's weights of the whole network (only for SSD300).
@@ -61,11 +63,9 @@ class VGG16SSD(DefaultBoxDetector):
         class_names: list[str],
         weights: bool | str | None = None,
         sizes: Sizes = "voc",
-        mean: tuple[float, float, float] = VGG_MEAN,
-        std: tuple[float, float, float] = VGG_STD,
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, mean=mean, std=std, **kwargs)
+        super().__init__(class_names, **kwargs)
         self.input_size = (self.size, self.size)
         check_choice("--model.sizes", sizes, Sizes)
         name = type(self).__name__
@@ -86,6 +86,13 @@ class VGG16SSD(DefaultBoxDetector):
         self.head = SSDHead(channels, self.default_boxes.num_anchors_per_location(), len(class_names) + 1)
         if weights:
             self._load_weights(weights, sizes)
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        weights = arguments.get("weights")
+        if weights in VGG16_Weights.__members__ or _has_classifier(weights):
+            return vgg16_normalization(weights, batch_norm=False)
+        return Normalization(VGG_MEAN, VGG_STD)
 
     def _network(self) -> nn.Module:
         features = make_layers(cfgs["D"])
@@ -113,7 +120,9 @@ class VGG16SSD(DefaultBoxDetector):
         if "features.0.weight" in state:
             added = ("scale_weight", "extra.0.7.", *(f"extra.{i}." for i in range(1, len(self.steps) - 1)))
             new = {k: v for k, v in self.backbone.state_dict().items() if k.startswith(added)}
-            load_state(self.backbone, new | self._convert_vgg16(state), source, f"{name}'s VGG16")
+            load_state(
+                self.backbone, new | self._convert_vgg16(state), source, f"{name}'s VGG16", given=state
+            )
         else:
             self.load_torchvision(state, source)
 
@@ -188,3 +197,11 @@ def _extra(kernel: int, stride: int) -> nn.Sequential:
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return layers
+
+
+def _has_classifier(weights: bool | str | None) -> bool:
+    """Return whether ``weights`` is a file of a VGG16 with its classifier, which the original one lacks."""
+    if not is_weights_file(weights):
+        return False
+    first = read_weights(str(weights), "VGG16")[1].get("classifier.0.weight")
+    return first is not None and bool(first.isfinite().all())

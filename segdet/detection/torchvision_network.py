@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from segdet.nn.weights import check_complete, is_restoring, load_state, read_weights, restored_names
+from segdet.nn.weights import (
+    check_complete,
+    checkpoint_of,
+    count_used,
+    load_state,
+    read_weights,
+    report,
+    restored_names,
+)
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -64,7 +72,9 @@ def torchvision_network(
     frozen, epsilon = False, None
     if weights:
         source, state = read_weights(weights, name, [torchvision.models.get_model_weights(name)])
-        frozen, epsilon = _is_frozen(state), 0.0 if name in _WITHOUT_EPSILON else None
+        start = checkpoint_of(weights)
+        frozen = _is_frozen(state if start is None else start[1]["state_dict"])
+        epsilon = 0.0 if name in _WITHOUT_EPSILON else None
     elif weights_backbone:
         backbone = "mobilenet_v3_large" if network.startswith("mobilenet") else "resnet50"
         published = [torchvision.models.get_model_weights(backbone)]
@@ -118,7 +128,7 @@ def _load(
     class_names: list[str],
     heads: Mapping[str, int],
 ) -> None:
-    if is_restoring():
+    if not state:
         return
     own = model.state_dict()
     fitted = dict(state)
@@ -137,6 +147,8 @@ def _load(
             f"{source}: not the weights of {name} ({wrong}); choose weights of this network"
         ) from error
     check_complete(own, missing, source, name)
+    used = [state[key] for key in own if key in state and fitted[key] is not own[key]]
+    report(f"{name}: {count_used(state, used)} from {source}")
 
 
 def _freeze_normalization(module: nn.Module, epsilon: float | None) -> None:

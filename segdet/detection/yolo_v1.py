@@ -17,6 +17,7 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage
+from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import UserError, check_range
 from segdet.util.stage_timing import stage
 
@@ -133,6 +134,8 @@ class YOLOv1(Detector):
         layers += [_conv(width, width, 3, step, batch_norm) for step in (2, 1, 1)]
         self.neck = nn.Sequential(*layers)
         outputs = 5 * boxes + len(class_names)
+        if hidden:
+            self.class_rows = {"head.": ClassRows(per_class=grid * grid)}
         self.head: nn.Module
         if hidden:
             self.head = nn.Sequential(

@@ -15,6 +15,7 @@ from segdet.localization.base import Localizer
 from segdet.localization.multi_crop import MultiCrop, Views, merge_views
 from segdet.nn.backbones import build_backbone
 from segdet.task import Stage
+from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import check_choice
 
 Heads = Literal["flat", "voting"]
@@ -51,6 +52,8 @@ class BoxHead(Localizer):
         test_scales: The factors by which the image is resized for the views.
         kwargs: See `Localizer`.
     """
+
+    class_rows = {"box_head": ClassRows(per_class=4)}
 
     def __init__(
         self,

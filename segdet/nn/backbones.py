@@ -14,7 +14,18 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.train_eval_mode import evaluating
-from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights, published_name
+from segdet.nn.weights import (
+    Normalization,
+    download_error,
+    is_restoring,
+    is_weights_file,
+    load_state,
+    load_weights,
+    normalization,
+    published_name,
+    published_normalization,
+    read_weights,
+)
 from segdet.util.errors import UserError
 from segdet.util.suggest import closest
 
@@ -98,9 +109,10 @@ def build_backbone(
     Args:
         name: A timm model (``resnet18``, ``convnext_tiny`` ...), ``torchvision:`` followed by a torchvision model
             (``torchvision:vgg16``), or ``small_vgg`` for `SmallVGG`.
-        weights: A local file (``.pth``, ``.pt``, ``.safetensors``); the name of pretrained weights, which is a tag of
-            timm or a member of torchvision's enum such as ``IMAGENET1K_V1``; true for the library's default
-            weights; null or false for random ones.
+        weights: A local file (``.pth``, ``.pt``, ``.safetensors``) with the library's parameter names; the name of
+            pretrained weights, which is a tag of timm or a member of torchvision's enum such as ``IMAGENET1K_V1``;
+            true for the library's default weights; null or false for random ones. A run or checkpoint of segdet is
+            loaded later, see `segdet.task.Task`.
         strides: The strides of the maps to return. If several maps have one stride, the last is returned. Null for all
             strides.
         output_stride: The largest stride, enforced by dilated convolutions; for timm networks that support it.
@@ -201,6 +213,8 @@ def _from_timm(
         raise UserError(f"backbone {name}: timm has no such model; did you mean {near}?")
     named = isinstance(weights, str) and not is_weights_file(weights)
     model = f"{name.split('.')[0]}.{weights}" if named else name
+    if is_restoring() and not is_known(model):
+        model = name  # the weights were a file or folder that is gone
     try:
         if strides is not None:
             last = _last_of_each_reduction(model, options)
@@ -214,7 +228,9 @@ def _from_timm(
     except (OSError, RuntimeError) as error:
         raise download_error(f"backbone {name}", error) from error
     if isinstance(weights, str) and not named:
-        load_weights(body, weights, f"backbone {name}")
+        source, state = read_weights(weights, f"backbone {name}")
+        if state:
+            load_state(body, state, source, f"backbone {name}", timm_names(model, body, options))
     info = cast(FeatureInfo, body.feature_info)
     stages = getattr(body, "_stage_out_idx", None)
     if isinstance(stages, dict) and isinstance(body.blocks, nn.Sequential):
@@ -223,6 +239,68 @@ def _from_timm(
     if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
         body = _ChannelsFirst(body)
     return Backbone(body, info.channels(), info.reduction())
+
+
+def backbone_normalization(name: str, weights: bool | str | None) -> Normalization | None:
+    """Return the normalization of images in the metadata of a backbone's weights; None if there are none.
+
+    A file has no metadata. It is assumed to have been trained like the library's default weights of the network.
+
+    Args:
+        name: See `build_backbone`.
+        weights: See `build_backbone`.
+    """
+    if not weights or name == "small_vgg":
+        return None
+    if name.startswith("torchvision:"):
+        network = name.removeprefix("torchvision:")
+        if network not in torchvision.models.list_models(module=torchvision.models):
+            return None  # build_backbone reports it
+        return published_normalization(weights, [torchvision.models.get_model_weights(network)])
+    named = isinstance(weights, str) and not is_weights_file(weights)
+    model = f"{name.split('.')[0]}.{weights}" if named else name
+    config = timm.get_pretrained_cfg(model, allow_unregistered=False) if is_known(model) else None
+    return None if config is None else normalization(config.mean, config.std)
+
+
+def is_known(model: str) -> bool:
+    """Return whether timm has a model, and weights with its tag if it has one."""
+    name, _, tag = model.partition(".")
+    return timm.is_model(name) and (not tag or model in timm.list_pretrained(f"{name}.*"))
+
+
+def timm_names(model: str, body: nn.Module, options: dict[str, Any]) -> dict[str, str]:
+    """Return the name of each parameter of a feature extractor in timm's classification network.
+
+    timm's extractors join the first two parts of a name (``stages_0``) or have a prefix (``model.``).
+
+    Args:
+        model: The name of the network in timm.
+        body: The extractor.
+        options: The arguments with which it was built.
+    """
+    options = {key: value for key, value in options.items() if key not in ("out_indices", "feature_cls")}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                whole = timm.create_model(model, **options)
+        except (NotImplementedError, RuntimeError):  # the constructor reads values of its tensors
+            whole = timm.create_model(model, **options)
+    published = whole.state_dict().keys()
+    names = {}
+    for name in body.state_dict():
+        candidates = [name, name.removeprefix("model."), *(_split_at(name, i) for i in _underscores(name))]
+        names[name] = next((each for each in candidates if each in published), name)
+    return names
+
+
+def _underscores(name: str) -> list[int]:
+    """Return the positions of the underscores in the first part of a name."""
+    return [place for place, letter in enumerate(name.split(".")[0]) if letter == "_"]
+
+
+def _split_at(name: str, place: int) -> str:
+    return f"{name[:place]}.{name[place + 1 :]}"
 
 
 def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, int]:
@@ -258,13 +336,13 @@ def _from_torchvision(
         model = torchvision.models.get_model(name, weights=published, **options)
     except OSError as error:
         raise download_error(f"backbone torchvision:{name}", error) from error
-    if isinstance(weights, str) and is_weights_file(weights):
-        load_weights(model, weights, f"backbone torchvision:{name}")
     last = _last_of_each_stride(model)
     if strides is not None and set(strides) <= last.keys():
         # The extractor removes the layers that none of these maps needs.
         last = {stride: last[stride] for stride in sorted(strides)}
     extractor = create_feature_extractor(model, [node for node, _ in last.values()])
+    if isinstance(weights, str) and is_weights_file(weights):
+        load_weights(extractor, weights, f"backbone torchvision:{name}")
     return Backbone(_Values(extractor), [channels for _, channels in last.values()], list(last))
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 from torchvision.ops import Conv2dNormActivation
 
 from segdet.nn.pooling import MaxPooling, Pooled
-from segdet.nn.weights import StateDict, is_restoring, read_weights
+from segdet.nn.weights import (
+    Normalization,
+    StateDict,
+    check_complete,
+    count_used,
+    listed,
+    published_normalization,
+    read_weights,
+    report,
+)
 from segdet.util.errors import UserError, check_range
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -111,12 +118,24 @@ def init_he(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def load_vgg16_weights(model: nn.Module, weights: str | bool) -> None:
-    """Load the weights of ImageNet's VGG16 or of an earlier run into ``model``, and print which layers stay random.
+def vgg16_normalization(weights: bool | str | None, batch_norm: bool) -> Normalization | None:
+    """Return the normalization that torchvision's weights of VGG16 expect; None without weights.
 
-    From ImageNet's VGG16, the encoder gets the convolutions. ``fc6`` and ``fc7``, if the model has them, get the first
-    two fully connected layers as convolutions of 7x7 and 1x1. From a run, the model gets all parameters that have the
-    same name and shape in both. Nothing is loaded within `segdet.nn.weights.restoring`.
+    Args:
+        weights: See `segdet.nn.weights.read_weights`.
+        batch_norm: Whether the network has batch normalization.
+    """
+    published = VGG16_BN_Weights if batch_norm else VGG16_Weights
+    return published_normalization(weights, [published]) if weights else None
+
+
+def load_vgg16_weights(model: nn.Module, weights: bool | str) -> None:
+    """Load the weights of ImageNet's VGG16 into ``model``, and print which layers stay random.
+
+    The encoder gets the convolutions. ``fc6`` and ``fc7``, if the model has them, get the first two fully connected
+    layers as convolutions of 7x7 and 1x1. From a file with the model's own parameter names, the model gets all
+    parameters of the same shape. Nothing is loaded within `segdet.nn.weights.restoring`, and from a checkpoint of
+    segdet, which is loaded later.
 
     Args:
         model: A model with a `VGG16` as ``encoder``.
@@ -127,22 +146,24 @@ def load_vgg16_weights(model: nn.Module, weights: str | bool) -> None:
     """
     encoder = model.encoder
     assert isinstance(encoder, VGG16)
-    if is_restoring():
-        return
     published = VGG16_BN_Weights if encoder.batch_norm else VGG16_Weights
-    _, state = read_weights(weights, "VGG16", [published])
+    source, state = read_weights(weights, "VGG16", [published])
+    if not state:
+        return
+    given = state
     if "features.0.weight" in state:
         state = _convert_classifier(encoder, state)
     own = model.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    if not fitting:
-        raise UserError(
-            f"{weights}: no weight in it fits {type(model).__name__}; give torchvision's VGG16 or a run of this family"
-        )
+    convolutions = [
+        f"encoder.{name}.weight" for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d)
+    ]
+    missing = [key for key in convolutions if key not in fitting]
+    check_complete(own, missing, source, f"{type(model).__name__}'s VGG16")
     model.load_state_dict(fitting, strict=False)
-    random = list(dict.fromkeys(key.rpartition(".")[0] for key in own if key not in fitting))
-    listed = ", ".join(random[:6]) + (f" and {len(random) - 6} more" if len(random) > 6 else "")
-    _print(f"starts from {weights}; random weights: {listed or 'none'}")
+    new = list(dict.fromkeys(key.rpartition(".")[0] for key in own if key not in fitting))
+    counted = count_used(given, fitting.values())
+    report(f"VGG16: {counted} from {source}; random weights: {listed(new) if new else 'none'}")
 
 
 def _convert_classifier(encoder: VGG16, state: StateDict) -> StateDict:
@@ -154,8 +175,3 @@ def _convert_classifier(encoder: VGG16, state: StateDict) -> StateDict:
         if weight is not None and bias is not None and bool(weight.isfinite().all()):
             converted |= {f"{name}.weight": weight.unflatten(1, (-1, side, side)), f"{name}.bias": bias}
     return converted
-
-
-@rank_zero_only
-def _print(line: str) -> None:
-    sys.stderr.write(f"segdet: {line}\n")

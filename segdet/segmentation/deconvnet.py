@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from segdet.nn.pooling import Pooled
 from segdet.nn.upsampling import MaxUnpooling
-from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, load_vgg16_weights
+from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, load_vgg16_weights, vgg16_normalization
+from segdet.nn.weights import Normalization
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_stage
 from segdet.task import Stage
@@ -86,6 +87,10 @@ class DeconvNet(Segmenter):
                 nn.init.zeros_(layer.bias)
         if weights:
             load_vgg16_weights(self, weights)
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        return vgg16_normalization(arguments.get("weights"), batch_norm=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""

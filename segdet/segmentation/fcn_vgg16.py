@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.nn.upsampling import bilinear_convolution
-from segdet.nn.vgg16 import VGG16, init_he, load_vgg16_weights
+from segdet.nn.vgg16 import VGG16, init_he, load_vgg16_weights, vgg16_normalization
+from segdet.nn.weights import Normalization
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, confidence_stage
 from segdet.task import Stage
@@ -98,6 +99,10 @@ class VGG16FCN(Segmenter):
         self.offsets = crop_offsets(stride, pad, fc6_padding)
         if weights:
             load_vgg16_weights(self, weights)
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        return vgg16_normalization(arguments.get("weights"), bool(arguments.get("batch_norm")))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torchvision.ops import Conv2dNormActivation
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.pooling import MaxPooling, Pooled
 from segdet.nn.upsampling import Bilinear, MaxUnpooling, bilinear_convolution
-from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, init_he, load_vgg16_weights
+from segdet.nn.vgg16 import CONVOLUTIONS, VGG16, init_he, load_vgg16_weights, vgg16_normalization
+from segdet.nn.weights import Normalization
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_stage
 from segdet.task import Stage
@@ -69,6 +70,10 @@ class SegNet(Segmenter):
         init_he(self.decoders)
         if weights:
             load_vgg16_weights(self, weights)
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        return vgg16_normalization(arguments.get("weights"), batch_norm=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""

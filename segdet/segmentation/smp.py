@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import timm
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.nn.backbones import backbone_normalization, is_known, timm_names
 from segdet.nn.float32 import at_least_float32
-from segdet.nn.weights import download_error, is_restoring, is_weights_file, load_weights
+from segdet.nn.weights import (
+    Normalization,
+    download_error,
+    is_restoring,
+    is_weights_file,
+    load_state,
+    normalization,
+    read_weights,
+)
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, feature_stage
 from segdet.task import Stage
@@ -40,14 +49,14 @@ class SMP(Segmenter):
         architecture: The class of the decoder.
         encoder: The name of the encoder. `DPT` supports vision transformers of timm only, such as
             ``tu-vit_tiny_patch16_224`` with ``options: {dynamic_img_size: true}`` for sides other than 224.
-        encoder_weights: The name of the encoder's pretrained weights (``imagenet``; for ``tu-`` encoders timm's tag,
-            such as ``a1_in1k``, or true for its default weights), a local file, or null for random weights.
+        weights: The name of the encoder's pretrained weights (``imagenet``; for ``tu-`` encoders timm's tag, such as
+            ``a1_in1k``), true for its default weights, a local file, or null for random weights.
         options: Further arguments of the architecture, such as ``{decoder_channels: 128}``.
         kwargs: See `Segmenter`.
 
     Raises:
         UserError: If the library is not installed, the decoder or encoder does not exist, or the weights cannot be
-            loaded or expect another normalization than ``mean`` and ``std``.
+            loaded.
     """
 
     def __init__(
@@ -55,7 +64,7 @@ class SMP(Segmenter):
         class_names: list[str],
         architecture: str = "DeepLabV3Plus",
         encoder: str = "resnet34",
-        encoder_weights: bool | str | None = None,
+        weights: bool | str | None = None,
         options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -80,14 +89,15 @@ class SMP(Segmenter):
             raise UserError(f"--model.encoder {encoder}: {_no_such('encoder', encoder, models)}")
         options = dict(options or {})
         _check_options(kind, encoder, options)
-        from_file = is_weights_file(encoder_weights)
+        from_file = is_weights_file(weights)
         named: bool | str | None = None
-        if encoder_weights and not from_file:
-            encoder, named = _named(smp, encoder, encoder_weights)
-            if is_restoring():
-                named = None
-            else:
-                self._check_normalization(smp, encoder, named)
+        if weights and not from_file:
+            if not is_restoring():
+                encoder, named = _named(smp, encoder, weights)
+            elif encoder.startswith("tu-") and is_known(
+                f"{encoder.removeprefix('tu-').split('.')[0]}.{weights}"
+            ):
+                encoder = _named(smp, encoder, weights)[0]  # a tag selects a variant of the network
         try:
             self.network: nn.Module = kind(
                 encoder_name=encoder, encoder_weights=named, classes=len(class_names), **options
@@ -107,8 +117,17 @@ class SMP(Segmenter):
             # Layers after the last map of the transformer would receive no gradient, which is an error in DDP.
             last = options.get("encoder_output_indices") or 1
             self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
-        if encoder_weights and from_file:
-            load_weights(self.network.encoder, encoder_weights, f"encoder {encoder}")
+        if weights and from_file:
+            source, state = read_weights(weights, f"encoder {encoder}")
+            body = self.network.encoder
+            load_state(
+                body, state, source, f"encoder {encoder}", _parameter_names(encoder, body) if state else None
+            )
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        weights = arguments.get("weights")
+        return _normalization(str(arguments["encoder"]), weights) if weights and not is_restoring() else None
 
     @property
     def pass_module(self) -> nn.Module:
@@ -147,26 +166,44 @@ class SMP(Segmenter):
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % stride, 0, -height % stride))
 
-    def _check_normalization(self, smp: Any, encoder: str, named: str | bool) -> None:
-        """Raise `UserError` if the weights expect another normalization than the model's."""
-        try:
-            expected = smp.encoders.get_preprocessing_params(encoder, named)
-        except OSError as error:
-            raise download_error(f"encoder {encoder}", error) from error
-        white = expected["input_range"][-1] if expected.get("input_range") else 1
-        mean, std = ([round(value / white, 6) for value in expected[key]] for key in ("mean", "std"))
-        own_std = 1 / (255 * self._scale.flatten())
-        own_mean = self._shift.flatten() * own_std
-        if not torch.allclose(torch.stack([own_mean, own_std]), torch.tensor([mean, std]), atol=1e-4):
-            raise UserError(
-                f"--model.encoder_weights: those of {encoder} expect another normalization; give "
-                f"--model.mean='{mean}' --model.std='{std}'"
+
+def _normalization(encoder: str, weights: bool | str) -> Normalization | None:
+    """Return the normalization that the weights of an encoder expect; None if it is unknown.
+
+    A file on an encoder of timm is assumed to have been trained like timm's default weights.
+
+    Raises:
+        UserError: If the metadata cannot be read, or the images of the weights are not RGB.
+    """
+    smp = import_module("segmentation_models_pytorch")
+    try:
+        if is_weights_file(weights):
+            return (
+                backbone_normalization(encoder.removeprefix("tu-"), True)
+                if encoder.startswith("tu-")
+                else None
             )
-        if expected.get("input_space", "RGB") != "RGB":
-            raise UserError(
-                f"--model.encoder_weights: those of {encoder} expect {expected['input_space']}, images are RGB; "
-                "choose other weights"
-            )
+        encoder, named = _named(smp, encoder, weights)
+        expected = smp.encoders.get_preprocessing_params(encoder, named)
+    except OSError as error:
+        raise download_error(f"encoder {encoder}", error) from error
+    if expected.get("input_space", "RGB") != "RGB":
+        raise UserError(
+            f"--model.weights: those of {encoder} expect {expected['input_space']}, images are RGB; choose "
+            "other weights"
+        )
+    white = expected["input_range"][-1] if expected.get("input_range") else 1
+    mean, std = ([round(value / white, 6) for value in expected[key]] for key in ("mean", "std"))
+    return normalization(mean, std)
+
+
+def _parameter_names(encoder: str, body: nn.Module) -> dict[str, str] | None:
+    """Return the published name of each parameter of an encoder of timm; None for the library's own encoders."""
+    if not encoder.startswith("tu-"):
+        return None
+    network: nn.Module = body.model  # type: ignore[assignment]
+    names = timm_names(encoder.removeprefix("tu-"), network, {})
+    return {f"model.{name}": published for name, published in names.items()}
 
 
 def _to_float32(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -190,7 +227,7 @@ def _check_options(kind: Any, encoder: str, options: dict[str, Any]) -> None:
             )
 
 
-def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool]:
+def _named(smp: Any, encoder: str, weights: bool | str) -> tuple[str, bool | str]:
     """Return the names of encoder and weights in the library's notation."""
     if encoder.startswith("tu-"):
         # In timm, a tag is part of the name of the model.
@@ -199,7 +236,7 @@ def _named(smp: Any, encoder: str, weights: str | bool) -> tuple[str, str | bool
     chosen = choices[0] if weights is True and choices else weights
     if chosen not in choices:
         raise UserError(
-            f"--model.encoder_weights: there are no weights {weights!r} of {encoder}; choose from {', '.join(choices)}"
+            f"--model.weights: there are no weights {weights!r} of {encoder}; choose from {', '.join(choices)}"
         )
     return encoder, chosen
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segdet.data.sample import Target
 from segdet.nn.float32 import at_least_float32
 from segdet.nn.weights import (
+    Normalization,
     StateDict,
     download_error,
     is_restoring,
@@ -62,6 +63,10 @@ class TorchvisionSegmenter(Segmenter):
     ) -> None:
         super().__init__(class_names, **kwargs)
         self.network = self._build(backbone, weights, weights_backbone)
+
+    @classmethod
+    def weights_normalization(cls, arguments: Mapping[str, Any]) -> Normalization | None:
+        return None  # all of torchvision's weights expect the default
 
     @property
     def pass_module(self) -> nn.Module:
@@ -115,7 +120,8 @@ class TorchvisionSegmenter(Segmenter):
         if self.family != "lraspp":  # LR-ASPP has no such argument
             options["aux_loss"] = self.auxiliary_weight > 0
         options["num_classes"] = len(self.class_names)
-        source, state = "", None
+        source = ""
+        state: StateDict = {}
         if weights and is_weights_file(weights):
             source, state = read_weights(weights, kind)
             options["num_classes"] = len(state.get(f"{self.heads[0]}.weight", self.class_names))
@@ -129,7 +135,7 @@ class TorchvisionSegmenter(Segmenter):
             raise download_error(f"{kind} {backbone}", error) from error
         if not self.auxiliary_weight and self.family != "lraspp":
             network.aux_classifier = None  # torchvision adds one with its weights
-        if state is not None:
+        if state:
             if not any(key.startswith("aux_classifier.") for key in state):
                 # The auxiliary head, which only training needs, may be missing; it stays random.
                 own = network.state_dict()
@@ -221,7 +227,7 @@ class LRASPP(TorchvisionSegmenter):
         yield feature_stage("weighted features", weighted, caption)
 
 
-def _published(option: str, model: str, weights: str | bool) -> str:
+def _published(option: str, model: str, weights: bool | str) -> str:
     """Return the name of torchvision's weights of ``model``."""
     return published_name(weights, model, [torchvision.models.get_model_weights(model)], f"--model.{option}")
 

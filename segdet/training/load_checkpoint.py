@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from segdet.nn.weights import DESCRIPTION
 from segdet.util.errors import UserError
-
-DESCRIPTION = "segdet"
-"""The key of a checkpoint for the description of its model: class, class names, size of images."""
 
 T = TypeVar("T")
 
@@ -35,6 +34,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content.get(DESCRIPTION, {}), dict):
         raise UserError(f"{path}: the model's description in it is corrupt; give another file")
     return content
+
+
+def saved_model(
+    path: Path, checkpoint: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return the import path of the class of a checkpoint's model, and the arguments in the checkpoint.
+
+    Args:
+        path: The file, for messages.
+        checkpoint: Its content.
+        given: Arguments that replace those in the checkpoint.
+
+    Raises:
+        UserError: If the class or an argument is missing.
+    """
+    description = checkpoint.get(DESCRIPTION) or {}
+    class_path = str(description.get("class_path", ""))
+    arguments = checkpoint.get("hyper_parameters")
+    if not class_path or arguments is None:
+        raise UserError(f"{path}: the checkpoint does not hold the model's arguments; train it again")
+    missing = [name for name in description.get("unsaved_arguments", []) if name not in given]
+    if missing:
+        raise UserError(
+            f"{path}: {', '.join(missing)} could not be saved in the checkpoint; pass them to load_from_checkpoint"
+        )
+    return class_path, arguments
 
 
 def import_class(class_path: str, base: type[T]) -> type[T]:

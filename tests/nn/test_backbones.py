@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 
-from segdet.nn.backbones import build_backbone
+from segdet.nn.backbones import backbone_normalization, build_backbone
+from segdet.nn.weights import IMAGENET, Normalization
 from segdet.util.errors import UserError
 
 
@@ -154,3 +156,69 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
         build_backbone("resnet10t", weights=str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match="no weights 'IMAGENET9'"):
         build_backbone("torchvision:resnet18", weights="IMAGENET9")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet10t", "mobilenetv3_small_050", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"],
+)
+def test_a_file_of_timm_gives_the_features_of_its_network(name: str, prefix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(name).eval()
+    for layer in theirs.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.running_mean, -0.1, 0.1)
+    torch.save({prefix + key: value for key, value in theirs.state_dict().items()}, tmp_path / "timm.pth")
+    torch.manual_seed(1)
+    ours = build_backbone(name, weights=str(tmp_path / "timm.pth")).eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        found = ours(images)[-1]
+        expected = theirs.forward_intermediates(images, intermediates_only=True)[-1]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_file_without_the_classifier_and_safetensors_are_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = torchvision.models.resnet18().eval()
+    state = {f"backbone.{k}": v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    save_file(state, tmp_path / "body.safetensors")
+    ours = build_backbone("torchvision:resnet18", weights=str(tmp_path / "body.safetensors")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = torchvision.models.feature_extraction.create_feature_extractor(theirs, ["layer4"])(images)
+        torch.testing.assert_close(ours(images)[-1], expected["layer4"])
+    assert capsys.readouterr().err == (
+        f"segdet: backbone torchvision:resnet18: 120 weights from {tmp_path / 'body.safetensors'}\n"
+    )
+
+
+def test_layers_that_are_not_used_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "a.pth")
+    build_backbone("resnet10t", weights=str(tmp_path / "a.pth"))
+    assert ", without 2 (fc.weight, fc.bias) from " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "torchvision:resnet18"])
+def test_a_broken_mapping_of_names_is_refused(name: str, tmp_path: Path) -> None:
+    network = timm.create_model(name) if name == "resnet10t" else torchvision.models.resnet18()
+    state = {key.replace("layer2", "stage2"): value for key, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(
+        UserError, match=r"broken\.pth: not the weights of backbone .* are missing, such as layer2\.0"
+    ):
+        build_backbone(name, weights=str(tmp_path / "broken.pth"))
+
+
+def test_the_normalization_follows_the_metadata_of_the_weights() -> None:
+    half = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert backbone_normalization("tf_efficientnet_lite0", "weights.pth") == half
+    assert backbone_normalization("tf_efficientnet_lite0", True) == half
+    assert backbone_normalization("vit_tiny_patch16_224", "augreg_in21k") == half
+    assert backbone_normalization("resnet18", "a1_in1k") == IMAGENET
+    assert backbone_normalization("torchvision:vgg16", "IMAGENET1K_FEATURES") != IMAGENET
+    assert backbone_normalization("torchvision:resnet18", "weights.pth") == IMAGENET
+    assert backbone_normalization("tf_efficientnet_lite0", None) is None
+    assert backbone_normalization("small_vgg", "weights.pth") is None

@@ -57,7 +57,11 @@ def test_weights_of_torchvision_give_its_features(
         torch.testing.assert_close(model.encoder(images)[-1].features, theirs.features(images))
     torch.testing.assert_close(model.fc6.weight.flatten(1), theirs.classifier[0].weight)
     torch.testing.assert_close(model.fc7.weight.flatten(1), theirs.classifier[3].weight)
-    assert capsys.readouterr().err == f"segdet: starts from {tmp_path / 'vgg16.pth'}; random weights: score\n"
+    count = len(theirs.state_dict()) - 2
+    assert capsys.readouterr().err == (
+        f"segdet: VGG16: {count} weights, without 2 (classifier.6.weight, classifier.6.bias) from "
+        f"{tmp_path / 'vgg16.pth'}; random weights: 1 (score)\n"
+    )
 
 
 def test_maps_have_the_strides_and_round_up() -> None:
@@ -76,7 +80,7 @@ def test_batch_normalization_stays_random_where_the_file_has_none(
     model = Model(batch_norm=True)
     load_vgg16_weights(model, str(tmp_path / "vgg16.pth"))
     assert torch.equal(model.encoder.stages[4][6].weight, theirs.features[28].weight)
-    assert "random weights: encoder.stages.0.1, " in capsys.readouterr().err
+    assert "random weights: 14 (encoder.stages.0.1, " in capsys.readouterr().err
 
 
 def test_an_unpublished_classifier_stays_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,23 +90,22 @@ def test_an_unpublished_classifier_stays_random(tmp_path: Path, capsys: pytest.C
     model = Model()
     load_vgg16_weights(model, str(tmp_path / "features.pth"))
     assert model.fc6.weight.isfinite().all()
-    assert capsys.readouterr().err.endswith("random weights: fc6, score\n")
+    assert capsys.readouterr().err.endswith("random weights: 2 (fc6, score)\n")
 
 
-def test_an_earlier_run_gives_parameters_of_the_same_name_and_shape(
+def test_a_file_with_the_names_of_the_model_gives_parameters_of_the_same_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     former = Model(hidden=16)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    file = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    file = tmp_path / "former.ckpt"
     torch.save({"state_dict": former.state_dict(), "epoch": 3}, file)
     model = Model(hidden=24)
-    load_vgg16_weights(model, str(tmp_path / "run"))
+    load_vgg16_weights(model, str(file))
     assert torch.equal(model.encoder.stages[2][0].weight, former.encoder.stages[2][0].weight)
     # The bias of score has the same shape in both models, but the weight does not.
-    assert (
-        capsys.readouterr().err
-        == f"segdet: starts from {tmp_path / 'run'}; random weights: fc6, fc7, score\n"
+    assert capsys.readouterr().err == (
+        "segdet: VGG16: 27 weights, without 5 (fc6.weight, fc6.bias, fc7.weight ...) from "
+        f"{file}; random weights: 3 (fc6, fc7, score)\n"
     )
     load_vgg16_weights(model := Model(hidden=16), str(file))
     assert torch.equal(model.score.weight, former.score.weight)
@@ -128,14 +131,14 @@ class TestMistakes:
         torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
         model = Model()
         with pytest.raises(
-            UserError, match=r"last\.ckpt: no weight in it fits Model; give torchvision's VGG16 or"
+            UserError, match=r"last\.ckpt: not the weights of Model's VGG16: 13 of \d+ are missing"
         ):
             load_vgg16_weights(model, str(tmp_path / "last.ckpt"))
 
     def test_a_missing_and_a_corrupt_file(self, tmp_path: Path) -> None:
         model = Model()
         (tmp_path / "run").mkdir()
-        with pytest.raises(UserError, match=r"run/checkpoints/best\.ckpt: no such file of weights"):
+        with pytest.raises(UserError, match=r"run/checkpoints/best\.ckpt: no such checkpoint"):
             load_vgg16_weights(model, str(tmp_path / "run"))
         (tmp_path / "corrupt.pth").write_bytes(b"PK cut")
         with pytest.raises(UserError, match=r"corrupt\.pth: the file is corrupt or holds no weights"):

@@ -5,34 +5,104 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, VGG16_Weights, WeightsEnum
 
-from segdet.nn.weights import is_restoring, load_state, load_weights, published_name, read_weights, restoring
+from segdet.nn.weights import (
+    IMAGENET,
+    Normalization,
+    is_restoring,
+    load_state,
+    load_weights,
+    published_name,
+    published_normalization,
+    read_weights,
+    restoring,
+)
 from segdet.util.errors import UserError
 
 STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
 
 
+KINDS = ["weights.pth", "weights", "weights.safetensors", "training.pt", "wrapped.ckpt", "part.pth"]
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, str]:
-    """The same weights as a file of torch, as safetensors, as a training script's file and as a run."""
+    """The same weights as a file of torch, as safetensors, and as files of wrapped networks and training scripts."""
     from safetensors.torch import save_file
 
     torch.save(STATE, tmp_path / "weights.pth")
     torch.save(STATE, tmp_path / "weights")
     save_file(STATE, tmp_path / "weights.safetensors")
     torch.save({"model": STATE, "epoch": 3}, tmp_path / "training.pt")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": STATE}, tmp_path / "run" / "checkpoints" / "best.ckpt")
-    names = ("weights.pth", "weights", "weights.safetensors", "training.pt", "run")
-    return {name: str(tmp_path / name) for name in names}
+    wrapped = {f"module.model.{key}": value for key, value in STATE.items()}
+    torch.save({"state_dict": wrapped, "optimizer": {"lr": 0.1}}, tmp_path / "wrapped.ckpt")
+    part = {f"net.backbone.{key}": value for key, value in STATE.items()}
+    torch.save(part | {"net.head.weight": torch.zeros(4)}, tmp_path / "part.pth")
+    return {name: str(tmp_path / name) for name in KINDS}
 
 
-@pytest.mark.parametrize("kind", ["weights.pth", "weights", "weights.safetensors", "training.pt", "run"])
-def test_files_and_runs(kind: str, sources: dict[str, str]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_files(kind: str, sources: dict[str, str]) -> None:
     network = nn.Linear(3, 2)
     load_weights(network, sources[kind], "Linear")
-    assert torch.equal(network.weight, STATE["weight"])
+    assert torch.equal(network.weight, STATE["weight"]) and torch.equal(network.bias, STATE["bias"])
+
+
+def test_weights_that_fit_nothing_are_counted_and_listed(
+    sources: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_weights(nn.Linear(3, 2), sources["part.pth"], "Linear")
+    expected = f"Linear: 2 weights, without 1 (net.head.weight) from {sources['part.pth']}"
+    assert capsys.readouterr().err == f"segdet: {expected}\n"
+    load_weights(nn.Linear(3, 2), sources["weights.pth"], "Linear")
+    assert capsys.readouterr().err == f"segdet: Linear: 2 weights from {sources['weights.pth']}\n"
+
+
+def test_a_broken_prefix_is_refused(tmp_path: Path) -> None:
+    torch.save({"a.weight": STATE["weight"], "b.bias": STATE["bias"]}, tmp_path / "a.pth")
+    with pytest.raises(
+        UserError, match=r"a\.pth: not the weights of Linear: 1 of 2 are missing, such as bias"
+    ):
+        load_weights(nn.Linear(3, 2), str(tmp_path / "a.pth"), "Linear")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nn.Linear(3, 2), "holds Python objects besides weights; save the network's state_dict"),
+        ([torch.zeros(2)], "holds a list, not weights by parameter name"),
+        ({"epoch": 3}, "holds no weights by parameter name"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError) as error:
+        load_weights(nn.Linear(3, 2), str(tmp_path / "a.pth"), "Linear")
+    assert str(error.value).startswith(f"{tmp_path / 'a.pth'}: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_corrupt_file_is_one_line(tmp_path: Path, sources: dict[str, str], suffix: str) -> None:
+    whole = Path(sources[f"weights.{suffix}"]).read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"cut\.{suffix}: the file is corrupt or holds no weights"):
+        load_weights(nn.Linear(3, 2), str(tmp_path / f"cut.{suffix}"), "Linear")
+
+
+def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"checkpoints/best\.ckpt: no such checkpoint; give the folder of a run"
+    ):
+        load_weights(nn.Linear(3, 2), str(tmp_path), "Linear")
+
+
+def test_the_normalization_of_published_weights() -> None:
+    assert published_normalization("IMAGENET1K_FEATURES", [VGG16_Weights]) == Normalization(
+        (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
+    )
+    assert published_normalization("a.pth", [ResNet18_Weights]) == IMAGENET
 
 
 def test_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +122,9 @@ def test_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_are_converted_and_others_are_ignored(sources: dict[str, str]) -> None:
     network = nn.Linear(3, 2)
-    load_weights(network, sources["run"], "Linear", convert=lambda state: {"other": state["bias"], **state})
+    load_weights(
+        network, sources["training.pt"], "Linear", convert=lambda state: {"other": state["bias"], **state}
+    )
     assert torch.equal(network.bias, STATE["bias"])
 
 
@@ -74,5 +146,5 @@ def test_nothing_is_read_while_restoring(sources: dict[str, str]) -> None:
     with restoring(["weight", "bias"]):
         assert is_restoring()
         assert read_weights("absent.pth", "Linear") == ("absent.pth", {})
-        load_weights(network, sources["run"], "Linear")
+        load_weights(network, sources["training.pt"], "Linear")
     assert not is_restoring() and torch.equal(network.weight, before)

@@ -147,8 +147,8 @@ def test_smp_needs_no_connection(shapes: Path, tmp_path: Path, monkeypatch: pyte
     for file in (run / "checkpoints").glob("*.ckpt"):
         content = torch.load(file, weights_only=True)
         config = content[DESCRIPTION]["config"]
-        assert "encoder_weights: null" in config
-        content[DESCRIPTION]["config"] = config.replace("encoder_weights: null", "encoder_weights: imagenet")
+        assert " weights: null" in config
+        content[DESCRIPTION]["config"] = config.replace(" weights: null", " weights: imagenet")
         torch.save(content, file)
 
     def offline(*_: Any, **__: Any) -> None:
@@ -157,7 +157,7 @@ def test_smp_needs_no_connection(shapes: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(smp.encoders, "hf_hub_download", offline)
     assert main(["test", f"--ckpt_path={run}"]) == 0
     assert main(["fit", f"--ckpt_path={run}", "--trainer.max_epochs=2"]) == 0
-    assert main(["fit", *model, "--model.encoder_weights=imagenet", *TINY, f"--run_dir={tmp_path}/new"]) == 2
+    assert main(["fit", *model, "--model.weights=imagenet", *TINY, f"--run_dir={tmp_path}/new"]) == 2
 
 
 DETR_SMALL = {

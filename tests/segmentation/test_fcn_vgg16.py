@@ -137,7 +137,7 @@ def test_every_stage_starts_at_the_result_of_the_previous_one(
     for stride, expected in new.items():
         torch.save({"state_dict": previous.state_dict()}, tmp_path / "previous.ckpt")
         model = _small(stride=stride, weights=str(tmp_path / "previous.ckpt"), skip_scales=(1.0, 1.0)).eval()
-        assert capsys.readouterr().err.endswith(f"previous.ckpt; random weights: {expected}\n")
+        assert capsys.readouterr().err.endswith(f"previous.ckpt; random weights: 3 ({expected})\n")
         with torch.inference_mode():
             before, after = previous(images)[inner], model(images)[inner]
         # The new scores are zero. Interpolating by 2 and then by 16 is nearly the same as by 32.

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from segdet.data.sample import Target
+from segdet.nn.weights import Normalization
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.smp import SMP
 from segdet.util.errors import UserError
@@ -96,16 +97,16 @@ def test_does_not_overfit_without_encoder_features(overfit: Overfit) -> None:
 def test_encoder_weights_from_a_file(tmp_path: Path) -> None:
     theirs = smp.encoders.get_encoder("resnet18", weights=None)
     torch.save(theirs.state_dict(), tmp_path / "encoder.pth")
-    model = SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "encoder.pth"))
+    model = SMP(CLASSES, "FPN", "resnet18", weights=str(tmp_path / "encoder.pth"))
     ours = model.network.encoder.state_dict()  # type: ignore[union-attr]
     for key, value in theirs.state_dict().items():
         torch.testing.assert_close(ours[key], value)
     (tmp_path / "corrupt.pth").write_bytes(b"corrupt")
     with pytest.raises(UserError, match="the file is corrupt or holds no weights"):
-        SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "corrupt.pth"))
+        SMP(CLASSES, "FPN", "resnet18", weights=str(tmp_path / "corrupt.pth"))
     torch.save({}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="not the weights of encoder resnet18"):
-        SMP(CLASSES, "FPN", "resnet18", encoder_weights=str(tmp_path / "other.pth"))
+    with pytest.raises(UserError, match="holds no weights by parameter name"):
+        SMP(CLASSES, "FPN", "resnet18", weights=str(tmp_path / "other.pth"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_encoder_weights_from_a_file(tmp_path: Path) -> None:
         ({"architecture": "Zzz"}, "no such decoder; choose from Unet, UnetPlusPlus"),
         ({"encoder": "resnet81"}, "no such encoder; did you mean resnet18?"),
         ({"encoder": "tu-resnet10x"}, "no such encoder; did you mean tu-resnet1"),
-        ({"encoder_weights": "imagenat"}, "no weights 'imagenat' of resnet18; choose from imagenet"),
+        ({"weights": "imagenat"}, "no weights 'imagenat' of resnet18; choose from imagenet"),
         (
             {"options": {"decoder_chanels": 8}},
             "options.decoder_chanels: DeepLabV3Plus has no such option; did",
@@ -132,12 +133,20 @@ def test_mistakes_are_reported_in_one_line(arguments: dict[str, Any], message: s
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_weights_for_another_normalization() -> None:
-    options = {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224", "encoder_weights": "augreg_in21k"}
-    with pytest.raises(
-        UserError, match=r"--model\.mean='\[0\.5, 0\.5, 0\.5\]' --model\.std='\[0\.5, 0\.5, 0\.5\]'"
-    ):
-        SMP(CLASSES, **options)
+def test_the_normalization_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = {"encoder": "tu-vit_tiny_patch16_224", "weights": "augreg_in21k"}
+    assert SMP.weights_normalization(vit) == Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    params = {"input_range": [0, 255], "input_space": "RGB", "mean": [51, 51, 51], "std": [255, 255, 255]}
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *_: params)
+    assert SMP.weights_normalization({"encoder": "resnet18", "weights": "imagenet"}) == Normalization(
+        (0.2, 0.2, 0.2), (1.0, 1.0, 1.0)
+    )
+    monkeypatch.setitem(params, "input_space", "BGR")
+    with pytest.raises(UserError, match="those of resnet18 expect BGR, images are RGB; choose other weights"):
+        SMP.weights_normalization({"encoder": "resnet18", "weights": "imagenet"})
+    assert SMP.weights_normalization(
+        {"encoder": "tu-tf_efficientnet_lite0", "weights": "a.pth"}
+    ) == Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +157,10 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         UserError, match=r"encoder resnet18: its weights cannot be downloaded \(no connection to"
     ):
-        SMP(CLASSES, encoder="resnet18", encoder_weights="imagenet")
+        SMP(CLASSES, encoder="resnet18", weights="imagenet")
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"encoder tu-resnet18\.a1_in1k: its weights cannot be downloaded"):
-        SMP(CLASSES, encoder="tu-resnet18", encoder_weights="a1_in1k")
+        SMP(CLASSES, encoder="tu-resnet18", weights="a1_in1k")
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

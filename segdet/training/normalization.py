@@ -1,0 +1,51 @@
+"""The normalization of images: given, from the metadata of pretrained weights, or ImageNet's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from segdet.nn.weights import IMAGENET, Normalization, is_restoring, normalization, report
+from segdet.util.errors import UserError, check_range
+
+
+def choose_normalization(
+    arguments: Mapping[str, Any],
+    start: tuple[Path, dict[str, Any]] | None,
+    of_weights: Callable[[Mapping[str, Any]], Normalization | None],
+) -> Normalization:
+    """Return the given mean and standard deviation; for what is not given, those of the weights, or else ImageNet's.
+
+    Args:
+        arguments: The model's constructor arguments.
+        start: The path and the content of the segdet checkpoint to start from; None if there is none.
+        of_weights: Returns the normalization of other pretrained weights from the arguments.
+
+    Raises:
+        UserError: If a given value is not valid.
+    """
+    for name in ("mean", "std"):
+        values = arguments.get(name)
+        if values is not None and len(values) != 3:
+            raise UserError(f"--model.{name} {list(values)}: must be three numbers, one per channel")
+    if arguments.get("std") is not None:
+        check_range("--model.std", arguments["std"], above=0)
+    mean, std = arguments.get("mean"), arguments.get("std")
+    if mean is not None and std is not None:
+        return Normalization(tuple(mean), tuple(std))
+    expected: Normalization | None
+    if start is None:
+        expected = of_weights(arguments)
+    else:
+        saved = start[1].get("hyper_parameters") or {}
+        known = saved.get("mean") and saved.get("std")
+        expected = normalization(saved["mean"], saved["std"]) if known else None
+    expected = expected or IMAGENET
+    chosen = Normalization(mean or expected.mean, std or expected.std)
+    if (arguments.get("weights") or arguments.get("weights_backbone")) and not is_restoring():
+        values = f"mean {list(chosen.mean)} and std {list(chosen.std)}"
+        report(
+            f"images are normalized by {values}, as the weights require; --model.mean and --model.std change it"
+        )
+    return chosen
