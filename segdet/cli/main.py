@@ -6,6 +6,7 @@ Each subcommand has a module of the same name, which is imported when the subcom
 
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ DATA = {
     "check": "read a whole dataset and list all faults",
     "stats": "count a dataset's images, classes and sizes",
     "show": "draw annotated samples on one sheet",
+    "import": "turn the files of an annotation tool into a VOC or COCO folder with splits",
+    "convert": "convert a dataset between VOC, COCO and Cityscapes",
     "make": "generate the Shapes dataset as a VOC, COCO or Cityscapes folder",
     "download": "download VOC or COCO from their official servers",
 }
@@ -122,7 +125,8 @@ def _dispatch_data(argv: list[str]) -> int:
         return 0
     if argv[0] not in DATA:
         raise UserError(_unknown(f"data {argv[0]}", [f"data {name}" for name in DATA]))
-    return _call(f"segdet.cli.data.{argv[0]}", argv[1:])
+    module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
+    return _call(f"segdet.cli.data.{module}", argv[1:])
 
 
 def _call(module: str, argv: list[str]) -> int:

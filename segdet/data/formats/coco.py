@@ -12,7 +12,7 @@ from tqdm import tqdm
 from segdet.data.faults import Fault
 from segdet.data.formats.class_names import names_from
 from segdet.data.formats.coco_document import category_faults, read_document, repeated, without_placeholders
-from segdet.data.formats.outlines import outline_mask
+from segdet.data.formats.outlines import Outline, outline_mask
 from segdet.data.formats.reader import KnownClasses, Reader
 from segdet.data.formats.splits import coco_files
 from segdet.data.images import image_size
@@ -95,6 +95,10 @@ class COCOReader(Reader):
     def image_path(self, index: int) -> Path:
         return self.image_folder / str(self._document.names[index])
 
+    def file_name(self, index: int) -> str:
+        """Return the ``file_name`` of the image's entry."""
+        return str(self._document.names[index])
+
     def image_id(self, index: int) -> int:
         return int(self._document.ids[index])
 
@@ -140,6 +144,17 @@ class COCOReader(Reader):
             if crowd[row]:
                 np.copyto(mask, IGNORE, where=self._inside(index, row, size) & (mask == 0), casting="unsafe")
         return np.ascontiguousarray(mask)
+
+    def outlines(self, index: int) -> list[Outline | None]:
+        """Return the outline of each of `objects` as annotated; None without one.
+
+        Raises:
+            UserError: If the outlines are not in memory, because the file was not opened for segmentation.
+        """
+        outlines = self._document.outlines
+        if outlines is None:
+            raise UserError(f"{self.annotation_file}: was read without outlines; open it for segmentation")
+        return [outlines[row] or None for row in self._checked_rows(index, boxes=True).tolist()]
 
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         return [self.annotation_file]

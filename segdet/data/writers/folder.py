@@ -129,7 +129,9 @@ def _call_in_worker(*arguments: Any) -> Any:
     return _worker_function[0](*arguments)
 
 
-def save_image(record: AnnotatedImage, target: Path, copy: bool = False) -> str:
+def save_image(
+    record: AnnotatedImage, target: Path, copy: bool = False, kept: Sequence[str] | None = None
+) -> str:
     """Save the image of a record as ``target`` with a suffix, and return the file name.
 
     A file is linked or copied and keeps its suffix, in lower case. If the annotation refers to the image after an EXIF
@@ -139,6 +141,7 @@ def save_image(record: AnnotatedImage, target: Path, copy: bool = False) -> str:
         record: The annotated image.
         target: The path without suffix.
         copy: Whether to copy files instead of linking them.
+        kept: Suffixes that the format allows; other files are written as PNG. Default: all.
 
     Raises:
         UserError: If the image cannot be read, or the folder does not support links.
@@ -153,6 +156,9 @@ def save_image(record: AnnotatedImage, target: Path, copy: bool = False) -> str:
     elif isinstance(source, bytes):
         path = with_suffix(target, f".{(Image.open(BytesIO(source)).format or 'png').lower()}")
         path.write_bytes(source)
+    elif kept is not None and source.suffix.lower() not in kept:
+        path = with_suffix(target, ".png")
+        Image.fromarray(read_image(source)).save(path, compress_level=3)
     else:
         path = with_suffix(target, source.suffix.lower())
         _copy(source, path) if copy else _link(source, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segdet.data.formats.outlines import Outline, outline_mask
+from segdet.data.formats.outlines import Outline, outline_mask, outline_of
 from segdet.data.sample import IGNORE
 
 
@@ -63,16 +63,37 @@ def painted_mask(
 ) -> np.ndarray:
     """Return the classes of all pixels: uint8 ``[H, W]``, 0 for background, else the place in ``class_names`` + 1.
 
-    Later objects cover earlier ones. Crowd regions, and objects whose class is not in ``class_names``, are ignored
-    (255).
-    Objects without an outline are not painted.
+    Later objects cover earlier ones. Objects named ``background`` have the value 0. Crowd regions, and objects whose
+    class is not in ``class_names``, are ignored (255). Objects without an outline are not painted.
 
     Raises:
         ValueError: If an outline is invalid, see `outline_mask`.
     """
     mask = np.zeros(size, np.uint8)
-    label_of = {name: label for label, name in enumerate(class_names, start=1)}
+    label_of = {"background": 0} | {name: label for label, name in enumerate(class_names, start=1)}
     for each in objects:
         if each.outline is not None:
             mask[outline_mask(each.outline, size)] = IGNORE if each.crowd else label_of.get(each.name, IGNORE)
     return mask
+
+
+def class_objects(mask: np.ndarray, mask_names: Sequence[str]) -> list[AnnotatedObject]:
+    """Return one object for each class in a mask, and a crowd region of the first class for ignored pixels (255).
+
+    Args:
+        mask: Class of each pixel, uint8 ``[H, W]``.
+        mask_names: Names of the values. A leading ``background`` has no object.
+    """
+    first = 1 if mask_names[0] == "background" else 0
+    objects = []
+    for label in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist():
+        if label < first:
+            continue
+        ignored = label == IGNORE
+        inside = mask == label
+        y, x = np.nonzero(inside)
+        box = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
+        name = mask_names[first if ignored else label]
+        area = float(inside.sum())
+        objects.append(AnnotatedObject(name, box, outline_of(inside, ignored), area, crowd=ignored))
+    return objects

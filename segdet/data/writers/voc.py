@@ -17,6 +17,9 @@ from segdet.data.writers.folder import save_image, written_folder
 from segdet.data.writers.record import AnnotatedImage
 from segdet.util.drawing import voc_palette
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Suffixes of images that tools for VOC read."""
+
 
 def write_voc(
     root: Path | str,
@@ -72,6 +75,12 @@ def write_voc(
     return root
 
 
+def can_contain(box: Sequence[float]) -> bool:
+    """Return whether VOC can contain a box. A box of at most one pixel has ``xmax <= xmin``, as a mistake would."""
+    x0, y0, x1, y1 = box
+    return x1 - x0 > 1 and y1 - y0 > 1
+
+
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -87,7 +96,7 @@ def _write_image(
     number: int,
     record: AnnotatedImage,
 ) -> str:
-    file_name = save_image(record, folder / "JPEGImages" / record.name, copy)
+    file_name = save_image(record, folder / "JPEGImages" / record.name, copy, IMAGE_SUFFIXES)
     if "segmentation" in tasks:
         for kind, values in (("SegmentationClass", record.mask), ("SegmentationObject", record.instances)):
             if values is not None:
