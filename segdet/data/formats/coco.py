@@ -95,10 +95,6 @@ class COCOReader(Reader):
     def image_path(self, index: int) -> Path:
         return self.image_folder / str(self._document.names[index])
 
-    def file_name(self, index: int) -> str:
-        """Return the ``file_name`` of the image's entry."""
-        return str(self._document.names[index])
-
     def image_id(self, index: int) -> int:
         return int(self._document.ids[index])
 

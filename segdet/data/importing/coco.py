@@ -38,12 +38,13 @@ def read(source: Source, files: list[Path], names: list[str] | None) -> Foreign:
     ids: dict[str, int] = {}
     notes: list[str] = []
     for path in files:
-        reader = COCOReader(path.parent, path.stem, "segmentation", path.resolve(), source.root.resolve())
+        reader = COCOReader(path.parent, path.stem, "segmentation", path.resolve(), path.parent.resolve())
         notes += [f"{fault.path}: {fault.fault}; {fault.remedy}" for fault in reader.file_faults()]
         for name, number in zip(reader.class_names, reader.category_ids, strict=True):
             ids.setdefault(name, number)
         for index in range(len(reader)):
-            name = reader.file_name(index)
+            stated, folder = reader.image_path(index), reader.image_folder
+            name = str(stated.relative_to(folder) if stated.is_relative_to(folder) else stated)
             image = source.find_image(name, path)
             if image is None:
                 left_out.append(LeftOut("annotation without an image", path, name))

@@ -8,7 +8,6 @@ name``); the names of indices from ``labels.txt``, ``class_names.txt`` or Robofl
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -18,7 +17,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from segdet.data.images import read_image, read_mask
+from segdet.data.formats.class_names import CLASS_FILES, is_background, read_class_file
+from segdet.data.images import Colour, read_image, read_mask
 from segdet.data.importing.foreign import BACKGROUND, IGNORED, Foreign, ForeignImage, LeftOut
 from segdet.data.importing.source import Matcher, Source, folded, read_head
 from segdet.data.sample import IGNORE
@@ -35,13 +35,10 @@ _MASK_FOLDER = re.compile(
     rf"(?:.*[_\-.\s])?({'|'.join(_MASK_WORDS)})(?:[_\-.\s].*)?|(train|val|test)(annot|_?masks?)"
 )
 _INSTANCES = "segmentationobject"
-_NAME_FILES = ("labels.txt", "class_names.txt", "classes.txt")
-_BACKGROUNDS = ("background", "_background_", "__background__")
+_NAME_FILES = (*CLASS_FILES, "classes.txt")
 _MOST_COLOURS = 255
 _NEAR = 48  # largest difference from black or white of most values in a compressed black-and-white mask
 _MOSTLY = 0.95
-
-_Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -236,7 +233,7 @@ def _colour_table(source: Source, found: dict[Path, _Values], names: list[str] |
             text = ", ".join(f"#{colour:06x}" for colour in unknown[:5])
             notes.append(f"{len(unknown)} colours without a name are ignored ({text})")
         chosen = list(dict.fromkeys(named.values()))
-        chosen.sort(key=lambda name: name.casefold() not in _BACKGROUNDS)
+        chosen.sort(key=lambda name: not is_background(name))
         table = {colour: chosen.index(name) for colour, name in named.items()}
         return _without_ignored(table | dict.fromkeys(unknown, IGNORE), chosen, notes)
     if names and len(names) != len(present):
@@ -250,7 +247,7 @@ def _colour_table(source: Source, found: dict[Path, _Values], names: list[str] |
 
 def _without_ignored(table: dict[int, int], names: list[str], notes: list[str]) -> _Table:
     """Remove the class of regions to ignore, and give the background its usual name."""
-    names = [BACKGROUND if name.casefold() in _BACKGROUNDS else name for name in names]
+    names = [BACKGROUND if is_background(name) else name for name in names]
     if IGNORED in names:
         dropped = names.index(IGNORED)
         names = [name for name in names if name != IGNORED]
@@ -271,13 +268,9 @@ def _wrong_count(names: list[str], values: list[int] | list[str]) -> UserError:
 
 def _index_names(source: Source) -> list[str] | None:
     """Return the names of the mask values in a file of the source."""
-    for wanted in _NAME_FILES:
-        for path in source.files:
-            if path.name.casefold() == wanted:
-                text = read_head(path).decode("utf-8-sig", "replace")
-                names = [line.strip() for line in text.splitlines() if line.strip()]
-                # LabelMe lists __ignore__ first, with the value -1.
-                return names[1:] if names[:1] == [IGNORED] else names
+    files = [path for wanted in _NAME_FILES for path in source.files if path.name.casefold() == wanted]
+    if files:
+        return read_class_file(files[0]).names
     for path in source.of_suffix(".csv"):
         # Roboflow's _classes.csv
         rows = csv.DictReader(StringIO(read_head(path).decode("utf-8-sig", "replace")), skipinitialspace=True)
@@ -289,24 +282,18 @@ def _index_names(source: Source) -> list[str] | None:
 
 def _colour_names(source: Source) -> dict[int, str]:
     """Return the name of each colour in a colour map of the source; empty without one."""
-    readers: dict[str, Callable[[str], dict[int, str]]] = {
-        "labelmap.txt": _cvat_colours,
-        "label_colors.txt": _camvid_colours,
-    }
     for path in source.files:
-        text = (
-            read_head(path).decode("utf-8-sig", "replace") if path.suffix.lower() in (".txt", ".csv") else ""
-        )
         name = path.name.casefold()
-        reader = _csv_colours if name.endswith(".csv") else readers.get(name)
-        if reader is not None and (named := reader(text)):
+        if name == "labelmap.txt":
+            named = {_number(colour): label for colour, label in read_class_file(path).colours.items()}
+        elif name == "label_colors.txt" or name.endswith(".csv"):
+            text = read_head(path).decode("utf-8-sig", "replace")
+            named = _csv_colours(text) if name.endswith(".csv") else _camvid_colours(text)
+        else:
+            continue
+        if named:
             return named
     return {}
-
-
-def _cvat_colours(text: str) -> dict[int, str]:
-    found = re.findall(r"^([^#:\n][^:\n]*):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*:", text, re.MULTILINE)
-    return {_number((int(r), int(g), int(b))): name.strip() for name, r, g, b in found}
 
 
 def _camvid_colours(text: str) -> dict[int, str]:
@@ -330,6 +317,6 @@ def _csv_colours(text: str) -> dict[int, str]:
         return {}
 
 
-def _number(colour: _Colour) -> int:
+def _number(colour: Colour) -> int:
     red, green, blue = colour
     return red << 16 | green << 8 | blue
