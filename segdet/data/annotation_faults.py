@@ -103,6 +103,14 @@ def object_faults(
         size: ``(height, width)`` of the image.
         resized: Its size after the transforms, if they resize images; boxes may then be too small.
     """
+    scale = np.array(resized or size).prod() / np.array(size).prod()
+    ordinary = ~(objects.iscrowd | objects.difficult)
+    start, end = objects.boxes[:, :2], objects.boxes[:, 2:]
+    areas = (end - start).clip(0).prod(1)
+    # Most images have no fault; comparisons with NaN are False.
+    if (start >= 0).all() and (end <= size[::-1]).all() and (areas * min(scale, 1) >= _SMALLEST).all():
+        difficult = int((objects.difficult & ~objects.iscrowd).sum())
+        return [], Tally(len(objects), int(ordinary.sum()), int(objects.iscrowd.sum()), difficult)
     annotation = next(iter(reader.annotation_paths(index, "detection")), reader.image_path(index))
     faults = []
 
@@ -119,10 +127,9 @@ def object_faults(
     for row in rows[overhang(objects.boxes[rows], size) > _TOLERANCE]:
         fault = f"{describe(row)} reaches beyond the image of {wh(size)}"
         add(FaultKind.CLIPPED, fault, "it is clipped")
-    scale = np.array(resized or size) / np.array(size)
     sides = kept.boxes[:, 2:] - kept.boxes[:, :2]
     ordinary = ~(kept.iscrowd | kept.difficult)
-    small = ordinary & (sides.prod(1) * scale.prod() < _SMALLEST)
+    small = ordinary & (sides.prod(1) * scale < _SMALLEST)
     after = "" if resized in (None, size) else f" after resizing {wh(size)} to {wh(resized)}"
     for row in rows[small]:
         add(FaultKind.SMALL, f"{describe(row)} is smaller than a pixel{after}", "training does not use it")

@@ -4,6 +4,7 @@ import json
 import marshal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,6 +208,7 @@ class _Parser:
             name = self.value(entry, "images", place, "file_name", str) if number is not None else None
             if number is None or name is None:
                 continue
+            name = name.replace("\\", "/")  # Windows writes the separators of folders as backslashes
             if number in place_of:
                 first = names[place_of[number]]
                 self.note(
@@ -325,13 +327,11 @@ def _fields(annotation: dict[str, Any]) -> tuple[bool, float, tuple[float, ...],
     if is_crowd is None:
         faults.append(EntryFault(f"iscrowd is {_shown(crowd)}, which is neither 0 nor 1", True))
     extent = _number(area)
-    if area is not None and not np.isfinite(extent):
+    if area is not None and not isfinite(extent):
         fault = f"area is {_shown(area)}, not a number; the area of the box is used"
         faults.append(EntryFault(fault, False, "fix it"))
-    sides = (
-        tuple(_number(value) for value in box) if isinstance(box, list) and len(box) == 4 else (np.nan,) * 4
-    )
-    if not np.isfinite(sides).all():
+    sides = tuple(map(_number, box)) if isinstance(box, list) and len(box) == 4 else (np.nan,) * 4
+    if not all(map(isfinite, sides)):
         faults.append(EntryFault(f"bbox is not four finite numbers but {_shown(box)}", True, of_box=True))
         sides = (np.nan,) * 4
     return bool(is_crowd), extent, sides, faults
@@ -339,7 +339,7 @@ def _fields(annotation: dict[str, Any]) -> tuple[bool, float, tuple[float, ...],
 
 def _crowd(value: Any) -> bool | None:
     """Return the truth of ``iscrowd``: 0, 1, false and true, also as text; None for any other value."""
-    if value is None:
+    if value is None or value is False:
         return False
     if isinstance(value, str):
         return {"0": False, "false": False, "1": True, "true": True}.get(value.strip().lower())
@@ -348,7 +348,9 @@ def _crowd(value: Any) -> bool | None:
 
 def _number(value: Any) -> float:
     """Return a number, which may be written as text; NaN for any other value."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if type(value) is float:  # the common case
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | str):
         return np.nan
     try:
         return float(value)

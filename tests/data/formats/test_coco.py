@@ -328,6 +328,11 @@ def test_boxes_that_seem_to_be_corners_are_reported(tmp_path):
     assert read(tmp_path, *sizes).file_faults() == []
 
 
+def test_file_names_with_backslashes_are_paths(tmp_path):
+    reader = read(tmp_path, annotation(), images=[image(name="cam1\\a.jpg")])
+    assert reader.image_path(0) == tmp_path / "train/cam1/a.jpg"
+
+
 def test_an_image_that_is_listed_twice_is_reported(tmp_path):
     reader = read(tmp_path, annotation(), images=[image(), image(8)])
     (fault,) = reader.file_faults()
