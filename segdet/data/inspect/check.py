@@ -26,6 +26,10 @@ _IGNORE_NAMES = {
 }  # fmt: skip
 
 
+_DARK = 32
+"""Highest value of a 16-bit image in 8 bits, below which it hardly shows anything, like 12 bits in a file of 16."""
+
+
 @dataclass
 class Report:
     """The result of a check.
@@ -218,6 +222,10 @@ def _check_image(
     size = image.shape[0], image.shape[1]
     for fault, handling in _pixel_format_faults(info, rotated=size != info.size):
         finding.faults.append(Fault(path, fault, False, handling, kind=FaultKind.PIXEL_FORMAT))
+    if info.bits == 16 and (highest := int(image.max())) < _DARK:
+        fault = f"is nearly black in 8 bits: its highest value becomes {highest} of 255"
+        remedy = "scale its values to the whole range of 16 bits"
+        finding.faults.append(Fault(path, fault, False, remedy, kind=FaultKind.PIXEL_FORMAT))
     finding.faults += size_fault(path, size, declared)
     return size
 

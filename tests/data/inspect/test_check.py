@@ -162,6 +162,17 @@ def test_16_bits_are_a_warning(voc_folder, capsys, picture):
     assert lines[1].startswith(f"warning  {path}: is grayscale; ")
 
 
+def test_12_bits_in_a_file_of_16_are_reported(voc_folder, capsys, picture):
+    (voc_folder / "JPEGImages/a.jpg").unlink()
+    path = voc_folder / "JPEGImages/a.png"
+    Image.fromarray(picture(0)[..., 0].astype(np.uint16) * 16).save(path)
+    status, lines = run(capsys, voc_folder)
+    assert status == 0
+    assert lines[2].startswith(
+        f"warning  {path}: is nearly black in 8 bits: its highest value becomes 15 of 255; "
+    )
+
+
 def test_an_animation_is_a_warning(voc_folder, capsys, picture):
     (voc_folder / "JPEGImages/a.jpg").unlink()
     path = voc_folder / "JPEGImages/a.png"
