@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from segdet.cli.main import main
 from segdet.data import Images, VOCDataModule
 from segdet.data.sample import collate
 from segdet.data.transforms import Plain, Recipe, ScaleJitter
+from segdet.data.video import VideoWriter
 from segdet.proposals import ProposalFile, UniformWindows, save_proposals
 from segdet.util.errors import UserError
 
@@ -88,7 +90,7 @@ def test_one_process_prepares_what_the_stage_reads(
     stage: TrainerFn, count: int, shapes: Path, cache: Path
 ) -> None:
     data = module(shapes, Plain(), proposals=UniformWindows())
-    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage), lightning_module=None)
     data.prepare_data()
     assert len(list(cache.rglob("*.npy"))) == count
 
@@ -100,6 +102,22 @@ def test_images_without_annotations_have_proposals(shapes: Path) -> None:
     )  # fmt: skip
     target = next(iter(data.predict_dataloader()[0])).targets[0]
     assert len(target["proposals"]) > 100 and target["proposals"].max() <= 64.01
+
+
+def test_frames_of_a_video_have_proposals(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "clip.mp4", 10)
+    for value in (0, 100):
+        writer.write(np.full((48, 64, 3), value, np.uint8))
+    writer.close()
+    arguments: Any = {"class_names": ["a"], "recipe": Plain(size=(24, 32)), "num_workers": 0}
+    data = Images(str(tmp_path / "clip.mp4"), proposals=UniformWindows(), max_proposals=50, **arguments)
+    (batch,) = data.predict_dataloader()[0]
+    for target in batch.targets:
+        assert len(target["proposals"]) == 50 and target["proposals"].max() <= 32.01
+    save_proposals(tmp_path / "boxes.json", {"a.jpg": (np.zeros((1, 4), np.float32), None)})
+    data = Images(str(tmp_path / "clip.mp4"), proposals=ProposalFile(tmp_path / "boxes.json"), **arguments)
+    with pytest.raises(UserError, match="a file of proposals has none for the frames of a video"):
+        next(iter(data.predict_dataloader()[0]))
 
 
 def test_mistakes_are_reported_in_one_line(shapes: Path) -> None:
