@@ -12,6 +12,7 @@ import numpy as np
 from segdet.data.cleaning import clean_objects, overhang, usable
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader
+from segdet.data.images import ImageInfo
 from segdet.data.sample import Objects
 
 # Annotations are often rounded, so half a pixel beyond the border is not a fault.
@@ -143,6 +144,22 @@ def object_faults(
     for kind in (fault.kind for fault in faults if fault.kind in _REASONS):
         tally.dropped[kind] = tally.dropped.get(kind, 0) + 1
     return faults, tally
+
+
+def rotation_fault(path: Path, info: ImageInfo, applied: bool) -> Iterator[Fault]:
+    """Yield the fault of an image with an EXIF rotation.
+
+    Args:
+        path: The image.
+        info: Its header.
+        applied: Whether the rotation is applied, because the annotation states the rotated size.
+    """
+    if info.orientation != 1:
+        handling = "its pixels are used as they are stored; check that the annotation refers to these"
+        if applied:
+            handling = "it is turned upright, because the annotation states the rotated size"
+        fault = f"has the EXIF orientation {info.orientation}"
+        yield Fault(path, fault, False, handling, kind=FaultKind.ROTATION)
 
 
 def size_fault(path: Path, size: tuple[int, int], declared: tuple[int, int] | None) -> Iterator[Fault]:

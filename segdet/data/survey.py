@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segdet.data.annotation_faults import Tally, object_faults, size_fault
+from segdet.data.annotation_faults import Tally, object_faults, rotation_fault, size_fault
 from segdet.data.dataset import TaskDataset
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, for_each_sample
@@ -31,6 +31,7 @@ _LABELS = {
     FaultKind.OUTSIDE: "boxes lie outside their image and are left out",
     FaultKind.SMALL: "boxes are smaller than a pixel and are not trained on",
     FaultKind.CLIPPED: "boxes reach beyond their image and are clipped",
+    FaultKind.ROTATION: "images have an EXIF rotation and are used as they are stored",
     FaultKind.SIZE: "images differ in size from their annotation",
     FaultKind.UNREADABLE: "samples cannot be used and are skipped",
 }
@@ -139,7 +140,11 @@ def _check_masks(found: Survey, dataset: TaskDataset, subset: str, indices: list
         faults = list(own.faults(index, dataset.task))
         try:
             mask = own.mask(index)
-            fault = mask_size_fault(own, index, mask, image_size(own.image_path(index)))
+            image = own.image_path(index)
+            info = image_info(image)
+            check_pixels(image, info.size, own.max_pixels)
+            faults += rotation_fault(image, info, applied=False)
+            fault = mask_size_fault(own, index, mask, info.size)
             return ([*faults, fault] if fault else faults), PixelTally.of(mask)
         except BadSample as error:
             return [*faults, Fault.of(error)], PixelTally()
@@ -172,6 +177,7 @@ def _check_sample(
         info = image_info(path)
         check_pixels(path, info.size, reader.max_pixels)
         turned = info.orientation >= 5 and info.size[::-1] == declared
+        faults += [] if turned else rotation_fault(path, info, applied=False)
         faults += size_fault(path, declared if turned else info.size, declared)
         size = declared if turned else info.size
     of_objects, tally = object_faults(reader, index, objects, size, resized_size(dataset.size, size))

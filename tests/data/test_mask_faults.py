@@ -9,6 +9,7 @@ from PIL import Image
 from segdet.cli.data.check import main as check
 from segdet.data import CityscapesDataModule, VOCDataModule
 from segdet.data.base import DataModule
+from segdet.data.sample import TaskName
 from segdet.util.errors import BadSample, UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -148,3 +149,18 @@ def test_masks_without_faults_are_counted_once(
     monkeypatch.undo()
     change(voc_folder, lambda values: np.where(values == 2, 3, values), "a")
     assert reported(voc(voc_folder), capsys) == []
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_an_exif_rotation_that_is_not_applied_is_reported(
+    voc_folder: Path, capsys: Capture, task: TaskName
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image = voc_folder / "JPEGImages/a.jpg"
+    Image.open(image).save(image, exif=exif)
+    (line,) = reported(VOCDataModule(voc_folder, task=task), capsys)
+    assert line == (
+        f"segdet: train: {image}: has the EXIF orientation 3; its pixels are used as they are stored; check that the "
+        "annotation refers to these"
+    )

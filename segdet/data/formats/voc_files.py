@@ -49,9 +49,7 @@ class Files:
             suffixes: The suffixes, in lower case.
         """
         place = (folder / name).parent
-        if (place, suffixes) not in self._listed:
-            self._listed[place, suffixes] = _by_stem(place, suffixes)
-        return [place / file for file in self._listed[place, suffixes].get(Path(name).name, [])]
+        return [place / file for file in self._list(place, suffixes).get(Path(name).name, [])]
 
     def images(self, member: Member) -> list[Path]:
         """Return the images with the name of a member: in ``JPEGImages``, or else at the path in the list."""
@@ -71,13 +69,27 @@ class Files:
         listed = member.folder / member.mask
         if member.mask and (listed.is_file() or listed.stem != Path(member.name).name):
             return [listed]
-        folder = mask_folder(member.folder)
+        folder = self.mask_folder(member.folder)
         return self._annotations(folder, member, MASK_SUFFIXES) or [folder / f"{member.name}.png"]
 
     def xml(self, member: Member) -> Path:
         """Return the XML file of a member; if there is none, the path where it would be."""
         folder = member.folder / "Annotations"
         return (self._annotations(folder, member, (".xml",)) or [folder / f"{member.name}.xml"])[0]
+
+    def mask_folder(self, folder: Path) -> Path:
+        """Return the folder of a VOC folder's masks.
+
+        This is ``SegmentationClass``. If it contains no images, but arrays as written by labelme's converter, it is the
+        converter's ``SegmentationClassPNG``.
+        """
+        masks, images = folder / "SegmentationClass", folder / "SegmentationClassPNG"
+        return masks if self._list(masks, MASK_SUFFIXES) or not images.is_dir() else images
+
+    def _list(self, folder: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
+        if (folder, suffixes) not in self._listed:
+            self._listed[folder, suffixes] = _by_stem(folder, suffixes)
+        return self._listed[folder, suffixes]
 
     def _annotations(self, folder: Path, member: Member, suffixes: Sequence[str]) -> list[Path]:
         """Return the annotations of a member, by its name or else by its name without folders."""
@@ -138,18 +150,6 @@ def flagged_lines(folder: Path, split: str, task: TaskName) -> bool:
     lines = path.read_text(encoding="utf-8-sig").splitlines() if path is not None else []
     words = [line.split() for line in lines if line.strip()]
     return bool(words) and all(len(each) == 2 and _FLAG.fullmatch(each[1]) for each in words)
-
-
-def mask_folder(folder: Path) -> Path:
-    """Return the folder of a VOC folder's masks.
-
-    This is ``SegmentationClass``. If it contains no images, but arrays as written by labelme's converter, it is the
-    converter's ``SegmentationClassPNG``.
-    """
-    masks, images = folder / "SegmentationClass", folder / "SegmentationClassPNG"
-    if images.is_dir() and not _by_stem(masks, MASK_SUFFIXES):
-        return images
-    return masks
 
 
 def split_suffix(name: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segdet.data.annotation_faults import Tally, object_faults, size_fault, wh
+from segdet.data.annotation_faults import Tally, object_faults, rotation_fault, size_fault, wh
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.detect import Dataset
 from segdet.data.formats.reader import KnownClasses, Reader, for_each_sample
@@ -220,17 +220,18 @@ def _check_image(
     image = read_image(path, declared, max_pixels=limit)
     finding.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     size = image.shape[0], image.shape[1]
-    for fault, handling in _pixel_format_faults(info, rotated=size != info.size):
+    for fault, handling in _pixel_format_faults(info):
         finding.faults.append(Fault(path, fault, False, handling, kind=FaultKind.PIXEL_FORMAT))
     if info.bits == 16 and (highest := int(image.max())) < _DARK:
         fault = f"is nearly black in 8 bits: its highest value becomes {highest} of 255"
         remedy = "scale its values to the whole range of 16 bits"
         finding.faults.append(Fault(path, fault, False, remedy, kind=FaultKind.PIXEL_FORMAT))
+    finding.faults += rotation_fault(path, info, applied=size != info.size)
     finding.faults += size_fault(path, size, declared)
     return size
 
 
-def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, str]]:
+def _pixel_format_faults(info: ImageInfo) -> Iterator[tuple[str, str]]:
     """Yield each difference of an image from plain 8-bit RGB, and how it is handled."""
     if info.bits == 16:
         yield "has 16 bits per channel", "the upper 8 are used"
@@ -242,11 +243,6 @@ def _pixel_format_faults(info: ImageInfo, rotated: bool) -> Iterator[tuple[str, 
         yield f"has {info.frames} frames or pages", "only the first is read"
     if info.mode in ("RGBA", "LA", "PA"):
         yield "has an alpha channel", "it is ignored"
-    if info.orientation != 1:
-        handling = "its pixels are used as they are stored; check that the annotation refers to these"
-        if rotated:
-            handling = "it is turned upright, because the annotation states the rotated size"
-        yield f"has the EXIF orientation {info.orientation}", handling
 
 
 def _shared(
