@@ -13,6 +13,7 @@ CLASS_FILES = ("labels.txt", "class_names.txt", "labelmap.txt")
 
 _IGNORE_NAME = "__ignore__"
 _BACKGROUND_NAMES = ("background", "__background__", "_background_")
+_NUMBERED_LINE = re.compile(r"(\d+)(?:\s*[:.,;=]\s*|\s+)(\S.*)")
 _LABELMAP_LINE = re.compile(r"([^:]+):(?:(\d+),(\d+),(\d+))?:[^:]*:[^:]*")
 
 
@@ -34,6 +35,8 @@ class ClassList:
 def read_class_file(path: Path) -> ClassList:
     """Read a text file of class names, one per line, or CVAT's, with lines ``name:r,g,b:parts:actions``.
 
+    Lines may start with their number, counted from 0. One line may contain all names, separated by commas.
+
     Raises:
         UserError: If the file cannot be read, is empty, or contains a name or a colour twice.
     """
@@ -49,7 +52,7 @@ def read_class_file(path: Path) -> ClassList:
     entries = [_LABELMAP_LINE.fullmatch(line) for line in lines if not line.startswith("#")]
     matched = [entry for entry in entries if entry is not None]
     if not matched or len(matched) < len(entries):
-        return ClassList(checked_names(lines, str(path)), file=path)
+        return ClassList(checked_names(_plain_names(lines), str(path)), file=path)
     colours: dict[Colour, str] = {}
     for entry in matched:
         if entry[2] is None:
@@ -63,6 +66,16 @@ def read_class_file(path: Path) -> ClassList:
             )
         colours[colour] = entry[1].strip()
     return ClassList(checked_names([entry[1].strip() for entry in matched], str(path)), colours, path)
+
+
+def _plain_names(lines: list[str]) -> list[str]:
+    """Return the names in lines of text, without numbers that are equal to their position."""
+    if len(lines) == 1:
+        lines = [name.strip() for name in lines[0].split(",") if name.strip()]
+    numbered = [_NUMBERED_LINE.fullmatch(line) for line in lines]
+    if all(match is not None and int(match[1]) == place for place, match in enumerate(numbered)):
+        return [match[2] for match in numbered if match is not None]
+    return lines
 
 
 def names_from(file: Path | str, root: Path) -> list[str]:

@@ -46,3 +46,20 @@ def test_class_files_are_found_in_the_order_of_folders(tmp_path):
         path.write_text("a\n")
     found = class_files_in([tmp_path, inner, inner])
     assert found == [tmp_path / "class_names.txt", tmp_path / "labelmap.txt", inner / "labels.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("0 background\n1 red cat\n", ["background", "red cat"]),
+        ("0: background\n1:cat\n", ["background", "cat"]),
+        ("background, red cat,dog\n", ["background", "red cat", "dog"]),
+        ("1 cent\n2 cents\n", ["1 cent", "2 cents"]),
+        ("0\n1\n", ["0", "1"]),
+        ("cat\n", ["cat"]),
+        ("7 up\ncola\n", ["7 up", "cola"]),
+    ],
+)
+def test_numbers_and_commas_are_not_part_of_the_names(tmp_path, text, names):
+    (tmp_path / "labels.txt").write_text(text)
+    assert names_from("labels.txt", tmp_path) == names
