@@ -18,6 +18,7 @@ from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage
 from segdet.training.fine_tune import ClassRows
+from segdet.training.optim import Optimization
 from segdet.util.errors import UserError, check_range
 from segdet.util.stage_timing import stage
 
@@ -86,6 +87,7 @@ class YOLOv1(Detector):
         dropout: The dropout rate after the first fully connected layer.
         coordinate_weight: The paper's weight of the two box losses, lambda_coord.
         no_object_weight: The paper's weight of the confidence loss of boxes without an object, lambda_noobj.
+        optim: See `segdet.task.Task`. The default learning rate suits training from scratch.
         kwargs: See `Detector`.
     """
 
@@ -108,9 +110,12 @@ class YOLOv1(Detector):
         no_object_weight: float = 0.5,
         score_threshold: float = 0.001,
         detections_per_image: int = 200,
+        optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  read only
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, score_threshold, detections_per_image=detections_per_image, **kwargs)
+        super().__init__(
+            class_names, score_threshold, detections_per_image=detections_per_image, optim=optim, **kwargs
+        )
         check_range("--model.grid", grid, least=1)
         check_range("--model.boxes", boxes, least=1)
         if hidden and self.tta_scales != [1.0]:

@@ -3,10 +3,13 @@
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from segdet.data.base import DataModule
 from segdet.data.defaults import default_epochs, hardware
+from segdet.detection.region_detector import RegionDetector
+from segdet.proposals import SelectiveSearch
 from segdet.task import Task
 from segdet.training.optim import DEFAULTS
 
@@ -34,6 +37,11 @@ def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any
             chosen[f"data.init_args.recipe.init_args.{name}"] = (
                 list(value) if isinstance(value, tuple) else value
             )
+    if isinstance(model, RegionDetector) and data.proposals is None:
+        data.proposals = SelectiveSearch()
+        chosen["data.init_args.proposals.class_path"] = f"segdet.proposals.{SelectiveSearch.__name__}"
+        for field in fields(SelectiveSearch):
+            chosen[f"data.init_args.proposals.init_args.{field.name}"] = getattr(data.proposals, field.name)
     if config["data.init_args.batch_size"] is None:
         chosen["data.init_args.batch_size"] = data.batch_size
     for name in DEFAULTS[model.optim.name]:
@@ -53,8 +61,8 @@ def describe(chosen: Mapping[str, Any]) -> str:
     parts = []
     for option, value in chosen.items():
         name = option.replace(".init_args", "")
-        if name == "data.recipe.class_path":
-            parts.append(f"data.recipe {value.rpartition('.')[2]}")
+        if name.endswith(".class_path"):
+            parts.append(f"{name.removesuffix('.class_path')} {value.rpartition('.')[2]}")
         elif name in _SHOWN:
             parts.append(f"{name} {'x'.join(map(str, value)) if isinstance(value, list) else value}")
     return f"chosen for these data and this {hardware().upper()}: {', '.join(parts)}"

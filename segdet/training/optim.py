@@ -32,7 +32,8 @@ class Optimization:
     """Optimizer and learning-rate schedule.
 
     Attributes:
-        name: ``muon`` (see `segdet.training.muon.Muon`), ``adamw`` or ``sgd`` (with momentum).
+        name: ``adamw``, ``sgd`` (with momentum) or ``muon`` (see `segdet.training.muon.Muon`). Muon learns more per
+            step, but a step of wide layers takes longer.
         lr: The learning rate after warm-up; default: the optimizer's in `DEFAULTS`.
         momentum: The momentum of SGD and Muon; default: the optimizer's in `DEFAULTS`.
         nesterov: Whether SGD uses Nesterov momentum.
@@ -52,7 +53,7 @@ class Optimization:
             freezes the parameters.
     """
 
-    name: Name = "muon"
+    name: Name = "adamw"
     lr: float | None = None
     momentum: float | None = None
     nesterov: bool = False

@@ -89,7 +89,7 @@ def test_open_options_are_chosen_and_given_ones_kept(voc_folder: Path) -> None:
     assert chosen["data.init_args.recipe.init_args.scale"] == [0.8, 1.3]
     assert chosen["trainer.max_epochs"] == 1500  # two steps per epoch
     sentence = describe(chosen)
-    for part in ("data.recipe ScaleJitter, data.recipe.size", "max_epochs 1500", "lr 0.002"):
+    for part in ("data.recipe ScaleJitter, data.recipe.size", "max_epochs 1500", "lr 0.001"):
         assert part in sentence
     again = choose_defaults(config | {"trainer.max_steps": 10}, tiny_model(data), data)
     assert "trainer.max_epochs" not in again and "data.init_args.recipe.class_path" not in again
