@@ -388,7 +388,9 @@ def _report_annotations(data: DataModule, subset: Subset, stage: str) -> None:
     found = data.surveys[subset] = survey(dataset, subset, earlier)
     first = data.trainer is None or data.trainer.is_global_zero
     if first:
-        sys.stderr.writelines(f"{line}\n" for line in found.lines(subset, data.root))
+        sys.stderr.writelines(
+            f"{line}\n" for line in found.lines(subset, data.root, dataset.on_bad_sample == "skip")
+        )
     fault = refuse_unusable(found, dataset, subset)
     if fault is not None and stage != "fit":
         raise UserError(f"{fault.path}: {fault.fault}; give an annotated split as --data.{subset}")

@@ -67,10 +67,12 @@ class Survey:
         objects = [fault.note_line for fault in self.faults if fault.kind in _LEFT_OUT and not fault.note]
         return objects + [str(fault.error()) for fault in self.faults if fault.fatal]
 
-    def lines(self, subset: str, root: Path) -> list[str]:
-        """Return a summary of a few lines for the terminal."""
+    def lines(self, subset: str, root: Path, skips: bool) -> list[str]:
+        """Return a summary of a few lines for the terminal, without fatal faults unless bad samples are skipped."""
         groups: dict[tuple[FaultKind, bool], list[Fault]] = {}
         for fault in self.faults:
+            if fault.fatal and not skips:
+                continue  # the error that stops the run
             groups.setdefault((fault.kind, fault.fatal), []).append(fault)
         lines, shortened = [], False
         for (kind, fatal), faults in groups.items():

@@ -181,6 +181,7 @@ def test_a_fatal_fault_stops_before_the_first_step_or_is_skipped(
     edit_json(annotations, lambda d: d["annotations"].append(d["annotations"][0] | {"id": 10, "image_id": 2}))
     with pytest.raises(BadSample) as caught:
         coco(coco_folder).setup("fit")
+    assert "annotation 9" not in capsys.readouterr().err  # the error is printed once
     (line,) = fatal_lines(coco_folder, capsys)
     assert str(caught.value) == f"{line}, or run without such samples: --data.on_bad_sample skip"
     module = coco(coco_folder, on_bad_sample="skip")

@@ -134,6 +134,7 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
         report.faults += faults
         paths = [reader.image_path(index) for index in range(len(reader))]
         digests = {path: finding.digest for path, finding in zip(paths, findings, strict=True)}
+        report.faults += _copies(split, digests)
         for other, others in earlier.items():
             report.faults.extend(_shared(split, digests, other, others))
         earlier[split] = digests
@@ -276,6 +277,21 @@ def _named_to_ignore(root: Path, reader: Reader) -> Iterator[Fault]:
             fault = f"the mask value {value} is named {name!r} but is a class like any other"
             remedy = f"to ignore it, give --ignore_index {value} here and --data.ignore_index {value} to fit"
             yield Fault(root, fault, False, remedy, note=True)
+
+
+def _copies(split: str, digests: Mapping[Path, str | None]) -> Iterator[Fault]:
+    """Yield the first image of a split whose file is a copy of another, with the number of such images."""
+    first: dict[str, Path] = {}
+    copies = []
+    for path, digest in digests.items():
+        if digest is not None and (original := first.setdefault(digest, path)) != path:
+            copies.append((path, original))
+    if copies:
+        path, original = copies[0]
+        more = f", and so are {len(copies) - 1:,} more images of the split" if len(copies) > 1 else ""
+        fault = f"is a copy of {original.name}, also in {split}{more}"
+        remedy = "remove it, or check that both annotations agree"
+        yield Fault(path, fault, False, remedy, kind=FaultKind.SPLIT)
 
 
 def _in_no_split(readers: Mapping[str, Reader]) -> Iterator[Fault]:

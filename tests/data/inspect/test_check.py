@@ -414,6 +414,17 @@ def test_the_same_file_under_two_names(voc_folder, capsys):
     )
 
 
+def test_copies_in_one_split_are_one_line(voc_folder, capsys):
+    data = (voc_folder / "JPEGImages/a.jpg").read_bytes()
+    (voc_folder / "JPEGImages/b.jpg").write_bytes(data)
+    status, line = only_line(capsys, voc_folder)
+    assert status == 0
+    assert line == (
+        f"warning  {voc_folder / 'JPEGImages/b.jpg'}: is a copy of a.jpg, also in train; remove it, or check that both "
+        "annotations agree"
+    )
+
+
 def test_an_image_listed_twice(voc_folder, capsys):
     (voc_folder / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
     status, line = only_line(capsys, voc_folder)
