@@ -18,7 +18,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -45,6 +45,7 @@ from segdet.training.normalization import choose_normalization
 from segdet.training.optim import Optimization, elapsed_share
 from segdet.training.progress import is_logged
 from segdet.training.resumed_optimizer import ResumedSettings
+from segdet.training.schedule_length import schedule_length
 from segdet.util.errors import UserError, check_range
 from segdet.util.saved_arguments import (
     check_unknown_arguments,
@@ -377,6 +378,17 @@ class Task(Model):
         self._resumed_settings = ResumedSettings(self.optim)
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the optimizer, which Lightning's LearningRateFinder sets before training."""
+        return self.optim.value_of("lr")
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optim = replace(self.optim, lr=value)
+        self._resumed_settings.optim = self.optim
+        self.hparams["optim"] = plain(self.optim)
+
     # The base class of each task implements two methods.
 
     @abstractmethod
@@ -413,11 +425,7 @@ class Task(Model):
             raise UserError(
                 f"--trainer.val_check_interval {trainer.val_check_interval}: {' '.join(str(error).split())}"
             ) from error
-        total: float = 0
-        per_epoch = 0
-        if trainer.limit_train_batches != 0:  # otherwise nothing is trained, and Lightning counts no batches
-            total = trainer.estimated_stepping_batches
-            per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        total, per_epoch = schedule_length(trainer)
         optimizer, schedule = self.optim.build(self, total, per_epoch, elapsed_share(trainer))
         self._resumed_settings.configure(optimizer, (total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

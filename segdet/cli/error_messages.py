@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,25 @@ def trainer_advice(error: BaseException, trainer: Any) -> str | None:
                 kind, known = EarlyStopping.__name__, sorted(trainer.callback_metrics)
                 fix = did_you_mean(callback.monitor, known) if known else "nothing is logged here"
                 return f"--trainer.callbacks {kind}: its monitor '{callback.monitor}' has no value; {fix}"
-    return None
+    name = _failed_callback(error)
+    return f"--trainer.callbacks {name}: {one_line(error)}" if name else None
+
+
+def _failed_callback(error: BaseException) -> str | None:
+    """Return the class of the Lightning callback that raised the error by itself, or None."""
+    from lightning.pytorch import Callback
+
+    name = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Callback) and module.startswith("lightning."):
+            name = type(owner).__name__
+        elif module.startswith(
+            "segdet."
+        ):  # the callback called segdet, where the error is not the callback's
+            name = None
+    return name
 
 
 def one_line(error: BaseException | str, most: int = 240) -> str:

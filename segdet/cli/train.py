@@ -193,6 +193,8 @@ IRRELEVANT_WARNINGS = (
     r".*does not have many workers",
     # The data modules restore their position within an epoch.
     r".*resuming from a checkpoint that ended before the epoch ended",
+    # BackboneFinetuning trains the batch normalization of the backbone from the start.
+    r"The provided params to be frozen already exist within another group",
     # This is the purpose of overfit_batches.
     r"You requested to overfit but enabled .* shuffling",
     # Small datasets have fewer batches than log_every_n_steps.

@@ -35,6 +35,7 @@ from segdet.nn.weights import restoring
 from segdet.runs.checkpoint_file import Checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.lightning_callbacks import check_callback
 from segdet.runs.panels import ImagePanels
 from segdet.runs.trainer_options import check_trainer_options
 from segdet.task import Task
@@ -396,10 +397,16 @@ def _complete(options: Options) -> None:
 
     These are the data's task and the classes of images.
     """
+    if options.config.run_dir is not None and not options.config.run_dir.strip():
+        raise UserError("--run_dir: is empty; give a folder, or leave it out")
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
     if options.command != "fit" and trainer.max_epochs is None:
         trainer.max_epochs = 1  # Lightning would warn that it is not limited
     check_trainer_options(trainer.as_dict())
+    given_callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    for callback in given_callbacks:
+        if isinstance(callback, Namespace):
+            check_callback(import_object(callback.class_path))
     model_class = options.class_of("model")
     task = getattr(model_class, "task", None)
     if task is not None and "task" in data and data.task != task:

@@ -143,6 +143,7 @@ class DataModule(L.LightningDataModule):
         check_range("--data.max_pixels", max_pixels, least=1, most=MOST_PIXELS)
         check_choice("--data.task", task, TaskName)
         check_choice("--data.on_bad_sample", on_bad_sample, OnBadSample)
+        self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
         self.root = Path(root)
         self.task: TaskName = task
         self.chosen_recipe = recipe
@@ -176,7 +177,20 @@ class DataModule(L.LightningDataModule):
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
         self.surveys: dict[str, Survey] = {}
-        self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Images per training step on each device.
+
+        Once the training images are known, a larger number than theirs is replaced by theirs. Lightning's
+        BatchSizeFinder therefore ends at the size of a small dataset.
+        """
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        training = self._datasets.get(("train", True))
+        self._batch_size = size if training is None else min(size, len(training))
 
     @property
     def recipe(self) -> Recipe:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -15,6 +15,7 @@ from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder_choice import Run
 from segdet.runs.interruption import AgreedStop
 from segdet.runs.left_out import LeftOut
+from segdet.runs.lightning_callbacks import FoundValues, StopReport, adapted_callbacks
 from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
@@ -58,12 +59,11 @@ def build_trainer(
     """
     fit = run.command == "fit"
     # Lightning calls callbacks in this order, but callbacks that save checkpoints come last.
-    callbacks = _as_list(options.get("callbacks"))
-    for callback in callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(run.folder / "checkpoints")
-    if not fit or options.get("enable_checkpointing") is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+    saves = fit and options.get("enable_checkpointing") is not False and not options.get("fast_dev_run")
+    recorder = RunRecorder(run, config)
+    callbacks = adapted_callbacks(_as_list(options.get("callbacks")), run, saves)
+    if fit:
+        callbacks += [FoundValues(recorder), StopReport()]
     own_bar = not any(isinstance(callback, ProgressBar) for callback in callbacks)
     if own_bar and options.get("enable_progress_bar") is not False:
         callbacks.append(Progress())  # ends its line before another callback prints one
@@ -72,10 +72,10 @@ def build_trainer(
     # Restoration comes before the recorder, so that a failed restoration does not count as a started training.
     predictions = run.folder / "predictions"
     left_out = LeftOut(predictions if run.command == "predict" else run.folder)
-    callbacks += [Restoration(run), RunRecorder(run, config), left_out]
+    callbacks += [Restoration(run), recorder, left_out]
     if fit:
         callbacks += [StepLogger(), LastValidation()]
-        if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
+        if saves:
             folder = run.folder / "checkpoints"
             callbacks.append(BestCheckpoint(folder, model.monitor, model.monitor_mode))
             if checkpoint_every_n_steps is not None:

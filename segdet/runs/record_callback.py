@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from segdet.training.progress import read_losses
 from segdet.util.disk_cache import total_size
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
+from segdet.util.yaml_text import dump_yaml
 
 
 class RunRecorder(pl.Callback):
@@ -108,6 +110,22 @@ class RunRecorder(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.sections | {"provenance": self.provenance})
+
+    def change_config(self, trainer: pl.Trainer, values: Mapping[tuple[str, ...], Any]) -> None:
+        """Record values that replace those of the configuration, such as a learning rate that was found.
+
+        Args:
+            trainer: The trainer.
+            values: The values by their path in the configuration.
+        """
+        for (*sections, name), value in values.items():
+            node = self.sections
+            for section in sections:
+                node = node[section]
+            node[name] = value
+        self.config = dump_yaml(self.sections)
+        if trainer.is_global_zero:
+            self._write_description(trainer)
 
     # During the run.
 

@@ -57,9 +57,10 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rule = self._muon if group["muon"] else self._adam
             for parameter in group["params"]:
                 if parameter.grad is not None:
+                    # A group that is added during training may hold biases too.
+                    rule = self._muon if group["muon"] and parameter.ndim > 1 else self._adam
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     rule(parameter, parameter.grad, group)
         return loss

@@ -27,6 +27,23 @@ DEFAULTS: dict[str, dict[str, float]] = {
 """Learning rate, momentum and weight decay of each optimizer, where the user gives none."""
 
 
+class FactorSchedule(LambdaLR):
+    """`LambdaLR` with one factor for all groups of parameters, including those that are added during training.
+
+    Lightning's BackboneFinetuning adds a group. Its learning rate changes in proportion to that of the other groups.
+    """
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the learning rate of each group."""
+        rates = super().get_lr()
+        added = self.optimizer.param_groups[len(rates) :]
+        if added:
+            factor = self.lr_lambdas[0]
+            before, now = factor(self.last_epoch - 1), factor(self.last_epoch)
+            rates += [group["lr"] * (now / before if before else 1.0) for group in added]
+        return rates
+
+
 @dataclass
 class Optimization:
     """Optimizer and learning-rate schedule.
@@ -104,13 +121,15 @@ class Optimization:
         groups = self.groups(module)
         lr, momentum = self.value_of("lr"), self.value_of("momentum")
         optimizer: torch.optim.Optimizer
+        # Each group has its own weight decay; the optimizer's is that of groups that are added later.
+        decay = self.value_of("weight_decay")
         if self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, lr, momentum, nesterov=self.nesterov)
+            optimizer = torch.optim.SGD(groups, lr, momentum, weight_decay=decay, nesterov=self.nesterov)
         elif self.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr, self.betas)
+            optimizer = torch.optim.AdamW(groups, lr, self.betas, weight_decay=decay)
         else:
-            optimizer = Muon(groups, lr, momentum, self.betas)
-        return optimizer, LambdaLR(
+            optimizer = Muon(groups, lr, momentum, self.betas, decay)
+        return optimizer, FactorSchedule(
             optimizer, self.schedule_factor(total_steps, steps_per_epoch, elapsed_share)
         )
 

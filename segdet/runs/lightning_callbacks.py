@@ -1,0 +1,124 @@
+"""Lightning's own callbacks in a run: where their files go, and what is done with the values that they find."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from segdet.runs.folder_choice import Run
+from segdet.runs.record_callback import RunRecorder
+from segdet.util.errors import UserError
+
+_LEARNING_RATE = ("model", "init_args", "optim", "lr")
+_BATCH_SIZE = ("data", "init_args", "batch_size")
+
+
+def check_callback(callback: type) -> None:
+    """Raise `UserError` for a callback of Lightning that does not work with the schedules and checkpoints of a run."""
+    if issubclass(callback, StochasticWeightAveraging | WeightAveraging):
+        raise UserError(
+            f"--trainer.callbacks {callback.__name__}: its average is not in all checkpoints of a run; give --ema "
+            "0.999, which validates, saves and tests an average of the weights"
+        )
+
+
+def adapted_callbacks(callbacks: Sequence[Any], run: Run, saves_checkpoints: bool) -> list[Any]:
+    """Return the callbacks of the configuration that the command uses, with the run's folder for their checkpoints.
+
+    A resumed run has found its learning rate and batch size before, so finders are left out.
+
+    Args:
+        callbacks: The callbacks.
+        run: The run.
+        saves_checkpoints: Whether the command saves checkpoints.
+    """
+    left_out: list[type] = [] if saves_checkpoints else [ModelCheckpoint]
+    if run.resumed or run.command != "fit":
+        left_out += [LearningRateFinder, BatchSizeFinder]
+    kept = [callback for callback in callbacks if not isinstance(callback, tuple(left_out))]
+    for callback in kept:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(run.folder / "checkpoints")
+    return kept
+
+
+class FoundValues(pl.Callback):
+    """Train with the learning rate and the batch size that Lightning's finders find, and record them.
+
+    The finders change them after the optimizer and its schedule are built. This callback follows the finders, and
+    builds both again.
+
+    Args:
+        recorder: The callback that writes the configuration.
+    """
+
+    def __init__(self, recorder: RunRecorder) -> None:
+        self._recorder = recorder
+        self._earlier: float | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep the learning rate before the search."""
+        self._earlier = float(pl_module.lr)  # type: ignore[arg-type]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Build optimizer and schedule again, and record and report what was found."""
+        finders = [
+            each
+            for each in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(each, LearningRateFinder | BatchSizeFinder)
+        ]
+        if not finders or trainer.fast_dev_run:  # type: ignore[attr-defined]  # the finders do nothing then
+            return
+        rate = float(pl_module.lr)  # type: ignore[arg-type]
+        found: dict[tuple[str, ...], Any] = {}
+        lines = []
+        for finder in finders:
+            if isinstance(finder, BatchSizeFinder):
+                found[_BATCH_SIZE] = size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+                lines.append(f"found --data.batch_size {size}")
+            elif rate != self._earlier:
+                found[_LEARNING_RATE] = rate
+                lines.append(f"found --model.optim.lr {rate:g}")
+            else:
+                lines.append(
+                    f"LearningRateFinder found no rate in so few steps; --model.optim.lr stays {rate:g}; train longer, "
+                    "or give it"
+                )
+        trainer.strategy.setup_optimizers(trainer)
+        self._recorder.change_config(trainer, found)
+        if trainer.is_global_zero:
+            sys.stderr.write("".join(f"segdet: {line}\n" for line in lines))
+
+
+class StopReport(pl.Callback):
+    """Report the epoch and the reason if EarlyStopping ends a training."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for callback in trainer.early_stopping_callbacks:
+            # A resumed training restores the state of a callback that stopped an earlier one.
+            if callback.stopped_epoch == trainer.current_epoch - 1 and trainer.is_global_zero:
+                reason = _stop_reason(callback)
+                if reason:
+                    sys.stderr.write(f"segdet: stopped early after epoch {trainer.current_epoch}: {reason}\n")
+
+
+def _stop_reason(callback: EarlyStopping) -> str | None:
+    reasons = {
+        EarlyStoppingReason.PATIENCE_EXHAUSTED: f"did not improve {callback.wait_count} times in a row; best "
+        f"{float(callback.best_score):.4f}",
+        EarlyStoppingReason.STOPPING_THRESHOLD: f"reached stopping_threshold {callback.stopping_threshold}",
+        EarlyStoppingReason.DIVERGENCE_THRESHOLD: f"passed divergence_threshold {callback.divergence_threshold}",
+        EarlyStoppingReason.NON_FINITE_METRIC: "is not finite",
+    }
+    reason = reasons.get(callback.stopping_reason)
+    return f"{callback.monitor} {reason}" if reason else None
