@@ -61,9 +61,9 @@ def test_quotes_keep_the_word_none() -> None:
     ("option", "message"),
     [
         ("model.width", "--model.width null: FCN needs a value; "),
-        ("data.batch_size", "--data.batch_size null: ShapesDataModule needs a value; "),
+        ("data.max_proposals", "--data.max_proposals null: ShapesDataModule needs a value; "),
         ("model.optim", "--model.optim null: FCN needs a value; "),
-        ("model.optim.lr", "--model.optim.lr: expected a number, got None"),
+        ("model.optim.power", "--model.optim.power: expected a number, got None"),
         ("wandb", "--wandb: expected true or false, got None"),
         ("trainer.max_steps", "--trainer.max_steps: expected a whole number, got None"),
     ],

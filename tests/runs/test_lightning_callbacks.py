@@ -18,6 +18,7 @@ Captured = pytest.CaptureFixture[str]
 
 def fit(shapes: Path, folder: Path, *options: str) -> int:
     arguments = [*MODELS["segmentation"], *TINY, f"--data.root={shapes}", f"--run_dir={folder}"]
+    arguments += ["--model.optim.name=sgd", "--model.optim.lr=0.01", "--model.optim.weight_decay=5e-4"]
     return main(["fit", *arguments, *options])
 
 
