@@ -18,7 +18,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -46,6 +46,8 @@ from segdet.training.optim import Optimization, elapsed_share
 from segdet.training.progress import is_logged
 from segdet.training.resumed_optimizer import ResumedSettings
 from segdet.training.schedule_length import schedule_length
+from segdet.training.settable_rate import SettableRate
+from segdet.training.torch_messages import is_single_value
 from segdet.util.errors import UserError, check_range
 from segdet.util.saved_arguments import (
     check_unknown_arguments,
@@ -54,9 +56,6 @@ from segdet.util.saved_arguments import (
     plain_arguments,
 )
 from segdet.util.seeds import global_seed, seed_step
-
-ONE_VALUE_PER_CHANNEL = "Expected more than 1 value per channel when training"
-"""The beginning of torch's error message when batch normalization has one value per channel."""
 
 
 @dataclass
@@ -289,7 +288,7 @@ class Model(L.LightningModule):
         return [module for module in modules if next(module.parameters(), None) is not None]
 
 
-class Task(Model):
+class Task(SettableRate, Model):
     """The base class of `Segmenter`, `Localizer` and `Detector`: training, evaluation, logging and checkpoints.
 
     Before each training batch torch's random numbers are seeded with the seed of ``lightning.seed_everything`` (0 if
@@ -378,17 +377,6 @@ class Task(Model):
         self._resumed_settings = ResumedSettings(self.optim)
         self.scores = nn.ModuleDict({"val_": self.build_scores(), "test_": self.build_scores()})
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the optimizer, which Lightning's LearningRateFinder sets before training."""
-        return self.optim.value_of("lr")
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self.optim = replace(self.optim, lr=value)
-        self._resumed_settings.optim = self.optim
-        self.hparams["optim"] = plain(self.optim)
-
     # The base class of each task implements two methods.
 
     @abstractmethod
@@ -465,10 +453,10 @@ class Task(Model):
         try:
             losses = self.losses(images, targets, **self.loss_inputs(view))
         except ValueError as error:
-            if not str(error).startswith(ONE_VALUE_PER_CHANNEL):
+            if not is_single_value(error):
                 raise
             raise UserError(
-                f"--data.batch_size {len(batch)}: batch normalization receives a single value per channel, because "
+                f"--data.batch_size {len(batch)}: a normalization layer receives a single value per channel, because "
                 f"images of {images.shape[3]}x{images.shape[2]} shrink to one pixel or are averaged; give a "
                 "larger --data.batch_size (or larger images, if they shrink to one pixel)"
             ) from error

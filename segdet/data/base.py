@@ -23,6 +23,7 @@ from segdet.data.mosaic import MosaicDataset
 from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Batch, TaskName, collate
 from segdet.data.sampler import Draw, EvalSampler, TrainSampler
+from segdet.data.settable_batch_size import SettableBatchSize
 from segdet.data.survey import Survey, refuse_unusable, shared_images, survey
 from segdet.data.transforms import Plain, Recipe, Size
 from segdet.util.cores import usable_cores
@@ -61,7 +62,7 @@ class Classes:
         return cls(list(reader.class_names), ids)
 
 
-class DataModule(L.LightningDataModule):
+class DataModule(SettableBatchSize, L.LightningDataModule):
     """The training, validation and test images of one dataset, for one task.
 
     In a script, the class names of a dataset are the first argument of a model::
@@ -139,8 +140,10 @@ class DataModule(L.LightningDataModule):
             ("mosaic_off_epochs", mosaic_off_epochs, 0),
         ):
             if number is not None:
-                check_range(f"--data.{name}", number, least=least)
+                check_range(f"--data.{name}", number, least=least, whole=True)
         check_range("--data.max_pixels", max_pixels, least=1, most=MOST_PIXELS)
+        if not isinstance(recipe, Recipe | None):
+            raise UserError(f"--data.recipe {recipe!r}: must be a recipe, such as Plain((300, 300))")
         check_choice("--data.task", task, TaskName)
         check_choice("--data.on_bad_sample", on_bad_sample, OnBadSample)
         self._datasets: dict[tuple[Subset, bool], TaskDataset] = {}
@@ -177,20 +180,6 @@ class DataModule(L.LightningDataModule):
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}
         self.surveys: dict[str, Survey] = {}
-
-    @property
-    def batch_size(self) -> int:
-        """Images per training step on each device.
-
-        Once the training images are known, a larger number than theirs is replaced by theirs. Lightning's
-        BatchSizeFinder therefore ends at the size of a small dataset.
-        """
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, size: int) -> None:
-        training = self._datasets.get(("train", True))
-        self._batch_size = size if training is None else min(size, len(training))
 
     @property
     def recipe(self) -> Recipe:

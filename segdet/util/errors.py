@@ -1,7 +1,7 @@
 """Errors that a user can fix. Each is one line: what is wrong, where, and how to fix it."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,6 +69,7 @@ def check_range(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    whole: bool = False,
 ) -> None:
     """Check that a number, or each number of a list, is within bounds. NaN and an empty list are errors.
 
@@ -79,14 +80,19 @@ def check_range(
         above: The exclusive lower bound.
         most: The largest valid number.
         below: The exclusive upper bound.
+        whole: Whether each number must be an integer, and no boolean.
 
     Raises:
         UserError: If a number is out of bounds, or there is none.
     """
-    several = isinstance(value, Sequence)
-    numbers = list(value) if isinstance(value, Sequence) else [value]
+    numbers: list[Any] = [value]
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    if isinstance(value, Sequence) and several:
+        numbers = list(value)
     if not all(isinstance(number, Real) for number in numbers):
         raise UserError(f"{option} {value!r}: must be {'one or more numbers' if several else 'a number'}")
+    if whole and not all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers):
+        raise UserError(f"{option} {value!r}: must be {'whole numbers' if several else 'a whole number'}")
     valid = bool(numbers) and all(
         (least is None or number >= least)
         and (above is None or number > above)

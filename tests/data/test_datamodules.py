@@ -1,10 +1,11 @@
 """Tests of the DataModules' own options."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from segdet.data import COCODataModule
+from segdet.data import COCODataModule, VOCDataModule
 from segdet.util.errors import UserError
 
 
@@ -51,3 +52,22 @@ def test_a_missing_explicit_file_is_named(coco_folder: Path) -> None:
     module = COCODataModule(coco_folder, val="val", train_annotations="absent.json")
     with pytest.raises(UserError, match=r"absent\.json: no such annotation file"):
         module.reader("train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recipe": "Plain"}, "--data.recipe 'Plain': must be a recipe, such as Plain"),
+        ({"batch_size": 2.5}, "--data.batch_size 2.5: must be a whole number"),
+        ({"batch_size": True}, "--data.batch_size True: must be a whole number"),
+        ({"batch_size": "8"}, "--data.batch_size '8': must be a number"),
+        ({"num_workers": 0.5}, "--data.num_workers 0.5: must be a whole number"),
+        ({"batch_size": 0}, "--data.batch_size 0: must be at least 1"),
+    ],
+)
+def test_arguments_of_a_wrong_type_in_a_script_are_one_line(
+    arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        VOCDataModule(tmp_path, **arguments)
+    assert str(caught.value).startswith(message)
