@@ -164,7 +164,7 @@ class TestOnlyTheTestFolder:
             (picture,) = (folder.parent / "out" / "predictions" / "overlays").rglob(f"{name}.png")
             with Image.open(picture) as overlay:
                 sizes.append(overlay.size)
-        assert sizes == [(40, 60), (60, 40)]
+        assert sizes == [(320, 480), (480, 320)]  # enlarged
 
     def test_a_class_that_is_not_in_the_checkpoint(
         self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """Find the splits of a dataset folder, without reading its annotations."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,9 @@ def list_splits(root: Path, format: str, task: "TaskName") -> list[str]:
             remedy = "detection or localization" if other == "detection" else "segmentation"
             raise UserError(f"{where}: has no split for {task}; there are some for --task {remedy}")
         if not stems:
-            raise UserError(f"{where}: has no split list; to make them: {IMPORT_COMMAND.format(first)}")
+            raise UserError(
+                f"{where}: has no split list; to make them: {IMPORT_COMMAND.format(shlex.quote(str(first)))}"
+            )
     if not stems:
         raise UserError(f"{where}: has no split for {task}; give --split, or another --task")
 

@@ -1,6 +1,7 @@
 """Find the files of a VOC folder: split lists, images, masks and annotations."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -107,7 +108,7 @@ def voc_folder_of(root: Path, name: str) -> tuple[Path, str]:
     if not year:
         if (root / "ImageSets").is_dir():
             return root, split
-        advice = f"to make split lists: {IMPORT_COMMAND.format(root)}"
+        advice = f"to make split lists: {IMPORT_COMMAND.format(shlex.quote(str(root)))}"
         if years := _years_in(root):
             advice = f"give the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
         elif not (root / "JPEGImages").is_dir():

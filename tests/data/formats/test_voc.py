@@ -506,13 +506,14 @@ def test_lists_directly_in_imagesets_are_read(tmp_path, task):
 
 
 def test_a_folder_without_lists_names_the_command_that_makes_them(tmp_path):
-    (tmp_path / "JPEGImages").mkdir()
-    write_xml(tmp_path, "a", object_xml())
-    command = f"segdet data import {tmp_path} NEW_FOLDER --split 0.7 0.1 0.2 --seed 0"
+    root = tmp_path / "my data"
+    (root / "JPEGImages").mkdir(parents=True)
+    write_xml(root, "a", object_xml())
+    command = f"segdet data import '{root}' NEW_FOLDER --split 0.7 0.1 0.2 --seed 0"
     with pytest.raises(UserError, match=command):
-        list_splits(tmp_path, "voc", "detection")
+        list_splits(root, "voc", "detection")
     with pytest.raises(UserError, match=command):
-        VOCReader(tmp_path, ["train"], "detection")
+        VOCReader(root, ["train"], "detection")
 
 
 @pytest.mark.parametrize(
