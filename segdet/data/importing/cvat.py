@@ -85,7 +85,7 @@ def _objects(
     path: Path, image: ElementTree.Element, size: tuple[int, int], left_out: list[LeftOut]
 ) -> list[AnnotatedObject]:
     shapes = [shape for shape in image if shape.tag in _SHAPES]
-    shapes.sort(key=lambda shape: int(shape.get("z_order") or 0))
+    shapes.sort(key=_z_order)
     objects = []
     for shape in shapes:
         try:
@@ -94,6 +94,11 @@ def _objects(
             detail = f"{image.get('name')}: {shape.tag} of class {shape.get('label')}: {error}"
             left_out.append(LeftOut("shape that cannot be used", path, detail))
     return objects
+
+
+def _z_order(shape: ElementTree.Element) -> int:
+    text = shape.get("z_order", "")
+    return int(text) if text.lstrip("-").isdecimal() else 0
 
 
 def _object_of(shape: ElementTree.Element, size: tuple[int, int]) -> AnnotatedObject:

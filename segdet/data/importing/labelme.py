@@ -79,7 +79,7 @@ def _image_of(source: Source, matcher: Matcher, path: Path, left_out: list[LeftO
     for place, shape in enumerate(shapes, start=1):
         try:
             made = _object_of(shape, size)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             left_out.append(LeftOut("shape that cannot be used", path, f"shape {place}: {error}"))
             continue
         group = shape.get("group_id")

@@ -64,7 +64,7 @@ def read(source: Source, files: list[Path], names: list[str] | None) -> Foreign:
             for place, region in enumerate(regions, start=1):
                 try:
                     objects.append(_object_of(region, attribute))
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     detail = f"{name}: region {place}: {error}"
                     left_out.append(LeftOut("shape that cannot be used", path, detail))
             split = source.split_of(image) or source.split_of(path)

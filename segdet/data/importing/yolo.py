@@ -100,11 +100,12 @@ def _settings(source: Source) -> dict[str, Any]:
 def _class_names(source: Source, settings: dict[str, Any], given: list[str] | None) -> list[str]:
     names = settings.get("names")
     if isinstance(names, dict):
-        numbers = sorted(int(key) for key in names)
+        wrong = next((key for key in names if not str(key).isdecimal()), None)
+        if wrong is not None or not names:
+            fault = f"the key {wrong!r} under 'names'" if names else "no class under 'names'"
+            raise UserError(f"{source.root}: data.yaml has {fault}; number the classes from 0")
         by_number = {int(key): str(name) for key, name in names.items()}
-        return (
-            [by_number.get(number, f"class_{number}") for number in range(numbers[-1] + 1)] if numbers else []
-        )
+        return [by_number.get(number, f"class_{number}") for number in range(max(by_number) + 1)]
     if isinstance(names, list):
         return [str(name) for name in names]
     for wanted in _NAME_FILES:

@@ -287,3 +287,44 @@ def test_the_split_does_not_depend_on_the_order_of_files(tmp_path: Path) -> None
     assert splits[0] == splits[1]
     other = import_dataset(source, tmp_path / "other", seed=1).plan
     assert {s: [name for name, _ in images] for s, images in other.images.items()} != splits[0]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "text",
+        {},
+        labelme_shape("cat", "polygon", [[1, 2], [3, 4]]),
+        labelme_shape("cat", "polygon", [["a", "b"], [1, 2], [3, 4]]),  # type: ignore[list-item]
+        labelme_shape("cat", "circle", [[5, 5]]),
+        labelme_shape("cat", "rectangle", [[1, 1], [1, 9]]),
+        labelme_shape("cat", "rectangle", [[1, 1], [float("nan"), 9]]),
+        labelme_shape("cat", "mask", [[1, 1], [9, 9]], mask="bm8gaW1hZ2U="),
+        labelme_shape("cat", "mask", [[1, 1], [9, 9]], mask=None),
+        labelme_shape("cat", "cuboid", [[1, 1], [9, 9]]),
+        labelme_shape("", "polygon", [[1, 1], [9, 1], [9, 9]]),
+    ],
+)
+def test_a_shape_that_cannot_be_used_is_listed(tmp_path: Path, shape: Any) -> None:
+    source = tmp_path / "source"
+    for number in range(3):
+        save_picture(source / f"{number}.jpg")
+        good = labelme_shape("cat", "rectangle", [[4, 5], [24, 15]])
+        write(source / f"{number}.json", labelme(f"{number}.jpg", [good, shape] if number == 1 else [good]))
+    report = import_dataset(source, tmp_path / "out")
+    assert [(each.reason, each.path.name) for each in report.plan.left_out] == [
+        ("shape that cannot be used", "1.json")
+    ]
+    assert report.plan.left_out[0].detail.startswith("shape 2: ")
+    assert boxes_of(tmp_path / "out") == {str(number): [CAT] for number in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"), [("{a: cat}", "the key 'a' under 'names'"), ("{}", "no class under 'names'")]
+)
+def test_invalid_names_in_data_yaml_are_reported(tmp_path: Path, names: str, fault: str) -> None:
+    save_picture(tmp_path / "source/a.jpg")
+    write(tmp_path / "source/a.txt", "0 0.5 0.5 0.5 0.5\n")
+    write(tmp_path / "source/data.yaml", f"names: {names}\n")
+    with pytest.raises(UserError, match=f"{fault}; number the classes from 0"):
+        import_dataset(tmp_path / "source", tmp_path / "out")
