@@ -60,8 +60,14 @@ def find_start(
         weights: The argument of that name if the family has no pretrained network, and thus no such argument itself.
 
     Raises:
-        UserError: If the checkpoint is missing or corrupt, or ``weights`` is something else.
+        UserError: If the checkpoint is missing or corrupt, is given as weights of the backbone alone, or ``weights`` is
+            something else.
     """
+    backbone = arguments.get("weights_backbone")
+    if checkpoint_of(backbone) is not None:
+        raise UserError(
+            f"--model.weights_backbone {backbone}: a checkpoint of segdet; give it as --model.weights"
+        )
     start = checkpoint_of(arguments.get("weights"))
     if weights and start is None and not is_restoring():
         raise UserError(

@@ -224,3 +224,11 @@ def test_a_family_without_a_pretrained_network_takes_a_checkpoint_only(tmp_path:
         UserError, match="SegNetBasic has no pretrained network; give a run or checkpoint of segdet"
     ):
         SegNetBasic(OLD, weights=True)
+
+
+def test_a_checkpoint_is_no_file_of_a_backbone(tmp_path: Path) -> None:
+    torch.save(checkpoint_of_model(build(SegNetBasic, OLD, {})), tmp_path / "old.ckpt")
+    with pytest.raises(
+        UserError, match=r"weights_backbone .*old\.ckpt: a checkpoint of segdet; give it as --model"
+    ):
+        DETR(OLD, **_VGG, **_DETR, weights_backbone=str(tmp_path / "old.ckpt"))
