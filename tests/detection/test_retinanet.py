@@ -252,7 +252,11 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     torch.save({"backbone.body.conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"not the weights of retinanet_resnet50_fpn: \d+ of \d+ are missing"):
         TorchvisionRetinaNet(["a"], weights=str(tmp_path / "other.pth"))
-    torch.save({"backbone.body.conv1.weight": torch.zeros(64)}, tmp_path / "wrong.pth")
+    state = {
+        "backbone.body.conv1.weight": torch.zeros(64),
+        "head.classification_head.cls_logits.bias": torch.zeros(9),
+    }
+    torch.save(state, tmp_path / "wrong.pth")
     with pytest.raises(UserError, match=r"not the weights of retinanet_resnet50_fpn \(size mismatch"):
         TorchvisionRetinaNet(["a"], weights=str(tmp_path / "wrong.pth"))
     with pytest.raises(UserError, match=r"anchor_sizes: 1 lists for maps of strides \[8, 16, 32, 64, 128\]"):
