@@ -289,7 +289,12 @@ class DataModule(SettableBatchSize, L.LightningDataModule):
         samples = _with_mosaic(self, dataset) if self.mosaic else dataset
         position, self._position = self._position, {}
         epoch, drawn = position.get("epoch", 0), position.get("batches", 0) * self.batch_size
-        sampler = TrainSampler(len(dataset), self.seed, rank, world_size, first_epoch=epoch, drawn=drawn)
+        sampler: Sampler[Draw]
+        if getattr(self.trainer, "overfit_batches", 0):
+            # The same batches in every epoch; the remainder that does not fill all processes is left out.
+            sampler = EvalSampler(len(dataset) // world_size * world_size, rank, world_size)
+        else:
+            sampler = TrainSampler(len(dataset), self.seed, rank, world_size, first_epoch=epoch, drawn=drawn)
         return _loader(self, samples, sampler, self.batch_size, True)
 
     def val_dataloader(self) -> DataLoader[Batch]:

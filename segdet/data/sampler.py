@@ -1,15 +1,18 @@
 """Samplers for training and evaluation on one or several processes.
 
 The samplers derive from ``DistributedSampler``. Lightning therefore does not replace them, for any value of the
-Trainer's ``use_distributed_sampler``. In evaluation, Lightning's own sampler repeats samples, which then count twice.
-`EvalSampler` marks repeated samples as duplicates.
+Trainer's ``use_distributed_sampler``. With ``overfit_batches``, Lightning replaces samplers that are not sequential by
+one that does not divide the samples among the processes, so `EvalSampler` is sequential too.
+
+In evaluation, Lightning's own sampler repeats samples, which then count twice. `EvalSampler` marks repeated samples as
+duplicates.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class TrainSampler(DistributedSampler[Draw]):
         return (Draw(int(index), self.epoch) for index in mine)
 
 
-class EvalSampler(DistributedSampler[Draw]):
+class EvalSampler(DistributedSampler[Draw], SequentialSampler):
     """Every sample once, in order, assigned to the processes in turn.
 
     All processes draw the same number of samples, because each step synchronizes them. If the samples cannot be divided
@@ -93,6 +96,6 @@ class EvalSampler(DistributedSampler[Draw]):
     def __len__(self) -> int:
         return -(-self.length // self.world_size)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]
         for position in range(self.rank, len(self) * self.world_size, self.world_size):
             yield Draw(position % self.length, 0, position >= self.length)
