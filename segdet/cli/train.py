@@ -99,9 +99,8 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         if seed is not None:
             check_range("--seed_everything", seed, least=0, most=2**32 - 1)
         config.seed_everything = pl.seed_everything(seed, workers=True)
-    sections = yaml.safe_load(options.yaml())
-    # Before place_run, which may remove the run in the folder.
-    changes = resumed_changes(command, options.checkpoint, sections, options.given.values)
+    # An option that cannot change is refused here already, because place_run may remove the run in the folder.
+    resumed_changes(command, options.checkpoint, yaml.safe_load(options.yaml()), options.given.values)
     model_name, data_name = (options.class_of(section).__name__.lower() for section in ("model", "data"))
     run = place_run(
         command,
@@ -114,9 +113,6 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     )
     at_end.callback(run.release)
     checkpoint = run.checkpoint
-    if checkpoint is not options.checkpoint:
-        changes = resumed_changes(command, checkpoint, sections, options.given.values)
-    run.changes = changes
     instances = options.instantiate(checkpoint)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
@@ -128,6 +124,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         if rank() == 0:
             write_line(f"segdet: {describe(chosen)}")
     text = options.yaml()
+    run.changes = resumed_changes(command, checkpoint, yaml.safe_load(text), options.given.values)
     separate_scores(run, data, yaml.safe_load(text), options.given)
     trainer = build_trainer(
         run,

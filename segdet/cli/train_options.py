@@ -363,6 +363,8 @@ def _inherit(parser: Parser, command: str, checkpoint: Checkpoint | None) -> Non
     if checkpoint is None:
         return
     for section, value in checkpoint.config.items():
+        if section in ("model", "data"):
+            checkpoint.check_class(section)
         if command == "fit" or section in INHERITED:
             _set_default(parser, checkpoint, section, value)
 

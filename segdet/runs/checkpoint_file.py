@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pkgutil
 import shlex
 import sys
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ class Checkpoint:
         steps: The number of training steps after which it was written.
         weights: The names of its weights.
         resumable: Whether it holds the state of the training besides the weights.
+        by_lightning: Whether it has Lightning's format, which a Trainer can load.
         config: The run's configuration; for a script's checkpoint, only the model's section.
         classes: The classes of the training data.
 
@@ -52,6 +54,18 @@ class Checkpoint:
         )
 
         self.resumable = "optimizer_states" in content
+        self.by_lightning = "pytorch-lightning_version" in content
+
+    def check_class(self, section: str) -> None:
+        """Raise `UserError` if the class of ``model`` or ``data`` cannot be imported."""
+        class_path = (self.config.get(section) or {}).get("class_path", "")
+        try:
+            pkgutil.resolve_name(class_path)
+        except (AttributeError, ImportError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: its {section} class {class_path} cannot be imported ({error}); it was moved or renamed, "
+                "so use the version of segdet or install the package that wrote the checkpoint"
+            ) from error
 
     def __str__(self) -> str:
         return f"{self.path.name} of step {self.steps}"
@@ -100,6 +114,8 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
         raise UserError(
             f"{path}: no best checkpoint{reason}; give --ckpt_path {shlex.quote(str(shown_path(last)))}"
         )
+    if not path.exists() and (run_dir is not None or not path.suffix) and not Path(run_dir or name).exists():
+        raise UserError(f"{run_dir or name}: no such run; give the folder of a run, or a checkpoint file")
     if not path.is_file():
         raise UserError(
             f"{path}: no such checkpoint; give an existing file, or 'best' or 'last' with the --run_dir of a run that "
@@ -116,7 +132,12 @@ def open_checkpoint(name: str, run_dir: str | None, command: str) -> Checkpoint:
     """
     path = find_checkpoint(name, run_dir, command)
     try:
-        return Checkpoint(path)
+        checkpoint = Checkpoint(path)
+        if not checkpoint.by_lightning:
+            raise UserError(
+                f"{path}: holds weights, but is not a checkpoint of Lightning; load the weights with --model.weights"
+            )
+        return checkpoint
     except UserError as error:
         others = _valid(path.parent.glob("*.ckpt"), path)
         if not others:

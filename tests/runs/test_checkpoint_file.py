@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segdet.runs import checkpoint_file
-from segdet.runs.checkpoint_file import latest_checkpoint, open_checkpoint
+from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint, open_checkpoint
 from segdet.util.errors import UserError
 
 
@@ -53,6 +53,10 @@ def test_a_corrupt_checkpoint_names_the_valid_ones(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
     torch.save({"state_dict": {}, "global_step": 4, "optimizer_states": []}, folder / "best.ckpt")
     torch.save({"state_dict": {}, "global_step": 6}, folder / "epoch=2.ckpt")  # weights only
+    with pytest.raises(
+        UserError, match=r"epoch=2.ckpt: holds weights, but is not a checkpoint of Lightning; load"
+    ):
+        open_checkpoint(str(folder / "epoch=2.ckpt"), None, "test")
     (folder / "epoch=1.ckpt").touch()
     with pytest.raises(
         UserError, match=message + r": epoch=2.ckpt of step 6, best.ckpt of step 4 are valid$"
@@ -60,3 +64,23 @@ def test_a_corrupt_checkpoint_names_the_valid_ones(tmp_path: Path) -> None:
         open_checkpoint(str(last), None, "fit")
     best: Any = latest_checkpoint(tmp_path)
     assert best.path.name == "best.ckpt"
+
+
+def test_a_class_that_was_moved_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for class_path in ("segdet.segmentation.OldNet", "segdet.old.OldNet", "own_package.OldNet"):
+        config = f"model: {{class_path: {class_path}}}"
+        torch.save({"state_dict": {}, "segdet": {"config": config}}, path)
+        with pytest.raises(
+            UserError, match=rf"last.ckpt: its model class {class_path} cannot be imported"
+        ) as caught:
+            Checkpoint(path).check_class("model")
+        assert len(str(caught.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(("name", "run_dir"), [("runs/missing", None), ("best", "runs/missing")])
+def test_a_missing_run(name: str, run_dir: str | None) -> None:
+    with pytest.raises(UserError, match=r"^runs/missing: no such run; give the folder of a run"):
+        open_checkpoint(name, run_dir, "test")
+    with pytest.raises(UserError, match=r"^runs/last.ckpt: no such checkpoint"):
+        open_checkpoint("runs/last.ckpt", None, "test")
