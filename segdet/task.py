@@ -558,20 +558,23 @@ class Task(SettableRate, Model):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", **kwargs: Any
-    ) -> Self:
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", *, strict: bool = True,
+        weights_only: bool = True, **kwargs: Any,
+    ) -> Self:  # fmt: skip
         """Return the trained model of a checkpoint of the command or a plain Trainer, in evaluation mode.
 
         Args:
             checkpoint_path: The file. The class of its model must be this class or a subclass.
             map_location: The device of the model.
+            strict: Whether the weights must be exactly those of the model. If not, missing ones are initial values.
+            weights_only: Whether only tensors and plain types are unpickled. Pass False for trusted files only.
             kwargs: Arguments of the model that replace those in the checkpoint.
 
         Raises:
             UserError: If the file cannot be read, is not a checkpoint, holds a model of another class, or does
                 not fit the arguments.
         """
-        checkpoint = read_checkpoint(Path(checkpoint_path))
+        checkpoint = read_checkpoint(Path(checkpoint_path), weights_only)
         class_path, saved_arguments = saved_model(Path(checkpoint_path), checkpoint, kwargs)
         try:
             # A class of a script is saved as __main__.X, which another script cannot import.
@@ -584,7 +587,7 @@ class Task(SettableRate, Model):
         model.configure_model()
         model.on_load_checkpoint(checkpoint)
         try:
-            model.load_state_dict(checkpoint["state_dict"])
+            model.load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:240]
             raise UserError(

@@ -216,6 +216,18 @@ def test_a_plain_trainers_checkpoint_is_loaded_without_arguments(voc: Path, tmp_
         assert torch.equal(loaded.known_weights(), model.known_weights())  # type: ignore[arg-type]
     assert FCN.load_from_checkpoint(tmp_path / "model.ckpt", tta_flip=True).tta_flip
     assert FCN.load_from_checkpoint(tmp_path / "model.ckpt", map_location="meta").device.type == "meta"
+    name, *_ = content["state_dict"]
+    torch.save(
+        content
+        | {"state_dict": {k: v for k, v in content["state_dict"].items() if k != name}, "other": Path("a")},
+        tmp_path / "part.ckpt",
+    )
+    with pytest.raises(UserError, match="is corrupt or is not a checkpoint"):  # because of the path in it
+        FCN.load_from_checkpoint(tmp_path / "part.ckpt", strict=False)
+    with pytest.raises(UserError, match=rf"Missing key.*\"{name}\""):
+        FCN.load_from_checkpoint(tmp_path / "part.ckpt", weights_only=False)
+    part = FCN.load_from_checkpoint(tmp_path / "part.ckpt", strict=False, weights_only=False)
+    assert not torch.equal(part.state_dict()[name], content["state_dict"][name])
     with pytest.raises(UserError, match=r"model\.ckpt: does not fit the model with these arguments"):
         FCN.load_from_checkpoint(tmp_path / "model.ckpt", width=4)
     # The command can test it too.

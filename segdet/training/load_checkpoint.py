@@ -15,14 +15,18 @@ from segdet.util.errors import UserError
 T = TypeVar("T")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, weights_only: bool = True) -> dict[str, Any]:
     """Return the content of a checkpoint, with tensors on the CPU.
+
+    Args:
+        path: The file.
+        weights_only: Whether only tensors and plain types are unpickled, as in ``torch.load``.
 
     Raises:
         UserError: If the file cannot be read or is not a checkpoint.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; give another file") from None
     except PermissionError:
