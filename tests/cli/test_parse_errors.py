@@ -1,6 +1,7 @@
 """Mistakes in options are one line that names the option, the fault and the fix."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -196,7 +197,12 @@ def test_checkpoint(line: Line, tmp_path: Path, fitted: Path) -> None:
     for description in (3, {"config": "a: ["}, {"config": "text"}):
         torch.save({"state_dict": {}, "segdet": description}, tmp_path / "other.ckpt")
         assert "corrupt; give another file" in line(["test", "--ckpt_path=other.ckpt"])
-    torch.save({"state_dict": {}, "segdet": {"class_path": "a.B"}}, tmp_path / "other.ckpt")
+    content: dict[str, Any] = {"state_dict": {}, "segdet": {"class_path": "a.B"}}
+    torch.save(content, tmp_path / "other.ckpt")
+    assert line(["test", "--ckpt_path=other.ckpt"]).startswith(
+        "other.ckpt: holds weights, but is not a checkpoint of"
+    )
+    torch.save(content | {"pytorch-lightning_version": "2.6.0"}, tmp_path / "other.ckpt")
     assert line(["test", "--ckpt_path=other.ckpt"]).startswith("--data, --model: missing")
 
 

@@ -100,12 +100,12 @@ def test_a_run_records_the_values_that_it_uses(
     assert main([*resume, "--data.batch_size=2", "--model.optim.warmup_steps=0"]) == 0
     line = next(line for line in capsys.readouterr().err.splitlines() if "changed from step" in line)
     assert line.startswith("segdet: changed from step 2 on: --checkpoint_every_n_steps null -> 1, ")
-    listed = ("--data.batch_size 4 -> 2", "--model.optim.lr 0.01 -> 0.0005", "--trainer.max_epochs 1 -> 2")
+    listed = ("--data.batch_size 4 -> 2", "--model.optim.lr 0.001 -> 0.0005", "--trainer.max_epochs 1 -> 2")
     assert all(change in line for change in listed)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["optim"]["lr"] == 0.0005
     assert (
-        "--model.optim.lr 0.01 -> 0.0005"
+        "--model.optim.lr 0.001 -> 0.0005"
         in json.loads((run / "provenance.json").read_text())["resumed"][0]["changes"]
     )
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
