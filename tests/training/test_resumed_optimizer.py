@@ -117,7 +117,7 @@ def fit(
 
 def test_a_script_resumes_with_the_settings_of_its_model(data: ShapesDataModule, tmp_path: Path) -> None:
     """The training has 4 epochs of 4 steps. The checkpoint was saved after the second epoch."""
-    first = Optimization(lr=0.1, schedule="cosine", warmup_steps=2)
+    first = Optimization("sgd", lr=0.1, schedule="cosine", warmup_steps=2)
     whole, saved = fit(data, first, tmp_path / "whole")
     same, _ = fit(data, first, tmp_path / "same", saved)
     assert same.rates == whole.rates[8:]  # bit for bit
