@@ -142,6 +142,7 @@ def test_bad_sample_in_a_worker_is_one_line(
         image.write_bytes(image.read_bytes()[:200])
     folder = tmp_path / "run"
     arguments = [*MODELS["segmentation"], *TINY, f"--data.root={root}", "--data.num_workers=1"]
+    arguments.append("--data.recipe=Plain")  # otherwise the images are read before the run starts
     assert main(["fit", *arguments, f"--run_dir={folder}"]) == 2
     errors = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
     assert len(errors) == 1
