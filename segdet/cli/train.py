@@ -121,8 +121,8 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     if command == "fit" and (chosen := choose_defaults(config, model, data)):
         options.set(chosen)
         instances.trainer.max_epochs = config.trainer.max_epochs
-        if rank() == 0:
-            write_line(f"segdet: {describe(chosen)}")
+        if rank() == 0 and (line := describe(chosen)):
+            write_line(f"segdet: {line}")
     text = options.yaml()
     run.changes = resumed_changes(command, checkpoint, yaml.safe_load(text), options.given.values)
     separate_scores(run, data, yaml.safe_load(text), options.given)

@@ -57,7 +57,10 @@ def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any
 
 
 def describe(chosen: Mapping[str, Any]) -> str:
-    """Return one sentence about chosen options, such as ``data.recipe ScaleJitter, data.recipe.size 240x320``."""
+    """Return one sentence about chosen options, such as ``data.recipe ScaleJitter, data.recipe.size 240x320``.
+
+    It is empty if only options are chosen that are not shown.
+    """
     parts = []
     for option, value in chosen.items():
         name = option.replace(".init_args", "")
@@ -65,4 +68,6 @@ def describe(chosen: Mapping[str, Any]) -> str:
             parts.append(f"{name.removesuffix('.class_path')} {value.rpartition('.')[2]}")
         elif name in _SHOWN:
             parts.append(f"{name} {'x'.join(map(str, value)) if isinstance(value, list) else value}")
+    if not parts:
+        return ""
     return f"chosen for these data and this {hardware().upper()}: {', '.join(parts)}"
