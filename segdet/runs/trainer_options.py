@@ -81,8 +81,9 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and not isinstance(value, bool):
             check_range(f"--trainer.{name}", value, least=least, most=_MOST)
-    if isinstance(options.get("devices"), int):
-        check_range("--trainer.devices", options["devices"], least=-1, most=_MOST)
+    devices = str(options.get("devices"))
+    if devices.lstrip("-").isdigit():
+        check_range("--trainer.devices", int(devices), least=-1, most=_MOST)
     for name, least in _AMOUNTS.items():
         _check_amount(name, options.get(name), least)
     for name in ("max_time", "val_check_interval"):

@@ -108,6 +108,11 @@ def test_folder_as_a_file_of_options(line: Line, tmp_path: Path) -> None:
     assert line(["fit", "--config="]) == "--config: has no value; give a YAML file"
 
 
+def test_empty_name_of_the_run_folder(line: Line) -> None:
+    message = line(["fit", *MODELS["detection"], *TINY, "--run_dir="])
+    assert message == "--run_dir: is empty; give a folder, or leave it out"
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
