@@ -184,7 +184,7 @@ def test_an_image_is_a_path_a_picture_an_array_or_a_tensor(detector: Path, photo
     for image, message in (
         (upright.astype(np.float32), r"image: an array float32 \[120, 90, 3\]; give uint8 \[height, width, 3\]"),
         (torch.zeros(1, 3, 8, 8), r"image: a tensor torch.float32 .*; give uint8 \[3, height, width\]"),
-        (3, "image: a int; give a path"),
+        (3, "image: an object of type int; give a path"),
         (upright[:0], "image: 90x0 pixels; give an image that is not empty"),
         (photo.parent / "none.jpg", "none.jpg"),
     ):  # fmt: skip

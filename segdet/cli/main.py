@@ -24,7 +24,7 @@ from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
 TRAINING = {
-    "fit": "train a model, in a run folder of its own",
+    "fit": "train a model in a new run folder",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split and measure its cost",
     "predict": "run a checkpoint on images and videos",

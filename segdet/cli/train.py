@@ -118,11 +118,9 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     check_classes(data, command, checkpoint)
     # A test needs the normalization of images when the file of the pretrained weights is gone.
     options.set({f"model.init_args.{name}": list(model.hparams[name]) for name in ("mean", "std")})
-    if command == "fit" and (chosen := choose_defaults(config, model, data)):
-        options.set(chosen)
-        instances.trainer.max_epochs = config.trainer.max_epochs
-        if rank() == 0 and (line := describe(chosen)):
-            write_line(f"segdet: {line}")
+    chosen = choose_defaults(config, model, data) if command == "fit" else {}
+    options.set(chosen)
+    instances.trainer.max_epochs = config.trainer.max_epochs
     text = options.yaml()
     run.changes = resumed_changes(command, checkpoint, yaml.safe_load(text), options.given.values)
     separate_scores(run, data, yaml.safe_load(text), options.given)
@@ -138,6 +136,8 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         wandb_project=config.wandb_project if config.wandb else None,
         classes=written_classes(data, command, checkpoint) if command == "predict" else None,
     )
+    if rank() == 0 and (line := describe(chosen)):
+        write_line(f"segdet: {line}")
     arguments = {name: config[name] for name in options.parser.method_arguments}
     arguments |= {"model": model, "datamodule": data}
     if checkpoint is not None:

@@ -244,7 +244,7 @@ def parse_command(argv: Sequence[str]) -> Options:
             _inherit(parser, command, checkpoint)
         if checkpoint is None and command != "fit" and first.print_config is None:
             raise UserError(
-                f"segdet {command}: of which run? give --ckpt_path with the run's folder or a checkpoint in it"
+                f"segdet {command}: no run is given; give --ckpt_path with a run's folder or a checkpoint in it"
             )
         _drop_class_names(parser, checkpoint, given)
         printing = [] if first.print_config is None else [f"--print_config={first.print_config}"]

@@ -41,7 +41,9 @@ def _as_rgb(image: ImageLike) -> np.ndarray:
             return image.permute(1, 2, 0).contiguous().cpu().numpy()
         raise UserError(f"image: a tensor {image.dtype} {list(image.shape)}; give uint8 [3, height, width]")
     if not isinstance(image, np.ndarray):
-        raise UserError(f"image: a {type(image).__name__}; give a path, a PIL image, an array or a tensor")
+        raise UserError(
+            f"image: an object of type {type(image).__name__}; give a path, a PIL image, an array or a tensor"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(
             f"image: an array {image.dtype} {list(image.shape)}; give uint8 [height, width, 3], RGB"

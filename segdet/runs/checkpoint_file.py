@@ -100,7 +100,7 @@ def find_checkpoint(name: str, run_dir: str | None, command: str) -> Path:
     """
     if name in ("best", "last"):
         if run_dir is None:
-            raise UserError(f"--ckpt_path {name}: of which run? give its folder as --run_dir too")
+            raise UserError(f"--ckpt_path {name}: the run is not given; give its folder as --run_dir too")
         path = Path(run_dir) / "checkpoints" / f"{name}.ckpt"
     elif Path(name).is_dir():
         path = Path(name) / "checkpoints" / ("last.ckpt" if command == "fit" else "best.ckpt")

@@ -92,7 +92,7 @@ class RunRecorder(pl.Callback):
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
             raise UserError(
-                f"{self.folder}: the processes see different checkpoints (this one starts from {own or 'none'}, "
+                f"{self.folder}: the processes found different checkpoints (this one starts from {own or 'none'}, "
                 f"rank 0 from {first or 'none'}); start the command again, or give --ckpt_path"
             )
 

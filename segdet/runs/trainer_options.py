@@ -107,7 +107,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     if precision in REFUSED:
         raise UserError(
             f"--trainer.precision {precision}: boxes, losses and scores are computed in float32; give 32-true, or "
-            "bf16-mixed or 16-mixed for what loses little by it"
+            "bf16-mixed or 16-mixed, which use fewer bits only where little is lost"
         )
     profiler = options.get("profiler")
     if isinstance(profiler, str):
@@ -204,7 +204,9 @@ def choose_precision(precision: Any, accelerator: Any) -> Any:
     chosen = cpu_precision("bf16-mixed" if float16 else precision)
     if chosen != precision and rank() == 0:
         reasons = ["torch does not compute float16 on a CPU"] if float16 else []
-        reasons += ["this CPU computes bfloat16 slowly, by way of float32"] if chosen == "32-true" else []
+        reasons += (
+            ["this CPU converts bfloat16 to float32 and back, which is slow"] if chosen == "32-true" else []
+        )
         sys.stderr.write(f"segdet: {', and '.join(reasons)}; precision {precision} becomes {chosen}\n")
     return chosen
 

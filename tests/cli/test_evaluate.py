@@ -55,7 +55,7 @@ def test_given_options_override_the_checkpoint(form: str, run: Path, tmp_path: P
 def test_no_checkpoint(line: Line) -> None:
     for command in ("test", "validate", "predict"):
         message = line([command, *MODELS["detection"], *TINY])
-        assert message.startswith(f"segdet {command}: of which run? give --ckpt_path")
+        assert message.startswith(f"segdet {command}: no run is given; give --ckpt_path")
         assert line([command]) == message
 
 

@@ -191,7 +191,7 @@ def test_task(line: Line, shapes: Path) -> None:
 
 def test_checkpoint(line: Line, tmp_path: Path, fitted: Path) -> None:
     assert line(["test", "--ckpt_path=none.ckpt"]).startswith("none.ckpt: no such checkpoint")
-    assert line(["test", "--ckpt_path=best"]).startswith("--ckpt_path best: of which run?")
+    assert line(["test", "--ckpt_path=best"]).startswith("--ckpt_path best: the run is not given")
     assert "nowhere: no such run" in line(["fit", "--ckpt_path=last", "--run_dir=nowhere"])
     (tmp_path / "corrupt.ckpt").write_bytes((fitted / "checkpoints" / "best.ckpt").read_bytes()[:5000])
     assert line(["test", "--ckpt_path=corrupt.ckpt"]).startswith(

@@ -64,7 +64,7 @@ def test_the_configuration_has_the_requested_precision_and_the_record_the_used_o
     assert main([*arguments, "--trainer.precision=bf16-mixed"]) == 0
     message = [line for line in capsys.readouterr().err.splitlines() if "bfloat16" in line]
     assert message == [
-        "segdet: this CPU computes bfloat16 slowly, by way of float32; precision bf16-mixed becomes 32-true"
+        "segdet: this CPU converts bfloat16 to float32 and back, which is slow; precision bf16-mixed becomes 32-true"
     ]
     assert json.loads((run / "result.json").read_text())["hardware"]["precision"] == "32-true"
     assert json.loads((run / "provenance.json").read_text())["precision"] == "32-true"

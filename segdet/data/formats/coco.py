@@ -292,7 +292,7 @@ def _given(root: Path, given: Path | str, what: str, exists: Callable[[Path], bo
     for path in (root / given, Path(given)):
         if exists(path):
             return path
-    raise UserError(f"{given}: no such {what}, neither in {root} nor here")
+    raise UserError(f"{given}: no such {what}, in {root} or in the current folder")
 
 
 def _find_annotation_file(root: Path, split: str, given: Path | str | None) -> Path:
