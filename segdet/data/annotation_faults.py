@@ -108,7 +108,7 @@ def object_faults(
     ordinary = ~(objects.iscrowd | objects.difficult)
     start, end = objects.boxes[:, :2], objects.boxes[:, 2:]
     areas = (end - start).clip(0).prod(1)
-    # Most images have no fault; comparisons with NaN are False.
+    # Most images have no fault and return here. Images with NaN do not, because comparisons with NaN are False.
     if (start >= 0).all() and (end <= size[::-1]).all() and (areas * min(scale, 1) >= _SMALLEST).all():
         difficult = int((objects.difficult & ~objects.iscrowd).sum())
         return [], Tally(len(objects), int(ordinary.sum()), int(objects.iscrowd.sum()), difficult)

@@ -37,7 +37,7 @@ _MOST_SHOWN = 10
 
 @dataclass
 class _Survey:
-    """What a sample loses in the other format, and whether it can be read."""
+    """The content of a sample that the other format cannot contain, and the error if the sample cannot be read."""
 
     losses: Counter[str] = field(default_factory=Counter)
     error: BadSample | None = None
@@ -52,9 +52,9 @@ class Conversion:
         root: The new folder.
         target: Its format.
         images: Number of images of each split.
-        losses: How often the new format could not contain something.
+        losses: Descriptions of content that the new format cannot contain, with the number of occurrences.
         left_out: The images that cannot be read.
-        renamed: The old path of each image with a new name.
+        renamed: The old path of each renamed image, by its new name.
     """
 
     dataset: Dataset
@@ -95,8 +95,8 @@ def convert_dataset(
     """Write a dataset in another format.
 
     For detection, objects keep their boxes and, if both formats have outlines, their outlines. For segmentation, each
-    pixel keeps its class. Cityscapes' classes are fixed: classes of the same name are used, and pixels of others are
-    unlabeled.
+    pixel keeps its class. The classes of Cityscapes are fixed. Classes of the dataset with the same names are kept, and
+    pixels of other classes become unlabeled.
 
     Args:
         dataset: The dataset, its task and its splits.
@@ -150,7 +150,7 @@ def convert_dataset(
     elif target == "coco":
         classes = [name for name in names if name != "background"]
         by_name = dict(zip(first.class_names, first.category_ids, strict=True))
-        # Cityscapes' own ids are of its classes with instances only.
+        # The reader of Cityscapes has ids only for the classes with instances.
         ids = (
             [by_name[name] for name in classes]
             if by_name.keys() >= set(classes)
@@ -164,7 +164,7 @@ def convert_dataset(
 
 
 class ConvertedImages(Sequence[AnnotatedImage]):
-    """The images of a split as the writers need them. Annotations are read on access."""
+    """The images of a split in the form that the writers need. Annotations are read on access."""
 
     def __init__(
         self,
@@ -234,13 +234,13 @@ def _survey(task: TaskName, target: ConvertTarget, reader: Reader, index: int) -
 def _record(
     reader: Reader, index: int, task: TaskName, target: ConvertTarget, losses: Counter[str] | None = None
 ) -> AnnotatedImage:
-    """Return the image ``index`` of a reader as ``target`` can contain it, and count what it cannot in ``losses``."""
+    """Return the image ``index`` with the annotation that ``target`` can contain, and count the rest in ``losses``."""
     losses = Counter() if losses is None else losses
     path = reader.image_path(index)
     info, declared = image_info(path), reader.declared_size(index)
     upright = info.orientation >= 5 and declared != info.size and declared == info.size[::-1]
     record = AnnotatedImage(path, info.size[::-1] if upright else info.size, upright=upright)
-    # COCO's objects have pixels and instances, so Cityscapes gets both for each task.
+    # COCO's objects have outlines, so a Cityscapes folder gets their classes and instances, whichever the task is.
     if task == "detection" or (target == "cityscapes" and isinstance(reader, COCOReader)):
         record.objects = _objects(reader, index, record.size, losses)
         _fit_objects(record, reader.annotation_paths(index, task)[0], target, losses)
@@ -274,7 +274,7 @@ def _record(
 def _objects(
     reader: Reader, index: int, size: tuple[int, int], losses: Counter[str]
 ) -> list[AnnotatedObject]:
-    """Return the objects of a reader with their outlines, without those whose box has no area."""
+    """Return the objects of an image with their outlines. Objects whose box has no area are left out."""
     objects = reader.objects(index)
     outlines = reader.outlines(index) if isinstance(reader, COCOReader) else [None] * len(objects)
     made = []
@@ -301,7 +301,7 @@ def _objects(
 
 
 def _fit_objects(record: AnnotatedImage, path: Path, target: ConvertTarget, losses: Counter[str]) -> None:
-    """Count what the format cannot contain of the objects; for Cityscapes, also paint them."""
+    """Remove and count the objects that the format cannot contain; for Cityscapes, also paint the others."""
     if target == "voc":
         kept = [each for each in record.objects if can_contain(each.box)]
         _count(losses, "box of at most one pixel, left out", len(record.objects) - len(kept))
@@ -335,7 +335,7 @@ def _fit_objects(record: AnnotatedImage, path: Path, target: ConvertTarget, loss
 def _paint(
     record: AnnotatedImage, regions: Sequence[tuple[AnnotatedObject, np.ndarray]], losses: Counter[str]
 ) -> None:
-    """Set the objects and the pixels of each object; later regions cover earlier ones."""
+    """Set the objects of ``record`` and the pixels of each object. Later regions cover earlier ones."""
     place = np.zeros(record.size, np.int32)
     known: list[AnnotatedObject] = []
     visible: list[int] = []

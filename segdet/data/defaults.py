@@ -20,7 +20,7 @@ BATCH_SIZE = {"cpu": 4, "gpu": 8}
 """Images per training step on each device, by hardware."""
 
 MIN_STEPS = 3000
-"""The smallest number of steps of a whole training. Small datasets are repeated more often to reach it."""
+"""The smallest number of steps of a training run. Small datasets are trained on for more epochs to reach it."""
 
 MIN_EPOCHS = 12
 
@@ -43,8 +43,9 @@ def default_recipe(reader: Reader, task: TaskName, fixed_size: Size = None) -> R
     """Return the transforms for the images of a reader.
 
     Images larger than the `PIXELS` of this machine are reduced to that area; small images keep their size. If most
-    images have about the same aspect ratio, all are resized to one size of that ratio. Otherwise the shorter side has
-    one length, and training uses square crops. Augmentation is a random scale, a crop, a horizontal flip and colours.
+    images have about the same aspect ratio, all are resized to one size of that ratio. Otherwise all images are resized
+    to the same shorter side, and training uses square crops. Augmentation is a random scale, crop, horizontal flip and
+    change of colours.
 
     Args:
         reader: The training images.
@@ -83,7 +84,10 @@ def choose_size(sizes: Sequence[tuple[int, int]], pixels: int) -> tuple[Size, tu
 
 
 def _nearest_ratio(ratio: float, pixels: int) -> tuple[int, int]:
-    """Return the height and width, multiples of 16, nearest to the ratio, with an area of 80 to 100% of ``pixels``."""
+    """Return the height and width, both multiples of 16, whose ratio width / height is nearest to ``ratio``.
+
+    Their area is 80 to 100% of ``pixels``.
+    """
     multiples = np.arange(
         _MULTIPLE, max(2 * _MULTIPLE, int((pixels * max(ratio, 1 / ratio)) ** 0.5) + 1), _MULTIPLE
     )
@@ -96,7 +100,7 @@ def _nearest_ratio(ratio: float, pixels: int) -> tuple[int, int]:
 
 
 def _sizes(reader: Reader) -> list[tuple[int, int]]:
-    """Return the sizes of up to 256 images, evenly spaced over the split; images that cannot be read are left out."""
+    """Return the sizes of up to 256 images, evenly spaced over the split. Images that cannot be read are left out."""
     sizes = []
     for index in np.unique(np.linspace(0, len(reader) - 1, min(len(reader), _SAMPLE)).astype(int)).tolist():
         try:

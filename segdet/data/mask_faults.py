@@ -24,8 +24,8 @@ class PixelTally:
 
     Attributes:
         pixels: int64 ``[256]``, pixels of each class; the last number is that of ignored pixels.
-        complete: Whether all masks were counted. If not, there are no faults.
-        remedy: Advice if pixels are ignored and classes have none.
+        complete: Whether all masks were counted. If not, no faults are reported.
+        remedy: Advice to the user if some pixels are ignored and some classes have no pixels.
     """
 
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))

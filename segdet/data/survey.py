@@ -54,7 +54,7 @@ class Survey:
         faults: The faults, those of the whole file first.
         tally: Numbers of objects; all 0 for segmentation.
         pixels: For segmentation, numbers of pixels.
-        without_dominant: For localization, the number of images that are left out.
+        without_dominant: For localization, the number of images without a dominant object, which are left out.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -68,11 +68,11 @@ class Survey:
         return objects + [str(fault.error()) for fault in self.faults if fault.fatal]
 
     def lines(self, subset: str, root: Path, skips: bool) -> list[str]:
-        """Return a summary of a few lines for the terminal, without fatal faults unless bad samples are skipped."""
+        """Return a summary of a few lines for the terminal; fatal faults are in it only if bad samples are skipped."""
         groups: dict[tuple[FaultKind, bool], list[Fault]] = {}
         for fault in self.faults:
             if fault.fatal and not skips:
-                continue  # the error that stops the run
+                continue  # an error reports it and stops the run
             groups.setdefault((fault.kind, fault.fatal), []).append(fault)
         lines, shortened = [], False
         for (kind, fatal), faults in groups.items():
@@ -102,7 +102,8 @@ class Survey:
 def survey(dataset: TaskDataset, subset: str, earlier: Sequence[Fault] = ()) -> Survey:
     """Check the annotations of a dataset, with a progress bar.
 
-    Faults of files that ``earlier`` contains, because subsets share these files, are left out.
+    Subsets may share annotation files. ``earlier`` contains the faults that were found in other subsets; faults of
+    shared files are not reported again.
 
     For segmentation, at most `_MASKS` masks are read, and the result is cached if they have no faults.
     """
@@ -129,7 +130,7 @@ def survey(dataset: TaskDataset, subset: str, earlier: Sequence[Fault] = ()) -> 
 
 
 def _check_masks(found: Survey, dataset: TaskDataset, subset: str, indices: list[int]) -> None:
-    """Add the faults and the pixels of the masks to ``found``; read no masks if the cache contains their pixels."""
+    """Add the faults and the pixel counts of the masks to ``found``. If the counts are cached, no mask is read."""
     reader = dataset.reader
     chosen = indices[:: max(1, -(-len(indices) // _MASKS))]
     files = [(reader.image_path(index), *reader.annotation_paths(index, dataset.task)) for index in chosen]

@@ -22,7 +22,7 @@ _DEFAULT_RATE = 25.0
 
 
 class Video:
-    """A video file, of which one frame at a time is in memory.
+    """A video file. Only one frame at a time is in memory.
 
     Args:
         path: The file.
@@ -40,7 +40,7 @@ class Video:
         self.path = Path(path)
         capture = self._open()
         self.rate = float(capture.get(cv2.CAP_PROP_FPS)) or _DEFAULT_RATE
-        # Single images have a negative number.
+        # For single images, OpenCV returns a negative number.
         self.expected_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.frames_read = 0
         readable = capture.grab()
@@ -122,12 +122,13 @@ class VideoFrames(IterableDataset[Sample]):
 
     Args:
         videos: The videos.
-        recipe: The transforms, of which those of evaluation are used.
+        recipe: The transforms. Only those for evaluation are used.
         every: Use every ``every``-th frame of each video.
         first_id: The image id of the first frame.
         proposals: Source of region proposals.
         max_proposals: Maximum number of proposals per frame.
-        notes: Receives a line, as a key, for each video that has fewer frames than its header states.
+        notes: Dictionary to which a message is added, as a key, for each video with fewer frames than its header
+            states.
     """
 
     def __init__(

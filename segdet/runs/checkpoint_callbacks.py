@@ -83,7 +83,7 @@ class LastValidation(pl.Callback):
     on_train_start = on_train_epoch_start  # for a run that is resumed within its last epoch
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stop after the last batch if validation depends on time or on steps, because Lightning validates then."""
+        """If validation depends on time or steps, stop after the last batch, so that Lightning validates there."""
         by_epoch = trainer.check_val_every_n_epoch is not None and trainer.val_check_batch is not None
         if not by_epoch and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.should_stop = True
@@ -158,7 +158,8 @@ class Restoration(pl.Callback):
     An optimizer loads the state of another kind of optimizer without an error, and fails in its first step.
 
     Args:
-        run: The run; its ``restored`` is set. Earlier errors are errors of the restoration.
+        run: The run. Its ``restored`` is set when the restoration is complete; an error before that is an error of the
+            restoration.
     """
 
     def __init__(self, run: Run) -> None:

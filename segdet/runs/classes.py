@@ -14,7 +14,7 @@ SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test",
 
 
 def model_classes(data: DataModule, command: str, checkpoint: Checkpoint | None) -> Classes:
-    """Return the model's classes: those of the checkpoint if it has any and is not trained further, else the data's."""
+    """Return the classes of the checkpoint if it has any and ``command`` is not fit, else the classes of the data."""
     if command != "fit" and checkpoint is not None and checkpoint.classes.names:
         data.known_classes = checkpoint.classes
     return data.classes

@@ -30,7 +30,7 @@ class Predictor(Protocol):
 
     @property
     def pass_module(self) -> nn.Module:
-        """The module that defines a network pass: one sample in its forward pass."""
+        """The module whose network passes are counted. Each sample in a call of this module is one pass."""
 
     def predict_tensors(self, images: Tensor) -> Any:
         """Return the predictions for uint8 images ``[B, 3, H, W]``."""

@@ -18,7 +18,7 @@ _SHOWN = ("data.recipe.size", "data.batch_size", "model.optim.lr", "trainer.max_
 
 
 def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any]:
-    """Choose the open options of a training, and set the transforms of ``data`` if they are open.
+    """Choose the options of a training that the user did not give, and set the transforms of ``data`` if necessary.
 
     Args:
         config: The configuration; its values are accessed by dotted name, such as ``trainer.max_steps``.
@@ -59,7 +59,7 @@ def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any
 def describe(chosen: Mapping[str, Any]) -> str:
     """Return one sentence about chosen options, such as ``data.recipe ScaleJitter, data.recipe.size 240x320``.
 
-    It is empty if only options are chosen that are not shown.
+    Only some options are described. The sentence is empty if none of them is chosen.
     """
     parts = []
     for option, value in chosen.items():

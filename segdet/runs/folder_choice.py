@@ -84,7 +84,7 @@ class Run:
 
 
 class UnusedFolders:
-    """The folders that a command creates. On exit those that are still empty are removed, as after a failed command."""
+    """The folders that a command creates. On exit, folders that are still empty are removed, as after an error."""
 
     def __init__(self) -> None:
         self._folders: set[Path] = set()

@@ -78,7 +78,7 @@ def folder_of_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def shown_path(path: Path) -> Path:
-    """Return ``path`` relative to the current folder if it lies below it, else absolute; for messages."""
+    """Return ``path`` for a message: relative to the current folder if it lies below it, else unchanged."""
     absolute, here = path.resolve(), Path.cwd()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else path
 

@@ -72,7 +72,7 @@ def test_boxes_of_all_views_are_mapped_to_the_image(
             middle = pixels[4].mean((1, 2))[:2]
             assert (
                 middle - torch.tensor([SIZE[1] / 2, SIZE[0] / 2])
-            ).abs().max() < 1.01  # a pixel of half the size
+            ).abs().max() < 1.01  # half a pixel of the image at scale 0.5, which is one pixel of the original
 
 
 def test_boxes_of_each_class_are_mapped_to_the_image() -> None:
@@ -83,7 +83,7 @@ def test_boxes_of_each_class_are_mapped_to_the_image() -> None:
     _, boxes = MultiCrop("two").predict(network, _coordinates())
     torch.testing.assert_close(boxes[:, 0, 0], BOX.expand(2, 4))
     torch.testing.assert_close(boxes[0, 0, 2], BOX + 1)
-    mirrored = BOX + torch.tensor([-1.0, 1, -1, 1])  # right in the mirror image is left
+    mirrored = BOX + torch.tensor([-1.0, 1, -1, 1])  # the mirror image swaps left and right
     torch.testing.assert_close(boxes[1, 0, 2], mirrored)
 
 

@@ -7,7 +7,7 @@ from segdet.nn.warp import warp, with_context
 
 
 def test_the_context_is_the_papers() -> None:
-    """With 16 of 227 pixels on each side, regions grow by 227 / 195 about their centres."""
+    """With 16 of the crop's 227 pixels as context on each side, regions grow by 227 / 195 about their centres."""
     roi = torch.tensor([[3.0, 100, 50, 295, 440]])
     grown = with_context(roi, 227, 16)
     torch.testing.assert_close(grown, torch.tensor([[3.0, 84, 18, 311, 472]]), atol=0.1, rtol=0)

@@ -50,7 +50,7 @@ class CityscapesReader(Reader):
 
     Masks have the 19 train ids; everything else is 255. Objects are those of the 8 classes with instances
     (`category_ids` are Cityscapes' label ids). Boxes enclose the visible pixels; areas are pixel counts. Pixels of
-    such a class without instances (a group) become one crowd box per class.
+    such a class that belong to no instance (a group) become one crowd object per class.
 
     Args:
         root: Folder that contains ``leftImg8bit/`` and ``gtFine/``.
@@ -188,7 +188,7 @@ def _kind_for(task: TaskName) -> _Kind:
 
 
 def _images_in(folder: Path) -> list[str]:
-    """Return the images of a split as ``city/name``; of several files with the same name, the PNG."""
+    """Return the images of a split as ``city/name``. If several files have the same name, the PNG is returned."""
     paths = [
         path
         for path in folder.glob(f"*/*{_IMAGE_END}.*")

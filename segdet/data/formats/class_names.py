@@ -9,7 +9,7 @@ from segdet.data.images import Colour
 from segdet.util.errors import UserError
 
 CLASS_FILES = ("labels.txt", "class_names.txt", "labelmap.txt")
-"""Names of class files in a dataset's folder: labelme's, those of labelme's converter, and CVAT's."""
+"""Names of class files in a dataset's folder, as written by LabelMe, LabelMe's converter and CVAT."""
 
 _IGNORE_NAME = "__ignore__"
 _BACKGROUND_NAMES = ("background", "__background__", "_background_")
@@ -33,7 +33,7 @@ class ClassList:
 
 
 def read_class_file(path: Path) -> ClassList:
-    """Read a text file of class names, one per line, or CVAT's, with lines ``name:r,g,b:parts:actions``.
+    """Read a text file with one class name per line, or CVAT's class file with lines ``name:r,g,b:parts:actions``.
 
     Lines may start with their number, counted from 0. One line may contain all names, separated by commas.
 

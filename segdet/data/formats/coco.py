@@ -36,8 +36,8 @@ class COCOReader(Reader):
 
     Args:
         root: Folder that contains ``annotations/`` and the images.
-        split: ``train2017`` means ``annotations/instances_train2017.json`` and the images in ``train2017/``; for other
-            names of the file see `segdet.data.formats.splits.coco_files`. If there is only an
+        split: ``train2017`` means ``annotations/instances_train2017.json`` and the images in ``train2017/``. The file
+            may have other names, see `segdet.data.formats.splits.coco_files`. If there is only an
             ``annotations/image_info_<split>.json``, as for ``test-dev2017``, the split is for prediction only.
         task: The task. Outlines are kept in memory for segmentation only.
         annotation_file: Another annotation file; a relative path is looked up in ``root`` first.
@@ -48,7 +48,8 @@ class COCOReader(Reader):
             Objects of other categories are left out.
         masks: Whether objects have masks.
         known: Classes of the training split or of a model. Categories are matched to them by name. A class may be
-            missing in the file. Objects of other categories are left out. Ignored if no name is in the file.
+            missing in the file. Objects of other categories are left out. If the file has none of these names,
+            ``known`` is ignored.
         strict: Whether a fatal fault of the file is an error. If not, `file_faults` contains it.
 
     Raises:
@@ -142,7 +143,7 @@ class COCOReader(Reader):
         return np.ascontiguousarray(mask)
 
     def outlines(self, index: int) -> list[Outline | None]:
-        """Return the outline of each of `objects` as annotated; None without one.
+        """Return the annotated outline of each object in `objects`; None for an object without one.
 
         Raises:
             UserError: If the outlines are not in memory, because the file was not opened for segmentation.
@@ -265,7 +266,7 @@ class COCOReader(Reader):
         return rows
 
     def _value_faults(self, index: int, rows: list[int], boxes: bool) -> Iterator[Fault]:
-        """Yield the faults of annotations except faults of outlines and, unless ``boxes``, faults of boxes."""
+        """Yield the faults of the entries of annotations, and of their boxes if ``boxes`` is true."""
         for row in rows:
             for fault in self._document.faults_of(row):
                 if boxes or not fault.of_box:

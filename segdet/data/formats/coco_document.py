@@ -150,7 +150,7 @@ class _Parser:
             self.unlisted_fatal |= fatal
 
     def finish(self) -> None:
-        """Add the number of the faults that are not listed."""
+        """Add a fault that states how many faults are not listed."""
         if self.unlisted:
             fault = f"has {self.unlisted:,} more faults, which are not listed"
             self.document.faults.append(
@@ -338,7 +338,7 @@ def _fields(annotation: dict[str, Any]) -> tuple[bool, float, tuple[float, ...],
 
 
 def _crowd(value: Any) -> bool | None:
-    """Return the truth of ``iscrowd``: 0, 1, false and true, also as text; None for any other value."""
+    """Return ``iscrowd`` as a bool. It may be 0, 1, false or true, also as text, or missing; else return None."""
     if value is None or value is False:
         return False
     if isinstance(value, str):
@@ -372,8 +372,8 @@ def _shown(value: Any) -> str:
 def without_placeholders(document: Document, kept: Sequence[str]) -> tuple[list[Category], list[Fault]]:
     """Return the categories except placeholders, and a note for each placeholder.
 
-    A placeholder has no annotations, and its name is also the name of another category that has annotations, or the
-    supercategory of another category.
+    A placeholder has no annotations, and another category with annotations has the same name or another category names
+    it as its supercategory.
 
     Args:
         document: The file.
@@ -397,7 +397,14 @@ def without_placeholders(document: Document, kept: Sequence[str]) -> tuple[list[
 def category_faults(
     path: Path, categories: Sequence[Category], known: Mapping[str, int], origin: str
 ) -> Iterator[Fault]:
-    """Yield the differences between the categories of a file and known classes with their ids from ``origin``."""
+    """Yield the differences between the categories of a file and the classes ``known`` from ``origin``.
+
+    Args:
+        path: The file.
+        categories: Its categories.
+        known: The id of each known class.
+        origin: Origin of the known classes, for messages.
+    """
     own = {category.name: category for category in categories}
     missing = [name for name in known if name not in own]
     for name, category in own.items():

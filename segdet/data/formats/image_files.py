@@ -57,8 +57,9 @@ def find_image_files(paths: Sequence[str | Path]) -> ImageFiles:
     Args:
         paths: Each is an image, a video, a folder (with its subfolders), a glob pattern such as ``photos/**/*.jpg``, or
             a ``.txt`` file with one of these per line. Lines are relative to the folder of the list, or else to the
-            current folder. Files in folders and patterns are recognised by their suffix, files that are given
-            themselves by their content. Hidden files and folders are skipped unless they are given themselves.
+            current folder. Files are recognized by their suffix. A file that is given directly may have another
+            suffix; it is then recognized by its content. Hidden files and folders are skipped unless they are given
+            directly.
 
     Raises:
         UserError: If a path does not exist, a pattern matches nothing, or nothing can be used.
@@ -75,7 +76,7 @@ def find_image_files(paths: Sequence[str | Path]) -> ImageFiles:
         raise UserError(f"{names}: no image or video{reason}; give files of {suffixes}")
     found.root = Path(os.path.commonpath([_absolute(base) for base in finder.bases]))
     here = Path.cwd()
-    if found.root.is_relative_to(here):  # as the paths of files in messages
+    if found.root.is_relative_to(here):  # messages contain relative paths
         found.root = found.root.relative_to(here)
     return found
 
@@ -163,7 +164,7 @@ class _Finder:
                 self._skip(path, f"no such file (line {number} of {file})")
 
     def _add_given(self, path: Path) -> None:
-        """Add a file that is given itself, whatever its suffix."""
+        """Add a file that is given directly, whatever its suffix."""
         if path.suffix.lower() in images.SUFFIXES:
             self._add_image(path)
         elif path.suffix.lower() in video.SUFFIXES:

@@ -17,9 +17,10 @@ class MaskClasses:
     """Map the values of mask files to classes 0..C-1 and to 255 (ignored).
 
     Args:
-        given: Class names, one per value from 0 or, with ``mask_values``, one per element of it.
-        ignore_index: Value to ignore. Its name, if it has one, is left out, and so is labelme's ``__ignore__``.
-        mask_values: Value of each name; default: 0, 1, 2, ... Only if it contains 255, this value is a class.
+        given: Class names. Without ``mask_values``, name i belongs to value i.
+        ignore_index: Value to ignore. If it has a name, the name is left out. LabelMe's ``__ignore__`` is always
+            left out.
+        mask_values: Value of each name; default: 0, 1, 2, ... The value 255 is a class only if this list contains it.
 
     Attributes:
         names: Names of the classes.

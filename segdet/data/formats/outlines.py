@@ -1,4 +1,4 @@
-"""Convert outlines of objects in COCO's format, polygons or run-length encodings, to masks and back.
+"""Convert outlines of objects in COCO's format (polygons or run-length encodings) to masks and back.
 
 Format: https://cocodataset.org/#format-data and the ``mask`` module of pycocotools.
 """

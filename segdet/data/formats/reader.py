@@ -44,7 +44,8 @@ class Reader(ABC):
         annotated: False for images without annotations, which are for prediction only.
         states_classes: Whether class names and ids come from the dataset. If not, the model's are used.
         palette_masks: Whether the format's mask files have VOC's palette; if not, they are plain grayscale.
-        states_masks: Whether the dataset itself states the classes of its masks, so that each should occur.
+        states_masks: Whether the dataset itself states the classes of its masks. If so, each class should occur in a
+            mask.
         max_pixels: The largest number of pixels of an image or mask that is decoded.
     """
 
@@ -65,7 +66,7 @@ class Reader(ABC):
 
     @property
     def mask_encoding(self) -> list[Any]:
-        """What determines the classes in a mask file besides its content: plain values, for cache keys."""
+        """The settings that determine the class of each value in a mask file, as plain values for cache keys."""
         return [self.mask_names, self.mask_values]
 
     @abstractmethod
@@ -130,11 +131,11 @@ class Reader(ABC):
         return []
 
     def unused_class_remedy(self, unused: Sequence[int]) -> str:
-        """Return advice if pixels are ignored and the classes ``unused`` have none; empty if there is no advice."""
+        """Return advice if some pixels are ignored and the classes ``unused`` have no pixels; empty without advice."""
         return ""
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield all faults of the annotation of sample ``index`` that only this format can detect."""
+        """Yield all faults of the annotation of sample ``index`` that only a reader of this format can detect."""
         return iter(())
 
 

@@ -80,7 +80,7 @@ def list_splits(root: Path, format: str, task: "TaskName") -> list[str]:
 def voc_list(folder: Path, split: str, task: "TaskName") -> Path | None:
     """Return the list of a split of a VOC folder, or None.
 
-    It is in ``ImageSets/Main`` or ``ImageSets/Segmentation``; if it is not, directly in ``ImageSets``, for both tasks.
+    It is in ``ImageSets/Main`` or ``ImageSets/Segmentation``, depending on the task, or else directly in ``ImageSets``.
     """
     places = (folder / "ImageSets" / _KINDS[task], folder / "ImageSets")
     return next((path for place in places if (path := place / f"{split}.txt").is_file()), None)

@@ -211,7 +211,7 @@ class VOCReader(Reader):
             yield Fault(annotation_path, fault, False, fix)
 
     def unused_class_remedy(self, unused: Sequence[int]) -> str:
-        """Return the options by which 255 is a class, if only one class has no pixels or no names are given."""
+        """Return the options that make 255 a class, if the value 255 probably stands for a class without pixels."""
         values, names = self.mask_values, self.mask_names
         if IGNORE in values:
             return ""

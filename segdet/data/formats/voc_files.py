@@ -26,7 +26,7 @@ class Member(NamedTuple):
         folder: Its VOC folder.
         name: Its name without suffix; may contain subfolders.
         suffix: The suffix in the list, or an empty string.
-        mask: The path of the mask in the list, relative to ``folder``, or an empty string.
+        mask: The path of the mask as stated in the list, relative to ``folder``, or an empty string.
     """
 
     folder: Path
@@ -42,12 +42,12 @@ class Files:
         self._listed: dict[tuple[Path, Sequence[str]], dict[str, list[str]]] = {}
 
     def named(self, folder: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
-        """Return the files ``folder/name`` with one of the suffixes in any case, in the order of the suffixes.
+        """Return the files ``folder/name`` with one of the suffixes, in the order of ``suffixes``.
 
         Args:
             folder: The folder.
             name: A name without suffix; may contain subfolders.
-            suffixes: The suffixes, in lower case.
+            suffixes: The suffixes, in lower case. The suffixes of the files may be in upper case.
         """
         place = (folder / name).parent
         return [place / file for file in self._list(place, suffixes).get(Path(name).name, [])]
@@ -81,8 +81,8 @@ class Files:
     def mask_folder(self, folder: Path) -> Path:
         """Return the folder of a VOC folder's masks.
 
-        This is ``SegmentationClass``. If it contains no images, but arrays as written by labelme's converter, it is the
-        converter's ``SegmentationClassPNG``.
+        This is ``SegmentationClass``, or ``SegmentationClassPNG`` if the former contains no images. LabelMe's converter
+        writes arrays to the former and images to the latter.
         """
         masks, images = folder / "SegmentationClass", folder / "SegmentationClassPNG"
         return masks if self._list(masks, MASK_SUFFIXES) or not images.is_dir() else images
@@ -125,7 +125,7 @@ def voc_folder_of(root: Path, name: str) -> tuple[Path, str]:
 def read_list(folder: Path, split: str, task: TaskName, files: Files) -> list[Member]:
     """Read a split list. A line contains a name, possibly with spaces, and may end in a flag or the path of a mask.
 
-    Names may have a suffix and start with the path of the image, absolute or relative to the VOC folder.
+    A name may include the suffix of the image and its path, absolute or relative to the VOC folder.
 
     Raises:
         UserError: If the list is missing, empty or not text.
@@ -176,7 +176,7 @@ def _member(folder: Path, line: str, files: Files) -> Member:
 
 
 def _in_images(folder: Path, written: str) -> str:
-    """Return the path of an image in a split list relative to ``JPEGImages`` if it is in this folder."""
+    """Return the path of an image from a split list. If it is in ``JPEGImages``, it becomes relative to that folder."""
     path = written.replace("\\", "/").removeprefix("./")
     parts = path.split("/")
     if "JPEGImages" in parts[:-1]:

@@ -1,4 +1,4 @@
-"""Readers of the files of annotation tools, and `segdet data import`, which writes them as a VOC or COCO folder.
+"""Import for `segdet data import`: read the files of annotation tools and write a VOC or COCO folder.
 
-Each module except `source`, `foreign`, `geometry`, `split`, `plan` and `run` reads one foreign format.
+Each module reads one foreign format, except `source`, `foreign`, `geometry`, `split`, `plan` and `run`.
 """

@@ -17,7 +17,7 @@ _OTHER_KINDS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_
 
 
 def recognize(source: Source) -> list[Path]:
-    """Return the JSON files with COCO's keys, without the files of COCO's other tasks."""
+    """Return the JSON files with COCO's keys, except those of COCO's other tasks, such as captions."""
     found = [
         path
         for path in source.of_suffix(".json")

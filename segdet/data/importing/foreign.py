@@ -1,4 +1,4 @@
-"""Images with annotations as a foreign format states them, before they get a split and a name."""
+"""Images and annotations of a foreign format, before names and splits for the new folder are chosen."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ from segdet.data.writers.record import AnnotatedObject
 from segdet.util.errors import BadSample
 
 IGNORED = "__ignore__"
-"""Name of regions to ignore, as in LabelMe. In a mask their pixels are 255."""
+"""Class name of regions to ignore, as in LabelMe. In a mask their pixels are 255."""
 
 BACKGROUND = "background"
-"""Name of regions of the background, which cover the objects before them."""
+"""Class name of background regions. In a mask they cover the objects that precede them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LeftOut:
 
     @classmethod
     def of(cls, error: BadSample, image: Path | None = None) -> "LeftOut":
-        """Return the file that ``error`` describes."""
+        """Return the entry for the file that ``error`` describes."""
         return cls("unusable file", error.path, error.fault, image)
 
 
@@ -47,7 +47,7 @@ class ForeignImage:
         image: The image file, or the content of one.
         key: The path that identifies the image, relative to the source.
         size: ``(height, width)`` of the image to which the annotation refers.
-        upright: Whether this is the image after its EXIF rotation.
+        upright: Whether the annotation refers to the image after its EXIF rotation.
         objects: The objects; in a mask, later ones cover earlier ones.
         mask: Function that reads the class of each pixel, uint8 ``[H, W]``; None without a mask.
         classes: Names of the classes in ``mask``.
@@ -72,9 +72,9 @@ class Foreign:
         title: Name of the format for messages.
         images: The images.
         task: The task that the annotations imply.
-        class_names: Names of the classes in the format's order; empty to sort the names of the objects.
-        mask_names: Names of the mask values of `ForeignImage.mask`.
-        category_ids: COCO's id of each class; empty to number them from 1.
+        class_names: Names of the classes in the format's order. Further classes of the objects are added, sorted.
+        mask_names: Name of each class in `ForeignImage.mask`, by its value.
+        category_ids: COCO's id of each class. If it is empty, the classes are numbered from 1.
         boxes_are_filled: Whether a box is also a rectangular outline, as in tools that draw boxes and polygons.
         from_coco: Whether the source is in COCO's format.
         left_out: The files and objects that are not imported.
@@ -96,8 +96,8 @@ class Foreign:
 def implied_task(images: Iterable[ForeignImage], boxes_are_filled: bool) -> TaskName:
     """Return the task that the objects imply.
 
-    With filled boxes, one outline is enough for segmentation. Otherwise the pixels of a box are unknown, so that every
-    object needs an outline.
+    If a box is also an outline (``boxes_are_filled``), one object with an outline implies segmentation. Otherwise every
+    object needs an outline, because the pixels of an object with only a box are unknown.
     """
     outlined = {each.outline is not None for image in images for each in image.objects}
     return "segmentation" if outlined == {True} or (boxes_are_filled and True in outlined) else "detection"

@@ -99,7 +99,7 @@ def rectangle_outline(box: Sequence[float]) -> Outline:
 
 
 def merged(objects: Sequence[AnnotatedObject]) -> AnnotatedObject:
-    """Return objects of one class as one object with several polygons."""
+    """Merge objects of one class into one object with several polygons."""
     boxes = np.array([each.box for each in objects])
     x0, y0 = boxes[:, :2].min(0).tolist()
     x1, y1 = boxes[:, 2:].max(0).tolist()

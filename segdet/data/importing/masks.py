@@ -1,8 +1,10 @@
 """Images with masks: PNG files whose values or colours are classes, in another folder or beside the images.
 
-Masks may contain 0 and 255, class indices, or colours. The names of colours are read from CVAT's ``labelmap.txt``
-(``name:r,g,b::``), from a CSV file with the columns ``name, r, g, b``, or from CamVid's ``label_colors.txt`` (``r g b
-name``); the names of indices from ``labels.txt``, ``class_names.txt`` or Roboflow's ``_classes.csv``.
+Masks may contain 0 and 255, class indices, or colours.
+
+- Files that name colours: CVAT's ``labelmap.txt`` (``name:r,g,b::``), a CSV file with the columns ``name, r, g, b``, and
+  CamVid's ``label_colors.txt`` (``r g b name``).
+- Files that name indices: ``labels.txt``, ``class_names.txt`` and Roboflow's ``_classes.csv``.
 """
 
 import csv
@@ -37,7 +39,8 @@ _MASK_FOLDER = re.compile(
 _INSTANCES = "segmentationobject"
 _NAME_FILES = (*CLASS_FILES, "classes.txt")
 _MOST_COLOURS = 255
-_NEAR = 48  # largest difference from black or white of most values in a compressed black-and-white mask
+# In a black-and-white mask saved as JPEG, most values are within this distance of 0 or 255.
+_NEAR = 48
 _MOSTLY = 0.95
 
 
@@ -51,12 +54,12 @@ class _Values:
 
 
 def recognize(source: Source) -> list[Path]:
-    """Return the files that are masks by their folder or name and belong to an image."""
+    """Return the masks that belong to an image. A mask is recognized by its folder or its file name."""
     return sorted(_pairs(source))
 
 
 def read(source: Source, files: list[Path], names: list[str] | None) -> Foreign:
-    """Return the images that have a mask; ``names`` are the classes of the values or colours, sorted.
+    """Return the images that have a mask. ``names`` are the class names of the values or colours in ascending order.
 
     Raises:
         UserError: If the masks contain too many values, or the number of ``names`` does not fit.
@@ -96,7 +99,10 @@ def read(source: Source, files: list[Path], names: list[str] | None) -> Foreign:
 
 
 def mask_files(source: Source) -> set[Path]:
-    """Return the image files that are masks, with or without an image, so that they are not reported as images."""
+    """Return the image files that are masks, including masks without an image.
+
+    They are not reported as images without annotation.
+    """
     return {path for path in source.images if _is_mask(source, path)} | set(_pairs(source))
 
 
@@ -143,7 +149,7 @@ def _values_of(path: Path) -> _Values:
 
 
 def _as_colours(values: _Values) -> frozenset[int]:
-    """Return the values of a mask as colours; an index of a grayscale mask is a gray."""
+    """Return the values of a mask as colours. Index ``i`` becomes the gray ``(i, i, i)``."""
     if values.colours is not None:
         return values.colours
     return frozenset(index * 0x010101 for index in values.indices or ())
@@ -186,7 +192,7 @@ def _index_table(source: Source, found: dict[Path, _Values], names: list[str] | 
     shown = ", ".join(map(str, present[:12])) + (" ..." if len(present) > 12 else "")
     notes = [f"the masks contain the values {shown}"]
     known = names or _index_names(source)
-    # 0 and one other value: a binary mask, in which 255 is the object.
+    # A binary mask: 0 is the background, and 255 is the object.
     if len(present) <= 2 and present[-1] == IGNORE:
         known = known or [BACKGROUND, "foreground"]
         if len(known) != 2:
@@ -197,7 +203,7 @@ def _index_table(source: Source, found: dict[Path, _Values], names: list[str] | 
     if IGNORE in present and ((known and len(known) > indices[-1]) or indices[-1] < len(indices)):
         notes.append("the value 255 is ignored")
     elif IGNORE in present:
-        # Other values are not counted from 0, so this is a gray level like them.
+        # The other values are gray levels instead of indices 0, 1, 2, ..., so 255 is a gray level too.
         indices.append(IGNORE)
         notes.append(f"255 is a class; to ignore it, give --class_names with the name {IGNORED} for it")
     if known and len(known) > indices[-1]:

@@ -1,4 +1,4 @@
-"""The images to write: with classes, splits and names, from those that a foreign format states."""
+"""Choose the images of a foreign format to write, with their classes, splits and names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, Counter[str]]:
-        """Return the number of objects of each class, or of images with the class in their mask, by split."""
+        """Return the number of objects of each class in each split; for masks, the number of images with the class."""
         return {
             split: Counter(name for _, image in images for name in _counted(image))
             for split, images in self.images.items()
@@ -67,12 +67,14 @@ def make_plan(
         place: The source, for messages.
         task: The task; None for the one that the annotations imply.
         class_names: The classes to use, in this order; None for all.
-        fractions: Fractions of train, val and test; None to keep the split or, without one, for 0.7, 0.1 and 0.2.
+        fractions: Fractions of train, val and test. None keeps the split of the source. A source without a split is
+            then divided by 0.7, 0.1 and 0.2.
         seed: Seed of the split.
         coco: Whether a COCO folder is written.
 
     Raises:
-        UserError: If the source has no annotation for the task, no image, or an unknown class.
+        UserError: If the source has no image or no annotation for the task, or if ``class_names`` or ``fractions`` do
+            not fit the source.
     """
     task = task or foreign.task
     left_out = list(foreign.left_out)
@@ -115,7 +117,10 @@ def make_plan(
 
 
 def unique_names(keys: Sequence[str]) -> list[str]:
-    """Return a file name without suffix for each path: its own if it is unique, else with the names of its folders."""
+    """Return a unique file name without suffix for each path.
+
+    If several paths have the same file name, the names of their folders are put before it.
+    """
     stems = [_plain(PurePosixPath(key).stem) for key in keys]
     counts = Counter(map(folded, stems))
     taken = {folded(stem) for stem in stems if counts[folded(stem)] == 1}
@@ -148,7 +153,7 @@ def _usable(
     coco: bool,
     left_out: list[LeftOut],
 ) -> list[AnnotatedObject]:
-    """Return the objects that the task can use; others are added to ``left_out``."""
+    """Return the objects that the task can use. The other objects are added to ``left_out``."""
     path = image.image if isinstance(image.image, Path) else Path(image.key)
     kept = []
     for each in image.objects:
@@ -225,7 +230,7 @@ def _written_anew(images: Sequence[ForeignImage]) -> list[str]:
 
 
 class PlannedImages(Sequence[AnnotatedImage]):
-    """The images of a split as the writers need them. Masks are read or painted on access."""
+    """The images of a split in the form that the writers need. Masks are read or painted on access."""
 
     def __init__(self, plan: Plan, split: str, coco: bool) -> None:
         self.images = plan.images[split]

@@ -145,8 +145,8 @@ def import_dataset(
         task: segmentation or detection; default: the one that the annotations imply.
         fractions: Fractions of train, val and test for a source without a split; default: 0.7, 0.1 and 0.2.
         seed: Seed of the split.
-        class_names: For YOLO without names, the classes 0, 1, ...; for masks, the classes of the values, sorted; else
-            the classes to use, in this order.
+        class_names: The classes to use, in this order. For masks: the class of each value, in ascending order of the
+            values. For YOLO files without class names: the names of the classes 0, 1, 2, ...
         image_root: Folder of the images, if it is not in ``source``.
         copy: Whether to copy the images instead of linking them.
 

@@ -1,4 +1,4 @@
-"""The files of a source folder: images, annotation files, their splits, and the search for the image of a name."""
+"""The images and annotation files of a source folder, and functions that find the split or the image of a file."""
 
 import os
 import re
@@ -69,7 +69,7 @@ class Source:
         self.images = [path for path in found if path.suffix.lower() in SUFFIXES]
 
     def of_suffix(self, suffix: str) -> list[Path]:
-        """Return the files with a suffix such as ``.xml``, in any case."""
+        """Return the files with a suffix such as ``.xml``, in upper or lower case."""
         return [path for path in self.files if path.suffix.lower() == suffix]
 
     def relative(self, path: Path) -> PurePosixPath:
@@ -93,7 +93,7 @@ class Source:
 
     @cached_property
     def _listed(self) -> dict[str, str]:
-        """The split of each file name without suffix that a list such as ``train.txt`` contains."""
+        """Map each file name (without suffix) in lists such as ``train.txt`` to its split."""
         found: dict[str, str] = {}
         stems = {folded(path.stem) for path in self.images}
         lists = _SPLITS | {"trainval": "train"}
@@ -138,12 +138,13 @@ class Source:
     def frame(
         self, path: Path, declared: tuple[int, int] | None, upright: bool, annotation: Path | None = None
     ) -> tuple[tuple[int, int], bool]:
-        """Return the ``(height, width)`` to which an annotation refers, and whether this is the rotated image.
+        """Return the image size ``(height, width)`` of an annotation, and whether it includes the EXIF rotation.
 
         Args:
             path: The image.
             declared: The size that the annotation states, or None.
-            upright: Whether the annotation tool applies the EXIF rotation. The declared size decides if it can.
+            upright: Whether the annotation tool applies the EXIF rotation. If the declared size fits only one
+                orientation, it decides instead.
             annotation: The annotation file, for the message.
 
         Raises:
@@ -162,9 +163,9 @@ class Source:
         return (turned, True) if upright else (info.size, False)
 
     def find_image(self, name: str, near: Path | None = None) -> Path | None:
-        """Return the image of a file name or path in an annotation file; None if there is none or several fit.
+        """Return the image that an annotation file names; None if no image or several images match.
 
-        Paths of another machine are compared from their end, so that ``C:\\\\photos\\\\a.jpg`` finds ``images/a.jpg``.
+        Paths are compared from their last component, so that ``C:\\\\photos\\\\a.jpg`` matches ``images/a.jpg``.
 
         Args:
             name: The name or path, with or without suffix.
@@ -204,7 +205,7 @@ class Source:
 
 
 class Matcher:
-    """The image of an annotation file of the same name, beside it or in another folder.
+    """Find the image that has the name of an annotation file, in the same folder or in another.
 
     Args:
         source: The source.
@@ -218,7 +219,7 @@ class Matcher:
         self._anywhere = _grouped(images, lambda path: folded(path.stem))
 
     def find(self, annotation: Path, stem: str | None = None) -> Path | None:
-        """Return the image of an annotation file; None if there is none or several fit.
+        """Return the image of an annotation file; None if no image or several images match.
 
         Args:
             annotation: The annotation file.
@@ -231,7 +232,8 @@ class Matcher:
             self._anywhere.get(name),
         ):
             if found is not None:
-                # Two formats of one image are the same picture. Sorted by name, the JPEG comes first.
+                # Files of one name in one folder are the same picture in several formats. The first one by name is
+                # used, so that JPEG precedes PNG.
                 same = len({path.parent for path in found}) == 1
                 return (
                     found[0] if len(found) == 1 or (same and found is not self._anywhere.get(name)) else None
@@ -279,7 +281,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _name_of(line: str) -> str:
-    """Return the file name, without the suffix of an image, of a line of a list."""
+    """Return the file name in a line of a list, without the suffix of an image."""
     name = PureWindowsPath(line).name
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in SUFFIXES else name

@@ -28,8 +28,9 @@ def stratified_split(
 ) -> dict[str, str]:
     """Return the split of each image.
 
-    The rarest class is distributed first. Each of its images goes to the split that lacks most images of this class,
-    then to the one that lacks most images. The result depends on the names and the seed, not on their order.
+    The rarest class is distributed first. Each of its images goes to the split that lacks the most images of this
+    class. If several splits lack the same number, it goes to the one that lacks the most images of any class. The
+    result does not depend on the order of ``classes_of``.
 
     Args:
         classes_of: The classes in each image, by the name of the image.

@@ -116,7 +116,7 @@ def _read_csv(path: Path) -> _Regions:
 
 
 def _class_attribute(regions_of: _Regions) -> str | None:
-    """Return the attribute that names the classes: a usual name, else the one that most regions have."""
+    """Return the attribute that contains the class: one with a usual name, else the one that most regions have."""
     counts: Counter[str] = Counter()
     for regions in regions_of.values():
         for region in regions:

@@ -34,7 +34,7 @@ def read(source: Source, files: list[Path], names: list[str] | None) -> Foreign:
         try:
             annotation = read_annotation(path)
             name = annotation.filename
-            # Of a.jpg and a.png beside each other, the XML file names one.
+            # If a.jpg and a.png are in one folder, the XML file names the one to use.
             if image is None or (image.parent / name in pictures and Path(name).stem == image.stem):
                 image = source.find_image(name, path) if image is None else image.parent / name
             if image is None:

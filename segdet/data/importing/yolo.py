@@ -1,8 +1,9 @@
 """YOLO: one text file per image, with a line ``class cx cy w h`` for a box or ``class x y x y ...`` for a polygon.
 
-Format: https://docs.ultralytics.com/datasets/detect/ and https://docs.ultralytics.com/datasets/segment/; Darknet's and
-CVAT's ``obj.names``. Coordinates are fractions of the image after its EXIF rotation. An image without a text file, or
-with an empty one, has no objects.
+Format: https://docs.ultralytics.com/datasets/detect/ and https://docs.ultralytics.com/datasets/segment/.
+
+Class names are read from ``data.yaml``, ``classes.txt`` or the ``obj.names`` of Darknet and CVAT. Coordinates are
+fractions of the image after its EXIF rotation. An image without a text file, or with an empty one, has no objects.
 """
 
 import re
@@ -27,7 +28,10 @@ _DECIMALS = 4
 
 
 def recognize(source: Source) -> list[Path]:
-    """Return the text files whose first line is a YOLO label and, if there are any, empty ones of an image's name."""
+    """Return the text files whose first line is a YOLO label.
+
+    If there are any, also return the empty text files that have the name of an image.
+    """
     stems = {folded(path.stem) for path in source.images}
     found, empty = [], []
     for path in source.of_suffix(".txt"):

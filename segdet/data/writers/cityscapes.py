@@ -35,9 +35,9 @@ def write_cityscapes(
     """Write ``splits`` as a Cityscapes folder.
 
     The images are ``leftImg8bit/<split>/<city>/*_leftImg8bit.png``; the city is the name of the image up to the first
-    underscore. The annotations are in ``gtFine``: ``*_gtFine_labelIds.png``, ``*_gtFine_instanceIds.png`` (16 bits:
-    label id * 1000 + n for an object of a class with instances; only the label id for a crowd region and for other
-    classes), ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``.
+    underscore. The annotations are in ``gtFine``: ``*_gtFine_labelIds.png``, ``*_gtFine_instanceIds.png``,
+    ``*_gtFine_color.png`` and ``*_gtFine_polygons.json``. The instance ids have 16 bits. The id of object n of a class
+    with instances is label id * 1000 + n. The id of a crowd region or of another class is the label id.
 
     Args:
         root: The folder to create. If it exists, it must be empty.

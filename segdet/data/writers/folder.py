@@ -1,4 +1,4 @@
-"""Write a dataset folder as a whole, and image files in it.
+"""Write a complete dataset folder and its image files.
 
 A folder is written under a temporary name in the same parent folder and renamed at the end. It is therefore either
 complete or missing.

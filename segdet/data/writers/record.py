@@ -18,7 +18,7 @@ class AnnotatedObject:
         name: Name of the class.
         box: ``x0, y0, x1, y1`` in pixels, with x1 and y1 exclusive.
         outline: The outline in COCO's format; None if the object has only a box.
-        area: Area in pixels; default: of the box.
+        area: Area in pixels; default: the area of the box.
         crowd: Whether the object is a region of many objects.
         difficult: VOC's flag.
         truncated: VOC's flag: a part of the object is outside the image.
@@ -45,8 +45,9 @@ class AnnotatedImage:
         name: File name in the written folder, without suffix.
         objects: The objects.
         mask: Class of each pixel, uint8 ``[H, W]``, 255 = ignore; None without a mask.
-        instances: Object of each pixel, int ``[H, W]``: 0 for none, n for object n - 1; None if not known.
-        upright: Whether the annotation refers to the image after its EXIF rotation. Such a file is written rotated.
+        instances: Object of each pixel, int ``[H, W]``: 0 for no object, n for ``objects[n - 1]``; None if not known.
+        upright: Whether the annotation refers to the image after its EXIF rotation. If so, the image is written
+            rotated.
     """
 
     image: Path | bytes | np.ndarray
@@ -61,7 +62,7 @@ class AnnotatedImage:
 def painted_mask(
     objects: Sequence[AnnotatedObject], size: tuple[int, int], class_names: Sequence[str]
 ) -> np.ndarray:
-    """Return the classes of all pixels: uint8 ``[H, W]``, 0 for background, else the place in ``class_names`` + 1.
+    """Return the class of each pixel: uint8 ``[H, W]``, 0 for background, else 1 + the index in ``class_names``.
 
     Later objects cover earlier ones. Objects named ``background`` have the value 0. Crowd regions, and objects whose
     class is not in ``class_names``, are ignored (255). Objects without an outline are not painted.

@@ -31,7 +31,7 @@ def write_voc(
     copy: bool = False,
     **options: Any,
 ) -> Path:
-    """Write ``splits`` as a Pascal VOC folder without a year level.
+    """Write ``splits`` as a Pascal VOC folder without a subfolder for the year, such as ``VOC2012``.
 
     The folder contains ``JPEGImages/``, ``Annotations/*.xml`` (1-based inclusive boxes), ``SegmentationClass`` and, for
     images with `AnnotatedImage.instances`, ``SegmentationObject`` (palette PNGs). Split lists are in
@@ -76,7 +76,10 @@ def write_voc(
 
 
 def can_contain(box: Sequence[float]) -> bool:
-    """Return whether VOC can contain a box. A box of at most one pixel has ``xmax <= xmin``, as a mistake would."""
+    """Return whether VOC can contain a box.
+
+    VOC's coordinates are inclusive. A box of at most one pixel would have ``xmax <= xmin``, like an invalid box.
+    """
     x0, y0, x1, y1 = box
     return x1 - x0 > 1 and y1 - y0 > 1
 
