@@ -1,4 +1,4 @@
-"""Lightning's own callbacks in a run: where their files go, and what is done with the values that they find."""
+"""Adapt Lightning's own callbacks to a run: the folder of their files, and the values that finders choose."""
 
 import sys
 from collections.abc import Sequence
@@ -55,8 +55,8 @@ def adapted_callbacks(callbacks: Sequence[Any], run: Run, saves_checkpoints: boo
 class FoundValues(pl.Callback):
     """Train with the learning rate and the batch size that Lightning's finders find, and record them.
 
-    The finders change them after the optimizer and its schedule are built. This callback follows the finders, and
-    builds both again.
+    The finders change these values after the optimizer and its schedule are built. This callback runs after the finders
+    and builds the optimizer and the schedule again.
 
     Args:
         recorder: The callback that writes the configuration.
@@ -105,7 +105,7 @@ class StopReport(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for callback in trainer.early_stopping_callbacks:
-            # A resumed training restores the state of a callback that stopped an earlier one.
+            # In a resumed training, the restored state of the callback may refer to a stop before the resumption.
             if callback.stopped_epoch == trainer.current_epoch - 1 and trainer.is_global_zero:
                 reason = _stop_reason(callback)
                 if reason:

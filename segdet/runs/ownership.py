@@ -24,7 +24,7 @@ except ImportError:  # Windows
 OWNER = "owner.json"
 
 LEASE = 120.0
-"""The time in seconds after its last update for which an owner on another machine keeps the folder."""
+"""The seconds for which the folder stays reserved after the last update by an owner on another machine."""
 
 RENEWAL = 15.0
 """The time in seconds between two updates of the file."""

@@ -261,7 +261,7 @@ class _VideoOverlay:
         """Append a frame."""
         picture = draw_target(pixels, predicted, self.names, least=LEAST_SIDE, legend=False)
         if "mask" in predicted:
-            # All frames of a video have one size, so the legend holds all classes.
+            # All frames of a video need the same size, so the legend always shows all classes.
             legend = draw_legend(mask_legend(np.arange(len(self.names)), self.names), picture.shape[1])
             picture = np.concatenate([picture, legend])
         self.writer.write(picture)

@@ -192,7 +192,7 @@ def placed_profiler(given: Profiler | str | None, folder: Path) -> Profiler | No
 
 
 def choose_precision(precision: Any, accelerator: Any) -> Any:
-    """Return the precision to compute in. On a CPU it may differ from the given one, which is reported.
+    """Return the precision to compute in. On a CPU it may differ from ``precision``; the difference is reported.
 
     A CPU computes in bfloat16 instead of float16, and in float32 if it has no instructions for bfloat16. Both
     arguments are options of the trainer. The run's configuration keeps the given precision, so that the configuration

@@ -21,8 +21,8 @@ class DivergedError(UserError):
 class LossHistory:
     """The step at which each part of the loss became NaN or infinite.
 
-    The steps are kept on the device, so that no step waits for it. A finite loss resets them, because the gradient
-    scaler of mixed precision skips single steps with overflowing values.
+    The step numbers are kept on the device, so that training does not wait for them. A finite loss resets its number,
+    because the gradient scaler of mixed precision skips single steps with overflowing values.
     """
 
     def __init__(self) -> None:

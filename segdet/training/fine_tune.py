@@ -22,8 +22,9 @@ _ENOUGH = 0.5
 class ClassRows:
     """The position of the classes among the rows of a weight or bias, along its first axis.
 
-    The rows are ``groups`` times the classes, each with ``per_class`` consecutive rows. Every group may also have rows
-    that belong to no class, such as those of the background or of boxes. Their number follows from the shapes.
+    The rows form one or more groups. Each group has ``per_class`` consecutive rows for each class, and may have rows
+    that belong to no class, such as those of the background or of boxes. The number of groups and the number of rows
+    without a class follow from the shapes.
 
     Attributes:
         per_class: The number of consecutive rows per class.
@@ -36,7 +37,7 @@ class ClassRows:
 
 @dataclass
 class _Matches:
-    """The values for a network's parameters, and what does not fit.
+    """The values of a checkpoint that fit a network, and the names of the parameters that do not fit.
 
     Attributes:
         values: The new values by parameter name.
@@ -52,16 +53,17 @@ class _Matches:
 def find_start(
     family: str, arguments: Mapping[str, Any], weights: bool | str | None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Return the path and the content of the segdet checkpoint to start from; None for other weights or none.
+    """Return the path and content of the segdet checkpoint to start from; None for other weights or no weights.
 
     Args:
         family: The name of the model's class.
         arguments: The model's constructor arguments.
-        weights: The argument of that name if the family has no pretrained network, and thus no such argument itself.
+        weights: The base class's argument ``weights``, for a family that has no pretrained network and therefore no
+            argument of that name itself.
 
     Raises:
         UserError: If the checkpoint is missing or corrupt, is given as weights of the backbone alone, or ``weights`` is
-            something else.
+            not a segdet checkpoint.
     """
     backbone = arguments.get("weights_backbone")
     if checkpoint_of(backbone) is not None:
@@ -78,7 +80,7 @@ def find_start(
 
 
 def start_from(model: pl.LightningModule, start: tuple[Path, Mapping[str, Any]]) -> None:
-    """Load what fits of a checkpoint of segdet into ``model``, and report it in a few lines on stderr.
+    """Load the parameters of a segdet checkpoint that fit ``model``, and report them in a few lines on stderr.
 
     Parameters are matched by name and shape. Rows of layers that depend on the classes are matched by class name;
     rows of new classes keep their initial values. Such layers are found by building the model with one more class.
@@ -163,7 +165,7 @@ def _rows_per_class(model: pl.LightningModule) -> dict[str, int]:
 def _match_rows(
     value: Tensor, found: Tensor, added: int, layout: ClassRows, names: list[str], old_names: list[str]
 ) -> Tensor | None:
-    """Return ``value`` with the rows of ``found`` for classes of the same name and for no class.
+    """Return ``value`` with rows of ``found``: those of classes with the same name, and those that belong to no class.
 
     Args:
         value: A parameter of the network, whose rows are for ``names``.

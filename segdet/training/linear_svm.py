@@ -15,7 +15,7 @@ class FittedLinear(nn.Module):
 
     Args:
         outputs: The shape of the outputs of one row of features.
-        features: D.
+        features: The number of features D.
     """
 
     weight: Tensor

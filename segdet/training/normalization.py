@@ -15,12 +15,12 @@ def choose_normalization(
     start: tuple[Path, dict[str, Any]] | None,
     of_weights: Callable[[Mapping[str, Any]], Normalization | None],
 ) -> Normalization:
-    """Return the given mean and standard deviation; for what is not given, those of the weights, or else ImageNet's.
+    """Return the given mean and standard deviation. If one is not given, it is that of the weights, or else ImageNet's.
 
     Args:
         arguments: The model's constructor arguments.
         start: The path and the content of the segdet checkpoint to start from; None if there is none.
-        of_weights: Returns the normalization of other pretrained weights from the arguments.
+        of_weights: Function that returns the normalization of other pretrained weights for the model's arguments.
 
     Raises:
         UserError: If a given value is not valid.

@@ -121,7 +121,7 @@ class Optimization:
         groups = self.groups(module)
         lr, momentum = self.value_of("lr"), self.value_of("momentum")
         optimizer: torch.optim.Optimizer
-        # Each group has its own weight decay; the optimizer's is that of groups that are added later.
+        # Each group has its own weight decay. The optimizer's own applies to groups that are added later.
         decay = self.value_of("weight_decay")
         if self.name == "sgd":
             optimizer = torch.optim.SGD(groups, lr, momentum, weight_decay=decay, nesterov=self.nesterov)

@@ -135,7 +135,7 @@ def _is_training(trainer: pl.Trainer) -> bool:
 
 
 def _epoch_batches(trainer: pl.Trainer, first: int) -> float:
-    """Return the number of batches of an epoch from batch ``first`` on, which ``max_steps`` may end."""
+    """Return the number of batches of the epoch, which ``max_steps`` may end early. Batch ``first`` is the next one."""
     batches = trainer.num_training_batches
     if trainer.max_steps < 0:
         return batches

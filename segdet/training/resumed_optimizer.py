@@ -1,6 +1,6 @@
 """Resume a training with new settings of the optimizer or the schedule.
 
-A checkpoint holds the settings of each parameter group beside its state, and torch restores both. The functions of this
+A checkpoint holds the settings and the state of each parameter group, and torch restores both. The functions of this
 module keep the state and replace the settings.
 """
 
@@ -22,7 +22,7 @@ Length = tuple[float, float]
 class ResumedSettings:
     """The settings of the optimizer and schedule of a model that resumes a training.
 
-    They replace different settings in the checkpoint.
+    Settings in the checkpoint that differ from them are replaced.
 
     Args:
         optim: The settings.
@@ -77,8 +77,8 @@ def regroup(
     Groups contain parameters of equal learning rate and weight decay, so other settings may group them differently.
 
     Args:
-        state: The state in a checkpoint, whose groups number the parameters. It is returned unchanged if it is the
-            state of other parameters; torch reports the difference.
+        state: The state in a checkpoint. Its groups contain the numbers of their parameters. It is returned unchanged
+            if it belongs to other parameters; torch then reports the difference.
         module: The network.
         earlier: The settings in the checkpoint.
         now: The new settings.

@@ -62,5 +62,5 @@ class BoxRidge(FittedLinear):
 
 
 def norm_scale(mean: float, norm: float = 20.0) -> float:
-    """Return the factor that scales the mean norm ``mean`` to ``norm``; R-CNN's options were chosen for the default."""
+    """Return the factor that scales the mean norm ``mean`` to ``norm``. R-CNN's options assume the default norm."""
     return norm / mean if mean > 0 else 1.0

@@ -18,7 +18,7 @@ def schedule_length(trainer: pl.Trainer) -> tuple[float, float]:
     total: float = trainer.estimated_stepping_batches
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        # Lightning's estimate is that of the first epoch for all epochs.
+        # Lightning's estimate assumes the accumulation of the first epoch in all epochs.
         if isinstance(callback, GradientAccumulationScheduler) and trainer.max_epochs not in (None, -1):
             factors = map(callback.get_accumulate_grad_batches, range(trainer.max_epochs))
             steps = sum(math.ceil(batches / factor) for factor in factors)

@@ -9,7 +9,7 @@ from segdet.util.saved_arguments import plain
 
 
 class SettableRate:
-    """A model with settings of an optimizer, whose learning rate is the attribute ``lr``."""
+    """A model with optimizer settings. The attribute ``lr`` is the learning rate in them."""
 
     optim: Optimization
     hparams: Any
@@ -17,7 +17,7 @@ class SettableRate:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the optimizer. A new value counts for optimizers that are built afterwards."""
+        """The learning rate of the optimizer. A new value applies to optimizers that are built afterwards."""
         return self.optim.value_of("lr")
 
     @lr.setter

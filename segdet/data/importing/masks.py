@@ -2,8 +2,8 @@
 
 Masks may contain 0 and 255, class indices, or colours.
 
-- Files that name colours: CVAT's ``labelmap.txt`` (``name:r,g,b::``), a CSV file with the columns ``name, r, g, b``, and
-  CamVid's ``label_colors.txt`` (``r g b name``).
+- Files that name colours: CVAT's ``labelmap.txt`` (``name:r,g,b::``), a CSV file with the columns ``name, r, g, b``,
+  and CamVid's ``label_colors.txt`` (``r g b name``).
 - Files that name indices: ``labels.txt``, ``class_names.txt`` and Roboflow's ``_classes.csv``.
 """
 
