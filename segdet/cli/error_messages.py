@@ -177,9 +177,7 @@ def _failed_callback(error: BaseException) -> str | None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, Callback) and module.startswith("lightning."):
             name = type(owner).__name__
-        elif module.startswith(
-            "segdet."
-        ):  # the callback called segdet, where the error is not the callback's
+        elif module.startswith("segdet."):  # the callback called code of segdet, which raised the error
             name = None
     return name
 

@@ -33,7 +33,7 @@ _CLASSES: dict[str, tuple[str, type]] = {
     "trainer.logger": ("logger", Logger),
     "trainer.profiler": ("profiler", Profiler),
 }
-"""The options that are classes: what they are, and their base class."""
+"""The options that are classes, each with its name for messages and its base class."""
 
 _CLASS_OPTIONS = ("model.optim.lr", "data.root", "data.batch_size", "data.num_workers")
 """Options of models and data modules that users often give without the section."""
@@ -165,7 +165,7 @@ def _unknown_class(fault: _Fault, match: re.Match[str]) -> str:
 def _known_classes(base: type) -> list[str]:
     """Return the names of the classes that can be given for ``base``.
 
-    Of Lightning's callbacks, those that segdet derives are left out, because every run has them.
+    Callbacks that segdet derives from Lightning's are left out, because every run adds them itself.
     """
     own = base.__module__.startswith("segdet.")
     return sorted(

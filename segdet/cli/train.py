@@ -53,14 +53,12 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
     try:
         getattr(trainer, run.command)(**arguments)
     except SystemExit as leaving:
-        # After its callbacks have saved the run, Lightning exits with 1 on Ctrl-C, and with its own exception on
-        # SIGTERM.
+        # Lightning's callbacks have saved the run. Lightning then exits with status 1 after Ctrl-C, and with an
+        # exception of its own after SIGTERM.
         if run.stopped_by is None:
             raise
         if run.chosen_by_rank_0:
-            return (
-                0  # Lightning's launcher kills rank 0 if another process fails, even while it saves the run
-            )
+            return 0  # otherwise Lightning's launcher would kill rank 0, possibly while rank 0 saves the run
         _report_interruption(run)
         if run.stopped_by is KeyboardInterrupt:
             return INTERRUPTED
@@ -116,7 +114,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     instances = options.instantiate(checkpoint)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
-    # A test needs the normalization of images when the file of the pretrained weights is gone.
+    # The configuration records the normalization, because a test needs it even if the pretrained weights are deleted.
     options.set({f"model.init_args.{name}": list(model.hparams[name]) for name in ("mean", "std")})
     chosen = choose_defaults(config, model, data) if command == "fit" else {}
     options.set(chosen)

@@ -65,7 +65,7 @@ _OPTIONS: dict[str, type] = {
     "--trainer.strategy ": Strategy,
     "": object,
 }
-"""The options by the base class of the objects that they build."""
+"""The options whose values are objects, with the base class of the objects. Other objects have no option."""
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
 _BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
@@ -395,10 +395,7 @@ def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: Give
 
 
 def _complete(options: Options) -> None:
-    """Fill in options that follow from others, and check those of the trainer.
-
-    These are the data's task and the classes of images.
-    """
+    """Fill in the task of the data and the class names of images, and check the options of the trainer."""
     if options.config.run_dir is not None and not options.config.run_dir.strip():
         raise UserError("--run_dir: is empty; give a folder, or leave it out")
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given

@@ -123,8 +123,8 @@ def load_state(
         state: The weights by parameter name.
         source: The file or the published name of the weights, for messages.
         owner: The name of the network, for messages.
-        names: The name of each parameter in the state; None if it is the network's.
-        given: The weights before they were converted to ``state``, for the message; None if they were not.
+        names: The name in ``state`` of each parameter of the network; None if the names are equal.
+        given: The weights before they were converted to ``state``, for the message; None if they were not converted.
 
     Raises:
         UserError: If a weight is missing or has another shape.
@@ -147,7 +147,7 @@ def load_state(
 
 
 def count_used(given: StateDict, used: Iterable[Tensor]) -> str:
-    """Return the number of weights that are ``used``, directly or converted, and the names of the others ``given``."""
+    """Return a text with the number of ``given`` weights that are ``used``, and the names of the unused ones."""
     addresses = {value.data_ptr() for value in used}
     unused = [key for key, value in given.items() if value.data_ptr() not in addresses]
     not_used = f", without {listed(unused)}" if unused else ""
@@ -160,7 +160,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def without_prefix(state: StateDict, own: Mapping[str, Any]) -> StateDict:
-    """Return a state without the prefix with which most of its names are names of ``own``.
+    """Remove a prefix from the names of a state, so that most of them become names of ``own``.
 
     Wrappers prepend the name of their attribute to the names of all parameters: ``module.`` (data parallel),
     ``model.`` (training scripts), ``backbone.`` (detectors and segmentation networks).

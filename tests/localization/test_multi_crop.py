@@ -70,9 +70,8 @@ def test_boxes_of_all_views_are_mapped_to_the_image(
             )
             assert left < 2 and top < 2 and right > SIZE[1] - 2 and bottom > SIZE[0] - 2
             middle = pixels[4].mean((1, 2))[:2]
-            assert (
-                middle - torch.tensor([SIZE[1] / 2, SIZE[0] / 2])
-            ).abs().max() < 1.01  # half a pixel of the image at scale 0.5, which is one pixel of the original
+            # The tolerance is half a pixel of the image at scale 0.5, which is one pixel of the original.
+            assert (middle - torch.tensor([SIZE[1] / 2, SIZE[0] / 2])).abs().max() < 1.01
 
 
 def test_boxes_of_each_class_are_mapped_to_the_image() -> None:
