@@ -65,7 +65,7 @@ _OPTIONS: dict[str, type] = {
     "--trainer.strategy ": Strategy,
     "": object,
 }
-"""The options whose values are objects, with the base class of the objects. Other objects have no option."""
+"""The base class of the objects that each option builds. The empty name stands for all other objects."""
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
 _BATCH_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")

@@ -74,8 +74,8 @@ class DataModule(SettableBatchSize, L.LightningDataModule):
     Args:
         root: Folder of the dataset.
         task: segmentation, localization or detection.
-        recipe: Transforms of training and evaluation; `Plain` changes nothing. Default: the ones that suit the training
-            images and this machine (see `segdet.data.defaults`), or the size that a trained model was trained at.
+        recipe: Transforms of training and evaluation; `Plain` changes nothing. Default: transforms for the training
+            images and this machine (see `segdet.data.defaults`). A trained model resizes to the size of its training.
         batch_size: Images per training step on each device; default: 4 on a CPU, 8 on a GPU.
         eval_batch_size: Images per evaluation step; default: ``batch_size``. Scores do not depend on it.
         num_workers: Data-loader processes; default: one less than the number of cores, at most 8.

@@ -301,7 +301,7 @@ def _objects(
 
 
 def _fit_objects(record: AnnotatedImage, path: Path, target: ConvertTarget, losses: Counter[str]) -> None:
-    """Remove and count the objects that the format cannot contain; for Cityscapes, also paint the others."""
+    """Remove the objects that the format cannot contain, and count all losses; for Cityscapes, paint the others."""
     if target == "voc":
         kept = [each for each in record.objects if can_contain(each.box)]
         _count(losses, "box of at most one pixel, left out", len(record.objects) - len(kept))

@@ -28,8 +28,8 @@ class VOCDataModule(DataModule):
         test: Image sets to test on; default: ``val`` (VOC 2012's test annotations are secret).
         class_names: Class names, or a text file with one name per line; default: see `VOCReader`.
         ignore_index: Mask value to ignore, besides 255.
-        mask_values: Mask value of each class name; default: 0, 1, 2, ... For masks of 0 and 255, ``[0, 255]``. Only
-            then is 255 a class.
+        mask_values: Mask value of each class name; default: 0, 1, 2, ... The value 255 is a class only if this list
+            contains it, such as ``[0, 255]`` for masks of 0 and 255.
         kwargs: See `DataModule`.
     """
 

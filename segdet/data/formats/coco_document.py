@@ -372,8 +372,8 @@ def _shown(value: Any) -> str:
 def without_placeholders(document: Document, kept: Sequence[str]) -> tuple[list[Category], list[Fault]]:
     """Return the categories except placeholders, and a note for each placeholder.
 
-    A placeholder has no annotations, and another category with annotations has the same name or another category names
-    it as its supercategory.
+    A placeholder has no annotations. In addition, its name is that of another category with annotations, or is the
+    supercategory of another category.
 
     Args:
         document: The file.

@@ -131,7 +131,7 @@ class Reader(ABC):
         return []
 
     def unused_class_remedy(self, unused: Sequence[int]) -> str:
-        """Return advice if some pixels are ignored and the classes ``unused`` have no pixels; empty without advice."""
+        """Return advice for masks with ignored pixels in which the classes ``unused`` have no pixels, or ''."""
         return ""
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
