@@ -274,7 +274,7 @@ class Model(L.LightningModule):
 
     @property
     def pass_module(self) -> nn.Module:
-        """The module that defines a network pass in the cost of an image: one sample in its forward pass."""
+        """The module whose passes are counted in the cost of an image. Each sample in a call of it is one pass."""
         return self.backbone  # type: ignore[return-value]
 
     @property
@@ -297,8 +297,9 @@ class Task(SettableRate, Model):
 
     Args:
         class_names: The classes; the command takes them from the data.
-        weights: The run or checkpoint of segdet to start from, loaded by ``configure_model``, which trainers call; the
-            classes may differ (see `segdet.training.fine_tune`). Families with a backbone also accept names and files.
+        weights: The run or checkpoint of segdet to start from. Its classes may differ (see
+            `segdet.training.fine_tune`). Trainers load it when they call ``configure_model``. Families with a backbone
+            also accept names and files.
         optim: Optimizer and schedule.
         mean: The mean of each channel, 0..1, which normalization subtracts; null for that of the weights, or else
             ImageNet's.
@@ -318,7 +319,7 @@ class Task(SettableRate, Model):
         task: The task's name, as data modules use it.
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
-        class_rows: The positions of the classes in layers that differ from `ClassRows`'s defaults, by part of the name.
+        class_rows: The `ClassRows` of layers that differ from its defaults, by a part of the layer's name.
         step_losses: The losses of the last training step, on the device: ``loss_<part>``, and their sum ``loss``.
         loss_history: The step at which the losses became NaN or infinite, if they did.
     """
@@ -566,7 +567,7 @@ class Task(SettableRate, Model):
         Args:
             checkpoint_path: The file. The class of its model must be this class or a subclass.
             map_location: The device of the model.
-            strict: Whether the weights must be exactly those of the model. If not, missing ones are initial values.
+            strict: Whether the weights must be exactly those of the model. If not, missing ones keep initial values.
             weights_only: Whether only tensors and plain types are unpickled. Pass False for trusted files only.
             kwargs: Arguments of the model that replace those in the checkpoint.
 

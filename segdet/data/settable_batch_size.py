@@ -16,8 +16,8 @@ class SettableBatchSize:
     def batch_size(self) -> int:
         """Images per training step on each device.
 
-        Once the training images are known, a larger number than theirs is replaced by theirs. Lightning's
-        BatchSizeFinder therefore ends at the size of a small dataset.
+        Once the training images are known, the batch size is limited to their number. In a small dataset, Lightning's
+        BatchSizeFinder therefore ends at this number.
         """
         return self._batch_size
 

@@ -27,7 +27,7 @@ _IGNORE_NAMES = {
 
 
 _DARK = 32
-"""Highest value of a 16-bit image in 8 bits, below which it hardly shows anything, like 12 bits in a file of 16."""
+"""A 16-bit image is reported as nearly black if its highest value in 8 bits is lower, as for 12-bit values."""
 
 
 @dataclass
@@ -119,7 +119,7 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
         findings = for_each_sample(reader, check, f"checking {split}", workers)
         report.images[split] = len(reader)
         report.empty[split] = sum(finding.empty for finding in findings)
-        # Splits share most faults of files.
+        # Several splits may have the same faults of files.
         of_files = [fault for fault in reader.file_faults() if fault not in report.faults]
         faults = [*of_files, *(fault for finding in findings for fault in finding.faults)]
         tally = Tally()
