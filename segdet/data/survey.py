@@ -212,7 +212,7 @@ def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault |
 
 
 def shared_images(train: TaskDataset, other: TaskDataset) -> int:
-    """Return the number of images of ``other`` that are training images as well, by their paths."""
+    """Return the number of images of ``other`` that are training images as well. Images are compared by path."""
     trained, others = (
         {dataset.reader.image_path(index) for index in dataset.indices.tolist()} for dataset in (train, other)
     )

@@ -22,7 +22,7 @@ REFUSED = {
     "model.freeze": "the trained parameters",
     "model.frozen_batch_norm": "the trained parameters",
 }
-"""Options that cannot change within a run, and what they define. Options below them cannot change either."""
+"""Options that cannot change within a run, and what they define. Options nested in them cannot change either."""
 
 IGNORED = {"run_dir", "overwrite", "config", "ckpt_path", "model.class_names", "model.category_ids"}
 """Options that apply to a single command, or that the command fills in."""

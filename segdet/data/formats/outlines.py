@@ -56,7 +56,8 @@ def mask_polygons(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]
     """Return outlines and holes of a bool mask as polygons along pixel edges, int ``[V, 2]`` xy each.
 
     OpenCV's contours follow pixel centres. At double size, each side of an original pixel has its own row or column of
-    centres. Halving their coordinates gives the pixel's edges, so that the polygons enclose exactly the mask.
+    centres. Halving the coordinates of these centres gives the edges of the original pixels, so that the polygons
+    enclose exactly the mask.
     """
     doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)

@@ -141,7 +141,7 @@ class VOCReader(Reader):
         return self._files.image(self._members[index])
 
     def upright(self, index: int) -> bool:
-        """Return whether the image has no annotation, which is allowed for prediction."""
+        """Return whether the image has no annotation file. Such images can be used for prediction only."""
         return not self.annotation_paths(index, self.task)[0].is_file()
 
     def declared_size(self, index: int) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 class Files:
-    """The files of VOC folders by name without suffix. Each folder is listed once."""
+    """Find files of VOC folders by their name without suffix. Each folder is listed once and then kept in memory."""
 
     def __init__(self) -> None:
         self._listed: dict[tuple[Path, Sequence[str]], dict[str, list[str]]] = {}

@@ -34,7 +34,7 @@ class ForeignFormat:
     Attributes:
         title: Its name for messages.
         recognize: Function that returns the annotation files of this format in a source.
-        read: Function that reads them; its last argument are the class names that the user gave.
+        read: Function that reads them. Its last argument contains the class names that the user gave.
         outlines: Whether it can contain masks or outlines.
     """
 
