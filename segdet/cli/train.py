@@ -27,7 +27,7 @@ from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.defaults import choose_defaults, describe
 from segdet.runs.folder_choice import Run, UnusedFolders, place_run, separate_scores
 from segdet.runs.folder_layout import shown_path
-from segdet.runs.resumed_options import resumed_changes
+from segdet.runs.resumed_options import found_values, resumed_changes
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError, check_range
 
@@ -111,6 +111,8 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     )
     at_end.callback(run.release)
     checkpoint = run.checkpoint
+    if checkpoint is not None and checkpoint is not options.checkpoint:  # SLURM has restarted the run
+        options.set(found_values(yaml.safe_load(options.yaml()), checkpoint.config))
     instances = options.instantiate(checkpoint)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)

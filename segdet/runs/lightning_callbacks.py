@@ -17,10 +17,9 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from segdet.runs.folder_choice import Run
 from segdet.runs.record_callback import RunRecorder
+from segdet.runs.resumed_options import FOUND_BY
+from segdet.util.distributed import rank
 from segdet.util.errors import UserError
-
-_LEARNING_RATE = ("model", "init_args", "optim", "lr")
-_BATCH_SIZE = ("data", "init_args", "batch_size")
 
 
 def check_callback(callback: type) -> None:
@@ -35,7 +34,7 @@ def check_callback(callback: type) -> None:
 def adapted_callbacks(callbacks: Sequence[Any], run: Run, saves_checkpoints: bool) -> list[Any]:
     """Return the callbacks of the configuration that the command uses, with the run's folder for their checkpoints.
 
-    A resumed run has found its learning rate and batch size before, so finders are left out.
+    Finders search at the start of a run only, so a resumed run leaves them out and reports it.
 
     Args:
         callbacks: The callbacks.
@@ -44,11 +43,22 @@ def adapted_callbacks(callbacks: Sequence[Any], run: Run, saves_checkpoints: boo
     """
     left_out: list[type] = [] if saves_checkpoints else [ModelCheckpoint]
     if run.resumed or run.command != "fit":
-        left_out += [LearningRateFinder, BatchSizeFinder]
+        left_out += FOUND_BY
     kept = [callback for callback in callbacks if not isinstance(callback, tuple(left_out))]
     for callback in kept:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(run.folder / "checkpoints")
+    for callback in callbacks:
+        if (
+            run.command == "fit"
+            and rank() == 0
+            and isinstance(callback, tuple(FOUND_BY))
+            and callback not in kept
+        ):
+            sys.stderr.write(
+                f"segdet: {type(callback).__name__} searches at the start of a run only; this resumed run keeps its "
+                "learning rate and batch size\n"
+            )
     return kept
 
 
@@ -84,16 +94,17 @@ class FoundValues(pl.Callback):
         lines = []
         for finder in finders:
             if isinstance(finder, BatchSizeFinder):
-                found[_BATCH_SIZE] = size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+                found[FOUND_BY[BatchSizeFinder]] = size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
                 lines.append(f"found --data.batch_size {size}")
             elif rate != self._earlier:
-                found[_LEARNING_RATE] = rate
+                found[FOUND_BY[LearningRateFinder]] = rate
                 lines.append(f"found --model.optim.lr {rate:g}")
             else:
                 lines.append(
                     f"LearningRateFinder found no rate in so few steps; --model.optim.lr stays {rate:g}; train longer, "
                     "or give it"
                 )
+        trainer.callback_metrics.clear()  # a score of the search is none of the training
         trainer.strategy.setup_optimizers(trainer)
         self._recorder.change_config(trainer, found)
         if trainer.is_global_zero:

@@ -1,8 +1,11 @@
 """Options of a resumed training that differ from the options in its checkpoint. They are applied, or refused."""
 
+import pkgutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from segdet.runs.checkpoint_file import Checkpoint
 from segdet.runs.classes import is_same_class
@@ -26,6 +29,12 @@ REFUSED = {
 
 IGNORED = {"run_dir", "overwrite", "config", "ckpt_path", "model.class_names", "model.category_ids"}
 """Options that apply to a single command, or that the command fills in."""
+
+FOUND_BY: dict[type, tuple[str, ...]] = {
+    LearningRateFinder: ("model", "init_args", "optim", "lr"),
+    BatchSizeFinder: ("data", "init_args", "batch_size"),
+}
+"""The option whose value each finder of Lightning finds, by its path in the configuration."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,29 @@ def resumed_changes(
                 f"the option out, or start a new run from these weights with --model.weights {checkpoint.path}"
             )
     return changes
+
+
+def found_values(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the finders of a run found before SLURM restarted it, by dotted name.
+
+    The command line of the run contains the values before the search.
+
+    Args:
+        config: The configuration of the command.
+        recorded: The configuration in the run's checkpoint.
+    """
+    given = config["trainer"]["callbacks"] or []
+    classes = [
+        pkgutil.resolve_name(each["class_path"]) for each in (given if isinstance(given, list) else [given])
+    ]
+    found = {}
+    for finder, path in FOUND_BY.items():
+        if any(issubclass(each, finder) for each in classes):
+            value: Any = recorded
+            for name in path:
+                value = value[name]
+            found[".".join(path)] = value
+    return found
 
 
 def _refusal(change: Change) -> str | None:

@@ -75,10 +75,25 @@ def test_the_learning_rate_that_was_found_is_used_and_recorded(
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["hyper_parameters"]["optim"]["lr"] == rate
     assert not list(folder.glob(".lr_find*"))
+    assert not (folder / "checkpoints" / "best.ckpt").exists()  # only the search was validated
     # A resumed run keeps the rate and does not search again.
     assert main(["fit", f"--ckpt_path={folder}", "--trainer.max_epochs=13"]) == 0
-    assert "found" not in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "found" not in printed
+    assert "LearningRateFinder searches at the start of a run only" in printed
     assert config(folder)["model"]["init_args"]["optim"]["lr"] == rate  # type: ignore[index]
+
+
+def test_a_restarted_job_keeps_the_values_that_were_found(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    options = [callback("BatchSizeFinder", steps_per_trial=1), "--data.limit_train=6"]
+    assert fit(shapes, folder, *options) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit(shapes, folder, *options, "--trainer.max_epochs=2") == 0
+    assert config(folder)["data"]["init_args"]["batch_size"] == 6
+    assert record(folder)["steps"] == 2
 
 
 def test_a_search_of_too_few_steps_keeps_the_learning_rate(
