@@ -296,6 +296,8 @@ class Images(DataModule):
             raise UserError(
                 f"{self.files.videos[0].path}: a video is read by one process; give --trainer.devices 1"
             )
+        # The model may determine the size of images, and is known only now.
+        self.frames.pipeline = self.recipe.evaluation()
         # This process reads the frames, because its callbacks use them too.
         frames: DataLoader[Any] = DataLoader(self.frames, batch_size=self.eval_batch_size, collate_fn=collate)
         return [*loaders, frames]

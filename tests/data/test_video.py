@@ -95,6 +95,13 @@ class TestVideoFrames:
             == f"{path}: only the first {read} of 60 frames can be read; the file is truncated or corrupt"
         )
 
+    def test_frames_have_the_size_of_the_training_images(self, tmp_path: Path) -> None:
+        data = Images(str(write(tmp_path / "clip.mp4", 3)), class_names=["cat"])
+        model = SimpleNamespace(trained_image_size=(16, 24))
+        data.trainer = SimpleNamespace(world_size=1, lightning_module=model)  # type: ignore[assignment]
+        (loader,) = data.predict_dataloader()
+        assert next(iter(loader)).images.shape[2:] == (16, 24)
+
     def test_several_processes_do_not_share_a_video(self, tmp_path: Path) -> None:
         data = Images(str(write(tmp_path / "clip.mp4", 3)), class_names=["cat"])
         data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
