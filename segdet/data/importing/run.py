@@ -1,5 +1,6 @@
 """Import a source: recognize its format, read it, and write a VOC or COCO folder with a report."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from segdet.data.importing import coco, cvat, labelme, masks, via, voc_xml, yolo
-from segdet.data.importing.foreign import Foreign, LeftOut
+from segdet.data.importing.foreign import Foreign, ForeignImage, LeftOut
 from segdet.data.importing.plan import Plan, PlannedImages, make_plan
 from segdet.data.importing.source import Source
 from segdet.data.importing.split import check_fractions
@@ -102,17 +103,19 @@ class ImportReport:
 
     def next_command(self) -> str:
         """Return a command that trains on the new folder."""
-        splits = list(self.plan.images)
+        root, splits = shlex.quote(str(self.root)), list(self.plan.images)
         val = "val" if "val" in splits else splits[-1]
         if self.target == "coco":
-            options = f"COCODataModule --data.root {self.root} --data.train train --data.val {val}"
+            options = f"COCODataModule --data.root {root} --data.train train --data.val {val}"
             options += " --data.test test" if "test" in splits else ""
         else:
-            options = f"VOCDataModule --data.root {self.root}"
+            options = f"VOCDataModule --data.root {root}"
             options += f" --data.val [{val}]" if val != "val" else ""
             options += " --data.test [test]" if "test" in splits else ""
         model = "FCN" if self.plan.task == "segmentation" else "SSD"
-        return f"segdet fit --model {model} --data {options} --run_dir runs/{self.root.name}"
+        return (
+            f"segdet fit --model {model} --data {options} --run_dir {shlex.quote(f'runs/{self.root.name}')}"
+        )
 
     def listing(self) -> str:
         """Return each file and object that is left out, one per line."""
@@ -168,6 +171,7 @@ def import_dataset(
     foreign = FORMATS[name].read(files, found, class_names)
     target = target or ("coco" if foreign.from_coco else "voc")
     foreign.left_out += _unused_images(files, name, foreign)
+    foreign.left_out += _drop_repeated(foreign)
     plan = make_plan(foreign, str(source), task, class_names, fractions, seed, target == "coco")
     plan.notes += _losses(plan, target)
     report = ImportReport(source, root, target, foreign.title, plan)
@@ -222,6 +226,19 @@ def _recognized(
         shown = ", ".join(f"{name} ({len(paths):,} files)" for name, paths in tools.items())
         raise UserError(f"{source}: annotations in several formats: {shown}; choose one with --from")
     return next(iter(tools.items()))
+
+
+def _drop_repeated(foreign: Foreign) -> list[LeftOut]:
+    """Keep the first annotation of each image, and return the others."""
+    first: dict[str, ForeignImage] = {}
+    repeated = []
+    for image in foreign.images:
+        if first.setdefault(image.key, image) is not image:
+            path = image.image if isinstance(image.image, Path) else Path(image.key)
+            names = ", ".join(each.name for each in image.objects)
+            repeated.append(LeftOut("second annotation of an image", path, names))
+    foreign.images = list(first.values())
+    return repeated
 
 
 def _unused_images(files: Source, name: str, foreign: Foreign) -> list[LeftOut]:

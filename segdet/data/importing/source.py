@@ -81,9 +81,10 @@ class Source:
 
     def split_of(self, path: Path) -> str | None:
         """Return the split of a file: from a list such as ``train.txt``, else from its folders; None if unknown."""
-        listed = self._listed.get(folded(path.stem))
-        if listed is not None:
-            return listed
+        same_name = [path] if path in self._listed else self._by_stem.get(folded(path.stem), [])
+        listed = {self._listed.get(image) for image in same_name}
+        if len(listed) == 1 and None not in listed:
+            return listed.pop()
         for part in reversed(self.relative(path).parts[:-1]):
             for word in _words(part):
                 match = _SPLIT_WORD.fullmatch(word)
@@ -92,21 +93,24 @@ class Source:
         return None
 
     @cached_property
-    def _listed(self) -> dict[str, str]:
-        """Map each file name (without suffix) in lists such as ``train.txt`` to its split."""
-        found: dict[str, str] = {}
-        stems = {folded(path.stem) for path in self.images}
+    def _listed(self) -> dict[Path, str]:
+        """Map each image in lists such as ``train.txt`` to its split.
+
+        Of several images of the same name, the one whose folders are those in the list is chosen, else all of them.
+        """
+        found: dict[Path, str] = {}
         lists = _SPLITS | {"trainval": "train"}
         # trainval comes last, so that it does not replace val.
         for path in sorted(self.of_suffix(".txt"), key=lambda path: path.stem.casefold() == "trainval"):
             split = lists.get(path.stem.casefold())
-            if split is None or folded(path.stem) in stems:
+            if split is None or folded(path.stem) in self._by_stem:
                 continue
             for line in _lines(path):
-                whole = _name_of(line)
-                name = whole if folded(whole) in stems else _name_of(line.split()[0])
-                if folded(name) in stems:
-                    found.setdefault(folded(name), split)
+                entry = line if folded(_name_of(line)) in self._by_stem else line.split()[0]
+                named = self._by_stem.get(folded(_name_of(entry)), [])
+                image = self.find_image(entry) if len(named) > 1 else None
+                for each in named if image is None else [image]:
+                    found.setdefault(each, split)
         return found
 
     @cached_property

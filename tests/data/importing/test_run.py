@@ -176,6 +176,34 @@ def test_split_lists_are_kept(tmp_path: Path) -> None:
         import_dataset(source, tmp_path / "other", fractions=(0.5, 0.5, 0))
 
 
+def test_split_lists_with_folders_distinguish_images_of_the_same_name(tmp_path: Path) -> None:
+    source = write_voc(tmp_path / "source", ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"])
+    write(source / "train.txt", "a/0.jpg\na/1.jpg\n")
+    write(source / "val.txt", "b/0.jpg\nb/1.jpg\n")
+    report = import_dataset(source, tmp_path / "out")
+    found = {split: [name for name, _ in images] for split, images in report.plan.images.items()}
+    assert found == {"train": ["a_0", "a_1"], "val": ["b_0", "b_1"]}
+
+
+def test_an_image_is_imported_once(tmp_path: Path) -> None:
+    source = numbered(tmp_path / "source")
+    write(source / "others/0.xml", voc_xml("0.jpg", [("dog", [5, 6, 24, 15])]))
+    report = import_dataset(source, tmp_path / "out")
+    assert boxes_of(tmp_path / "out") == {str(number): [CAT] for number in range(3)}
+    (left_out,) = report.plan.left_out
+    assert (left_out.reason, left_out.path.name, left_out.detail) == (
+        "second annotation of an image",
+        "0.jpg",
+        "dog",
+    )
+
+
+def test_the_next_command_quotes_the_folder(tmp_path: Path) -> None:
+    report = import_dataset(numbered(tmp_path / "source"), tmp_path / "my data")
+    assert f"--data.root '{tmp_path}/my data' " in report.next_command()
+    assert report.next_command().endswith("--run_dir 'runs/my data'")
+
+
 def test_one_folder_named_train_is_no_split(tmp_path: Path) -> None:
     source = write_voc(tmp_path / "source", [f"train/{number}.jpg" for number in range(4)])
     assert list(import_dataset(source, tmp_path / "out").plan.images) == ["train", "val", "test"]
