@@ -1,5 +1,6 @@
 """Check the annotations of a subset before the first step, without decoding its images."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class Survey:
         if subset == "train":
             lines += list(self._ignored())
         if shortened:
-            lines.append(f"`segdet data check {root}` lists every fault")
+            lines.append(f"`segdet data check {shlex.quote(str(root))}` lists every fault")
         return [f"segdet: {subset}: {line}" for line in lines]
 
     def _ignored(self) -> Iterator[str]:
@@ -136,7 +137,11 @@ def _check_masks(found: Survey, dataset: TaskDataset, subset: str, indices: list
     files = [(reader.image_path(index), *reader.annotation_paths(index, dataset.task)) for index in chosen]
     names = [image.name for image, *_ in files]  # images may share one annotation file
     key = files_key(
-        (path for paths in files for path in paths), type(reader).__name__, names, reader.mask_encoding
+        (path for paths in files for path in paths),
+        type(reader).__name__,
+        names,
+        reader.mask_encoding,
+        reader.max_pixels,
     )
 
     def check(own: Reader, index: int) -> tuple[list[Fault], PixelTally]:

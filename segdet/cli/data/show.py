@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,8 @@ def _show(arguments: argparse.Namespace) -> int:
     for fault in faults[:_MOST_LISTED]:
         sys.stderr.write(f"segdet: left out: {fault}\n")
     if len(faults) > _MOST_LISTED:
-        more = f"and {len(faults) - _MOST_LISTED:,} more; `segdet data check {arguments.root}` lists all"
-        sys.stderr.write(f"segdet: {more}\n")
+        command = f"segdet data check {shlex.quote(str(arguments.root))}"
+        sys.stderr.write(f"segdet: and {len(faults) - _MOST_LISTED:,} more; `{command}` lists all\n")
     output = arguments.output or _unused_sheet()
     replaced = " (replaced)" if output.exists() else ""
     with write_atomically(output) as temporary:
