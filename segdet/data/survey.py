@@ -9,7 +9,7 @@ from segdet.data.annotation_faults import Tally, object_faults, rotation_fault, 
 from segdet.data.dataset import TaskDataset
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, for_each_sample
-from segdet.data.images import check_pixels, image_info, image_size
+from segdet.data.images import ImageInfo, check_pixels, image_info, image_size
 from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
 from segdet.data.transforms import resized_size
 from segdet.util.disk_cache import files_key, load, save
@@ -151,8 +151,9 @@ def _check_masks(found: Survey, dataset: TaskDataset, subset: str, indices: list
             image = own.image_path(index)
             info = image_info(image)
             check_pixels(image, info.size, own.max_pixels)
-            faults += rotation_fault(image, info, applied=False)
-            fault = mask_size_fault(own, index, mask, info.size)
+            size, turned = _size_in_use(info, own.declared_size(index))
+            faults += [] if turned else rotation_fault(image, info, applied=False)
+            fault = mask_size_fault(own, index, mask, size)
             return ([*faults, fault] if fault else faults), PixelTally.of(mask)
         except BadSample as error:
             return [*faults, Fault.of(error)], PixelTally()
@@ -184,14 +185,19 @@ def _check_sample(
     if with_header and declared is not None:
         info = image_info(path)
         check_pixels(path, info.size, reader.max_pixels)
-        turned = info.orientation >= 5 and info.size[::-1] == declared
+        size, turned = _size_in_use(info, declared)
         faults += [] if turned else rotation_fault(path, info, applied=False)
-        faults += size_fault(path, declared if turned else info.size, declared)
-        size = declared if turned else info.size
+        faults += size_fault(path, size, declared)
     of_objects, tally = object_faults(reader, index, objects, size, resized_size(dataset.size, size))
     if not dataset.training:  # scores count small objects
         of_objects = [fault for fault in of_objects if fault.kind is not FaultKind.SMALL]
     return faults + of_objects, tally
+
+
+def _size_in_use(info: ImageInfo, declared: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+    """Return the (height, width) of an image as `read_image` returns it, and whether it applies the EXIF rotation."""
+    turned = info.orientation >= 5 and declared != info.size and declared == info.size[::-1]
+    return (info.size[::-1] if turned else info.size), turned
 
 
 def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault | None:

@@ -218,13 +218,29 @@ def test_an_image_of_another_size_than_stated_is_reported(
     ]
 
 
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_an_image_that_is_turned_upright_is_not_reported(
-    coco_folder: Path, capsys: Capture, picture: Callable
+    task: str, coco_folder: Path, capsys: Capture, picture: Callable
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture(0, (64, 48))).save(coco_folder / "train/0001.jpg", exif=exif)
-    assert reported(coco(coco_folder), capsys) == []
+    assert reported(coco(coco_folder, task=task), capsys) == []
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_square_image_is_used_as_it_is_stored(
+    task: str, coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture, picture: Callable
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = coco_folder / "train/0001.jpg"
+    Image.fromarray(picture(0, (48, 48))).save(path, exif=exif)
+    edit_json(annotations, lambda d: d["images"][0].update(width=48))
+    (line,) = reported(coco(coco_folder, task=task), capsys)
+    assert line.startswith(
+        f"segdet: train: {path}: has the EXIF orientation 6; its pixels are used as they are"
+    )
 
 
 def test_images_without_dominant_object_are_counted(coco_folder: Path, capsys: Capture) -> None:
