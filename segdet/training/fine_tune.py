@@ -18,6 +18,10 @@ _ENOUGH = 0.5
 """The share of the network's parameters that a checkpoint must fill if it does not fill the whole backbone."""
 
 
+_SQUARE = 0
+"""Stands for the rows per class of a layer with the classes as input and output, such as a deconvolution of scores."""
+
+
 @dataclass(frozen=True)
 class ClassRows:
     """The position of the classes among the rows of a weight or bias, along its first axis.
@@ -105,7 +109,11 @@ def start_from(model: pl.LightningModule, start: tuple[Path, Mapping[str, Any]])
     for key, value in own.items():
         found = theirs.get(key)
         fitted: Tensor | None = None
-        if found is None or found.shape[1:] != value.shape[1:]:
+        if found is None:
+            pass
+        elif rows.get(key) == _SQUARE:
+            fitted = _match_square(value, found, names, old_names) if same_task else None
+        elif found.shape[1:] != value.shape[1:]:
             pass
         elif key in rows:
             if same_task:
@@ -142,7 +150,10 @@ def _report_lists(lists: Mapping[str, list[str]]) -> None:
 
 
 def _rows_per_class(model: pl.LightningModule) -> dict[str, int]:
-    """Return the number of rows that one more class adds to each parameter that depends on the classes, by name."""
+    """Return the number of rows that one more class adds to each parameter that depends on the classes, by name.
+
+    It is `_SQUARE` if one more class adds columns as well.
+    """
     arguments = dict(model.hparams)
     arguments["class_names"] = [*arguments["class_names"], " "]
     if arguments.get("category_ids"):
@@ -154,12 +165,11 @@ def _rows_per_class(model: pl.LightningModule) -> dict[str, int]:
         except (NotImplementedError, RuntimeError):  # the constructor reads values of its tensors
             larger = type(model)(**arguments)
     own = model.state_dict()
-    added = {
-        key: len(value) - len(own[key])
+    return {
+        key: len(value) - len(own[key]) if value.shape[1:] == own[key].shape[1:] else _SQUARE
         for key, value in larger.state_dict().items()
-        if value.ndim and key in own
+        if key in own and value.shape != own[key].shape
     }
-    return {key: count for key, count in added.items() if count > 0}
 
 
 def _match_rows(
@@ -194,6 +204,20 @@ def _match_rows(
     rest = slice(len(names), None) if layout.classes_first else slice(0, width)
     old_rest = slice(len(old_names), None) if layout.classes_first else slice(0, width)
     target[:, rest] = source[:, old_rest]
+    return result
+
+
+def _match_square(value: Tensor, found: Tensor, names: list[str], old_names: list[str]) -> Tensor | None:
+    """Return ``value`` with the rows and columns of ``found`` for classes of the same name; see `_match_rows`."""
+    shape = (len(names), len(names), *value.shape[2:])
+    if value.shape != shape or found.shape != (len(old_names), len(old_names), *value.shape[2:]):
+        return None
+    common = [name for name in names if name in old_names]
+    if not common:
+        return None
+    place, old_place = (torch.tensor([each.index(name) for name in common]) for each in (names, old_names))
+    result = value.clone()
+    result[place[:, None], place] = found[old_place[:, None], old_place].to(result)
     return result
 
 

@@ -43,6 +43,7 @@ SEGMENTATION: list[tuple[type[Task], dict[str, Any]]] = [
     (UNet, {**_VGG, "strides": [2, 4, 8], "widths": [8, 8]}),
     (VGG16FCN, {"width": 0.05, "fc_channels": 8, "pad": 1, "upsampling": "all"}),
     (SegNetBasic, {}),
+    (SegNetBasic, {"variant": "fcn_basic"}),
     (UpsamplingFCN, {}),
 ]
 DETECTION: list[tuple[type[Task], dict[str, Any]]] = [
