@@ -198,7 +198,7 @@ def _index_table(source: Source, found: dict[Path, _Values], names: list[str] | 
         if len(known) != 2:
             raise _wrong_count(known, present)
         notes.append(f"255 is the class {known[1]!r}")
-        return {0: 0, IGNORE: 1}, known, notes
+        return _without_ignored({0: 0, IGNORE: 1}, known, notes)
     indices = [value for value in present if value != IGNORE]
     if IGNORE in present and ((known and len(known) > indices[-1]) or indices[-1] < len(indices)):
         notes.append("the value 255 is ignored")
@@ -248,7 +248,7 @@ def _colour_table(source: Source, found: dict[Path, _Values], names: list[str] |
     if not names:
         order = ", ".join(f"#{colour:06x}" for colour in present)
         notes.append(f"no file names the colours; give --class_names A,B,C, in the order {order}")
-    return {colour: label for label, colour in enumerate(present)}, chosen, notes
+    return _without_ignored({colour: label for label, colour in enumerate(present)}, chosen, notes)
 
 
 def _without_ignored(table: dict[int, int], names: list[str], notes: list[str]) -> _Table:

@@ -483,6 +483,28 @@ def test_other_colour_maps(tmp_path: Path, names: str | None) -> None:
     assert any("no file names the colours" in note for note in report.plan.notes) is (names is None)
 
 
+@pytest.mark.parametrize(
+    ("palette", "given", "expected"),
+    [
+        (COLOURS, ["_background_", "cat", "__ignore__"], [0, 1, 255]),
+        (BINARY, ["_background_", "cat"], [0, 1, 1]),
+        (BINARY, ["background", "__ignore__"], [0, 255, 255]),
+    ],
+)
+def test_given_names_of_background_and_ignored_regions(
+    palette: np.ndarray, given: list[str], expected: list[int], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    pictures(source, "images")
+    for stem, objects in EXPECTED.items():
+        save_mask(source / "masks" / f"{stem}.png", palette[mask_of(objects)])
+    run(source, class_names=given)
+    names, masks = masks_of(tmp_path / "out")
+    assert names == (["background", "cat"] if "cat" in given else ["background"])
+    for stem, objects in EXPECTED.items():
+        assert (masks[stem] == np.array(expected)[mask_of(objects)]).all()
+
+
 def test_index_masks_take_names_and_keep_ignored_pixels(tmp_path: Path) -> None:
     source = tmp_path / "source"
     pictures(source, "images")
