@@ -36,10 +36,14 @@ class OwnedError(UserError):
     Args:
         folder: The folder.
         owner: A description of the process.
+        elsewhere: Whether the process runs on another machine, where its end is not visible at once.
     """
 
-    def __init__(self, folder: Path, owner: str) -> None:
-        super().__init__(f"{folder}: {owner} is writing to this run; wait for its end, or stop it first")
+    def __init__(self, folder: Path, owner: str, elsewhere: bool = False) -> None:
+        killed = f" (if it was killed, wait {LEASE:g} s)" if elsewhere else ""
+        super().__init__(
+            f"{folder}: {owner} is writing to this run; wait for its end, or stop it first{killed}"
+        )
         self.owner = owner
 
 
@@ -159,7 +163,7 @@ def _is_alive(owner: dict[str, Any], path: Path, locked: bool) -> bool:
 
 
 def _owned(path: Path, owner: dict[str, Any]) -> OwnedError:
-    known = {"pid", "host"} <= owner.keys()
-    return OwnedError(
-        path.parent, f"process {owner['pid']} on {owner['host']}" if known else "another process"
-    )
+    if not {"pid", "host"} <= owner.keys():
+        return OwnedError(path.parent, "another process")
+    elsewhere = owner["host"] != socket.gethostname()
+    return OwnedError(path.parent, f"process {owner['pid']} on {owner['host']}", elsewhere)
