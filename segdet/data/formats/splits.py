@@ -10,8 +10,8 @@ from segdet.util.errors import UserError
 if TYPE_CHECKING:
     from segdet.data.sample import TaskName
 
-# Other annotation files of COCO.
-_NO_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+NO_INSTANCES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+"""The beginnings of the names of COCO's annotation files for other tasks."""
 
 _KINDS: dict["TaskName", str] = {"segmentation": "Segmentation", "detection": "Main", "localization": "Main"}
 
@@ -30,7 +30,7 @@ def coco_files(root: Path) -> dict[str, Path]:
     named = {
         file.stem.removeprefix("instances_"): file for file in files if file.stem.startswith("instances_")
     }
-    plain = {file.stem: file for file in files if not file.stem.startswith(_NO_INSTANCES)}
+    plain = {file.stem: file for file in files if not file.stem.startswith(NO_INSTANCES)}
     return named or plain or {file.parent.name: file for file in root.glob("*/_annotations.coco.json")}
 
 

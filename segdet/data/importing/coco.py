@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-data
 from pathlib import Path
 
 from segdet.data.formats.coco import COCOReader
+from segdet.data.formats.splits import NO_INSTANCES
 from segdet.data.importing.foreign import Foreign, ForeignImage, LeftOut
 from segdet.data.importing.source import Source, read_head, split_named
 from segdet.data.writers.record import AnnotatedObject
@@ -13,15 +14,13 @@ from segdet.util.errors import BadSample
 
 TITLE = "COCO JSON"
 
-_OTHER_KINDS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
-
 
 def recognize(source: Source) -> list[Path]:
     """Return the JSON files with COCO's keys, except those of COCO's other tasks, such as captions."""
     found = [
         path
         for path in source.of_suffix(".json")
-        if not path.name.startswith(_OTHER_KINDS) and _is_coco(read_head(path))
+        if not path.name.startswith(NO_INSTANCES) and _is_coco(read_head(path))
     ]
     named = [path for path in found if path.name.startswith("instances_")]
     return named or found

@@ -5,6 +5,7 @@ Format: https://www.robots.ox.ac.uk/~vgg/software/via/docs/ A browser shows imag
 
 import csv
 import json
+import math
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -153,6 +154,6 @@ def _object_of(region: dict[str, Any], attribute: str | None) -> AnnotatedObject
     if kind == "circle":
         return ellipse_object(name, (shape["cx"], shape["cy"]), (shape["r"], shape["r"]))
     if kind == "ellipse":
-        turn = float(shape.get("theta") or 0) * 57.29577951308232
+        turn = math.degrees(float(shape.get("theta") or 0))
         return ellipse_object(name, (shape["cx"], shape["cy"]), (shape["rx"], shape["ry"]), turn)
     raise ValueError(f"a {kind} of class {name} has no area")

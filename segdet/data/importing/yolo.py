@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from segdet.data.formats.class_names import read_class_file
 from segdet.data.importing.foreign import Foreign, ForeignImage, LeftOut, implied_task
 from segdet.data.importing.geometry import NoArea, box_object, polygon_object
 from segdet.data.importing.source import Matcher, Source, folded, read_head, split_named
@@ -115,8 +116,7 @@ def _class_names(source: Source, settings: dict[str, Any], given: list[str] | No
     for wanted in _NAME_FILES:
         for path in source.files:
             if path.name.casefold() == wanted:
-                text = read_head(path).decode("utf-8-sig", "replace")
-                return [line.strip() for line in text.splitlines() if line.strip()]
+                return read_class_file(path).names
     if given:
         return given
     raise UserError(

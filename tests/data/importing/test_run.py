@@ -228,6 +228,9 @@ def test_yolo_names_of_classes_can_be_given(tmp_path: Path) -> None:
         import_dataset(source, tmp_path / "out")
     import_dataset(source, tmp_path / "out", class_names=["cat"])
     assert boxes_of(tmp_path / "out")["0"] == [("cat", [15.0, 10.0, 45.0, 30.0])]
+    write(source / "classes.txt", "0: cat\n1: dog\n")
+    import_dataset(source, tmp_path / "numbered")
+    assert boxes_of(tmp_path / "numbered") == boxes_of(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
