@@ -174,6 +174,11 @@ def import_dataset(
     foreign.left_out += _drop_repeated(foreign)
     plan = make_plan(foreign, str(source), task, class_names, fractions, seed, target == "coco")
     plan.notes += _losses(plan, target)
+    if files.listed_twice:
+        plan.notes.append(
+            f"{len(files.listed_twice):,} images are in the lists of several splits and are used in one, the first: "
+            f"{min(files.listed_twice)}"
+        )
     report = ImportReport(source, root, target, foreign.title, plan)
     images = {split: PlannedImages(plan, split, target == "coco") for split in plan.images}
     text = {REPORT: f"{report.summary()}\n\n{report.listing()}"}

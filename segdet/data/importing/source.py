@@ -45,6 +45,8 @@ class Source:
         root: The folder.
         files: All files, sorted.
         images: The image files, sorted.
+        listed_twice: The images that the lists of several splits contain, once the splits are read. The first list is
+            used.
 
     Raises:
         UserError: If a folder is missing.
@@ -67,6 +69,7 @@ class Source:
         elif root.is_file():
             found = _files_in(self.root)
         self.images = [path for path in found if path.suffix.lower() in SUFFIXES]
+        self.listed_twice: set[Path] = set()
 
     def of_suffix(self, suffix: str) -> list[Path]:
         """Return the files with a suffix such as ``.xml``, in upper or lower case."""
@@ -110,7 +113,8 @@ class Source:
                 named = self._by_stem.get(folded(_name_of(entry)), [])
                 image = self.find_image(entry) if len(named) > 1 else None
                 for each in named if image is None else [image]:
-                    found.setdefault(each, split)
+                    if found.setdefault(each, split) != split and path.stem.casefold() != "trainval":
+                        self.listed_twice.add(each)
         return found
 
     @cached_property

@@ -185,6 +185,18 @@ def test_split_lists_with_folders_distinguish_images_of_the_same_name(tmp_path: 
     assert found == {"train": ["a_0", "a_1"], "val": ["b_0", "b_1"]}
 
 
+def test_an_image_in_the_lists_of_two_splits_is_noted(tmp_path: Path) -> None:
+    source = numbered(tmp_path / "source")
+    for split, lines in (("train", "0\n1\n"), ("val", "1\n2\n"), ("trainval", "0\n1\n2\n")):
+        write(source / f"{split}.txt", lines)
+    report = import_dataset(source, tmp_path / "out")
+    (note,) = report.plan.notes
+    assert note == (
+        f"1 images are in the lists of several splits and are used in one, the first: {source / '1.jpg'}"
+    )
+    assert [len(images) for images in report.plan.images.values()] == [2, 1]
+
+
 def test_an_image_is_imported_once(tmp_path: Path) -> None:
     source = numbered(tmp_path / "source")
     write(source / "others/0.xml", voc_xml("0.jpg", [("dog", [5, 6, 24, 15])]))
