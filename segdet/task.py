@@ -348,8 +348,12 @@ class Task(SettableRate, Model):
         check_unknown_arguments(type(self), unknown)
         super().__init__()
         self._start = find_start(type(self).__name__, arguments, weights)
-        mean, std = choose_normalization(arguments, self._start, self.weights_normalization)
-        saved_arguments = plain_arguments(arguments | {"mean": mean, "std": std})
+        given = {"mean": mean, "std": std}
+        mean, std = choose_normalization(arguments | given, self._start, self.weights_normalization)
+        # A class may pass its own mean and std to this constructor instead of taking them as arguments.
+        of_class = [name for name, value in given.items() if value is not None and name not in arguments]
+        chosen = {name: value for name, value in (("mean", mean), ("std", std)) if name not in of_class}
+        saved_arguments = plain_arguments(arguments | chosen)
         self.save_hyperparameters(saved_arguments)
         self._unsaved_arguments = sorted(arguments.keys() - saved_arguments.keys())
         if isinstance(class_names, str) or not class_names:

@@ -117,7 +117,8 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
     # The configuration records the normalization, because a test needs it even if the pretrained weights are deleted.
-    options.set({f"model.init_args.{name}": list(model.hparams[name]) for name in ("mean", "std")})
+    saved = {name: model.hparams[name] for name in ("mean", "std") if name in model.hparams}
+    options.set({f"model.init_args.{name}": list(values) for name, values in saved.items()})
     chosen = choose_defaults(config, model, data) if command == "fit" else {}
     options.set(chosen)
     instances.trainer.max_epochs = config.trainer.max_epochs

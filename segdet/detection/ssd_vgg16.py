@@ -69,8 +69,8 @@ class VGG16SSD(DefaultBoxDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(class_names, optim=optim, **kwargs)
-        self.input_size = (self.size, self.size)
         check_choice("--model.sizes", sizes, Sizes)
+        self.input_size = (self.size, self.size)
         name = type(self).__name__
         for option, scales in (("multi_scale", self.multi_scale), ("tta_scales", self.tta_scales)):
             if scales not in (None, [1.0]):

@@ -13,6 +13,12 @@ from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.util.errors import UserError
 
 
+def write_checkpoint(path: str | Path, config: str) -> None:
+    """Write a checkpoint without weights that contains the text of a configuration."""
+    content = {"pytorch-lightning_version": "2.6.0", "state_dict": {}, DESCRIPTION: {"config": config}}
+    torch.save(content, path)
+
+
 @pytest.mark.parametrize("command", ["fit", "test"])
 @pytest.mark.parametrize(
     ("given", "other"),
@@ -47,7 +53,14 @@ def test_another_data_module_does_not_inherit_the_class_names(
         "model": model,
         "data": {"class_path": "segdet.data.datamodules.VOCDataModule", "init_args": arguments},
     }
-    torch.save({"state_dict": {}, DESCRIPTION: {"config": yaml.safe_dump(embedded)}}, "a.ckpt")
+    torch.save(
+        {
+            "pytorch-lightning_version": "2.6.0",
+            "state_dict": {},
+            DESCRIPTION: {"config": yaml.safe_dump(embedded)},
+        },
+        "a.ckpt",
+    )
     options = parse_command([command, "--ckpt_path=a.ckpt", *given])
     data = options.config.data.init_args
     assert data.batch_size == 3
@@ -92,7 +105,14 @@ def test_given_options_come_from_the_command_line_and_from_files(tmp_path: Path)
         "data": {"class_path": "segdet.data.VOCDataModule", "init_args": {"root": "voc", "batch_size": 3}},
     }
     checkpoint = tmp_path / "a.ckpt"
-    torch.save({"state_dict": {}, DESCRIPTION: {"config": yaml.safe_dump(embedded)}}, checkpoint)
+    torch.save(
+        {
+            "pytorch-lightning_version": "2.6.0",
+            "state_dict": {},
+            DESCRIPTION: {"config": yaml.safe_dump(embedded)},
+        },
+        checkpoint,
+    )
     arguments = ["--config", str(config), "--model.optim.lr=0.5", "--data.recipe=ScaleJitter"]
     options = parse_command(["test", "--ckpt_path", str(checkpoint), *arguments])
     given = options.given
@@ -117,7 +137,14 @@ def test_a_config_file_may_name_the_checkpoint(tmp_path: Path) -> None:
         "model": {"class_path": "segdet.detection.ssd.SSD", "init_args": {"width": 16}},
         "data": {"class_path": "segdet.data.VOCDataModule", "init_args": {"root": "voc"}},
     }
-    torch.save({"state_dict": {}, DESCRIPTION: {"config": yaml.safe_dump(embedded)}}, tmp_path / "a.ckpt")
+    torch.save(
+        {
+            "pytorch-lightning_version": "2.6.0",
+            "state_dict": {},
+            DESCRIPTION: {"config": yaml.safe_dump(embedded)},
+        },
+        tmp_path / "a.ckpt",
+    )
     (tmp_path / "c.yaml").write_text(f"ckpt_path: {tmp_path}/a.ckpt\n")
     options = parse_command(["fit", "--config", f"{tmp_path}/c.yaml", "--trainer.max_epochs=2"])
     assert options.config.model.init_args.width == 16
@@ -126,7 +153,10 @@ def test_a_config_file_may_name_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_another_version_is_one_line(tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, DESCRIPTION: {"config": "modle: {a: 1}\n"}}, tmp_path / "a.ckpt")
+    torch.save(
+        {"pytorch-lightning_version": "2.6.0", "state_dict": {}, DESCRIPTION: {"config": "modle: {a: 1}\n"}},
+        tmp_path / "a.ckpt",
+    )
     with pytest.raises(UserError, match=r'a.ckpt: its configuration does not suit this version .*"modle"'):
         parse_command(["fit", f"--ckpt_path={tmp_path}/a.ckpt"])
 

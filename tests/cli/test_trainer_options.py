@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -77,6 +78,13 @@ def error_lines(output: str) -> list[str]:
 
 def test_the_table_lists_every_option_of_the_trainer() -> None:
     assert VALUES.keys() == inspect.signature(pl.Trainer.__init__).parameters.keys() - {"self"}
+
+
+@pytest.fixture(autouse=True)
+def _nondeterministic() -> Iterator[None]:
+    """Undo ``--trainer.deterministic``, which sets a state of the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

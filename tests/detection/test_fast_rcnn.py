@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from region_scenes import map_50, scenes, train
 from torchvision.ops import box_iou
 
 from segdet.cli.main import main
+from segdet.data import ShapesDataModule
 from segdet.data.sample import Target
 from segdet.detection.fast_rcnn import FastRCNN
 from segdet.detection.faster_rcnn import FasterRCNN
@@ -260,13 +263,28 @@ def test_fit_test_validate_and_predict(tmp_path: Path, monkeypatch: pytest.Monke
     assert '"bbox"' in (run / "predictions" / "predictions.json").read_text()
 
 
-def test_data_without_proposals_is_an_error_of_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_chooses_proposals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = [*DATA, f"--data.root={tmp_path / 'shapes'}"]
-    assert main(["fit", *MODEL, *data, f"--run_dir={tmp_path / 'run'}", "--trainer.max_epochs=1"]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segdet: error: ")]
-    assert len(errors) == 1 and "FastRCNN needs region proposals and the data has none" in errors[0]
+    assert main(["fit", *MODEL, *data, f"--run_dir={tmp_path / 'run'}", "--trainer.max_epochs=1"]) == 0
+    assert "data.proposals SelectiveSearch" in capsys.readouterr().err
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["init_args"]["proposals"]["class_path"] == "segdet.proposals.SelectiveSearch"
+    assert main(["test", f"--ckpt_path={tmp_path / 'run'}"]) == 0
+
+
+def test_data_without_proposals_is_an_error_in_a_script(tmp_path: Path) -> None:
+    data = ShapesDataModule(
+        tmp_path / "shapes",
+        num_train=2,
+        num_val=2,
+        num_test=2,
+        image_size=(64, 64),
+        batch_size=2,
+        num_workers=0,
+    )
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(UserError, match="FastRCNN needs region proposals and the data has none"):
+        trainer.fit(small(), data)
 
 
 def test_svd_ranks_are_at_least_one() -> None:

@@ -181,6 +181,12 @@ def test_masks_are_mirrored_with_their_boxes(monkeypatch: pytest.MonkeyPatch) ->
     assert model.predict_tensors(images)[0]["masks"][0].tolist() == [[0, 1], [0, 1]]
 
 
+def test_a_class_may_give_its_own_normalization() -> None:
+    model = Bright()
+    assert model.normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).unique().tolist() == [1.0]
+    assert "mean" not in model.hparams and "std" not in model.hparams  # the class is built without them
+
+
 def test_scales_must_be_above_zero() -> None:
     with pytest.raises(UserError, match=r"--model.tta_scales \[\]: must be one or more"):
         Bright(tta_scales=[])

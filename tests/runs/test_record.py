@@ -77,7 +77,10 @@ def test_a_failed_write_leaves_the_old_record(
     [
         ({"schema": 2}, "has schema 2, but this version of segdet reads 1"),
         ({"seed": "0"}, "seed is '0' and should be a whole number"),
-        ({"status": "done"}, "status is 'done' and should be one of 'finished', 'interrupted' or 'failed'"),
+        (
+            {"status": "done"},
+            "status is 'done' and should be one of 'finished', 'interrupted', 'failed' or 'diverged'",
+        ),
         (
             {"metrics": {"val/miou": "high"}},
             "metrics.val/miou is 'high' and should be a number",

@@ -25,7 +25,7 @@ STEP_HOOKS = (
     [
         (BestCheckpoint, {"on_train_batch_end"}),
         (LastCheckpoint, {"on_train_batch_end"}),
-        (LastValidation, set()),
+        (LastValidation, {"on_train_batch_end"}),
         (ErrorAnalysis, set()),
         (LeftOut, set()),
         (ImagePanels, set()),
