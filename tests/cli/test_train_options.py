@@ -53,14 +53,7 @@ def test_another_data_module_does_not_inherit_the_class_names(
         "model": model,
         "data": {"class_path": "segdet.data.datamodules.VOCDataModule", "init_args": arguments},
     }
-    torch.save(
-        {
-            "pytorch-lightning_version": "2.6.0",
-            "state_dict": {},
-            DESCRIPTION: {"config": yaml.safe_dump(embedded)},
-        },
-        "a.ckpt",
-    )
+    write_checkpoint("a.ckpt", yaml.safe_dump(embedded))
     options = parse_command([command, "--ckpt_path=a.ckpt", *given])
     data = options.config.data.init_args
     assert data.batch_size == 3
@@ -105,14 +98,7 @@ def test_given_options_come_from_the_command_line_and_from_files(tmp_path: Path)
         "data": {"class_path": "segdet.data.VOCDataModule", "init_args": {"root": "voc", "batch_size": 3}},
     }
     checkpoint = tmp_path / "a.ckpt"
-    torch.save(
-        {
-            "pytorch-lightning_version": "2.6.0",
-            "state_dict": {},
-            DESCRIPTION: {"config": yaml.safe_dump(embedded)},
-        },
-        checkpoint,
-    )
+    write_checkpoint(checkpoint, yaml.safe_dump(embedded))
     arguments = ["--config", str(config), "--model.optim.lr=0.5", "--data.recipe=ScaleJitter"]
     options = parse_command(["test", "--ckpt_path", str(checkpoint), *arguments])
     given = options.given
@@ -137,14 +123,7 @@ def test_a_config_file_may_name_the_checkpoint(tmp_path: Path) -> None:
         "model": {"class_path": "segdet.detection.ssd.SSD", "init_args": {"width": 16}},
         "data": {"class_path": "segdet.data.VOCDataModule", "init_args": {"root": "voc"}},
     }
-    torch.save(
-        {
-            "pytorch-lightning_version": "2.6.0",
-            "state_dict": {},
-            DESCRIPTION: {"config": yaml.safe_dump(embedded)},
-        },
-        tmp_path / "a.ckpt",
-    )
+    write_checkpoint(tmp_path / "a.ckpt", yaml.safe_dump(embedded))
     (tmp_path / "c.yaml").write_text(f"ckpt_path: {tmp_path}/a.ckpt\n")
     options = parse_command(["fit", "--config", f"{tmp_path}/c.yaml", "--trainer.max_epochs=2"])
     assert options.config.model.init_args.width == 16
@@ -153,10 +132,7 @@ def test_a_config_file_may_name_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_another_version_is_one_line(tmp_path: Path) -> None:
-    torch.save(
-        {"pytorch-lightning_version": "2.6.0", "state_dict": {}, DESCRIPTION: {"config": "modle: {a: 1}\n"}},
-        tmp_path / "a.ckpt",
-    )
+    write_checkpoint(tmp_path / "a.ckpt", "modle: {a: 1}\n")
     with pytest.raises(UserError, match=r'a.ckpt: its configuration does not suit this version .*"modle"'):
         parse_command(["fit", f"--ckpt_path={tmp_path}/a.ckpt"])
 
