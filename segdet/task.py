@@ -351,8 +351,7 @@ class Task(SettableRate, Model):
         given = {"mean": mean, "std": std}
         mean, std = choose_normalization(arguments | given, self._start, self.weights_normalization)
         # A class may pass its own mean and std to this constructor instead of taking them as arguments.
-        of_class = [name for name, value in given.items() if value is not None and name not in arguments]
-        chosen = {name: value for name, value in (("mean", mean), ("std", std)) if name not in of_class}
+        chosen = {k: v for k, v in (("mean", mean), ("std", std)) if k in arguments or given[k] is None}
         saved_arguments = plain_arguments(arguments | chosen)
         self.save_hyperparameters(saved_arguments)
         self._unsaved_arguments = sorted(arguments.keys() - saved_arguments.keys())
@@ -372,10 +371,12 @@ class Task(SettableRate, Model):
         self._frozen: list[str] = []
         self.multi_scale = multi_scale
         self.multi_scale_every = multi_scale_every
-        scale = torch.tensor([1 / (255 * s) for s in std])
-        self.register_buffer("_scale", scale.view(1, 3, 1, 1), persistent=False)
-        shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)])
-        self.register_buffer("_shift", shift.view(1, 3, 1, 1), persistent=False)
+        per_channel = {
+            "_scale": [1 / (255 * s) for s in std],
+            "_shift": [m / s for m, s in zip(mean, std, strict=True)],
+        }
+        for name, values in per_channel.items():
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.trained_image_size = None
         self.step_losses: dict[str, Tensor] = {}
         self.loss_history = LossHistory()
