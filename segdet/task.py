@@ -41,7 +41,7 @@ from segdet.training.fine_tune import ClassRows, find_start, start_from
 from segdet.training.load_checkpoint import import_class, read_checkpoint, saved_model
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
-from segdet.training.normalization import choose_normalization
+from segdet.training.normalization import choose_normalization, register_normalization
 from segdet.training.optim import Optimization, elapsed_share
 from segdet.training.progress import is_logged
 from segdet.training.resumed_optimizer import ResumedSettings
@@ -371,12 +371,7 @@ class Task(SettableRate, Model):
         self._frozen: list[str] = []
         self.multi_scale = multi_scale
         self.multi_scale_every = multi_scale_every
-        per_channel = {
-            "_scale": [1 / (255 * s) for s in std],
-            "_shift": [m / s for m, s in zip(mean, std, strict=True)],
-        }
-        for name, values in per_channel.items():
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        register_normalization(self, mean, std)
         self.trained_image_size = None
         self.step_losses: dict[str, Tensor] = {}
         self.loss_history = LossHistory()

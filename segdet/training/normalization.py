@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from segdet.nn.weights import IMAGENET, Normalization, is_restoring, normalization, report
 from segdet.util.errors import UserError, check_range
@@ -49,3 +52,13 @@ def choose_normalization(
             f"images are normalized by {values}, as the weights require; --model.mean and --model.std change it"
         )
     return chosen
+
+
+def register_normalization(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Register buffers ``[1, 3, 1, 1]``: a uint8 image ``x`` is normalized by ``x * module._scale - module._shift``."""
+    values = {
+        "_scale": [1 / (255 * s) for s in std],
+        "_shift": [m / s for m, s in zip(mean, std, strict=True)],
+    }
+    for name, channels in values.items():
+        module.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1), persistent=False)
