@@ -254,6 +254,12 @@ def test_an_image_that_is_too_large_stops_before_the_first_step(coco_folder: Pat
         coco(coco_folder, max_pixels=3071).setup("fit")
 
 
+def test_masks_are_checked_again_under_a_smaller_limit_of_pixels(coco_folder: Path) -> None:
+    coco(coco_folder, task="segmentation").setup("fit")  # caches the pixels of the masks
+    with pytest.raises(BadSample, match=r"0001\.jpg: is 64x48, which is more than 3,071 pixels"):
+        coco(coco_folder, task="segmentation", max_pixels=3071).setup("fit")
+
+
 def test_training_images_in_the_validation_split_are_counted(voc_folder: Path, capsys: Capture) -> None:
     (voc_folder / "ImageSets/Main/val.txt").write_text("c\na\n")
     assert reported(VOCDataModule(voc_folder), capsys) == [
