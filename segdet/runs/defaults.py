@@ -1,7 +1,6 @@
 """Options of a training that the user does not give. They are chosen from the data, the model and the machine."""
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -42,17 +41,19 @@ def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any
         chosen["data.init_args.proposals.class_path"] = f"segdet.proposals.{SelectiveSearch.__name__}"
         for field in fields(SelectiveSearch):
             chosen[f"data.init_args.proposals.init_args.{field.name}"] = getattr(data.proposals, field.name)
+    devices = config["trainer.devices"]
+    processes = (devices if isinstance(devices, int) and devices > 0 else 1) * config["trainer.num_nodes"]
+    images = len(data.reader("train"))
+    images = min(images, data.limit_train or images)
     if config["data.init_args.batch_size"] is None:
+        data.batch_size = max(1, min(data.batch_size, images // processes))  # an epoch needs one whole batch
         chosen["data.init_args.batch_size"] = data.batch_size
     for name in DEFAULTS[model.optim.name]:
         if getattr(model.optim, name) is None:
             chosen[f"model.init_args.optim.{name}"] = model.optim.value_of(name)
     limits = [config[f"trainer.{name}"] for name in ("max_epochs", "max_time")]
     if limits == [None, None] and config["trainer.max_steps"] == -1:
-        images = min(len(data.reader("train")), data.limit_train or math.inf)
-        devices = config["trainer.devices"]
-        workers = (devices if isinstance(devices, int) and devices > 0 else 1) * config["trainer.num_nodes"]
-        chosen["trainer.max_epochs"] = default_epochs(int(images) // (data.batch_size * workers))
+        chosen["trainer.max_epochs"] = default_epochs(images // (data.batch_size * processes))
     return chosen
 
 

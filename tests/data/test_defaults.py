@@ -93,3 +93,13 @@ def test_open_options_are_chosen_and_given_ones_kept(voc_folder: Path) -> None:
         assert part in sentence
     again = choose_defaults(config | {"trainer.max_steps": 10}, tiny_model(data), data)
     assert "trainer.max_epochs" not in again and "data.init_args.recipe.class_path" not in again
+
+
+def test_a_batch_is_no_larger_than_the_dataset(voc_folder: Path) -> None:
+    data = VOCDataModule(voc_folder)
+    config: dict[str, Any] = {
+        "data.init_args.batch_size": None, "trainer.max_epochs": 1, "trainer.max_time": None,
+        "trainer.max_steps": -1, "trainer.devices": 1, "trainer.num_nodes": 1,
+    }  # fmt: skip
+    chosen = choose_defaults(config, tiny_model(data), data)
+    assert chosen["data.init_args.batch_size"] == data.batch_size == len(data.reader("train")) == 2
