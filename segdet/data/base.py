@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -364,7 +365,7 @@ def _loader(
         drop_last=training,
         pin_memory=data.trainer is not None and data.trainer.strategy.root_device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
@@ -456,6 +457,18 @@ def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader]
         )
 
 
-def _one_thread(_: int) -> None:
-    # There is one worker per core already.
+def _start_worker(_: int) -> None:
+    """Prepare a data-loader worker: one thread, because there is one worker per core, and a delayed termination."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, _terminate_later)
+
+
+def _terminate_later(*_: Any) -> None:
+    """Keep a worker alive after SIGTERM, so that the training can finish its batch and save.
+
+    Schedulers and ``timeout`` send SIGTERM to all processes of a group. A worker ends with its training. If it does
+    not, it ends after five minutes, or at the next SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.alarm(300)

@@ -121,3 +121,31 @@ def test_a_signal_to_one_of_two_processes(
     ]
     assert main(["fit", f"--ckpt_path={folder}", *again]) == 0
     assert json.loads((folder / "result.json").read_text())["steps"] == steps + 1
+
+
+def test_sigterm_to_the_process_group_saves_the_run(tmp_path: Path) -> None:
+    """The data-loader workers belong to the group, and the training needs them until its batch ends."""
+    folder, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    options = [option for option in TINY if "max_epochs" not in option and "num_workers" not in option]
+    arguments = [
+        *MODELS["detection"], *options, f"--data.root={tmp_path}/shapes", f"--run_dir={folder}", "--wandb=false",
+        "--trainer.max_epochs=1000", "--data.num_workers=2", "--panels.images=0",
+    ]  # fmt: skip
+    training = subprocess.Popen(
+        [sys.executable, "-m", "segdet", "fit", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 200
+        while not last.exists() and time.monotonic() < end:
+            assert training.poll() is None
+            time.sleep(0.2)
+        workers = children(training.pid)
+        os.killpg(training.pid, signal.SIGTERM)
+        _, message = training.communicate(timeout=120)
+    finally:
+        training.kill()
+    assert training.returncode == 143, message
+    assert "Traceback" not in message and f"resume with: segdet fit --ckpt_path {last}" in message
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    assert len(workers) >= 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
