@@ -263,8 +263,17 @@ def _wrong_value(fault: _Fault) -> str:
     if option and expected:
         value = nested[2].strip("'\"") if nested else (given[0].strip() if given else "")
         value = value or "an empty value"
-        return f"--{option}: expected {' or '.join(expected)}, got {value}"
+        return f"--{option}: expected {' or '.join(expected)}, got {value}{_form_to_write(value, expected)}"
     return (f"--{option}: " if option else "") + one_line(re.sub(r"Parser key \"[^\"]+\":?", "", message))
+
+
+def _form_to_write(value: str, expected: list[str]) -> str:
+    """Return "; write VALUE" for one value in place of a list, or for a list of one value in place of a string."""
+    if expected == ["a list"] and re.fullmatch(r"[\w./,-]+", value):
+        return f"; write [{value}]"
+    if expected == ["a string"] and (single := re.fullmatch(r"\['?([\w./-]+)'?\]", value)):
+        return f"; write {single[1]}"
+    return ""
 
 
 def _type_name(text: str) -> str:

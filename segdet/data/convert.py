@@ -258,8 +258,9 @@ def _record(
         return record
     if target == "coco":
         record.objects = class_objects(mask, reader.mask_names)
+        handling = "written as a crowd region of the first class" if record.objects else "which are left out"
         ignored = int((mask == IGNORE).any())
-        _count(losses, "image with ignored pixels, written as a crowd region of the first class", ignored)
+        _count(losses, f"image with ignored pixels, {handling}", ignored)
         return record
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORE])
     # Without instances, all pixels of a class are one region.

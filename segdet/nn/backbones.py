@@ -209,7 +209,7 @@ def _from_timm(
     name: str, weights: bool | str | None, options: dict[str, Any], strides: Sequence[int] | None
 ) -> Backbone:
     if not timm.is_model(name.split(".")[0]):
-        near = closest(name, timm.list_models()) or "resnet18"
+        near = closest(name, ["small_vgg", *timm.list_models()]) or "resnet18"
         raise UserError(f"backbone {name}: timm has no such model; did you mean {near}?")
     named = isinstance(weights, str) and not is_weights_file(weights)
     model = f"{name.split('.')[0]}.{weights}" if named else name

@@ -57,6 +57,15 @@ def test_value(line: Line) -> None:
     assert message == "--checkpoint_every_n_steps: expected a whole number above 0, got 0"
 
 
+def test_one_value_in_place_of_a_list_and_the_reverse(line: Line) -> None:
+    voc = ["fit", "--model=SSD", "--data=VOCDataModule", "--data.root=x"]
+    assert line([*voc, "--data.train=train"]) == ("--data.train: expected a list, got train; write [train]")
+    assert line([*voc, "--data.train=2007/train,2012/train"]).endswith("; write [2007/train,2012/train]")
+    for module in ("COCODataModule", "CityscapesDataModule"):
+        message = line(["fit", "--model=SSD", f"--data={module}", "--data.root=x", "--data.val=[test]"])
+        assert message == "--data.val: expected a string, got ['test']; write test"
+
+
 def test_value_out_of_range(line: Line) -> None:
     message = line(["fit", "--model=SSD", *TINY, "--checkpoint_every_n_steps=0"])
     assert message == "--checkpoint_every_n_steps: expected a whole number above 0, got 0"

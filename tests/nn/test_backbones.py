@@ -144,6 +144,8 @@ def test_weights_from_a_local_file_of_either_library(tmp_path: Path) -> None:
 def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="timm has no such model; did you mean resnet18"):
         build_backbone("resnet81")
+    with pytest.raises(UserError, match=r"did you mean small_vgg\?$"):
+        build_backbone("small_vg")
     with pytest.raises(UserError, match="did you mean torchvision:vgg1"):
         build_backbone("torchvision:vgg61")
     with pytest.raises(UserError, match="no such file of weights"):

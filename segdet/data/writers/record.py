@@ -81,6 +81,8 @@ def painted_mask(
 def class_objects(mask: np.ndarray, mask_names: Sequence[str]) -> list[AnnotatedObject]:
     """Return one object for each class in a mask, and a crowd region of the first class for ignored pixels (255).
 
+    If background is the only class, the list is empty.
+
     Args:
         mask: Class of each pixel, uint8 ``[H, W]``.
         mask_names: Names of the values. A leading ``background`` has no object.
@@ -91,6 +93,8 @@ def class_objects(mask: np.ndarray, mask_names: Sequence[str]) -> list[Annotated
         if label < first:
             continue
         ignored = label == IGNORE
+        if ignored and first == len(mask_names):
+            continue
         inside = mask == label
         y, x = np.nonzero(inside)
         box = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
