@@ -21,8 +21,15 @@ _TOLERANCE = 0.5
 _SMALLEST = 1.0
 """Area in pixels below which the transforms drop a box."""
 
-NO_SCORE = "there will be no score, and no best checkpoint"
-"""The consequence of a split in which nothing counts in scores."""
+
+def no_score(validation: bool) -> str:
+    """Return the consequence of a split in which nothing counts in scores.
+
+    Args:
+        validation: Whether the split is for validation, whose scores determine the best checkpoint.
+    """
+    return "there will be no score" + (", and no best checkpoint" if validation else "")
+
 
 _REASONS = {
     FaultKind.NOT_FINITE: "not finite",
@@ -68,12 +75,12 @@ class Tally:
         remedy = "train on annotated images, or fix the annotations"
         return Fault(path, f"training has no object to learn from: {self._reasons()}", True, remedy)
 
-    def nothing_to_score(self, path: Path) -> Fault | None:
-        """Return the fault of images without an object that counts in scores, or None."""
+    def nothing_to_score(self, path: Path, validation: bool) -> Fault | None:
+        """Return the fault of images without an object that counts in scores, or None; see `no_score`."""
         if self.counted or self.small:
             return None
         fault = f"no object counts in scores: {self._reasons()}"
-        return Fault(path, fault, False, NO_SCORE)
+        return Fault(path, fault, False, no_score(validation))
 
     def _reasons(self) -> str:
         if not self.objects:

@@ -1,5 +1,7 @@
 """LightningDataModules, one per dataset format. Each supports every task."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from segdet.data.base import DataModule, Subset
 from segdet.data.formats.cityscapes import CityscapesReader
-from segdet.data.formats.coco import COCOReader
+from segdet.data.formats.coco import COCOReader, NoSuchSplit
 from segdet.data.formats.image_files import ImageFilesReader, find_image_files
 from segdet.data.formats.reader import KnownClasses, Reader
 from segdet.data.formats.voc import VOCReader
@@ -138,16 +140,31 @@ class COCODataModule(DataModule):
             train = self.reader("train")
             ids_by_name = dict(zip(train.class_names, train.category_ids, strict=True))
             known = KnownClasses(ids_by_name, str(train.annotation_paths(0, self.task)[0]))
-        return COCOReader(
-            self.root,
-            self.splits[subset],
-            self.task,
-            annotation_file=annotations,
-            image_folder=images,
-            class_names=self.requested_class_names,
-            masks=self.masks,
-            known=known,
-        )
+        try:
+            return COCOReader(
+                self.root,
+                self.splits[subset],
+                self.task,
+                annotation_file=annotations,
+                image_folder=images,
+                class_names=self.requested_class_names,
+                masks=self.masks,
+                known=known,
+            )
+        except NoSuchSplit as error:
+            if options := self._splits_to_give(error.splits):
+                raise UserError(f"{error}; give {options}") from None
+            raise
+
+    def _splits_to_give(self, existing: Sequence[str]) -> str:
+        """Return the options for the splits that are missing, such as ``--data.val valid``."""
+        options = []
+        for subset, split in self.splits.items():
+            near = next((name for name in existing if name.casefold().startswith(subset)), None)
+            explicit = self.files[subset][0] is not None or (subset == "test" and self.test_is_val)
+            if near is not None and split not in existing and not explicit:
+                options.append(f"--data.{subset} {shlex.quote(near)}")
+        return " ".join(options)
 
 
 class CityscapesDataModule(DataModule):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segdet.data.annotation_faults import NO_SCORE, wh
+from segdet.data.annotation_faults import no_score, wh
 from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader
 from segdet.data.sample import IGNORE
@@ -48,12 +48,12 @@ class PixelTally:
         fault = f"training has no pixel to learn from: all {self.pixels.sum():,} are ignored"
         return Fault(path, fault, True, self.remedy or "train on annotated masks", kind=FaultKind.CLASSES)
 
-    def nothing_to_score(self, path: Path) -> Fault | None:
-        """Return the fault of images without a pixel that counts in scores, or None."""
+    def nothing_to_score(self, path: Path, validation: bool) -> Fault | None:
+        """Return the fault of images without a pixel that counts in scores, or None; see `no_score`."""
         if not self._all_ignored():
             return None
         fault = f"no pixel counts in scores: all {self.pixels.sum():,} are ignored"
-        return Fault(path, fault, False, NO_SCORE, kind=FaultKind.CLASSES)
+        return Fault(path, fault, False, no_score(validation), kind=FaultKind.CLASSES)
 
     def training_faults(self, reader: Reader, path: Path) -> list[Fault]:
         """Return the classes without pixels, and a large share of ignored pixels, in training images."""

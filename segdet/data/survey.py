@@ -219,7 +219,7 @@ def refuse_unusable(found: Survey, dataset: TaskDataset, subset: str) -> Fault |
         if fault is not None:
             raise UserError(f"{fault.path}: {fault.fault}; {fault.remedy}")
         return None
-    return used.nothing_to_score(path)
+    return used.nothing_to_score(path, validation=subset == "val")
 
 
 def shared_images(train: TaskDataset, other: TaskDataset) -> int:

@@ -14,6 +14,7 @@ from segdet.data.formats.detect import find_dataset
 from segdet.data.images import read_image
 from segdet.data.sample import TaskName
 from segdet.data.shapes.make import ShapesFormat, make_shapes
+from segdet.data.writers.record import class_objects
 
 
 def convert(root: Path, target: Path, to: ShapesFormat, task: TaskName) -> Conversion:
@@ -121,6 +122,14 @@ def test_cityscapes_masks_are_equal_in_other_formats_and_back(tmp_path: Path, to
         moved = np.where(mask == 255, 0, mask + 1) if to == "coco" else mask
         assert (there[name.removesuffix("_leftImg8bit")] == moved).all()
         assert (back[name] == mask).all()
+
+
+def test_masks_of_background_and_ignored_pixels_have_no_object() -> None:
+    mask = np.zeros((4, 6), np.uint8)
+    mask[:2] = 255
+    assert class_objects(mask, ["background"]) == []
+    (crowd,) = class_objects(mask, ["background", "cat"])
+    assert (crowd.name, crowd.crowd, crowd.box) == ("cat", True, (0, 0, 6, 2))
 
 
 def test_what_a_format_cannot_contain_is_counted(tmp_path: Path) -> None:

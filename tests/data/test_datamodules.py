@@ -48,6 +48,20 @@ def test_coco_without_a_root_names_the_options() -> None:
         COCODataModule()
 
 
+def test_the_options_for_the_splits_of_a_coco_folder_are_named(coco_folder: Path) -> None:
+    for old, new in (("train", "train"), ("val", "valid")):
+        (coco_folder / new).mkdir(exist_ok=True)
+        file = coco_folder / f"annotations/instances_{old}.json"
+        file.rename(coco_folder / new / "_annotations.coco.json")
+    missing = r"instances_train2017\.json: no such annotation file; there are train, valid"
+    with pytest.raises(UserError, match=missing + "; give --data.train train --data.val valid$"):
+        COCODataModule(coco_folder).reader("train")
+    with pytest.raises(UserError, match=r"there are train, valid; give --data.val valid$"):
+        COCODataModule(coco_folder, train="train").reader("val")
+    with pytest.raises(UserError, match=r"there are train, valid$"):
+        COCODataModule(coco_folder, train="train", val="valid", test="x").reader("test")
+
+
 def test_a_missing_explicit_file_is_named(coco_folder: Path) -> None:
     module = COCODataModule(coco_folder, val="val", train_annotations="absent.json")
     with pytest.raises(UserError, match=r"absent\.json: no such annotation file"):

@@ -1,5 +1,6 @@
 """Masks that training would use differently from their annotation are reported before the first step."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 from segdet.cli.data.check import main as check
 from segdet.data import CityscapesDataModule, VOCDataModule
 from segdet.data.base import DataModule
+from segdet.data.formats.detect import find_dataset
+from segdet.data.inspect.check import check_dataset
 from segdet.data.sample import TaskName
 from segdet.util.errors import BadSample, UserError
 
@@ -109,6 +112,21 @@ def test_a_validation_without_a_pixel_that_counts_is_one_line(voc_folder: Path, 
         "there will be no score, and no best checkpoint"
     )
     assert checked(voc_folder, capsys) == [line.removeprefix("segdet: val: ")]
+
+
+def test_only_a_validation_split_determines_the_best_checkpoint(
+    voc_folder: Path, coco_folder: Path, capsys: Capture
+) -> None:
+    lists = voc_folder / "ImageSets/Segmentation"
+    (lists / "val.txt").rename(lists / "test.txt")
+    change(voc_folder, lambda values: np.full_like(values, 255), "c")
+    assert checked(voc_folder, capsys)[0].endswith("are ignored; there will be no score")
+    file = coco_folder / "annotations/instances_val.json"
+    document = json.loads(file.read_text())
+    file.with_name("instances_test.json").write_text(json.dumps(document | {"annotations": []}))
+    (coco_folder / "val").rename(coco_folder / "test")
+    found = check_dataset(find_dataset(coco_folder, splits=["train", "test"]))
+    assert "there will be no score" in [fault.remedy for fault in found.faults]
 
 
 @pytest.mark.parametrize("stage", ["test", "validate"])

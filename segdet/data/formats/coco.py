@@ -14,13 +14,26 @@ from segdet.data.formats.class_names import names_from
 from segdet.data.formats.coco_document import category_faults, read_document, repeated, without_placeholders
 from segdet.data.formats.outlines import Outline, outline_mask
 from segdet.data.formats.reader import KnownClasses, Reader
-from segdet.data.formats.splits import coco_files
+from segdet.data.formats.splits import coco_files, import_remedy
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, UserError
 from segdet.util.suggest import did_you_mean
 
 _LARGE_FILE = 30_000_000
+
+
+class NoSuchSplit(UserError):
+    """A split without an annotation file.
+
+    Args:
+        message: The message.
+        splits: The splits that have one.
+    """
+
+    def __init__(self, message: str, splits: Sequence[str]) -> None:
+        super().__init__(message)
+        self.splits = list(splits)
 
 
 class COCOReader(Reader):
@@ -308,7 +321,9 @@ def _find_annotation_file(root: Path, split: str, given: Path | str | None) -> P
     if images_alone.is_file():
         return images_alone
     there = f"there are {', '.join(sorted(files))}" if files else f"no instances_*.json is in {path.parent}"
-    raise UserError(f"{path}: no such annotation file; {there}")
+    if not files and (remedy := import_remedy(root)):
+        there += f"; {remedy}"
+    raise NoSuchSplit(f"{path}: no such annotation file; {there}", sorted(files))
 
 
 def _find_image_folder(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdet.data.formats.splits import coco_files, list_splits, voc_years
+from segdet.data.formats.splits import coco_files, import_remedy, list_splits, voc_years
 from segdet.util.errors import UserError, check_range
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def guess_format(root: Path) -> str:
     except OSError:
         around = []
     near = [str(folder) for folder in around if format_of(folder) is not None]
-    remedy = f"did you mean {' or '.join(near[:3])}?" if near else "give the dataset's folder"
+    remedy = import_remedy(root) or "give the dataset's folder"
+    if near:
+        remedy = f"did you mean {' or '.join(near[:3])}?"
     raise UserError(
         f"{root}: contains neither annotations/instances_*.json (coco) nor leftImg8bit (cityscapes) nor "
         f"JPEGImages or VOC2007 (voc); {remedy}"

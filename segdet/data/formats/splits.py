@@ -1,10 +1,13 @@
 """Find the splits of a dataset folder, without reading its annotations."""
 
+import os
 import re
 import shlex
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdet.data import images
 from segdet.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +20,19 @@ _KINDS: dict["TaskName", str] = {"segmentation": "Segmentation", "detection": "M
 
 IMPORT_COMMAND = "segdet data import {0} NEW_FOLDER --split 0.7 0.1 0.2 --seed 0"
 """The command that makes a dataset with splits from a folder without them."""
+
+_MOST_FILES = 10_000
+"""The number of files among which `import_remedy` looks for an image."""
+
+
+def import_remedy(root: Path) -> str | None:
+    """Return the command that imports a folder of images, or None if it has no images or is in COCO or Cityscapes."""
+    if coco_files(root) or (root / "leftImg8bit").is_dir():
+        return None
+    names = (name for _, _, files in os.walk(root) for name in files)
+    if any(Path(name).suffix.lower() in images.SUFFIXES for name in islice(names, _MOST_FILES)):
+        return f"to import an annotated folder: segdet data import {shlex.quote(str(root))} NEW_FOLDER"
+    return None
 
 
 def coco_files(root: Path) -> dict[str, Path]:

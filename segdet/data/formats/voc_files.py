@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from segdet.data.formats.splits import IMPORT_COMMAND, voc_list, voc_lists
+from segdet.data.formats.splits import IMPORT_COMMAND, import_remedy, voc_list, voc_lists
 from segdet.data.sample import TaskName
 from segdet.util.errors import UserError
 
@@ -112,7 +112,8 @@ def voc_folder_of(root: Path, name: str) -> tuple[Path, str]:
         if years := _years_in(root):
             advice = f"give the year as well, for example {years[0]}/{split} (there are {', '.join(years)})"
         elif not (root / "JPEGImages").is_dir():
-            advice = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
+            fallback = "give the folder that contains JPEGImages/, ImageSets/ and the annotations"
+            advice = import_remedy(root) or fallback
         raise UserError(f"{root}: no ImageSets/ folder in it; {advice}")
     for folder in (root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}", root / year):
         if folder.is_dir():

@@ -225,7 +225,7 @@ def _written_anew(images: Sequence[ForeignImage]) -> list[str]:
     notes = [f"{rotated:,} images with an EXIF rotation are written rotated, as PNG"] if rotated else []
     empty = sum(not _counted(image) for image in images)
     if empty:
-        notes.append(f"{empty:,} images have no object")
+        notes.append("1 image has no object" if empty == 1 else f"{empty:,} images have no object")
     return notes
 
 

@@ -149,10 +149,11 @@ def _unusable_split(tally: Tally | PixelTally, split: str, reader: Reader, task:
     """Yield the fault of a split with nothing to learn from or to score, and of masks without a class."""
     files = {path for index in (0, len(reader) - 1) for path in reader.annotation_paths(index, task)}
     path = next(iter(files)) if len(files) == 1 else next(iter(files)).parent
-    training = split.rpartition("/")[2].startswith("train")
+    name = split.rpartition("/")[2]
+    training, validation = name.startswith("train"), name.startswith("val")
     if training and isinstance(tally, PixelTally):
         yield from tally.training_faults(reader, path)
-    fault = tally.nothing_to_learn(path) if training else tally.nothing_to_score(path)
+    fault = tally.nothing_to_learn(path) if training else tally.nothing_to_score(path, validation)
     if fault is not None:
         yield fault
 

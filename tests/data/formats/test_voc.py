@@ -7,6 +7,8 @@ from voc_files import object_xml, write_list, write_mask, write_xml
 
 from segdet.data.annotation_faults import object_faults
 from segdet.data.faults import FaultKind
+from segdet.data.formats.coco import COCOReader
+from segdet.data.formats.detect import guess_format
 from segdet.data.formats.splits import list_splits
 from segdet.data.formats.voc import VOC_CLASSES, VOCReader
 from segdet.util.errors import BadSample, UserError
@@ -503,6 +505,29 @@ def test_lists_directly_in_imagesets_are_read(tmp_path, task):
     assert len(VOCReader(tmp_path, ["val"], task)) == 1
     with pytest.raises(UserError, match=r"there are .*directly in ImageSets: train, val$"):
         VOCReader(tmp_path, ["test"], task)
+
+
+@pytest.mark.parametrize("files", [["a.jpg", "a.xml"], ["images/a.PNG", "labels/a.txt"], ["a.jpg", "a.json"]])
+def test_a_folder_of_an_annotation_tool_names_the_command_that_imports_it(tmp_path, files):
+    root = tmp_path / "my photos"
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    command = f"; to import an annotated folder: segdet data import '{root}' NEW_FOLDER$"
+    with pytest.raises(UserError, match=command):
+        guess_format(root)
+    with pytest.raises(UserError, match=command):
+        VOCReader(root, ["train"], "detection")
+    with pytest.raises(UserError, match=command):
+        COCOReader(root, "train", "detection")
+
+
+def test_a_folder_without_images_names_no_command(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"; give the dataset's folder$"):
+        guess_format(tmp_path)
+    with pytest.raises(UserError, match="; give the folder that contains JPEGImages/"):
+        VOCReader(tmp_path, ["train"], "detection")
 
 
 def test_a_folder_without_lists_names_the_command_that_makes_them(tmp_path):

@@ -210,6 +210,14 @@ def test_an_image_is_imported_once(tmp_path: Path) -> None:
     )
 
 
+def test_images_without_objects_are_counted(tmp_path: Path) -> None:
+    source = numbered(tmp_path / "source")
+    write(source / "1.xml", voc_xml("1.jpg", []))
+    assert import_dataset(source, tmp_path / "one").plan.notes == ["1 image has no object"]
+    write(source / "2.xml", voc_xml("2.jpg", []))
+    assert import_dataset(source, tmp_path / "two").plan.notes == ["2 images have no object"]
+
+
 def test_the_next_command_quotes_the_folder(tmp_path: Path) -> None:
     report = import_dataset(numbered(tmp_path / "source"), tmp_path / "my data")
     assert f"--data.root '{tmp_path}/my data' " in report.next_command()
