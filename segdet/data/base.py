@@ -101,7 +101,8 @@ class DataModule(SettableBatchSize, L.LightningDataModule):
         test_is_val: Whether the validation split is also the test split, because no test split is given.
         known_classes: Classes of a checkpoint. If set, they replace the classes of the training split, which may then
             be missing. They are also used to read datasets that do not name their classes.
-        notes: Samples and boxes that the readers left out, one line each, as the keys of a dict.
+        notes: Samples, boxes and files that are left out, one line each, as the keys of a dict. A value that is not
+            None describes a group: the terminal shows the number of its lines.
         surveys: The faults in the annotations of the subsets that were checked.
 
     Raises:
@@ -176,7 +177,7 @@ class DataModule(SettableBatchSize, L.LightningDataModule):
         self.mosaic = mosaic
         self.mosaic_off_epochs = mosaic_off_epochs
         self.max_pixels = max_pixels
-        self.notes: dict[str, None] = {}
+        self.notes: dict[str, str | None] = {}
         self.known_classes: Classes | None = None
         self._position: dict[str, int] = {}
         self._readers: dict[str, Reader] = {}

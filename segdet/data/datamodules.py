@@ -276,7 +276,7 @@ class Images(DataModule):
         super().__init__(files.root, on_bad_sample="skip", **kwargs)
         self.files = files
         self.requested_class_names = class_names
-        self.notes |= dict.fromkeys(map(str, files.skipped))
+        self.notes |= {str(each): each.group for each in files.skipped}
         self.frames = VideoFrames(
             files.videos,
             self.recipe,

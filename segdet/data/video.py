@@ -139,7 +139,7 @@ class VideoFrames(IterableDataset[Sample]):
         first_id: int = 1,
         proposals: ProposalSource | None = None,
         max_proposals: int = 2000,
-        notes: dict[str, None] | None = None,
+        notes: dict[str, str | None] | None = None,
     ) -> None:
         self.videos = list(videos)
         self.pipeline = recipe.evaluation()

@@ -1,6 +1,7 @@
 """A list of unusable boxes and skipped samples, printed at the end of a command."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from segdet.runs.folder_layout import shown_path
 
 LINES = 20
-"""The maximum number of entries that are printed; ``left_out.txt`` in the run folder lists all entries."""
+"""The maximum number of entries that are printed, without groups. ``left_out.txt`` in the folder lists all entries."""
 
 
 class LeftOut(pl.Callback):
@@ -34,18 +35,22 @@ class LeftOut(pl.Callback):
     on_test_end = on_predict_end = on_fit_end
 
     def _report(self, trainer: pl.Trainer) -> None:
-        notes = list(getattr(trainer.datamodule, "notes", ()))  # type: ignore[attr-defined]
+        group_of: dict[str, str | None] = dict(getattr(trainer.datamodule, "notes", {}))  # type: ignore[attr-defined]
         if trainer.world_size > 1 and dist.is_initialized():
-            gathered: list[list[str]] = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(gathered, notes)
-            notes = [note for part in gathered for note in part]
-        notes = sorted(set(notes))
+            gathered: list[dict[str, str | None]] = [{} for _ in range(trainer.world_size)]
+            dist.all_gather_object(gathered, group_of)
+            group_of = {note: group for part in gathered for note, group in part.items()}
+        notes = sorted(group_of)
         if not notes or not trainer.is_global_zero:
             return
         path = self.folder / "left_out.txt"
         # Keep the entries of the training when a test adds its own.
         earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         path.write_text("\n".join(sorted({*earlier, *notes})) + "\n", encoding="utf-8")
-        shown = "".join(f"  {note}\n" for note in notes[:LINES])
-        more = f"  ... and {len(notes) - LINES} more in {shown_path(path)}\n" if len(notes) > LINES else ""
+        sizes = Counter(group for group in group_of.values() if group is not None)
+        grouped = {group: count for group, count in sizes.items() if count > 1}
+        single = [note for note in notes if group_of[note] not in grouped]
+        lines = [f"{count:,} {group}, listed in {shown_path(path)}" for group, count in grouped.items()]
+        shown = "".join(f"  {line}\n" for line in [*lines, *single[:LINES]])
+        more = f"  ... and {len(single) - LINES} more in {shown_path(path)}\n" if len(single) > LINES else ""
         sys.stderr.write(f"segdet: left out of the data, {len(notes)} in all:\n{shown}{more}")

@@ -78,6 +78,26 @@ def test_small_images_are_enlarged_before_drawing(run: Path, tmp_path: Path) -> 
         assert overlay.size == (480, 240)
 
 
+def test_skipped_files_of_one_type_are_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("labelme").mkdir()
+    Image.fromarray(np.full((40, 70, 3), 90, np.uint8)).save("labelme/1.jpg")
+    for name in ("1.json", "2.json", "3.json", "notes.pdf", "README", "LICENSE"):
+        Path("labelme", name).touch()
+    assert main(["predict", f"--ckpt_path={run}", "--images", "labelme", "--run_dir=out"]) == 0
+    lines = [
+        "3 files of the type .json are not read as images or videos, listed in out/predictions/left_out.txt",
+        "2 files without a suffix are not read as images or videos, listed in out/predictions/left_out.txt",
+        "labelme/notes.pdf: files of the type .pdf are not read as images or videos",
+    ]
+    message = capsys.readouterr().err
+    assert all(f"  {line}\n" in message for line in lines)
+    assert message.count("read as images or videos") == len(lines)
+    assert len(Path("out/predictions/left_out.txt").read_text().splitlines()) == 6
+
+
 def test_files_that_are_skipped_are_counted_and_listed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,10 +23,17 @@ LIST_SUFFIX = ".txt"
 
 
 class Skipped(NamedTuple):
-    """A file or folder that is not used, and the reason."""
+    """A file or folder that is not used, and the reason.
+
+    Attributes:
+        path: The file or folder.
+        reason: The reason.
+        group: Description of all files with this reason, such as ``hidden files``; None if each has its own reason.
+    """
 
     path: Path
     reason: str
+    group: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -188,14 +195,15 @@ class _Finder:
         suffix = path.suffix.lower()
         if path.name.startswith("."):
             kind = "folder" if path.is_dir() else "file"
-            self._skip(path, f"a hidden {kind}")
+            self._skip(path, f"a hidden {kind}", f"hidden {kind}s")
         elif suffix in images.SUFFIXES:
             self._add_image(path)
         elif suffix in video.SUFFIXES:
             self._add_video(path)
         else:
-            described = f"files of the type {suffix} are not" if suffix else "a file without a suffix is not"
-            self._skip(path, f"{described} read as images or videos")
+            unread = "read as images or videos"
+            group = f"files {f'of the type {suffix}' if suffix else 'without a suffix'} are not {unread}"
+            self._skip(path, group if suffix else f"a file without a suffix is not {unread}", group)
 
     def _add_image(self, path: Path) -> None:
         if not self._is_duplicate(path):
@@ -217,8 +225,8 @@ class _Finder:
         self._skip(path, "given more than once" if first == path else f"the same file as {first}")
         return True
 
-    def _skip(self, path: Path, reason: str) -> None:
-        self.found.skipped.append(Skipped(path, reason))
+    def _skip(self, path: Path, reason: str, group: str | None = None) -> None:
+        self.found.skipped.append(Skipped(path, reason, group))
 
     def _skip_folder(self, error: OSError) -> None:
         self._skip(Path(error.filename), f"the folder cannot be read ({error.strerror})")
