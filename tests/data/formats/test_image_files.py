@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdet.data.formats.image_files import find_image_files
+from segdet.data.formats.image_files import Skipped, find_image_files
 from segdet.data.video import VideoWriter
 from segdet.util.errors import UserError
 
@@ -36,7 +36,7 @@ def found(*paths: str) -> list[str]:
 
 
 def skipped(*paths: str) -> dict[str, str]:
-    return {path.as_posix(): reason for path, reason in find_image_files(paths).skipped}
+    return {each.path.as_posix(): each.reason for each in find_image_files(paths).skipped}
 
 
 class TestFolder:
@@ -88,7 +88,7 @@ class TestFiles:
         files = find_image_files(["image.dat", "video.dat", "text.dat"])
         assert files.images == [Path("image.dat")]
         assert [each.path for each in files.videos] == [Path("video.dat")]
-        assert files.skipped == [(Path("text.dat"), "neither an image nor a video")]
+        assert files.skipped == [Skipped(Path("text.dat"), "neither an image nor a video")]
 
     def test_a_missing_file_is_an_error(self) -> None:
         image("a.jpg")
@@ -102,8 +102,8 @@ class TestFiles:
         assert found(*paths) == ["photos/a.jpg", "photos/c.jpg"]
         files = find_image_files(["photos/a.jpg", "photos/a.jpg", "b.jpg", "photos/c.jpg"])
         assert files.skipped == [
-            (Path("photos/a.jpg"), "given more than once"),
-            (Path("photos/c.jpg"), "the same file as b.jpg"),
+            Skipped(Path("photos/a.jpg"), "given more than once"),
+            Skipped(Path("photos/c.jpg"), "the same file as b.jpg"),
         ]
 
 
