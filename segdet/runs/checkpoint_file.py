@@ -128,7 +128,7 @@ def open_checkpoint(name: str, run_dir: str | None, command: str) -> Checkpoint:
     """Return the checkpoint that ``--ckpt_path`` names. The arguments are those of `find_checkpoint`.
 
     Raises:
-        UserError: If there is no such file, or it is corrupt. The message names the valid checkpoints beside it.
+        UserError: If the file is missing or corrupt. The message names the valid checkpoints in the same folder.
     """
     path = find_checkpoint(name, run_dir, command)
     try:

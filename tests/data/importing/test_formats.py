@@ -31,7 +31,7 @@ STEMS = tuple(EXPECTED)
 
 
 def run(source: Path, **options: Any) -> ImportReport:
-    """Import ``source`` into a folder beside it."""
+    """Import ``source`` into the folder ``out`` of its parent folder."""
     return import_dataset(source, source.parent / "out", **options)
 
 

@@ -1,4 +1,4 @@
-"""What every import has in common: names, sizes, splits, the report, and a folder that is complete or missing."""
+"""Tests of all imports: file names, sizes, splits, the report, and that a folder is either complete or missing."""
 
 import itertools
 import shutil
@@ -34,7 +34,7 @@ WRITTEN = [("cat", [5, 6, 24, 15])]
 
 
 def write_voc(root: Path, names: list[str]) -> Path:
-    """Write images with XML files beside them; names may contain folders."""
+    """Write an image and an XML file for each name. A name may contain folders."""
     for seed, name in enumerate(names):
         path = save_picture(root / name, seed)
         write(path.with_suffix(".xml"), voc_xml(path.name, WRITTEN))
