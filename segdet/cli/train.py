@@ -123,8 +123,9 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
     options.set(chosen)
     instances.trainer.max_epochs = config.trainer.max_epochs
     text = options.yaml()
-    run.changes = resumed_changes(command, checkpoint, yaml.safe_load(text), options.given.values)
-    separate_scores(run, data, yaml.safe_load(text), options.given)
+    sections = yaml.safe_load(text)
+    run.changes = resumed_changes(command, checkpoint, sections, options.given.values)
+    separate_scores(run, data, sections, options.given)
     trainer = build_trainer(
         run,
         text,
