@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from segdet.data.sample import IGNORE, TaskName
 from segdet.data.writers.cityscapes import LABEL_OF, write_cityscapes
 from segdet.data.writers.coco import write_coco
 from segdet.data.writers.folder import check_target
-from segdet.data.writers.record import AnnotatedImage, AnnotatedObject, class_objects
+from segdet.data.writers.record import AnnotatedImage, AnnotatedObject, LazyImages, class_objects
 from segdet.data.writers.voc import can_contain, write_voc
 from segdet.util.errors import BadSample, UserError
 
@@ -163,7 +163,7 @@ def convert_dataset(
     return done
 
 
-class ConvertedImages(Sequence[AnnotatedImage]):
+class ConvertedImages(LazyImages):
     """The images of a split in the form that the writers need. Annotations are read on access."""
 
     def __init__(
@@ -180,14 +180,7 @@ class ConvertedImages(Sequence[AnnotatedImage]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, position: int) -> AnnotatedImage: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[AnnotatedImage]: ...
-    def __getitem__(self, position: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
-        """Return the image at a position, or the images of a slice."""
-        if isinstance(position, slice):
-            return [self[place] for place in range(len(self))[position]]
+    def image_at(self, position: int) -> AnnotatedImage:
         made = _record(self.reader, self.indices[position], self.task, self.target)
         assert isinstance(made.image, Path)
         made.name = self.names[made.image]

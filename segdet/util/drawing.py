@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from segdet.data.sample import is_background
+
 Colour = tuple[int, int, int]
 
 # The colours differ from each other and from skin, sky and foliage, and are legible on dark and bright images.
@@ -21,7 +23,6 @@ _BOX_COLOURS: tuple[Colour, ...] = (
 _INK = (34, 38, 46)
 _FAINT = (112, 118, 130)
 _PAPER = (255, 255, 255)
-_BACKGROUND_NAMES = ("background", "__background__", "_background_")
 
 
 def voc_palette() -> np.ndarray:
@@ -62,7 +63,7 @@ def mask_colours(names: Sequence[str]) -> np.ndarray:
 
 def has_background(names: Sequence[str]) -> bool:
     """Return whether mask value 0 is the background. Background is drawn without a tint."""
-    return bool(names) and names[0].lower() in _BACKGROUND_NAMES
+    return bool(names) and is_background(names[0])
 
 
 @lru_cache(maxsize=32)

@@ -11,8 +11,9 @@ from segdet.util.errors import UserError
 CLASS_FILES = ("labels.txt", "class_names.txt", "labelmap.txt")
 """Names of class files in a dataset's folder, as written by LabelMe, LabelMe's converter and CVAT."""
 
-_IGNORE_NAME = "__ignore__"
-_BACKGROUND_NAMES = ("background", "__background__", "_background_")
+IGNORED = "__ignore__"
+"""LabelMe's class name of pixels that do not count. In a mask they are 255."""
+
 _NUMBERED_LINE = re.compile(r"(\d+)(?:\s*[:.,;=]\s*|\s+)(\S.*)")
 _LABELMAP_LINE = re.compile(r"([^:]+):(?:(\d+),(\d+),(\d+))?:[^:]*:[^:]*")
 
@@ -112,7 +113,7 @@ def checked_names(names: list[str], origin: str) -> list[str]:
     Raises:
         UserError: If there are no names or a name is repeated; the message starts with ``origin``.
     """
-    if names and names[0] == _IGNORE_NAME:
+    if names and names[0] == IGNORED:
         names = names[1:]
     if not names:
         raise UserError(f"{origin}: no class names; give one name per class")
@@ -122,14 +123,9 @@ def checked_names(names: list[str], origin: str) -> list[str]:
     return names
 
 
-def is_background(name: str) -> bool:
-    """Return whether a class name means the background."""
-    return name.lower() in _BACKGROUND_NAMES
-
-
 def is_ignored(name: str) -> bool:
     """Return whether a class name is labelme's name for pixels that do not count."""
-    return name == _IGNORE_NAME
+    return name == IGNORED
 
 
 def _inside(root: Path, file: Path | str) -> Path:

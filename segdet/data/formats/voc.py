@@ -18,7 +18,6 @@ from segdet.data.formats.class_names import (
     ClassList,
     class_files_in,
     class_list,
-    is_background,
     is_ignored,
     read_class_file,
 )
@@ -33,7 +32,7 @@ from segdet.data.formats.voc_files import (
 )
 from segdet.data.formats.voc_xml import VOCAnnotation, classes_in, half_open, read_annotation
 from segdet.data.images import other_spelling, read_mask
-from segdet.data.sample import IGNORE, Objects, TaskName
+from segdet.data.sample import IGNORE, Objects, TaskName, is_background
 from segdet.util.errors import BadSample, MissingFile, UserError
 from segdet.util.suggest import closest
 

@@ -10,9 +10,6 @@ from segdet.data.sample import TaskName
 from segdet.data.writers.record import AnnotatedObject
 from segdet.util.errors import BadSample
 
-IGNORED = "__ignore__"
-"""Class name of regions to ignore, as in LabelMe. In a mask their pixels are 255."""
-
 BACKGROUND = "background"
 """Class name of background regions. In a mask they cover the objects that precede them."""
 

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from segdet.data.formats.class_names import is_background
-from segdet.data.importing.foreign import BACKGROUND, IGNORED, Foreign, ForeignImage, LeftOut, implied_task
+from segdet.data.importing.foreign import BACKGROUND, Foreign, ForeignImage, LeftOut, implied_task
 from segdet.data.importing.geometry import box_object, ellipse_object, mask_object, merged, polygon_object
 from segdet.data.importing.source import Matcher, Source, read_head
+from segdet.data.sample import is_background
 from segdet.data.writers.record import AnnotatedObject
 from segdet.util.errors import BadSample
 
@@ -112,7 +112,7 @@ def _object_of(shape: dict[str, Any], size: tuple[int, int]) -> AnnotatedObject:
     name = str(shape["label"]).strip()
     if not name:
         raise ValueError("no label")
-    name = BACKGROUND if is_background(name) else IGNORED if name == IGNORED else name
+    name = BACKGROUND if is_background(name) else name
     kind, points = shape.get("shape_type") or "polygon", shape["points"]
     if kind in _NO_AREA:
         raise ValueError(f"a {kind} of class {name} has no area")

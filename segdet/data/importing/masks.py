@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from segdet.data.formats.class_names import CLASS_FILES, is_background, read_class_file
+from segdet.data.formats.class_names import CLASS_FILES, IGNORED, read_class_file
 from segdet.data.images import Colour, read_image, read_mask
-from segdet.data.importing.foreign import BACKGROUND, IGNORED, Foreign, ForeignImage, LeftOut
+from segdet.data.importing.foreign import BACKGROUND, Foreign, ForeignImage, LeftOut
 from segdet.data.importing.source import Matcher, Source, folded, read_head
-from segdet.data.sample import IGNORE
+from segdet.data.sample import IGNORE, is_background
 from segdet.util.errors import BadSample, UserError
 
 TITLE = "images with masks"

@@ -4,18 +4,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import overload
 
 import numpy as np
 
+from segdet.data.formats.class_names import IGNORED
 from segdet.data.formats.outlines import outline_runs
 from segdet.data.images import SUFFIXES
-from segdet.data.importing.foreign import BACKGROUND, IGNORED, Foreign, ForeignImage, LeftOut
+from segdet.data.importing.foreign import BACKGROUND, Foreign, ForeignImage, LeftOut
 from segdet.data.importing.geometry import rectangle_outline
 from segdet.data.importing.source import folded
 from segdet.data.importing.split import SPLITS, stratified_split
 from segdet.data.sample import TaskName
-from segdet.data.writers.record import AnnotatedImage, AnnotatedObject, class_objects, painted_mask
+from segdet.data.writers.record import (
+    AnnotatedImage,
+    AnnotatedObject,
+    LazyImages,
+    class_objects,
+    painted_mask,
+)
 from segdet.data.writers.voc import can_contain
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -229,7 +235,7 @@ def _written_anew(images: Sequence[ForeignImage]) -> list[str]:
     return notes
 
 
-class PlannedImages(Sequence[AnnotatedImage]):
+class PlannedImages(LazyImages):
     """The images of a split in the form that the writers need. Masks are read or painted on access."""
 
     def __init__(self, plan: Plan, split: str, coco: bool) -> None:
@@ -240,14 +246,7 @@ class PlannedImages(Sequence[AnnotatedImage]):
     def __len__(self) -> int:
         return len(self.images)
 
-    @overload
-    def __getitem__(self, position: int) -> AnnotatedImage: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[AnnotatedImage]: ...
-    def __getitem__(self, position: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
-        """Return the image at a position, or the images of a slice."""
-        if isinstance(position, slice):
-            return [self[place] for place in range(len(self))[position]]
+    def image_at(self, position: int) -> AnnotatedImage:
         name, image = self.images[position]
         made = AnnotatedImage(image.image, image.size, name, image.objects, upright=image.upright)
         if image.mask is not None:

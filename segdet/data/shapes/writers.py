@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from segdet.data.formats.outlines import outline_of
 from segdet.data.shapes.scenes import Scene
 from segdet.data.writers.cityscapes import write_cityscapes as write_cityscapes_folder
 from segdet.data.writers.coco import write_coco as write_coco_folder
-from segdet.data.writers.record import AnnotatedImage, AnnotatedObject
+from segdet.data.writers.record import AnnotatedImage, AnnotatedObject, LazyImages
 from segdet.data.writers.voc import write_voc as write_voc_folder
 from segdet.util.errors import UserError
 
@@ -102,7 +102,7 @@ def _check_classes(class_names: Sequence[str], most: int) -> None:
         raise UserError(f"class_names: {len(class_names)} classes, but this format supports {most}; use VOC")
 
 
-class _Records(Sequence[AnnotatedImage]):
+class _Records(LazyImages):
     """The records of scenes. A scene is drawn when its record is accessed."""
 
     def __init__(
@@ -120,14 +120,7 @@ class _Records(Sequence[AnnotatedImage]):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    @overload
-    def __getitem__(self, position: int) -> AnnotatedImage: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[AnnotatedImage]: ...
-    def __getitem__(self, position: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
-        """Return the record at a position, or the records of a slice."""
-        if isinstance(position, slice):
-            return [self[place] for place in range(len(self))[position]]
+    def image_at(self, position: int) -> AnnotatedImage:
         scene = self.scenes[position]
         objects = [
             AnnotatedObject(

@@ -1,8 +1,10 @@
 """Annotated images, the common input of all writers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -57,6 +59,24 @@ class AnnotatedImage:
     mask: np.ndarray | None = None
     instances: np.ndarray | None = None
     upright: bool = False
+
+
+class LazyImages(Sequence[AnnotatedImage], ABC):
+    """A sequence whose images are made on access, so that the annotations of a split need not fit into memory."""
+
+    @abstractmethod
+    def image_at(self, position: int) -> AnnotatedImage:
+        """Return the image at a position."""
+
+    @overload
+    def __getitem__(self, position: int) -> AnnotatedImage: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[AnnotatedImage]: ...
+    def __getitem__(self, position: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
+        """Return the image at a position, or the images of a slice."""
+        if isinstance(position, slice):
+            return [self.image_at(place) for place in range(len(self))[position]]
+        return self.image_at(position)
 
 
 def painted_mask(
