@@ -320,6 +320,7 @@ class Task(SettableRate, Model):
         monitor: The score by which the best checkpoint is chosen.
         monitor_mode: ``max`` or ``min``.
         class_rows: The `ClassRows` of layers that differ from its defaults, by a part of the layer's name.
+        default_lr_factor: The factor of the optimizer's default learning rate for this family.
         step_losses: The losses of the last training step, on the device: ``loss_<part>``, and their sum ``loss``.
         loss_history: The step at which the losses became NaN or infinite, if they did.
     """
@@ -328,6 +329,7 @@ class Task(SettableRate, Model):
     monitor: ClassVar[str]
     monitor_mode: ClassVar[str] = "max"
     class_rows: Mapping[str, ClassRows] = {}
+    default_lr_factor: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -363,8 +365,7 @@ class Task(SettableRate, Model):
             check_range("--model.multi_scale", multi_scale, above=0)
         check_range("--model.multi_scale_every", multi_scale_every, least=1)
         self.class_names = list(class_names)
-        # A checkpoint holds the optimization as a dictionary.
-        self.optim = optim if isinstance(optim, Optimization) else Optimization(**optim)
+        self.optim = Optimization.from_saved(optim).with_default_lr_factor(self.default_lr_factor)
         self.channels_last = channels_last
         self.compile_options: dict[str, Any] | None = {} if compile is True else (compile or None)
         self.freeze_options = (list(freeze or []), frozen_batch_norm)

@@ -194,6 +194,8 @@ IRRELEVANT_WARNINGS = (
     r".*resuming from a checkpoint that ended before the epoch ended",
     # BackboneFinetuning trains the batch normalization of the backbone from the start.
     r"The provided params to be frozen already exist within another group",
+    # A cluster's login node has srun, and a run there need not be a job.
+    r"The `srun` command is available on your system but is not used",
     # This is the purpose of overfit_batches.
     r"You requested to overfit but enabled .* shuffling",
     # Small datasets have fewer batches than log_every_n_steps.

@@ -20,7 +20,6 @@ from segdet.nn.backbones import build_backbone
 from segdet.nn.weights import Normalization, StateDict, load_weights
 from segdet.task import Stage, View
 from segdet.training.fine_tune import ClassRows
-from segdet.training.optim import Optimization
 from segdet.util.errors import UserError, check_range
 from segdet.util.stage_timing import stage
 
@@ -74,11 +73,12 @@ class DETR(Detector):
         spatial_prior: Whether each query has a learned reference point (`SpatialPrior`). The query's attention is
             higher near this point, and the centre of its box is predicted relative to the point.
         score_threshold: Detections must exceed this score; 0 keeps all queries, as in the paper.
-        optim: See `segdet.task.Task`. The default learning rate suits training from scratch.
         kwargs: See `Detector`.
     """
 
     class_rows = {"class_embed": ClassRows(classes_first=True)}
+
+    default_lr_factor = 0.1  # training from scratch diverges or stalls with the default rate
 
     def __init__(
         self,
@@ -98,13 +98,10 @@ class DETR(Detector):
         auxiliary: bool = True,
         spatial_prior: bool = False,
         score_threshold: float = 0.0,
-        optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  read only
         **kwargs: Any,
     ) -> None:
         # The last two are for merging several views; detections of one view are not suppressed.
-        super().__init__(
-            class_names, score_threshold, nms_threshold=0.5, detections_per_image=None, optim=optim, **kwargs
-        )
+        super().__init__(class_names, score_threshold, nms_threshold=0.5, detections_per_image=None, **kwargs)
         if self.class_agnostic_nms and not self.several_views:
             raise UserError(
                 "--model.class_agnostic_nms: DETR has no suppression, except between several views; leave it out"

@@ -14,7 +14,6 @@ from torchvision.models.vgg import cfgs, make_layers
 from segdet.detection.ssd import DefaultBoxDetector
 from segdet.nn.vgg16 import init_he, vgg16_normalization
 from segdet.nn.weights import Normalization, is_weights_file, load_state, read_weights
-from segdet.training.optim import Optimization
 from segdet.util.errors import UserError, check_choice
 
 Sizes = Literal["voc", "coco"]
@@ -44,7 +43,6 @@ class VGG16SSD(DefaultBoxDetector):
             `DefaultBoxDetector.load_torchvision`.
         sizes: The dataset that the default boxes were designed for. For COCO, SSD300 uses torchvision's boxes, which
             are clipped to the image.
-        optim: See `segdet.task.Task`. The default learning rate suits training from scratch.
         kwargs: See `DefaultBoxDetector`.
 
     Attributes:
@@ -60,15 +58,16 @@ class VGG16SSD(DefaultBoxDetector):
     aspect_ratios: ClassVar[list[list[int]]]
     scales: ClassVar[dict[str, list[float]]]
 
+    default_lr_factor = 0.1  # training from scratch diverges or stalls with the default rate
+
     def __init__(
         self,
         class_names: list[str],
         weights: bool | str | None = None,
         sizes: Sizes = "voc",
-        optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  read only
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, optim=optim, **kwargs)
+        super().__init__(class_names, **kwargs)
         check_choice("--model.sizes", sizes, Sizes)
         self.input_size = (self.size, self.size)
         name = type(self).__name__

@@ -18,7 +18,6 @@ from segdet.nn.boxes import pad_targets, pairwise_iou
 from segdet.nn.weights import load_weights
 from segdet.task import Stage
 from segdet.training.fine_tune import ClassRows
-from segdet.training.optim import Optimization
 from segdet.util.errors import UserError, check_range
 from segdet.util.stage_timing import stage
 
@@ -87,11 +86,12 @@ class YOLOv1(Detector):
         dropout: The dropout rate after the first fully connected layer.
         coordinate_weight: The paper's weight of the two box losses, lambda_coord.
         no_object_weight: The paper's weight of the confidence loss of boxes without an object, lambda_noobj.
-        optim: See `segdet.task.Task`. The default learning rate suits training from scratch.
         kwargs: See `Detector`.
     """
 
     uses_scale = True
+
+    default_lr_factor = 0.1  # training from scratch diverges or stalls with the default rate
 
     def __init__(
         self,
@@ -110,12 +110,9 @@ class YOLOv1(Detector):
         no_object_weight: float = 0.5,
         score_threshold: float = 0.001,
         detections_per_image: int = 200,
-        optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  read only
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            class_names, score_threshold, detections_per_image=detections_per_image, optim=optim, **kwargs
-        )
+        super().__init__(class_names, score_threshold, detections_per_image=detections_per_image, **kwargs)
         check_range("--model.grid", grid, least=1)
         check_range("--model.boxes", boxes, least=1)
         if hidden and self.tta_scales != [1.0]:

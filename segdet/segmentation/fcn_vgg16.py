@@ -14,7 +14,6 @@ from segdet.nn.weights import Normalization
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, confidence_stage
 from segdet.task import Stage
-from segdet.training.optim import Optimization
 from segdet.util.errors import check_choice
 
 Learned = Literal["none", "intermediate", "all"]
@@ -56,9 +55,10 @@ class VGG16FCN(Segmenter):
         fc_channels: The channels of fc6 and fc7.
         batch_norm: Whether batch normalization follows VGG16's convolutions. The paper has none; training from
             scratch needs it.
-        optim: See `segdet.task.Task`. The default learning rate suits training from scratch.
         kwargs: See `Segmenter`.
     """
+
+    default_lr_factor = 0.1  # training from scratch diverges or stalls with the default rate
 
     def __init__(
         self,
@@ -72,10 +72,9 @@ class VGG16FCN(Segmenter):
         width: float = 1.0,
         fc_channels: int = 4096,
         batch_norm: bool = False,
-        optim: Optimization = Optimization(lr=1e-4),  # noqa: B008  read only
         **kwargs: Any,
     ) -> None:
-        super().__init__(class_names, optim=optim, **kwargs)
+        super().__init__(class_names, **kwargs)
         check_choice("--model.stride", stride, Stride)
         check_choice("--model.pad", pad, Pad)
         check_choice("--model.upsampling", upsampling, Learned)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
@@ -85,6 +85,7 @@ class Optimization:
     warmup_steps: int = 100
     warmup_factor: float = 0.01
     lr_factors: dict[str, float] = field(default_factory=dict)
+    default_lr_factor = 1.0  # not an option: `with_default_lr_factor` sets it
 
     def __post_init__(self) -> None:
         check_choice("--model.optim.name", self.name, Name)
@@ -93,10 +94,23 @@ class Optimization:
             check_range(f"--model.optim.{name}", self.value_of(name), least=0)
         check_range("--model.optim.betas", self.betas, least=0, below=1)
 
+    @classmethod
+    def from_saved(cls, saved: Optimization | Mapping[str, Any]) -> Self:
+        """Return the optimization in a checkpoint, which holds it as a dictionary."""
+        return replace(saved) if isinstance(saved, cls) else cls(**saved)  # type: ignore[arg-type]
+
     def value_of(self, name: str) -> float:
         """Return ``lr``, ``momentum`` or ``weight_decay``: the given value, or the optimizer's default."""
         given = getattr(self, name)
-        return DEFAULTS[self.name][name] if given is None else given
+        if given is None:
+            return DEFAULTS[self.name][name] * (self.default_lr_factor if name == "lr" else 1.0)
+        return given
+
+    def with_default_lr_factor(self, factor: float) -> Optimization:
+        """Return a copy whose default learning rate is ``factor`` times that of the optimizer in `DEFAULTS`."""
+        changed = replace(self)
+        changed.default_lr_factor = factor
+        return changed
 
     def build(
         self,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from segdet.detection import YOLOv1
 from segdet.training.optim import DEFAULTS, Optimization
 from segdet.util.errors import UserError
 
@@ -119,3 +120,12 @@ def test_without_a_number_of_steps_the_schedule_follows_the_time() -> None:
     # A number of steps takes precedence.
     limited = Optimization(schedule="cosine", warmup_steps=0).schedule_factor(100, 10, lambda: 1.0)
     assert limited(50) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adamw", 1e-4), ("sgd", 1e-3)])
+def test_families_scale_the_default_rate_of_each_optimizer(name: str, rate: float) -> None:
+    model = YOLOv1(["a"], backbone="test_resnet", optim=Optimization(name))  # type: ignore[arg-type]
+    assert model.optim.value_of("lr") == pytest.approx(rate)
+    assert model.optim.value_of("weight_decay") == Optimization(name).value_of("weight_decay")  # type: ignore[arg-type]
+    assert YOLOv1(["a"], optim=Optimization(name, lr=0.5)).optim.value_of("lr") == 0.5  # type: ignore[arg-type]
+    assert Optimization(name).value_of("lr") == pytest.approx(10 * rate)  # type: ignore[arg-type]
