@@ -1,0 +1,285 @@
+"""The search space of a sweep: the distributions of Weights & Biases, and the values that they give.
+
+Every distribution maps a number between 0 and 1 to a value by its inverse cumulative distribution function. Random
+trials use numbers that follow from the seed, the trial's number and the parameter's name, so that every machine
+computes the same trials. Optuna searches the values themselves where it has the same distribution, and these numbers
+otherwise.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Point = dict[str, Any]
+"""The value of each searched or constant parameter by its dotted name."""
+
+_EDGE = 1e-6
+"""The distance of Optuna's numbers from 0 and 1, where a normal distribution is infinite."""
+
+
+class Distribution:
+    """The distribution of one parameter."""
+
+    def at(self, quantile: float) -> Any:
+        """Return the value at a quantile in [0, 1]."""
+        raise NotImplementedError
+
+    def grid(self) -> list[Any] | None:
+        """Return all values, or None for a continuous distribution."""
+        return None
+
+    def ends(self) -> list[Any]:
+        """Return values that cover the distribution: all of a choice, otherwise both ends."""
+        return [self.at(_EDGE), self.at(1 - _EDGE)]
+
+    def searched(self) -> "BaseDistribution | None":
+        """Return Optuna's distribution, or None for a constant."""
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(_EDGE, 1 - _EDGE)
+
+    def value(self, searched: Any) -> Any:
+        """Return the parameter's value for a value of Optuna's distribution."""
+        return self.at(searched)
+
+
+@dataclass(frozen=True)
+class Constant(Distribution):
+    """A single value."""
+
+    constant: Any
+
+    def at(self, quantile: float) -> Any:
+        return self.constant
+
+    def grid(self) -> list[Any]:
+        return [self.constant]
+
+    def ends(self) -> list[Any]:
+        return [self.constant]
+
+    def searched(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Categorical(Distribution):
+    """A choice of values, with equal probabilities by default. Optuna searches their positions."""
+
+    values: Sequence[Any]
+    probabilities: Sequence[float] | None = None
+
+    def at(self, quantile: float) -> Any:
+        weights = self.probabilities or [1 / len(self.values)] * len(self.values)
+        bounds = list(itertools.accumulate(weights))
+        below = (position for position, bound in enumerate(bounds) if quantile < bound)
+        # Rounding may leave the last bound below 1; a value without probability is never the last resort.
+        last = max(position for position, weight in enumerate(weights) if weight > 0)
+        return self.values[next(below, last)]
+
+    def grid(self) -> list[Any]:
+        return list(self.values)
+
+    def ends(self) -> list[Any]:
+        return list(self.values)
+
+    def searched(self) -> "BaseDistribution":
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(list(range(len(self.values))))
+
+    def value(self, searched: Any) -> Any:
+        return self.values[searched]
+
+
+@dataclass(frozen=True)
+class IntUniform(Distribution):
+    """The integers from ``low`` to ``high``, both included."""
+
+    low: int
+    high: int
+
+    def at(self, quantile: float) -> int:
+        return min(self.high, self.low + int(quantile * (self.high - self.low + 1)))
+
+    def grid(self) -> list[Any]:
+        return list(range(self.low, self.high + 1))
+
+    def ends(self) -> list[Any]:
+        return [self.low, self.high]
+
+    def searched(self) -> "BaseDistribution":
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(self.low, self.high)
+
+    def value(self, searched: Any) -> int:
+        return int(searched)
+
+
+@dataclass(frozen=True)
+class Continuous(Distribution):
+    """A continuous distribution. With ``q``, its values are rounded to multiples of ``q``."""
+
+    q: float | None
+
+    def quantile(self, quantile: float) -> float:
+        """Return the value at a quantile before it is rounded."""
+        raise NotImplementedError
+
+    def at(self, quantile: float) -> float:
+        return self._rounded(self.quantile(quantile))
+
+    def _rounded(self, value: float) -> float:
+        return value if self.q is None else round(value / self.q) * self.q  # an integer if q is one
+
+
+@dataclass(frozen=True)
+class Uniform(Continuous):
+    """Uniform between ``low`` and ``high``."""
+
+    low: float
+    high: float
+
+    def quantile(self, quantile: float) -> float:
+        return min(self.high, self.low + quantile * (self.high - self.low))
+
+    def grid(self) -> list[Any] | None:
+        """Return the multiples of ``q`` from ``low``, without ``high``, as W&B does."""
+        if self.q is None:
+            return None
+        return [self.low + step * self.q for step in range(math.ceil((self.high - self.low) / self.q))]
+
+    def ends(self) -> list[Any]:
+        return [self._rounded(self.low), self._rounded(self.high)]
+
+    def searched(self) -> "BaseDistribution":
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high)
+
+    def value(self, searched: Any) -> float:
+        return self._rounded(searched)
+
+
+@dataclass(frozen=True)
+class LogUniform(Uniform):
+    """Log-uniform between the positive values ``low`` and ``high``."""
+
+    def quantile(self, quantile: float) -> float:
+        return min(self.high, max(self.low, self.low * (self.high / self.low) ** quantile))
+
+    def grid(self) -> None:
+        return None
+
+    def searched(self) -> "BaseDistribution":
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, log=True)
+
+
+@dataclass(frozen=True)
+class Normal(Continuous):
+    """Normal, or with ``log`` the exponential of a normal distribution."""
+
+    mu: float
+    sigma: float
+    log: bool
+
+    def quantile(self, quantile: float) -> float:
+        value = NormalDist().inv_cdf(min(1 - _EDGE, max(_EDGE, quantile))) * self.sigma + self.mu
+        return math.exp(value) if self.log else value
+
+
+@dataclass(frozen=True)
+class Beta(Continuous):
+    """Beta on [0, 1]."""
+
+    a: float
+    b: float
+
+    def quantile(self, quantile: float) -> float:
+        from scipy.special import betaincinv
+
+        return float(betaincinv(self.a, self.b, quantile))
+
+
+@dataclass(frozen=True)
+class Space:
+    """The parameters of a sweep.
+
+    Attributes:
+        leaves: The distribution of each parameter by its path, in alphabetical order as in W&B. The path of a parameter
+            has several names if it is nested: ``("model.optim", "lr")``.
+    """
+
+    leaves: Mapping[tuple[str, ...], Distribution]
+
+    def named(self) -> dict[str, Distribution]:
+        """Return the distributions by dotted name."""
+        return {".".join(path): leaf for path, leaf in self.leaves.items()}
+
+    def arguments(self, point: Point) -> dict[str, Any]:
+        """Return the arguments of a trial by name: the values of a point, with nested parameters as mappings."""
+        arguments: dict[str, Any] = {}
+        for path in self.leaves:
+            target = arguments
+            for name in path[:-1]:
+                target = target.setdefault(name, {})
+            target[path[-1]] = point[".".join(path)]
+        return arguments
+
+    def random_point(self, seed: int, number: int) -> Point:
+        """Return the random point of a trial. It depends on the seed, the trial's number and the names."""
+        return {
+            name: leaf.at(random.Random(f"{seed}/{number}/{name}").random())
+            for name, leaf in self.named().items()
+        }
+
+    def grid_size(self) -> int:
+        """Return the number of points of the grid. All distributions must be discrete."""
+        return math.prod(len(leaf.grid() or ()) for leaf in self.leaves.values())
+
+    def grid_point(self, seed: int, number: int) -> Point:
+        """Return a point of the grid. The seed determines the order, which contains every point once."""
+        position = _permuted(number, self.grid_size(), seed)
+        point: Point = {}
+        for name, leaf in reversed(self.named().items()):
+            values = leaf.grid() or []
+            position, choice = divmod(position, len(values))
+            point[name] = values[choice]
+        return {name: point[name] for name in self.named()}
+
+    def covering_points(self) -> Iterator[Point]:
+        """Yield points that together contain every value of each choice and both ends of each range."""
+        ends = {name: leaf.ends() for name, leaf in self.named().items()}
+        for number in range(max(map(len, ends.values()))):
+            yield {name: values[min(number, len(values) - 1)] for name, values in ends.items()}
+
+    def searched(self) -> "dict[str, BaseDistribution]":
+        """Return Optuna's distributions of the parameters that are not constant."""
+        found = {name: leaf.searched() for name, leaf in self.named().items()}
+        return {name: each for name, each in found.items() if each is not None}
+
+    def point(self, searched: Mapping[str, Any]) -> Point:
+        """Return the point for values of Optuna's distributions."""
+        return {name: leaf.value(searched.get(name)) for name, leaf in self.named().items()}
+
+
+def _permuted(number: int, size: int, seed: int) -> int:
+    """Return the element at position ``number`` of a permutation of ``range(size)`` that follows from the seed.
+
+    An affine permutation needs no list of all points, because a grid may have billions of them.
+    """
+    source = random.Random(f"{seed}/{size}")
+    offset, factor = int(source.random() * size), 1 + int(source.random() * size)
+    while math.gcd(factor, size) != 1:
+        factor += 1
+    return (factor * number + offset) % size
