@@ -32,6 +32,7 @@ TRAINING = {
 
 OTHERS = {
     "bench": "run an experiment file: several models, one budget",
+    "sweep": "search parameters with a sweep file of Weights & Biases, without an account",
     "proposals": "compute region proposals of a dataset and score them",
     "report": "turn run folders into one Markdown table",
 }

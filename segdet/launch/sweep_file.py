@@ -87,7 +87,7 @@ class Hyperband(FileModel):
         min_iter: The number of values at the first comparison. Each further one has eta times as many.
         max_iter: The number of values of a complete trial. The comparisons are at ``max_iter`` / eta, / eta² ...
         s: The number of comparisons before ``max_iter``.
-        eta: See above.
+        eta: See above. W&B also accepts fractions.
         strict: Whether to compare the value at this point instead of the best value up to it.
     """
 
@@ -95,17 +95,20 @@ class Hyperband(FileModel):
     min_iter: Annotated[StrictInt, Field(ge=1)] | None = None
     max_iter: Annotated[StrictInt, Field(ge=1)] | None = None
     s: Annotated[StrictInt, Field(ge=1)] | None = None
-    eta: Annotated[float, Field(strict=True, ge=2)] = 3
+    eta: Annotated[int, Field(ge=2)] = 3
     strict: StrictBool = False
 
     @property
     def rungs(self) -> list[int]:
-        """The numbers of values at which trials are compared, as in W&B."""
-        if self.min_iter is not None:
-            return [int(self.min_iter * self.eta**step) for step in range(20)]
-        last = self.max_iter or 0
-        bands = [int(last / self.eta**step) for step in range(1, (self.s or 0) + 1)]
-        return sorted(band for band in bands if band >= 1)
+        """The numbers of values at which trials are compared.
+
+        W&B divides ``max_iter`` by eta. Here, the first number is rounded down, and the others are multiples of it.
+        """
+        first, count = self.min_iter or 1, 20
+        if self.max_iter is not None:
+            count = sum(self.max_iter >= self.eta**step for step in range(1, (self.s or 0) + 1))
+            first = self.max_iter // self.eta**count
+        return [first * self.eta**step for step in range(count)]
 
 
 class Sweep(FileModel):
@@ -166,9 +169,15 @@ class Sweep(FileModel):
             limits.append(self.space.grid_size())
         return min(limits, default=None)
 
-    def command_line(self, point: Point, json_file: Path) -> list[str]:
-        """Return the command line that the W&B agent starts for a point."""
-        return expand(self.command, self.program, self.space.arguments(point), json_file)
+    def command_line(self, point: Point, json_file: Path, without: str | None = None) -> list[str]:
+        """Return the command line that the W&B agent starts for a point.
+
+        Args:
+            point: The point.
+            json_file: The path for the macro ``${args_json_file}``.
+            without: The name of a parameter to leave out.
+        """
+        return expand(self.command, self.program, self.space.arguments(point, without), json_file)
 
     def error(self, key: Key, message: str) -> UserError:
         """Return an error about the value of ``key``, with the file and the line."""
@@ -438,7 +447,9 @@ def _name(values: Mapping[str, Any]) -> str:
     known = sorted({key for keys in KEYS.values() for key in keys} | {"distribution", "parameters"})
     for key in values:
         if key not in known:
-            raise _ParameterFault(f"has the unknown key '{key}'; {did_you_mean(str(key), known, cutoff=0.5)}", key)
+            raise _ParameterFault(
+                f"has the unknown key '{key}'; {did_you_mean(str(key), known, cutoff=0.5)}", key
+            )
     for key, other in (_LIMITS, _LIMITS[::-1]):
         if key in values and other not in values:
             raise _ParameterFault(f"has '{key}' but no '{other}'; add it")

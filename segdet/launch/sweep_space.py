@@ -29,7 +29,7 @@ class Distribution:
 
     def at(self, quantile: float) -> Any:
         """Return the value at a quantile in [0, 1]."""
-        raise NotImplementedError
+        return self.value(self.pick(quantile))
 
     def grid(self) -> list[Any] | None:
         """Return all values, or None for a continuous distribution."""
@@ -45,9 +45,13 @@ class Distribution:
 
         return FloatDistribution(_EDGE, 1 - _EDGE)
 
-    def value(self, searched: Any) -> Any:
+    def pick(self, quantile: float) -> Any:
+        """Return the value of Optuna's distribution at a quantile in [0, 1]."""
+        return min(1 - _EDGE, max(_EDGE, quantile))
+
+    def value(self, picked: Any) -> Any:
         """Return the parameter's value for a value of Optuna's distribution."""
-        return self.at(searched)
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Constant(Distribution):
 
     constant: Any
 
-    def at(self, quantile: float) -> Any:
+    def value(self, picked: Any) -> Any:
         return self.constant
 
     def grid(self) -> list[Any]:
@@ -76,13 +80,13 @@ class Categorical(Distribution):
     values: Sequence[Any]
     probabilities: Sequence[float] | None = None
 
-    def at(self, quantile: float) -> Any:
+    def pick(self, quantile: float) -> int:
         weights = self.probabilities or [1 / len(self.values)] * len(self.values)
         bounds = list(itertools.accumulate(weights))
         below = (position for position, bound in enumerate(bounds) if quantile < bound)
         # Rounding may leave the last bound below 1; a value without probability is never the last resort.
         last = max(position for position, weight in enumerate(weights) if weight > 0)
-        return self.values[next(below, last)]
+        return next(below, last)
 
     def grid(self) -> list[Any]:
         return list(self.values)
@@ -95,8 +99,8 @@ class Categorical(Distribution):
 
         return CategoricalDistribution(list(range(len(self.values))))
 
-    def value(self, searched: Any) -> Any:
-        return self.values[searched]
+    def value(self, picked: Any) -> Any:
+        return self.values[picked]
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class IntUniform(Distribution):
     low: int
     high: int
 
-    def at(self, quantile: float) -> int:
+    def pick(self, quantile: float) -> int:
         return min(self.high, self.low + int(quantile * (self.high - self.low + 1)))
 
     def grid(self) -> list[Any]:
@@ -120,8 +124,8 @@ class IntUniform(Distribution):
 
         return IntDistribution(self.low, self.high)
 
-    def value(self, searched: Any) -> int:
-        return int(searched)
+    def value(self, picked: Any) -> int:
+        return int(picked)
 
 
 @dataclass(frozen=True)
@@ -130,14 +134,8 @@ class Continuous(Distribution):
 
     q: float | None
 
-    def quantile(self, quantile: float) -> float:
-        """Return the value at a quantile before it is rounded."""
-        raise NotImplementedError
-
-    def at(self, quantile: float) -> float:
-        return self._rounded(self.quantile(quantile))
-
-    def _rounded(self, value: float) -> float:
+    def rounded(self, value: float) -> float:
+        """Return ``value``, rounded to a multiple of ``q`` if it is given."""
         return value if self.q is None else round(value / self.q) * self.q  # an integer if q is one
 
 
@@ -148,7 +146,7 @@ class Uniform(Continuous):
     low: float
     high: float
 
-    def quantile(self, quantile: float) -> float:
+    def pick(self, quantile: float) -> float:
         return min(self.high, self.low + quantile * (self.high - self.low))
 
     def grid(self) -> list[Any] | None:
@@ -158,22 +156,22 @@ class Uniform(Continuous):
         return [self.low + step * self.q for step in range(math.ceil((self.high - self.low) / self.q))]
 
     def ends(self) -> list[Any]:
-        return [self._rounded(self.low), self._rounded(self.high)]
+        return [self.rounded(self.low), self.rounded(self.high)]
 
     def searched(self) -> "BaseDistribution":
         from optuna.distributions import FloatDistribution
 
         return FloatDistribution(self.low, self.high)
 
-    def value(self, searched: Any) -> float:
-        return self._rounded(searched)
+    def value(self, picked: Any) -> float:
+        return self.rounded(picked)
 
 
 @dataclass(frozen=True)
 class LogUniform(Uniform):
     """Log-uniform between the positive values ``low`` and ``high``."""
 
-    def quantile(self, quantile: float) -> float:
+    def pick(self, quantile: float) -> float:
         return min(self.high, max(self.low, self.low * (self.high / self.low) ** quantile))
 
     def grid(self) -> None:
@@ -193,9 +191,9 @@ class Normal(Continuous):
     sigma: float
     log: bool
 
-    def quantile(self, quantile: float) -> float:
-        value = NormalDist().inv_cdf(min(1 - _EDGE, max(_EDGE, quantile))) * self.sigma + self.mu
-        return math.exp(value) if self.log else value
+    def value(self, picked: Any) -> float:
+        value = NormalDist(self.mu, self.sigma).inv_cdf(picked)
+        return self.rounded(math.exp(value) if self.log else value)
 
 
 @dataclass(frozen=True)
@@ -205,10 +203,23 @@ class Beta(Continuous):
     a: float
     b: float
 
-    def quantile(self, quantile: float) -> float:
+    def value(self, picked: Any) -> float:
         from scipy.special import betaincinv
 
-        return float(betaincinv(self.a, self.b, quantile))
+        return self.rounded(float(betaincinv(self.a, self.b, picked)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The parameters of a trial.
+
+    Attributes:
+        point: The value of each parameter by its dotted name.
+        picked: The values of Optuna's distributions, without constants.
+    """
+
+    point: Point
+    picked: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -226,36 +237,48 @@ class Space:
         """Return the distributions by dotted name."""
         return {".".join(path): leaf for path, leaf in self.leaves.items()}
 
-    def arguments(self, point: Point) -> dict[str, Any]:
+    def arguments(self, point: Point, without: str | None = None) -> dict[str, Any]:
         """Return the arguments of a trial by name: the values of a point, with nested parameters as mappings."""
         arguments: dict[str, Any] = {}
         for path in self.leaves:
+            if ".".join(path) == without:
+                continue
             target = arguments
             for name in path[:-1]:
                 target = target.setdefault(name, {})
             target[path[-1]] = point[".".join(path)]
         return arguments
 
-    def random_point(self, seed: int, number: int) -> Point:
-        """Return the random point of a trial. It depends on the seed, the trial's number and the names."""
-        return {
-            name: leaf.at(random.Random(f"{seed}/{number}/{name}").random())
-            for name, leaf in self.named().items()
-        }
+    def random(self, seed: int, number: int) -> "Choice":
+        """Return the random choice of a trial. It depends on the seed, the trial's number and the names."""
+        return self.choice(
+            {
+                name: leaf.pick(random.Random(f"{seed}/{number}/{name}").random())
+                for name, leaf in self.named().items()
+            }
+        )
+
+    def choice(self, picked: Mapping[str, Any]) -> "Choice":
+        """Return the choice for values of Optuna's distributions."""
+        point = {name: leaf.value(picked.get(name)) for name, leaf in self.named().items()}
+        return Choice(point, {name: picked[name] for name in self.searched()})
 
     def grid_size(self) -> int:
         """Return the number of points of the grid. All distributions must be discrete."""
         return math.prod(len(leaf.grid() or ()) for leaf in self.leaves.values())
 
-    def grid_point(self, seed: int, number: int) -> Point:
+    def grid(self, seed: int, number: int) -> "Choice":
         """Return a point of the grid. The seed determines the order, which contains every point once."""
         position = _permuted(number, self.grid_size(), seed)
-        point: Point = {}
-        for name, leaf in reversed(self.named().items()):
+        named = self.named()
+        choice = Choice({}, {})
+        for name, leaf in reversed(named.items()):
             values = leaf.grid() or []
-            position, choice = divmod(position, len(values))
-            point[name] = values[choice]
-        return {name: point[name] for name in self.named()}
+            position, index = divmod(position, len(values))
+            choice.point[name] = values[index]
+            if leaf.searched() is not None:
+                choice.picked[name] = index if isinstance(leaf, Categorical) else values[index]
+        return Choice({name: choice.point[name] for name in named}, choice.picked)
 
     def covering_points(self) -> Iterator[Point]:
         """Yield points that together contain every value of each choice and both ends of each range."""
@@ -267,10 +290,6 @@ class Space:
         """Return Optuna's distributions of the parameters that are not constant."""
         found = {name: leaf.searched() for name, leaf in self.named().items()}
         return {name: each for name, each in found.items() if each is not None}
-
-    def point(self, searched: Mapping[str, Any]) -> Point:
-        """Return the point for values of Optuna's distributions."""
-        return {name: leaf.value(searched.get(name)) for name, leaf in self.named().items()}
 
 
 def _permuted(number: int, size: int, seed: int) -> int:

@@ -1,3 +1,4 @@
 from experiment_files import folder
+from postgresql import postgresql
 
-__all__ = ["folder"]
+__all__ = ["folder", "postgresql"]

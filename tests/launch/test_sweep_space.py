@@ -69,6 +69,7 @@ def test_extreme_quantiles_and_the_ends_of_optunas_range_are_valid(distribution:
         assert {str(each) for each in found} == {str(each) for each in distribution.values}
     elif isinstance(distribution, IntUniform | LogUniform):
         assert min(found) == distribution.low and max(found) == distribution.high
+    assert distribution.at(0.3) == distribution.value(distribution.pick(0.3))
     assert all(each is None or isinstance(each, str) or math.isfinite(each) for each in found)
 
 
@@ -85,20 +86,20 @@ SPACE = Space(
 @pytest.mark.parametrize("seed", range(5))
 def test_a_grid_contains_every_point_once_in_an_order_of_the_seed(seed: int) -> None:
     size = SPACE.grid_size()
-    points = [str(SPACE.grid_point(seed, number)) for number in range(size)]
+    points = [str(SPACE.grid(seed, number).point) for number in range(size)]
     assert size == 48 and len(set(points)) == 48
-    assert points == [str(SPACE.grid_point(seed, number)) for number in range(size)]
-    assert points != [str(SPACE.grid_point(seed + 1, number)) for number in range(size)]
+    assert points == [str(SPACE.grid(seed, number).point) for number in range(size)]
+    assert points != [str(SPACE.grid(seed + 1, number).point) for number in range(size)]
 
 
 def test_random_points_depend_on_seed_number_and_name_only() -> None:
-    first = SPACE.random_point(0, 7)
-    assert first == SPACE.random_point(0, 7)
-    assert first != SPACE.random_point(0, 8) and first != SPACE.random_point(1, 7)
+    first = SPACE.random(0, 7).point
+    assert first == SPACE.random(0, 7).point
+    assert first != SPACE.random(0, 8).point and first != SPACE.random(1, 7).point
     larger = Space({**SPACE.leaves, ("zz",): Normal(None, 0.0, 1.0, log=False)})
-    assert {name: larger.random_point(0, 7)[name] for name in first} == first
+    assert {name: larger.random(0, 7).point[name] for name in first} == first
     # The same on every machine and in every version.
-    assert Space({("lr",): Uniform(None, 0.0, 1.0)}).random_point(0, 0) == {"lr": 0.3989582531343857}
+    assert Space({("lr",): Uniform(None, 0.0, 1.0)}).random(0, 0).point == {"lr": 0.3989582531343857}
 
 
 def test_nested_values_are_one_argument() -> None:
@@ -115,4 +116,4 @@ def test_covering_points_contain_each_choice_and_both_ends() -> None:
 def test_optuna_searches_all_parameters_but_constants() -> None:
     searched = SPACE.searched()
     assert list(searched) == ["a", "b.c", "e"]
-    assert SPACE.point({"a": 1, "b.c": 3, "e": 0.7}) == {"a": "y", "b.c": 3, "b.d": None, "e": 0.5}
+    assert SPACE.choice({"a": 1, "b.c": 3, "e": 0.7}).point == {"a": "y", "b.c": 3, "b.d": None, "e": 0.5}

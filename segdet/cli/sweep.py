@@ -1,0 +1,84 @@
+"""``segdet sweep``: search the parameters in a sweep file of Weights & Biases, without an account."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segdet.cli.error_messages import write_line
+from segdet.launch.sweep_command import fit_arguments
+from segdet.launch.sweep_file import Sweep, notes, read_sweep
+from segdet.launch.sweep_space import Point
+from segdet.util.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``segdet sweep FILE``.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        UserError: If the sweep file is invalid.
+    """
+    arguments = _parser().parse_args(argv)
+    sweep = read_sweep(arguments.file)
+    for note in notes(sweep):
+        write_line(f"segdet: note: {note}")
+    check_options(sweep)
+    _print_summary(sweep)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segdet sweep",
+        allow_abbrev=False,
+        description="Search the parameters in a sweep file of Weights & Biases, without an account.",
+    )
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="sweep file, such as sweeps/segmentation.yaml")
+    add(
+        "--check",
+        action="store_true",
+        help="validate the file and the options of the trials, and start nothing",
+    )
+    return parser
+
+
+def check_options(sweep: Sweep) -> None:
+    """Check that ``segdet fit`` accepts every value of each choice and both ends of each range.
+
+    Raises:
+        UserError: If it does not. The message has the line of the parameter if one alone is the cause.
+    """
+    for point in sweep.space.covering_points():
+        fault = _fault(sweep, point)
+        if fault is None:
+            continue
+        for name, path in zip(sweep.space.named(), sweep.space.leaves, strict=True):
+            if _fault(sweep, point, without=name) is None:
+                key = tuple(part for each in path for part in ("parameters", each))
+                raise sweep.error(key, f"segdet fit does not accept {name}={point[name]}: {fault}")
+        raise sweep.error(("command",), f"segdet fit does not accept the command: {fault}")
+
+
+def _fault(sweep: Sweep, point: Point, without: str | None = None) -> UserError | None:
+    """Return the error of ``segdet fit`` for a point, optionally without one of its parameters."""
+    from segdet.cli.train_options import parse_command  # imports torch
+
+    arguments = fit_arguments(sweep.command_line(point, Path("arguments.json"), without))
+    assert arguments is not None  # read_sweep has checked it
+    try:
+        parse_command(arguments)
+    except UserError as error:
+        return error
+    return None
+
+
+def _print_summary(sweep: Sweep) -> None:
+    trials = "no limit of trials" if sweep.size is None else f"{sweep.size} trials"
+    point = next(sweep.space.covering_points())
+    line = shlex.join(sweep.command_line(point, Path("arguments.json")))
+    sys.stdout.write(f"{sweep.path}: valid; {sweep.method}, {trials}, such as\n{line}\n")
