@@ -36,7 +36,9 @@ class CommandParser(argparse.ArgumentParser):
     def add_dataset_arguments(self) -> None:
         """Add the arguments that select a dataset, its task and splits; see `dataset_from`."""
         add = self.add_argument
-        add("root", type=Path, help="folder of the dataset")
+        add("root", type=Path, help="folder of the dataset, or a COCO annotation file")
+        images_help = "folder of the images of a COCO annotation file (default: searched near the file)"
+        add("--images", type=Path, metavar="DIR", help=images_help)
         add("--format", choices=FORMATS, help="format of the dataset (default: detected)")
         add("--task", choices=TASKS, help="default: detection if the dataset has boxes, else segmentation")
         split_help = "splits to use, such as train, or 2007/train for one year of VOC (default: all)"
@@ -72,6 +74,7 @@ def dataset_from(arguments: argparse.Namespace) -> Dataset:
         "ignore_index": arguments.ignore_index,
         "mask_values": _integers("--mask_values", arguments.mask_values),
         "max_pixels": arguments.max_pixels,
+        "image_folder": arguments.images,
     }
     return find_dataset(arguments.root, arguments.format, arguments.task, arguments.split, **options)
 

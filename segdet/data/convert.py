@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from segdet.data.formats.coco import COCOReader
 from segdet.data.formats.detect import Dataset
 from segdet.data.formats.outlines import outline_mask, outline_of
 from segdet.data.formats.reader import Reader, for_each_sample
+from segdet.data.formats.voc import VOCReader
 from segdet.data.images import image_info
 from segdet.data.importing.plan import unique_names
 from segdet.data.sample import IGNORE, TaskName
@@ -111,7 +112,8 @@ def convert_dataset(
     check_target(root)
     if dataset.format == target:
         raise UserError(f"{dataset.root}: is in the format {target} already; give another --to")
-    if root.resolve().is_relative_to(dataset.root.resolve()):
+    # The folder of an annotation file is no dataset; the new folder may be beside the file.
+    if dataset.annotation_file is None and root.resolve().is_relative_to(dataset.root.resolve()):
         raise UserError(f"{root}: lies in {dataset.root}, where nothing is written; give a folder elsewhere")
     if dataset.format == "voc" and target == "cityscapes" and dataset.task != "segmentation":
         raise UserError(f"{dataset.root}: Cityscapes needs the pixels of objects; give --task segmentation")
@@ -190,7 +192,7 @@ class ConvertedImages(LazyImages):
 def _open(dataset: Dataset, split: str) -> Reader:
     """Return the reader of a split, with the outlines or masks of objects if the format has them."""
     if dataset.format == "coco":
-        return COCOReader(dataset.root, split, "segmentation", class_names=dataset.class_names)
+        return replace(dataset, task="segmentation").open(split)
     if dataset.format == "cityscapes" and dataset.task != "segmentation":
         return CityscapesReader(dataset.root, split, "detection", masks=True)
     return dataset.open(split)
@@ -233,6 +235,9 @@ def _record(
     info, declared = image_info(path), reader.declared_size(index)
     upright = info.orientation >= 5 and declared != info.size and declared == info.size[::-1]
     record = AnnotatedImage(path, info.size[::-1] if upright else info.size, upright=upright)
+    if isinstance(reader, VOCReader):
+        lost = len(reader.object_masks(index))
+        _count(losses, "mask in SegmentationObject, which is not converted", lost)
     # COCO's objects have outlines, so a Cityscapes folder gets their classes and instances, whichever the task is.
     if task == "detection" or (target == "cityscapes" and isinstance(reader, COCOReader)):
         record.objects = _objects(reader, index, record.size, losses)

@@ -214,3 +214,22 @@ def test_the_command_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "4 images (4 in val)" in capsys.readouterr().out
     assert find_dataset(out).splits == ("val",)
     assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
+def test_an_annotation_file_is_converted_with_its_images(tmp_path: Path) -> None:
+    source = shapes(tmp_path / "source", "coco")
+    expected = boxes_of(source)
+    (source / "annotations/instances_val2017.json").rename(tmp_path / "mine.json")
+    (source / "val2017").rename(tmp_path / "pictures")
+    dataset = find_dataset(tmp_path / "mine.json", image_folder=tmp_path / "pictures")
+    convert_dataset(dataset, tmp_path / "there", "voc")
+    converted = boxes_of(tmp_path / "there")
+    assert converted and converted.items() <= expected.items()
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_masks_of_objects_are_counted_as_lost(tmp_path: Path, task: TaskName) -> None:
+    source = shapes(tmp_path / "source", "voc")
+    next((source / "SegmentationObject").iterdir()).unlink()
+    done = convert(source, tmp_path / "there", "coco", task)
+    assert done.losses["mask in SegmentationObject, which is not converted"] == 14  # of 15 images

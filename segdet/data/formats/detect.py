@@ -32,6 +32,8 @@ class Dataset:
         ignore_index: Mask value of a VOC folder to ignore, besides 255.
         mask_values: Mask value of each class name of a VOC folder; None for 0, 1, 2, ...
         max_pixels: The largest number of pixels of an image; None for the default.
+        annotation_file: The COCO annotation file of the only split; None to find the files of the splits.
+        image_folder: The folder of the images of ``annotation_file``; None to search for it.
     """
 
     root: Path
@@ -43,9 +45,11 @@ class Dataset:
     ignore_index: int = 255
     mask_values: list[int] | None = None
     max_pixels: int | None = None
+    annotation_file: Path | None = None
+    image_folder: Path | None = None
 
     def __str__(self) -> str:
-        return f"{self.root} ({self.format}, {self.task})"
+        return f"{self.annotation_file or self.root} ({self.format}, {self.task})"
 
     def open(self, split: str, known: "KnownClasses | None" = None, strict: bool = True) -> "Reader":
         """Return the reader of one split.
@@ -80,7 +84,14 @@ class Dataset:
             from segdet.data.formats.coco import COCOReader
 
             reader = COCOReader(
-                self.root, split, self.task, class_names=self.class_names, known=known, strict=strict
+                self.root,
+                split,
+                self.task,
+                self.annotation_file,
+                self.image_folder,
+                self.class_names,
+                known=known,
+                strict=strict,
             )
             if not reader.annotated:
                 raise UserError(
@@ -146,15 +157,38 @@ def find_dataset(
     ignore_index: int | None = None,
     mask_values: list[int] | None = None,
     max_pixels: int | None = None,
+    image_folder: Path | None = None,
 ) -> Dataset:
-    """Return the dataset in a folder.
+    """Return the dataset in a folder, or the dataset of one COCO annotation file.
 
-    A format, task or splits of None are detected (`guess_format`, `guess_task`, `list_splits`).
+    A format, task or splits of None are detected (`guess_format`, `guess_task`, `list_splits`). The split of an
+    annotation file has the name of the file without ``instances_``.
+
+    Args:
+        root: The folder or the annotation file.
+        format: See `Dataset`.
+        task: See `Dataset`.
+        splits: See `Dataset`.
+        class_names: See `Dataset`.
+        ignore_index: See `Dataset`.
+        mask_values: See `Dataset`.
+        max_pixels: See `Dataset`.
+        image_folder: See `Dataset`.
 
     Raises:
-        UserError: If the folder has none of the formats, or no splits.
+        UserError: If the folder has none of the formats, or no splits, or an option does not fit the format.
     """
     root = Path(root)
+    annotation_file = root.absolute() if root.suffix.lower() == ".json" and not root.is_dir() else None
+    if annotation_file is not None:
+        if format not in (None, "coco"):
+            raise UserError(f"--format {format}: {root} is a file of the format coco; leave it out")
+        if splits:
+            raise UserError(f"--split: {root} is the file of one split; leave it out")
+        folder, format, splits = root.parent, "coco", [root.stem.removeprefix("instances_")]
+        root = folder.parent if folder.name == "annotations" else folder
+    elif image_folder is not None:
+        raise UserError(f"--images: {root} is a folder; give a COCO annotation file with --images")
     if format in (None, "voc") and (root / "VOCdevkit").is_dir():
         root = root / "VOCdevkit"
     format = format or guess_format(root)
@@ -171,4 +205,16 @@ def find_dataset(
         check_range("--ignore_index", ignore_index, least=0, most=255)
     found = tuple(splits) if splits else tuple(list_splits(root, format, task))
     ignored = 255 if ignore_index is None else ignore_index
-    return Dataset(root, format, task, found, not splits, class_names, ignored, mask_values, max_pixels)
+    return Dataset(
+        root,
+        format,
+        task,
+        found,
+        not splits,
+        class_names,
+        ignored,
+        mask_values,
+        max_pixels,
+        annotation_file,
+        image_folder.absolute() if image_folder else None,
+    )

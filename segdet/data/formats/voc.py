@@ -182,6 +182,10 @@ class VOCReader(Reader):
         except MissingFile:
             raise MissingFile(path, "no such mask", other_spelling(path) or _MISSING) from None
 
+    def object_masks(self, index: int) -> list[Path]:
+        """Return the masks in ``SegmentationObject`` of the image, which segdet does not use."""
+        return self._files.object_masks(self._members[index])
+
     def annotation_paths(self, index: int, task: TaskName) -> list[Path]:
         member = self._members[index]
         return [self._files.masks(member)[0] if task == "segmentation" else self._files.xml(member)]

@@ -87,6 +87,10 @@ class Files:
         masks, images = folder / "SegmentationClass", folder / "SegmentationClassPNG"
         return masks if self._list(masks, MASK_SUFFIXES) or not images.is_dir() else images
 
+    def object_masks(self, member: Member) -> list[Path]:
+        """Return the masks in ``SegmentationObject`` of a member."""
+        return self._annotations(member.folder / "SegmentationObject", member, MASK_SUFFIXES)
+
     def _list(self, folder: Path, suffixes: Sequence[str]) -> dict[str, list[str]]:
         if (folder, suffixes) not in self._listed:
             self._listed[folder, suffixes] = _by_stem(folder, suffixes)

@@ -611,6 +611,40 @@ def test_a_folder_without_splits_is_refused(voc_folder):
         find_dataset(voc_folder)
 
 
+# COCO files outside a folder of the format
+
+
+def test_an_annotation_file_and_its_images_are_checked(coco_folder, tmp_path, capsys):
+    file, images = tmp_path / "labels" / "mine.json", tmp_path / "pictures"
+    file.parent.mkdir()
+    (coco_folder / "annotations/instances_val.json").rename(file)
+    (coco_folder / "val").rename(images)
+    status, (line,) = run(capsys, file, "--images", images)
+    assert (status, line.split(": ")[1]) == (0, "2 images (2 in mine), 1 without objects")
+    next(images.iterdir()).write_bytes(b"not an image")
+    assert only_line(capsys, file, "--images", images)[0] == 1
+
+
+def test_an_annotation_file_of_a_folder_names_its_split(coco_folder, capsys):
+    status, (line,) = run(capsys, coco_folder / "annotations/instances_val.json")
+    assert (status, line.split(": ")[1]) == (0, "2 images (2 in val), 1 without objects")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["annotations/instances_val.json", "--split", "val"], "is the file of one split; leave it out"),
+        (["annotations/instances_val.json", "--format", "voc"], "is a file of the format coco; leave it out"),
+        (["annotations/other.json"], "no such annotation file"),
+        (["", "--images", "val"], "is a folder; give a COCO annotation file with --images"),
+    ],
+)
+def test_options_that_do_not_fit_an_annotation_file(coco_folder, capsys, arguments, fault):
+    assert main([str(coco_folder / arguments[0]), *arguments[1:]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert fault in line
+
+
 # Real data
 
 
