@@ -34,6 +34,7 @@ OTHERS = {
     "bench": "run an experiment file: several models, one budget",
     "sweep": "search parameters with a sweep file of Weights & Biases, without an account",
     "proposals": "compute region proposals of a dataset and score them",
+    "reproduce": "train a run again and compare it with the original",
     "report": "turn run folders into one Markdown table",
 }
 

@@ -5,6 +5,7 @@
     runs/<name>/
         config.yaml             complete configuration; `segdet fit --config` starts the same run again
         provenance.json         code, packages, hardware, seed, data and command
+        inputs.json.gz          digests of the files of code and data
         metrics.csv             every logged value
         checkpoints/best.ckpt   the best checkpoint by the model's monitored metric
         checkpoints/last.ckpt   the checkpoint to resume from
@@ -13,6 +14,7 @@
         features/               features of the training images that RCNN keeps between its stages
         errors.json             causes of the lost AP in a detector's test, with confusion.png and worst.png
         profile/                reports of --trainer.profiler
+        reproduction.json       comparison with the original run, from `segdet reproduce`
         left_out.txt            unusable samples and boxes, if there are any
         wandb/                  files of Weights & Biases
 """
@@ -25,9 +27,13 @@ from typing import Any
 from segdet.runs.record import RECORD_NAME, Record, Status
 from segdet.util.errors import UserError
 
+INPUTS_NAME = "inputs.json.gz"
+REPRODUCTION_NAME = "reproduction.json"
+
 CONTENTS = (
     "config.yaml",
     "provenance.json",
+    INPUTS_NAME,
     "metrics.csv",
     "checkpoints",
     "predictions",
@@ -40,6 +46,7 @@ CONTENTS = (
     "left_out.txt",
     "profile",
     "error.txt",
+    REPRODUCTION_NAME,
 )
 """The files and folders that a run writes into its folder."""
 

@@ -17,9 +17,15 @@ PACKAGES = (
     "lightning",
     "torchmetrics",
     "timm",
+    "segmentation-models-pytorch",
     "albumentations",
+    "albucore",
     "numpy",
+    "scipy",
+    "numba",
     "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
     "pycocotools",
     "faster-coco-eval",
     "wandb",
@@ -82,11 +88,12 @@ def package_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the hardware of this process: ``cpu``, usable ``cores``, ``ram_gb``, ``gpus``, ``system`` and others."""
+    """Return the hardware of this process: ``cpu``, usable ``cores``, ``threads``, ``gpus`` and others."""
     import torch
 
     return {
         "cpu": _cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "ram_gb": _ram_gb(),

@@ -20,7 +20,14 @@ from segdet.data.base import DataModule
 from segdet.runs.checkpoint_file import remaining_checkpoints
 from segdet.runs.cost import measure_cost, peak_memory_mb
 from segdet.runs.folder_choice import Run, fingerprint_of
-from segdet.runs.folder_layout import CONTENTS, first_provenance, recorded_commands, recorded_provenance
+from segdet.runs.folder_layout import (
+    CONTENTS,
+    INPUTS_NAME,
+    first_provenance,
+    recorded_commands,
+    recorded_provenance,
+)
+from segdet.runs.inputs import Inputs, inputs_of
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
@@ -28,6 +35,7 @@ from segdet.training.divergence import DivergedError
 from segdet.training.load_checkpoint import DESCRIPTION
 from segdet.training.progress import read_losses
 from segdet.util.disk_cache import total_size
+from segdet.util.distributed import run_on_all_ranks
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 from segdet.util.yaml_text import dump_yaml
@@ -57,6 +65,7 @@ class RunRecorder(pl.Callback):
         self.started = now()
         self.peak_memory: float | None = None
         self.provenance: dict[str, Any] = {}
+        self.inputs: Inputs | None = None
 
     # Before the first step.
 
@@ -67,6 +76,9 @@ class RunRecorder(pl.Callback):
             UserError: In all processes, if they do not start from the same checkpoint.
         """
         self._check_same_checkpoint(trainer)
+        if stage == "fit":
+            # The first run on a large dataset reads all its files, longer than the processes' group waits.
+            run_on_all_ranks(lambda: self._collect_inputs(trainer))
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +92,18 @@ class RunRecorder(pl.Callback):
             "precision": str(trainer.precision),
             "launcher": _launcher(),
         }
+        if self.inputs is not None:
+            self.provenance["inputs"] = self.inputs.digest
         self.started = self.provenance["started"]
         if not (self.folder / "config.yaml").exists() or (stage == "fit" and not self.run.resumed):
             self._write_description(trainer)
+        if self.inputs is not None and not (self.run.resumed and (self.folder / INPUTS_NAME).exists()):
+            self.inputs.write(self.folder)
+
+    def _collect_inputs(self, trainer: pl.Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and isinstance(data, DataModule):
+            self.inputs = inputs_of(data, self.sections)
 
     def _check_same_checkpoint(self, trainer: pl.Trainer) -> None:
         """Compare the checkpoints that the processes start from, because each process chooses one by itself."""
