@@ -1,0 +1,176 @@
+"""A sweep as a source of jobs: claim trials, watch their metrics, and record how they end.
+
+Each trial is a run folder in the sweep's folder, ``runs/<sweep>/trial-<number>``. Any number of workers, on any number
+of machines, may work on the same sweep. See `SweepTrials` for how they share the trials.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from segdet.launch.job import Job
+from segdet.launch.local import last_line
+from segdet.launch.sweep_command import fit_arguments
+from segdet.launch.sweep_results import read_score, read_values
+from segdet.launch.sweep_trials import SweepTrials, Trial
+from segdet.runs.folder_layout import read_record
+from segdet.util.errors import UserError
+
+STORAGE = "trials.db"
+"""The default storage in the sweep's folder."""
+
+FAILURES = 3
+"""The attempts in a row without progress after which a trial fails."""
+
+KILLS = 10
+"""The same if the attempts ended by a signal, which is rarely the fault of the trial."""
+
+SIGNALS = (130, 143)
+"""Exit statuses of a run that saved its state after Ctrl-C and SIGTERM."""
+
+
+class SweepJobs:
+    """The jobs of one worker of a sweep.
+
+    Args:
+        trials: The trials.
+        folder: The sweep's folder.
+        test: Whether to test each trial after training.
+    """
+
+    def __init__(self, trials: SweepTrials, folder: Path, test: bool = False) -> None:
+        self.trials = trials
+        self.folder = folder
+        self.test = test
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._running: dict[str, Trial] = {}
+        self._progress: dict[str, float] = {}
+        self._lost: set[int] = set()
+
+    def next(self) -> Job | None:
+        """Claim a trial and return its job, or None if there is none at the moment."""
+        while (trial := self.trials.claim(self.owner, self._is_busy)) is not None:
+            job = self._job(trial)
+            if trial.is_bad:  # its worker was killed before it stopped the trial
+                self._end(trial, "stopped")
+                continue
+            self._running[job.name] = trial
+            self._progress[job.name] = _checkpoint_time(job.folder)
+            return job
+        return None
+
+    def is_complete(self) -> bool:
+        """Whether all trials of the sweep have ended."""
+        return self.trials.is_complete()
+
+    def should_stop(self, job: Job) -> bool:
+        """Report the values of a running trial, and return whether its run should be stopped."""
+        trial = self._running[job.name]
+        if trial.number in self._lost:
+            return True
+        metric = self.trials.sweep.metric
+        if metric is None:
+            return False
+        return self.trials.report(self.owner, trial.number, read_values(job.folder, metric.name))
+
+    def renew(self) -> None:
+        """Renew the leases of the running trials."""
+        numbers = [trial.number for trial in self._running.values()]
+        if numbers:
+            self._lost.update(self.trials.renew(self.owner, numbers))
+
+    @contextlib.contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Renew the leases in a thread while the block runs."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(self.trials.lease / 4):
+                with contextlib.suppress(UserError):  # the storage may respond again before the leases expire
+                    self.renew()
+
+        thread = threading.Thread(target=renew, name="sweep-leases", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def ended(self, job: Job, status: int, stopped: bool = False) -> str:
+        """Record how the command of a trial ended.
+
+        Args:
+            job: The trial's job.
+            status: The exit status, negative after a signal that killed the command.
+            stopped: Whether the worker is being stopped and has interrupted the command.
+
+        Returns:
+            A description for messages.
+        """
+        trial = self._running.pop(job.name)
+        record = read_record(job.folder)
+        if trial.number in self._lost:
+            return "continued by another worker, because this one did not renew its lease"
+        now = self.trials.all()[trial.number]
+        if now.is_bad:
+            return self._end(trial, "stopped")
+        if record is not None and record.status == "diverged":
+            return self._end(trial, "failed", "diverged")
+        if record is not None and record.status == "finished" and status == 0:
+            return self._end(trial, "finished")
+        if stopped:
+            self.trials.release(self.owner, trial.number, trial.claim.failures)
+            return "interrupted; any worker continues it"
+        progressed = _checkpoint_time(job.folder) > self._progress[job.name]
+        failures = 1 if progressed else trial.claim.failures + 1
+        reason = (
+            f"exit status {status} ({last_line(job.log_path)})"
+            if job.log_path.exists()
+            else f"status {status}"
+        )
+        if failures >= (KILLS if status < 0 or status in SIGNALS else FAILURES):
+            return self._end(trial, "failed", reason)
+        self.trials.release(self.owner, trial.number, failures)
+        return f"attempt {trial.claim.attempts} ended with {reason}; it will be continued"
+
+    def _end(self, trial: Trial, state: str, reason: str = "") -> str:
+        metric = self.trials.sweep.metric
+        score = None if metric is None or state == "failed" else read_score(self.folder / trial.name, metric)
+        if state == "finished" and score is None:
+            if metric is None:
+                score = 0.0  # Optuna needs a value
+            else:
+                state, reason = "failed", f"it logged no value of {metric.name}; check the name of the metric"
+        if not self.trials.end(self.owner, trial.number, state, score, reason):  # type: ignore[arg-type]
+            return "recorded by another worker"
+        shown = "" if score is None or metric is None else f" with {metric.name} {score:.4f}"
+        return f"{state}{shown}{f': {reason}' if reason else ''}"
+
+    def _job(self, trial: Trial) -> Job:
+        folder = self.folder / trial.name
+        json_file = self.folder / f"{trial.name}.arguments.json"
+        line = self.trials.sweep.command_line(trial.point, json_file)
+        if str(json_file) in line:
+            json_file.write_text(json.dumps(self.trials.sweep.space.arguments(trial.point)), encoding="utf-8")
+        arguments = fit_arguments(line)
+        assert arguments is not None  # read_sweep has checked it
+        own = [f"--run_dir={folder}", "--resume=auto", *(["--test=true"] if self.test else [])]
+        return Job(folder, (*arguments, *own), None, {})
+
+    def _is_busy(self, trial: Trial) -> bool:
+        """Return whether a process still writes to the run folder of a trial, although its worker was killed."""
+        return False
+
+
+def _checkpoint_time(folder: Path) -> float:
+    """Return the time of the last checkpoint, or 0."""
+    try:
+        return (folder / "checkpoints" / "last.ckpt").stat().st_mtime
+    except OSError:
+        return 0.0
