@@ -301,8 +301,8 @@ class Task(SettableRate, Model):
             `segdet.training.fine_tune`). Trainers load it when they call ``configure_model``. Families with a backbone
             also accept names and files.
         optim: Optimizer and schedule.
-        mean: The mean of each channel, 0..1, which normalization subtracts; null for that of the weights, or else
-            ImageNet's.
+        mean: The mean of each channel, 0..1, which normalization subtracts; null for the mean that the weights expect,
+            or else ImageNet's.
         std: The standard deviation of each channel, by which normalization divides; null as for ``mean``.
         channels_last: Whether weights and images have the channels-last memory format. Images are decoded in this
             format, and convolutions are fastest with it.
@@ -407,10 +407,10 @@ class Task(SettableRate, Model):
 
     def configure_optimizers(self) -> Any:
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UserError("--model.freeze: nothing is left to be learned; freeze less")
+            raise UserError("--model.freeze: all parameters are frozen; freeze fewer modules")
         trainer = self.trainer
         try:
-            trainer.fit_loop.setup_data()  # the number of batches is not known before
+            trainer.fit_loop.setup_data()  # the number of batches is unknown until then
         except ValueError as error:  # Lightning compares val_check_interval with the number of batches
             raise UserError(
                 f"--trainer.val_check_interval {trainer.val_check_interval}: {' '.join(str(error).split())}"
@@ -563,10 +563,11 @@ class Task(SettableRate, Model):
         cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", *, strict: bool = True,
         weights_only: bool = True, **kwargs: Any,
     ) -> Self:  # fmt: skip
-        """Return the trained model of a checkpoint of the command or a plain Trainer, in evaluation mode.
+        """Return the trained model of a checkpoint in evaluation mode.
 
         Args:
-            checkpoint_path: The file. The class of its model must be this class or a subclass.
+            checkpoint_path: The file, saved by the command or a plain Trainer. The class of its model must be this
+                class or a subclass.
             map_location: The device of the model.
             strict: Whether the weights must be exactly those of the model. If not, missing ones keep initial values.
             weights_only: Whether only tensors and plain types are unpickled. Pass False for trusted files only.

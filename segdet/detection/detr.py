@@ -100,7 +100,7 @@ class DETR(Detector):
         score_threshold: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # The last two are for merging several views; detections of one view are not suppressed.
+        # The NMS threshold and the limit apply only to merged views. Detections of one view are not suppressed.
         super().__init__(class_names, score_threshold, nms_threshold=0.5, detections_per_image=None, **kwargs)
         if self.class_agnostic_nms and not self.several_views:
             raise UserError(

@@ -111,7 +111,7 @@ class FastRCNN(RegionDetector):
         side, boxes = self.pooling.size, proposals[:12]
         if self.pooling.kind == "max":
             boxes = (boxes / self.pooling.stride).round() * self.pooling.stride
-        caption = f"Twelve RoIs as the pooling rounds them; each is pooled to {side}x{side} cells."
+        caption = f"Twelve RoIs, as they are pooled. Each is pooled to {side}x{side} cells."
         yield Stage("regions of interest", boxes=boxes, caption=caption)
 
     def predict_image(self, image: ImageLike) -> Prediction:

@@ -29,8 +29,8 @@ from segdet.util.stage_timing import stage
 class MaskBranch(TwoStageDetector):
     """The common part of `MaskRCNN` and `TorchvisionMaskRCNN`.
 
-    The small masks are resized to the boxes as in torchvision, with a threshold of 0.5. Mask scores (``mask_map``,
-    ``mask_map_50`` and so on) are added to the box scores.
+    The predicted masks are resized to the boxes as in torchvision, with a threshold of 0.5. The scores of the masks
+    (``mask_map``, ``mask_map_50`` and so on) are logged in addition to those of the boxes.
     """
 
     def build_scores(self) -> Scores:

@@ -65,7 +65,7 @@ class OverFeat(SlidingWindowDetector):
         merging_threshold: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        # The first layers of both heads are rows of one matrix, so that the network is a single chain.
+        # The first layers of both heads share one linear layer, because `DensePass` needs one sequence of layers.
         self.extra_units = box_hidden[0]
         super().__init__(class_names, mode=mode, aspects=aspects, hidden=hidden, **kwargs)
         check_choice("--model.regression", regression, Regression)
@@ -132,7 +132,7 @@ def merge(candidates: Prediction, kept: Tensor, threshold: float) -> Prediction:
     """
     boxes, scores, labels = candidates["boxes"], candidates["scores"], candidates["labels"]
     group = (box_iou(boxes[kept], boxes) >= threshold) & (labels[kept, None] == labels)
-    # A kept box of zero area would be missing in its own group, because its IoU with itself is not 1.
+    # A kept box of zero area would be missing from its own group, because its IoU with itself is not 1.
     group[torch.arange(len(kept), device=kept.device), kept] = True
     weights = group * scores
     total = weights.sum(1)

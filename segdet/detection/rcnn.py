@@ -193,8 +193,8 @@ class RCNN(RegionDetector):
             if self.trainer.sanity_checking:
                 return  # there are no SVMs to validate yet
             if batch_idx == 0:
-                # The first validation step runs the stages, because Lightning resumes a validation there.
-                # The stages may take hours. The checkpoint keeps the fine-tuned network if they are interrupted.
+                # The stages run in the first validation step, because a run resumed in a validation starts with this
+                # step. The stages may take hours. The checkpoint keeps the fine-tuned network if they are interrupted.
                 request_checkpoint(self.trainer)
                 self._run_later_stages()
         super().validation_step(batch, batch_idx)

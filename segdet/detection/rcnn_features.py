@@ -158,7 +158,7 @@ def file_bytes(
 
 
 def region_counts(dataset: TaskDataset) -> np.ndarray:
-    """Return the numbers of objects and proposals of some evenly spaced images of a dataset, int64 ``[N]``."""
+    """Return the number of regions (objects and proposals) in each of N evenly spaced images: int64 ``[N]``."""
     assert dataset.proposals is not None
     counts = []
     sample = np.linspace(0, len(dataset) - 1, min(len(dataset), _SAMPLE)).round().astype(int)

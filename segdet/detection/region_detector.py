@@ -110,7 +110,7 @@ class RegionDetector(Detector):
         yield from self.proposal_stages(image, proposals)
         scores, boxes = self.classify(image, [proposals])
         best, label = scores.max(1)
-        caption = "The proposals of highest score, at their proposed boxes."
+        caption = "The proposals of highest score, before box regression."
         yield best_boxes_stage("classified proposals", proposals, best, caption, 50)
         regressed = boxes.expand(-1, scores.shape[1], -1)[
             torch.arange(len(label), device=label.device), label

@@ -40,16 +40,16 @@ class SlidingWindowDetector(Detector):
 
     Rowley, Baluja, Kanade, Neural network-based face detection, PAMI 1998; Viola, Jones, CVPR 2001.
 
-    A window has a fixed size in pixels of the network; the image is resized instead. Each pair of a scale and an aspect
-    ratio is one level of the pyramid. For wide windows, the image is squeezed horizontally, and the windows are square.
-    The size of a level is chosen so that its last windows end at the image's borders. Every window is classified
-    separately, with background as one of the classes, and non-maximum suppression per class leaves one window per
-    object.
+    The network classifies windows of a fixed size. For windows of other sizes, the image is resized. Each pair of a
+    scale and an aspect ratio is one level of the pyramid. For wide windows, the image is squeezed horizontally, and the
+    windows are square. The size of a level is chosen so that its last windows end at the image's borders. Every window
+    is classified separately, with background as one of the classes, and non-maximum suppression per class leaves one
+    window per object.
 
     The classifier is trained on windows of the same pyramid. A window is positive if its IoU with an object is at least
     ``foreground``, or if no other window has a higher IoU with this object. It is negative if its IoU with every object
     is below ``background``. Other windows are ignored. Most windows are easy background. Therefore a share of the
-    negatives are hard: the negatives of the image with the highest probability of an object under the current weights
+    negatives are hard: those of each image with the highest probability of an object under the current weights
     (bootstrapping, Sung and Poggio, PAMI 1998; during training as in OverFeat, section 5).
 
     The cost is proportional to the number of windows, because features are computed per window (``mode: crops``).
@@ -57,10 +57,10 @@ class SlidingWindowDetector(Detector):
     level. A checkpoint can be tested in both modes. In cost tables a pass is a window (``crops``) or a level.
 
     Args:
-        window: The side of a window in pixels of the network.
+        window: The side of a window in pixels of the resized image.
         scales: The sizes of the windows: the square root of the ratio of window area to image area.
         aspects: The aspect ratios of the windows, width over height.
-        stride: The distance between windows in pixels of the network.
+        stride: The distance between windows in pixels of the resized image.
         mode: ``crops`` evaluates every window separately, ``dense`` all windows of a level in one pass.
         channels: The output channels of each stage: convolution, batch normalization, ReLU and max pooling.
         kernels: The side of each stage's convolution.
@@ -143,8 +143,8 @@ class SlidingWindowDetector(Detector):
             layers, features = window_stages(window, channels, kernels, pools, conv_strides)
         elif mode == "dense":
             raise UserError(
-                f"--model.mode dense: backbone {backbone} pads each window, where the image continues; give "
-                "--model.mode crops, or no backbone"
+                f"--model.mode dense: backbone {backbone} pads each window with zeros, which a dense pass cannot do; "
+                "give --model.mode crops, or no backbone"
             )
         else:
             body = build_backbone(backbone, weights, **(backbone_options or {}))

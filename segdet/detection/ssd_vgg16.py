@@ -202,7 +202,7 @@ def _extra(kernel: int, stride: int) -> nn.Sequential:
 
 
 def _has_classifier(weights: bool | str | None) -> bool:
-    """Return whether ``weights`` is a file of a VGG16 with its classifier, which the original one lacks."""
+    """Return whether ``weights`` is a file of a VGG16 with its classifier, which IMAGENET1K_FEATURES lacks."""
     if not is_weights_file(weights):
         return False
     first = read_weights(str(weights), "VGG16")[1].get("classifier.0.weight")

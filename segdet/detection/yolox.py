@@ -215,8 +215,8 @@ def simota(
     candidate = (inside | near) & (labels > 0)[..., None]  # [B, G, A]
 
     iou = pairwise_iou(boxes, predicted) * candidate
-    # The cost of a label differs from that of background in one term. Only this term is computed per object, which
-    # avoids a G x A x K tensor.
+    # The class cost of a label differs from that of background in one term. Only this term is computed per object,
+    # which avoids a G x A x K tensor.
     probability = (logits.sigmoid() * objectness.sigmoid()[..., None]).sqrt()
     negative = -torch.log1p(-probability.clamp(max=1 - 1e-6))
     positive = -probability.clamp(min=1e-8).log()

@@ -143,7 +143,7 @@ class BoxHead(Localizer):
         yield Stage("box", boxes=box[None], scores=logits.softmax(1).amax(1), caption="The predicted box.")
 
     def _box_loss(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of boxes ``[B, 4]`` cxcywh for target boxes ``[B, 4]`` xyxy."""
+        """Return the mean loss of boxes ``[B, 4]`` cxcywh, given target boxes ``[B, 4]`` xyxy."""
         if self.box_loss == "giou":
             return generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), targets, reduction="mean")
         targets = box_convert(targets, "xyxy", "cxcywh")
@@ -188,10 +188,11 @@ class VotingHeads(nn.Module):
 
     OverFeat applies its classifier and its regressor at all cells and merges their predictions by rules. Here the
     weights are a learned softmax over the cells, and the prediction is the weighted mean of all logits and of all
-    boxes. A cell predicts its box as distances from itself to the four sides, so the same features predict the same
-    box at any position.
+    boxes. A cell predicts the distances from its centre to the four sides of the box. The distances do not depend on
+    the position of the object in the image.
 
-    The maps are added, from the coarsest to the finest, so that cells are fine and depend on the whole image.
+    The maps are added, from the coarsest to the finest. The cells are thus small and also have the context of the
+    coarse maps.
 
     Args:
         channels: The channels of each map.

@@ -330,7 +330,10 @@ def match_greedily(
 
 
 def _reindexed(mask_overlaps: MaskOverlaps, detection_order: np.ndarray, object_order: np.ndarray) -> _Pairs:
-    """Return the pairs with the indices of the sorted detections and objects. ``order[i]`` was sorted to index i."""
+    """Return the pairs with the indices of the sorted detections and objects.
+
+    Sorting moved the detection ``detection_order[i]`` and the object ``object_order[i]`` to index i.
+    """
     detections = np.argsort(detection_order)[mask_overlaps.detections]
     objects = np.argsort(object_order)[mask_overlaps.objects]
     order = np.lexsort((objects, detections))
@@ -341,7 +344,7 @@ def _reindexed(mask_overlaps: MaskOverlaps, detection_order: np.ndarray, object_
 def _chunks(counts: np.ndarray) -> Iterator[slice]:
     """Yield slices of consecutive rows. The counts of a slice sum to at most ``_CHUNK``, unless it has a single row.
 
-    Without rows there is one empty slice.
+    If there are no rows, yield one empty slice.
     """
     ends = np.cumsum(counts)
     start = 0

@@ -144,7 +144,7 @@ def fill_strips(truth: np.ndarray, ignored: np.ndarray, classes: int) -> tuple[n
             cv2.distanceTransform(each, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[place][selected]
             for each in outside
         ]
-        # Squared distances are integers. OpenCV's square roots of equal ones can differ in the last digit.
+        # Squared distances are integers. OpenCV's square roots of equal integers can differ in the last digit.
         squared = np.rint(np.stack(distances) ** 2)
         nearest, second = np.sqrt(np.partition(squared, 1, axis=0)[:2])
         strip = nearest + second < limit

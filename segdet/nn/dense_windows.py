@@ -49,7 +49,7 @@ class DensePass(nn.Module):
     ``auto`` uses dilation if the chain's strides skip up to 4 offsets in each direction, else fragments. The table
     shows the milliseconds of one pass for 64 px windows on 360x480, with 16, 32 and 64 channels and three poolings of
     2. The times are medians of 3 runs, which differ by a tenth. They were measured with one thread in float32, channels
-    last, on an AMD EPYC with AVX2 under other load:
+    last, on an AMD EPYC with AVX2 that also ran other processes:
 
     ====== ========= ======== =====
     stride fragments dilation shift

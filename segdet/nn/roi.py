@@ -159,7 +159,7 @@ class TwoLayerHead(nn.Module):
 
         Args:
             backbone: The network, such as ``torchvision:vgg16``; other backbones have no such layers.
-            weights: See `segdet.nn.backbones.build_backbone`. This function has already reported missing weights.
+            weights: See `segdet.nn.backbones.build_backbone`, which has already reported missing weights.
 
         Returns:
             Whether the layers were copied.

@@ -134,7 +134,7 @@ def load_vgg16_weights(model: nn.Module, weights: bool | str) -> None:
 
     The encoder gets the convolutions. ``fc6`` and ``fc7``, if the model has them, get the first two fully connected
     layers as convolutions of 7x7 and 1x1. From a file with the model's own parameter names, the model gets all
-    parameters of the same shape. Nothing is loaded within `segdet.nn.weights.restoring`, and from a checkpoint of
+    parameters of the same shape. Nothing is loaded within `segdet.nn.weights.restoring`, nor from a checkpoint of
     segdet, which is loaded later.
 
     Args:

@@ -34,7 +34,7 @@ _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_di
 """The keys under which training scripts store weights in a file, averaged ones first."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-"""The prefixes of all names in files of wrapped networks."""
+"""The prefixes that wrappers of a network add to all parameter names."""
 
 _SHOWN = 3
 """The number of parameters that a message lists by name."""

@@ -150,7 +150,7 @@ def _check_padding(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, where: str) -
         return
     if isinstance(padding, str) or any(pair(padding)):
         raise UserError(
-            f"{where}: padding={padding!r} adds zeros around each window, where the image continues; use padding=0"
+            f"{where}: padding={padding!r} adds zeros around each window, which a dense pass cannot do; use padding=0"
         )
 
 

@@ -28,7 +28,7 @@ from segdet.util.errors import UserError, check_choice, check_range
 BoundaryStages = Literal["never", "test", "validation"]
 
 _WEIGHTS = "class_weights"
-"""The key of counted class weights in a checkpoint."""
+"""The key of computed class weights in a checkpoint."""
 
 
 class Segmenter(Task):
@@ -39,11 +39,11 @@ class Segmenter(Task):
     ``forward``. Logits are resized to the original image before the argmax, so that scores refer to the pixels on disk.
 
     Args:
-        loss: cross_entropy; focal (Lin et al., 2017), which emphasizes misclassified pixels; dice, the overlap of
-            each class; or cross_entropy_dice, the sum of cross_entropy and dice.
+        loss: cross_entropy; focal (Lin et al., 2017), which emphasizes misclassified pixels; dice, which measures the
+            overlap of each class; or cross_entropy_dice, the sum of cross_entropy and dice.
         class_weights: The weights of the classes in the loss: null for equal weights, one number per class, or a
             formula for weights from the class frequencies of the training set: median_frequency (Eigen, Fergus, 2015)
-            or inverse_sqrt_frequency, with smaller differences.
+            or inverse_sqrt_frequency, whose weights differ less.
         focal_gamma: The exponent of the focal loss; 0 is the cross entropy.
         auxiliary_weight: The weight of the losses of auxiliary heads, in families that have them.
         tta_flip: Whether the softmax probabilities of each image and its mirror image are averaged in prediction.
@@ -52,7 +52,7 @@ class Segmenter(Task):
             the device memory (see `segdet.segmentation.tiling`). Multiples of 32 work best.
         tile_overlap: The smallest overlap of neighbouring tiles in pixels; null for a quarter of the tile.
         boundary_scores: When boundary F1 and boundary IoU are computed: ``test`` for tests only, ``validation`` for
-            validation and tests, or ``never``. They take more processor time than all other scores (see
+            validation and tests, or ``never``. They take more CPU time than all other scores together (see
             `BoundaryScores`).
         kwargs: See `Task`.
     """

@@ -132,7 +132,7 @@ class VGG16FCN(Segmenter):
         return scores
 
     def _skip(self, score: nn.Module, features: Tensor, index: int, coarse: Tensor) -> Tensor:
-        """Return the scores of a finer map, cropped to the upsampled ``coarse`` scores."""
+        """Return the scores of a finer map, cropped to the size of the upsampled ``coarse`` scores."""
         h, w = coarse.shape[-2:]
         return _crop(score(features * self.skip_scales[index]), self.offsets[index], (h, w))
 

@@ -1,7 +1,7 @@
 """Pixel-wise losses, and class weights for rare classes.
 
 All losses take logits ``[B, C, H, W]`` and masks int64 ``[B, H, W]`` with values 0..C-1 and 255 for pixels to ignore.
-They compute in float32, also if the network's precision is lower. The result is a scalar: zero, not NaN, if all pixels
+They compute in float32, even if the network's precision is lower. The result is a scalar: zero, not NaN, if all pixels
 are ignored.
 """
 
@@ -71,7 +71,7 @@ def dice(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor
     """Return one minus the Dice coefficient ``2 sum(p g) / (sum(p) + sum(g))``, averaged over classes.
 
     p are the softmax probabilities of a class and g is its binary mask, over the whole batch. The mean is over the
-    classes that occur in the batch, weighted by class. Small and large classes have the same influence. (Milletari,
+    classes that occur in the batch, with class weights. Small and large classes have the same influence. (Milletari,
     Navab, Ahmadi, V-Net, 3DV 2016, section 3, square the terms of the denominator. The form here is the usual one
     without squares.)
     """

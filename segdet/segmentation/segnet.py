@@ -116,8 +116,8 @@ class SegNetBasic(Segmenter):
     decoders differ in how they return to full resolution:
 
     - ``bilinear_interpolation``: class scores at stride 16, interpolated, without learned upsampling.
-    - ``segnet_basic``: four times max unpooling with the encoder's switches and a 7x7 convolution with batch
-      normalization and without ReLU. In ``single_channel_decoder`` each filter uses its own channel only;
+    - ``segnet_basic``: four decoders, each of max unpooling with the encoder's switches and a 7x7 convolution with
+      batch normalization and without ReLU. In ``single_channel_decoder`` each filter uses its own channel only;
       ``encoder_addition`` adds the encoder's 64 maps to the output of each decoder.
     - ``fcn_basic``: the encoder's maps reduced to one channel per class, 8x8 transposed convolutions that are
       initialized to bilinear interpolation, and the encoder's reduced maps added at each resolution;

@@ -25,8 +25,8 @@ class SlidingWindow(Segmenter):
     """A classifier of the centre pixel of a window (Ciresan et al., NIPS 2012; Farabet et al., PAMI 2013).
 
     A small network of unpadded convolutions and poolings classifies the centre pixel of a window; sliding the window
-    over the image classifies all pixels. The network is trained on random windows. The image is padded with its mean
-    colour, so that every pixel can be a centre.
+    over the image classifies all pixels. The network is trained on random windows. The image is padded with the mean
+    colour of normalization, so that every pixel can be a centre.
 
     The cost is proportional to the number of windows: with ``mode: crops``, the features of a pixel are computed again
     for every window that contains it. ``mode: dense`` applies the same weights to the whole image (see
@@ -96,7 +96,7 @@ class SlidingWindow(Segmenter):
         masks = masks_of(targets)
         number = self.windows_per_image * len(images)
         index, rows, columns = sample_pixels(masks, number, self.sampling)
-        # In the padded image, the window of a centre starts at the position of the centre in the image.
+        # The window of a centre (y, x) of the image starts at (y, x) of the padded image.
         before, after = self.window // 2, self.window - 1 - self.window // 2
         padded = F.pad(images, (before, after, before, after))
         logits = self.classifier(crop_windows(padded, index, rows, columns, self.window))
@@ -135,7 +135,8 @@ class SlidingWindow(Segmenter):
         logits = self.logits_at_centres(image)
         rows, columns = logits.shape[-2:]
         first = _first_centre(size, self.stride)
-        # Show about a dozen windows; all of them would cover the image. A single row or column is the middle one.
+        # Show about a dozen windows, because all of them would cover the image. If only one row or column is shown, it
+        # is in the middle.
         every = max(1, round((rows * columns / 12) ** 0.5))
         shown = (torch.arange(min(every, n) // 2, n, every, device=image.device) for n in (rows, columns))
         cells = torch.cartesian_prod(*shown)

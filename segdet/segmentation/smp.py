@@ -114,7 +114,7 @@ class SMP(Segmenter):
             if isinstance(layer, nn.Upsample):
                 layer.register_forward_pre_hook(_to_float32)
         if architecture == "DPT" and hasattr(self.network.encoder.model, "prune_intermediate_layers"):
-            # Layers after the last map of the transformer would receive no gradient, which is an error in DDP.
+            # Transformer layers after the last one that the decoder uses would get no gradient, an error in DDP.
             last = options.get("encoder_output_indices") or 1
             self.network.encoder.model.prune_intermediate_layers(last, prune_norm=True, prune_head=True)
         if weights and from_file:

@@ -223,7 +223,7 @@ class LRASPP(TorchvisionSegmenter):
         yield feature_stage("high features", features["high"], "The strength of the map of stride 16.")
         head = self.network.classifier
         weighted = head.cbr(features["high"]) * head.scale(features["high"])
-        caption = "The same after the channels are weighted by the mean of the image."
+        caption = "The strength of the map of stride 16 with weighted channels, after a convolution."
         yield feature_stage("weighted features", weighted, caption)
 
 

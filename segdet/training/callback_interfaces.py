@@ -10,7 +10,7 @@ from segdet.metrics.base import Scores
 
 
 class ReadsScores(ABC):
-    """A callback that reads the scores of an epoch before the model resets them, for any order of callbacks."""
+    """A callback that reads the scores of an epoch before the model resets them, in any order of callbacks."""
 
     @abstractmethod
     def read_scores(self, pl_module: pl.LightningModule, stage: str, scores: Scores) -> None:

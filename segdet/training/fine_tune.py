@@ -19,7 +19,7 @@ _ENOUGH = 0.5
 
 
 _SQUARE = 0
-"""Stands for the rows per class of a layer with the classes as input and output, such as a deconvolution of scores."""
+"""The code, in place of a number of rows, of a layer from classes to classes, such as a deconvolution of scores."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,6 @@ def _check_enough(
     if size < _ENOUGH * sum(value.numel() for value in own.values()):
         missing = next((key for key in backbone if key not in matches.values), next(iter(matches.new), ""))
         raise UserError(
-            f"{path}: only {len(matches.values)} of {len(own)} weights fit this {type(model).__name__}, and not "
-            f"{missing}; give the same backbone and options as in that run"
+            f"{path}: only {len(matches.values)} of {len(own)} weights fit this {type(model).__name__}; {missing}, for "
+            "example, does not fit; give the same backbone and options as in that run"
         )

@@ -57,7 +57,7 @@ def saved_model(
     class_path = str(description.get("class_path", ""))
     arguments = checkpoint.get("hyper_parameters")
     if not class_path or arguments is None:
-        raise UserError(f"{path}: the checkpoint does not hold the model's arguments; train it again")
+        raise UserError(f"{path}: the checkpoint does not hold the model's arguments; train the model again")
     missing = [name for name in description.get("unsaved_arguments", []) if name not in given]
     if missing:
         raise UserError(

@@ -18,12 +18,13 @@ class Muon(Optimizer):
     AdamW (Loshchilov, Hutter, ICLR 2019) for all other parameters.
 
     A few directions dominate the gradient of a weight matrix. A step of SGD or Adam hardly changes the weak directions,
-    although these separate the rarer cases. Muon's step is the semi-orthogonal matrix nearest to the gradient's
+    although rare examples depend on them. Muon's step is the semi-orthogonal matrix nearest to the gradient's
     momentum. The weights of a convolution form a matrix with one row per output channel. Steps are scaled to a root
     mean square of 0.2, which is that of AdamW's steps (Liu et al., "Muon is scalable for LLM training", 2025, section
     2.2). Learning rates and weight decays that were found for AdamW can therefore be used.
 
-    A step takes several matrix products per layer, independent of the batch size, and half of AdamW's memory.
+    A step takes several matrix products per layer, independent of the batch size. The optimizer's state needs half of
+    the memory of AdamW's.
 
     ``torch.optim.Muon`` does not support convolutions, and timm's Muon leaves narrow matrices to AdamW. Both iterate in
     bfloat16, which changes a step by 0.7% on random gradients, so they would not reproduce the recorded results.

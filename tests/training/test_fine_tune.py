@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_backbone_is_one_line() -> None:
     new = build(FCN, OLD, wide, seed=1)
     with pytest.raises(
         UserError,
-        match=r"^old\.ckpt: only \d+ of \d+ weights fit this FCN, and not backbone\.body\.body\.stages\.1",
+        match=r"^old\.ckpt: only \d+ of \d+ weights fit this FCN; backbone\.body\.body\.stages\.1",
     ):
         start_from(new, (Path("old.ckpt"), checkpoint_of_model(old)))
 

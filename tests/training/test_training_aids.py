@@ -190,7 +190,7 @@ def test_the_decay_of_an_average_is_between_0_and_1(decay: float) -> None:
 
 
 def test_freezing_everything_is_refused(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing is left to be learned"):
+    with pytest.raises(UserError, match="all parameters are frozen"):
         trainer(tmp_path).fit(ssd(freeze=["backbone", "extras", "head"]), data(shapes))
 
 

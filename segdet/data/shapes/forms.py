@@ -14,7 +14,7 @@ TURN = 1024
 """Angle units of a full turn."""
 
 ONE = 4096
-"""The fixed-point number 1 of sines: 12 bits, so that rounding hides differences between math libraries."""
+"""The number 1 in the fixed-point format of sines, with 12 bits. Rounding hides differences between math libraries."""
 
 COS = np.array([round(ONE * math.cos(2 * math.pi * k / TURN)) for k in range(TURN)], np.int64)
 SIN = np.array([round(ONE * math.sin(2 * math.pi * k / TURN)) for k in range(TURN)], np.int64)
@@ -128,7 +128,7 @@ def _pentagon(rng: np.random.Generator, r: int) -> Polygons:
 def _blob(rng: np.random.Generator, r: int) -> Polygons:
     knots = rng.integers(75, 101, 7)
     dent = int(rng.integers(0, 7))
-    knots[[dent, (dent + 3) % 7]] = rng.integers(30, 56, 2)  # distinguishes it from a circle
+    knots[[dent, (dent + 3) % 7]] = rng.integers(30, 56, 2)  # dents distinguish the blob from a circle
     angle = np.arange(35)
     low, part = angle // 5, angle % 5
     ease = np.array([0, 10, 35, 65, 90])[part]

@@ -143,7 +143,7 @@ class _Canvas:
         return covered
 
     def divide_background(self) -> None:
-        """Give the background on one side of a straight or curved line another texture.
+        """Change the texture of the background on one side of a straight or curved line.
 
         A patch of background with corners would look like an object.
         """
@@ -295,8 +295,8 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Sce
     """Draw scene ``index`` of ``seed``; the bytes are the same on every platform.
 
     One scene in 25 is empty, and one in 11 is crowded (7 to 12 objects). One in 33 has a cluster annotated as one crowd
-    region. Two in three have an object of at least 46 px (at 128 px) besides smaller ones. Later objects and
-    distractors cover earlier ones.
+    region. Two in three have an object of at least 46 px (for images of 128 px). Later objects and distractors cover
+    earlier ones.
 
     Args:
         seed: Seed of the dataset.
