@@ -17,9 +17,6 @@ from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
-INTERRUPTED = 130
-"""Exit status after an interrupt from the keyboard, as is usual in shells."""
-
 PEER_TIMEOUT = 5.0
 """Seconds to wait for the error report of another process of the run after that process has ended."""
 

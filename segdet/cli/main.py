@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 
 from segdet import __version__
 from segdet.cli.error_messages import (
-    INTERRUPTED,
     claims_report,
     find_user_error,
     is_reported_by_peer,
     write_line,
 )
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank
-from segdet.util.errors import UserError
+from segdet.util.errors import INTERRUPTED, UserError
 from segdet.util.suggest import did_you_mean
 
 TRAINING = {

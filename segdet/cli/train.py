@@ -14,8 +14,8 @@ import yaml
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from segdet.cli.error_messages import (
-    INTERRUPTED,
     find_user_error,
+    is_lost_peer,
     memory_advice,
     restore_advice,
     trainer_advice,
@@ -26,45 +26,45 @@ from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.defaults import choose_defaults, describe
 from segdet.runs.folder_choice import Run, UnusedFolders, place_run, separate_scores
-from segdet.runs.folder_layout import shown_path
+from segdet.runs.interruption import StopSignals, wait_for_children
 from segdet.runs.resumed_options import found_values, resumed_changes
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError, check_range
 
-TERMINATED = 143
-"""The exit status after SIGTERM, by the convention of shells."""
-
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``segdet fit|validate|test|predict ...``; return 0, or 130 when interrupted from the keyboard."""
-    with _without_irrelevant_messages(), _finished_wandb_record():
-        return _execute(parse_command(argv))
+    """Run ``segdet fit|validate|test|predict ...``; return 0, or exit with 130 after SIGINT and 143 after SIGTERM."""
+    with StopSignals() as signals, _without_irrelevant_messages(), _finished_wandb_record():
+        return _execute(parse_command(argv), signals)
 
 
-def _execute(options: Options) -> int:
+def _execute(options: Options, signals: StopSignals) -> int:
     with contextlib.ExitStack() as at_end:
-        run, trainer, arguments = prepare(options, at_end)
+        run, trainer, arguments = prepare(options, at_end, signals)
         return _run(run, trainer, arguments)
 
 
 def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
     if rank() == 0:
-        sys.stderr.write(f"segdet: {run.command} in {shown_path(run.folder)}\n")
+        sys.stderr.write(f"segdet: {run.command} in {run.shown_folder}\n")
     try:
         getattr(trainer, run.command)(**arguments)
+        run.signals.end_deferral()
     except SystemExit as leaving:
-        # Lightning's callbacks have saved the run. Lightning then exits with status 1 after Ctrl-C, and with an
-        # exception of its own after SIGTERM.
-        if run.stopped_by is None:
+        # The callbacks have saved the run.
+        if run.signals.stopped_by is None:
             raise
         if run.chosen_by_rank_0:
             return 0  # otherwise Lightning's launcher would kill rank 0, possibly while rank 0 saves the run
+        wait_for_children(trainer)
         _report_interruption(run)
-        if run.stopped_by is KeyboardInterrupt:
-            return INTERRUPTED
-        raise SystemExit(TERMINATED) from leaving
+        raise SystemExit(run.signals.status) from leaving
     except Exception as error:
         _end_children(trainer)
+        if run.signals.stopped_by is not None and is_lost_peer(
+            error
+        ):  # a signal ended the other process at once
+            raise SystemExit(run.signals.status) from error
         if run.failure is not None:
             raise UserError(run.failure) from error
         if find_user_error(error) is not None:
@@ -81,12 +81,15 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
     return 0
 
 
-def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Trainer, dict[str, Any]]:
+def prepare(
+    options: Options, at_end: contextlib.ExitStack, signals: StopSignals
+) -> tuple[Run, pl.Trainer, dict[str, Any]]:
     """Return the run in its folder, its trainer, and the arguments of the trainer's method.
 
     Args:
         options: The parsed command.
         at_end: The exit stack of the command, which releases the run's folder and removes it if it is new and empty.
+        signals: The signals that stop the run.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.
@@ -110,6 +113,7 @@ def prepare(options: Options, at_end: contextlib.ExitStack) -> tuple[Run, pl.Tra
         unused=at_end.enter_context(UnusedFolders()),
     )
     at_end.callback(run.release)
+    run.signals, signals.own_command = signals, run.chosen_by_rank_0
     checkpoint = run.checkpoint
     if checkpoint is not None and checkpoint is not options.checkpoint:  # SLURM has restarted the run
         options.set(found_values(yaml.safe_load(options.yaml()), checkpoint.config))
@@ -153,7 +157,7 @@ def _report_interruption(run: Run) -> None:
         return
     last = run.folder / "checkpoints" / "last.ckpt"
     if last.exists():
-        path = shlex.quote(str(shown_path(last)))
+        path = shlex.quote(str(run.shown_folder / "checkpoints" / "last.ckpt"))
         write_line(f"segdet: interrupted; resume with: segdet fit --ckpt_path {path}")
     else:
         write_line("segdet: interrupted before the first checkpoint")

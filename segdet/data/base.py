@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ from segdet.data.sampler import Draw, EvalSampler, TrainSampler
 from segdet.data.settable_batch_size import SettableBatchSize
 from segdet.data.survey import Survey, refuse_unusable, shared_images, survey
 from segdet.data.transforms import Plain, Recipe, Size
+from segdet.data.worker_signals import leave_signals_to_parent
 from segdet.util.cores import usable_cores
 from segdet.util.errors import BadSample, UserError, check_choice, check_range
 from segdet.util.seeds import global_seed
@@ -459,17 +459,6 @@ def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader]
 
 
 def _start_worker(_: int) -> None:
-    """Prepare a data-loader worker: one thread, because there is one worker per core, and a delayed termination."""
+    """Prepare a data-loader worker: one thread, because there is one worker per core, and no signals of its own."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, _terminate_later)
-
-
-def _terminate_later(*_: Any) -> None:
-    """Keep a worker alive after SIGTERM, so that the training can finish its batch and save.
-
-    Schedulers and ``timeout`` send SIGTERM to all processes of a group. A worker ends with its training. If it does
-    not, it ends after five minutes, or at the next SIGTERM.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "alarm"):  # not on Windows
-        signal.alarm(300)
+    leave_signals_to_parent()

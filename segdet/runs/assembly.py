@@ -13,10 +13,11 @@ from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, Las
 from segdet.runs.checkpoint_io import write_checkpoints_atomically
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder_choice import Run
-from segdet.runs.interruption import AgreedStop
+from segdet.runs.interruption import AgreedStop, leave_signals_to_segdet
 from segdet.runs.left_out import LeftOut
 from segdet.runs.lightning_callbacks import FoundValues, StopReport, adapted_callbacks
 from segdet.runs.loggers import MetricsFile, wandb_logger
+from segdet.runs.loop_position import LoopPosition
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.runs.record_callback import RunRecorder
@@ -77,17 +78,15 @@ def build_trainer(
         callbacks += [StepLogger(), LastValidation()]
         if saves:
             folder = run.folder / "checkpoints"
+            callbacks.append(LoopPosition(run.resumed))
             callbacks.append(BestCheckpoint(folder, model.monitor, model.monitor_mode))
-            if checkpoint_every_n_steps is not None:
-                callbacks.append(LastCheckpoint(folder, checkpoint_every_n_steps))
-            callbacks.append(LastCheckpoint(folder))
+            callbacks.append(LastCheckpoint(folder, checkpoint_every_n_steps))
     if run.command == "predict":
         callbacks.append(PredictionWriter(predictions, classes))
     callbacks.append(panels)
     if fit and ema is not None:
         callbacks.append(EMA(ema))  # restores the trained weights after the panels are drawn
-    if fit:
-        callbacks.append(AgreedStop())  # after all callbacks that complete a batch
+    callbacks.append(AgreedStop(run.signals))
     options = options | {
         "callbacks": callbacks,
         "logger": _loggers(options, run, wandb_project),
@@ -102,6 +101,7 @@ def build_trainer(
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(trainer_fault(error)) from error
     write_checkpoints_atomically(trainer)
+    leave_signals_to_segdet(trainer)
     several_devices = trainer.num_devices * trainer.num_nodes > 1
     if several_devices and options.get("sync_batchnorm") and runs_on_cpu(options.get("accelerator")):
         raise UserError(

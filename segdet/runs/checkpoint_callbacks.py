@@ -7,9 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.folder_choice import Run
-from segdet.runs.interruption import AgreedInterrupt, AgreedTermination
+from segdet.runs.interruption import Stopped
 from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.divergence import DivergedError
 
@@ -101,36 +102,45 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
 
     Args:
         folder: The run's ``checkpoints``.
-        every_n_steps: Number of optimizer steps between saves; None to save after each epoch instead.
+        every_n_steps: Number of optimizer steps between additional saves; None for none. These checkpoints are saved
+            when the step is complete and its losses are logged: before the next batch, or before the validation.
 
     Attributes:
         trained: Whether this process has trained a step.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
-        super().__init__(
-            folder,
-            "last",
-            save_on_exception=every_n_steps is None,
-            save_on_train_epoch_end=every_n_steps is None,
-            every_n_train_steps=every_n_steps,
-            enable_version_counter=False,
-        )
+        super().__init__(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.folder = folder
+        self.every_n_steps = every_n_steps
         self.trained = False
 
     def save_now(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self._save_checkpoint(trainer, str(self.folder / "last.ckpt"))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save if a checkpoint of the previous step is due."""
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due and self.trained and self._last_global_step_saved != trainer.global_step:
+            self.save_now(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if a checkpoint of the previous step is due."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.on_train_batch_start(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save if a checkpoint is due; validate if training ends here, within an epoch."""
+        """Validate if training ends here, within an epoch."""
         self.trained = True
-        super().on_train_batch_end(trainer, *args, **kwargs)
         # Training may end by max_time (the timer runs before checkpoint callbacks) or by max_steps. Lightning
         # validates within an epoch if should_stop is set, but it checks max_steps only after this validation.
         if trainer.should_stop or trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
             validate_this_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save."""
+        self.save_now(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -138,15 +148,16 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         """Save, unless the exception is in this process only and saving would wait for the others.
 
         Without a trained step there is nothing to save. A run that failed while resuming may be restored only in
-        part, so it must not replace the checkpoint.
+        part, so it must not replace the checkpoint. A second interrupt from the keyboard stops at once, without saving.
         """
-        if not self.trained:
+        if not self.trained or isinstance(exception, KeyboardInterrupt | Stopped):
             return
         # Saving waits for all processes. An error occurs in one process, while the others wait in the next all-reduce.
-        if trainer.world_size > 1 and not isinstance(exception, AgreedInterrupt | AgreedTermination):
+        # Lightning raises SIGTERMException in all of them, because they have agreed.
+        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return
         with contextlib.suppress(DivergedError):  # the earlier checkpoint is kept
-            super().on_exception(trainer, pl_module, exception)
+            self.save_now(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore nothing: the last checkpoint is always replaced."""

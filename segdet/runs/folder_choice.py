@@ -25,7 +25,9 @@ from segdet.runs.folder_layout import (
     recorded_fingerprint,
     recorded_status,
     requeued_checkpoints,
+    shown_path,
 )
+from segdet.runs.interruption import StopSignals
 from segdet.runs.ownership import OwnedError, Ownership
 from segdet.runs.resumed_options import Change
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank, under_torchrun
@@ -57,10 +59,10 @@ class Run:
         chosen_by_rank_0: Whether rank 0 chose the folder before it started this process.
         fingerprint: The fingerprint of the data, or None before it is computed.
         restored: Whether everything in the checkpoint has been restored.
-        stopped_by: KeyboardInterrupt or Lightning's SIGTERMException if the user or SLURM stopped the run, else None.
         failure: The message of a training that diverged, or None.
         changes: The options that differ from those of the checkpoint from which the training resumes.
         ownership: The ownership of the folder; None in processes of other ranks.
+        signals: The signals that stop the run.
     """
 
     command: str
@@ -71,10 +73,15 @@ class Run:
     chosen_by_rank_0: bool = False
     fingerprint: str | None = None
     restored: bool = False
-    stopped_by: type[BaseException] | None = None
     failure: str | None = None
     changes: list[Change] = field(default_factory=list)
     ownership: Ownership | None = None
+    signals: StopSignals = field(default_factory=StopSignals)
+
+    @property
+    def shown_folder(self) -> Path:
+        """The folder for a message."""
+        return shown_path(self.folder)
 
     def release(self) -> None:
         """Give the folder up, so that another process may write to it."""

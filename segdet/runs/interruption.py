@@ -1,65 +1,257 @@
-"""Stopping a training of several processes by a signal to any of them."""
+"""Stop a run on a signal: after a step, in all of its processes, with its state saved.
 
+The handlers only record the signal. At the end of each batch, all processes agree on the signal that one of them has
+received, and end the run together, so that no process waits for another one. Lightning's own handlers are not used.
+They save and communicate within the handler: a checkpoint of half a step is not exact, and the other processes may be
+in another collective operation, which never ends.
+
+In a SLURM job, SIGUSR1 also stops the run, and the job is requeued.
+"""
+
+import contextlib
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from segdet.util.distributed import TIMEOUT, rank
+from segdet.util.errors import INTERRUPTED, TERMINATED
 
 NOTICE = b"\nsegdet: stopping after this batch; interrupt again to stop at once, without saving\n"
 
-
-class AgreedInterrupt(KeyboardInterrupt):
-    """An interrupt that all processes of the run raise after the same batch."""
-
-
-class AgreedTermination(SIGTERMException):
-    """A termination that all processes of the run raise after the same batch."""
+CHILD_SECONDS = 20.0
+"""The seconds for which the first process waits for the end of the processes that it has started."""
 
 
-class AgreedStop(pl.Callback):
-    """Stop all processes of a run after the same batch if one of them receives SIGINT or SIGTERM.
+class Stopped(SystemExit):
+    """A signal that arrived before the first step or after the last one."""
 
-    Saving the run's state is collective. An exception in the process that received the signal would leave the others
-    waiting in the next all-reduce. A run of one process needs no agreement.
+
+class StopSignals:
+    """The handlers of the signals that stop a run: SIGINT, SIGTERM, and SIGUSR1 in a SLURM job.
+
+    A context manager. On exit it restores the earlier handlers, and requeues the SLURM job if SIGUSR1 stopped the run.
+
+    Attributes:
+        received: The first signal that this process received, or None.
+        agreed: The signal on which all processes of the run have agreed, or None.
+        deferred: Whether a signal takes effect after the batch. If not, it takes effect at once.
     """
 
     def __init__(self) -> None:
-        self._received: set[int] = set()
+        self.received: int | None = None
+        self.agreed: int | None = None
+        self.deferred = False
+        self.own_command = (
+            False  # Whether Lightning started this process for another rank of the same command.
+        )
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace the handlers of both signals."""
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that stops the run, or None."""
+        return self.agreed or self.received
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stop if a process has received a signal.
+    @property
+    def status(self) -> int:
+        """The exit status of a run that a signal has stopped."""
+        return INTERRUPTED if self.stopped_by == signal.SIGINT else TERMINATED
 
-        Raises:
-            AgreedInterrupt: In all processes, if one has received SIGINT.
-            AgreedTermination: In all processes, if one has received SIGTERM.
-        """
-        if not self._before:
-            return
-        reduce = trainer.strategy.reduce_boolean_decision
-        if reduce(bool(self._received), all=False):
-            interrupted = reduce(signal.SIGINT in self._received, all=False)
-            raise AgreedInterrupt if interrupted else AgreedTermination
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if _is_slurm_job():
+                numbers.append(signal.SIGUSR1)
+            for number in numbers:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as for a job in a shell's background
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
 
-    on_validation_batch_end = on_train_batch_end
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the handlers."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+        if _is_slurm_job() and self.stopped_by == signal.SIGUSR1 and rank() == 0:
+            requeue()
+
+    def defer(self) -> None:
+        """Let signals take effect after the batch from now on."""
+        self._process = os.getpid()  # with the strategy ddp_fork, training processes are forks
+        self.deferred = True
+
+    def end_deferral(self) -> None:
+        """End the run now if it has received a signal; let later signals take effect at once.
+
+        Raises:
+            Stopped: If a signal was received.
+        """
+        self.deferred = False
+        if self.stopped_by is not None:
+            raise Stopped(self.status)
 
     def _receive(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a fork of this process, such as a worker of a pool
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        again = self.received is not None
+        self.received = self.received or number
+        if not self.deferred:
+            if self.own_command:
+                # The first process may be waiting for this one. It ends the run and reports the status.
+                with contextlib.suppress(OSError):
+                    os.kill(os.getppid(), number)
+                raise Stopped(0)
+            raise Stopped(self.status)
         if number == signal.SIGINT:
-            if number in self._received:
+            if again and self.received == number:
                 raise KeyboardInterrupt
             os.write(2, NOTICE)  # a handler may interrupt a write to sys.stderr
-        self._received.add(number)
+
+
+class Agreement:
+    """The agreement of all processes of a run on a number, at the cost of no waiting.
+
+    The processes exchange their numbers while they work on the next batch, so that the result is that of the batch
+    before. A single process exchanges nothing.
+
+    Args:
+        world_size: The number of processes.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._group: Any = None
+        self._exchange: tuple[Any, torch.Tensor] | None = None
+        if world_size > 1 and dist.is_available() and dist.is_initialized():
+            # Tensors on the CPU need no synchronization with a GPU.
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def largest(self, number: int) -> int:
+        """Return the largest number of all processes; all of them receive the same one in the same call."""
+        if self._group is None:
+            return number
+        agreed = 0
+        if self._exchange is not None:
+            work, result = self._exchange
+            work.wait()
+            agreed = int(result)
+        tensor = torch.tensor(number)
+        self._exchange = (
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True),
+            tensor,
+        )
+        return agreed
+
+
+class AgreedStop(pl.Callback):
+    """Stop all processes of a run after the same batch if one of them has received a signal.
+
+    Within accumulated gradients the run continues to the next optimizer step, because gradients are not saved. A
+    single process defers signals only in a training, because the other commands have nothing to save.
+
+    Args:
+        signals: The handlers.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self._agreement: Agreement | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Defer signals from now on."""
+        self.signals.defer()
+        self._agreement = Agreement(trainer.world_size)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Defer signals in an evaluation of several processes."""
+        if trainer.state.fn != "fit" and trainer.world_size > 1:
+            self.on_train_start(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Agree on a signal; Lightning ends the run after the batch, or after the epoch if it was the last batch."""
+        if self._agreement is None:
+            return
+        if self.signals.agreed is None:
+            self.signals.agreed = self._agreement.largest(self.signals.received or 0) or None
+        if self.signals.agreed is not None and not _accumulates(trainer):
+            trainer._signal_connector.received_sigterm = True
+
+    on_validation_batch_end = on_test_batch_end = on_train_batch_end
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Agree on a signal.
+
+        Raises:
+            SIGTERMException: In all processes, if one has received a signal.
+        """
+        self.on_train_batch_end(trainer)
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+
+def _accumulates(trainer: pl.Trainer) -> bool:
+    """Return whether the last training batch was followed by no optimizer step, so that its gradients are kept."""
+    if trainer.state.fn != "fit" or trainer.is_last_batch:
+        return False
+    return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
+
+
+class _NoHandlers(_SignalConnector):
+    """The part of a Trainer that would install Lightning's handlers of signals."""
+
+    def register_signal_handlers(self) -> None:
+        """Install no handler."""
+        self.received_sigterm = False
+
+
+def leave_signals_to_segdet(trainer: pl.Trainer) -> None:
+    """Make ``trainer`` install no handlers. Lightning has no option for this."""
+    trainer._signal_connector = _NoHandlers(trainer)
+
+
+def wait_for_children(trainer: pl.Trainer) -> None:
+    """Wait for the processes that Lightning has started for the other ranks; kill them if they do not end."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        for process in launcher.procs:
+            try:
+                process.wait(CHILD_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _is_slurm_job() -> bool:
+    return "SLURM_JOB_ID" in os.environ
+
+
+def requeue() -> None:
+    """Requeue this SLURM job, or this task of a job array. SLURM then ends the job and starts it again."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        failure = done.stderr.strip() if done.returncode else None
+    except OSError as error:
+        failure = f"scontrol: {error.strerror}"
+    if failure is None:
+        line = f"job {job} is requeued"
+    else:
+        reason = re.sub(r"\s+", " ", failure)
+        line = f"job {job} cannot be requeued ({reason}); submit it again to resume the run"
+    sys.stderr.write(f"segdet: {line}\n")

@@ -34,6 +34,7 @@ class MetricsFile(Logger):
         self._folder = folder
         self._path = folder / "metrics.csv"
         self._columns: list[str] | None = None
+        self._rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -66,6 +67,23 @@ class MetricsFile(Logger):
             self._add_columns(new)
         with self._path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
+        self._rows = self.rows + 1
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in the file."""
+        if self._rows is None:
+            self._rows = len(self._read_rows())
+        return self._rows
+
+    def keep(self, number: int) -> None:
+        """Remove all rows after the first ``number`` rows."""
+        rows = self._read_rows()
+        # The process may have been killed while it wrote the last line.
+        if len(rows) > number or (rows and not self._path.read_bytes().endswith(b"\n")):
+            self._columns = self._read_columns()
+            self._write(rows[:number])
+        self._rows = min(len(rows), number)
 
     def _read_columns(self) -> list[str]:
         if not self._path.exists():
@@ -74,14 +92,21 @@ class MetricsFile(Logger):
         with self._path.open(newline="", encoding="utf-8") as stream:
             return next(csv.reader(stream), [])
 
+    def _read_rows(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
     def _add_columns(self, new: list[str]) -> None:
-        rows: list[dict[str, Any]] = []
-        if self._path.exists():
-            with self._path.open(newline="", encoding="utf-8") as stream:
-                rows = list(csv.DictReader(stream))
+        rows = self._read_rows()
         assert self._columns is not None
         # The columns epoch and step come first.
         self._columns = sorted({*self._columns, *new}, key=lambda name: (name not in ("epoch", "step"), name))
+        self._write(rows)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        assert self._columns is not None
         with (
             write_atomically(self._path) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as stream,

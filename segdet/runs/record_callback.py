@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.data.base import DataModule
 from segdet.runs.checkpoint_file import remaining_checkpoints
@@ -49,7 +48,7 @@ class RunRecorder(pl.Callback):
     in its folder until training starts.
 
     Args:
-        run: The run. Its ``stopped_by`` is set when the user or SLURM stops it.
+        run: The run.
         config: The complete configuration, as YAML.
     """
 
@@ -223,10 +222,6 @@ class RunRecorder(pl.Callback):
         A run that could not be resumed keeps its record; a run that failed after it was resumed keeps the earlier
         measurements. The record of a new run that failed before its first step marks the folder as free.
         """
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            self.run.stopped_by = (
-                KeyboardInterrupt if isinstance(exception, KeyboardInterrupt) else SIGTERMException
-            )
         if isinstance(exception, DivergedError):
             self.run.failure = f"{exception}; {remaining_checkpoints(self.folder)}"
         if (
@@ -239,7 +234,7 @@ class RunRecorder(pl.Callback):
         if self.start is None and (self.run.resumed or path.exists()):
             return
         status: Status = "diverged" if isinstance(exception, DivergedError) else "failed"
-        if self.run.stopped_by:
+        if isinstance(exception, KeyboardInterrupt | SystemExit):
             status = "interrupted"
         record = self._record(trainer, pl_module, status)
         if self.run.resumed and path.exists():

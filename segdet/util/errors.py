@@ -7,6 +7,10 @@ from typing import Any, get_args
 
 from segdet.util.suggest import closest
 
+INTERRUPTED = 130
+TERMINATED = 143
+"""The exit statuses after SIGINT, and after another signal that stops a run, by the convention of shells."""
+
 
 class UserError(Exception):
     """A mistake of the user. The command prints the one-line message without a traceback and exits with status 2."""

@@ -3,11 +3,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
-from segdet.runs.interruption import AgreedInterrupt, AgreedTermination
+from segdet.runs.interruption import Stopped
+from segdet.runs.loop_position import LoopPosition
 from segdet.training.divergence import check_checkpoint
 
 
@@ -15,11 +16,12 @@ from segdet.training.divergence import check_checkpoint
     ("processes", "exception", "saves"),
     [
         (1, RuntimeError(), True),
-        (1, KeyboardInterrupt(), True),
+        (1, KeyboardInterrupt(), False),
+        (1, Stopped(143), False),
+        (1, SIGTERMException(), True),
         (2, RuntimeError(), False),
         (2, KeyboardInterrupt(), False),
-        (2, AgreedInterrupt(), True),
-        (2, AgreedTermination(), True),
+        (2, SIGTERMException(), True),
     ],
 )
 @pytest.mark.parametrize("weight", [1.0, float("nan")])
@@ -37,7 +39,7 @@ def test_saves_valid_weights_on_an_exception_that_all_processes_see(
         check_checkpoint(module, {"state_dict": module.state_dict()})  # type: ignore[arg-type]
         saved.append(1)
 
-    monkeypatch.setattr(ModelCheckpoint, "on_exception", save)
+    monkeypatch.setattr(LastCheckpoint, "save_now", save)
     trainer: Any = SimpleNamespace(world_size=processes)
     last = LastCheckpoint(tmp_path)
     last.trained = trained
@@ -46,7 +48,7 @@ def test_saves_valid_weights_on_an_exception_that_all_processes_see(
 
 
 def test_the_keys_of_their_states_differ(tmp_path: Path) -> None:
-    ours = [LastCheckpoint(tmp_path), LastCheckpoint(tmp_path, 3), BestCheckpoint(tmp_path, "val/map")]
+    ours = [LastCheckpoint(tmp_path), BestCheckpoint(tmp_path, "val/map"), LoopPosition()]
     assert len({callback.state_key for callback in ours}) == 3
 
 
@@ -62,9 +64,8 @@ def test_the_last_epoch_is_validated(epoch: int, every: int | None, expected: in
 
 @pytest.mark.parametrize(("stopped", "step", "ends"), [(False, 7, False), (False, 8, True), (True, 7, True)])
 def test_a_training_that_ends_within_an_epoch_is_validated(
-    stopped: bool, step: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: bool, step: int, ends: bool, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", lambda *_: None)
     trainer: Any = SimpleNamespace(
         should_stop=stopped, global_step=step, max_steps=8, check_val_every_n_epoch=5
     )

@@ -27,7 +27,10 @@ def test_without_a_callback_that_can_save_nothing_is_saved() -> None:
 
 
 def test_the_runs_last_checkpoint_is_saved(tmp_path: Path) -> None:
-    paths: list[Path] = []
-    trainer = SimpleNamespace(callbacks=[LastCheckpoint(tmp_path)], save_checkpoint=paths.append)
+    paths: list[str] = []
+    trainer = SimpleNamespace(
+        callbacks=[LastCheckpoint(tmp_path)], save_checkpoint=lambda path, _: paths.append(path), global_step=1,
+        is_global_zero=False,
+    )  # fmt: skip
     assert request_checkpoint(trainer)  # type: ignore[arg-type]
-    assert paths == [tmp_path / "last.ckpt"]
+    assert paths == [str(tmp_path / "last.ckpt")]

@@ -24,7 +24,7 @@ STEP_HOOKS = (
     ("callback", "used"),
     [
         (BestCheckpoint, {"on_train_batch_end"}),
-        (LastCheckpoint, {"on_train_batch_end"}),
+        (LastCheckpoint, {"on_train_batch_start", "on_train_batch_end"}),
         (LastValidation, {"on_train_batch_end"}),
         (ErrorAnalysis, set()),
         (LeftOut, set()),
