@@ -84,7 +84,7 @@ class Tally:
 
     def _reasons(self) -> str:
         if not self.objects:
-            return "there is no annotation of its classes"
+            return "there is no annotation of any class"
         counts = [
             (self.crowds, "crowds"),
             (self.difficult, "difficult"),

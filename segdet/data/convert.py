@@ -238,7 +238,7 @@ def _record(
     if isinstance(reader, VOCReader):
         lost = len(reader.object_masks(index))
         _count(losses, "mask in SegmentationObject, which is not converted", lost)
-    # COCO's objects have outlines, so a Cityscapes folder gets their classes and instances, whichever the task is.
+    # COCO's objects have outlines, so a Cityscapes folder gets their classes and instances for every task.
     if task == "detection" or (target == "cityscapes" and isinstance(reader, COCOReader)):
         record.objects = _objects(reader, index, record.size, losses)
         _fit_objects(record, reader.annotation_paths(index, task)[0], target, losses)

@@ -17,7 +17,7 @@ KIND = "file_digests"
 """The kind of the cache entries."""
 
 SETTLED_NS = 2_000_000_000
-"""The age of a file's last change from which its digest is cached, in nanoseconds.
+"""The minimum time since a file's last change for its digest to be cached, in nanoseconds.
 
 File systems store times in steps of up to two seconds. A younger file may change again within the same step.
 """
@@ -32,7 +32,7 @@ Programs can set the modification time, but not the time of the last change of t
 def file_digests(files: Iterable[Path], delay: float = 2.0) -> dict[Path, str | None]:
     """Return the digest of each file's content: BLAKE2b, 16 hexadecimal digits; None for a missing file.
 
-    Unchanged files are not read again: the cache holds one entry for each set of files' common folder.
+    Unchanged files are not read again. The cache entry is identified by the common folder of ``files``.
 
     Args:
         files: The files.

@@ -104,7 +104,7 @@ class FoundValues(pl.Callback):
                     f"LearningRateFinder found no rate in so few steps; --model.optim.lr stays {rate:g}; train longer, "
                     "or give it"
                 )
-        trainer.callback_metrics.clear()  # a score of the search is none of the training
+        trainer.callback_metrics.clear()  # scores of the search do not belong to the training
         trainer.strategy.setup_optimizers(trainer)
         self._recorder.change_config(trainer, found)
         if trainer.is_global_zero:

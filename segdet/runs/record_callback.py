@@ -76,7 +76,7 @@ class RunRecorder(pl.Callback):
         """
         self._check_same_checkpoint(trainer)
         if stage == "fit":
-            # The first run on a large dataset reads all its files, longer than the processes' group waits.
+            # The first run on a large dataset reads all files, which may exceed the timeout of the process group.
             run_on_all_ranks(lambda: self._collect_inputs(trainer))
         if not trainer.is_global_zero:
             return

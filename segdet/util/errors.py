@@ -84,7 +84,7 @@ def check_range(
         above: The exclusive lower bound.
         most: The largest valid number.
         below: The exclusive upper bound.
-        whole: Whether each number must be an integer, and no boolean.
+        whole: Whether each number must be an integer. A boolean is not an integer.
 
     Raises:
         UserError: If a number is out of bounds, or there is none.

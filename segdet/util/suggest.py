@@ -34,7 +34,7 @@ SYNONYMS = {
     "source": "images",
     "input": "images",
 }
-"""Names of commands and options in other tools, and the names here."""
+"""Names of commands and options in other tools, and their names in segdet."""
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -130,7 +130,7 @@ def test_crowds_are_counted_in_one_line(
         ({"iscrowd": 1}, "of 1 annotations, 1 crowds"),
         ({"bbox": [0.1, 0.1, 0.5, 0.5]}, "of 1 annotations, 1 smaller than a pixel"),
         ({"bbox": [90, 90, 5, 5]}, "of 1 annotations, 1 outside their image"),
-        (None, "there is no annotation of its classes"),
+        (None, "there is no annotation of any class"),
     ],
 )
 def test_training_does_not_start_without_an_object_to_learn_from(
@@ -155,7 +155,7 @@ def test_a_validation_split_without_objects_is_one_line(
     path = coco_folder / "annotations/instances_val.json"
     edit_json(path, lambda document: document["annotations"].clear())
     line = (
-        f"{path}: no object counts in scores: there is no annotation of its classes; there will be no score, and no "
+        f"{path}: no object counts in scores: there is no annotation of any class; there will be no score, and no "
         "best checkpoint"
     )
     assert reported(coco(coco_folder), capsys) == [f"segdet: val: {line}"]

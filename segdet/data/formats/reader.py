@@ -1,6 +1,6 @@
 """The interface between dataset formats and tasks.
 
-Readers depend on a format but not on a task; `segdet.data.dataset.TaskDataset` depends on a task but not on a format.
+A reader hides the format of a dataset from `segdet.data.dataset.TaskDataset`, which makes the samples of a task.
 """
 
 import copy
