@@ -72,7 +72,7 @@ def test_two_processes_write_one_run_with_the_scores_of_one_process(
 
 
 @pytest.mark.slow
-def test_an_error_in_both_processes_is_one_line(tmp_path: Path) -> None:
+def test_an_error_in_both_processes_is_reported_in_one_line(tmp_path: Path) -> None:
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
     assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
     for image in (tmp_path / "shapes" / "JPEGImages").iterdir():

@@ -40,7 +40,7 @@ def test_outputs_are_checked_and_left_as_they_are(tmp_path: Path) -> None:
         check_output("--json", tmp_path / "b.png" / "a.json")
 
 
-def test_a_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_is_reported_in_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: Namespace) -> int:
         raise UserError("a.txt: no such file; give another")
 

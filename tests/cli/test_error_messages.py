@@ -100,7 +100,7 @@ class TestMemory:
         assert memory_advice(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), self.data) is None
 
 
-def test_only_an_error_before_the_restoration_is_complete_is_one_of_the_settings() -> None:
+def test_restore_advice_is_given_only_before_the_restoration_is_complete() -> None:
     checkpoint = Path("run/last.ckpt")
     with pytest.raises(RuntimeError, match="size mismatch") as caught:
         torch.nn.Linear(2, 1).load_state_dict(torch.nn.Linear(3, 1).state_dict())

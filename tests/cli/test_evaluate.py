@@ -116,7 +116,7 @@ class TestOnlyTheTestFolder:
         assert main(["predict", *self.options(run, folder)]) == 0
         assert len(list((folder.parent / "out" / "predictions" / "overlays").rglob("*.png"))) == 2
 
-    def test_a_test_without_annotations_is_one_line(
+    def test_a_test_without_annotations_is_reported_in_one_line(
         self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (missing,) = sorted((folder / "Annotations").iterdir())[:1]

@@ -134,7 +134,7 @@ def test_a_training_that_ends_before_its_first_validation_has_a_score_and_a_best
     assert config["trainer"]["check_val_every_n_epoch"] == 5
 
 
-def test_bad_sample_in_a_worker_is_one_line(
+def test_bad_sample_in_a_worker_is_reported_in_one_line(
     shapes: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(shapes, tmp_path / "shapes"))
@@ -165,7 +165,7 @@ def test_bad_sample_in_a_worker_is_one_line(
         ),
     ],
 )
-def test_an_option_that_the_training_refuses_is_one_line(
+def test_an_option_that_the_training_refuses_is_reported_in_one_line(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
     arguments = [*MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={tmp_path / 'run'}"]

@@ -1,4 +1,4 @@
-"""Train, test and predict on masks as people's own tools write them."""
+"""Train, test and predict on masks in the forms that annotation tools write."""
 
 import json
 from pathlib import Path

@@ -78,7 +78,7 @@ def test_small_images_are_enlarged_before_drawing(run: Path, tmp_path: Path) -> 
         assert overlay.size == (480, 240)
 
 
-def test_skipped_files_of_one_type_are_one_line(
+def test_skipped_files_of_one_type_are_reported_in_one_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -227,7 +227,9 @@ def test_a_run_without_digests_is_compared_by_names_and_sizes(
     assert "the fingerprint of names and sizes" in capsys.readouterr().out
 
 
-def test_mistakes_are_one_line(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_line(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, reason in (
         ([str(tmp_path)], "no run in it"),
         ([str(original), "--run_dir", str(original)], "holds a run"),

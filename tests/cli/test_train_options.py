@@ -131,13 +131,13 @@ def test_a_config_file_may_name_the_checkpoint(tmp_path: Path) -> None:
     assert options.config.ckpt_path == f"{tmp_path}/a.ckpt"
 
 
-def test_a_configuration_of_another_version_is_one_line(tmp_path: Path) -> None:
+def test_a_configuration_of_another_version_is_reported_in_one_line(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.ckpt", "modle: {a: 1}\n")
     with pytest.raises(UserError, match=r'a.ckpt: its configuration does not suit this version .*"modle"'):
         parse_command(["fit", f"--ckpt_path={tmp_path}/a.ckpt"])
 
 
-def test_an_option_without_its_value_is_one_line() -> None:
+def test_an_option_without_its_value_is_reported_in_one_line() -> None:
     with pytest.raises(UserError, match="--ckpt_path: expected one argument; give it a value"):
         parse_command(["test", "--ckpt_path"])
 

@@ -132,7 +132,7 @@ def test_masks_of_background_and_ignored_pixels_have_no_object() -> None:
     assert (crowd.name, crowd.crowd, crowd.box) == ("cat", True, (0, 0, 6, 2))
 
 
-def test_what_a_format_cannot_contain_is_counted(tmp_path: Path) -> None:
+def test_content_that_a_format_cannot_contain_is_counted(tmp_path: Path) -> None:
     size = (40, 60)
     square = [[10, 10, 30, 10, 30, 30, 10, 30]]
     entries = [

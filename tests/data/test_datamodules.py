@@ -79,7 +79,7 @@ def test_a_missing_explicit_file_is_named(coco_folder: Path) -> None:
         ({"batch_size": 0}, "--data.batch_size 0: must be at least 1"),
     ],
 )
-def test_arguments_of_a_wrong_type_in_a_script_are_one_line(
+def test_arguments_of_a_wrong_type_in_a_script_are_reported_in_one_line(
     arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:

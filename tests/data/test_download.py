@@ -192,7 +192,7 @@ def test_repeated_interruptions_report_the_received_bytes(server, tmp_path):
     fetch([server.url("file")], tmp_path / "file", md5(server.files["file"]))
 
 
-def test_without_a_network_one_line_says_what_to_download(server, tmp_path, monkeypatch, capsys):
+def test_without_a_network_one_line_names_the_file_to_download(server, tmp_path, monkeypatch, capsys):
     server.files.clear()
     url = server.url("VOCtest.tar")
     part = Part("test", (url,), "0" * 32, 1, "VOC2007/ImageSets/Main/test.txt")
@@ -203,7 +203,7 @@ def test_without_a_network_one_line_says_what_to_download(server, tmp_path, monk
     assert f"download {url} manually to {tmp_path / 'VOCtest.tar'} and run the same command again" in last
 
 
-def test_an_unreachable_host_is_one_line(tmp_path):
+def test_an_unreachable_host_is_reported_in_one_line(tmp_path):
     closed = Server()
     url = closed.url("file")
     closed.server_close()
@@ -273,7 +273,7 @@ def test_a_link_in_an_archive_is_refused(tmp_path):
         unpack(tmp_path / "archive", tmp_path / "root")
 
 
-def test_a_corrupt_archive_is_one_line(tmp_path):
+def test_a_corrupt_archive_is_reported_in_one_line(tmp_path):
     (tmp_path / "archive").write_bytes(VOC[:5000])
     with pytest.raises(UserError, match="archive: corrupt or not an archive"):
         unpack(tmp_path / "archive", tmp_path / "root")
@@ -287,7 +287,7 @@ def test_cityscapes_prints_instructions(tmp_path, capsys):
     assert str(tmp_path) in text
 
 
-def test_an_unknown_part_or_dataset_is_one_line(tmp_path, capsys):
+def test_an_unknown_part_or_dataset_is_reported_in_one_line(tmp_path, capsys):
     assert main(["voc2012", str(tmp_path), "--parts", "test"]) == 2
     assert "--parts test: not a part of voc2012; choose from trainval" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

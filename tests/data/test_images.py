@@ -303,7 +303,7 @@ def bomb(path: Path, width: int, height: int, colours: int = 2) -> Path:
 
 
 @pytest.mark.parametrize("reader", [read_image, read_mask, read_png16])
-def test_a_decompression_bomb_is_one_line(tmp_path, reader):
+def test_a_decompression_bomb_is_reported_in_one_line(tmp_path, reader):
     path = bomb(tmp_path / "a.png", 40_000, 30_000, colours=2 if reader is read_image else 0)
     with pytest.raises(BadSample) as caught:
         reader(path)
@@ -324,7 +324,7 @@ def test_the_limit_of_pixels_applies_to_every_format(photo, tmp_path, suffix):
         assert read_image(path, max_pixels=limit).shape == (*SIZE, 3)
 
 
-def test_png_that_opencv_refuses_is_one_line(tmp_path):
+def test_png_that_opencv_refuses_is_reported_in_one_line(tmp_path):
     path = bomb(tmp_path / "a.png", 40_000, 30_000)
     with pytest.raises(BadSample, match="corrupt PNG: its data cannot be decoded"):
         read_image(path, max_pixels=None)

@@ -103,7 +103,9 @@ def test_a_training_without_a_pixel_that_counts_does_not_start(voc_folder: Path,
     assert checked(voc_folder, capsys)[0] == str(caught.value)
 
 
-def test_a_validation_without_a_pixel_that_counts_is_one_line(voc_folder: Path, capsys: Capture) -> None:
+def test_a_validation_without_a_pixel_that_counts_is_reported_in_one_line(
+    voc_folder: Path, capsys: Capture
+) -> None:
     change(voc_folder, lambda values: np.full_like(values, 255), "c")
     (line,) = reported(voc(voc_folder), capsys)
     mask = voc_folder / "SegmentationClass/c.png"

@@ -48,7 +48,7 @@ def add(edit_json: Edit, path: Path, **fields: object) -> None:
 
 @pytest.mark.parametrize("folder", ["voc_folder", "coco_folder", "cityscapes_folder"])
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_nothing_is_reported_of_a_valid_folder(
+def test_nothing_is_reported_about_a_valid_folder(
     folder: str, task: str, request: pytest.FixtureRequest, capsys: Capture
 ) -> None:
     root = request.getfixturevalue(folder)
@@ -56,7 +56,7 @@ def test_nothing_is_reported_of_a_valid_folder(
     assert reported(modules[folder](root, task=task), capsys) == []
 
 
-def test_one_fault_is_one_line_and_left_out(
+def test_one_fault_is_reported_in_one_line_and_its_object_left_out(
     coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture
 ) -> None:
     add(edit_json, annotations, bbox=[70, 4, 10, 10])
@@ -85,7 +85,7 @@ def test_a_list_and_a_check_describe_a_box_of_voc_in_the_same_words(
     assert note.partition(": ")[2] in capsys.readouterr().out
 
 
-def test_many_faults_of_a_kind_are_one_line_with_their_number(
+def test_many_faults_of_a_kind_are_reported_in_one_line_with_their_number(
     coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture
 ) -> None:
     for number in range(5):
@@ -149,7 +149,7 @@ def test_training_does_not_start_without_an_object_to_learn_from(
     assert fatal_lines(coco_folder, capsys) == [str(caught.value)]
 
 
-def test_a_validation_split_without_objects_is_one_line(
+def test_a_validation_split_without_objects_is_reported_in_one_line(
     coco_folder: Path, edit_json: Edit, capsys: Capture
 ) -> None:
     path = coco_folder / "annotations/instances_val.json"

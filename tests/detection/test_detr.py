@@ -172,7 +172,7 @@ def _losses_of(images: slice) -> dict[str, float]:
 
 
 def _process(rank: int, folder: Path) -> dict[str, float]:
-    """Return the losses of process ``rank`` of two: the first has three objects, the second one."""
+    """Return the losses of process ``rank`` of two: the first has three objects, the second has one."""
     with process_of_two(rank, folder, seconds=120):
         return _losses_of(slice(0, 1) if rank == 0 else slice(1, 3))
 

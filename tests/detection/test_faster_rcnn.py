@@ -85,7 +85,7 @@ def _seed(*_: object) -> None:
     torch.manual_seed(3)
 
 
-def test_losses_are_torchvisions() -> None:
+def test_losses_equal_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *SIZE)
     ours.rpn.train(), ours.roi_heads.train(), theirs.train()
@@ -105,7 +105,7 @@ def test_losses_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE, (90, 120)])
-def test_detections_and_proposals_are_torchvisions(size: tuple[int, int]) -> None:
+def test_detections_and_proposals_equal_torchvisions(size: tuple[int, int]) -> None:
     ours, theirs = _twins()
     theirs.transform.min_size, theirs.transform.max_size = (size[0],), size[1]
     images = torch.randn(2, 3, *size)
@@ -259,7 +259,7 @@ def test_rows_of_classes_are_selected_by_name_or_new(tmp_path: Path) -> None:
 # The network of the paper.
 
 
-def test_vgg16_is_the_papers() -> None:
+def test_vgg16_matches_the_paper() -> None:
     """py-faster-rcnn has 137,078,239 parameters for 21 classes. It has two objectness outputs per anchor, not one."""
     with torch.device("meta"):
         features = torchvision.models.vgg16().features

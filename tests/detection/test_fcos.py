@@ -65,7 +65,7 @@ def _targets() -> list[Target]:
     ]
 
 
-def test_losses_are_torchvisions() -> None:
+def test_losses_equal_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(3, 3, *SIZE)
     maps = list(theirs.backbone(images).values())
@@ -115,7 +115,7 @@ def test_cells_are_matched_with_the_smallest_object_in_the_range_of_their_map() 
 
 
 @pytest.mark.parametrize("size", [SIZE, (90, 117)])
-def test_detections_are_torchvisions(size: tuple[int, int]) -> None:
+def test_detections_equal_torchvisions(size: tuple[int, int]) -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *size)
     with torch.inference_mode():

@@ -76,7 +76,7 @@ def _seed(*_: object) -> None:
     torch.manual_seed(3)
 
 
-def test_losses_are_torchvisions() -> None:
+def test_losses_equal_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *SIZE)
     for module in (ours.rpn, ours.roi_heads, theirs):
@@ -94,7 +94,7 @@ def test_losses_are_torchvisions() -> None:
     assert nothing["mask"] == 0
 
 
-def test_masks_are_torchvisions() -> None:
+def test_masks_equal_torchvisions() -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *SIZE)
     with torch.inference_mode():

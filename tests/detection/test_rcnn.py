@@ -218,13 +218,13 @@ def test_an_image_costs_one_pass_per_proposal(model: RCNN) -> None:
     assert measure_cost(model, pictures, repeats=1, inputs=known).passes_per_image == 7
 
 
-def test_later_stages_without_a_data_module_are_one_line() -> None:
+def test_later_stages_without_a_data_module_are_reported_in_one_line() -> None:
     stages = LaterStages(small(), small().stage_options, SimpleNamespace(datamodule=None))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"RCNN: .* pass one to Trainer\.fit"):
         stages.run([], [])
 
 
-def test_too_much_context_is_one_line() -> None:
+def test_too_much_context_is_reported_in_one_line() -> None:
     with pytest.raises(UserError, match=r"model\.context 12: leaves nothing of a crop of 24 pixels"):
         small(context=12)
 

@@ -66,7 +66,7 @@ def _targets() -> list[Target]:
 
 
 @pytest.mark.parametrize("box_loss", ["l1", "giou"])
-def test_losses_are_torchvisions(box_loss: str) -> None:
+def test_losses_equal_torchvisions(box_loss: str) -> None:
     ours, theirs = _twins(box_loss=box_loss)
     theirs.head.regression_head._loss_type = box_loss
     images = torch.randn(3, 3, *SIZE)
@@ -79,7 +79,7 @@ def test_losses_are_torchvisions(box_loss: str) -> None:
     torch.testing.assert_close(losses["box"], expected["bbox_regression"], rtol=1e-5, atol=1e-6)
 
 
-def test_matching_is_torchvisions_for_random_boxes() -> None:
+def test_matching_equals_torchvisions_for_random_boxes() -> None:
     torch.manual_seed(1)
     _, theirs = _twins()
     corners = torch.rand(300, 2) * 100
@@ -109,7 +109,7 @@ def test_an_object_that_overlaps_no_anchor_is_not_matched() -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE, (90, 117)])
-def test_detections_are_torchvisions(size: tuple[int, int]) -> None:
+def test_detections_equal_torchvisions(size: tuple[int, int]) -> None:
     ours, theirs = _twins()
     images = torch.randn(2, 3, *size)
     with torch.inference_mode():

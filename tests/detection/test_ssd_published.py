@@ -132,7 +132,7 @@ def test_other_classes_are_new_and_other_weights_are_loaded(ssdlite: tuple[Torch
             assert torch.equal(state[key], value), key
 
 
-def test_ssd300_is_the_papers() -> None:
+def test_ssd300_matches_the_paper() -> None:
     """8,732 boxes, and torchvision's number of parameters for 21 classes."""
     model = SSD300([str(i) for i in range(20)])
     assert sum(parameter.numel() for parameter in model.parameters()) == 26_285_486
@@ -160,7 +160,7 @@ def test_conv4_3_has_norm_20_everywhere() -> None:
     torch.testing.assert_close(finest.norm(dim=1), torch.full((1, 38, 38), 20.0))
 
 
-def test_ssd512_is_the_papers() -> None:
+def test_ssd512_matches_the_paper() -> None:
     sides, boxes = _boxes(SSD512([str(i) for i in range(20)]))
     assert sides == [64, 32, 16, 8, 4, 2, 1]
     per_map = [64 * 64 * 4, 32 * 32 * 6, 16 * 16 * 6, 8 * 8 * 6, 4 * 4 * 6, 2 * 2 * 4, 4]

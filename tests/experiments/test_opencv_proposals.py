@@ -57,7 +57,7 @@ def test_boxes_are_stored_as_corners_for_each_file_name(tmp_path: Path) -> None:
     "stub, message",
     [("", "opencv-contrib-python-headless"), (STUB, "c.jpg: OpenCV cannot read it as an image")],
 )
-def test_errors_are_one_line(tmp_path: Path, stub: str, message: str) -> None:
+def test_errors_are_reported_in_one_line(tmp_path: Path, stub: str, message: str) -> None:
     (tmp_path / "list.txt").write_text("c\n")
     done = _run(tmp_path, stub, "--images", str(tmp_path / "list.txt"))
     assert done.returncode == 1

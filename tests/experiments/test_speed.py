@@ -32,7 +32,7 @@ def test_selected_parts(capsys):
         (["--threads", "0"], "--threads 0"),
     ],
 )
-def test_wrong_arguments_are_one_line(argv, message, capsys):
+def test_wrong_arguments_are_reported_in_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         speed.main(argv)
     assert stop.value.code == 2
@@ -76,7 +76,7 @@ def test_windows_of_an_image_of_the_folder_are_timed_and_compared(tmp_path, caps
 
 
 @pytest.mark.parametrize("name", ["decode", *WINDOWS[:1]])
-def test_an_unusable_image_is_one_line(name, tmp_path, capsys):
+def test_an_unusable_image_is_reported_in_one_line(name, tmp_path, capsys):
     if name == "decode":
         (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff and no more")
     else:

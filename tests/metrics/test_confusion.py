@@ -104,7 +104,7 @@ def test_the_best_class_of_logits(classes, dtype):
     assert torch.equal(logits, before)
 
 
-def test_of_equal_logits_the_first_class_is_best():
+def test_the_first_class_of_equal_logits_is_best():
     logits = torch.tensor([1.0, 3.0, 3.0, -1.0, 3.0]).view(1, 5, 1, 1).expand(2, 5, 4, 4)
     assert (classes_of(logits) == 1).all()
     assert (classes_of(logits.contiguous()) == 1).all()

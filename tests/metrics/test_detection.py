@@ -258,7 +258,7 @@ def test_overlaps_and_areas_equal_to_a_threshold():
         assert ours["mar_medium"] == ours["mar_small" if area == 1024 else "mar_large"] == 1
 
 
-def test_of_equal_overlaps_coco_matches_the_later_object():
+def test_coco_matches_the_later_object_of_equal_overlaps():
     left, right = ([0, 0, 20, 20], 1), ([4, 0, 24, 20], 1)
     found = [([2, 0, 22, 20], 0.9, 1), ([0, 0, 20, 20], 0.8, 1)]
     for truth, recall in (([left, right], 0.85), ([right, left], 0.7)):

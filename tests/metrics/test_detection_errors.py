@@ -134,7 +134,7 @@ def test_an_error_has_one_kind():
     assert errors.counts() == dict.fromkeys(KINDS, 0) | {"classification": 1}
 
 
-def test_of_fixed_detections_the_best_is_kept():
+def test_the_best_of_the_fixed_detections_is_kept():
     # A localization error with a higher score than the correct detection is fixed and replaces it.
     better = [(1, [0, 0, 100, 40], 1, 0.9), (1, A, 1, 0.8), (1, FAR, 1, 0.85)]
     errors = errors_of(better, [(1, A, 1)])

@@ -28,7 +28,7 @@ def test_the_nine_anchors_of_faster_rcnn() -> None:
     assert torch.equal(one[(2 * 4 + 1) * 9 :][:9], anchors.cell_anchors[0] + shift)
 
 
-def test_anchors_are_torchvisions_and_exact_in_bfloat16() -> None:
+def test_anchors_equal_torchvisions_and_are_exact_in_bfloat16() -> None:
     sizes, ratios = [[16, 20], [32, 40]], [[0.5, 1.0, 2.0]] * 2
     ours, theirs = (
         GridAnchors(sizes, ratios),
@@ -43,7 +43,7 @@ def test_anchors_are_torchvisions_and_exact_in_bfloat16() -> None:
                 assert torch.equal(mine, other)
 
 
-def test_extra_levels_are_torchvisions() -> None:
+def test_extra_levels_equal_torchvisions() -> None:
     theirs, ours = LastLevelP6P7(8, 8), ExtraLevels(8, 2)
     ours.convolutions[0].load_state_dict(theirs.p6.state_dict())
     ours.convolutions[1].load_state_dict(theirs.p7.state_dict())

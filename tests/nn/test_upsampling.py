@@ -222,7 +222,7 @@ def test_the_output_has_the_requested_size(name: Upsampling, factor: int) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_odd_map_is_the_even_one_cropped(name: Upsampling) -> None:
+def test_an_odd_map_equals_the_cropped_even_map(name: Upsampling) -> None:
     x, _ = _pooled((8, 10))
     _, odd = _pooled((7, 9))
     rows, columns = odd // 9, odd % 9

@@ -6,7 +6,7 @@ import torch
 from segdet.nn.warp import warp, with_context
 
 
-def test_the_context_is_the_papers() -> None:
+def test_the_context_matches_the_paper() -> None:
     """With 16 of the crop's 227 pixels as context on each side, regions grow by 227 / 195 about their centres."""
     roi = torch.tensor([[3.0, 100, 50, 295, 440]])
     grown = with_context(roi, 227, 16)

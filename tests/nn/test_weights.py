@@ -75,7 +75,9 @@ def test_a_broken_prefix_is_refused(tmp_path: Path) -> None:
         ({"epoch": 3}, "holds no weights by parameter name"),
     ],
 )
-def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+def test_a_file_of_another_kind_is_reported_in_one_line(
+    tmp_path: Path, content: object, message: str
+) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(UserError) as error:
         load_weights(nn.Linear(3, 2), str(tmp_path / "a.pth"), "Linear")
@@ -84,14 +86,14 @@ def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: object, mes
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_corrupt_file_is_one_line(tmp_path: Path, sources: dict[str, str], suffix: str) -> None:
+def test_a_corrupt_file_is_reported_in_one_line(tmp_path: Path, sources: dict[str, str], suffix: str) -> None:
     whole = Path(sources[f"weights.{suffix}"]).read_bytes()
     (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=rf"cut\.{suffix}: the file is corrupt or holds no weights"):
         load_weights(nn.Linear(3, 2), str(tmp_path / f"cut.{suffix}"), "Linear")
 
 
-def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"checkpoints/best\.ckpt: no such checkpoint; give the folder of a run"
     ):
@@ -128,7 +130,7 @@ def test_weights_are_converted_and_others_are_ignored(sources: dict[str, str]) -
     assert torch.equal(network.bias, STATE["bias"])
 
 
-def test_missing_and_wrong_weights_are_one_line() -> None:
+def test_missing_and_wrong_weights_are_reported_in_one_line() -> None:
     with pytest.raises(
         UserError, match=r"^a\.pth: not the weights of Linear: 1 of 2 are missing, such as bias"
     ):

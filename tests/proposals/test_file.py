@@ -52,7 +52,7 @@ def test_images_are_identified_by_file_name(tmp_path: Path, shapes: Path) -> Non
         ("[]", "not a file of proposals"),
     ],
 )
-def test_faults_are_one_line(tmp_path: Path, content: str, fault: str) -> None:
+def test_faults_are_reported_in_one_line(tmp_path: Path, content: str, fault: str) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(content)
     with pytest.raises(UserError, match=fault) as caught:

@@ -222,7 +222,7 @@ def test_paths_are_relative_to_the_folder_as_it_was_given(
         assert [record.name for record in records] == ["demo/fcn" if folder == "." else "fcn"]
 
 
-def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
+def test_nothing_to_report_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no result\.json in it"):
         main([str(tmp_path)])
     with pytest.raises(UserError, match="no such folder"):

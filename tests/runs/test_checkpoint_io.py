@@ -39,7 +39,7 @@ def test_a_checkpoint_is_written_in_its_own_folder(tmp_path: Path, monkeypatch: 
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -212,7 +212,7 @@ def test_own_loggers_get_the_metrics_too(shapes: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_callback_that_cannot_work_is_one_line(
+def test_a_callback_that_cannot_work_is_reported_in_one_line(
     options: list[str], message: str, shapes: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     assert fit(shapes, tmp_path / "run", *options) == 2

@@ -55,7 +55,9 @@ class TestMode:
         monkeypatch.setenv("WANDB_MODE", "DryRun")
         assert wandb_mode() == "offline"
 
-    def test_a_mistyped_mode_is_one_line(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_mistyped_mode_is_reported_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.setenv("WANDB_MODE", "onlin")
         with pytest.raises(
             UserError, match="WANDB_MODE onlin: no such mode; choose from online, offline, disabled"

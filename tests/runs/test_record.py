@@ -90,7 +90,9 @@ def test_a_failed_write_leaves_the_old_record(
         ({"task": None}, "task is None and should be a string"),
     ],
 )
-def test_a_wrong_value_is_one_line(record: Record, tmp_path: Path, change: dict, message: str) -> None:
+def test_a_wrong_value_is_reported_in_one_line(
+    record: Record, tmp_path: Path, change: dict, message: str
+) -> None:
     path = tmp_path / "result.json"
     record.write(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -99,7 +101,7 @@ def test_a_wrong_value_is_one_line(record: Record, tmp_path: Path, change: dict,
     assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
 
 
-def test_the_error_for_a_corrupt_or_missing_file_is_one_line(record: Record, tmp_path: Path) -> None:
+def test_the_error_for_a_corrupt_or_missing_file_has_one_line(record: Record, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     with pytest.raises(UserError, match="no such result record"):
         Record.read(path)

@@ -118,7 +118,7 @@ def test_auxiliary_losses_are_weighted_and_logged() -> None:
         ({"tile_overlap": 8}, "--model.tile_overlap 8: .* give --model.tile too"),
     ],
 )
-def test_options_out_of_range_are_one_line(options: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_are_reported_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         Small(**options)
     assert "\n" not in str(error.value)
@@ -190,7 +190,7 @@ def test_weights_are_counted_before_training_and_kept_in_the_checkpoint(
 
 
 @QUIET
-def test_a_mask_with_an_unknown_value_is_one_line_before_training(shapes: Path, tmp_path: Path) -> None:
+def test_a_mask_with_an_unknown_value_is_reported_before_training(shapes: Path, tmp_path: Path) -> None:
     class WithUnknownValue(VOCDataModule):
         def open_reader(self, subset: Any) -> Any:
             reader = super().open_reader(subset)
@@ -356,7 +356,7 @@ def test_boundary_scores_are_computed_in_the_selected_stages() -> None:
 
 
 @pytest.mark.parametrize("family", ["FCN", "DeepLabV3", "SMP"])
-def test_a_single_value_per_channel_is_one_line(family: str) -> None:
+def test_a_single_value_per_channel_is_reported_in_one_line(family: str) -> None:
     """The map of an image has one pixel, or the network averages the image."""
     side = 64
     if family == "FCN":

@@ -56,7 +56,7 @@ def test_an_image_smaller_than_fc6_is_an_error() -> None:
             model(torch.zeros(1, 3, 128, 192))
 
 
-def test_initial_weights_are_the_papers_or_hes() -> None:
+def test_initial_weights_follow_the_paper_or_he_initialization() -> None:
     papers, hes = _small(init_std=0.01), _small()
     for name in ("fc7.weight", "fc6_deconv.weight"):
         assert float(papers.state_dict()[name].std()) == pytest.approx(0.01, rel=0.05)

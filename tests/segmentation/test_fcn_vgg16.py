@@ -31,7 +31,7 @@ def test_parameters_without_the_upsampling(stride: Any, count: int) -> None:
     assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith("upscore"))
 
 
-def test_500_pixels_are_16_scores_then_544_then_500_again() -> None:
+def test_500_pixels_become_16_scores_then_544_then_500_pixels() -> None:
     with torch.device("meta"):
         model = VGG16FCN(VOC, stride=32)
         scores = model._scores(torch.zeros(1, 3, 500, 500))

@@ -59,7 +59,7 @@ def _theirs(name: str, classes: int = 3) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_logits_are_torchvisions(name: str, tmp_path: Path) -> None:
+def test_logits_equal_torchvisions(name: str, tmp_path: Path) -> None:
     kind, backbone = KINDS[name]
     theirs = _theirs(name)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")

@@ -87,7 +87,7 @@ class TestUNet:
 
 
 class TestOriginalUNet:
-    def test_is_the_papers_network(self) -> None:
+    def test_matches_the_network_of_the_paper(self) -> None:
         with torch.device("meta"):
             model = OriginalUNet(["outside", "cell"], channels=1)
             assert model(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
@@ -181,7 +181,7 @@ class TestOriginalUNet:
             ("border_sigma", float("nan"), "must be above 0"),
         ],
     )
-    def test_numbers_out_of_range_are_one_line(self, name: str, value: float, fault: str) -> None:
+    def test_numbers_out_of_range_are_reported_in_one_line(self, name: str, value: float, fault: str) -> None:
         with pytest.raises(UserError, match=rf"^--model\.{name} {value}: {fault}$"):
             _original(**{name: value})
 
@@ -258,7 +258,7 @@ class TestBorderWeights:
         masks[:, 4:] = 255
         assert not border_proximity(masks, 5.0).any()
 
-    def test_the_loss_is_the_papers(self) -> None:
+    def test_the_loss_matches_the_paper(self) -> None:
         """Equations 1 and 2 by hand: class weights and border weights are added, ignored pixels are left out."""
         class_weights = [0.5, 1.0, 2.0]
         model = _original(border_weight=10.0, border_sigma=2.0, class_weights=class_weights).eval()

@@ -174,7 +174,7 @@ def test_the_command_line_chooses_the_upsampling(name: str, capsys: pytest.Captu
     assert f"upsampling: {name}\n" in capsys.readouterr().out
 
 
-def test_a_misspelled_upsampling_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_upsampling_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", f"--config={CONFIG}", "--model.upsampling=bilinaer"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

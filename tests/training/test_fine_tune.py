@@ -183,7 +183,7 @@ def test_another_family_gives_its_backbone(capsys: pytest.CaptureFixture[str]) -
     assert "new: " in lines and "not used: 20 (laterals.0.0.weight, " in lines
 
 
-def test_a_checkpoint_of_another_backbone_is_one_line() -> None:
+def test_a_checkpoint_of_another_backbone_is_reported_in_one_line() -> None:
     old = build(FCN, OLD, {**_VGG, "strides": [4, 8], "width": 8})
     wide = {
         "backbone": "small_vgg",

@@ -22,7 +22,9 @@ def test_affinity_and_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("share", ["0", "-1", "two", "1.5"])
-def test_a_share_that_is_not_a_number_is_one_line(share: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_that_is_not_a_number_is_reported_in_one_line(
+    share: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(SHARE, share)
     with pytest.raises(UserError, match=f"SEGDET_CORES {share}: must be a whole number"):
         usable_cores()

@@ -61,7 +61,7 @@ OPTIONS = list(_options())
 
 
 @pytest.mark.parametrize(("family", "name", "choices"), OPTIONS)
-def test_a_wrong_choice_of_a_family_is_one_line(
+def test_a_wrong_choice_of_a_family_is_reported_in_one_line(
     family: type[Task], name: str, choices: tuple[Any, ...]
 ) -> None:
     wrong = choices[0].capitalize() if isinstance(choices[0], str) else 7
@@ -85,7 +85,7 @@ def test_all_tasks_have_options_with_choices() -> None:
 @pytest.mark.parametrize(
     ("name", "wrong", "meant"), [("name", "adam", "adamw"), ("schedule", "cosin", "cosine")]
 )
-def test_a_wrong_choice_of_the_optimizer_is_one_line(name: str, wrong: str, meant: str) -> None:
+def test_a_wrong_choice_of_the_optimizer_is_reported_in_one_line(name: str, wrong: str, meant: str) -> None:
     with pytest.raises(
         UserError, match=rf"^--model\.optim\.{name} {wrong}: must be one of .*; did you mean {meant}\?$"
     ):

@@ -43,14 +43,14 @@ def test_a_file_becomes_a_model_and_numbers_are_read_as_on_the_command_line(tmp_
         ("parts: [", ", line 1: "),
     ],
 )
-def test_an_error_is_one_line_with_file_line_and_key(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_names_file_line_and_key_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UserError) as error:
         YamlFile.read(path).parse(Outer)
     assert str(error.value).startswith(f"{path}{message}") and "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_in_one_line(tmp_path: Path) -> None:
     write(tmp_path, "")
     with pytest.raises(UserError, match=r"b\.yaml: no such file; did you mean .*a\.yaml\?"):
         YamlFile.read(tmp_path / "b.yaml")

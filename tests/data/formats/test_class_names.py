@@ -27,7 +27,7 @@ def test_cvats_label_map_has_names_and_colours(tmp_path):
     ("line", "fault"),
     [("bee:48,112,32::", "red cat and bee have the same colour"), ("bee:1,2,256::", "above 255")],
 )
-def test_wrong_colours_are_one_line(tmp_path, line, fault):
+def test_wrong_colours_are_reported_in_one_line(tmp_path, line, fault):
     (tmp_path / "labelmap.txt").write_text(f"{CVAT}{line}\n")
     with pytest.raises(UserError, match=fault):
         read_class_file(tmp_path / "labelmap.txt")

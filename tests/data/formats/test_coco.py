@@ -302,7 +302,7 @@ def test_ids_of_annotations_may_be_anything(tmp_path, number):
     assert [fault.fault for fault in repeated.file_faults()] == expected
 
 
-def test_ids_that_do_not_fit_are_one_line_with_their_entry(tmp_path):
+def test_ids_that_do_not_fit_are_reported_in_one_line_with_their_entry(tmp_path):
     huge = 2**64 + 1
     with pytest.raises(BadSample, match=rf"images\[0\] has id {huge}, which is not a 64-bit integer"):
         read(tmp_path, images=[image(huge)])

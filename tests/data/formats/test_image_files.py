@@ -80,7 +80,7 @@ class TestFiles:
         image("b.jpg", "a.jpg")
         assert found("b.jpg", "a.jpg") == ["b.jpg", "a.jpg"]
 
-    def test_the_content_decides_for_a_file_that_is_given(self) -> None:
+    def test_a_file_that_is_given_is_recognized_by_its_content(self) -> None:
         image("image.dat", "a.jpg")
         video("v.mp4")
         Path("v.mp4").rename("video.dat")

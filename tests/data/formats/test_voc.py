@@ -267,7 +267,7 @@ def test_the_name_at_ignore_index_is_left_out(tmp_path, ignore_index):
 
 
 @pytest.mark.parametrize("ignore_index", [2, 1, 0])
-def test_a_folder_without_names_is_read_with_the_models(tmp_path, ignore_index):
+def test_a_folder_without_names_is_read_with_the_names_of_the_model(tmp_path, ignore_index):
     names = [name for value, name in enumerate(["sky", "road", "void"]) if value != ignore_index]
     reader = masked(tmp_path, [[0, 1, 2, 255]], "L", ignore_index=ignore_index, known=names)
     assert reader.mask_names == names
@@ -362,7 +362,7 @@ def test_mask_values_make_255_a_class(tmp_path):
         ),
     ],
 )
-def test_wrong_mask_values_are_one_line(tmp_path, options, fault):
+def test_wrong_mask_values_are_reported_in_one_line(tmp_path, options, fault):
     with pytest.raises(UserError, match=fault):
         masked(tmp_path, [[0, 1]], **options)
 

@@ -68,7 +68,7 @@ def test_every_fault_of_a_file_is_listed(xml, tmp_path):
         ("<annotations><image><box xtl='1' label='cat'/></image></annotations>", "its root element is <annotations>"),
     ],
 )  # fmt: skip
-def test_xml_that_is_not_understood_is_not_empty(xml, content, fault):
+def test_xml_of_another_structure_is_a_fault(xml, content, fault):
     assert faults_of(xml(content))[0].startswith(fault)
 
 

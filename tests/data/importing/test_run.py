@@ -99,7 +99,7 @@ def test_images_with_an_exif_rotation(tmp_path: Path, orientation: int) -> None:
     assert {mask.shape for mask in masks_of(tmp_path / "masks")[1].values()} == {size}
 
 
-def test_a_size_that_is_stated_before_the_rotation_decides(tmp_path: Path) -> None:
+def test_a_size_stated_before_the_rotation_keeps_the_stored_image(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for number in range(3):
         save_picture(source / f"{number}.jpg", number, orientation=6)

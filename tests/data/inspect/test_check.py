@@ -414,7 +414,7 @@ def test_the_same_file_under_two_names(voc_folder, capsys):
     )
 
 
-def test_copies_in_one_split_are_one_line(voc_folder, capsys):
+def test_copies_in_one_split_are_reported_in_one_line(voc_folder, capsys):
     data = (voc_folder / "JPEGImages/a.jpg").read_bytes()
     (voc_folder / "JPEGImages/b.jpg").write_bytes(data)
     status, line = only_line(capsys, voc_folder)
@@ -476,7 +476,7 @@ def test_check_returns_the_faults_of_one_split(voc_folder):
     assert (fault.path, fault.fatal) == (voc_folder / "JPEGImages/a.jpg", True)
 
 
-def test_an_unexpected_error_is_one_line(voc_folder, monkeypatch):
+def test_an_unexpected_error_is_reported_in_one_line(voc_folder, monkeypatch):
     monkeypatch.setattr(VOCReader, "objects", lambda *_: 1 / 0)
     first, second = check_dataset(find_dataset(voc_folder, splits=["train"])).faults
     assert first.fatal
@@ -506,7 +506,7 @@ def test_mistakes_are_reported_in_one_line(voc_folder, coco_folder, monkeypatch,
     assert len(error.splitlines()) == 1
 
 
-def test_a_wrong_option_is_one_line(capsys):
+def test_a_wrong_option_is_reported_in_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["root", "--tsak", "detection"])
     assert stopped.value.code == 2

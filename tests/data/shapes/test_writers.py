@@ -210,7 +210,7 @@ def test_existing_folders_are_refused(tmp_path, write, splits):
     assert (tmp_path / "empty" / "note.txt").read_text() == "hello"
 
 
-def test_unwritable_folder_is_one_line(tmp_path, splits):
+def test_unwritable_folder_is_reported_in_one_line(tmp_path, splits):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         write_voc(tmp_path / "file" / "below", splits, SHAPES_CLASSES)
