@@ -378,7 +378,7 @@ def dense_windows(small: bool, stride: int, speedup: float, images: Path | None 
         f"all {total:,} windows of {side} px on {width}x{height}{of}, stride {stride}",
         "image",
         _timed(ours),
-        f"each cropped, timed and compared on {timed:,} of them",
+        f"crop by crop, with {timed:,} of the windows",
         _timed(theirs, timed / total),
         speedup=speedup,
         compare=compare,

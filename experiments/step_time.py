@@ -5,9 +5,10 @@
     python experiments/step_time.py configs/camvid/fcn.yaml --root path/to/camvid
     python experiments/step_time.py configs/camvid/fcn.yaml --root path/to/camvid --against ../other/checkout
 
-Both sides take turns, so that changes of the machine's speed affect both. They alternate after each step with the plain
-loop, and after each process with another checkout. Each side reads its own batches in the main process. The script
-prints both processor time (user and system) and wall-clock time. Other processes affect the processor time less.
+Both sides take turns, so that changes of the machine's speed affect both. With the plain loop, they alternate after
+each step. With another checkout, they alternate after each process. Each side reads its own batches in the main
+process. The script prints both processor time (user and system) and wall-clock time. Other processes affect the
+processor time less.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class StepTimes(pl.Callback):
 
     Args:
         path: The JSON file. It contains the seconds of processor time and of wall-clock time of each step.
-        plain: Whether to run a plain PyTorch loop on a copy of the model alternately, and write its times as well.
+        plain: Whether to run one step of a plain PyTorch loop, on a copy of the model, after each step of Lightning.
+            The times of these steps are written as well.
     """
 
     def __init__(self, path: str, plain: bool = False) -> None:

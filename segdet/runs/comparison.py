@@ -19,10 +19,10 @@ from segdet.training.load_checkpoint import read_checkpoint
 Outcome = Literal["identical", "within seed noise", "different"]
 
 FEWEST_SEEDS = 3
-"""The smallest number of runs with other seeds, the original included, that estimate the noise."""
+"""The smallest number of seeds, including that of the original, from which the noise is estimated."""
 
 CONFIDENCE = 0.95
-"""The probability that two runs, which differ only in their seeds, are within the noise."""
+"""The probability that two runs that differ only in their seeds are within the noise of each other."""
 
 Curve = dict[tuple[str, int], float | None]
 """Logged values by name and step."""
@@ -191,10 +191,11 @@ def _sorted(deviations: list[Deviation]) -> list[Deviation]:
 
 
 def seed_noise(original: Path, main_scores: Sequence[str]) -> Noise:
-    """Return the noise of the main scores, from runs beside the original that differ from it only in their seeds.
+    """Return the noise of the main scores.
 
-    The difference of two such runs has a standard deviation of sqrt(2) times that of one run. The limit is the
-    quantile of Student's t distribution for `CONFIDENCE` times this standard deviation.
+    It is estimated from the original and the runs beside it that differ from it only in their seeds. The difference of
+    two such runs has a standard deviation of sqrt(2) times that of one run. The limit is the quantile of Student's t
+    distribution for `CONFIDENCE` times this standard deviation.
     """
     records: dict[int, Record] = {}
     own = _without_seed(original)
