@@ -60,7 +60,7 @@ def _differences(folder, capsys):
     rows = capsys.readouterr().out.splitlines()[-4:]
     for line, count in zip(rows, (2 * 3, 4 * 5, 7 * 9, 13 * 17), strict=True):
         assert f"| all {count} windows of 24 px on 40x36 of {folder / 'a.jpg'}, stride" in line
-        assert f"timed and compared on {count} of them |" in line
+        assert f"| {count} of the windows, each cropped; timed and compared |" in line
         assert re.search(r"\| x[\d,.]+; logits of up to", line)
     return [float(re.search(r"differ by (\S+) at most", line)[1]) for line in rows]
 
