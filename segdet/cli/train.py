@@ -1,12 +1,14 @@
 """``segdet fit|validate|test|predict``."""
 
 import contextlib
+import gc
 import logging
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,11 +23,11 @@ from segdet.cli.error_messages import (
     trainer_advice,
     write_line,
 )
-from segdet.cli.train_options import Options, parse_command
+from segdet.cli.train_options import Options, options_of_test, parse_command
 from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
 from segdet.runs.defaults import choose_defaults, describe
-from segdet.runs.folder_choice import Run, UnusedFolders, place_run, separate_scores
+from segdet.runs.folder_choice import Ownership, Run, UnusedFolders, finished_run, place_run, separate_scores
 from segdet.runs.interruption import StopSignals, wait_for_children
 from segdet.runs.resumed_options import found_values, resumed_changes
 from segdet.util.distributed import rank
@@ -34,13 +36,44 @@ from segdet.util.errors import UserError, check_range
 
 def main(argv: Sequence[str]) -> int:
     """Run ``segdet fit|validate|test|predict ...``; return 0, or exit with 130 after SIGINT and 143 after SIGTERM."""
-    with StopSignals() as signals, _without_irrelevant_messages(), _finished_wandb_record():
+    with StopSignals() as signals, _without_irrelevant_messages():
         return _execute(parse_command(argv), signals)
 
 
 def _execute(options: Options, signals: StopSignals) -> int:
+    config = options.config
     with contextlib.ExitStack() as at_end:
+        finished = (
+            finished_run(Path(config.run_dir), config.test) if config.resume and config.run_dir else None
+        )
+        if finished is not None:
+            at_end.callback(finished.release)
+            if rank() == 0:
+                write_line(f"segdet: {finished.shown_folder}: the training is finished")
+            return 0 if finished.done else _test(options, finished, at_end, signals)
+        status, run, launcher = _train(options, at_end, signals)
+        if status or signals.stopped_by is not None or not config.test:
+            return status
+        gc.collect()  # the model and the optimizer of the training
+        try:
+            return _test(options, run, at_end, signals)
+        except BaseException:
+            _end_children(launcher)
+            raise
+
+
+def _train(options: Options, at_end: contextlib.ExitStack, signals: StopSignals) -> tuple[int, Run, Any]:
+    """Run the command. Return its exit status, its run, and the launcher of its processes."""
+    with _finished_wandb_record():
         run, trainer, arguments = prepare(options, at_end, signals)
+        return _run(run, trainer, arguments), run, trainer.strategy.launcher
+
+
+def _test(options: Options, trained: Run, at_end: contextlib.ExitStack, signals: StopSignals) -> int:
+    """Test the best checkpoint of a training in the folder that the training used."""
+    with _finished_wandb_record():
+        test = options_of_test(options, trained.folder)
+        run, trainer, arguments = prepare(test, at_end, signals, trained.ownership)
         return _run(run, trainer, arguments)
 
 
@@ -60,7 +93,7 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
         _report_interruption(run)
         raise SystemExit(run.signals.status) from leaving
     except Exception as error:
-        _end_children(trainer)
+        _end_children(trainer.strategy.launcher)
         if run.signals.stopped_by is not None and is_lost_peer(
             error
         ):  # a signal ended the other process at once
@@ -82,7 +115,10 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
 
 
 def prepare(
-    options: Options, at_end: contextlib.ExitStack, signals: StopSignals
+    options: Options,
+    at_end: contextlib.ExitStack,
+    signals: StopSignals,
+    ownership: Ownership | None = None,
 ) -> tuple[Run, pl.Trainer, dict[str, Any]]:
     """Return the run in its folder, its trainer, and the arguments of the trainer's method.
 
@@ -90,6 +126,7 @@ def prepare(
         options: The parsed command.
         at_end: The exit stack of the command, which releases the run's folder and removes it if it is new and empty.
         signals: The signals that stop the run.
+        ownership: The ownership of the run's folder, if this process has claimed it already.
 
     Raises:
         UserError: If an option is not valid, or the folder holds another run.
@@ -110,11 +147,15 @@ def prepare(
         name=f"{model_name}-{data_name.removesuffix('datamodule')}",
         run_dir=config.run_dir,
         overwrite=config.overwrite,
+        resume=config.resume is not None,
         unused=at_end.enter_context(UnusedFolders()),
     )
+    run.ownership = run.ownership or ownership
     at_end.callback(run.release)
     run.signals, signals.own_command = signals, run.chosen_by_rank_0
     checkpoint = run.checkpoint
+    if config.resume and checkpoint is not None and rank() == 0:
+        write_line(f"segdet: resuming from {checkpoint}")
     if checkpoint is not None and checkpoint is not options.checkpoint:  # SLURM has restarted the run
         options.set(found_values(yaml.safe_load(options.yaml()), checkpoint.config))
     instances = options.instantiate(checkpoint)
@@ -163,9 +204,8 @@ def _report_interruption(run: Run) -> None:
         write_line("segdet: interrupted before the first checkpoint")
 
 
-def _end_children(trainer: pl.Trainer) -> None:
+def _end_children(launcher: Any) -> None:
     """Kill the child processes, which would wait in a collective operation forever."""
-    launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         launcher.kill(signal.SIGKILL)
 

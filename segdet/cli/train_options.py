@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
@@ -32,15 +33,16 @@ from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import Classes, DataModule
 from segdet.data.datamodules import Images
 from segdet.nn.weights import restoring
-from segdet.runs.checkpoint_file import Checkpoint, open_checkpoint
+from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.folder_choice import NEUTRAL_OPTIONS
 from segdet.runs.lightning_callbacks import check_callback
 from segdet.runs.panels import ImagePanels
 from segdet.runs.trainer_options import check_trainer_options
 from segdet.task import Task
 from segdet.util.errors import UserError
-from segdet.util.yaml_text import dump_yaml, load_yaml
+from segdet.util.yaml_text import as_argument, dump_yaml, load_yaml
 
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 set_dumper("yaml", dump_yaml)
@@ -79,6 +81,9 @@ class RunOptions:
         seed_everything: The seed of all random numbers; true for the value of PL_GLOBAL_SEED, or 0 if it is unset.
         run_dir: The run's folder. Default: runs/<model>-<data>-<time>, or the folder of --ckpt_path.
         overwrite: Remove the run that --run_dir holds and start a new one.
+        resume: auto starts the run in --run_dir, or resumes it from its newest valid checkpoint. A finished run is not
+            trained again.
+        test: After the training, test the best checkpoint in the same process, with the options of the training.
         wandb: Record on Weights & Biases: online with an account, else offline; WANDB_MODE overrides this choice.
         wandb_project: The project on W&B.
         checkpoint_every_n_steps: Steps between additional saves of last.ckpt, besides the save after every epoch.
@@ -88,6 +93,8 @@ class RunOptions:
     seed_everything: bool | int = 0
     run_dir: str | None = None
     overwrite: bool = False
+    resume: Literal["auto"] | None = None
+    test: bool = False
     wandb: bool = True
     wandb_project: str = "segdet"
     checkpoint_every_n_steps: PositiveInt | None = None
@@ -178,7 +185,7 @@ class Options:
         config = self.config.clone()
         for name in ("config", "ckpt_path", "images"):  # the section data holds the images
             config.pop(name, None)
-        config.run_dir, config.overwrite = None, False
+        config.run_dir, config.overwrite, config.resume, config.test = None, False, None, False
         return self.parser.dump(config, skip_unset=False)
 
     def instantiate(self, checkpoint: Checkpoint | None) -> Namespace:
@@ -233,15 +240,23 @@ def parse_command(argv: Sequence[str]) -> Options:
     import_classes()
     command = argv[0]
     first, arguments = _split(argv[1:], command)
-    checkpoint = _checkpoint(first.ckpt_path, first.run_dir, command)
+    checkpoint = _checkpoint(first.ckpt_path, first.run_dir, first.resume, command)
     parser = build_parser(command, lambda data: model_classes(data, command, checkpoint))
     try:
         _inherit(parser, command, checkpoint)
         given = GivenOptions.parse(parser, arguments)
         _check_images(first, given, command)
-        if checkpoint is None and not first.names_no_checkpoint:  # a --config file may name it
-            checkpoint = _checkpoint(given.values.get("ckpt_path"), given.values.get("run_dir"), command)
+        if (
+            checkpoint is None and not first.names_no_checkpoint and first.resume is None
+        ):  # a --config file may name it
+            values = given.values
+            checkpoint = _checkpoint(
+                values.get("ckpt_path"), values.get("run_dir"), values.get("resume"), command
+            )
             _inherit(parser, command, checkpoint)
+        if checkpoint is None and command == "fit" and "model.class_path" not in given.values:
+            arguments = [*_options_of_stopped_run(given.values), *arguments]
+            given = GivenOptions.parse(parser, arguments)
         if checkpoint is None and command != "fit" and first.print_config is None:
             raise UserError(
                 f"segdet {command}: no run is given; give --ckpt_path with a run's folder or a checkpoint in it"
@@ -276,6 +291,7 @@ def _split(arguments: Sequence[str], command: str) -> tuple[argparse.Namespace, 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--run_dir")
+    parser.add_argument("--resume")
     parser.add_argument("--print_config", nargs="?", const="")
     if command == "predict":
         parser.add_argument("--images", nargs="+")
@@ -285,10 +301,13 @@ def _split(arguments: Sequence[str], command: str) -> tuple[argparse.Namespace, 
         raise UserError(f"{error.argument_name}: {error.message}; give it a value") from None
     if getattr(first, "images", None) is not None:
         rest = [f"--data={Images.__name__}", f"--data.paths={json.dumps(first.images)}", *rest]
-    if first.run_dir is not None:
-        rest.append(f"--run_dir={first.run_dir}")
+    rest += [
+        f"--{name}={getattr(first, name)}"
+        for name in ("run_dir", "resume")
+        if getattr(first, name) is not None
+    ]
     first.names_no_checkpoint = _is_null(first.ckpt_path)
-    for name in ("ckpt_path", "run_dir"):
+    for name in ("ckpt_path", "run_dir", "resume"):
         if _is_null(getattr(first, name)):
             setattr(first, name, None)
     return first, rest
@@ -309,10 +328,22 @@ def _is_null(value: str | None) -> bool:
     return value is not None and value.lower() in ("null", "none")
 
 
-def _checkpoint(name: Any, run_dir: Any, command: str) -> Checkpoint | None:
+def _checkpoint(name: Any, run_dir: Any, resume: Any, command: str) -> Checkpoint | None:
+    if resume is not None and name is not None:
+        raise UserError(f"--resume {resume} and --ckpt_path: give one of them")
+    if resume is not None and run_dir is not None and command == "fit":
+        return latest_checkpoint(Path(run_dir))
     if name is None:
         return None
     return open_checkpoint(str(name), None if run_dir is None else str(run_dir), command)
+
+
+def _options_of_stopped_run(given: Mapping[str, Any]) -> list[str]:
+    """Return the options of the run that ``--resume auto`` starts again, because it was stopped before a checkpoint."""
+    if given.get("resume") is None or given.get("run_dir") is None:
+        return []
+    config = Path(given["run_dir"]) / "config.yaml"
+    return ["--config", str(config)] if config.is_file() else []
 
 
 def build_parser(command: str, classes: Callable[[DataModule], Classes]) -> Parser:
@@ -398,6 +429,7 @@ def _complete(options: Options) -> None:
     """Fill in the task of the data and the class names of images, and check the options of the trainer."""
     if options.config.run_dir is not None and not options.config.run_dir.strip():
         raise UserError("--run_dir: is empty; give a folder, or leave it out")
+    _check_test_and_resume(options)
     trainer, data, given = options.config.trainer, options.config.data.init_args, options.given
     if options.command != "fit" and trainer.max_epochs is None:
         trainer.max_epochs = 1  # Lightning would warn that it is not limited
@@ -424,3 +456,65 @@ def _complete(options: Options) -> None:
         and "data.class_names" not in given
     ):
         data.class_names = list(checkpoint.classes.names)
+
+
+def _check_test_and_resume(options: Options) -> None:
+    """Raise `UserError` if the options ``test`` and ``resume`` cannot have an effect."""
+    config = options.config
+    for name in ("test", "resume"):
+        if config[name] and options.command != "fit":
+            raise UserError(f"--{name}: is an option of segdet fit; leave it out")
+    if config.resume and config.overwrite:
+        raise UserError("--resume auto and --overwrite true: give one of them")
+    unsaved = [("fast_dev_run", True), ("enable_checkpointing", False)]
+    for name, value in unsaved:
+        given = config.trainer[name]
+        if config.test and given is not None and bool(given) is value:
+            shown = json.dumps(given)
+            raise UserError(
+                f"--test true: tests best.ckpt, which --trainer.{name} {shown} does not save; leave out one of them"
+            )
+
+
+TEST_TRAINER = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "precision",
+    "logger",
+    "callbacks",
+    "limit_test_batches",
+    "enable_progress_bar",
+    "deterministic",
+    "benchmark",
+    "plugins",
+)
+"""The options of the trainer that a test after the training has in common with it."""
+
+
+def options_of_test(options: Options, folder: Path) -> Options:
+    """Return the command that tests ``best.ckpt`` of a training, with the options of the training.
+
+    Args:
+        options: The command of the training.
+        folder: The run's folder.
+
+    Raises:
+        UserError: If the run has no best checkpoint.
+    """
+    sections = yaml.safe_load(options.yaml())
+    trainer = {name: value for name in TEST_TRAINER if (value := sections["trainer"].get(name)) is not None}
+    common = {name: sections[name] for name in ("panels", "error_analysis", "wandb", "wandb_project")}
+    words = ["test", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]
+    words += ["--config", dump_yaml({**common, "trainer": trainer})]
+    # The checkpoint contains the other options. These may have changed when the run was resumed after the best epoch.
+    for section, names in NEUTRAL_OPTIONS.items():
+        arguments = sections[section].get("init_args") or {}
+        changed = [
+            name for name in sorted(names) if f"{section}.{name}" in options.given and name in arguments
+        ]
+        words += [as_argument(f"{section}.{name}", arguments[name]) for name in changed]
+    test = parse_command(words)
+    test.command_line = options.command_line
+    return test

@@ -30,7 +30,7 @@ from segdet.launch.local import Slots, last_line, lock, print_status, run_comman
 from segdet.runs.folder_layout import read_record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
-from segdet.util.yaml_text import load_yaml
+from segdet.util.yaml_text import as_argument, load_yaml
 
 
 def plan(
@@ -119,8 +119,8 @@ def _job(
     folder = run_folder(experiment, name, seed, runs_dir)
     after = run_folder(experiment, run.after, seed, runs_dir) if run.after else None
     configs = [*run.configs, *experiment.data]
-    shared = [_argument(k, v) for k, v in experiment.budget.items()] + [f"--{each}" for each in overrides]
-    arguments = [_argument(k, _insert_folder(v, after)) for k, v in run.overrides.items()] + shared
+    shared = [as_argument(k, v) for k, v in experiment.budget.items()] + [f"--{each}" for each in overrides]
+    arguments = [as_argument(k, _insert_folder(v, after)) for k, v in run.overrides.items()] + shared
     common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
     fit = ["fit", *common, f"--run_dir={folder}", *arguments]
     # The checkpoint contains the model and the data, but not the trainer's device and precision.
@@ -128,7 +128,7 @@ def _job(
     settings = {config: _digest(Path(config)) for config in configs}
     settings["seed"] = str(seed)
     # Keep the placeholder {after}: the settings depend on how the other run was trained, not on its folder.
-    for argument in [_argument(k, v) for k, v in run.overrides.items()] + shared:
+    for argument in [as_argument(k, v) for k, v in run.overrides.items()] + shared:
         key, _, value = argument.removeprefix("--").partition("=")
         settings[f"--{key}"] = value
     if after is not None:
@@ -161,11 +161,6 @@ def _insert_folder(value: Any, after: Path | None) -> Any:
     if isinstance(value, list):
         return [_insert_folder(each, after) for each in value]
     return value.replace(AFTER, str(after)) if isinstance(value, str) and after else value
-
-
-def _argument(key: str, value: Any) -> str:
-    """Return the argument ``--key=value``: strings unchanged, other values as JSON, which is valid YAML."""
-    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 class Bench:

@@ -21,6 +21,7 @@ from segdet.runs.folder_layout import (
     clear_run,
     folder_of_checkpoint,
     holds_run,
+    read_record,
     recorded_commands,
     recorded_fingerprint,
     recorded_status,
@@ -63,6 +64,7 @@ class Run:
         changes: The options that differ from those of the checkpoint from which the training resumes.
         ownership: The ownership of the folder; None in processes of other ranks.
         signals: The signals that stop the run.
+        done: Whether the run is finished, and tested if it has to be.
     """
 
     command: str
@@ -77,6 +79,7 @@ class Run:
     changes: list[Change] = field(default_factory=list)
     ownership: Ownership | None = None
     signals: StopSignals = field(default_factory=StopSignals)
+    done: bool = False
 
     @property
     def shown_folder(self) -> Path:
@@ -118,11 +121,13 @@ def place_run(
     name: str,
     run_dir: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     unused: UnusedFolders | None = None,
 ) -> Run:
     """Choose, claim and create the folder of a run.
 
-    If SLURM restarts a run's command, the run is resumed from its latest checkpoint.
+    If SLURM restarts a run's command, the run is resumed from its latest checkpoint. With ``resume``, a run that has no
+    valid checkpoint is started again, because it was stopped before the first one.
 
     Args:
         command: The subcommand.
@@ -131,6 +136,7 @@ def place_run(
         name: The start of the name of a new folder: ``<model>-<data>``.
         run_dir: The folder that the user gave, or None.
         overwrite: Whether to remove the run that the folder holds.
+        resume: Whether to resume the run that the folder holds from ``checkpoint``.
         unused: Receives the folders that are created.
 
     Raises:
@@ -145,6 +151,8 @@ def place_run(
     if chosen_by_rank_0:
         folder = Path(os.environ[RUN_DIR_VARIABLE])
     elif folder is None:
+        if resume and _job_id(command) is None:
+            raise UserError("--resume auto: the run's folder is missing; give --run_dir")
         folder = _new_folder(command, command_line, name, overwrite, unused)
     if not resumed and _is_restarted(folder, command, overwrite):
         resumed = True
@@ -153,9 +161,9 @@ def place_run(
     if chosen_by_rank_0:
         return run
     occupied = rank() == 0 and fit and not resumed and holds_run(folder)
-    if occupied and not overwrite:
+    if occupied and not (overwrite or resume):
         raise UserError(
-            f"{folder}: holds a run; resume it with --ckpt_path last, replace it with --overwrite true, or give "
+            f"{folder}: holds a run; resume it with --resume auto, replace it with --overwrite true, or give "
             "another --run_dir"
         )
     unused.expect(folder)
@@ -173,8 +181,29 @@ def place_run(
     return run
 
 
+def finished_run(folder: Path, test: bool) -> Run | None:
+    """Return the run in ``folder`` if its training is finished, else None.
+
+    The folder is claimed if the run still has to be tested.
+
+    Args:
+        folder: The run's folder.
+        test: Whether the run has to be tested.
+
+    Raises:
+        OwnedError: If another process is testing the run.
+    """
+    record = read_record(folder)
+    if record is None or record.status != "finished":
+        return None
+    run = Run("fit", folder, resumed=True, done=record.is_tested or not test)
+    if not run.done:
+        _own(run)
+    return run
+
+
 def _own(run: Run) -> None:
-    if rank() == 0:
+    if rank() == 0 and run.ownership is None:
         run.ownership = Ownership(run.folder)
 
 
@@ -197,6 +226,7 @@ def separate_scores(run: Run, data: Any, config: Mapping[str, Any], given: Conta
     if run.command == "fit" or run.chosen_by_rank_0:
         return
     if _differs(run, data, config, given):
+        run.release()
         _separate(run, "its record holds the scores of best.ckpt as trained, on its own data")
     try:
         _own(run)

@@ -4,6 +4,7 @@ It differs from PyYAML's YAML 1.1 in three ways: ``None`` is null, as in Python 
 ``1e-5`` is a number; dates stay strings.
 """
 
+import json
 import re
 from enum import Enum
 from typing import Any
@@ -51,3 +52,8 @@ def load_yaml(text: str) -> Any:
 def dump_yaml(value: Any) -> str:
     """Return a value of plain Python types as YAML, such that `load_yaml` returns an equal value."""
     return yaml.dump(value, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
+def as_argument(key: str, value: Any) -> str:
+    """Return the argument ``--key=value``: strings unchanged, other values as JSON, which is valid YAML."""
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -101,7 +101,7 @@ def test_a_run_is_not_overwritten(run: Path, shapes: Path, line: Line) -> None:
     arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
     message = line(arguments)
     assert message.startswith(f"{run}: holds a run; ")
-    assert "--ckpt_path last" in message
+    assert "--resume auto" in message
     assert (run / "result.json").read_text() == before
     (run / "mine.txt").write_text("kept")
     (run / "predictions" / "old.png").write_text("")
