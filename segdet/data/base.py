@@ -459,6 +459,6 @@ def _same_classes(root: Path, one: tuple[str, Reader], other: tuple[str, Reader]
 
 
 def _start_worker(_: int) -> None:
-    """Prepare a data-loader worker: one thread, because there is one worker per core, and no signals of its own."""
+    """Prepare a data-loader worker: one thread, because there is one worker per core, and only its parent's signals."""
     cv2.setNumThreads(0)
     leave_signals_to_parent()

@@ -39,7 +39,7 @@ def check_command(command: Sequence[Any]) -> str | None:
                 return f"has the unknown macro ${{{name}}}; {did_you_mean(name, [*MACROS, 'envvar:NAME'])}"
             elif word != f"${{{name}}}":
                 return (
-                    f"has {word}, but W&B expands ${{{name}}} as a whole word only; write it as its own word"
+                    f"has {word}, but W&B expands ${{{name}}} only as a whole word; make it a separate word"
                 )
     if not any(word.startswith("${args") for word in words):
         return "has no ${args}, so that all trials would be equal; add it"

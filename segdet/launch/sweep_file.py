@@ -116,7 +116,7 @@ class Sweep(FileModel):
 
     Attributes:
         name: The name of the sweep. The default is the file's name.
-        method: The search: every point of a grid, random points, or a model of the results.
+        method: The search: every point of a grid, random points, or points that a model of the results proposes.
         parameters: The parameters as in the file; see `space`.
         metric: The metric to optimize.
         early_terminate: The early termination of bad trials.
@@ -158,7 +158,7 @@ class Sweep(FileModel):
 
     @property
     def folder_name(self) -> str:
-        """The name of the sweep's folder: its name, with other characters than letters, digits, '.', '_' as '-'."""
+        """The name of the sweep's folder: the sweep's name, with '-' for all but letters, digits, '.' and '_'."""
         return re.sub(r"[^A-Za-z0-9._]+", "-", self.name).strip("-.") or "sweep"
 
     @property

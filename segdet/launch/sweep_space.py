@@ -21,7 +21,7 @@ Point = dict[str, Any]
 """The value of each searched or constant parameter by its dotted name."""
 
 _EDGE = 1e-6
-"""The distance of Optuna's numbers from 0 and 1, where a normal distribution is infinite."""
+"""The smallest distance of Optuna's numbers from 0 and 1, because a normal distribution is infinite there."""
 
 
 class Distribution:
@@ -84,7 +84,7 @@ class Categorical(Distribution):
         weights = self.probabilities or [1 / len(self.values)] * len(self.values)
         bounds = list(itertools.accumulate(weights))
         below = (position for position, bound in enumerate(bounds) if quantile < bound)
-        # Rounding may leave the last bound below 1; a value without probability is never the last resort.
+        # Rounding may leave the last bound below 1. The quantiles above it select the last value that is possible.
         last = max(position for position, weight in enumerate(weights) if weight > 0)
         return next(below, last)
 
@@ -295,7 +295,7 @@ class Space:
 def _permuted(number: int, size: int, seed: int) -> int:
     """Return the element at position ``number`` of a permutation of ``range(size)`` that follows from the seed.
 
-    An affine permutation needs no list of all points, because a grid may have billions of them.
+    A grid may have billions of points. An affine permutation needs no list of them.
     """
     source = random.Random(f"{seed}/{size}")
     offset, factor = int(source.random() * size), 1 + int(source.random() * size)

@@ -57,7 +57,7 @@ class Trial:
         score: The value of the metric, if it is finished or stopped.
         claim: The claim.
         reason: Why it failed.
-        is_bad: Whether early termination has chosen it.
+        is_bad: Whether early termination has chosen it to be stopped.
         values: The values of the metric so far, by their number from 1.
     """
 
@@ -82,7 +82,7 @@ class SweepTrials:
     Args:
         sweep: The sweep.
         url: The storage, ``sqlite:///FILE`` or ``postgresql://...``.
-        seed: The seed of the search, or None for the seed of an existing sweep, and 0 for a new one.
+        seed: The seed of the search. With None, an existing sweep keeps its seed, and a new one has the seed 0.
         lease: The seconds of a lease.
 
     Raises:
@@ -252,7 +252,8 @@ class SweepTrials:
             return space.random(self.seed, number)
         import optuna
 
-        # Ask a copy, because Optuna stores a new trial before its parameters: a killed worker would leave it without.
+        # Ask a copy, because Optuna stores a new trial first and its parameters later. A worker that is killed in
+        # between would leave a trial without parameters.
         sampler = optuna.samplers.TPESampler(
             seed=zlib.crc32(f"{self.seed}/{number}".encode()), constant_liar=True
         )

@@ -123,7 +123,7 @@ class StopSignals:
 
 
 class Agreement:
-    """The agreement of all processes of a run on a number, at the cost of no waiting.
+    """The agreement of all processes of a run on a number, without waiting for each other.
 
     The processes exchange their numbers while they work on the next batch, so that the result is that of the batch
     before. A single process exchanges nothing.
@@ -205,7 +205,7 @@ class AgreedStop(pl.Callback):
 
 
 def _accumulates(trainer: pl.Trainer) -> bool:
-    """Return whether the last training batch was followed by no optimizer step, so that its gradients are kept."""
+    """Return whether no optimizer step followed the last training batch, so that its gradients are kept."""
     if trainer.state.fn != "fit" or trainer.is_last_batch:
         return False
     return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0

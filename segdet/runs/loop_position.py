@@ -17,7 +17,7 @@ from segdet.runs.loggers import MetricsFile
 class LoopPosition(Checkpoint):
     """Save and restore the position between two batches, an unfinished validation, and the rows of ``metrics.csv``.
 
-    An interrupted validation starts again from its first batch when the run is resumed, also if the training had
+    An interrupted validation starts again from its first batch when the run is resumed, even if the training had
     reached its end. Rows of ``metrics.csv`` that are newer than the checkpoint are removed, because the resumed run
     writes them again.
 
@@ -39,7 +39,7 @@ class LoopPosition(Checkpoint):
     # Saving.
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record that a validation begins; restore the end of the training."""
+        """Record that a validation begins; restore ``max_steps``, which `on_fit_start` has increased."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validating = True
@@ -65,8 +65,8 @@ class LoopPosition(Checkpoint):
             batches["is_last_batch"] = False
         epochs = loops["epoch_progress"]["current"]
         if total["ready"] == total["processed"] == total["completed"]:
-            # On resuming within an epoch, Lightning finishes a batch again that is followed by a validation, and then
-            # counts its step.
+            # If a run is resumed within an epoch at a batch before a validation, Lightning finishes this batch a second
+            # time and counts its step again.
             validated = self._validating or self._validated_batch == total["ready"] - 1
             again = validated and epochs["started"] > epochs["processed"]
             ready, last = batches["current"]["ready"], batches["is_last_batch"]
@@ -98,7 +98,7 @@ class LoopPosition(Checkpoint):
             self._restored_step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reopen a training whose last validation was interrupted; otherwise Lightning would leave it out."""
+        """Continue a training whose last validation was interrupted; otherwise Lightning would skip this validation."""
         if not (self._restored.get("validating") and trainer.enable_validation):
             return
         if trainer.should_stop or trainer.max_steps == self._restored_step:
@@ -109,7 +109,7 @@ class LoopPosition(Checkpoint):
             trainer.fit_loop.epoch_loop.max_steps += 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove the newer rows of ``metrics.csv``; end the training after the repeated validation, if it was due."""
+        """Remove the newer rows of ``metrics.csv``; end the training after a repeated last validation."""
         restored, self._restored = self._restored, {}
         if restored and self.resumes_folder and trainer.is_global_zero:
             for logger in trainer.loggers:

@@ -230,7 +230,7 @@ def test_the_fault_of_a_parameter_has_its_line_and_a_fix(
         (
             '"${args}"]',
             '"-${args}"]',
-            "line 8: command has -${args}, but W&B expands ${args} as a whole word",
+            "line 8: command has -${args}, but W&B expands ${args} only as a whole word",
         ),
         (', "${args}"]', "]", "line 8: command has no ${args}, so that all trials would be equal; add it"),
         (
