@@ -1,15 +1,20 @@
 """``segdet sweep``: search the parameters in a sweep file of Weights & Biases, without an account."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from segdet.cli.error_messages import write_line
+from segdet.launch.sweep import STORAGE, SweepJobs
 from segdet.launch.sweep_command import fit_arguments
 from segdet.launch.sweep_file import Sweep, notes, read_sweep
+from segdet.launch.sweep_local import run_workers
+from segdet.launch.sweep_results import write_results
 from segdet.launch.sweep_space import Point
+from segdet.launch.sweep_trials import LEASE, SweepTrials
 from segdet.util.errors import UserError
 
 
@@ -26,9 +31,19 @@ def main(argv: Sequence[str]) -> int:
     sweep = read_sweep(arguments.file)
     for note in notes(sweep):
         write_line(f"segdet: note: {note}")
-    check_options(sweep)
-    _print_summary(sweep)
-    return 0
+    if arguments.check:
+        check_options(sweep)
+        _print_summary(sweep)
+        return 0
+    folder = arguments.runs_dir / sweep.folder_name
+    url = arguments.storage or f"sqlite:///{folder / STORAGE}"
+    trials = SweepTrials(sweep, url, arguments.seed, arguments.lease)
+    if not trials.all():
+        check_options(sweep)
+    os.environ.setdefault("WANDB_RUN_GROUP", sweep.name)
+    status = run_workers(SweepJobs(trials, folder, arguments.test), arguments.workers)
+    sys.stdout.write(write_results(trials, folder) + "\n")
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +54,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="sweep file, such as sweeps/segmentation.yaml")
+    add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    add("--workers", type=int, default=1, metavar="N", help="trials at a time on this machine (default: 1)")
+    storage_help = (
+        "postgresql://USER@HOST/DATABASE, for several machines (default: a file in the sweep's folder)"
+    )
+    add("--storage", metavar="URL", help=storage_help)
+    add("--seed", type=int, metavar="N", help="seed of the search (default: 0)")
+    add(
+        "--lease",
+        type=float,
+        default=LEASE,
+        metavar="SECONDS",
+        help="time after which the trial of a worker that does not respond is continued (default: %(default)g)",
+    )
+    add("--test", action="store_true", help="test each trial after training")
     add(
         "--check",
         action="store_true",

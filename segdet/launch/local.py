@@ -59,6 +59,17 @@ class Slots:
             if self._stopped:
                 child.send_signal(signal.SIGINT)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether all commands are being stopped."""
+        return self._stopped
+
+    def interrupt(self, name: str) -> None:
+        """Interrupt a running command, which then saves its state and ends."""
+        with self._lock:
+            if name in self._children:
+                self._children[name].send_signal(signal.SIGINT)
+
     def leave(self, name: str) -> None:
         """Remove a command that has ended."""
         with self._lock:

@@ -19,6 +19,7 @@ from segdet.launch.sweep_command import fit_arguments
 from segdet.launch.sweep_results import read_score, read_values
 from segdet.launch.sweep_trials import SweepTrials, Trial
 from segdet.runs.folder_layout import read_record
+from segdet.runs.ownership import OWNER, OwnedError, Ownership
 from segdet.util.errors import UserError
 
 STORAGE = "trials.db"
@@ -71,16 +72,11 @@ class SweepJobs:
     def should_stop(self, job: Job) -> bool:
         """Report the values of a running trial, and return whether its run should be stopped."""
         trial = self._running[job.name]
-        if trial.number in self._lost:
-            return True
-        metric = self.trials.sweep.metric
-        if metric is None:
-            return False
-        return self.trials.report(self.owner, trial.number, read_values(job.folder, metric.name))
+        return trial.number in self._lost or self._report(trial)
 
     def renew(self) -> None:
         """Renew the leases of the running trials."""
-        numbers = [trial.number for trial in self._running.values()]
+        numbers = [trial.number for trial in list(self._running.values())]
         if numbers:
             self._lost.update(self.trials.renew(self.owner, numbers))
 
@@ -117,13 +113,13 @@ class SweepJobs:
         record = read_record(job.folder)
         if trial.number in self._lost:
             return "continued by another worker, because this one did not renew its lease"
-        now = self.trials.all()[trial.number]
-        if now.is_bad:
+        is_bad = self._report(trial)
+        if record is not None and record.status == "finished" and status == 0:
+            return self._end(trial, "finished")
+        if is_bad:
             return self._end(trial, "stopped")
         if record is not None and record.status == "diverged":
             return self._end(trial, "failed", "diverged")
-        if record is not None and record.status == "finished" and status == 0:
-            return self._end(trial, "finished")
         if stopped:
             self.trials.release(self.owner, trial.number, trial.claim.failures)
             return "interrupted; any worker continues it"
@@ -138,6 +134,14 @@ class SweepJobs:
             return self._end(trial, "failed", reason)
         self.trials.release(self.owner, trial.number, failures)
         return f"attempt {trial.claim.attempts} ended with {reason}; it will be continued"
+
+    def _report(self, trial: Trial) -> bool:
+        """Report the values of a trial, and return whether early termination has chosen it."""
+        metric = self.trials.sweep.metric
+        if metric is None:
+            return False
+        values = read_values(self.folder / trial.name, metric.name)
+        return self.trials.report(self.owner, trial.number, values)
 
     def _end(self, trial: Trial, state: str, reason: str = "") -> str:
         metric = self.trials.sweep.metric
@@ -154,6 +158,7 @@ class SweepJobs:
 
     def _job(self, trial: Trial) -> Job:
         folder = self.folder / trial.name
+        self.folder.mkdir(parents=True, exist_ok=True)
         json_file = self.folder / f"{trial.name}.arguments.json"
         line = self.trials.sweep.command_line(trial.point, json_file)
         if str(json_file) in line:
@@ -165,6 +170,13 @@ class SweepJobs:
 
     def _is_busy(self, trial: Trial) -> bool:
         """Return whether a process still writes to the run folder of a trial, although its worker was killed."""
+        folder = self.folder / trial.name
+        if not (folder / OWNER).exists():
+            return False
+        try:
+            Ownership(folder).release()
+        except OwnedError:
+            return True
         return False
 
 

@@ -1,0 +1,82 @@
+"""Workers of a sweep as processes that are killed at random: no trial is lost, repeated or different."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import sweep_worker
+
+from segdet.launch.sweep_file import read_sweep
+from segdet.launch.sweep_results import best_trial
+from segdet.launch.sweep_trials import SweepTrials
+
+FILE = """\
+name: NAME
+method: METHOD
+metric: {name: val/miou, goal: maximize}
+run_cap: 12
+parameters:
+  x: {min: 0, max: 11}
+command: [segdet, fit, "${args}"]
+"""
+
+
+def start(folder: Path, url: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, sweep_worker.__file__, "demo.yaml", url, "runs"]
+    root = str(Path(__file__).resolve().parents[2])
+    with (folder / "workers.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": root},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "method"), [("sqlite", "grid"), ("postgresql", "random")])
+def test_twelve_trials_with_three_workers_of_which_ten_are_killed(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str, method: str
+) -> None:
+    name = f"killed-{method}"
+    url = f"sqlite:///{tmp_path}/trials.db" if kind == "sqlite" else request.getfixturevalue("postgresql")
+    (tmp_path / "demo.yaml").write_text(FILE.replace("METHOD", method).replace("NAME", name))
+    (tmp_path / "segdet").mkdir()
+    (tmp_path / "segdet/__init__.py").touch()
+    (tmp_path / "segdet/__main__.py").write_text(sweep_worker.FAKE_RUN)
+    sweep = read_sweep(tmp_path / "demo.yaml")
+    trials = SweepTrials(sweep, url)
+    source, kills = random.Random(method + kind), 0
+    workers = [start(tmp_path, url) for _ in range(3)]
+    while kills < 10:
+        time.sleep(source.uniform(1.0, 2.5))
+        assert not trials.is_complete(), f"complete after {kills} kills"
+        victim = source.randrange(3)
+        assert workers[victim].poll() is None, (tmp_path / "workers.log").read_text()
+        workers[victim].kill()
+        workers[victim].wait()
+        kills += 1
+        workers[victim] = start(tmp_path, url)
+    for worker in workers:
+        assert worker.wait(120) == 0, (tmp_path / "workers.log").read_text()
+
+    ended = trials.all()
+    # The points that an undisturbed sweep has, in the same order, and every trial finished once.
+    expected = [getattr(sweep.space, method)(0, number).point for number in range(12)]
+    assert [trial.point for trial in ended] == expected
+    assert [trial.state for trial in ended] == ["finished"] * 12
+    assert {trial.score for trial in ended} == {1 - (trial.point["x"] - 7) ** 2 / 100 for trial in ended}
+    best = best_trial(sweep, ended)
+    assert best is not None and best.point == min(expected, key=lambda point: abs(point["x"] - 7))
+    folders = [tmp_path / "runs" / trial.name for trial in ended]
+    assert Counter((folder / "finishes.txt").read_text() for folder in folders) == {"finish\n": 12}
+    # Some trials were continued, and each value is reported once.
+    assert sum(trial.claim.attempts for trial in ended) > 12
+    assert all(list(trial.values) == list(range(1, 9)) for trial in ended)
