@@ -91,7 +91,10 @@ def _report(error: Exception) -> bool:
 @contextlib.contextmanager
 def _restored_environment() -> Iterator[None]:
     """Restore the environment variables that a run sets, so that they do not affect another run in this process."""
-    names = (RUN_DIR_VARIABLE, "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    names = (
+        *(RUN_DIR_VARIABLE, "PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
+        *("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_RUN_GROUP", "WANDB_PROJECT", "WANDB_ENTITY"),
+    )
     before = {name: os.environ.get(name) for name in names}
     try:
         yield

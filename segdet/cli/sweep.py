@@ -40,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
     trials = SweepTrials(sweep, url, arguments.seed, arguments.lease)
     if not trials.all():
         check_options(sweep)
-    os.environ.setdefault("WANDB_RUN_GROUP", sweep.name)
+    wandb = {"RUN_GROUP": sweep.name, "PROJECT": sweep.project, "ENTITY": sweep.entity}
+    for name, value in wandb.items():
+        if value is not None:
+            os.environ.setdefault(f"WANDB_{name}", value)
     status = run_workers(SweepJobs(trials, folder, arguments.test), arguments.workers)
     sys.stdout.write(write_results(trials, folder) + "\n")
     return status

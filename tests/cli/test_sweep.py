@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from tiny_runs import MODELS, TINY
 
 from segdet.cli.main import main
+from segdet.cli.train import main as train_main
+from segdet.runs.record import Record
 
 FILE = """\
 method: random
@@ -56,3 +60,42 @@ def test_an_option_that_does_not_exist_is_reported_with_its_line(
     assert main(["sweep", "demo.yaml", "--check"]) == 2
     error = capsys.readouterr().err
     assert f"segdet: error: demo.yaml, {message}" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_tests_and_compares_its_trials(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tiny = ["segdet", "fit", *MODELS["segmentation"][:2], *TINY, "${args}"]
+    spaces = {
+        "model.width": {"values": [8, 16]},
+        "model.optim": {"parameters": {"lr": {"value": 0.01}}},
+    }
+    sweep = {"method": "grid", "metric": {"name": "val/miou", "goal": "maximize"}, "parameters": spaces}
+    file.write_text(yaml.safe_dump(sweep | {"command": tiny}))
+    assert main(["sweep", "demo.yaml", "--workers", "2", "--test"]) == 0
+    out = capsys.readouterr().out
+    assert "| trial-000 | finished" in out and "| trial-001 | finished" in out
+    folder = file.parent / "runs/demo"
+    widths = set()
+    for number in range(2):
+        record = Record.read(folder / f"trial-00{number}/result.json")
+        assert record.status == "finished" and record.is_tested
+        config = yaml.safe_load((folder / f"trial-00{number}/config.yaml").read_text())
+        widths.add(config["model"]["init_args"]["width"])
+        assert config["model"]["init_args"]["optim"]["lr"] == 0.01
+        (log,) = folder.glob(f"trial-00{number}/wandb/offline-run-*/run-*.wandb")
+        assert f"2\x04demoB\ttrial-00{number}".encode() in log.read_bytes()  # the fields of group and name
+    assert widths == {8, 16}
+    with pytest.raises(SystemExit) as leaving:
+        train_main(["fit", "--config", str(folder / "best.yaml"), "--print_config"])
+    assert leaving.value.code == 0
+
+    before = (folder / "trial-000/result.json").stat().st_mtime
+    assert main(["sweep", "demo.yaml"]) == 0  # complete, so nothing is started
+    assert (folder / "trial-000/result.json").stat().st_mtime == before
+    file.write_text(file.read_text().replace("16", "32"))
+    assert main(["sweep", "demo.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert 'parameters.model.width was {"values": [8, 16]} and is {"values": [8, 32]}' in error
