@@ -15,17 +15,17 @@ from segdet.launch.sweep_local import run_workers
 from segdet.launch.sweep_results import write_results
 from segdet.launch.sweep_space import Point
 from segdet.launch.sweep_trials import LEASE, SweepTrials
-from segdet.util.errors import UserError
+from segdet.util.errors import UserError, check_range
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``segdet sweep FILE``.
 
     Returns:
-        The exit status: 0.
+        The exit status: 0, 1 if a trial failed, 130 if the sweep was interrupted.
 
     Raises:
-        UserError: If the sweep file is invalid.
+        UserError: If the sweep file is invalid, or the storage contains the sweep with another search space.
     """
     arguments = _parser().parse_args(argv)
     sweep = read_sweep(arguments.file)
@@ -35,6 +35,10 @@ def main(argv: Sequence[str]) -> int:
         check_options(sweep)
         _print_summary(sweep)
         return 0
+    check_range("--workers", arguments.workers, least=1)
+    check_range("--lease", arguments.lease, least=1)
+    if sweep.size is None:
+        raise sweep.error(("method",), f"method {sweep.method} never ends without run_cap; add run_cap: 20")
     folder = arguments.runs_dir / sweep.folder_name
     url = arguments.storage or f"sqlite:///{folder / STORAGE}"
     trials = SweepTrials(sweep, url, arguments.seed, arguments.lease)
@@ -46,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             os.environ.setdefault(f"WANDB_{name}", value)
     status = run_workers(SweepJobs(trials, folder, arguments.test), arguments.workers)
     sys.stdout.write(write_results(trials, folder) + "\n")
-    return status
+    return status or int(any(trial.state == "failed" for trial in trials.all()))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -60,6 +60,7 @@ class SweepJobs:
             if trial.is_bad:  # its worker was killed before it stopped the trial
                 self._end(trial, "stopped")
                 continue
+            self._lost.discard(trial.number)
             self._running[job.name] = trial
             self._progress[job.name] = _checkpoint_time(job.folder)
             return job

@@ -1,5 +1,6 @@
 """Run the trials of a sweep in processes on this machine."""
 
+import contextlib
 import functools
 import threading
 
@@ -9,6 +10,7 @@ from segdet.launch.sweep import SweepJobs
 from segdet.util.errors import UserError
 
 POLL = 1.0
+"""The seconds between two looks at the metrics of the running trials, and for a free trial."""
 
 
 def run_workers(jobs: SweepJobs, workers: int) -> int:
@@ -49,10 +51,13 @@ def _work(jobs: SweepJobs, slots: Slots, running: dict[str, Job], stopping: thre
 
 
 def _watch(jobs: SweepJobs, slots: Slots, running: dict[str, Job], stopping: threading.Event) -> None:
+    """Interrupt the runs that should be stopped, each once, because a second signal would end them without saving."""
+    interrupted: set[int] = set()
     while not stopping.wait(POLL):
         for job in list(running.values()):
-            try:
-                if jobs.should_stop(job):
+            with contextlib.suppress(
+                UserError, KeyError
+            ):  # the storage may respond again; the job has just ended
+                if id(job) not in interrupted and jobs.should_stop(job):
+                    interrupted.add(id(job))
                     slots.interrupt(job.name)
-            except (UserError, KeyError):
-                continue

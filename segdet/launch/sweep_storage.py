@@ -83,7 +83,19 @@ class SweepStorage:
             else:
                 self._lock_the_file(self._lock_file, at_end)
                 now = time.time()
-            yield now
+            with self.reported():
+                yield now
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Convert errors of the database in the block to a `UserError`."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise self._unusable(error) from None
 
     def _lock_the_file(self, path: Path, at_end: contextlib.ExitStack) -> None:
         try:

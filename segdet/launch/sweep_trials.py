@@ -300,7 +300,8 @@ class SweepTrials:
         return self._storage.get_trial_id_from_study_id_trial_number(study, number)
 
     def _frozen(self) -> "list[FrozenTrial]":
-        return self.study.get_trials()
+        with self._shared.reported():
+            return self.study.get_trials()
 
     def _trial(self, frozen: "FrozenTrial") -> Trial:
         from optuna.trial import TrialState

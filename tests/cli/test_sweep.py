@@ -62,6 +62,35 @@ def test_an_option_that_does_not_exist_is_reported_with_its_line(
     assert f"segdet: error: demo.yaml, {message}" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "arguments", "message"),
+    [
+        (
+            "run_cap: 3\n",
+            "",
+            [],
+            "demo.yaml, line 1: method random never ends without run_cap; add run_cap: 20",
+        ),
+        ("run_cap: 3", "run_cap: 4", ["--workers", "0"], "--workers 0: must be at least 1"),
+        ("run_cap: 3", "run_cap: 4", ["--lease", "0"], "--lease 0.0: must be at least 1"),
+        (
+            "run_cap: 3",
+            "run_cap: 4",
+            ["--storage", "mysql://a"],
+            "--storage mysql://a: must be sqlite:///FILE or",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_run_is_refused(
+    file: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, arguments: list[str], message: str
+) -> None:
+    file.write_text(FILE.replace(old, new))
+    assert main(["sweep", "demo.yaml", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"segdet: error: {message}" in error and error.count("\n") == 1
+    assert not (file.parent / "runs").exists()
+
+
 @pytest.mark.slow
 def test_a_sweep_trains_tests_and_compares_its_trials(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
