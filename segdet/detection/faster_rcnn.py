@@ -125,8 +125,8 @@ class TwoStageDetector(Detector):
 
         Args:
             images: Images of one size.
-            count: A lower bound for the network's limits on boxes per image and on candidates per map before
-                suppression. None keeps the limits.
+            count: The least number of boxes per image, and of candidates per map before suppression, to which the
+                network's limits are raised. None keeps the limits.
 
         Returns:
             Boxes of each image, float32 ``[P, 4]``, xyxy in its pixels, best first, and scores of each image, ``[P]``.

@@ -30,7 +30,7 @@ from segdet.util.errors import UserError
 _HALF = (0.5, 0.5, 0.5)
 
 _FIRST = "features.0.0.weight"
-"""A parameter of torchvision's MobileNetV3 that its SSDLite does not have under this name."""
+"""The name of a parameter in torchvision's MobileNetV3, but not in torchvision's SSDLite."""
 
 
 class SSDLite(DefaultBoxDetector):

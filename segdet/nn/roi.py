@@ -54,7 +54,7 @@ def sample_rois(
         number: The number of RoIs per image; with ``pooled`` per batch.
         share: The maximum share of foreground.
         foreground: RoIs with at least this IoU with an object are foreground and get its class.
-        background: RoIs with an IoU of at least the first and less than the second number are background.
+        background: The range of IoU of background, ``(from, below)``: RoIs whose highest IoU is in it are background.
         pooled: Whether RoIs are sampled from all images of the batch together.
         fill: Whether background fills the places that foreground leaves empty.
     """

@@ -112,8 +112,8 @@ def read_layers(classifier: nn.Sequential, window: Pair) -> list[Step]:
         room = size[0] - span[0], size[1] - span[1]
         if min(room) < 0:
             raise UserError(
-                f"{where}: its extent is {span[0]}x{span[1]}, but of a window of {window[0]}x{window[1]} only "
-                f"{size[0]}x{size[1]} are left; use larger windows"
+                f"{where}: its extent is {span[0]}x{span[1]}, but its input for a window of {window[0]}x{window[1]} is "
+                f"only {size[0]}x{size[1]}; use larger windows"
             )
         size = room[0] // step.stride[0] + 1, room[1] // step.stride[1] + 1
         stride = [1 if n == 1 else r for n, r in zip(size, step.stride, strict=True)]
@@ -170,8 +170,8 @@ def _fixed_pooling(layer: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, size: Pai
     cells = [n if w is None else w for n, w in zip(size, both, strict=True)]
     if any(n % w for n, w in zip(size, cells, strict=True)):
         raise UserError(
-            f"{where}: {cells[0]}x{cells[1]} cells over {size[0]}x{size[1]} places are not of one size; use a number "
-            "that divides, or leave the layer out"
+            f"{where}: {cells[0]}x{cells[1]} cells over {size[0]}x{size[1]} places are not of one size; use a divisor "
+            "of the number of places, or leave the layer out"
         )
     kernel = size[0] // cells[0], size[1] // cells[1]
     return Step(layer, "max" if isinstance(layer, nn.AdaptiveMaxPool2d) else "average", kernel, kernel)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segdet.data.proposal_source import ProposalSource
 
 ALL_BOXES = 100_000
-"""A number of boxes above the maximum of any proposer, for the scores of all boxes."""
+"""A number of boxes that no proposer reaches. It stands for the scores of all boxes."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The files that a run reads: the code, the dataset and the files that its configuration names, with their digests.
 
-The run's folder keeps them in ``inputs.json.gz``, about 10 bytes per image besides the name.
+They are stored in ``inputs.json.gz`` in the run's folder. An image takes about 10 bytes in addition to its name.
 """
 
 import gzip
@@ -126,7 +126,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def code_digests(config: Mapping[str, Any]) -> Digests:
-    """Return the digest of each module of segdet, and of modules outside of packages whose classes are configured."""
+    """Return the digest of each module of segdet, and of the user's own modules with classes in the configuration."""
     package = Path(segdet.__file__).parent
     files = {path.relative_to(package.parent).as_posix(): path for path in sorted(package.rglob("*.py"))}
     for class_path in _strings(config, "class_path"):

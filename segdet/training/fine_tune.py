@@ -19,7 +19,10 @@ _ENOUGH = 0.5
 
 
 _SQUARE = 0
-"""The code, in place of a number of rows, of a layer from classes to classes, such as a deconvolution of scores."""
+"""A value in place of the number of rows. It marks layers whose columns also depend on the classes.
+
+An example is a deconvolution of scores.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def find_start(
     Args:
         family: The name of the model's class.
         arguments: The model's constructor arguments.
-        weights: The base class's argument ``weights``, for a family that has no pretrained network and therefore no
-            argument of that name itself.
+        weights: The argument ``weights`` of the base class. A family without a pretrained network has no argument of
+            this name itself.
 
     Raises:
         UserError: If the checkpoint is missing or corrupt, is given as weights of the backbone alone, or ``weights`` is

@@ -74,7 +74,7 @@ def test_a_script_trains_and_tests_with_the_same_size(voc_folder: Path, tmp_path
     assert other.recipe.size == size == model.trained_image_size
 
 
-def test_open_options_are_chosen_and_given_ones_kept(voc_folder: Path) -> None:
+def test_missing_options_are_chosen_and_given_options_are_kept(voc_folder: Path) -> None:
     data = VOCDataModule(voc_folder, batch_size=1)
     config: dict[str, Any] = {
         "data.init_args.batch_size": 1, "trainer.max_epochs": None, "trainer.max_time": None,

@@ -54,7 +54,7 @@ def test_boxes_and_masks_match_the_pixels(seed: int) -> None:
         if label != 9:
             there = made.image[0] == 40 * (int(label) - 1) + 15
             assert torch.equal(there, within)
-            assert float(area) == pytest.approx(768 * size / (32 * 48))  # the same share as of the box
+            assert float(area) == pytest.approx(768 * size / (32 * 48))  # the area shrinks with the box
             tall += 1
     assert tall >= 2
     colours = {int(v) // 40 for v in made.image[0].unique()}

@@ -65,7 +65,7 @@ def resized(images: Tensor, targets: list[Target], size: tuple[int, int]) -> tup
 
 
 SIZES = [(64, 96), (80, 112), (64, 112), (80, 96), (80, 128), (96, 144)]
-"""The sizes of training images. Strides divide all sides, unlike in the test."""
+"""The sizes of training images. The strides divide their sides, but not the sides of the test images."""
 
 
 @pytest.mark.parametrize(("family", "options", "steps", "lr"), FAMILIES)

@@ -107,7 +107,7 @@ def _map_50(model: Detector) -> float:
     return float(scores.compute()["map_50"])  # type: ignore[operator]
 
 
-def test_the_sliding_window_overfits_a_few_images_and_not_with_a_broken_part(
+def test_the_sliding_window_overfits_a_few_images_but_not_with_a_broken_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"scales": [0.25, 0.33, 0.42], "aspects": [0.6, 1.0, 1.6], "stride": 2}
@@ -129,7 +129,7 @@ def _shuffled(layout: WindowLayout) -> WindowLayout:
 
 
 @pytest.mark.parametrize("options", [{}, {"regression": "per_class", "merging": "nms"}])
-def test_overfeat_overfits_a_few_images_and_not_without_its_regressor(
+def test_overfeat_overfits_a_few_images_but_not_without_its_regressor(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = _model(OverFeat, scales=[0.25, 0.33, 0.42], box_hidden=[32], **options)
@@ -376,7 +376,7 @@ def test_any_backbone_classifies_crops() -> None:
 # Cost, stages and errors.
 
 
-def test_passes_are_windows_in_crops_and_levels_in_dense() -> None:
+def test_a_pass_is_a_window_in_mode_crops_and_a_level_in_mode_dense() -> None:
     images = _scenes(1)[0]
     for family, options in FAMILIES:
         crops = measure_cost(_model(family, mode="crops", **options), images, repeats=1)

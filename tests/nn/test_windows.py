@@ -240,7 +240,7 @@ def test_the_method_follows_the_stride() -> None:
         ([nn.Linear(8, 2)], r"no nn\.Flatten before it"),
         ([nn.Flatten(), nn.Linear(192, 2), nn.Conv2d(2, 2, 1)], "follows a flatten"),
         ([nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(100, 2)], "takes 100 features.*gives 4x6x6"),
-        ([nn.Conv2d(3, 4, 9)], "extent is 9x9, but of a window of 8x8 only 8x8 are left"),
+        ([nn.Conv2d(3, 4, 9)], "extent is 9x9, but its input for a window of 8x8 is only 8x8"),
         ([nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1))], r"layer 0\.1 \(Conv2d\)"),
         ([nn.Conv2d(3, 4, 3)], "ends with 6x6 places instead of one output"),
         ([nn.Flatten(), nn.ReLU()], "ends with 8x8 places"),

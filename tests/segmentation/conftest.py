@@ -36,7 +36,7 @@ def overfit() -> Overfit:
     """Return a function that trains a network of three classes on four images and returns its pixel accuracy on them.
 
     Its arguments are the network, the number of steps, and the initial learning rate of AdamW, which decays to zero.
-    The fourth argument is a factor that enlarges the images, for networks with coarse maps only.
+    The fourth argument is a factor that enlarges the images, for networks that have only coarse maps.
     """
 
     def train(model: Segmenter, steps: int, rate: float, larger: int = 1) -> float:

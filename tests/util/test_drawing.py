@@ -103,7 +103,7 @@ def test_masks_tint_classes_and_hatch_ignored_pixels():
     assert (with_legend[:120] == picture).all()
 
 
-def test_a_mask_with_a_size_other_than_the_images_is_an_error():
+def test_a_mask_that_differs_in_size_from_its_image_is_an_error():
     with pytest.raises(ValueError, match="mask of"):
         draw_mask(GREY, np.zeros((5, 5), np.uint8), ["a"])
 

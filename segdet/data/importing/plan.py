@@ -73,8 +73,8 @@ def make_plan(
         place: The source, for messages.
         task: The task; None for the one that the annotations imply.
         class_names: The classes to use, in this order; None for all.
-        fractions: Fractions of train, val and test. None keeps the split of the source. A source without a split is
-            then divided by 0.7, 0.1 and 0.2.
+        fractions: Fractions of train, val and test. None keeps the split of the source; for a source without a split,
+            the fractions are then 0.7, 0.1 and 0.2.
         seed: Seed of the split.
         coco: Whether a COCO folder is written.
 

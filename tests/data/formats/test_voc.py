@@ -125,7 +125,7 @@ def test_images_are_found_by_their_stem(tmp_path):
     assert found == ["a.PNG", "b.jpeg", "c.jpg", "d.v2.JPG", "e.jpg"]  # the last does not exist
 
 
-def test_names_may_have_spaces_and_lines_a_flag_or_a_mask(tmp_path):
+def test_names_with_spaces_and_lines_with_a_flag_or_a_mask_are_read(tmp_path):
     (tmp_path / "JPEGImages").mkdir()
     for name in ("red cell 1.jpg", "b.jpg", "c 0.jpg"):
         Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / name)
@@ -332,7 +332,7 @@ def test_colour_coded_masks_are_read_with_cvats_label_map(tmp_path):
         reader.mask(0)
 
 
-def test_labelmes_ignore_within_the_names_is_ignored(tmp_path):
+def test_the_class_ignore_of_labelme_is_ignored_at_any_position(tmp_path):
     reader = masked(tmp_path, [[0, 1, 2]], class_names=["background", "__ignore__", "dog"])
     assert reader.mask_names == ["background", "dog"] and reader.mask(0).tolist() == [[0, 255, 1]]
 
