@@ -65,9 +65,10 @@ class MetricsFile(Logger):
         new = [name for name in row if name not in self._columns]
         if new:
             self._add_columns(new)
+        earlier = self.rows
         with self._path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
-        self._rows = self.rows + 1
+        self._rows = earlier + 1
 
     @property
     def rows(self) -> int:

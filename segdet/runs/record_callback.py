@@ -59,6 +59,7 @@ class RunRecorder(pl.Callback):
         self.sections: dict[str, Any] = yaml.safe_load(config) or {}
         self.seed = int(self.sections.get("seed_everything", 0))
         self.best: dict[str, float] = {}
+        self.losses: dict[str, float] = {}
         self.earlier_seconds = 0.0
         self.start: float | None = None
         self.started = now()
@@ -179,13 +180,16 @@ class RunRecorder(pl.Callback):
         """Restore the scores and the seconds of a resumed run."""
         if self.run.resumed:
             self.best = dict(state["best"])
+            self.losses = dict(state.get("losses", {}))
             self.earlier_seconds = state["seconds"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Embed the configuration in the checkpoint; the model adds its class path and class names."""
+        """Embed the configuration and the last losses; the model adds its class path and class names."""
         checkpoint.setdefault(DESCRIPTION, {})["config"] = self.config
+        # A run that is killed after its last step has no step that computes them again.
+        checkpoint["callbacks"][self.state_key]["losses"] = read_losses(pl_module) or self.losses
 
     # At the end.
 
@@ -276,7 +280,7 @@ class RunRecorder(pl.Callback):
             data=_class_name(data),
             seed=self.seed,
             status=status,
-            metrics={**self.best, **read_losses(pl_module)},
+            metrics={**self.best, **(read_losses(pl_module) or self.losses)},
             cost=Cost(
                 parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
                 train_seconds=round(self._seconds(), 2) if trained else None,
