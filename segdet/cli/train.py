@@ -220,7 +220,11 @@ def _finished_wandb_record() -> Iterator[None]:
     finally:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=status)
+            try:
+                wandb.finish(exit_code=status)
+            except ConnectionError:  # a signal to all processes of a job has ended the process of W&B
+                with contextlib.suppress(ConnectionError):
+                    wandb.teardown()  # otherwise it is attempted at exit
 
 
 IRRELEVANT_WARNINGS = (
@@ -254,6 +258,7 @@ def _without_irrelevant_messages() -> Iterator[None]:
     shown = {
         "lightning.pytorch": logging.WARNING,
         "lightning.fabric": logging.WARNING,
+        "asyncio": logging.ERROR,  # each write to a process of W&B that has ended
         "lightning.pytorch.callbacks": logging.INFO,  # messages that the user requests, such as a model summary
     }
     levels = {name: logging.getLogger(name).level for name in shown}

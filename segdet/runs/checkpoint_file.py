@@ -2,10 +2,11 @@
 
 import contextlib
 import json
-import os
 import pkgutil
 import shlex
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from segdet.data.base import Classes
-from segdet.runs.folder_layout import read_record, requeued_checkpoints, shown_path
+from segdet.runs.folder_layout import read_record, shown_path
 from segdet.training.load_checkpoint import DESCRIPTION, read_checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
@@ -169,31 +170,38 @@ def _listed(checkpoints: list[Checkpoint], most: int = 5) -> str:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the most recent valid checkpoint in ``folder``, to resume a run that SLURM restarts.
+    """Return the checkpoint from which the run in ``folder`` is resumed, or None if there is no valid one.
 
-    The candidates are ``last.ckpt`` and the checkpoints that were saved when SLURM stopped the job. If none of them is
-    valid, the checkpoint with the most steps in ``checkpoints`` is chosen.
-
-    Every process calls this function before the processes can communicate. Among files with the same time, the one with
-    the most steps is chosen, then the last by name. `RunRecorder` checks that all processes have chosen the same file.
+    This is ``last.ckpt``. If it is corrupt, one line reports that, and the valid checkpoint with the most steps is
+    used. Each process of a run calls this function before the processes can communicate. `RunRecorder` checks that all
+    of them have chosen the same file.
     """
-    files = []
-    for file in (folder / "checkpoints" / "last.ckpt", *requeued_checkpoints(folder)):
-        # On a network file system, opening a file refreshes this machine's cached modification time.
-        with contextlib.suppress(OSError), file.open("rb") as stream:
-            files.append((os.fstat(stream.fileno()).st_mtime_ns, file))
-    valid: list[tuple[int, int, str, Checkpoint]] = []
-    for time, file in sorted(files, reverse=True):
-        if valid and time != valid[0][0]:
-            break
+    last = folder / "checkpoints" / "last.ckpt"
+    # On a network file system, opening a file refreshes this machine's cached metadata.
+    with contextlib.suppress(OSError), last.open("rb"):
+        pass
+    damaged = False
+    if last.exists():
         try:
-            checkpoint = Checkpoint(file)
-        except UserError as error:  # the job was stopped while the file was written
-            if rank() == 0:
-                sys.stderr.write(f"segdet: {error}\n")
-            continue
-        valid.append((time, checkpoint.steps, file.name, checkpoint))
-    if valid:
-        return max(valid, key=lambda candidate: candidate[:3])[3]
-    others = [each for each in _valid((folder / "checkpoints").glob("*.ckpt")) if each.resumable]
+            checkpoint = Checkpoint(last)
+            damaged = not _is_intact(last)
+            if not damaged:
+                return checkpoint
+        except UserError:
+            damaged = True
+    others = [
+        each for each in _valid(last.parent.glob("*.ckpt"), last) if each.resumable and _is_intact(each.path)
+    ]
+    if damaged and rank() == 0:
+        fix = f"the run resumes from {others[0]}" if others else "the run starts again"
+        sys.stderr.write(f"segdet: {last}: the file is corrupt; {fix}\n")
     return others[0] if others else None
+
+
+def _is_intact(path: Path) -> bool:
+    """Return whether the checksums in a checkpoint are correct; torch does not check them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return False

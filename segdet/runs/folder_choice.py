@@ -24,8 +24,6 @@ from segdet.runs.folder_layout import (
     read_record,
     recorded_commands,
     recorded_fingerprint,
-    recorded_status,
-    requeued_checkpoints,
     shown_path,
 )
 from segdet.runs.interruption import StopSignals
@@ -153,15 +151,16 @@ def place_run(
     elif folder is None:
         if resume and _job_id(command) is None:
             raise UserError("--resume auto: the run's folder is missing; give --run_dir")
-        folder = _new_folder(command, command_line, name, overwrite, unused)
-    if not resumed and _is_restarted(folder, command, overwrite):
-        resumed = True
+        folder = _new_folder(command, command_line, name, unused)
+    restarted = not resumed and _is_restarted(folder, command)
+    if restarted:
         checkpoint = checkpoint or latest_checkpoint(folder)
+        resumed = checkpoint is not None
     run = Run(command, folder, command_line, checkpoint, resumed, chosen_by_rank_0)
     if chosen_by_rank_0:
         return run
     occupied = rank() == 0 and fit and not resumed and holds_run(folder)
-    if occupied and not (overwrite or resume):
+    if occupied and not (overwrite or resume or restarted):
         raise UserError(
             f"{folder}: holds a run; resume it with --resume auto, replace it with --overwrite true, or give "
             "another --run_dir"
@@ -316,10 +315,10 @@ def _scored_share(command: str, trainer: Mapping[str, Any]) -> tuple[Any, ...]:
     return None if whole else limit, bool(trainer.get("fast_dev_run")), overfit
 
 
-def _new_folder(command: str, command_line: str, name: str, overwrite: bool, unused: UnusedFolders) -> Path:
+def _new_folder(command: str, command_line: str, name: str, unused: UnusedFolders) -> Path:
     """Return ``runs/<name>-<time>``, or ``runs/<name>-<job>`` in a SLURM job."""
     if (job := _job_id(command)) is not None:
-        return _folder_of_job(RUNS / f"{name}-{job}", command, command_line, overwrite)
+        return _folder_of_job(RUNS / f"{name}-{job}", command, command_line)
     if under_torchrun():
         raise UserError("--run_dir: missing; under torchrun it names the common folder of all processes")
     return _create_unused(RUNS / f"{name}-{datetime.now():%Y%m%d-%H%M%S}", unused)
@@ -365,7 +364,7 @@ def _job_id(command: str) -> str | None:
     return None
 
 
-def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: bool) -> Path:
+def _folder_of_job(folder: Path, command: str, command_line: str) -> Path:
     """Return the folder of a command in its SLURM job. A restarted job gets the same folder.
 
     A job with one task may run several commands, in ``folder``, ``folder-2`` ... A restarted command finds its folder
@@ -375,7 +374,7 @@ def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: boo
 
     def is_available(folder: Path) -> bool:
         same_command = command_line in recorded_commands(folder)[:1]
-        return not holds_run(folder) or (same_command and _is_restarted(folder, command, overwrite))
+        return not holds_run(folder) or (same_command and _is_restarted(folder, command))
 
     if _slurm_tasks() > 1:
         if rank() == 0 and not is_available(folder):
@@ -387,14 +386,10 @@ def _folder_of_job(folder: Path, command: str, command_line: str, overwrite: boo
     raise UserError(f"{folder}: this job has {MOST_RUNS} runs; give --run_dir")
 
 
-def _is_restarted(folder: Path, command: str, overwrite: bool) -> bool:
+def _is_restarted(folder: Path, command: str) -> bool:
     """Return whether SLURM has restarted the command of the run in ``folder``. Only fit is resumed."""
-    if command != "fit" or not holds_run(folder):
-        return False
     count = os.environ.get("SLURM_RESTART_COUNT", "")
-    if count.isdecimal() and int(count) > 0:
-        return True
-    return bool(requeued_checkpoints(folder)) and not overwrite and recorded_status(folder) != "finished"
+    return command == "fit" and holds_run(folder) and count.isdecimal() and int(count) > 0
 
 
 def _slurm_tasks() -> int:

@@ -24,7 +24,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from segdet.runs.record import RECORD_NAME, Record, Status
+from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.errors import UserError
 
 INPUTS_NAME = "inputs.json.gz"
@@ -50,9 +50,6 @@ CONTENTS = (
 )
 """The files and folders that a run writes into its folder."""
 
-REQUEUED = ("hpc_ckpt_*.ckpt", "checkpoints/hpc_ckpt_*.ckpt")
-"""The checkpoints that Lightning saves when SLURM stops a job in order to requeue it."""
-
 
 def holds_run(folder: Path) -> bool:
     """Return whether ``folder`` holds a run with results, or a run that is still in progress."""
@@ -68,13 +65,6 @@ def clear_run(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for path in requeued_checkpoints(folder):  # Lightning would resume from it automatically
-        path.unlink(missing_ok=True)
-
-
-def requeued_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that were saved in ``folder`` when SLURM stopped the run to requeue it."""
-    return [path for pattern in REQUEUED for path in folder.glob(pattern)]
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
@@ -128,9 +118,3 @@ def recorded_commands(folder: Path) -> list[str]:
     first = first_provenance(folder)
     parts = [first, *first.get("resumed", [])]
     return list(dict.fromkeys(str(part["command"]) for part in parts if part.get("command")))
-
-
-def recorded_status(folder: Path) -> Status | None:
-    """Return how the run ended, or None without a record; raise `UserError` if the record is corrupt."""
-    path = folder / RECORD_NAME
-    return Record.read(path).status if path.exists() else None

@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from segdet.util.distributed import rank
 from segdet.util.errors import UserError
-from segdet.util.files import write_atomically
+from segdet.util.files import write_atomically, write_text
 
 HOST = "https://api.wandb.ai"
 MODES = ("online", "offline", "disabled", "shared")
@@ -121,16 +122,37 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
+class RunWandbLogger(WandbLogger):
+    """Lightning's logger, except that the end of the process of W&B does not end the run.
+
+    SLURM and containers send a signal to all processes of a job. The process of W&B ends at once, while the run
+    finishes its batch and saves.
+    """
+
+    _lost = False
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log values, unless the process of W&B has ended."""
+        if not self._lost:
+            try:
+                super().log_metrics(metrics, step)
+            except ConnectionError:
+                self._lost = True
+                sys.stderr.write("\nsegdet: the process of W&B has ended; its record is not continued\n")
+
+
 def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[Logger]:
     """Return the logger of a run's Weights & Biases record, or an empty list if W&B is disabled.
 
-    The run's id is in ``<folder>/wandb/run_id.txt``, so that a resumed run continues its record.
+    The ids of the run's records are in ``<folder>/wandb/run_id.txt``. Online, a resumed run continues its record.
+    Offline, each part of a resumed run is a record of its own, because records with the same id overwrite each other
+    when they are synchronized. The records of a run share its W&B group; use ``trainer/global_step`` as the x-axis.
 
     Args:
         folder: The run's folder, which contains all files of the logger.
         project: The W&B project, unless WANDB_PROJECT names one.
         adds_to_run: Whether the command adds to a finished run. In offline mode such a command gets no logger,
-            because two offline records with the same id overwrite each other when they are synchronized.
+            because its record would be a run of its own without a training.
     """
     mode = wandb_mode()
     file = folder / "wandb" / "run_id.txt"
@@ -145,10 +167,13 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
         silent=mode == "offline",
         init_timeout=30,
     )
-    logger = WandbLogger(
-        name=os.environ.get("WANDB_NAME", folder.name),
+    identifiers = _identifiers(file, new=mode == "offline")
+    part = f" (part {len(identifiers)})" if len(identifiers) > 1 and mode == "offline" else ""
+    logger = RunWandbLogger(
+        name=os.environ.get("WANDB_NAME", folder.name) + part,
+        group=os.environ.get("WANDB_RUN_GROUP", folder.name),
         save_dir=str(folder),
-        id=os.environ.get("WANDB_RUN_ID") or _run_id(file),
+        id=os.environ.get("WANDB_RUN_ID") or identifiers[-1],
         project=os.environ.get("WANDB_PROJECT", project),
         mode=mode,
         settings=settings,
@@ -157,13 +182,16 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
     return [logger]
 
 
-def _run_id(file: Path) -> str:
-    if file.exists():
-        return file.read_text(encoding="utf-8").strip()
-    identifier = secrets.token_hex(6)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(identifier + "\n", encoding="utf-8")
-    return identifier
+def _identifiers(file: Path, new: bool) -> list[str]:
+    """Return the ids of the run's records, after adding one to the file if there is none or a ``new`` one is needed."""
+    identifiers = file.read_text(encoding="utf-8").split() if file.exists() else []
+    if rank() > 0:  # the first process records
+        return identifiers or [secrets.token_hex(6)]
+    if new or not identifiers:
+        identifiers.append(secrets.token_hex(6))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, "\n".join(identifiers) + "\n")
+    return identifiers
 
 
 def wandb_mode() -> str:

@@ -118,8 +118,7 @@ class ImagePanels(pl.Callback):
                     boxes[key] = {"box_data": _wandb_boxes(target, names), "class_labels": labels}
             caption = sample.source.path.name
             panels.append(wandb.Image(picture, caption=caption, boxes=boxes or None, masks=masks or None))
-        # Do not pass a step, because W&B drops values with a smaller step than an earlier value.
-        logger.experiment.log({"val/images": panels, "trainer/global_step": step})
+        logger.log_metrics({"val/images": panels}, step)  # type: ignore[dict-item]
 
 
 def _truth(sample: Sample) -> Target:

@@ -1,45 +1,40 @@
 """The choice of the checkpoint to resume from."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from segdet.runs import checkpoint_file
 from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint, open_checkpoint
 from segdet.util.errors import UserError
 
 
-def test_all_processes_of_a_job_find_the_same_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_a_corrupt_last_checkpoint_is_replaced_by_the_newest_valid_one(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The newest valid file is chosen. Among files of the same time, the file with the most steps is chosen."""
-    (tmp_path / "checkpoints").mkdir()
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
     assert latest_checkpoint(tmp_path) is None
-    files = {"checkpoints/last.ckpt": 5, "hpc_ckpt_1.ckpt": 7, "checkpoints/hpc_ckpt_2.ckpt": 9}
-    for name, steps in files.items():
-        torch.save({"state_dict": {}, "global_step": steps}, tmp_path / name)
-    find: Any = latest_checkpoint
-
-    def times(*seconds: int) -> None:
-        for name, second in zip(files, seconds, strict=True):
-            os.utime(tmp_path / name, (second, second))
-
-    times(30, 20, 10)
-    assert find(tmp_path).steps == 5
-    times(10, 30, 30)
-    for step in (1, -1):
-        order = [tmp_path / name for name in files][1:][::step]
-        monkeypatch.setattr(checkpoint_file, "requeued_checkpoints", lambda _, order=order: order)
-        assert find(tmp_path).steps == 9
-    times(10, 20, 30)
-    corrupt = tmp_path / "checkpoints" / "hpc_ckpt_2.ckpt"
-    corrupt.write_bytes(corrupt.read_bytes()[:50])
-    times(10, 20, 30)
-    assert find(tmp_path).steps == 7
-    assert f"segdet: {corrupt}: the file is corrupt" in capsys.readouterr().err
+    for name, steps in {"best": 5, "earlier": 3, "last": 7}.items():
+        content = {"state_dict": {"w": torch.ones(5000)}, "global_step": steps, "optimizer_states": []}
+        torch.save(content, folder / f"{name}.ckpt")
+    found: Any = latest_checkpoint(tmp_path)
+    assert (found.steps, capsys.readouterr().err) == (7, "")
+    last = folder / "last.ckpt"
+    content = last.read_bytes()
+    last.write_bytes(
+        {"empty": b"", "cut": content[:900], "changed": content[:9000] + b"x" + content[9001:]}[damage]
+    )
+    found = latest_checkpoint(tmp_path)
+    assert found.steps == 5
+    line = f"segdet: {last}: the file is corrupt; the run resumes from best.ckpt of step 5\n"
+    assert capsys.readouterr().err == line
+    for name in ("best", "earlier"):
+        (folder / f"{name}.ckpt").unlink()
+    assert latest_checkpoint(tmp_path) is None
+    assert "the file is corrupt; the run starts again" in capsys.readouterr().err
 
 
 def test_a_corrupt_checkpoint_names_the_valid_ones(tmp_path: Path) -> None:

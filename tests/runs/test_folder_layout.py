@@ -28,7 +28,6 @@ def test_clear_run_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for name in ("config.yaml", "checkpoints/last.ckpt", "mine.txt"):
         (tmp_path / name).write_text("")
-    (tmp_path / "hpc_ckpt_1.ckpt").write_text("")
     clear_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

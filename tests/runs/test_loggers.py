@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from segdet.runs.loggers import MetricsFile, has_account, wandb_logger, wandb_mode
 from segdet.util.errors import UserError
@@ -35,6 +37,21 @@ class TestMetricsFile:
         assert [row["step"] for row in rows(tmp_path)] == ["0", "1"]
         assert rows(tmp_path)[0]["train/loss"] == "2.0"
         assert rows(tmp_path)[1]["test/map"] == "0.5"
+
+    def test_only_the_first_rows_are_kept(self, tmp_path: Path) -> None:
+        file = MetricsFile(tmp_path)
+        for step in range(4):
+            file.log_metrics({"train/loss": 2.0}, step=step)
+        assert file.rows == 4
+        with (tmp_path / "metrics.csv").open("a") as stream:
+            stream.write("4,2")  # the process was killed while it wrote this row
+        again = MetricsFile(tmp_path)
+        again.keep(2)
+        again.log_metrics({"train/loss": 1.0, "val/map": 0.5}, step=2)
+        assert again.rows == 3
+        assert [(row["step"], row["train/loss"]) for row in rows(tmp_path)] == [
+            ("0", "2.0"), ("1", "2.0"), ("2", "1.0")
+        ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +113,35 @@ class TestLogger:
         monkeypatch.setenv("WANDB_MODE", "disabled")
         assert wandb_logger(tmp_path, "p") == []
         assert not (tmp_path / "wandb").exists()
+
+    def test_the_end_of_the_process_of_wandb_does_not_end_the_run(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ConnectionResetError("Connection lost")
+
+        monkeypatch.setattr(WandbLogger, "log_metrics", fail)
+        (logger,) = wandb_logger(tmp_path, "p")
+        for step in range(2):
+            logger.log_metrics({"train/loss": 1.0}, step)
+        assert capsys.readouterr().err.count("the process of W&B has ended") == 1
+
+    def test_offline_parts_of_a_run_share_a_group(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Online, W&B continues the record with the same id."""
+        file = tmp_path / "run" / "wandb" / "run_id.txt"
+
+        def record() -> tuple[str, str, str]:
+            logger: Any = wandb_logger(tmp_path / "run", "p")[0]
+            return logger._wandb_init["group"], logger._wandb_init["name"], logger._wandb_init["id"]
+
+        first, second = record(), record()
+        assert [first[:2], second[:2]] == [("run", "run"), ("run", "run (part 2)")]
+        assert file.read_text().split() == [first[2], second[2]]
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        record()
+        assert len(file.read_text().split()) == 2
 
     def test_an_offline_test_has_no_record(self, tmp_path: Path) -> None:
         assert wandb_logger(tmp_path, "p", adds_to_run=True) == []

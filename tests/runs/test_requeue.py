@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import MODELS, TINY, Line
+from tiny_runs import MODELS, TINY
 
 from segdet.cli.main import main
 
@@ -54,13 +54,17 @@ def test_a_shell_on_a_node_is_no_job(shapes: Path, tmp_path: Path, monkeypatch: 
     assert "4711" not in folder.name
 
 
-def test_a_run_that_slurm_stopped_is_resumed_from_that_step(
-    run: Path, shapes: Path, tmp_path: Path, line: Line
+def test_a_job_that_slurm_restarts_before_the_first_checkpoint_starts_again(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = tmp_path / "run"
     arguments = ["fit", *MODELS["detection"], *TINY, f"--data.root={shapes}", f"--run_dir={run}"]
-    (run / "checkpoints" / "last.ckpt").rename(run / "hpc_ckpt_1.ckpt")
-    assert "holds a run" in line(arguments)  # because its record is that of a finished run
-    record = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(record | {"status": "interrupted"}))
-    assert main([*arguments, "--trainer.max_epochs=2"]) == 0
-    assert json.loads((run / "result.json").read_text())["epochs"] == 2
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    (run / "metrics.csv").write_text("epoch,step\n0,1\n")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main([*arguments, "--panels.images=0"]) == 0
+    assert (run / "metrics.csv").read_text().count(
+        "0,1"
+    ) == 2  # the last step of the epoch, and its validation
+    assert len(json.loads((run / "provenance.json").read_text()).get("resumed", [])) == 0
