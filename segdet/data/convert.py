@@ -340,7 +340,11 @@ def _paint(
     visible: list[int] = []
     for each, inside in regions:
         if each.name not in LABEL_OF:
-            _count(losses, f"region of class {each.name!r}, which Cityscapes does not have, unlabeled", 1)
+            _count(
+                losses,
+                f"region of class {each.name!r}, which Cityscapes does not have, written as unlabeled",
+                1,
+            )
             place[inside] = 0
             continue
         known.append(each)

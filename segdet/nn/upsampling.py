@@ -107,7 +107,7 @@ class MaxUnpooling(Upsampler):
 
 
 class TransposedConvolution(Upsampler):
-    """Transposed convolution of stride ``factor``: the sum of copies of the kernel, one per value and scaled by it.
+    """Transposed convolution of stride ``factor``: the sum of copies of the kernel, each multiplied by one value.
 
     It is initialized to bilinear interpolation of each channel and has no bias, as in FCN (Long, Shelhamer,
     Darrell, CVPR 2015, section 3.3 and the released code). The frozen layer differs from `Bilinear` only at the

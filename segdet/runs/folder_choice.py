@@ -260,7 +260,7 @@ def _differs(run: Run, data: Any, config: Mapping[str, Any], given: Container[st
 
 
 def _separate(run: Run, reason: str) -> None:
-    """Give a command that uses the checkpoint of a run a new folder beside the folder of that run."""
+    """Create a new folder beside that of the run, for a command that uses the checkpoint of the run."""
     separate = f"{run.folder}-{run.command}"
     if _slurm_tasks() > 1:
         # A job may run several tests, and all processes of one test have to choose the same folder.

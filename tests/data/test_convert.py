@@ -160,7 +160,7 @@ def test_content_that_a_format_cannot_contain_is_counted(tmp_path: Path) -> None
     assert "3 x outline, which VOC does not have" in done.summary()
     done = convert(source, tmp_path / "city", "cityscapes", "detection")
     assert done.losses == {
-        "region of class 'zebra', which Cityscapes does not have, unlabeled": 1,
+        "region of class 'zebra', which Cityscapes does not have, written as unlabeled": 1,
         "object without an outline, left out": 1,
         "box without area, left out": 1,
         "object that is partly covered, written with its visible pixels": 1,

@@ -90,7 +90,7 @@ class CityscapesReader(Reader):
         drawn = first.is_file() or (task == "segmentation" and self._has_train_ids(0))
         if not drawn and self._polygons_of(first).is_file():
             raise UserError(
-                f"{first}: missing where {self._polygons_of(first).name} exists; draw the polygons into "
+                f"{first}: missing, although {self._polygons_of(first).name} exists; draw the polygons into "
                 "labelIds and instanceIds images with cityscapesScripts (json2labelImg, json2instanceImg)"
             )
 

@@ -36,7 +36,7 @@ class Category(NamedTuple):
 
 
 class EntryFault(NamedTuple):
-    """A fault of one annotation. If it is `fatal`, the image is unusable. Segmentation ignores faults `of_box`."""
+    """A fault of one annotation. If `fatal`, the image is unusable. If `of_box`, segmentation is not affected."""
 
     fault: str
     fatal: bool

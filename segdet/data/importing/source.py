@@ -99,7 +99,7 @@ class Source:
     def _listed(self) -> dict[Path, str]:
         """Map each image in lists such as ``train.txt`` to its split.
 
-        Of several images of the same name, the one whose folders are those in the list is chosen, else all of them.
+        If several images have the same name, the one in the folders that the list states is used, or else all of them.
         """
         found: dict[Path, str] = {}
         lists = _SPLITS | {"trainval": "train"}

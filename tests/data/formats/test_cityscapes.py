@@ -143,7 +143,7 @@ def test_polygons_without_masks_are_refused(tmp_path):
     polygons = tmp_path / "gtFine/val/aachen" / f"{STEM}_gtFine_polygons.json"
     polygons.write_text("{}")
     for task, kind in (("segmentation", "labelIds"), ("detection", "instanceIds")):
-        with pytest.raises(UserError, match=f"{kind}.png: missing where .* with cityscapesScripts"):
+        with pytest.raises(UserError, match=f"{kind}.png: missing, although .* with cityscapesScripts"):
             CityscapesReader(tmp_path, "val", task)
 
 
