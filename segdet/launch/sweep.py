@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from segdet.util.errors import UserError
 
 STORAGE = "trials.db"
 """The default storage in the sweep's folder."""
+
+IDLE = 2.0
+"""The seconds before the storage is asked again for a trial if there was none."""
 
 FAILURES = 3
 """The attempts in a row without progress after which a trial fails."""
@@ -52,9 +56,13 @@ class SweepJobs:
         self._running: dict[str, Trial] = {}
         self._progress: dict[str, float] = {}
         self._lost: set[int] = set()
+        self._idle_until = 0.0
+        self._complete = False
 
     def next(self) -> Job | None:
         """Claim a trial and return its job, or None if there is none at the moment."""
+        if time.monotonic() < self._idle_until:
+            return None
         while (trial := self.trials.claim(self.owner, self._is_busy)) is not None:
             job = self._job(trial)
             if trial.is_bad:  # its worker was killed before it stopped the trial
@@ -64,11 +72,13 @@ class SweepJobs:
             self._running[job.name] = trial
             self._progress[job.name] = _checkpoint_time(job.folder)
             return job
+        self._idle_until = time.monotonic() + IDLE
+        self._complete = self.trials.is_complete()
         return None
 
     def is_complete(self) -> bool:
-        """Whether all trials of the sweep have ended."""
-        return self.trials.is_complete()
+        """Return whether all trials of the sweep had ended when `next` last looked for one."""
+        return self._complete
 
     def should_stop(self, job: Job) -> bool:
         """Report the values of a running trial, and return whether its run should be stopped."""
@@ -111,6 +121,7 @@ class SweepJobs:
             A description for messages.
         """
         trial = self._running.pop(job.name)
+        self._idle_until = 0.0
         record = read_record(job.folder)
         if trial.number in self._lost:
             return "continued by another worker, because this one did not renew its lease"

@@ -235,6 +235,11 @@ def read_sweep(path: Path | str) -> Sweep:
             ("command",),
             f"its command does not start with segdet fit ({' '.join(words[:4])} ...); write {EXAMPLE}",
         )
+    for word in map(str, sweep.command):
+        if word.partition("=")[0].removeprefix("--") in OWN_OPTIONS:
+            raise file.error(
+                ("command",), f"command has {word}, which the sweep sets for each trial; remove it"
+            )
     return sweep
 
 

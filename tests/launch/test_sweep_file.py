@@ -242,6 +242,11 @@ def test_the_fault_of_a_parameter_has_its_line_and_a_fix(
         ("segdet, fit", "segdet, test", "line 8: its command does not start with segdet fit"),
         (
             "segdet, fit",
+            "segdet, fit, --run_dir=a",
+            "line 8: command has --run_dir=a, which the sweep sets for each",
+        ),
+        (
+            "segdet, fit",
             '"${program}", fit',
             "line 8: command needs the key 'program'; write program: segdet",
         ),

@@ -62,3 +62,19 @@ def test_segdet_fit_accepts_every_value(sweep: Sweep) -> None:
             if isinstance(value, str) and isinstance(got, dict):
                 got = got["class_path"].rpartition(".")[2]
             assert got == value and (isinstance(value, str) or type(got) in (type(value), float)), name
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Choices for a categorical distribution:UserWarning"
+)  # lists, in W&B's conversion
+def test_wandb_reads_the_same_search_space(sweep: Sweep) -> None:
+    scheduler = pytest.importorskip(
+        "wandb.sdk.sweeps.scheduler.optuna", reason="a private module of W&B has moved"
+    )
+    by_wandb = scheduler.search_space_from_sweep_config(yaml.safe_load(sweep.path.read_text())["parameters"])
+    for name, leaf in sweep.space.named().items():
+        grid, found = leaf.grid(), by_wandb[name]
+        if grid is None:
+            assert found == leaf.searched()
+        else:
+            assert list(found.choices) == grid
