@@ -143,7 +143,7 @@ def test_the_log_interval_0_logs_only_the_last_step_of_an_epoch(shapes: Path, tm
         assert logged_steps(folder) == steps
 
 
-def test_no_training_batches_leave_a_finished_run_without_steps(shapes: Path, tmp_path: Path) -> None:
+def test_a_run_without_training_batches_is_finished_without_steps(shapes: Path, tmp_path: Path) -> None:
     assert fit(shapes, tmp_path / "run", "--trainer.limit_train_batches=0") == 0
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (record["status"], record["steps"], record["epochs"]) == ("finished", 0, 0)

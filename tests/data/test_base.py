@@ -41,7 +41,7 @@ def test_testing_on_the_validation_split_prints_a_warning(
         assert printed.count("\n") == (not test)
 
 
-def test_prediction_reads_no_annotations_and_a_later_test_does(voc_folder: Path) -> None:
+def test_prediction_reads_no_annotations_but_a_later_test_does(voc_folder: Path) -> None:
     module: Any = VOCDataModule(voc_folder, test=["val"], task="detection")
     module.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"), is_global_zero=True)
     (sample,) = module.dataset("test")

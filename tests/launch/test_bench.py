@@ -361,7 +361,7 @@ def test_a_waiting_run_blocks_no_slot(
     assert begun.index("ssd") == 2
 
 
-def test_wrong_arguments_are_one_line(folder: Path) -> None:
+def test_wrong_arguments_are_reported_in_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean experiments/demo\.yaml"):
         read_experiment("experiments/dmo.yaml")
     experiment = read_experiment("experiments/demo.yaml")

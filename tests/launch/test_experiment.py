@@ -62,7 +62,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
     ],
 )
-def test_a_wrong_file_is_one_line(folder: Path, before: str, after: str, message: str) -> None:
+def test_a_wrong_file_is_reported_in_one_line(folder: Path, before: str, after: str, message: str) -> None:
     assert FILE.count(before) >= 1
     Path("experiments/demo.yaml").write_text(FILE.replace(before, after, 1))
     with pytest.raises(UserError) as error:

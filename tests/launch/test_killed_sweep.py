@@ -42,7 +42,7 @@ def start(folder: Path, url: str) -> "subprocess.Popen[bytes]":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), [("sqlite", "grid"), ("postgresql", "random")])
-def test_twelve_trials_with_three_workers_of_which_ten_are_killed(
+def test_twelve_trials_are_completed_by_three_workers_with_ten_kills(
     tmp_path: Path, request: pytest.FixtureRequest, kind: str, method: str
 ) -> None:
     name = f"killed-{method}"

@@ -195,7 +195,9 @@ def test_bayes_improves_on_random_trials_and_keeps_parallel_trials_apart(tmp_pat
         ),
     ],
 )
-def test_a_storage_that_cannot_be_used_is_one_line(tmp_path: Path, url: str, message: str) -> None:
+def test_a_storage_that_cannot_be_used_is_reported_in_one_line(
+    tmp_path: Path, url: str, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         SweepTrials(read_sweep(write(tmp_path)), url)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

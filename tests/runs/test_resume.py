@@ -247,7 +247,7 @@ def test_an_end_before_the_present_step_does_not_complete_a_run(stopped: Path, t
     assert '"status": "finished"' in record.read_text()
 
 
-def test_an_error_after_the_restoration_is_not_one_of_the_settings(
+def test_an_error_after_the_restoration_keeps_its_traceback(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error after everything is restored keeps its traceback, even in the first step."""

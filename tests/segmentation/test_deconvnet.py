@@ -37,7 +37,7 @@ def test_parameters_and_layers() -> None:
     assert kinds.count(nn.BatchNorm2d) == 13 + 2 + 1 + 13
 
 
-def test_224_pixels_are_one_vector_and_are_restored() -> None:
+def test_224_pixels_become_one_vector_and_are_restored() -> None:
     with torch.device("meta"):
         model = DeconvNet(CLASSES, width=0.125, fc_channels=32)
         pooled = model.encoder(torch.zeros(2, 3, 224, 224))

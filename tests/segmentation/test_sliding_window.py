@@ -71,7 +71,7 @@ def _accuracy(model: SlidingWindow) -> float:
     return float((found == torch.stack([t["mask"] for t in targets])).float().mean())
 
 
-def test_overfits_four_images_and_not_with_a_broken_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overfits_four_images_but_not_with_a_broken_part(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _trained(_model(mode="dense", stride=1, windows_per_image=64))
     assert _accuracy(model) >= 0.98
     # Without dilation behind poolings, the dense pass evaluates other windows than in training.
@@ -223,7 +223,7 @@ def test_a_batch_without_any_label_has_a_loss_of_zero() -> None:
 # Cost, progress, stages and arguments.
 
 
-def test_passes_are_windows_in_crops_and_images_in_dense() -> None:
+def test_a_pass_is_a_window_in_mode_crops_and_an_image_in_mode_dense() -> None:
     images = _scenes(1)[0]
     crops = measure_cost(_model(stride=8), images, repeats=1)
     dense = measure_cost(_model(stride=8, mode="dense"), images, repeats=1)

@@ -30,7 +30,7 @@ def test_each_class_is_split_by_the_fractions() -> None:
             assert abs(counts[split] - fraction * counts.total()) <= 1.5
 
 
-def test_the_order_of_the_images_does_not_matter_and_the_seed_does() -> None:
+def test_the_order_of_the_images_does_not_matter_but_the_seed_does() -> None:
     classes_of = images(60)
     found = stratified_split(classes_of, (0.7, 0.1, 0.2), 0)
     assert stratified_split(dict(reversed(classes_of.items())), (0.7, 0.1, 0.2), 0) == found
