@@ -16,6 +16,7 @@ from typing import Any
 from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
+from segdet.util.write_guard import check_writable
 
 PEER_TIMEOUT = 5.0
 """Seconds to wait for the error report of another process of the run after that process has ended."""
@@ -61,6 +62,12 @@ def find_user_error(error: BaseException) -> str | None:
         if isinstance(each, UserError):
             return " ".join(str(each).split("\n"))
     return None
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status after an error: that of the `UserError` behind it."""
+    found = (each.status for each in causes(error) if isinstance(each, UserError))
+    return next(found, UserError.status)
 
 
 def _worker_message(text: str) -> str | None:
@@ -194,6 +201,10 @@ def claims_report(message: str) -> bool:
     report = _report_file()
     if report is None:
         return True
+    try:
+        check_writable(report)
+    except UserError:  # the folder belongs to another run of processes; each of these reports its error
+        return rank() == 0
     try:
         with report.open("x", encoding="utf-8") as stream:
             stream.write(message + "\n")

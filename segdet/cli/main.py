@@ -16,6 +16,7 @@ from segdet.cli.error_messages import (
     claims_report,
     find_user_error,
     is_reported_by_peer,
+    status_of,
     write_line,
 )
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank
@@ -47,9 +48,6 @@ DATA = {
     "download": "download VOC or COCO from their official servers",
 }
 
-USER_ERROR = 2
-"""The exit status after a user's mistake, the same as in argparse."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the command's name, by default those of the process.
 
     Returns:
-        The exit status: 0, 1 if a check failed, 2 after a user's mistake, 130 when interrupted.
+        The exit status: 0, 1 if a check failed or the run was lost, 2 after a user's mistake, 130 when interrupted.
     """
     with _restored_environment():
         try:
@@ -74,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if not _report(error):
                 raise
-            return USER_ERROR
+            return status_of(error)
 
 
 def _report(error: Exception) -> bool:

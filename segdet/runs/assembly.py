@@ -18,6 +18,7 @@ from segdet.runs.left_out import LeftOut
 from segdet.runs.lightning_callbacks import FoundValues, StopReport, adapted_callbacks
 from segdet.runs.loggers import MetricsFile, wandb_logger
 from segdet.runs.loop_position import LoopPosition
+from segdet.runs.ownership_check import OwnershipCheck
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.runs.record_callback import RunRecorder
@@ -62,7 +63,8 @@ def build_trainer(
     # Lightning calls callbacks in this order, but callbacks that save checkpoints come last.
     saves = fit and options.get("enable_checkpointing") is not False and not options.get("fast_dev_run")
     recorder = RunRecorder(run, config)
-    callbacks = adapted_callbacks(_as_list(options.get("callbacks")), run, saves)
+    callbacks: list[Any] = [OwnershipCheck(run)]
+    callbacks += adapted_callbacks(_as_list(options.get("callbacks")), run, saves)
     if fit:
         callbacks += [FoundValues(recorder), StopReport()]
     own_bar = not any(isinstance(callback, ProgressBar) for callback in callbacks)

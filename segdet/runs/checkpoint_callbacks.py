@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.folder_choice import Run
 from segdet.runs.interruption import Stopped
+from segdet.runs.ownership import OutdatedError
 from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.divergence import DivergedError
 
@@ -150,7 +151,7 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         Without a trained step there is nothing to save. A run that failed while resuming may be restored only in
         part, so it must not replace the checkpoint. A second interrupt from the keyboard stops at once, without saving.
         """
-        if not self.trained or isinstance(exception, KeyboardInterrupt | Stopped):
+        if not self.trained or isinstance(exception, KeyboardInterrupt | Stopped | OutdatedError):
             return
         # Saving waits for all processes. An error occurs in one process, while the others wait in the next all-reduce.
         # Lightning raises SIGTERMException in all of them, because they have agreed.

@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from segdet.util.files import unwritable, write_atomically
+from segdet.util.write_guard import check_writable
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -15,6 +16,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A process that is killed while it saves leaves the earlier checkpoint as it was. Lightning writes to the system's
     temporary folder first, and a move from there to another file system is a copy, which is not atomic.
+
+    A process that does not own the run any more cannot write or remove a checkpoint.
     """
 
     def save_checkpoint(
@@ -35,6 +38,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if isinstance(error.__context__, OSError):
                     raise unwritable(Path(path), error.__context__) from error
                 raise
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint that a better one replaces."""
+        check_writable(Path(path))
+        super().remove_checkpoint(path)
 
 
 def write_checkpoints_atomically(trainer: pl.Trainer) -> None:

@@ -35,6 +35,7 @@ from segdet.training.callback_interfaces import ReadsScores
 from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
 from segdet.util.errors import check_range
 from segdet.util.files import unwritable, write_text
+from segdet.util.write_guard import check_writable
 
 _COLOURS: dict[int, Colour] = {
     CORRECT: (64, 210, 110),
@@ -217,6 +218,7 @@ def _summary(ap: float, gains: dict[str, float], folder: Path) -> str:
 
 
 def _save(page: np.ndarray, path: Path) -> None:
+    check_writable(path)
     try:
         Image.fromarray(page).save(path)
     except OSError as error:

@@ -17,6 +17,7 @@
         reproduction.json       comparison with the original run, from `segdet reproduce`
         left_out.txt            unusable samples and boxes, if there are any
         wandb/                  files of Weights & Biases
+        .owner/                 the process that writes to the folder, see `segdet.runs.ownership`
 """
 
 import json

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 
 from segdet.runs.folder_layout import shown_path
+from segdet.util.files import write_text
 
 LINES = 20
 """The maximum number of entries that are printed, without groups. ``left_out.txt`` in the folder lists all entries."""
@@ -46,7 +47,7 @@ class LeftOut(pl.Callback):
         path = self.folder / "left_out.txt"
         # Keep the entries of the training when a test adds its own.
         earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        path.write_text("\n".join(sorted({*earlier, *notes})) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(sorted({*earlier, *notes})) + "\n")
         sizes = Counter(group for group in group_of.values() if group is not None)
         grouped = {group: count for group, count in sizes.items() if count > 1}
         single = [note for note in notes if group_of[note] not in grouped]

@@ -13,6 +13,7 @@ from segdet.data.images import read_image
 from segdet.data.sample import Batch, Prediction, Sample, Target, collate
 from segdet.nn.train_eval_mode import evaluating
 from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet
+from segdet.util.write_guard import check_writable
 
 _CELL = 320
 """The width of a picture on the sheet, in pixels."""
@@ -58,6 +59,7 @@ class ImagePanels(pl.Callback):
             pictures += [draw_target(picture, target, names, least=_CELL) for target in targets]
             titles += [f"{sample.source.path.name}, annotated", "predicted"]
         page = draw_sheet(pictures, titles, 4 if len(pictures) > 2 else 2, _CELL)
+        check_writable(folder)
         cv2.imwrite(str(folder / f"val_{epoch:04d}.png"), page[:, :, ::-1])
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

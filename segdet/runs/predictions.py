@@ -25,7 +25,8 @@ from segdet.metrics.detection import run_lengths
 from segdet.runs.folder_layout import shown_path
 from segdet.runs.panels import draw_target
 from segdet.util.drawing import draw_legend, mask_legend, voc_palette
-from segdet.util.files import write_atomically
+from segdet.util.files import open_to_append, write_atomically
+from segdet.util.write_guard import check_writable
 
 OUTPUTS = ("overlays", "masks", "predictions.json", "left_out.txt")
 """The files and folders that `segdet predict` writes to the folder ``predictions`` of a run."""
@@ -98,6 +99,7 @@ class PredictionWriter(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Write the predictions of a batch."""
+        check_writable(self.folder)
         names = list(pl_module.class_names)  # type: ignore[arg-type]
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
         lines = []
@@ -118,7 +120,7 @@ class PredictionWriter(pl.Callback):
                 predicted = {key: value[drawn] for key, value in predicted.items()}
             self._write_overlay(predicted, source, names, trainer)
         if lines:
-            with self._rank_file(trainer.global_rank).open("a", encoding="utf-8") as stream:
+            with open_to_append(self._rank_file(trainer.global_rank)) as stream:
                 stream.writelines(lines)
 
     def _write_mask(self, mask: np.ndarray, source: Source, root: Path) -> None:
@@ -132,7 +134,7 @@ class PredictionWriter(pl.Callback):
         if source.frame is not None:
             table = file.with_name("frames.csv")
             heading = "" if table.exists() else "frame,seconds\n"
-            with table.open("a", encoding="utf-8") as stream:
+            with open_to_append(table) as stream:
                 stream.write(f"{heading}{source.frame.index},{source.frame.seconds:.3f}\n")
 
     def _write_overlay(

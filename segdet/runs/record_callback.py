@@ -27,6 +27,7 @@ from segdet.runs.folder_layout import (
     recorded_provenance,
 )
 from segdet.runs.inputs import Inputs, inputs_of
+from segdet.runs.ownership import OutdatedError
 from segdet.runs.provenance import now, provenance
 from segdet.runs.record import RECORD_NAME, Cost, Record, Status
 from segdet.task import Task
@@ -226,6 +227,8 @@ class RunRecorder(pl.Callback):
         A run that could not be resumed keeps its record; a run that failed after it was resumed keeps the earlier
         measurements. The record of a new run that failed before its first step marks the folder as free.
         """
+        if isinstance(exception, OutdatedError):
+            return
         if isinstance(exception, DivergedError):
             self.run.failure = f"{exception}; {remaining_checkpoints(self.folder)}"
         if (

@@ -13,7 +13,13 @@ TERMINATED = 143
 
 
 class UserError(Exception):
-    """A mistake of the user. The command prints the one-line message without a traceback and exits with status 2."""
+    """A mistake of the user. The command prints the one-line message without a traceback.
+
+    Attributes:
+        status: The exit status of the command: 2 for a mistake, the same as in argparse.
+    """
+
+    status = 2
 
 
 class BadSample(UserError):

@@ -3,6 +3,9 @@
 A process that is killed while it writes leaves a temporary file. The next process that writes into the folder removes
 it. A writer holds a lock on its temporary file, so the files of running writers are kept. Locks of other machines may
 be invisible on a network file system. Their files are removed when they have not changed for `STALE_SECONDS`.
+
+Writes into a guarded folder (`segdet.util.write_guard`) fail after its guard has ended the permission, also if this
+happens between the check and the rename: the temporary file is then in a folder that does not exist any more.
 """
 
 import contextlib
@@ -14,8 +17,10 @@ import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 from segdet.util.errors import UserError
+from segdet.util.write_guard import Guard, check_writable, guard_of
 
 FIX = "free disk space or make the folder writable"
 """The default advice for a file that cannot be written."""
@@ -41,12 +46,15 @@ def write_atomically(
             False for many small files that can be computed again.
 
     Raises:
-        UserError: If the block or the rename raises an `OSError`.
+        UserError: If the block or the rename raises an `OSError`, or the guard of the folder does not permit the write.
     """
-    temporary = path.with_name(f".{path.name}.{_machine()}-{uuid.uuid4().hex[:12]}.tmp")
+    guard = guard_of(path)
+    temporary = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.tmp")
+    if guard is not None and _is_on_same_disk(path.parent, guard.staging):
+        temporary = guard.staging / temporary.name
     lock = None
     try:
-        with _renamed(temporary, path, fix):
+        with _renamed(temporary, path, fix, guard):
             if parents:
                 path.parent.mkdir(parents=True, exist_ok=True)
             _remove_stale_once(path.parent, ".*.tmp")
@@ -73,6 +81,19 @@ def write_text(path: Path, text: str, fix: str = FIX) -> None:
 
 
 @contextlib.contextmanager
+def open_to_append(path: Path) -> Iterator[TextIO]:
+    """Open a text file for appending, in UTF-8 and with line ends unchanged.
+
+    Raises:
+        UserError: If the guard of the folder does not permit the write.
+    """
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        # Check after opening: the next owner of a folder replaces the file, so that an open one is harmless.
+        check_writable(path)
+        yield stream
+
+
+@contextlib.contextmanager
 def create_folder_atomically(path: Path, fix: str = FIX) -> Iterator[Path]:
     """Yield a new temporary folder beside ``path``; rename it to ``path`` when the block ends without an exception.
 
@@ -85,7 +106,7 @@ def create_folder_atomically(path: Path, fix: str = FIX) -> Iterator[Path]:
     Raises:
         UserError: If the block or the rename raises an `OSError`.
     """
-    temporary = path.with_name(f".{path.name}.{_machine()}-{uuid.uuid4().hex[:12]}.partial")
+    temporary = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.partial")
     lock = None
     try:
         with _renamed(temporary, path, fix):
@@ -111,7 +132,7 @@ def remove_stale(folder: Path, pattern: str = ".*.tmp") -> None:
         ):  # another process may remove the file, or the folder may be read-only
             lock = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
             try:
-                own = match[1] == _machine() and _lock(lock)
+                own = match[1] == machine() and _lock(lock)
                 if own or time.time() - _last_change(path) > STALE_SECONDS:
                     if path.is_dir():
                         shutil.rmtree(path)
@@ -128,7 +149,7 @@ def _remove_stale_once(folder: Path, pattern: str) -> None:
 
 
 @lru_cache
-def _machine() -> str:
+def machine() -> str:
     """Return an identifier of the running kernel, within which locks are visible to all processes."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
@@ -165,13 +186,28 @@ def _last_change(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def _renamed(temporary: Path, path: Path, fix: str) -> Iterator[None]:
-    """Rename ``temporary`` to ``path`` when the block ends without an exception."""
+def _renamed(temporary: Path, path: Path, fix: str, guard: Guard | None = None) -> Iterator[None]:
+    """Rename ``temporary`` to ``path`` when the block ends without an exception and ``guard`` permits it."""
     try:
         yield
+        if guard is not None:
+            guard.check()
         temporary.replace(path)
     except OSError as error:
+        if guard is not None:
+            with contextlib.suppress(OSError):
+                guard.check()
         raise unwritable(path, error, fix) from error
+
+
+def _is_on_same_disk(folder: Path, staging: Path) -> bool:
+    """Return whether a file can be renamed from ``staging`` into ``folder``, which may not exist yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return folder.stat().st_dev == staging.stat().st_dev
+    except OSError:  # the guard has ended the permission; the write must fail
+        return True
 
 
 def unwritable(path: Path, error: OSError, fix: str = FIX) -> UserError:
