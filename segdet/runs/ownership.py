@@ -29,7 +29,7 @@ from datetime import datetime
 from pathlib import Path
 
 from segdet.util.errors import UserError
-from segdet.util.files import machine
+from segdet.util.files import machine, remove_used_folder, write_atomically, write_text
 from segdet.util.write_guard import guard_folder, remove_guard
 
 OWNER = ".owner"
@@ -258,10 +258,12 @@ class Ownership:
         self.fence.staging.mkdir()
         self.fence.check()  # a later owner may have removed earlier folders before this one was created
         _remove_earlier(self._path.parent, number)
-        if taken_over:
-            for name in APPENDED:
-                _replace_by_copy(self.fence.folder / name, self.fence.staging)
         guard_folder(folder, self.fence)
+        if taken_over:
+            for path in (folder / name for name in APPENDED):
+                if path.is_file():
+                    with write_atomically(path) as copy:
+                        shutil.copyfile(path, copy)
         self._ended = threading.Event()
         self._renewal = threading.Thread(target=self._renew, name="run-ownership", daemon=True)
         self._renewal.start()
@@ -272,20 +274,18 @@ class Ownership:
             return
         self._ended.set()
         self._renewal.join(RENEWAL)
-        remove_guard(self.fence)
-        with contextlib.suppress(OSError):  # the folder may have been removed, or the file system is full
-            if not self.fence.holds():
-                return
-            place = self._path.parent
-            if [path.name for path in self.fence.folder.iterdir()] == [OWNER]:
-                shutil.rmtree(self.fence.staging, ignore_errors=True)
-                self._path.unlink()
-                place.rmdir()
-                return
-            temporary = self.fence.staging / "released"
-            temporary.write_text(json.dumps(asdict(self._claim) | {"released": True}) + "\n")
-            temporary.replace(self._path)
+        # The folder may have been removed or claimed by another process, or the file system is full.
+        with contextlib.suppress(OSError, UserError):
+            used = [path.name for path in self.fence.folder.iterdir()] != [OWNER]
+            if used:
+                write_text(self._path, json.dumps(asdict(self._claim) | {"released": True}) + "\n")
+            else:
+                self.fence.check()
             shutil.rmtree(self.fence.staging, ignore_errors=True)
+            if not used:
+                self._path.unlink()
+                self._path.parent.rmdir()
+        remove_guard(self.fence)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWAL):
@@ -363,29 +363,14 @@ def _is_fresh(path: Path) -> bool:
 
 def _remove_earlier(place: Path, number: int) -> None:
     """Remove the staging folders of earlier owners, so that they cannot rename a file any more, and their claims."""
-    for path in sorted(place.iterdir()):
-        match = re.match(r"(\d+)-", path.name)
+    for path in place.iterdir():
+        match = re.match(r"\.?(\d+)-", path.name)  # with a full stop: one that could not be removed at once
         if match and int(match[1]) < number:
-            # On the same machine, the new name takes effect at once. Elsewhere, the removal does.
-            outdated = path.with_name(f"outdated-{path.name}")
-            with contextlib.suppress(OSError):
-                path.rename(outdated)
-    for path in place.glob("outdated-*"):
-        for _ in range(100):  # the earlier owner may be creating a file
-            shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():
-                break
+            remove_used_folder(path)
     for path in sorted(place.iterdir(), key=lambda path: path.name):
         match = _CLAIM.fullmatch(path.name)
         if match and int(match[1]) < number:
             path.unlink(missing_ok=True)
-
-
-def _replace_by_copy(path: Path, staging: Path) -> None:
-    if path.is_file():
-        copy = staging / path.name
-        shutil.copyfile(path, copy)
-        copy.replace(path)
 
 
 def _file(place: Path, number: int) -> Path:

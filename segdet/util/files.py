@@ -142,6 +142,21 @@ def remove_stale(folder: Path, pattern: str = ".*.tmp") -> None:
                 os.close(lock)
 
 
+def remove_used_folder(path: Path) -> None:
+    """Remove a folder in which another process may be creating files, so that it cannot rename any of them.
+
+    On the same machine, renaming the folder takes effect at once. On others, which may have opened it over a network
+    file system, its removal does.
+    """
+    removed = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.partial")
+    with contextlib.suppress(OSError):
+        path.rename(removed)
+    for _ in range(100):
+        shutil.rmtree(removed, ignore_errors=True)
+        if not removed.exists():
+            break
+
+
 @lru_cache
 def _remove_stale_once(folder: Path, pattern: str) -> None:
     """Call `remove_stale` once for each folder, because listing a large folder for each file would be slow."""
