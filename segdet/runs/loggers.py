@@ -19,12 +19,8 @@ from torch import Tensor
 
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
-<<<<<<< HEAD
-from segdet.util.files import write_atomically, write_text
-=======
 from segdet.util.files import open_to_append, write_atomically, write_text
 from segdet.util.write_guard import check_writable
->>>>>>> 5d8536a (Claim run folders without locks, with a fencing number that is checked at every write)
 
 HOST = "https://api.wandb.ai"
 MODES = ("online", "offline", "disabled", "shared")
@@ -72,12 +68,8 @@ class MetricsFile(Logger):
         new = [name for name in row if name not in self._columns]
         if new:
             self._add_columns(new)
-<<<<<<< HEAD
         earlier = self.rows
-        with self._path.open("a", newline="", encoding="utf-8") as stream:
-=======
         with open_to_append(self._path) as stream:
->>>>>>> 5d8536a (Claim run folders without locks, with a fencing number that is checked at every write)
             csv.DictWriter(stream, self._columns).writerow(row)
         self._rows = earlier + 1
 
@@ -133,14 +125,20 @@ def _number(value: Any) -> Any:
 
 
 class RunWandbLogger(WandbLogger):
-<<<<<<< HEAD
     """Lightning's logger, except that the end of the process of W&B does not end the run.
 
     SLURM and containers send a signal to all processes of a job. The process of W&B ends at once, while the run
-    finishes its batch and saves.
+    finishes its batch and saves. A process that does not own the run's folder any more cannot add to the record.
     """
 
     _lost = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run's object of W&B; raises the error of the folder's guard after the run was lost."""
+        check_writable(Path(str(self.save_dir)))
+        return super().experiment
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values, unless the process of W&B has ended."""
@@ -150,16 +148,6 @@ class RunWandbLogger(WandbLogger):
             except ConnectionError:
                 self._lost = True
                 sys.stderr.write("\nsegdet: the process of W&B has ended; its record is not continued\n")
-=======
-    """The W&B record of a run. A process that does not own the run's folder any more cannot add to it."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The run's object of W&B; raises the error of the folder's guard after the run was lost."""
-        check_writable(Path(str(self.save_dir)))
-        return super().experiment
->>>>>>> 5d8536a (Claim run folders without locks, with a fencing number that is checked at every write)
 
 
 def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[Logger]:
@@ -188,16 +176,11 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
         silent=mode == "offline",
         init_timeout=30,
     )
-<<<<<<< HEAD
     identifiers = _identifiers(file, new=mode == "offline")
     part = f" (part {len(identifiers)})" if len(identifiers) > 1 and mode == "offline" else ""
     logger = RunWandbLogger(
         name=os.environ.get("WANDB_NAME", folder.name) + part,
         group=os.environ.get("WANDB_RUN_GROUP", folder.name),
-=======
-    logger = RunWandbLogger(
-        name=os.environ.get("WANDB_NAME", folder.name),
->>>>>>> 5d8536a (Claim run folders without locks, with a fencing number that is checked at every write)
         save_dir=str(folder),
         id=os.environ.get("WANDB_RUN_ID") or identifiers[-1],
         project=os.environ.get("WANDB_PROJECT", project),
@@ -208,7 +191,6 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
     return [logger]
 
 
-<<<<<<< HEAD
 def _identifiers(file: Path, new: bool) -> list[str]:
     """Return the ids of the run's records, after adding one to the file if there is none or a ``new`` one is needed."""
     identifiers = file.read_text(encoding="utf-8").split() if file.exists() else []
@@ -219,15 +201,6 @@ def _identifiers(file: Path, new: bool) -> list[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "\n".join(identifiers) + "\n")
     return identifiers
-=======
-def _run_id(file: Path) -> str:
-    if file.exists():
-        return file.read_text(encoding="utf-8").strip()
-    identifier = secrets.token_hex(6)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, identifier + "\n")
-    return identifier
->>>>>>> 5d8536a (Claim run folders without locks, with a fencing number that is checked at every write)
 
 
 def wandb_mode() -> str:
