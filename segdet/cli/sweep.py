@@ -88,7 +88,7 @@ def check_options(sweep: Sweep) -> None:
     """Check that ``segdet fit`` accepts every value of each choice and both ends of each range.
 
     Raises:
-        UserError: If it does not. The message has the line of the parameter if one alone is the cause.
+        UserError: If it does not. If a single parameter is the cause, the message names its line.
     """
     for point in sweep.space.covering_points():
         fault = _fault(sweep, point)

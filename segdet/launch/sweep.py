@@ -33,7 +33,7 @@ FAILURES = 3
 """The attempts in a row without progress after which a trial fails."""
 
 KILLS = 10
-"""The same if the attempts ended by a signal, which is rarely the fault of the trial."""
+"""The same limit for attempts that a signal ended, which is rarely the fault of the trial."""
 
 SIGNALS = (130, 143)
 """Exit statuses of a run that saved its state after Ctrl-C and SIGTERM."""

@@ -10,7 +10,7 @@ from segdet.launch.sweep import SweepJobs
 from segdet.util.errors import UserError
 
 POLL = 1.0
-"""The seconds between two looks at the metrics of the running trials, and for a free trial."""
+"""The seconds between two checks of the metrics of the running trials, and between two searches for a trial."""
 
 
 def run_workers(jobs: SweepJobs, workers: int) -> int:
