@@ -405,6 +405,10 @@ def _distribution(values: Mapping[str, Any], method: str) -> Distribution:
     allowed = ("distribution", *KEYS[name])
     for key in values:
         if key not in allowed:
+            if values[key] is None and "values" in values:  # {values: 64, 128}
+                raise _ParameterFault(
+                    f"has the key {key!r} without a value; write lists in brackets: [1, 2]", key
+                )
             hint = did_you_mean(str(key), [each for each in allowed if each not in values] or allowed)
             raise _ParameterFault(f"has the unknown key '{key}' for {name}; {hint}", key)
     for key in KEYS[name]:

@@ -139,6 +139,11 @@ def test_nested_parameters_become_one_argument(tmp_path: Path) -> None:
             "random",
             "line 7: x has the min '0.1' and needs a number",
         ),
+        (
+            "{values: 3, 4}",
+            "random",
+            "line 7: x has the key 4 without a value; write lists in brackets: [1, 2]",
+        ),
         ("{values: 3}", "random", "line 7: x has the values 3 and needs a list of at least one"),
         ("{values: []}", "random", "line 7: x has the values [] and needs a list of at least one"),
         ("{values: [1, 2, 1]}", "grid", "line 7: x has the value 1 twice in a grid; remove one"),
