@@ -20,7 +20,7 @@ from segdet.launch.sweep_command import fit_arguments
 from segdet.launch.sweep_results import read_score, read_values
 from segdet.launch.sweep_trials import SweepTrials, Trial
 from segdet.runs.folder_layout import read_record
-from segdet.runs.ownership import OWNER, OwnedError, Ownership
+from segdet.runs.ownership import owner_of
 from segdet.util.errors import UserError
 
 STORAGE = "trials.db"
@@ -182,14 +182,8 @@ class SweepJobs:
 
     def _is_busy(self, trial: Trial) -> bool:
         """Return whether a process still writes to the run folder of a trial, although its worker was killed."""
-        folder = self.folder / trial.name
-        if not (folder / OWNER).exists():
-            return False
-        try:
-            Ownership(folder).release()
-        except OwnedError:
-            return True
-        return False
+        owner = owner_of(self.folder / trial.name)
+        return owner is not None and owner.alive
 
 
 def _checkpoint_time(folder: Path) -> float:

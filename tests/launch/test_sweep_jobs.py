@@ -11,6 +11,7 @@ from segdet.launch.job import Job
 from segdet.launch.sweep import FAILURES, KILLS, SweepJobs
 from segdet.launch.sweep_file import read_sweep
 from segdet.launch.sweep_trials import SweepTrials
+from segdet.runs.ownership import Ownership
 from segdet.runs.record import Cost, Record, Status
 
 FILE = """\
@@ -157,3 +158,14 @@ def test_a_trial_whose_folder_is_removed_starts_again(jobs: SweepJobs) -> None:
     jobs.ended(job, -9)
     shutil.rmtree(job.folder)
     assert claim(jobs).fit == job.fit
+
+
+def test_a_trial_is_not_claimed_while_its_run_is_alive(jobs: SweepJobs, tmp_path: Path) -> None:
+    jobs.trials.lease = -1.0  # as if the worker had been killed, but not the run that it started
+    job = claim(jobs)
+    job.folder.mkdir()
+    run = Ownership(job.folder)
+    other = SweepJobs(jobs.trials, tmp_path / "demo")
+    assert claim(other).name == "trial-001"
+    run.release()
+    assert claim(SweepJobs(jobs.trials, tmp_path / "demo")).name == "trial-000"
