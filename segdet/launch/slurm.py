@@ -29,8 +29,8 @@ from segdet.util.validation import FileModel, YamlFile
 FOLDER = "slurm"
 """The folder with the job scripts and their output, in the folder of an experiment or a sweep."""
 
-PREPARE = "prepare"
-"""The name of the task that prepares the data, in place of a run's name."""
+PREPARE = "_prepare"
+"""The name of the task that prepares the data, which is no name of a run."""
 
 SIGNAL_SECONDS = 120
 """The time before the time limit at which a run is saved and its job requeued."""

@@ -105,13 +105,23 @@ class SlurmCluster:
         self._daemons.clear()
         self._kill_leftovers()
 
+    def process(self, job: str, command: str) -> int:
+        """Return the first process of a job with ``command`` in its command line."""
+        found = [pid for pid in self._processes(f"SLURM_JOB_ID={job}") if command in _read(pid, "cmdline")]
+        (first,) = [pid for pid in found if int(_read(pid, "stat").rpartition(")")[2].split()[1]) not in found]
+        return first
+
+    def _processes(self, variable: str) -> list[int]:
+        """Return the processes of this cluster with an environment variable."""
+        marks = {f"SLURM_CONF={self._configuration}", variable}
+        pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+        return [pid for pid in pids if pid != os.getpid() and marks <= set(_read(pid, "environ").split(" "))]
+
     def _kill_leftovers(self) -> None:
         """Kill the processes of jobs whose node was killed; they have the cluster's configuration."""
-        mark = f"SLURM_CONF={self._configuration}".encode()
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
-                    os.kill(int(folder.name), signal.SIGKILL)
+        for pid in self._processes(f"SLURM_CONF={self._configuration}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def clear(self) -> None:
         """Cancel all jobs and wait for their end."""
@@ -184,6 +194,19 @@ class SlurmCluster:
                 self._daemons[name] = subprocess.Popen(
                     command, env=self.environment, stdout=output, stderr=output, start_new_session=True
                 )
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and has not ended."""
+    return _read(pid, "stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])
+
+
+def _read(pid: int, name: str) -> str:
+    """Return a file of a process with spaces in place of null bytes, or the empty string."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _free_ports(count: int) -> list[int]:
