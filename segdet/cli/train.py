@@ -90,7 +90,8 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
         if run.chosen_by_rank_0:
             return 0  # otherwise Lightning's launcher would kill rank 0, possibly while rank 0 saves the run
         wait_for_children(trainer)
-        _report_interruption(run)
+        if rank() == 0:
+            _report_interruption(run)
         raise SystemExit(run.signals.status) from leaving
     except Exception as error:
         _end_children(trainer.strategy.launcher)

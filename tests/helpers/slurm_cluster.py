@@ -108,7 +108,9 @@ class SlurmCluster:
     def process(self, job: str, command: str) -> int:
         """Return the first process of a job with ``command`` in its command line."""
         found = [pid for pid in self._processes(f"SLURM_JOB_ID={job}") if command in _read(pid, "cmdline")]
-        (first,) = [pid for pid in found if int(_read(pid, "stat").rpartition(")")[2].split()[1]) not in found]
+        (first,) = [
+            pid for pid in found if int(_read(pid, "stat").rpartition(")")[2].split()[1]) not in found
+        ]
         return first
 
     def _processes(self, variable: str) -> list[int]:
