@@ -22,6 +22,7 @@ from segdet.runs.ownership_check import OwnershipCheck
 from segdet.runs.panels import ImagePanels
 from segdet.runs.predictions import PredictionWriter
 from segdet.runs.record_callback import RunRecorder
+from segdet.runs.rendezvous import choose_rendezvous
 from segdet.runs.trainer_options import choose_precision, placed_profiler, runs_on_cpu, trainer_fault
 from segdet.task import Task
 from segdet.training.ema import EMA
@@ -98,6 +99,7 @@ def build_trainer(
     }
     if not fit:
         options["enable_checkpointing"] = False
+    choose_rendezvous()
     try:
         trainer = pl.Trainer(**options)
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:

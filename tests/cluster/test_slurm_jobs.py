@@ -77,7 +77,7 @@ def test_a_process_on_a_lost_node_cannot_write_after_its_job_was_requeued(
     job = slurm.submit(path, f"--output={tmp_path}/job.log", folder=tmp_path)
     wait_for_rows(slurm, job, run)
     node = slurm.field(job, "NodeList")
-    process = slurm.process(job, "segdet fit")
+    process = slurm.process(job, "bin/segdet fit")
     os.kill(
         process, signal.SIGSTOP
     )  # so that it is still in the middle of its training when the other one has ended
