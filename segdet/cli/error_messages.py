@@ -203,7 +203,7 @@ def claims_report(message: str) -> bool:
         return True
     try:
         check_writable(report)
-    except UserError:  # the folder belongs to another run of processes; each of these reports its error
+    except UserError:  # other processes own the run now, so rank 0 reports the error
         return rank() == 0
     try:
         with report.open("x", encoding="utf-8") as stream:

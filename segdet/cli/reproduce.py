@@ -16,7 +16,7 @@ IDENTICAL, DIFFERENT, WITHIN_NOISE = 0, 1, 3
 """The exit statuses. After a user's mistake, the status is 2."""
 
 MOST_LISTED = 10
-"""The number of lines of one kind; more are counted."""
+"""The largest number of lines of one kind that are printed. The others are only counted."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         description="List what differs from a run (data, code, settings, packages, hardware), train it again in a new "
         "folder, and compare all metrics and weights.",
         epilog="Exit status: 0 identical, 3 different within the seed noise, 1 different, 2 a mistake. The seed noise "
-        f"is the standard deviation over at least {FEWEST_SEEDS} runs beside RUN with the same configuration and "
-        "other seeds.",
+        "is estimated from RUN and the runs beside it with the same configuration and other seeds, at least "
+        f"{FEWEST_SEEDS} in all.",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of the run to reproduce")
@@ -136,8 +136,8 @@ def _noise(comparison: Comparison) -> str:
     seeds = ", ".join(map(str, noise.seeds))
     if not noise.limits:
         return (
-            f"the seed noise is unknown: {len(noise.seeds)} of at least {FEWEST_SEEDS} runs with the same "
-            f"configuration and different seeds beside the original (seeds: {seeds or 'none'})"
+            "the seed noise is unknown: it needs the original and runs beside it with the same configuration and "
+            f"other seeds, at least {FEWEST_SEEDS} in all (found seeds: {seeds or 'none'})"
         )
     limits = ", ".join(f"{name} {limit:.4f}" for name, limit in noise.limits.items())
     return (

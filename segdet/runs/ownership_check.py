@@ -10,7 +10,7 @@ from segdet.runs.ownership import Fence
 from segdet.util.write_guard import guard_folder
 
 INTERVAL = 1.0
-"""The least time in seconds between two checks, because a check reads a file on a shared file system."""
+"""The minimum time in seconds between two checks, because a check reads a file on a shared file system."""
 
 
 class OwnershipCheck(pl.Callback):
@@ -28,7 +28,7 @@ class OwnershipCheck(pl.Callback):
         self._checked = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check; let the other processes write under the number of rank 0."""
+        """Check the ownership, and share the fencing number of rank 0 with the other processes of the run."""
         own = None if self.run.ownership is None else self.run.ownership.fence
         if own is not None:
             own.check()
@@ -40,7 +40,7 @@ class OwnershipCheck(pl.Callback):
         self._fence = own
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Check.
+        """Check the ownership.
 
         Raises:
             OutdatedError: If another process has claimed the folder.

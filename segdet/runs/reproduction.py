@@ -180,7 +180,7 @@ def reproduce(
         listed: The differences that are known before the training.
 
     Returns:
-        The comparison, and all differences, those that the training found included.
+        The comparison, and all differences, including those that the training found.
 
     Raises:
         UserError: If a file of the dataset is missing, or a command failed.

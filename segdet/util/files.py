@@ -145,8 +145,8 @@ def remove_stale(folder: Path, pattern: str = ".*.tmp") -> None:
 def remove_used_folder(path: Path) -> None:
     """Remove a folder in which another process may be creating files, so that it cannot rename any of them.
 
-    On the same machine, renaming the folder takes effect at once. On others, which may have opened it over a network
-    file system, its removal does.
+    Processes on the same machine lose the folder when it is renamed. Processes on other machines, which may have opened
+    it over a network file system, lose it when it is removed.
     """
     removed = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.partial")
     with contextlib.suppress(OSError):

@@ -122,12 +122,12 @@ def test_an_owner_on_another_machine_keeps_the_folder_while_it_renews_its_claim(
 @pytest.mark.parametrize(
     ("changes", "alive"),
     [
-        ({"pid": os.getpid(), "started": "5"}, False),  # another process has the number now
+        ({"pid": os.getpid(), "started": "5"}, False),  # another process has this id now
         ({"pid": os.getppid(), "started": _start_of(os.getppid())}, True),
         (
             {"machine": "restarted", "pid": os.getpid(), "started": "5"},
             True,
-        ),  # or another one of the same name
+        ),  # or another machine of the same name
     ],
 )
 def test_the_end_of_an_owner_on_this_machine(changes: dict[str, Any], alive: bool, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_number_that_was_used_during_a_pause_is_not_used_again(
 
 
 def taken_over(folder: Path) -> Ownership:
-    """Claim a folder whose owner is this process, as another process that waited for its lease."""
+    """Claim a folder that this process owns, as another process would after the end of the lease."""
     guards = dict(write_guard._GUARDS)
     later = Ownership(folder)
     write_guard._GUARDS.update(guards)  # the writes of this test are those of the earlier owner
@@ -325,7 +325,7 @@ def test_a_write_that_was_checked_before_the_takeover_has_no_effect(
     write_text(last, "first")
     (tmp_path / "metrics.csv").write_text("step\n")
     first = Ownership(tmp_path)
-    monkeypatch.setattr(first.fence, "check", lambda: None)  # all checks were before
+    monkeypatch.setattr(first.fence, "check", lambda: None)  # all checks came before the takeover
     later: list[Ownership] = []
     with pytest.raises(UserError, match="cannot be written"), write_atomically(last) as temporary:
         temporary.write_text("outdated")
