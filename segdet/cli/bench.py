@@ -9,9 +9,10 @@ from pathlib import Path
 from segdet.launch.bench import Bench, plan, run_folder
 from segdet.launch.experiment import Experiment, read_experiment
 from segdet.launch.job import Job
-from segdet.launch.local import print_status
+from segdet.launch.local import LocalExecutor, print_status
 from segdet.report.table import find_records, table
 from segdet.runs.record import RECORD_NAME
+from segdet.util.devices import visible_gpus
 from segdet.util.errors import check_range
 from segdet.util.files import write_text
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``segdet bench FILE``.
 
     Returns:
-        The exit status: 0, 1 if a run failed, 130 if the bench was interrupted.
+        The exit status: 0, 1 if a run failed, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         UserError: If the experiment file is invalid, or a run was trained with other settings.
@@ -30,11 +31,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.at_once is not None:
         check_range("--at_once", arguments.at_once, least=1)
         experiment = experiment.model_copy(update={"at_once": arguments.at_once})
+    if arguments.devices_per_run is not None:
+        check_range("--devices_per_run", arguments.devices_per_run, least=1)
     jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
     if arguments.dry_run:
         _print_commands(experiment, jobs)
         return 0
-    status = Bench(experiment, jobs, arguments.runs_dir).run()
+    executor = LocalExecutor(experiment.at_once, visible_gpus(), arguments.devices_per_run)
+    status = Bench(experiment, jobs, arguments.runs_dir, executor).run()
     if status in (0, 1):
         _print_table(experiment, arguments.runs_dir)
     return status
@@ -51,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
     at_once_help = "number of runs to train at once (default: the value in the file, else 1)"
     add("--at_once", type=int, metavar="N", help=at_once_help)
+    devices_help = "GPUs of each run (default: 1, or all if one run trains at a time)"
+    add("--devices_per_run", type=int, metavar="N", help=devices_help)
     add("--only", nargs="+", default=[], metavar="NAME", help="runs to train and test (default: all)")
     add(
         "--overrides",
@@ -72,10 +78,7 @@ def _print_commands(experiment: Experiment, jobs: Sequence[Job]) -> None:
         if job.action == "skip":
             sys.stdout.write(f"# {job.name} is finished\n")
             continue
-        if job.trains:
-            sys.stdout.write(f"segdet {shlex.join(job.fit_command)}\n")
-        if job.test is not None:
-            sys.stdout.write(f"segdet {shlex.join(job.test)}\n")
+        sys.stdout.write(f"segdet {shlex.join(job.command)}\n")
 
 
 def _print_table(experiment: Experiment, runs_dir: Path) -> None:

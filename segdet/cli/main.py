@@ -33,6 +33,7 @@ TRAINING = {
 OTHERS = {
     "bench": "run an experiment file: several models, one budget",
     "sweep": "search parameters with a sweep file of Weights & Biases, without an account",
+    "status": "show the state of the runs of a bench or a sweep",
     "proposals": "compute region proposals of a dataset and score them",
     "reproduce": "train a run again and compare it with the original",
     "report": "turn run folders into one Markdown table",

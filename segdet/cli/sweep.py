@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segdet.cli.error_messages import write_line
-from segdet.launch.sweep import STORAGE, SweepJobs
+from segdet.launch.sweep import STORAGE, SweepJobs, run_workers
 from segdet.launch.sweep_command import fit_arguments
 from segdet.launch.sweep_file import Sweep, notes, read_sweep
-from segdet.launch.sweep_local import run_workers
 from segdet.launch.sweep_results import write_results
 from segdet.launch.sweep_space import Point
 from segdet.launch.sweep_trials import LEASE, SweepTrials
@@ -22,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``segdet sweep FILE``.
 
     Returns:
-        The exit status: 0, 1 if a trial failed, 130 if the sweep was interrupted.
+        The exit status: 0, 1 if a trial failed, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         UserError: If the sweep file is invalid, or the storage contains the sweep with another search space.

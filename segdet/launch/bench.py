@@ -1,34 +1,44 @@
-"""Turn an experiment file into jobs, and run them on this machine.
+"""Turn an experiment file into jobs, and run them.
 
-Every run is ``segdet fit`` followed by ``segdet test`` in ``runs/<experiment>/<run>``. With a seed S that is not
-0, the folder is ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains
-the output and ``<run>.json`` the settings of the training. A restarted bench resumes where it stopped.
+Every run is ``segdet fit --test true`` in ``runs/<experiment>/<run>``. With a seed S that is not 0, the folder is
+``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains the output and
+``<run>.json`` the settings of the training. A restarted bench resumes where it stopped.
+
+Several benches, on one or more machines, may work on the same experiment. Each takes runs that no other one has.
 
 With ``at_once``, several runs train at the same time and share the cores equally. On a CPU this is faster than
-one run with all cores, because the threads of one run wait for each other at every layer. Tests run one at a
-time.
+one run with all cores, because the threads of one run wait for each other at every layer.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import re
 import shlex
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from segdet.launch.display import LiveTable
+from segdet.launch.engine import Engine, Executor
 from segdet.launch.experiment import AFTER, Experiment
-from segdet.launch.job import Job, is_finished
-from segdet.launch.local import Slots, last_line, lock, print_status, run_command, stoppable
-from segdet.runs.folder_layout import read_record
-from segdet.util.errors import UserError
+from segdet.launch.job import Job
+from segdet.launch.local import last_line, print_status, run_command, stoppable
+from segdet.launch.state import (
+    PREPARATION,
+    claim,
+    claim_folder,
+    fault_time,
+    is_finished,
+    write_fault,
+    write_runs,
+)
+from segdet.runs.ownership import Ownership, owner_of
+from segdet.util.errors import INTERRUPTED, UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.yaml_text import as_argument, load_yaml
 
@@ -122,9 +132,6 @@ def _job(
     shared = [as_argument(k, v) for k, v in experiment.budget.items()] + [f"--{each}" for each in overrides]
     arguments = [as_argument(k, _insert_folder(v, after)) for k, v in run.overrides.items()] + shared
     common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
-    fit = ["fit", *common, f"--run_dir={folder}", *arguments]
-    # The checkpoint contains the model and the data, but not the trainer's device and precision.
-    test = ["test", *common, f"--ckpt_path={folder}/checkpoints/best.ckpt", *arguments]
     settings = {config: _digest(Path(config)) for config in configs}
     settings["seed"] = str(seed)
     # Keep the placeholder {after}: the settings depend on how the other run was trained, not on its folder.
@@ -134,7 +141,7 @@ def _job(
     if after is not None:
         used = json.dumps(earlier[after].settings, sort_keys=True).encode()
         settings["after"] = f"{run.after} {hashlib.sha256(used).hexdigest()[:16]}"
-    return Job(folder, tuple(fit), tuple(test) if run.test else None, settings, after=after)
+    return Job(folder, (*common, *arguments), settings, run.test, after)
 
 
 def run_folder(experiment: Experiment, name: str, seed: int, runs_dir: Path) -> Path:
@@ -163,121 +170,178 @@ def _insert_folder(value: Any, after: Path | None) -> Any:
     return value.replace(AFTER, str(after)) if isinstance(value, str) and after else value
 
 
-class Bench:
-    """A runner for the jobs of an experiment. A run that fails does not stop the others.
+class BenchJobs:
+    """The jobs of an experiment that no other bench has, as a source of the engine.
 
-    The output of the runs is written to stderr. If several runs train at once, stderr shows their progress instead.
+    A run that fails does not stop the others.
+
+    Args:
+        experiment: The experiment.
+        jobs: Its jobs, from `plan`.
+    """
+
+    def __init__(self, experiment: Experiment, jobs: Sequence[Job]) -> None:
+        self.experiment = experiment
+        self.jobs = jobs
+        self.faults: dict[str, str] = {}
+        self.outcomes: dict[str, str] = {}
+        self._left = [job for job in jobs if job.action != "skip"]
+        self._claims: dict[str, tuple[Ownership, float]] = {}
+        self._earlier_faults = {job.name: fault_time(job.folder) for job in jobs}
+        self.outcomes |= {job.name: "was already finished" for job in jobs if job.action == "skip"}
+
+    def next(self) -> Job | None:
+        """Claim and return a job that can start, or None if there is none at the moment."""
+        for job in list(self._left):
+            if job.after is not None and not is_finished(job.after):
+                if not any(other.folder == job.after for other in self._left) and (
+                    job.after.name not in self._claims
+                ):
+                    self._left.remove(job)
+                    self._fail(job, f"{job.after.name}, which it uses, is not finished")
+                continue
+            ownership = claim(job.folder)
+            if ownership is None:
+                continue
+            self._left.remove(job)
+            if fault_time(job.folder) not in (0, self._earlier_faults[job.name]):
+                ownership.release()
+                self.faults[job.name] = job.state().fault
+                self.outcomes[job.name] = f"FAILED in another bench: {self.faults[job.name]}"
+                continue
+            try:
+                action = job.start(self.experiment.path)
+            except UserError as error:
+                ownership.release()
+                self._fail(job, str(error))
+                continue
+            if action == "skip":  # by another bench
+                ownership.release()
+                self.outcomes[job.name] = "was already finished"
+                continue
+            write_fault(job.folder, "")
+            self._claims[job.name] = (ownership, time.monotonic())
+            return job
+        return None
+
+    def is_complete(self) -> bool:
+        """Return True: the jobs that are left belong to other benches, which also start those that use them."""
+        return True
+
+    def should_stop(self, job: Job) -> bool:
+        """Return False: a bench lets its runs train to the end."""
+        return False
+
+    def ended(self, job: Job, status: int, stopped: bool) -> str:
+        """Record how a job ended, and return a description."""
+        ownership, start = self._claims.pop(job.name)
+        seconds = f"{time.monotonic() - start:.0f} s"
+        fault = "" if stopped else _fault(job, status)
+        if fault:
+            self._fail(job, fault, f" after {seconds}")
+        else:
+            self.outcomes[job.name] = f"{'stopped' if stopped and status else 'finished'} in {seconds}"
+        ownership.release()
+        return self.outcomes[job.name]
+
+    def describe(self, job: Job) -> str:
+        """Return the outcome of a job in one line."""
+        if job.name in self.outcomes:
+            return self.outcomes[job.name]
+        owner = job.state().owner
+        if owner is not None:
+            return f"is run by another bench, process {owner.pid} on {owner.host}"
+        return f"waits for {job.after.name}" if job.after is not None else "was not started"
+
+    def _fail(self, job: Job, fault: str, when: str = "") -> None:
+        self.faults[job.name] = fault
+        self.outcomes[job.name] = f"FAILED{when}: {fault}; see {job.log_path}"
+        write_fault(job.folder, fault)
+
+
+def _fault(job: Job, status: int) -> str:
+    """Return why the command of a job has failed; empty if it has not."""
+    state = job.state()
+    step = "test" if state.is_finished else "fit"
+    if status:
+        return f"{step} ended with exit status {status} ({last_line(job.log_path)})"
+    if not state.is_finished:
+        return (
+            f"fit ended with {'no record' if state.record is None else 'the status ' + state.record.status}"
+        )
+    return "test wrote no test/ metrics to the record" if job.test and not state.is_tested else ""
+
+
+class Bench:
+    """A runner for the jobs of an experiment.
 
     Args:
         experiment: The experiment.
         jobs: Its jobs, from `plan`.
         runs_dir: The folder that holds the experiment's folder.
+        executor: The place where the jobs run.
     """
 
-    def __init__(self, experiment: Experiment, jobs: Sequence[Job], runs_dir: Path) -> None:
+    def __init__(
+        self, experiment: Experiment, jobs: Sequence[Job], runs_dir: Path, executor: Executor
+    ) -> None:
         self.experiment = experiment
         self.jobs = jobs
         self.folder = runs_dir / experiment.name
-        self._faults: dict[str, str] = {}
-        self._seconds = {job.name: 0.0 for job in jobs}
-        self._trained = {job.folder: threading.Event() for job in jobs}
+        self.executor = executor
 
     def run(self) -> int:
         """Run the jobs and print the outcome of each.
 
         Returns:
-            The exit status: 0, 1 if a run failed, 130 if the bench was interrupted.
+            The exit status: 0, 1 if a run failed, 130 or 143 if a signal stopped the bench.
 
         Raises:
-            UserError: If a command of ``prepare`` fails, or another bench uses the folder.
+            UserError: If a command of ``prepare`` fails.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with lock(self.folder), stoppable():
+        resume = f"stopped; to resume: segdet bench {self.experiment.path}"
+        write_runs(self.folder, {job.name: job.after.name if job.after else None for job in self.jobs})
+        if any(job.action != "skip" for job in self.jobs):
             try:
-                if any(job.action != "skip" for job in self.jobs):
-                    self._prepare()
-                self._do_all()
+                with stoppable():
+                    self.prepare()
             except KeyboardInterrupt:
-                print_status(f"stopped; to resume: segdet bench {self.experiment.path}")
-                return 130
+                print_status(resume)
+                return INTERRUPTED
+        source = BenchJobs(self.experiment, self.jobs)
+        with LiveTable(lambda: {job.folder: job.after for job in self.jobs}) as display:
+            status = Engine(source, self.executor, display).run()
         width = max(len(job.name) for job in self.jobs)
-        lines = [f"  {job.name:<{width}}  {self._ending(job)}" for job in self.jobs]
+        lines = [f"  {job.name:<{width}}  {source.describe(job)}" for job in self.jobs]
         print_status("\n".join([f"{self.experiment.name}:", *lines]))
-        return int(bool(self._faults))
+        if status:
+            print_status(resume)
+        return status or int(bool(source.faults))
 
-    def _prepare(self) -> None:
-        log = self.folder / "_prepare.log"
-        for arguments in self.experiment.prepare:
-            command = f"segdet {shlex.join(arguments)}"
-            print_status(f"preparing: {command}")
-            if status := run_command(arguments, log, "wb"):
-                raise UserError(
-                    f"{self.experiment.path}: prepare: '{command}' ended with exit status {status} "
-                    f"({last_line(log)}); fix it or run it by hand"
-                )
+    def prepare(self) -> None:
+        """Run the commands of ``prepare``, while no other bench runs them.
 
-    def _do_all(self) -> None:
-        if self.experiment.at_once == 1:
-            for job in self.jobs:
-                self._do(job, self._fit, self._test)
+        Raises:
+            UserError: If a command fails.
+        """
+        if not self.experiment.prepare:
             return
-        slots = Slots(self.experiment.at_once)
-        fit = functools.partial(self._fit, slots=slots)
-        # Jobs that use other runs come last, because a waiting job blocks a slot.
-        slots.run([functools.partial(self._do, job, fit) for job in sorted(self.jobs, key=self._depth)])
-        # Test one run at a time with all cores, because a test also measures the time per image.
-        for job in self.jobs:
-            self._do(job, self._test)
-
-    def _depth(self, job: Job) -> int:
-        """Return the number of jobs that must run before ``job``, one after the other."""
-        before = [other for other in self.jobs if other.folder == job.after]
-        return 1 + self._depth(before[0]) if before else 0
-
-    def _do(self, job: Job, *steps: Callable[[Job, str], str | None]) -> None:
-        """Run the steps of ``job`` until one fails. A step returns its error, or None."""
-        if job.after in self._trained and job.trains:
-            self._trained[job.after].wait()
-        start = time.monotonic()
-        title = f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.name}"
+        place = self.folder / PREPARATION
+        while (ownership := claim(place)) is None:
+            owner = owner_of(claim_folder(place))
+            if owner is not None:
+                print_status(f"waiting for process {owner.pid} on {owner.host}, which prepares the data")
+            time.sleep(2)
         try:
-            for step in steps:
-                if job.name not in self._faults and (fault := step(job, title)) is not None:
-                    self._faults[job.name] = fault
+            log = self.folder / f"{PREPARATION}.log"
+            for arguments in self.experiment.prepare:
+                command = f"segdet {shlex.join(arguments)}"
+                print_status(f"preparing: {command}")
+                if status := run_command(arguments, log, "wb"):
+                    raise UserError(
+                        f"{self.experiment.path}: prepare: '{command}' ended with exit status {status} "
+                        f"({last_line(log)}); fix it or run it by hand"
+                    )
         finally:
-            self._trained[job.folder].set()
-        self._seconds[job.name] += time.monotonic() - start
-
-    def _fit(self, job: Job, title: str, slots: Slots | None = None) -> str | None:
-        if job.action == "skip":
-            print_status(f"{title}: already finished")
-        if not job.trains:
-            return None
-        if job.after is not None and not is_finished(job.after):
-            return f"{job.after.name}, which it uses, is not finished"
-        job.start()
-        print_status(f"{title}: {'training' if job.action == 'train' else 'resuming'}")
-        mode = "wb" if job.action == "train" else "ab"
-        if status := run_command(job.fit_command, job.log_path, mode, slots, job.name):
-            return f"fit ended with exit status {status} ({last_line(job.log_path)})"
-        record = read_record(job.folder)
-        if record is None or record.status != "finished":
-            return f"fit ended with {'no record' if record is None else 'the status ' + record.status}"
-        return None
-
-    def _test(self, job: Job, title: str) -> str | None:
-        if job.action == "skip" or job.test is None:
-            return None
-        print_status(f"{title}: testing")
-        if status := run_command(job.test, job.log_path, "ab"):
-            return f"test ended with exit status {status} ({last_line(job.log_path)})"
-        record = read_record(job.folder)
-        if record is None or not record.is_tested:
-            return "test wrote no test/ metrics to the record"
-        return None
-
-    def _ending(self, job: Job) -> str:
-        seconds = f"{self._seconds[job.name]:.0f} s"
-        if job.name in self._faults:
-            return f"FAILED after {seconds}: {self._faults[job.name]}; see {job.log_path}"
-        return "was already finished" if job.action == "skip" else f"finished in {seconds}"
+            ownership.release()

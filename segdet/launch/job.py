@@ -1,13 +1,13 @@
-"""A job: one run of an experiment with one seed, and the action that is left to do."""
+"""A job: one run of an experiment or a sweep, and the command that executes it."""
 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from segdet.runs.folder_layout import read_record
+from segdet.launch.state import RunState, read_state
 from segdet.util.errors import UserError
 
 Action = Literal["train", "resume", "test", "skip"]
@@ -15,28 +15,37 @@ Action = Literal["train", "resume", "test", "skip"]
 
 @dataclass(frozen=True)
 class Job:
-    """One run with one seed.
+    """One run, which is trained and optionally tested by one command.
 
     Attributes:
         folder: The run folder.
-        fit: The arguments of the segdet command that trains the run.
-        test: The arguments of the command that tests it, or None to leave the test out.
-        settings: All settings of the training: the arguments, and the digests of the config files.
-        action: The action that is left to do.
+        arguments: The arguments of ``segdet fit``, without those that a job sets: the folder, ``resume`` and ``test``.
+        settings: All settings of the training: the arguments, and the digests of the config files. They are kept
+            beside the folder, so that changed settings are noticed. Empty if the source of the jobs keeps them.
+        test: Whether to test the run after training.
         after: The folder of the run that must be finished first, or None.
+        action: The action that was left to do when the job was planned.
+        planned: The time of the file of settings when the job was planned, in nanoseconds; 0 without a file.
     """
 
     folder: Path
-    fit: tuple[str, ...]
-    test: tuple[str, ...] | None
-    settings: Mapping[str, str]
-    action: Action = "train"
+    arguments: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    test: bool = True
     after: Path | None = None
+    action: Action = "train"
+    planned: int = 0
 
     @property
     def name(self) -> str:
         """The name of the folder."""
         return self.folder.name
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The arguments of segdet that start or resume the run, and test it. Repeating the command does no harm."""
+        test = ("--test=true",) if self.test else ()
+        return ("fit", *self.arguments, f"--run_dir={self.folder}", "--resume=auto", *test)
 
     @property
     def settings_path(self) -> Path:
@@ -49,25 +58,33 @@ class Job:
         return self.folder.with_name(f"{self.name}.log")
 
     @property
-    def last(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    @property
-    def fit_command(self) -> tuple[str, ...]:
-        """The arguments that train the run, or that resume it."""
-        return (*self.fit, f"--ckpt_path={self.last}") if self.action == "resume" else self.fit
-
-    @property
     def trains(self) -> bool:
-        """Whether training is left to do."""
+        """Whether training was left to do."""
         return self.action in ("train", "resume")
 
-    def start(self) -> None:
-        """Remove the files of an earlier training and save the settings, unless the training is resumed."""
-        if self.action == "train":
+    def state(self) -> RunState:
+        """Return the state of the run."""
+        return read_state(self.folder, self.after)
+
+    def start(self, source: Path) -> Action:
+        """Prepare the folder for the command, and return the action that is left to do.
+
+        The caller has claimed the run. If another process has trained it since the job was planned, its settings must
+        be those of this job.
+
+        Args:
+            source: The file that describes the runs, for messages.
+
+        Raises:
+            UserError: If another process has trained the run with other settings.
+        """
+        job = self if self.planned == _time(self.settings_path) else self.with_action(source, rerun=False)
+        if job.action == "train":
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.log_path.unlink(missing_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.settings_path.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+        return job.action
 
     def with_action(self, source: Path, rerun: bool) -> "Job":
         """Return the job with the action that the state of its folder requires.
@@ -76,20 +93,20 @@ class Job:
             UserError: If ``rerun`` is not set and the run was trained with other settings than those in the
                 experiment file ``source``.
         """
-        record = read_record(self.folder)
-        finished = record is not None and record.status == "finished"
-        if not finished and not self.last.exists():
-            return replace(self, action="train")  # without a checkpoint there is nothing to resume
+        planned = replace(self, planned=_time(self.settings_path))
+        state = self.state()
+        if not state.is_finished and not state.has_checkpoint:
+            return replace(planned, action="train")  # without a checkpoint there is nothing to resume
         if difference := self.difference():
             if rerun:
-                return replace(self, action="train")
+                return replace(planned, action="train")
             raise UserError(
                 f"{source}: {self.folder} was trained with other settings ({difference}); "
                 "pass --rerun to remove it and train it again, or another --runs_dir to keep both"
             )
-        if record is None or not finished:
-            return replace(self, action="resume")
-        return replace(self, action="skip" if self.test is None or record.is_tested else "test")
+        if not state.is_finished:
+            return replace(planned, action="resume")
+        return replace(planned, action="skip" if state.is_tested or not self.test else "test")
 
     def difference(self) -> str:
         """Describe how the settings differ from those of the earlier training. Empty if they are equal."""
@@ -109,7 +126,8 @@ class Job:
         return ", ".join(map(describe, changed))
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether the run in ``folder`` was trained to the end."""
-    record = read_record(folder)
-    return record is not None and record.status == "finished"
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -2,166 +2,151 @@
 
 import codecs
 import contextlib
-import functools
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from segdet.launch.job import Job
 from segdet.util.cores import SHARE, usable_cores
+from segdet.util.devices import VISIBLE
 from segdet.util.errors import UserError
 
 GRACE_SECONDS = 60
 """The time that an interrupted command has to save its state."""
 
 
-class Slots:
-    """A runner for several commands at once. Each gets its share of the cores. One line shows the progress of all.
+class LocalExecutor:
+    """Run several jobs at once as processes on this machine. Each gets its share of the cores and of the GPUs.
 
     Args:
-        count: The number of commands that run at once.
+        at_once: The number of jobs that run at once.
+        devices: The GPUs, as in ``CUDA_VISIBLE_DEVICES``. Empty if there are none.
+        devices_per_run: The GPUs of each job. By default one, or all if only one job runs at once. If there are fewer
+            GPUs than jobs, the jobs share them by default.
+
+    Raises:
+        UserError: If there are too few GPUs for ``devices_per_run``.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.cores = max(1, usable_cores() // count)
-        self._children: dict[str, subprocess.Popen] = {}
-        self._progress: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._drawn = 0.0
+    def __init__(
+        self, at_once: int = 1, devices: Sequence[str] = (), devices_per_run: int | None = None
+    ) -> None:
+        if devices_per_run is not None and at_once * devices_per_run > len(devices):
+            raise UserError(
+                f"--devices_per_run {devices_per_run}: {at_once} runs at once need {at_once * devices_per_run} GPUs, "
+                f"but {len(devices)} are visible; give a smaller --at_once, or fewer devices for each run"
+            )
+        self.at_once = at_once
+        self.cores = max(1, usable_cores() // at_once)
+        self.devices = list(devices)
+        self.devices_per_run = devices_per_run or (1 if at_once > 1 else len(self.devices))
+        self._processes: dict[str, tuple[Job, subprocess.Popen, threading.Thread, list[str]]] = {}
 
-    def run(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Make ``calls`` in order as slots become free. On an error or interruption, stop all commands."""
-        with ThreadPoolExecutor(self.count) as pool:
-            futures = [pool.submit(call) for call in calls]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._end()
-                raise
+    def free(self) -> int:
+        """Return the number of jobs that can start now."""
+        return self.at_once - len(self._processes)
 
-    def enter(self, name: str, child: subprocess.Popen) -> None:
-        """Register a command that has started. Interrupt it immediately if all commands are being stopped."""
-        with self._lock:
-            self._children[name] = child
-            if self._stopped:
-                child.send_signal(signal.SIGINT)
+    def start(self, job: Job) -> None:
+        """Start a job. Its output is appended to its log."""
+        used = Counter(device for *_, held in self._processes.values() for device in held)
+        devices = sorted(self.devices, key=lambda device: used[device])[: self.devices_per_run]
+        devices.sort(key=self.devices.index)
+        process, tee = _start(job.command, job.log_path, "ab", self._environment(devices))
+        self._processes[job.name] = (job, process, tee, devices)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether all commands are being stopped."""
-        return self._stopped
+    def running(self) -> list[Job]:
+        """Return the running jobs."""
+        return [job for job, *_ in self._processes.values()]
 
-    def interrupt(self, name: str) -> None:
-        """Interrupt a running command, which then saves its state and ends."""
-        with self._lock:
-            if name in self._children:
-                self._children[name].send_signal(signal.SIGINT)
+    def ended(self) -> list[tuple[Job, int]]:
+        """Return the jobs that have ended since the last call, with their exit statuses."""
+        ended = []
+        for name, (job, process, tee, _) in list(self._processes.items()):
+            if (status := process.poll()) is not None:
+                tee.join(2)
+                del self._processes[name]
+                ended.append((job, status))
+        return ended
 
-    def leave(self, name: str) -> None:
-        """Remove a command that has ended."""
-        with self._lock:
-            self._children.pop(name, None)
-            self._progress.pop(name, None)
+    def signal(self, job: Job, number: int) -> None:
+        """Send a signal to a running job; SIGKILL also to the processes that it has started."""
+        process = self._processes[job.name][1]
+        if number == signal.SIGKILL:
+            _kill(process)
+        else:
+            process.send_signal(number)
 
-    def show(self, name: str, text: str) -> None:
-        """Store the last line of a command's output. Redraw the progress of all commands at most twice a second."""
-        last = next((part for part in reversed(re.split(r"[\r\n]+", text)) if part.strip()), "")
-        with self._lock:
-            if last:
-                self._progress[name] = " ".join(last.split())
-            if time.monotonic() < self._drawn + 0.5:
-                return
-            self._drawn = time.monotonic()
-            width = shutil.get_terminal_size().columns - 1
-            each = max(20, width // max(1, len(self._progress)) - 3)
-            parts = [f"{key}: {value}"[:each].ljust(each) for key, value in sorted(self._progress.items())]
-            sys.stderr.write("\r" + " | ".join(parts)[:width])
-            sys.stderr.flush()
-
-    def _end(self) -> None:
-        with self._lock:
-            self._stopped = True
-            alive = list(self._children.values())
-        _interrupt(alive)
+    def _environment(self, devices: Sequence[str]) -> dict[str, str]:
+        environment = {}
+        if self.at_once > 1:
+            environment = {SHARE: str(self.cores)}  # the number of data-loader workers depends on it
+            environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(self.cores))
+        if devices:
+            environment[VISIBLE] = ",".join(devices)
+        return environment
 
 
-def run_command(
-    arguments: Sequence[str], log: Path, mode: str, slots: Slots | None = None, name: str = ""
-) -> int:
+def run_command(arguments: Sequence[str], log: Path, mode: str) -> int:
     """Run a segdet command, show its output on stderr and keep it in ``log``.
 
-    On KeyboardInterrupt, interrupt the command and wait until it has saved its state. On a second one, kill it.
+    On KeyboardInterrupt, interrupt the command and wait until it has ended. On a second one, kill it.
 
     Args:
         arguments: The arguments of the command.
         log: The file for the output.
         mode: The mode to open the file with.
-        slots: The commands that run at the same time, or None if there are no others.
-        name: The command's name in the progress line.
 
     Returns:
         The command's exit status.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process, tee = _start(arguments, log, mode, {}, sys.stderr.write)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.send_signal(signal.SIGINT)
+            process.wait(GRACE_SECONDS)
+        raise
+    finally:
+        if sys.exc_info()[0] is not None:
+            _kill(process)
+        tee.join(2)
+
+
+def _start(
+    arguments: Sequence[str],
+    log: Path,
+    mode: str,
+    environment: Mapping[str, str],
+    show: Callable[[str], Any] | None = None,
+) -> tuple[subprocess.Popen, threading.Thread]:
+    """Start a segdet command, and a thread that copies its output."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))  # for progress bars
-    if slots is not None:
-        environment.setdefault("OMP_NUM_THREADS", str(slots.cores))
-        environment[SHARE] = str(slots.cores)  # the number of data-loader workers depends on it
-    show = sys.stderr.write if slots is None else functools.partial(slots.show, name)
-    command = [sys.executable, "-m", "segdet", *arguments]
-    with log.open(mode) as file:
-        file.write(f"$ segdet {shlex.join(arguments)}\n".encode())
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # only this process receives Ctrl-C, and passes it on once
-        )
-        assert child.stdout is not None
-        # Use a thread, because a worker that outlives the command may keep the pipe open.
-        tee = threading.Thread(target=_tee, args=(child.stdout, file, show), daemon=True)
-        tee.start()
-        if slots is not None:
-            slots.enter(name, child)
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            _interrupt([child])
-            raise
-        finally:
-            if sys.exc_info()[0] is not None:
-                _kill(child)
-            tee.join(2)
-            if slots is not None:
-                slots.leave(name)
-
-
-def _interrupt(children: Sequence[subprocess.Popen]) -> None:
-    """Interrupt commands and wait until they have saved their state; kill those that have not ended in time."""
-    print_status(f"stopping the runs, which may take up to {GRACE_SECONDS} s to save their state")
-    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        for child in children:
-            child.send_signal(signal.SIGINT)
-        end = time.monotonic() + GRACE_SECONDS
-        for child in children:
-            child.wait(max(0.0, end - time.monotonic()))
-    for child in children:
-        _kill(child)
+    file = log.open(mode)
+    file.write(f"$ segdet {shlex.join(arguments)}\n".encode())
+    file.flush()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segdet", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # only this process receives Ctrl-C, and passes it on once
+    )
+    assert process.stdout is not None
+    # Use a thread, because a worker that outlives the command may keep the pipe open.
+    tee = threading.Thread(target=_tee, args=(process.stdout, file, show), daemon=True)
+    tee.start()
+    return process, tee
 
 
 def _kill(child: subprocess.Popen) -> None:
@@ -171,14 +156,15 @@ def _kill(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def _tee(source: IO[bytes], log: IO[bytes], show: Callable[[str], Any]) -> None:
-    """Show ``source`` as it arrives, and copy it to ``log`` without the intermediate states of progress bars."""
+def _tee(source: IO[bytes], log: IO[bytes], show: Callable[[str], Any] | None) -> None:
+    """Copy ``source`` to ``log`` without the intermediate states of progress bars, and optionally show it as well."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     line = b""
-    with source, contextlib.suppress(ValueError):  # the log is already closed
+    with source, log:
         while chunk := os.read(source.fileno(), 65536):
-            show(decoder.decode(chunk))
-            sys.stderr.flush()
+            if show is not None:
+                show(decoder.decode(chunk))
+                sys.stderr.flush()
             *lines, line = (line + chunk).split(b"\n")
             log.writelines(whole.rstrip(b"\r").rpartition(b"\r")[2] + b"\n" for whole in lines)
             line = line[line.rfind(b"\r", 0, -1) + 1 :]
@@ -191,26 +177,6 @@ def last_line(log: Path) -> str:
     """Return the last non-empty line of ``log``, which is the message after an error."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "no output")
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Lock the folder of an experiment, so that only one bench can use it.
-
-    Raises:
-        UserError: If another bench has the lock.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another segdet bench is using it; wait for it or stop it") from None
-        yield
 
 
 @contextlib.contextmanager

@@ -14,13 +14,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from segdet.launch.display import LiveTable
+from segdet.launch.engine import Engine
 from segdet.launch.job import Job
-from segdet.launch.local import last_line
+from segdet.launch.local import LocalExecutor, last_line
+from segdet.launch.state import find_runs
 from segdet.launch.sweep_command import fit_arguments
 from segdet.launch.sweep_results import read_score, read_values
 from segdet.launch.sweep_trials import SweepTrials, Trial
 from segdet.runs.folder_layout import read_record
 from segdet.runs.ownership import owner_of
+from segdet.util.devices import visible_gpus
 from segdet.util.errors import UserError
 
 STORAGE = "trials.db"
@@ -37,6 +41,10 @@ KILLS = 10
 
 SIGNALS = (130, 143)
 """Exit statuses of a run that saved its state after Ctrl-C and SIGTERM."""
+
+
+POLL = 1.0
+"""The seconds between two searches for a trial."""
 
 
 class SweepJobs:
@@ -83,7 +91,10 @@ class SweepJobs:
     def should_stop(self, job: Job) -> bool:
         """Report the values of a running trial, and return whether its run should be stopped."""
         trial = self._running[job.name]
-        return trial.number in self._lost or self._report(trial)
+        try:
+            return trial.number in self._lost or self._report(trial)
+        except UserError:  # the storage may respond again
+            return False
 
     def renew(self) -> None:
         """Renew the leases of the running trials."""
@@ -177,8 +188,7 @@ class SweepJobs:
             json_file.write_text(json.dumps(self.trials.sweep.space.arguments(trial.point)), encoding="utf-8")
         arguments = fit_arguments(line)
         assert arguments is not None  # read_sweep has checked it
-        own = [f"--run_dir={folder}", "--resume=auto", *(["--test=true"] if self.test else [])]
-        return Job(folder, (*arguments, *own), None, {})
+        return Job(folder, tuple(arguments[1:]), test=self.test)
 
     def _is_busy(self, trial: Trial) -> bool:
         """Return whether a process still writes to the run folder of a trial, although its worker was killed."""
@@ -192,3 +202,14 @@ def _checkpoint_time(folder: Path) -> float:
         return (folder / "checkpoints" / "last.ckpt").stat().st_mtime
     except OSError:
         return 0.0
+
+
+def run_workers(jobs: SweepJobs, workers: int) -> int:
+    """Run trials on this machine, several at a time, until all trials of the sweep have ended.
+
+    Returns:
+        The exit status: 0, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    executor = LocalExecutor(workers, visible_gpus())
+    with jobs.renewed(), LiveTable(lambda: find_runs(jobs.folder)) as display:
+        return Engine(jobs, executor, display, POLL).run()

@@ -28,7 +28,7 @@ def test_fit_accepts_the_arguments_of_every_run(
     for run, job in zip(experiment.runs.values(), jobs, strict=True):
         out = io.StringIO()
         with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as leaving:
-            main([*job.fit, "--print_config"])
+            main([*job.command, "--print_config"])
         assert leaving.value.code == 0
         config = yaml.safe_load(out.getvalue())
         for name, value in {**run.overrides, **experiment.budget}.items():

@@ -45,9 +45,8 @@ ownership.release()
 
 def main(file: str, storage: str, folder: str) -> int:
     """Work on the sweep until it is complete."""
-    from segdet.launch.sweep import SweepJobs
+    from segdet.launch.sweep import SweepJobs, run_workers
     from segdet.launch.sweep_file import read_sweep
-    from segdet.launch.sweep_local import run_workers
     from segdet.launch.sweep_trials import SweepTrials
 
     trials = SweepTrials(read_sweep(file), storage, lease=1.5)

@@ -1,80 +1,124 @@
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from experiment_files import FILE, write_dependent_runs
 
 from segdet.cli.bench import main
-from segdet.launch import bench as module
 from segdet.launch.bench import plan
 from segdet.launch.experiment import read_experiment
-from segdet.runs.record import Cost, Record
+from segdet.launch.job import Job
+from segdet.launch.state import read_state
+from segdet.runs.record import Cost, Record, Status
 from segdet.util.errors import UserError
 
 
-class Command:
-    """A substitute for the processes. It writes the same files to the run folder as fit and test, or fails."""
+class Machine:
+    """A substitute for the processes. A command writes the same files as fit and test at once, or fails."""
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.fail: dict[str, str] = {}
+    def __init__(self, at_once: int = 1, *devices: object) -> None:
+        self.at_once = at_once
+        self.jobs: list[tuple[Job, int]] = []
+        self.held: list[Job] = []
+        self.pending: list[Job] = []
 
-    def __call__(self, arguments: list[str], log: Path, mode: str, *slot: object) -> int:
+    calls: ClassVar[list[str]] = []
+    fail: ClassVar[dict[str, str]] = {}
+    hold: ClassVar[set[str]] = set()
+    """Names of runs that end only when no other run can start."""
+    before: ClassVar[Callable[[Job], None] | None] = None
+
+    def free(self) -> int:
+        return self.at_once - len(self.running())
+
+    def running(self) -> list[Job]:
+        return [job for job, _ in self.jobs] + self.held
+
+    def start(self, job: Job) -> None:
+        if Machine.before is not None:
+            Machine.before(job)
+        if job.name in self.hold:
+            self.held.append(job)
+        else:
+            self.jobs.append((job, self.run(job.command, job.log_path, "ab")))
+
+    def ended(self) -> list[tuple[Job, int]]:
+        ended, self.jobs = self.jobs, []
+        if not ended:
+            ended = [(job, self.run(job.command, job.log_path, "ab")) for job in self.held[:1]]
+            del self.held[:1]
+        return ended
+
+    def signal(self, job: Job, number: int) -> None:
+        """Do nothing, because every job ends at once."""
+
+    @classmethod
+    def run(cls, arguments: Sequence[str], log: Path, mode: str) -> int:
         call = " ".join(arguments)
-        self.calls.append(call)
+        cls.calls.append(call)
         with log.open(mode) as file:
             file.write(f"$ {call}\n".encode())
-        for pattern, how in self.fail.items():
-            if pattern in call:
-                if how == "ctrl-c":
-                    raise KeyboardInterrupt
-                if how == "crash":
-                    checkpoint = self.folder(arguments) / "checkpoints/last.ckpt"
-                    checkpoint.parent.mkdir(parents=True)
-                    checkpoint.touch()
-                log.write_text("Traceback\nsegdet: error: configs/fcn.yaml: no such key 'a'\n\n")
-                return 2
-        if arguments[0] == "fit":
-            folder = self.folder(arguments)
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (folder / "checkpoints/last.ckpt").touch()
-            name, _, seed = folder.name.partition("-seed")
-            task, score = ("segmentation", "miou") if name == "fcn" else ("detection", "map")
-            metrics: dict[str, float | None] = {f"val/{score}": 0.5}
-            Record(folder.name, task, name.upper(), "VOC", int(seed or 0), "finished", metrics, Cost()).write(
-                folder / "result.json"
-            )
-        elif arguments[0] == "test":
-            path = self.folder(arguments) / "result.json"
-            Record.read(path).merge({"test/miou": 0.4}).write(path)
-        return 0
+        how = next((how for pattern, how in cls.fail.items() if pattern in call), None)
+        if how == "ctrl-c":
+            os.kill(os.getpid(), signal.SIGINT)
+            return 130
+        if how == "crash":
+            checkpoint = cls.folder(arguments) / "checkpoints/last.ckpt"
+            checkpoint.parent.mkdir(parents=True)
+            checkpoint.touch()
+        if how in ("crash", "fail"):
+            log.write_text("Traceback\nsegdet: error: configs/fcn.yaml: no such key 'a'\n\n")
+            return 2
+        if arguments[0] != "fit":
+            return 0
+        folder = cls.folder(arguments)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints/last.ckpt").touch()
+        (folder / "config.yaml").touch()
+        name, _, seed = folder.name.partition("-seed")
+        task, score = ("segmentation", "miou") if name == "fcn" else ("detection", "map")
+        metrics: dict[str, float | None] = {f"val/{score}": 0.5}
+        if "--test=true" in arguments and how != "no test":
+            metrics["test/miou"] = 0.4
+        status: Status = "interrupted" if how == "interrupted" else "finished"
+        Record(folder.name, task, name.upper(), "VOC", int(seed or 0), status, metrics, Cost()).write(
+            folder / "result.json"
+        )
+        return 2 if how == "no test" else 0
 
     @staticmethod
-    def folder(arguments: list[str]) -> Path:
+    def folder(arguments: Sequence[str]) -> Path:
         given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-        return Path(given["--run_dir"]) if arguments[0] == "fit" else Path(given["--ckpt_path"]).parents[1]
+        return Path(given["--run_dir"])
 
-    def started(self) -> list[str]:
-        """Return the commands started since the last call: ``fit fcn``, ``resume fcn``, ``test fcn``, ``data``."""
-        started = []
-        for call in self.calls:
-            words = call.split()
-            if words[0] == "fit":
-                started.append(("resume " if "--ckpt_path" in call else "fit ") + self.folder(words).name)
-            else:
-                started.append(f"test {self.folder(words).name}" if words[0] == "test" else words[0])
-        self.calls.clear()
+    @classmethod
+    def started(cls) -> list[str]:
+        """Return the names of the runs, and the other commands, that were started since the last call."""
+        started = [
+            cls.folder(call.split()).name if call.startswith("fit ") else call.split()[0]
+            for call in cls.calls
+        ]
+        cls.calls.clear()
         return started
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    fake = Command()
-    monkeypatch.setattr(module, "run_command", fake)
-    return fake
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Machine]]:
+    monkeypatch.setattr("segdet.cli.bench.LocalExecutor", Machine)
+    monkeypatch.setattr("segdet.launch.bench.run_command", Machine.run)
+    monkeypatch.setattr("segdet.launch.engine.POLL", 0.0)
+    yield Machine
+    Machine.calls, Machine.fail, Machine.hold, Machine.before = [], {}, set(), None
 
 
 def test_the_file_becomes_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,29 +128,20 @@ def test_the_file_becomes_commands(folder: Path, capsys: pytest.CaptureFixture[s
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "segdet data make data/shapes --images 8"
-    for seed, name, (fit, test) in [(0, "fcn", lines[1:3]), (1, "fcn-seed1", lines[3:5])]:
+    for seed, name, line in [(0, "fcn", lines[1]), (1, "fcn-seed1", lines[2])]:
         configs = f"--config configs/fcn.yaml --config configs/data.yaml --seed_everything={seed}"
         overrides = "--model.optim.lr=0.001 --model.weights=null --trainer.max_time=00:00:10:00"
         overrides += " --trainer.max_epochs=1"
-        assert fit == f"segdet fit {configs} --run_dir=runs/demo/{name} {overrides}"
-        checkpoint = f"runs/demo/{name}/checkpoints/best.ckpt"
-        assert test == f"segdet test {configs} --ckpt_path={checkpoint} {overrides}"
-    assert len(lines) == 5 and not Path("runs").exists()
+        own = f"--run_dir=runs/demo/{name} --resume=auto --test=true"
+        assert line == f"segdet fit {configs} {overrides} {own}"
+    assert len(lines) == 3 and not Path("runs").exists()
 
 
 def test_each_run_is_trained_and_tested_once(
-    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["experiments/demo.yaml"]) == 0
-    assert command.started() == [
-        "data",
-        "fit fcn",
-        "test fcn",
-        "fit fcn-seed1",
-        "test fcn-seed1",
-        "fit ssd",
-        "fit ssd-seed1",
-    ]
+    assert command.started() == ["data", "fcn", "fcn-seed1", "ssd", "ssd-seed1"]
     out, err = capsys.readouterr()
     assert "0.400 ± 0.000" in out and "### Detection" in out and "fcn-seed1  finished in" in err
     assert out in Path("runs/demo/table.md").read_text()
@@ -117,22 +152,15 @@ def test_each_run_is_trained_and_tested_once(
     # One more seed needs only its own runs.
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0, 1, 2]"))
     assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
-    assert command.started() == ["data", "fit ssd-seed2"]
+    assert command.started() == ["data", "ssd-seed2"]
 
 
 def test_a_failed_run_is_listed_and_the_others_continue(
-    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command.fail = {"run_dir=runs/demo/fcn ": "fail"}
     assert main(["experiments/demo.yaml"]) == 1
-    assert command.started() == [
-        "data",
-        "fit fcn",
-        "fit fcn-seed1",
-        "test fcn-seed1",
-        "fit ssd",
-        "fit ssd-seed1",
-    ]
+    assert command.started() == ["data", "fcn", "fcn-seed1", "ssd", "ssd-seed1"]
     out, err = capsys.readouterr()
     fault = "fit ended with exit status 2 (segdet: error: configs/fcn.yaml: no such key 'a')"
     assert "FAILED" in err and fault in err
@@ -150,43 +178,47 @@ def test_a_failed_run_is_listed_and_the_others_continue(
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0]"))
     command.started()
     assert main(["experiments/demo.yaml"]) == 0
-    assert command.started() == ["data", "fit fcn", "test fcn"]
+    assert command.started() == ["data", "fcn"]
 
 
-def test_an_interrupted_run_is_resumed(folder: Path, command: Command) -> None:
-    command.fail = {"fit --config configs/fcn.yaml": "crash"}
+def test_an_interrupted_run_is_resumed(folder: Path, command: type[Machine]) -> None:
+    command.fail = {"run_dir=runs/demo/fcn ": "crash", "run_dir=runs/demo/fcn-seed1": "no test"}
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 1
-    command.fail = {"test --config": "fail"}
-    command.started()
-    assert main(["experiments/demo.yaml", "--only", "fcn"]) == 1
-    assert "--ckpt_path=runs/demo/fcn/checkpoints/last.ckpt" in command.calls[1]
-    assert command.started() == ["data", "resume fcn", "test fcn", "resume fcn-seed1", "test fcn-seed1"]
+    Path("runs/demo/fcn/mark").touch()
     command.fail = {}
+    command.started()
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 0
-    assert command.started() == ["data", "test fcn", "test fcn-seed1"]
+    # The untested run is tested by the same command.
+    assert command.started() == ["data", "fcn", "fcn-seed1"] and Path("runs/demo/fcn/mark").exists()
     # A run with the status "interrupted" is not finished.
     path = Path("runs/demo/fcn/result.json")
     replace(Record.read(path), status="interrupted").write(path)
     assert main(["experiments/demo.yaml", "--only", "fcn"]) == 0
-    assert command.started() == ["data", "resume fcn", "test fcn"]
+    assert command.started() == ["data", "fcn"] and Path("runs/demo/fcn/mark").exists()
+    # A run without a checkpoint is started again.
+    Path("runs/demo/fcn/checkpoints/last.ckpt").unlink()
+    replace(Record.read(path), status="interrupted").write(path)
+    assert main(["experiments/demo.yaml", "--only", "fcn"]) == 0
+    assert command.started() == ["data", "fcn"] and not Path("runs/demo/fcn/mark").exists()
 
 
-def test_a_fit_that_does_not_finish_is_a_failure(
-    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("how", "run", "fault"),
+    [
+        ("interrupted", "ssd", "fit ended with the status interrupted"),
+        ("no test", "fcn", "test ended with exit status 2"),
+    ],
+)
+def test_a_command_that_does_not_finish_is_a_failure(
+    how: str, run: str, fault: str, folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
-        status = command(arguments, log, mode)
-        if arguments[0] == "fit":
-            path = command.folder(arguments) / "result.json"
-            replace(Record.read(path), status="interrupted").write(path)
-        return status
-
-    monkeypatch.setattr(module, "run_command", interrupted)
-    assert main(["experiments/demo.yaml", "--only", "ssd"]) == 1
-    assert "fit ended with the status interrupted" in capsys.readouterr().err
+    command.fail = {"run_dir": how}
+    assert main(["experiments/demo.yaml", "--only", run]) == 1
+    assert fault in capsys.readouterr().err
+    assert read_state(Path("runs/demo") / run).fault.startswith(fault)
 
 
-def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Command) -> None:
+def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: type[Machine]) -> None:
     Path("experiments/demo.yaml").write_text(FILE.replace("[0, 1]", "[0]"))
     main(["experiments/demo.yaml"])
     command.started()
@@ -204,7 +236,7 @@ def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Comma
     )
     assert command.started() == []
     assert main(["experiments/demo.yaml", "--rerun"]) == 0
-    assert command.started() == ["data", "fit ssd"] and not Path("runs/demo/ssd/mark").exists()
+    assert command.started() == ["data", "ssd"] and not Path("runs/demo/ssd/mark").exists()
     with pytest.raises(UserError, match=r"\(--trainer.max_time was 00:00:10:00\)"):
         main(["experiments/demo.yaml", "--overrides", "trainer.max_time=00:00:20:00"])
     with pytest.raises(UserError, match=r"\(--trainer.max_epochs is new\)"):
@@ -214,7 +246,7 @@ def test_changed_settings_are_listed_and_need_rerun(folder: Path, command: Comma
         main(["experiments/demo.yaml", "--only", "fcn"])
 
 
-def test_a_file_that_a_config_names_is_part_of_the_settings(folder: Path, command: Command) -> None:
+def test_a_file_that_a_config_names_is_part_of_the_settings(folder: Path, command: type[Machine]) -> None:
     Path("configs/ssd.yaml").write_text("data: shared.yaml\n")
     Path("configs/shared.yaml").write_text("class_path: VOC  # a comment\n")
     main(["experiments/demo.yaml"])
@@ -226,18 +258,19 @@ def test_a_file_that_a_config_names_is_part_of_the_settings(folder: Path, comman
 
 
 def test_ctrl_c_prints_how_to_resume(
-    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command.fail = {"test --config": "ctrl-c"}
+    command.fail = {"run_dir=runs/demo/fcn-seed1": "ctrl-c"}
     assert main(["experiments/demo.yaml"]) == 130
-    assert command.started() == ["data", "fit fcn", "test fcn"]
-    assert "to resume: segdet bench experiments/demo.yaml" in capsys.readouterr().err
+    assert command.started() == ["data", "fcn", "fcn-seed1"]
+    err = capsys.readouterr().err
+    assert "to resume: segdet bench experiments/demo.yaml" in err and "FAILED" not in err
     command.fail = {}
     assert main(["experiments/demo.yaml"]) == 0
-    assert command.started()[:3] == ["data", "test fcn", "fit fcn-seed1"]
+    assert command.started() == ["data", "fcn-seed1", "ssd", "ssd-seed1"]
 
 
-def test_a_failed_preparation_stops_before_the_runs(folder: Path, command: Command) -> None:
+def test_a_failed_preparation_stops_before_the_runs(folder: Path, command: type[Machine]) -> None:
     command.fail = {"data make": "fail"}
     with pytest.raises(
         UserError, match="prepare: 'segdet data make data/shapes --images 8' ended with exit status 2"
@@ -246,56 +279,74 @@ def test_a_failed_preparation_stops_before_the_runs(folder: Path, command: Comma
     assert command.started() == ["data"]
 
 
-def test_two_benches_of_one_folder_are_refused(
-    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+CLAIM = (
+    "import os, sys, time, pathlib\nfrom segdet.launch.state import claim\nassert claim(pathlib.Path(%r))\n"
+)
+"""The code of another bench that has claimed a run."""
+
+
+def test_a_run_of_another_bench_is_left_to_it(
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def again(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
-        with pytest.raises(UserError, match="another segdet bench is using it"):
-            main(["experiments/demo.yaml"])
-        return command(arguments, log, mode)
+    code = CLAIM % "runs/demo/fcn" + "print(flush=True)\ntime.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        assert main(["experiments/demo.yaml"]) == 0
+    finally:
+        other.kill()
+        other.communicate()
+    assert command.started() == ["data", "fcn-seed1", "ssd", "ssd-seed1"]
+    assert re.search(rf"fcn +is run by another bench, process {other.pid} on ", capsys.readouterr().err)
+    # A killed bench holds no run.
+    assert main(["experiments/demo.yaml"]) == 0
+    assert command.started() == ["data", "fcn"]
 
-    monkeypatch.setattr(module, "run_command", again)
-    assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
+
+def test_runs_that_another_bench_has_trained_again_are_kept(folder: Path, command: type[Machine]) -> None:
+    """Two benches with --rerun do not repeat each other's runs."""
+    main(["experiments/demo.yaml", "--only", "ssd"])
+    Path("configs/ssd.yaml").write_text("other: 1\n")
+    command.calls.clear()
+
+    def train_the_other(job: Job) -> None:
+        command.before = None
+        path = Path("experiments/demo.yaml")
+        other = plan(read_experiment(path), Path("runs"), only=["ssd"], rerun=True)[1]
+        assert other.start(path) == "train"
+        command.run(other.command, other.log_path, "ab")
+
+    command.before = train_the_other
+    assert main(["experiments/demo.yaml", "--only", "ssd", "--rerun"]) == 0
+    assert command.started() == ["data", "ssd-seed1", "ssd"]
 
 
-def test_a_run_uses_an_earlier_run(folder: Path, command: Command) -> None:
+def test_a_run_uses_an_earlier_run(folder: Path, command: type[Machine]) -> None:
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     fits = {call.split("--run_dir=")[1].split()[0]: call for call in command.calls if call.startswith("fit")}
-    assert fits["runs/turn/ssd"].endswith('--model.weights={"a": "runs/turn/fcn"}')
-    assert fits["runs/turn/ssd-seed1"].endswith('--model.weights={"a": "runs/turn/fcn-seed1"}')
+    assert '--model.weights={"a": "runs/turn/fcn"} ' in fits["runs/turn/ssd"]
+    assert '--model.weights={"a": "runs/turn/fcn-seed1"} ' in fits["runs/turn/ssd-seed1"]
     for first, second in (("fcn", "ssd"), ("fcn-seed1", "ssd-seed1")):
         begun = [command.calls.index(fits[f"runs/turn/{name}"]) for name in (first, second)]
         assert begun == sorted(begun)
 
 
-def test_a_run_waits_for_the_run_that_it_uses(
-    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended: list[str] = []
-
-    def slow(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
-        name = command.folder(arguments).name if arguments[0] == "fit" else ""
-        if name == "fcn":
-            time.sleep(0.5)
-        if name == "ssd":
-            assert "fcn" in ended
-        status = command(arguments, log, mode, *slot)
-        ended.append(name)
-        return status
-
-    monkeypatch.setattr(module, "run_command", slow)
+def test_a_run_waits_for_the_run_that_it_uses(folder: Path, command: type[Machine]) -> None:
+    """A waiting run leaves its slot to others."""
+    command.hold = {"fcn"}
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
+    assert command.started() == ["fcn-seed1", "ssd-seed1", "fcn", "ssd"]
 
 
 def test_a_run_is_not_started_without_the_run_that_it_uses(
-    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_dependent_runs()
     with pytest.raises(UserError, match="--only: ssd uses fcn, which is not finished; name it as well"):
         main(["experiments/turn.yaml", "--only", "ssd"])
-    command.fail = {"--run_dir=runs/turn/fcn ": "exit"}
+    command.fail = {"--run_dir=runs/turn/fcn ": "fail"}
     write_dependent_runs("overrides: {model.width: 1}")
     assert main(["experiments/turn.yaml"]) == 1
     assert "fcn, which it uses, is not finished" in capsys.readouterr().err
@@ -306,7 +357,7 @@ def test_a_run_is_not_started_without_the_run_that_it_uses(
     assert main(["experiments/turn.yaml", "--only", "ssd"]) == 0
 
 
-def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: Command) -> None:
+def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: type[Machine]) -> None:
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     with pytest.raises(UserError, match=r"other settings|must be trained again"):
@@ -329,7 +380,7 @@ def test_a_run_that_used_a_changed_run_is_trained_again(folder: Path, command: C
     assert fits == ["runs/turn/fcn", "runs/turn/ssd"]
 
 
-def test_the_folder_of_the_runs_is_not_a_setting(folder: Path, command: Command) -> None:
+def test_the_folder_of_the_runs_is_not_a_setting(folder: Path, command: type[Machine]) -> None:
     write_dependent_runs()
     assert main(["experiments/turn.yaml"]) == 0
     command.calls.clear()
@@ -337,28 +388,12 @@ def test_the_folder_of_the_runs_is_not_a_setting(folder: Path, command: Command)
     assert command.calls == []
     Path('a "b').mkdir()
     assert main(["experiments/turn.yaml", "--runs_dir", 'a "b']) == 0
-    given = [call.split("--model.weights=")[1] for call in command.calls if "--model.weights=" in call]
+    given = [
+        call.split("--model.weights=")[1].split(" --run_dir")[0]
+        for call in command.calls
+        if "--model.weights=" in call
+    ]
     assert sorted(json.loads(each)["a"] for each in given) == ['a "b/turn/fcn', 'a "b/turn/fcn-seed1']
-
-
-def test_a_waiting_run_blocks_no_slot(
-    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second of two slots trains the last run, not the run that waits for the first slot."""
-    begun: list[str] = []
-
-    def slow(arguments: list[str], log: Path, mode: str, *slot: object) -> int:
-        if arguments[0] == "fit":
-            begun.append(command.folder(arguments).name)
-            time.sleep(0.3)
-        return command(arguments, log, mode, *slot)
-
-    monkeypatch.setattr(module, "run_command", slow)
-    write_dependent_runs()
-    text = Path("experiments/turn.yaml").read_text().replace("seeds: [0, 1]", "seeds: [0]")
-    Path("experiments/turn.yaml").write_text(text + "  last: {configs: configs/data.yaml, test: false}\n")
-    assert main(["experiments/turn.yaml"]) == 0
-    assert begun.index("ssd") == 2
 
 
 def test_wrong_arguments_are_reported_in_one_line(folder: Path) -> None:
@@ -371,16 +406,14 @@ def test_wrong_arguments_are_reported_in_one_line(folder: Path) -> None:
         plan(experiment, Path("runs"), overrides=["trainer.max_epochs"])
 
 
-def test_at_once_is_at_least_one(folder: Path, command: Command) -> None:
+def test_at_once_is_at_least_one(folder: Path, command: type[Machine]) -> None:
     with pytest.raises(UserError, match="--at_once 0: must be at least 1"):
         main(["experiments/demo.yaml", "--at_once", "0"])
     assert main(["experiments/demo.yaml", "--at_once", "3"]) == 0
-    assert sorted(command.started()) == sorted(
-        ["data", "fit fcn", "test fcn", "fit fcn-seed1", "test fcn-seed1", "fit ssd", "fit ssd-seed1"]
-    )
+    assert command.started() == ["data", "fcn", "fcn-seed1", "ssd", "ssd-seed1"]
 
 
-def test_the_settings_are_kept_beside_the_run(folder: Path, command: Command) -> None:
+def test_the_settings_are_kept_beside_the_run(folder: Path, command: type[Machine]) -> None:
     main(["experiments/demo.yaml", "--only", "ssd"])
     settings = json.loads(Path("runs/demo/ssd.json").read_text())
     assert set(settings) == {"configs/ssd.yaml", "configs/data.yaml", "seed", "--trainer.max_time"}
@@ -414,7 +447,7 @@ def test_three_tasks_are_trained_tested_and_tabulated(
     Path("all.yaml").write_text(text)
     assert main(["all.yaml"]) == 0
     out, err = capsys.readouterr()
-    assert "epoch 1/1" in err  # shows progress
+    assert "training" in err and "epoch 1/1" in err  # shows progress
     for column in ("test/miou", "test/loc_acc", "test/map_50", "GFLOPs", "passes per image"):
         assert column in out
     for name in ("fcn", "boxhead", "ssd"):

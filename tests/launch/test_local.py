@@ -4,15 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
 from segdet.cli.bench import main
-from segdet.launch.local import last_line, run_command
+from segdet.launch.local import LocalExecutor, last_line, run_command
 from segdet.util.cores import usable_cores
+from segdet.util.devices import visible_gpus
+from segdet.util.errors import UserError
 
 
 @pytest.fixture
@@ -51,81 +52,35 @@ def test_a_worker_that_outlives_the_command_delays_nothing(scripted: Path) -> No
     os.kill(int(Path("helper").read_text()), signal.SIGKILL)
 
 
+STUBBORN = """
+import os, signal, sys, time
+run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def stop(number, frame):
+    open(f"received-{number}", "w").close()
+    if EXITS:
+        raise SystemExit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+open(f".started-{run}", "w").write(str(os.getpid()))
+os.replace(f".started-{run}", f"started-{run}")  # rename the complete file
+while True:
+    time.sleep(0.05)
+"""
+
+
 @pytest.mark.parametrize(
-    ("number", "exits", "times"),
-    [(signal.SIGTERM, True, 1), (signal.SIGTERM, False, 2), (signal.SIGINT, True, 1)],
+    ("number", "exits", "status"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 143), (signal.SIGTERM, False, 143)],
 )
-def test_a_stopped_bench_ends_its_run(scripted: Path, number: int, exits: bool, times: int) -> None:
-    Path("script.py").write_text(
-        textwrap.dedent(f"""
-            import os, signal, time
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            def stop(*_):
-                open("interrupted", "w").close()
-                if {exits}:
-                    raise SystemExit(0)
-            signal.signal(signal.SIGINT, stop)
-            open("started.part", "w").write(str(os.getpid()))
-            os.replace("started.part", "started")
-            while True:
-                time.sleep(0.05)
-            """)
-    )
-    Path("a.yaml").write_text("runs: {a: {configs: a.yaml}}")
+def test_a_signal_stops_all_runs_and_a_second_one_kills_them(
+    scripted: Path, number: int, exits: bool, status: int
+) -> None:
+    Path("script.py").write_text(STUBBORN.replace("EXITS", str(exits)))
+    Path("x.yaml").write_text("runs: {a: {configs: x.yaml}, b: {configs: x.yaml}, c: {configs: x.yaml}}")
     code = f"""
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells do for background jobs
-sys.path = {sys.path!r}
-from segdet.cli.bench import main
-sys.exit(main(["a.yaml"]))
-"""
-    bench = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    wait_for(Path("started"))
-    for _ in range(times):
-        bench.send_signal(number)
-        wait_for(Path("interrupted"))
-    _, err = bench.communicate(timeout=30)
-    assert bench.returncode == 130 and "to resume: segdet bench a.yaml" in err
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(Path("started").read_text()), 0)
-
-
-TOGETHER = """
-import os, sys, time
-run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
-open(f"share-{run}", "w").write(os.environ["OMP_NUM_THREADS"] + " " + os.environ["SEGDET_CORES"])
-open(f".started-{run}", "w").write(str(os.getpid()))
-os.replace(f".started-{run}", f"started-{run}")  # rename the complete file
-sys.stderr.write(f"\\repoch {run} 1/2")
-"""
-
-
-def test_simultaneous_runs_share_the_cores_and_show_their_progress(
-    scripted: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Each of the two runs waits until the other has started."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    Path("script.py").write_text(
-        TOGETHER
-        + "end = time.monotonic() + 20\n"
-        + "while not all(map(os.path.exists, ('started-a', 'started-b'))):\n"
-        + "    assert time.monotonic() < end\n    time.sleep(0.02)\n"
-        + "time.sleep(1)\nprint()\nsys.exit(3)\n"
-    )
-    Path("x.yaml").write_text("at_once: 2\nruns: {a: {configs: x.yaml}, b: {configs: x.yaml}}")
-    assert main(["x.yaml"]) == 1
-    share = max(1, usable_cores() // 2)
-    assert Path("share-a").read_text() == Path("share-b").read_text() == f"{share} {share}"
-    err = capfd.readouterr().err
-    assert "epoch a 1/2" in err + Path("runs/x/a.log").read_text()
-    assert err.index("  a  FAILED") < err.index("  b  FAILED") and "exit status 3 (epoch b 1/2)" in err
-
-
-def test_all_simultaneous_runs_are_stopped(scripted: Path) -> None:
-    Path("script.py").write_text(TOGETHER + "while True:\n    time.sleep(0.05)\n")
-    Path("x.yaml").write_text("runs: {a: {configs: x.yaml}, b: {configs: x.yaml}, c: {configs: x.yaml}}")
-    code = f"""
-import sys
 sys.path = {sys.path!r}
 from segdet.cli.bench import main
 sys.exit(main(["x.yaml", "--at_once", "2"]))
@@ -133,13 +88,93 @@ sys.exit(main(["x.yaml", "--at_once", "2"]))
     bench = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     for name in "ab":
         wait_for(Path(f"started-{name}"))
-    bench.send_signal(signal.SIGTERM)
+    bench.send_signal(number)
+    wait_for(Path(f"received-{int(number)}"))
+    if not exits:
+        bench.send_signal(number)
     _, err = bench.communicate(timeout=30)
-    assert bench.returncode == 130 and "to resume: segdet bench x.yaml" in err
-    assert not Path("started-c").exists()
+    assert bench.returncode == status and "to resume: segdet bench x.yaml" in err
+    assert "FAILED" not in err and not Path("started-c").exists()
     for name in "ab":
         with pytest.raises(ProcessLookupError):
             os.kill(int(Path(f"started-{name}").read_text()), 0)
+
+
+DEVICES = """
+import os, sys, time
+run = next(a.split("=", 1)[1] for a in sys.argv if a.startswith("--run_dir=")).rsplit("/", 1)[1]
+names = ("OMP_NUM_THREADS", "SEGDET_CORES", "CUDA_VISIBLE_DEVICES")
+open(f"share-{run}", "w").write(" ".join(os.environ.get(name, "-") for name in names))
+end = time.monotonic() + 20
+while not all(os.path.exists(f"share-{name}") for name in RUNS):
+    assert time.monotonic() < end
+    time.sleep(0.02)
+sys.stderr.write(f"epoch {run}")
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "options", "expected"),
+    [
+        (None, [], ["-", "-"]),
+        ("4,6", [], ["4", "6"]),
+        ("GPU-1,GPU-2,GPU-3,GPU-4", ["--devices_per_run", "2"], ["GPU-1,GPU-2", "GPU-3,GPU-4"]),
+        ("7", [], ["7", "7"]),
+    ],
+)
+def test_simultaneous_runs_share_the_cores_and_the_gpus(
+    visible: str | None,
+    options: list[str],
+    expected: list[str],
+    scripted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Each of the two runs waits until the other has started."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", "")  # no nvidia-smi
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    Path("script.py").write_text(DEVICES.replace("RUNS", "'ab'"))
+    Path("x.yaml").write_text("at_once: 2\nruns: {a: {configs: x.yaml}, b: {configs: x.yaml}}")
+    assert main(["x.yaml", *options]) == 1
+    share = max(1, usable_cores() // 2)
+    shares = [Path(f"share-{name}").read_text() for name in "ab"]
+    assert shares == [f"{share} {share} {devices}" for devices in expected]
+    err = capfd.readouterr().err
+    assert err.index("  a  FAILED") < err.index("  b  FAILED") and "exit status 3 (epoch b)" in err
+
+
+def test_a_single_run_uses_all_gpus_and_too_few_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LocalExecutor(1, ["0", "1"]).devices_per_run == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,-1,2")
+    assert visible_gpus() == ["0", "1"]
+    with pytest.raises(
+        UserError, match=r"^--devices_per_run 2: 3 runs at once need 6 GPUs, but 2 are visible"
+    ):
+        LocalExecutor(3, visible_gpus(), 2)
+
+
+def test_two_benches_share_the_runs(scripted: Path) -> None:
+    """Every run is started once, although both benches start at the same time."""
+    runs = [f"r{number}" for number in range(6)]
+    Path("script.py").write_text(
+        "import os, sys, time\n"
+        "run = next(a.split('=', 1)[1] for a in sys.argv if a.startswith('--run_dir='))\n"
+        "open(run + '.count', 'a').write('x')\ntime.sleep(0.3)\nsys.exit(3)\n"
+    )
+    Path("x.yaml").write_text(f"runs: {{{', '.join(f'{name}: {{configs: x.yaml}}' for name in runs)}}}")
+    code = (
+        f"import sys; sys.path = {sys.path!r}; from segdet.cli.bench import main; sys.exit(main(['x.yaml']))"
+    )
+    benches = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    errors = [bench.communicate(timeout=60)[1] for bench in benches]
+    assert [Path(f"runs/x/{name}.count").read_text() for name in runs] == ["x"] * 6, errors
+    assert all("FAILED" in err and "Traceback" not in err for err in errors)
 
 
 def wait_for(path: Path) -> None:

@@ -56,10 +56,10 @@ def test_a_trial_is_one_command_in_its_own_folder(jobs: SweepJobs, tmp_path: Pat
     job = claim(jobs)
     width = jobs.trials.all()[0].point["model.width"]
     assert job.folder == tmp_path / "demo/trial-000"
-    assert list(job.fit) == [
+    assert list(job.command) == [
         "fit", "--config", "fcn.yaml", f"--model.width={width}", f"--run_dir={job.folder}", "--resume=auto",
     ]  # fmt: skip
-    assert SweepJobs(jobs.trials, tmp_path / "demo", test=True).next().fit[-1] == "--test=true"  # type: ignore[union-attr]
+    assert SweepJobs(jobs.trials, tmp_path / "demo", test=True).next().command[-1] == "--test=true"  # type: ignore[union-attr]
     assert jobs.next() is None and not jobs.is_complete()
 
 
@@ -69,7 +69,7 @@ def test_parameters_are_written_for_the_macro_of_a_file(tmp_path: Path) -> None:
     jobs = SweepJobs(SweepTrials(read_sweep(path), f"sqlite:///{tmp_path}/demo/trials.db"), tmp_path / "demo")
     job = claim(jobs)
     file = tmp_path / "demo/trial-000.arguments.json"
-    assert str(file) in job.fit and json.loads(file.read_text()) == jobs.trials.all()[0].point
+    assert str(file) in job.command and json.loads(file.read_text()) == jobs.trials.all()[0].point
 
 
 def test_a_finished_trial_has_its_best_value_as_score(jobs: SweepJobs) -> None:
@@ -157,7 +157,7 @@ def test_a_trial_whose_folder_is_removed_starts_again(jobs: SweepJobs) -> None:
     write_run(job.folder, [0.1], checkpoint=5)
     jobs.ended(job, -9)
     shutil.rmtree(job.folder)
-    assert claim(jobs).fit == job.fit
+    assert claim(jobs).command == job.command
 
 
 def test_a_trial_is_not_claimed_while_its_run_is_alive(jobs: SweepJobs, tmp_path: Path) -> None:

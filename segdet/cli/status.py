@@ -1,0 +1,45 @@
+"""``segdet status``: the state of the runs of a bench or a sweep."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segdet.launch.display import render, table
+from segdet.launch.state import find_runs
+from segdet.util.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``segdet status DIR``.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        UserError: If the folder does not exist or holds no runs.
+    """
+    folder: Path = _parser().parse_args(argv).folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a bench or a sweep, such as runs/demo")
+    runs = find_runs(folder)
+    if not runs:
+        raise UserError(f"{folder}: holds no runs; give the folder of a bench or a sweep, such as runs/demo")
+    rows = table(runs)
+    sys.stdout.write(render(rows) + "\n")
+    for row in rows:
+        if row.fault and row.state == "failed":
+            sys.stdout.write(f"{row.name}: {row.fault}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segdet status",
+        allow_abbrev=False,
+        description="Show the state of the runs of a bench or a sweep.",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder of a bench or a sweep, such as runs/demo"
+    )
+    return parser
