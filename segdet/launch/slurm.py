@@ -30,7 +30,7 @@ FOLDER = "slurm"
 """The folder with the job scripts and their output, in the folder of an experiment or a sweep."""
 
 PREPARE = "_prepare"
-"""The name of the task that prepares the data, which is no name of a run."""
+"""The name of the task that prepares the data. No run has this name."""
 
 SIGNAL_SECONDS = 120
 """The time before the time limit at which a run is saved and its job requeued."""

@@ -1,8 +1,8 @@
 """The address and the port at which the processes of a run on several machines meet, and the network that they use.
 
-torch and Lightning take them from environment variables. `choose_rendezvous` sets those that can be found and are not
-set. Lightning's default for SLURM, the name of the first node of the job, does not suffice: the name may not resolve,
-and two steps of a job would use the same port.
+torch and Lightning take them from environment variables. `choose_rendezvous` sets the variables that are needed and
+not set. Lightning's default for SLURM, the name of the first node of the job, does not suffice: the name may not
+resolve, and two steps of a job would use the same port.
 """
 
 import contextlib

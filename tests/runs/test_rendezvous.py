@@ -35,7 +35,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Choose:
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, **addresses: str) -> None:
-    """Let only these names, and addresses, resolve."""
+    """Let only these names and numeric addresses resolve."""
 
     def gethostbyname(name: str) -> str:
         if name[0].isdigit():
