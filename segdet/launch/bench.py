@@ -4,7 +4,8 @@ Every run is ``segdet fit --test true`` in ``runs/<experiment>/<run>``. With a s
 ``<run>-seed<S>``, so that seeds can be added later. Beside the folder, ``<run>.log`` contains the output and
 ``<run>.json`` the settings of the training. A restarted bench resumes where it stopped.
 
-Several benches, on one or more machines, may work on the same experiment. Each takes runs that no other one has.
+Several benches, on one or more machines, may work on the same experiment. Each takes runs that no other bench has
+claimed.
 
 With ``at_once``, several runs train at the same time and share the cores equally. On a CPU this is faster than
 one run with all cores, because the threads of one run wait for each other at every layer.
@@ -171,7 +172,7 @@ def _insert_folder(value: Any, after: Path | None) -> Any:
 
 
 class BenchJobs:
-    """The jobs of an experiment that no other bench has, as a source of the engine.
+    """The jobs of an experiment that no other bench has claimed, as a source of the engine.
 
     A run that fails does not stop the others.
 

@@ -305,7 +305,7 @@ def _tail(path: Path) -> list[dict[str, str]]:
         return []
     if size - TAIL > len(heading):
         body = body.partition(b"\n")[2]
-    complete = body[: body.rfind(b"\n") + 1]  # the last row may be being written
+    complete = body[: body.rfind(b"\n") + 1]  # the last row may be incomplete
     return list(csv.DictReader(io.StringIO((heading + complete).decode("utf-8", "replace"))))
 
 

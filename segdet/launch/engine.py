@@ -14,10 +14,10 @@ from segdet.launch.job import Job
 from segdet.util.errors import INTERRUPTED, TERMINATED
 
 POLL = 0.25
-"""The seconds between two looks at the running jobs."""
+"""The seconds between two checks of the running jobs."""
 
 WATCH = 2.0
-"""The seconds between two questions to the source whether running jobs should be stopped."""
+"""The seconds between two checks whether running jobs should be stopped."""
 
 GRACE = 60.0
 """The seconds that stopped jobs have to save their state."""
@@ -30,7 +30,7 @@ class Source(Protocol):
         """Claim and return a job to start now, or None if there is none at the moment."""
 
     def is_complete(self) -> bool:
-        """Return whether no further job will come, given that none of this source is running."""
+        """Return whether no further job will come. Called only while no job of this source is running."""
 
     def should_stop(self, job: Job) -> bool:
         """Return whether a running job should be stopped. Its metrics are in ``metrics.csv`` in its folder."""
@@ -71,7 +71,7 @@ class Display(Protocol):
     """A view of the jobs for the user."""
 
     def update(self, running: Sequence[Job]) -> None:
-        """Show the current state of all jobs. Called at every look at the running jobs."""
+        """Show the current state of all jobs. Called at every check of the running jobs."""
 
     def message(self, text: str) -> None:
         """Show a line that remains visible."""
@@ -84,7 +84,7 @@ class Engine:
         source: The jobs.
         executor: The place where they run.
         display: The view for the user.
-        poll: The seconds between two looks at the running jobs.
+        poll: The seconds between two checks of the running jobs.
     """
 
     def __init__(self, source: Source, executor: Executor, display: Display, poll: float = POLL) -> None:

@@ -25,7 +25,7 @@ class Job:
         test: Whether to test the run after training.
         after: The folder of the run that must be finished first, or None.
         action: The action that was left to do when the job was planned.
-        planned: The time of the file of settings when the job was planned, in nanoseconds; 0 without a file.
+        planned: The modification time of the settings file when the job was planned, in nanoseconds; 0 without a file.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""The state of a run, read from the files in and beside its folder; and claims, by which several benches share runs.
+"""The state of a run, read from the files in and beside its folder, and claims, which let several benches share runs.
 
 Nothing here imports torch, so that a table of hundreds of runs appears at once.
 """
@@ -19,7 +19,7 @@ LAUNCH = ".launch"
 """The folder of claims and of the list of runs, beside the run folders."""
 
 PREPARATION = "_prepare"
-"""The name of the claim of the preparation; no run has it."""
+"""The name of the claim of the preparation. No run has this name."""
 
 Status = Literal["new", "waiting", "running", "stopped", "failed", "diverged", "finished", "tested"]
 """``waiting``: the run that it uses is not finished. ``stopped``: interrupted or killed, and can be resumed."""
@@ -111,7 +111,7 @@ def claim(folder: Path) -> Ownership | None:
 
 
 def write_fault(folder: Path, fault: str) -> None:
-    """Record why the command of a run failed, or with an empty text that it did not."""
+    """Record why the command of a run failed. An empty text removes the record."""
     path = _fault_path(folder)
     if fault:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def write_runs(folder: Path, runs: Mapping[str, str | None]) -> None:
 
 
 def find_runs(folder: Path) -> dict[Path, Path | None]:
-    """Return the run folders in the folder of a bench or a sweep, each with that of the run that it uses, or None."""
+    """Return the run folders of a bench or a sweep, each with the folder of the run that it uses, or None."""
     listed = {folder / name: folder / after if after else None for name, after in _read_runs(folder).items()}
     found = {path.parent for name in ("config.yaml", RECORD_NAME) for path in folder.glob(f"*/{name}")}
     found |= {

@@ -8,7 +8,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs as numbers or identifiers for `VISIBLE`: those that it names, otherwise all of this machine."""
+    """Return the GPUs that `VISIBLE` names, or all GPUs of this machine, as numbers or identifiers for `VISIBLE`."""
     named = os.environ.get(VISIBLE)
     if named is not None:
         devices = [each.strip() for each in named.split(",")]
