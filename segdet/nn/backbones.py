@@ -304,7 +304,7 @@ def _split_at(name: str, place: int) -> str:
 
 
 def _last_of_each_reduction(model: str, options: dict[str, Any]) -> dict[int, int]:
-    """Return for each stride of a network timm's index of the last map with this stride.
+    """Return the last map of each stride of a network, as its index in timm.
 
     The network is built to read the indices, on the meta device if possible.
     """

@@ -235,7 +235,7 @@ class Optimization:
 
 
 def elapsed_share(trainer: pl.Trainer) -> Callable[[], float] | None:
-    """Return a function for the elapsed share of ``--trainer.max_time``, the same in all processes; None without it."""
+    """Return a function for the elapsed share of ``--trainer.max_time``, the same in all processes, or None."""
     timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)  # type: ignore[attr-defined]
     limit = None if timer is None else timer._duration
     if timer is None or not limit:

@@ -1,4 +1,4 @@
-"""Sweep files: what is read from valid ones, and the line and the fix for each fault."""
+"""Sweep files: the content of valid files, and the line number and the fix in the message about each fault."""
 
 from pathlib import Path
 from typing import Any

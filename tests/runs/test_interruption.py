@@ -185,7 +185,7 @@ TARGETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_ends_like_an_uninterrupted_one(processes: int, shapes: Path, tmp_path: Path) -> None:
-    """Each signal arrives in training and in a validation, in a random epoch."""
+    """Each signal arrives after the third row of ``metrics.csv`` or a little later."""
     options = [
         "--trainer.max_epochs=4", "--data.num_workers=1", "--data.eval_batch_size=1", "--trainer.log_every_n_steps=1",
         f"--trainer.devices={processes}", *(["--trainer.strategy=ddp"] if processes > 1 else []),
