@@ -73,7 +73,11 @@ def test_a_process_on_a_lost_node_cannot_write_after_its_job_was_requeued(
     run = tmp_path / "run"
     words = [*OPTIONS, f"--data.root={data_root}", f"--run_dir={run}"]
     path = script("one_node.sbatch", "--ntasks-per-node=1", words)
-    path.write_text(path.read_text().replace("segdet fit", f"--output={tmp_path}/%N.log segdet fit"))
+    path.write_text(
+        path.read_text().replace(
+            "segdet fit", f"--output={tmp_path}/part-${{SLURM_RESTART_COUNT:-0}}.log segdet fit"
+        )
+    )
     job = slurm.submit(path, f"--output={tmp_path}/job.log", folder=tmp_path)
     wait_for_rows(slurm, job, run)
     node = slurm.field(job, "NodeList")
@@ -90,5 +94,5 @@ def test_a_process_on_a_lost_node_cannot_write_after_its_job_was_requeued(
     os.kill(process, signal.SIGCONT)
     slurm.wait_for(lambda: not is_alive(process), 60, "end of the old process")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    messages = (tmp_path / f"{node}.log").read_text()
+    messages = (tmp_path / "part-0.log").read_text()
     assert "has taken over this run" in messages and "Traceback" not in messages
