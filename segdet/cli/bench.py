@@ -10,10 +10,12 @@ from segdet.launch.bench import Bench, plan, run_folder
 from segdet.launch.experiment import Experiment, read_experiment
 from segdet.launch.job import Job
 from segdet.launch.local import LocalExecutor, print_status
+from segdet.launch.slurm import SLURM_FILE, read_slurm
+from segdet.launch.slurm_bench import SlurmBench
 from segdet.report.table import find_records, table
 from segdet.runs.record import RECORD_NAME
 from segdet.util.devices import visible_gpus
-from segdet.util.errors import check_range
+from segdet.util.errors import UserError, check_range
 from segdet.util.files import write_text
 
 
@@ -33,7 +35,11 @@ def main(argv: Sequence[str]) -> int:
         experiment = experiment.model_copy(update={"at_once": arguments.at_once})
     if arguments.devices_per_run is not None:
         check_range("--devices_per_run", arguments.devices_per_run, least=1)
+    if arguments.slurm is not None and arguments.launcher != "slurm":
+        raise UserError("--slurm: has no effect without --launcher slurm; give both")
     jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
+    if arguments.launcher == "slurm":
+        return _submit(experiment, jobs, arguments)
     if arguments.dry_run:
         _print_commands(experiment, jobs)
         return 0
@@ -42,6 +48,24 @@ def main(argv: Sequence[str]) -> int:
     if status in (0, 1):
         _print_table(experiment, arguments.runs_dir)
     return status
+
+
+def _submit(experiment: Experiment, jobs: Sequence[Job], arguments: argparse.Namespace) -> int:
+    """Submit the runs that have not finished and are not in the queue; print the table if all have finished."""
+    settings = read_slurm(arguments.slurm or SLURM_FILE)
+    folder = arguments.runs_dir / experiment.name
+    bench = SlurmBench.plan(experiment, jobs, folder, settings, arguments.at_once)
+    if arguments.dry_run:
+        sys.stdout.write(bench.preview())
+        return 0
+    if all(job.action == "skip" for job in jobs):
+        _print_table(experiment, arguments.runs_dir)
+        return 0
+    print_status(bench.describe(bench.submit()))
+    print_status(
+        f"states: segdet status {folder}; when all runs have ended, the same command prints the table"
+    )
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         help="settings for all runs; they take precedence over the file",
     )
     add("--rerun", action="store_true", help="retrain runs that were trained with other settings")
-    add("--dry_run", action="store_true", help="print the commands without running them")
+    add("--launcher", choices=("local", "slurm"), default="local", help="place of the runs (default: local)")
+    slurm_help = f"resources of each run on SLURM (default: {SLURM_FILE})"
+    add("--slurm", type=Path, metavar="FILE", help=slurm_help)
+    add("--dry_run", action="store_true", help="print the commands or job scripts without running them")
     return parser
 
 

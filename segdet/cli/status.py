@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segdet.launch.display import render, table
+from segdet.launch.slurm import read_queue
 from segdet.launch.state import find_runs
 from segdet.util.errors import UserError
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     runs = find_runs(folder)
     if not runs:
         raise UserError(f"{folder}: holds no runs; give the folder of a bench or a sweep, such as runs/demo")
-    rows = table(runs)
+    queue = {name: entry.describe() for name, entry in read_queue(folder).items()}
+    rows = table(runs, queue)
     sys.stdout.write(render(rows) + "\n")
     for row in rows:
         if row.fault and row.state == "failed":

@@ -6,6 +6,7 @@ terminal, a line is printed whenever the state of a run changes.
 
 import csv
 import io
+import re
 import shutil
 import socket
 import sys
@@ -113,7 +114,7 @@ def render(rows: Sequence[Row], width: int | None = None, height: int | None = N
         width: The maximum length of a line. No limit by default.
         height: The maximum number of lines. Rows of runs that neither run nor failed are left out first.
     """
-    counts = Counter(row.state.split(" on ")[0].split(" for ")[0] for row in rows)
+    counts = Counter(re.split(r" on | for | \(|, ", row.state)[0] for row in rows)
     summary = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: " + ", ".join(
         f"{count} {state}" for state, count in counts.items()
     )

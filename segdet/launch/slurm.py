@@ -26,6 +26,9 @@ from segdet.util.errors import UserError
 from segdet.util.files import write_text
 from segdet.util.validation import FileModel, YamlFile
 
+SLURM_FILE = Path("configs/trainers/slurm.yaml")
+"""The default file with the resources of a job."""
+
 FOLDER = "slurm"
 """The folder with the job scripts and their output, in the folder of an experiment or a sweep."""
 
@@ -138,6 +141,11 @@ class Entry:
     job: str
     state: str
     reason: str
+
+    def describe(self) -> str:
+        """Return the state in words, such as ``queued (Resources), job 17_2``."""
+        state = "queued" if self.state == "PENDING" else self.state.lower()
+        return f"{state}{f' ({self.reason})' if self.reason else ''}, job {self.job}"
 
 
 @dataclass(frozen=True)

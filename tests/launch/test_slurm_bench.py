@@ -1,0 +1,133 @@
+"""The runs of an experiment that are submitted to SLURM, with stand-ins for SLURM's commands."""
+
+from pathlib import Path
+
+import pytest
+from experiment_files import write_dependent_runs
+
+from segdet.cli.main import main
+
+RESOURCES = "partition: gpu\ngpus: 1\n"
+
+
+class FakeSlurm:
+    """``sbatch``, which numbers the jobs from 17 on, and ``squeue``, which prints a queue that a test writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "calls").write_text("")
+        self.queue: list[str] = []
+        self._write("sbatch", f'echo "$@" >> {folder}/calls; echo $((16 + $(wc -l < {folder}/calls)))')
+        self.enqueue()
+
+    def enqueue(self, *tasks: str, state: str = "PENDING") -> None:
+        """Let tasks, such as ``17_2``, be in the queue."""
+        names = {str(17 + index): Path(call[-1]).stem for index, call in enumerate(self.calls())}
+        lines = [f"{task}|{names[task.partition('_')[0]]}|{state}|Priority" for task in tasks]
+        self._write("squeue", "\n".join(f"echo '{line}'" for line in lines))
+
+    def calls(self) -> list[list[str]]:
+        """Return the arguments of each call of ``sbatch``."""
+        return [line.split() for line in (self.folder / "calls").read_text().splitlines()]
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    (folder / "bin").mkdir()
+    (folder / "cluster.yaml").write_text(RESOURCES)
+    monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
+    return FakeSlurm(folder / "bin")
+
+
+def bench(*words: str) -> int:
+    return main(["bench", *words, "--launcher=slurm", "--slurm=cluster.yaml"])
+
+
+def test_runs_in_the_queue_are_not_submitted_again(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("experiments/demo.yaml") == 0
+    prepare, runs = slurm.calls()
+    assert "--dependency=afterok:17_0" in runs and "--dependency" not in " ".join(prepare)
+    script = Path(runs[-1]).read_text()
+    assert [name in script for name in ("fcn", "fcn-seed1", "ssd", "ssd-seed1")] == [True] * 4
+    slurm.enqueue("17_0", "18_0", "18_1", "18_2")
+    assert bench("experiments/demo.yaml") == 0
+    assert len(slurm.calls()) == 3
+    last = slurm.calls()[-1]
+    assert "ssd-seed1" in Path(last[-1]).read_text() and "--dependency=afterok:17_0" in last
+    slurm.enqueue("18_0", "18_1", "18_2", "19_0", state="RUNNING")
+    capsys.readouterr()
+    assert bench("experiments/demo.yaml") == 0
+    assert len(slurm.calls()) == 3
+    assert "ssd-seed1: running (Priority), job 19_0" in capsys.readouterr().err
+    assert main(["status", "runs/demo"]) == 0
+    assert "running (Priority), job 18_1" in capsys.readouterr().out
+
+
+def test_a_run_waits_for_the_run_that_it_uses(slurm: FakeSlurm) -> None:
+    write_dependent_runs()
+    assert bench("experiments/turn.yaml") == 0
+    _, *others = slurm.calls()
+    assert [call[:-1] for call in others] == [
+        ["--parsable", f"--dependency=afterok:17_{seed}", "--kill-on-invalid-dep=yes"] for seed in (0, 1)
+    ]
+    slurm.enqueue("17_0", "17_1", "19_0")
+    assert bench("experiments/turn.yaml") == 0
+    assert slurm.calls()[3:] and slurm.calls()[3][1] == "--dependency=afterok:17_0"
+
+
+def test_a_dry_run_prints_the_scripts(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("experiments/demo.yaml", "--dry_run", "--at_once=2") == 0
+    out = capsys.readouterr().out
+    assert out.count("#!/bin/bash") == 2 and "#SBATCH --partition=gpu\n" in out
+    assert "#SBATCH --array=0-3%2\n" in out
+    assert slurm.calls() == [] and not Path("runs").exists()
+
+
+def test_changed_settings_of_a_queued_run_are_refused(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("experiments/demo.yaml") == 0
+    slurm.enqueue("18_0")
+    assert bench("experiments/demo.yaml", "--overrides", "model.width=8") == 2
+    err = capsys.readouterr().err
+    assert (
+        "fcn is in SLURM's queue with other settings (--model.width is new)" in err and "scancel 18_0" in err
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "message"),
+    [
+        (
+            "sbatch",
+            "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1",
+            "specified: gpu; correct",
+        ),
+        (
+            "squeue",
+            "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1",
+            "controller; try again",
+        ),
+    ],
+)
+def test_errors_of_slurm_are_one_line(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str], command: str, text: str, message: str
+) -> None:
+    assert bench("experiments/demo.yaml") == 0
+    slurm._write(command, text)
+    capsys.readouterr()
+    assert bench("experiments/demo.yaml") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("segdet: error: ") and message in line
+
+
+def test_the_file_of_resources_needs_the_launcher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "experiments/demo.yaml", "--slurm=cluster.yaml"]) == 2
+    assert "--slurm: has no effect without --launcher slurm" in capsys.readouterr().err
