@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank
+from segdet.util.distributed import RUN_DIR_VARIABLE, is_launched, rank, world_size
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.write_guard import check_writable
@@ -23,7 +23,7 @@ PEER_TIMEOUT = 5.0
 
 _LOST_PEER = re.compile(
     r"(connection (closed|reset|aborted|refused)|socket (closed|timeout)|broken pipe|remote process exited"
-    r"|peer (closed|has exited))",
+    r"|peer (closed|has exited)|timed out waiting \d+ ?ms)",
     re.IGNORECASE,
 )
 """Messages of Gloo, NCCL and torch's store about another process that has ended."""
@@ -65,9 +65,9 @@ def find_user_error(error: BaseException) -> str | None:
 
 
 def status_of(error: BaseException) -> int:
-    """Return the exit status after an error: that of the `UserError` behind it."""
+    """Return the exit status after an error: that of the `UserError` behind it, or 1 if another process was lost."""
     found = (each.status for each in causes(error) if isinstance(each, UserError))
-    return next(found, UserError.status)
+    return next(found, UserError.status if lost_peer_advice(error) is None else 1)
 
 
 def _worker_message(text: str) -> str | None:
@@ -235,7 +235,21 @@ def _report_file() -> Path | None:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Return whether ``error`` reports that another process of the run has ended."""
-    return any(_LOST_PEER.search(str(each)) for each in causes(error))
+    torch = sys.modules.get("torch")
+    typed: tuple[type[BaseException], ...] = ()
+    if torch is not None and torch.distributed.is_available():
+        typed = (torch.distributed.DistNetworkError, torch.distributed.DistStoreError)
+    return any(isinstance(each, typed) or _LOST_PEER.search(str(each)) for each in causes(error))
+
+
+def lost_peer_advice(error: BaseException) -> str | None:
+    """Return advice in one line if a run of several processes failed because one of them has ended, else None."""
+    if world_size() == 1 or not isinstance(error, RuntimeError) or not is_lost_peer(error):
+        return None
+    return (
+        f"another process of the run has ended or does not respond ({one_line(error, 120)}); see its messages, then "
+        "start the command again, a training with --resume auto"
+    )
 
 
 def write_line(line: str) -> None:

@@ -16,6 +16,7 @@ from segdet.cli.error_messages import (
     claims_report,
     find_user_error,
     is_reported_by_peer,
+    lost_peer_advice,
     status_of,
     write_line,
 )
@@ -77,10 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception) -> bool:
-    """Report a user's mistake, unless another process of the run reports it; return False for other errors."""
+    """Report a user's mistake or a lost process, unless another process reports it; return False for other errors."""
     mistake = find_user_error(error)
     if mistake is None:
-        return is_reported_by_peer(error)
+        if is_reported_by_peer(error):
+            return True
+        mistake = lost_peer_advice(error)
+        if mistake is None:
+            return False
     if claims_report(mistake):
         # The progress bar of rank 0 may be on the current line.
         write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from segdet.data.base import Classes
@@ -14,6 +15,7 @@ from segdet.runs.checkpoint_io import write_checkpoints_atomically
 from segdet.runs.error_analysis import ErrorAnalysis
 from segdet.runs.folder_choice import Run
 from segdet.runs.interruption import AgreedStop, leave_signals_to_segdet
+from segdet.runs.launched_processes import launched_devices, set_tasks_per_node, starts_own_processes
 from segdet.runs.left_out import LeftOut
 from segdet.runs.lightning_callbacks import FoundValues, StopReport, adapted_callbacks
 from segdet.runs.loggers import MetricsFile, wandb_logger
@@ -58,7 +60,7 @@ def build_trainer(
         classes: The classes that define the class numbers in prediction files; for predict only.
 
     Raises:
-        UserError: If the trainer does not accept its arguments.
+        UserError: If the trainer does not accept its arguments, or they do not fit the processes of the launcher.
     """
     fit = run.command == "fit"
     # Lightning calls callbacks in this order, but callbacks that save checkpoints come last.
@@ -97,8 +99,12 @@ def build_trainer(
         "profiler": placed_profiler(options.get("profiler"), run.folder / "profile"),
         "precision": choose_precision(options.get("precision"), options.get("accelerator")),
     }
+    options |= launched_devices(options)
+    if starts_own_processes(options["devices"]):
+        options["plugins"] = [*_as_list(options.get("plugins")), LightningEnvironment()]
     if not fit:
         options["enable_checkpointing"] = False
+    set_tasks_per_node()
     choose_rendezvous()
     try:
         trainer = pl.Trainer(**options)

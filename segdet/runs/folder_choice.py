@@ -1,6 +1,6 @@
 """The choice of a run's folder: a new one, that of a resumed run, or a separate one for a test with other settings.
 
-A requeued SLURM job (stopped and started again) uses the same folder and resumes its run.
+A requeued SLURM job (stopped and started again) or restarted torchrun job uses the same folder and resumes its run.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from segdet.runs.folder_layout import (
 from segdet.runs.interruption import StopSignals
 from segdet.runs.ownership import OwnedError, Ownership
 from segdet.runs.resumed_options import Change
-from segdet.util.distributed import RUN_DIR_VARIABLE, rank, under_torchrun
+from segdet.util.distributed import RUN_DIR_VARIABLE, is_restarted, is_slurm_shell, rank, under_torchrun
 from segdet.util.errors import UserError
 
 RUNS = Path("runs")
@@ -124,8 +124,8 @@ def place_run(
 ) -> Run:
     """Choose, claim and create the folder of a run.
 
-    If SLURM restarts a run's command, the run is resumed from its latest checkpoint. With ``resume``, a run that has no
-    valid checkpoint is started again, because it was stopped before the first one.
+    If SLURM or torchrun restarts a run's command, the run is resumed from its latest checkpoint. With ``resume``, or
+    after such a restart, a run that has no valid checkpoint is started again: it was stopped before the first one.
 
     Args:
         command: The subcommand.
@@ -358,8 +358,7 @@ def _job_id(command: str) -> str | None:
     The processes of a job with several tasks need a common name, and a restarted training run must find its folder
     again. A shell on a node (``srun --pty bash``, ``salloc``) is not restarted.
     """
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if _slurm_tasks() > 1 or (command == "fit" and not interactive):
+    if _slurm_tasks() > 1 or (command == "fit" and not is_slurm_shell()):
         return os.environ.get("SLURM_JOB_ID")
     return None
 
@@ -387,9 +386,8 @@ def _folder_of_job(folder: Path, command: str, command_line: str) -> Path:
 
 
 def _is_restarted(folder: Path, command: str) -> bool:
-    """Return whether SLURM has restarted the command of the run in ``folder``. Only fit is resumed."""
-    count = os.environ.get("SLURM_RESTART_COUNT", "")
-    return command == "fit" and holds_run(folder) and count.isdecimal() and int(count) > 0
+    """Return whether the launcher has restarted the command of the run in ``folder``. Only fit is resumed."""
+    return command == "fit" and holds_run(folder) and is_restarted()
 
 
 def _slurm_tasks() -> int:

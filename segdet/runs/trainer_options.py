@@ -18,6 +18,7 @@ from lightning.pytorch import accelerators
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from segdet.runs.launched_processes import launched_devices
 from segdet.training.precision import FLOAT16, REFUSED, cpu_precision
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError, check_choice, check_range
@@ -72,7 +73,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         options: The arguments of ``lightning.Trainer`` by name. Callbacks, loggers and plugins are not read.
 
     Raises:
-        UserError: If a value is not valid, or would have no effect.
+        UserError: If a value is not valid, would have no effect, or does not fit the processes of the launcher.
     """
     for name, fix in _WITHOUT_EFFECT.items():
         if options.get(name):
@@ -81,6 +82,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and not isinstance(value, bool):
             check_range(f"--trainer.{name}", value, least=least, most=_MOST)
+    launched_devices(options)
     devices = str(options.get("devices"))
     if devices.lstrip("-").isdigit():
         check_range("--trainer.devices", int(devices), least=-1, most=_MOST)

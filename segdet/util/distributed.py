@@ -5,7 +5,7 @@ Importing this module does not import torch, so that the command can report a mi
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +28,14 @@ def rank() -> int:
     """
     if _is_initialized():
         return int(sys.modules["torch"].distributed.get_rank())
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+    names: Sequence[str] = RANK_VARIABLES
+    if os.environ.get("SLURM_NTASKS") == "1" or is_slurm_shell():
+        names = (
+            "RANK",
+            "LOCAL_RANK",
+            "SLURM_PROCID",
+        )  # Lightning may have started others beside SLURM's task
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def world_size() -> int:
@@ -48,6 +55,17 @@ def is_launched() -> bool:
 def under_torchrun() -> bool:
     """Return whether torchrun started this process together with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+def is_slurm_shell() -> bool:
+    """Return whether this process was started in a shell on a node of SLURM (``srun --pty bash``, ``salloc``)."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def is_restarted() -> bool:
+    """Return whether the launcher, SLURM or torchrun, has restarted the job of this process."""
+    counts = (os.environ.get(name, "") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(count.isdecimal() and int(count) > 0 for count in counts)
 
 
 def _is_initialized() -> bool:
