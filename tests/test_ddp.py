@@ -1,6 +1,8 @@
 """A run of two processes has one folder, one W&B run, and the scores of a single process."""
 
+import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segdet.cli.main import main
+from experiments import processes
 
 MODELS = {
     "segmentation": "--model FCN --model.backbone test_resnet --model.width 8",
@@ -38,37 +40,61 @@ def segdet(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def scores(folder: Path, prefix: str) -> dict[str, float]:
-    metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    return {name: value for name, value in metrics.items() if name.startswith(prefix)}
+FAMILIES_HERE = ["FCN", "SlidingWindow", "BoxHead", "SSD", "FastRCNN", "RCNN", "MaskRCNN"]
+"""Families that differ in metrics, stages or inputs. ``python experiments/processes.py`` compares all families."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, processes.Scores]]:
+    """The folder of runs that train on two processes, and their scores on 1, 2 and 3 processes."""
+    folder = tmp_path_factory.mktemp("processes")
+    return folder, {each.name: each for each in processes.run(FAMILIES_HERE, folder)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", list(MODELS))
-def test_two_processes_write_one_run_with_the_scores_of_one_process(
-    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", FAMILIES_HERE)
+def test_two_and_three_processes_give_the_scores_of_one_process(
+    name: str, runs: tuple[Path, dict[str, processes.Scores]]
 ) -> None:
-    two = "--trainer.devices 2 --trainer.strategy ddp"
-    fitted = segdet(f"fit {MODELS[task]} {DATA} {two} --trainer.max_epochs 1", tmp_path)
-    assert fitted.returncode == 0, fitted.stderr
-    (run,) = (tmp_path / "runs").iterdir()
-    record = json.loads((run / "result.json").read_text())
-    assert (record["status"], record["steps"], record["hardware"]["processes"]) == ("finished", 2, 2)
-    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
-    assert len((run / "metrics.csv").read_text().splitlines()) == 3
-
-    best = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
-    tested = segdet(" ".join(["test", *best, two, "--run_dir two"]), tmp_path)
-    assert tested.returncode == 0, tested.stderr
-    monkeypatch.chdir(tmp_path)
-    assert main(["test", *best, "--trainer.devices=1", "--run_dir=one"]) == 0
-    alone = scores(tmp_path / "one", "test/")
-    assert alone
-    assert scores(tmp_path / "two", "test/") == pytest.approx(alone, abs=1e-6)
-
+    found = runs[1][name]
+    for count in (2, 3):
+        assert found.tested[count] == pytest.approx(found.tested[1], abs=1e-6)
     # The validation scores of the training on two processes equal those of one process.
-    assert main(["validate", *best, "--trainer.devices=1", "--run_dir=val"]) == 0
-    assert scores(run, "val/") == pytest.approx(scores(tmp_path / "val", "val/"), abs=1e-6)
+    assert found.trained == pytest.approx(found.validated, abs=1e-6)
+    assert found.difference <= 1e-6
+    assert any(value for value in found.tested[1].values())  # some scores of each network are above zero
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES_HERE)
+def test_two_processes_write_one_run(name: str, runs: tuple[Path, dict[str, processes.Scores]]) -> None:
+    folder, scores = runs
+    run = folder / name / "run"
+    record = json.loads((run / "result.json").read_text())
+    assert (record["status"], record["steps"], record["hardware"]["processes"]) == ("finished", 12, 2)
+    assert scores[name].wandb_runs == 1
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    logged = [(row["step"], name) for row in rows for name, value in row.items() if value and name != "step"]
+    assert len(logged) == len(set(logged))  # each value once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FastRCNN", "RCNN"])
+def test_proposals_are_computed_once(name: str, runs: tuple[Path, dict[str, processes.Scores]]) -> None:
+    assert runs[1][name].proposed == (processes.TRAIN + processes.VAL, processes.TRAIN + processes.VAL)
+
+
+def test_a_difference_of_scores_is_found() -> None:
+    scores = {"test/miou": 0.5, "test/iou/a": None}
+
+    def difference(other: dict[str, float | None]) -> float:
+        tested: dict[int, dict[str, float | None]] = {1: scores, 2: scores, 3: other}  # type: ignore[dict-item]
+        return processes.Scores("FCN", tested, {"val/miou": 0.1}, {"val/miou": 0.1}, 1, None).difference
+
+    assert difference({"test/miou": 0.5, "test/iou/a": None}) == 0
+    assert difference({"test/miou": 0.501, "test/iou/a": None}) == pytest.approx(0.001)
+    assert difference({"test/miou": 0.5}) == math.inf
+    assert difference({"test/miou": 0.5, "test/iou/a": 0.0}) == math.inf
 
 
 @pytest.mark.slow

@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder}: holds a run; give another --run_dir, or compare with --against {folder}")
     log = folder.with_name(f"{folder.name}.log")
 
-    def run(command: Sequence[str], title: str) -> int:
-        sys.stderr.write(f"segdet: {title} in {shown_path(folder)}; log: {shown_path(log)}\n")
-        return run_command(command, log, "wb" if title == "training" else "ab")
+    def run(command: Sequence[str]) -> int:
+        sys.stderr.write(f"segdet: training again in {shown_path(folder)}; log: {shown_path(log)}\n")
+        return run_command(command, log, "wb")
 
     comparison, found = reproduce(original, folder, run, listed)
     later = [each for each in found if each not in listed]
@@ -113,6 +113,8 @@ def _print_comparison(comparison: Comparison, folder: Path) -> int:
         if deviations:
             lines.append(f"{len(deviations):,} {title} differ, the largest first:")
             lines += [f"  {_shown(each)}" for each in deviations[:MOST_LISTED]]
+    if comparison.untested is not None:
+        lines.append(f"the scores of the test are not compared, because {comparison.untested} is not tested")
     if comparison.outcome != "identical":
         lines.append(_noise(comparison))
     lines.append(f"all differences: {folder / REPRODUCTION_NAME}")

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, detections_stage
 from segdet.detection.torchvision_network import COCO_NAMES
 from segdet.nn.backbones import build_backbone
+from segdet.nn.boxes import paired_giou_loss
 from segdet.nn.weights import Normalization, StateDict, load_weights
 from segdet.task import Stage, View
 from segdet.training.fine_tune import ClassRows
@@ -197,7 +198,7 @@ class DETR(Detector):
         ).view(len(logits), -1)
         paired, target_boxes = predicted[layer, image, query], corners[matched]  # [layers, pairs, 4]
         l1_loss = F.l1_loss(paired, box_convert(target_boxes, "xyxy", "cxcywh"), reduction="none")
-        giou_loss = generalized_box_iou_loss(box_convert(paired, "cxcywh", "xyxy"), target_boxes)
+        giou_loss = paired_giou_loss(box_convert(paired, "cxcywh", "xyxy"), target_boxes)
         count = _mean_object_count(sum(counts), images.device)
         parts = {
             "class": class_loss.sum(1) / weight[target_labels].sum((1, 2)),

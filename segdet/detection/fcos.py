@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import best_boxes_stage, detections_stage
 from segdet.detection.pyramid_detector import PyramidDetector
 from segdet.nn.backbones import build_backbone
-from segdet.nn.boxes import pad_targets
+from segdet.nn.boxes import pad_targets, paired_giou_loss
 from segdet.nn.pyramid import GridAnchors, group_norm
 from segdet.task import Stage
 from segdet.util.stage_timing import stage
@@ -61,7 +61,7 @@ class PointDetector(PyramidDetector):
         count = positive.sum().clamp(min=1)
         one_hot = F.one_hot(target_labels, len(self.class_names) + 1)[..., 1:].to(logits.dtype)
         target_boxes = boxes.gather(1, matched[..., None].expand(-1, -1, 4))
-        box_loss = generalized_box_iou_loss(self.head.box_coder.decode(distances, cells), target_boxes)
+        box_loss = paired_giou_loss(self.head.box_coder.decode(distances, cells), target_boxes)
         # Equation 3; negative cells are masked below.
         sides = self.head.box_coder.encode(cells, target_boxes).clamp(min=1e-6)
         ratios = torch.minimum(sides[..., :2], sides[..., 2:]) / torch.maximum(sides[..., :2], sides[..., 2:])

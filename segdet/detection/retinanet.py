@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import best_boxes_stage, detections_stage
 from segdet.detection.pyramid_detector import PyramidDetector
 from segdet.nn.backbones import build_backbone
-from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets
+from segdet.nn.boxes import BoxCoder, match_all_best, pad_targets, paired_giou_loss
 from segdet.nn.pyramid import GridAnchors, group_norm
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
@@ -64,7 +64,7 @@ class FocalLossDetector(PyramidDetector):
         if self.box_loss == "l1":
             box_loss = (offsets - self.coder.encode(target_boxes, anchors)).abs().sum(-1)
         else:
-            box_loss = generalized_box_iou_loss(self.coder.decode(offsets, anchors), target_boxes)
+            box_loss = paired_giou_loss(self.coder.decode(offsets, anchors), target_boxes)
         return {
             "class": (torch.where(target_labels >= 0, class_loss, 0.0).sum(1) / count).mean(),
             "box": (torch.where(positive, box_loss, 0.0).sum(1) / count).mean(),

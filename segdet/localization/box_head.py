@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, box_convert, generalized_box_iou_loss
+from torchvision.ops import Conv2dNormActivation, box_convert
 
 from segdet.data.sample import Target
 from segdet.localization.base import Localizer
 from segdet.localization.multi_crop import MultiCrop, Views, merge_views
 from segdet.nn.backbones import build_backbone
+from segdet.nn.boxes import paired_giou_loss
 from segdet.task import Stage
 from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import check_choice
@@ -145,7 +146,7 @@ class BoxHead(Localizer):
     def _box_loss(self, boxes: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of boxes ``[B, 4]`` cxcywh, given target boxes ``[B, 4]`` xyxy."""
         if self.box_loss == "giou":
-            return generalized_box_iou_loss(box_convert(boxes, "cxcywh", "xyxy"), targets, reduction="mean")
+            return paired_giou_loss(box_convert(boxes, "cxcywh", "xyxy"), targets).mean()
         targets = box_convert(targets, "xyxy", "cxcywh")
         if self.box_loss == "l2":
             return F.mse_loss(boxes, targets, reduction="none").sum(1).mean()

@@ -15,6 +15,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remove_small_boxes
 
 from segdet.data.sample import Prediction, Target
+from segdet.nn.float32 import at_least_float32
+from segdet.nn.transfer import to_device
 
 _MAX_LOG_RATIO = math.log(1000 / 16)
 """The limit of log sides: a decoded side is at most 62.5 times the anchor's side, as in torchvision and Detectron."""
@@ -89,6 +91,25 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return pairwise_iou(boxes.unsqueeze(-2), others.unsqueeze(-2)).flatten(-3)
 
 
+def paired_giou_loss(boxes: Tensor, others: Tensor, epsilon: float = 1e-7) -> Tensor:
+    """Return 1 - GIoU of each of ``[..., 4]`` with the box at the same position, xyxy: ``[...]``.
+
+    The values are those of torchvision's ``generalized_box_iou_loss``, which waits for a GPU, because it selects the
+    pairs that overlap by a boolean index.
+
+    Source: Rezatofighi et al., Generalized Intersection over Union, CVPR 2019.
+    """
+    boxes, others = at_least_float32(boxes), at_least_float32(others)
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    sides = torch.minimum(boxes[..., 2:], others[..., 2:]) - low
+    overlaps = (sides > 0).all(-1)
+    intersection = torch.where(overlaps, sides[..., 0] * sides[..., 1], 0.0)
+    union = _area(boxes) + _area(others) - intersection
+    hull = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
+    enclosing = hull[..., 0] * hull[..., 1]
+    return 1 - (intersection / (union + epsilon) - (enclosing - union) / (enclosing + epsilon))
+
+
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
@@ -109,9 +130,7 @@ def pad_targets(targets: list[Target], device: torch.device) -> tuple[Tensor, Te
     rows = torch.from_numpy(
         np.where(places < counts[:, None], 1 + (counts.cumsum() - counts)[:, None] + places, 0)
     )
-    if device.type == "cuda":
-        rows = rows.pin_memory()  # so that the copy does not wait for the device
-    rows = rows.to(device, non_blocking=True)
+    rows = to_device(rows, device)
     return boxes[rows], labels[rows]
 
 

@@ -70,6 +70,7 @@ class Comparison:
         metric_deviations: The metrics that differ, the largest difference first.
         weight_deviations: The weights that differ, the largest difference first.
         noise: The noise; without limits if it is unknown.
+        untested: The folder of the only run without a test, so that test scores are not compared; else None.
     """
 
     outcome: Outcome
@@ -79,6 +80,7 @@ class Comparison:
     metric_deviations: list[Deviation]
     weight_deviations: list[Deviation]
     noise: Noise
+    untested: Path | None = None
 
 
 def compare_runs(
@@ -101,6 +103,9 @@ def compare_runs(
     if complete:
         old |= scores[0]
         new |= scores[1]
+    untested = [folder for folder, values in ((original, old), (other, new)) if not _has_test(values)]
+    if len(untested) == 1:
+        old, new = ({k: v for k, v in values.items() if not _is_test(k)} for values in (old, new))
     names = dict.fromkeys([*old, *new]) if complete else [name for name in old if name in new]
     metrics = [
         deviation
@@ -118,13 +123,22 @@ def compare_runs(
         states = [_weights(folder / "checkpoints" / name) for folder in (original, other)]
         tensors += len(states[0].keys() | states[1].keys())
         weights += _weight_deviations(name, *states)
-    noise = seed_noise(original, main_scores)
+    noise = seed_noise(original, [name for name in main_scores if (name, -1) in old])
     outcome: Outcome = "different"
     if not metrics and not weights and (tensors or old):
         outcome = "identical"
     elif complete and noise.limits and _within(noise, *scores):
         outcome = "within seed noise"
-    return Comparison(outcome, len(list(names)), tensors, files, _sorted(metrics), _sorted(weights), noise)
+    return Comparison(
+        outcome=outcome,
+        metrics=len(list(names)),
+        weights=tensors,
+        checkpoints=files,
+        metric_deviations=_sorted(metrics),
+        weight_deviations=_sorted(weights),
+        noise=noise,
+        untested=untested[0] if len(untested) == 1 else None,
+    )
 
 
 def logged_values(folder: Path) -> Curve:
@@ -139,6 +153,14 @@ def logged_values(folder: Path) -> Curve:
     except FileNotFoundError:
         pass
     return values
+
+
+def _is_test(name: tuple[str, int]) -> bool:
+    return name[0].startswith("test/")
+
+
+def _has_test(values: Curve) -> bool:
+    return any(map(_is_test, values))
 
 
 def _scores(folder: Path) -> Curve:

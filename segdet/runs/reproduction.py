@@ -22,11 +22,8 @@ from segdet.runs.provenance import provenance
 from segdet.runs.record import Record, to_json
 from segdet.task import Task
 from segdet.training.load_checkpoint import read_checkpoint
-from segdet.util.errors import UserError
+from segdet.util.errors import TERMINATED, UserError
 from segdet.util.files import write_text
-
-INTERRUPTED = 143
-"""The exit status of a training that `InterruptAt` ends."""
 
 
 class InterruptAt(pl.Callback):
@@ -168,15 +165,14 @@ def build_data(config: dict[str, Any]) -> DataModule:
 
 
 def reproduce(
-    original: Original, folder: Path, run: Callable[[Sequence[str], str], int], listed: Sequence[Difference]
+    original: Original, folder: Path, run: Callable[[Sequence[str]], int], listed: Sequence[Difference]
 ) -> tuple[Comparison, list[Difference]]:
     """Train the original run again in a new folder, test it if the original was tested, and compare both.
 
     Args:
         original: The original run.
         folder: The new folder.
-        run: A function that runs a segdet command and returns its exit status. Its arguments are those of the command,
-            and a title.
+        run: A function that runs a segdet command with the given arguments and returns its exit status.
         listed: The differences that are known before the training.
 
     Returns:
@@ -207,28 +203,18 @@ def reproduce(
     file = folder.with_name(f"{folder.name}.yaml")
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(config, sort_keys=False))
+    command = ["fit", "--config", str(file), "--run_dir", str(folder)]
     try:
-        status = run(["fit", "--config", str(file), "--run_dir", str(folder)], "training")
+        status = run([*command, "--test", "true"] if original.is_tested else command)
     finally:
         file.unlink(missing_ok=True)
     diverged = original.record is not None and original.record.status == "diverged"
-    expected = {INTERRUPTED} if stopped else {0, 2} if diverged else {0}
+    expected = {TERMINATED} if stopped else {0, 2} if diverged else {0}
     if status not in expected or not any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(
             f"{folder}: the training ended with status {status}; fix the error above and try again"
         )
-    if original.is_tested:
-        best = folder / "checkpoints" / "best.ckpt"
-        if status := run(["test", f"--ckpt_path={best}", *_test_options(original.config)], "test"):
-            raise UserError(
-                f"{folder}: the test ended with status {status}; fix the error above and try again"
-            )
     return compare(original, folder)
-
-
-def _test_options(config: dict[str, Any]) -> list[str]:
-    accelerator = config["trainer"].get("accelerator")
-    return [f"--trainer.accelerator={accelerator}"] if isinstance(accelerator, str) else []
 
 
 def compare(original: Original, folder: Path) -> tuple[Comparison, list[Difference]]:

@@ -15,6 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 from segdet.data.sample import IGNORE, Target
 from segdet.nn.backbones import build_backbone
 from segdet.nn.float32 import at_least_float32
+from segdet.nn.transfer import to_device
 from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.stage_maps import class_heat_maps, feature_stage
@@ -306,7 +307,7 @@ class OriginalUNet(Segmenter):
             after = self.output_side(length) - length + self.margin
             # Unlike torch, NumPy mirrors as often as needed, at both ends.
             index = torch.from_numpy(np.pad(np.arange(length), (self.margin, after), "reflect"))
-            images = images.index_select(axis, index.to(images.device))
+            images = images.index_select(axis, to_device(index, images.device))
         return images
 
     def _starts(self, length: int, side: int) -> list[int]:

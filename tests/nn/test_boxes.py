@@ -1,10 +1,18 @@
 """Tests of the IoU of boxes, the box coder, and the selection of detections."""
 
 import torch
+from host_syncs import HostSyncs
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from segdet.nn.boxes import BoxCoder, Selection, paired_iou, pairwise_iou, select_detections
+from segdet.nn.boxes import (
+    BoxCoder,
+    Selection,
+    paired_giou_loss,
+    paired_iou,
+    pairwise_iou,
+    select_detections,
+)
 
 
 def random_boxes() -> Tensor:
@@ -24,6 +32,22 @@ def test_paired_iou_is_the_diagonal_of_pairwise_iou() -> None:
     boxes, others = random_boxes(), random_boxes().flip(1)
     assert torch.equal(paired_iou(boxes, others), pairwise_iou(boxes, others).diagonal(dim1=1, dim2=2))
     assert paired_iou(boxes[0, :0], others[0, :0]).shape == (0,)
+
+
+def test_giou_loss_and_its_gradient_equal_torchvisions_without_a_wait_for_the_device() -> None:
+    boxes, others = random_boxes(), random_boxes().flip(1)
+    boxes[0, 0] = torch.tensor([90.0, 90, 80, 80])  # an early prediction may be inverted
+    assert int((paired_iou(boxes, others) == 0).sum()) > 2
+    results = []
+    for loss in (paired_giou_loss, generalized_box_iou_loss):
+        given = boxes.clone().requires_grad_()
+        with HostSyncs() as mode:
+            value = loss(given, others)
+            value.sum().backward()
+        results.append((value.detach(), given.grad, dict(mode.found)))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-7)
+    assert results[0][2] == {} and results[1][2]
 
 
 def test_boxes_without_area_overlap_nothing() -> None:

@@ -94,3 +94,13 @@ def test_an_undefined_score_is_not_within_the_noise(tmp_path: Path) -> None:
     record["metrics"]["val/miou"] = None
     (other / "result.json").write_text(json.dumps(record))
     assert compare_runs(original, other, SCORES).outcome == "different"
+
+
+def test_scores_of_a_test_are_compared_only_if_both_runs_are_tested(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    record = Record.read(one / "result.json").merge({"test/miou": 0.4})
+    record.write(one / "result.json")
+    found = compare_runs(one, other, [*SCORES, "test/miou"])
+    assert (found.outcome, found.untested) == ("identical", other)
+    record.merge({"test/miou": 0.3}).write(other / "result.json")
+    assert compare_runs(one, other, SCORES).outcome == "different"
