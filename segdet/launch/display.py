@@ -256,7 +256,7 @@ def _epoch(rows: Sequence[Mapping[str, str]]) -> int | None:
 
 
 def _seconds_left(folder: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> float | None:
-    """Estimate the seconds until the end of a training that has not been resumed; None if that is impossible."""
+    """Estimate the seconds until the end of a training that has not been resumed, or None if it is unknown."""
     provenance = first_provenance(folder)
     if "resumed" in provenance or "started" not in provenance:
         return None
@@ -319,7 +319,7 @@ def _time(path: Path) -> int:
 
 @lru_cache(maxsize=4096)
 def _trainer(path: Path, time: int) -> dict[str, Any]:
-    """Return the trainer's options in a configuration; ``time`` is the time of the file."""
+    """Return the trainer's options in a configuration. ``time``, its modification time, is part of the cache key."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return dict(content["trainer"])

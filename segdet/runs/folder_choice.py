@@ -335,7 +335,7 @@ def _create_unused(folder: Path, unused: UnusedFolders) -> Path:
         except OSError as error:
             raise _not_creatable(candidate, error) from error
         return candidate
-    raise UserError(f"{folder}: exists {MOST_RUNS} times; give --run_dir")
+    raise UserError(f"{folder}: {MOST_RUNS} numbered folders of this name exist; give --run_dir")
 
 
 def _numbered(folder: Path) -> Iterator[Path]:

@@ -149,7 +149,9 @@ def test_a_network_without_its_later_stages_is_refused(options: dict[str, str], 
         small(**options).eval().predict_tensors(pictures, targets=[Target(proposals=targets[0]["proposals"])])
 
 
-def test_fine_tuning_samples_32_and_96_regions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuning_samples_32_positive_and_96_negative_regions_per_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sampled = []
     real = rcnn.sample_rois
     monkeypatch.setattr(rcnn, "sample_rois", lambda *a, **k: sampled.append(real(*a, **k)) or sampled[-1])
