@@ -5,6 +5,7 @@ batches, Lightning would count a step twice, and a validation that was interrupt
 out. `LoopPosition` corrects the counters in the checkpoint.
 """
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -34,18 +35,20 @@ class LoopPosition(Checkpoint):
         self._rows_before_validation = 0
         self._restored: dict[str, Any] = {}
         self._restored_step = -1
-        self._max_steps: int | None = None
+        self._stopping = False
+        self._replaced: tuple[int, Any] | None = None
 
     # Saving.
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record that a validation begins; restore ``max_steps``, which `on_fit_start` has increased."""
+        """Record that a validation begins; restore the options that a repeated validation replaced."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validating = True
         self._rows_before_validation = _rows(trainer)
-        if self._max_steps is not None:
-            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+        if self._replaced is not None:
+            trainer.fit_loop.epoch_loop.max_steps, trainer.val_check_batch = self._replaced
+            trainer.should_stop, self._replaced = self._stopping, None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record that the validation is complete."""
@@ -64,6 +67,10 @@ class LoopPosition(Checkpoint):
                 counts["ready"] = counts["started"]
             batches["is_last_batch"] = False
         epochs = loops["epoch_progress"]["current"]
+        if epochs["ready"] == epochs["started"] == epochs["processed"]:
+            # Between two epochs. With max_steps, Lightning would finish the epoch a second time.
+            for counts in (loops["epoch_progress"]["total"], epochs):
+                counts["completed"] = counts["processed"]
         if total["ready"] == total["processed"] == total["completed"]:
             # If a run is resumed within an epoch at a batch before a validation, Lightning finishes this batch a second
             # time and counts its step again.
@@ -99,25 +106,29 @@ class LoopPosition(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue a training whose last validation was interrupted; otherwise Lightning would skip this validation."""
-        if not (self._restored.get("validating") and trainer.enable_validation):
-            return
-        if trainer.should_stop or trainer.max_steps == self._restored_step:
-            self._restored["stopping"] = True
-        trainer.should_stop = False
-        if trainer.max_steps == self._restored_step:
-            self._max_steps = trainer.max_steps
-            trainer.fit_loop.epoch_loop.max_steps += 1
+        if self._restored.get("validating") and trainer.enable_validation:
+            self._replaced = trainer.max_steps, trainer.val_check_batch
+            self._stopping = self._restored["stopping"] or trainer.should_stop
+            trainer.should_stop = False  # max_time may be over
+            if trainer.max_steps == self._restored_step:
+                trainer.fit_loop.epoch_loop.max_steps += 1
+                self._stopping = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove the newer rows of ``metrics.csv``; end the training after a repeated last validation."""
+        """Remove the newer rows of ``metrics.csv``; make an interrupted validation due at once."""
         restored, self._restored = self._restored, {}
         if restored and self.resumes_folder and trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.keep(restored["rows"])
-        if restored.get("validating") and restored["stopping"]:
-            trainer.should_stop = True
+        if self._replaced is not None:
+            trainer.val_check_batch = 1
+            trainer._last_val_time = -math.inf  # type: ignore[attr-defined]  # for validations at intervals of time
             validate_this_epoch(trainer)
+        epochs = trainer.fit_loop.epoch_progress.current
+        if restored and epochs.started == epochs.processed:  # type: ignore[attr-defined]
+            # With max_steps, Lightning regards the first epoch after a restoration as an unfinished one.
+            trainer.fit_loop.epoch_loop.restarting = False
 
 
 def _rows(trainer: pl.Trainer) -> int:
