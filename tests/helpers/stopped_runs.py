@@ -149,38 +149,33 @@ def differences(run: Path, expected: Path) -> list[str]:
     return found
 
 
-def kill_at_random(
-    start: list[str], resume: list[str], run: Path, chance: random.Random, seconds: float, kills: int
-) -> int:
-    """Run a training and kill all of its processes ``kills`` times after random times; resume it each time.
+def kill_at_random(command: list[str], run: Path, chance: random.Random, seconds: float, kills: int) -> int:
+    """Run a training and kill all of its processes ``kills`` times at random times; resume it each time.
 
     Args:
-        start: The command that starts the run.
-        resume: The command that resumes it.
-        run: Its folder.
+        command: The command, with ``--resume=auto``.
+        run: The run's folder.
         chance: The random numbers.
-        seconds: The maximum time between the start of training and a kill.
+        seconds: The maximum time between the first change of the folder and a kill.
         kills: The number of kills.
 
     Returns:
         The number of kills that hit the training.
     """
-    hits = 0
-    last, log = run / "checkpoints" / "last.ckpt", run.with_name(f"{run.name}.log")
+    hits, log = 0, run.with_name(f"{run.name}.log")
     for _ in range(kills):
-        training = Training(resume if last.exists() else start, log)
-        before = _stamp(run)
-        if training.wait_for(lambda: _stamp(run) != before):  # noqa: B023  called in this round only
+        before = _changes(run)
+        training = Training(command, log)
+        if training.wait_for(lambda: _changes(run) != before):  # noqa: B023  called in this round only
             time.sleep(chance.uniform(0, seconds))
         hits += training.process.poll() is None
         training.kill()
-    training = Training(resume if last.exists() else start, log)
-    status, _ = training.end()
-    assert status == 0, training.messages
+    training = Training(command, log)
+    assert training.end()[0] == 0, training.messages
     return hits
 
 
-def _stamp(run: Path) -> float:
-    """Return the time of the last change of the run by a training that has begun."""
-    times = [path.stat().st_mtime for path in (run / "provenance.json", run / "metrics.csv") if path.exists()]
-    return max(times, default=0.0)
+def _changes(run: Path) -> list[float]:
+    """Return the times of the last changes of files that a training writes when it has begun."""
+    files = (run / "provenance.json", run / "metrics.csv")
+    return [path.stat().st_mtime for path in files if path.exists()]
