@@ -248,7 +248,7 @@ def lost_peer_advice(error: BaseException) -> str | None:
         return None
     return (
         f"another process of the run has ended or does not respond ({one_line(error, 120)}); see its messages, then "
-        "start the command again, a training with --resume auto"
+        "start the command again (for a training, with --resume auto)"
     )
 
 

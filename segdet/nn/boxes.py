@@ -95,7 +95,7 @@ def paired_giou_loss(boxes: Tensor, others: Tensor, epsilon: float = 1e-7) -> Te
     """Return 1 - GIoU of each of ``[..., 4]`` with the box at the same position, xyxy: ``[...]``.
 
     The values are those of torchvision's ``generalized_box_iou_loss``, which waits for a GPU, because it selects the
-    pairs that overlap by a boolean index.
+    overlapping pairs with a boolean index.
 
     Source: Rezatofighi et al., Generalized Intersection over Union, CVPR 2019.
     """

@@ -70,7 +70,8 @@ class Comparison:
         metric_deviations: The metrics that differ, the largest difference first.
         weight_deviations: The weights that differ, the largest difference first.
         noise: The noise; without limits if it is unknown.
-        untested: The folder of the only run without a test, so that test scores are not compared; else None.
+        untested: The folder of the untested run if only the other run is tested, or None. If there is such a run, test
+            scores are not compared.
     """
 
     outcome: Outcome

@@ -1,7 +1,7 @@
 """The processes that torchrun or SLURM has started for a run, compared with the trainer's devices and nodes.
 
-The comparison precedes everything that is written. Otherwise each of two processes would train alone, in the same
-folder.
+They are compared before anything is written. Without the comparison, each of two processes would train alone in the
+same folder.
 """
 
 import os

@@ -34,7 +34,7 @@ def rank() -> int:
             "RANK",
             "LOCAL_RANK",
             "SLURM_PROCID",
-        )  # Lightning may have started others beside SLURM's task
+        )  # Lightning may have started other processes beside SLURM's task
     return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 

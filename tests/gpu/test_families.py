@@ -29,10 +29,10 @@ REPRESENTATIVE = ["FCN", "BoxHead", "SSD"]
 
 WAITING = {
     "DETR": "the Hungarian algorithm matches queries with objects on the host",
-    "FasterRCNN": "torchvision suppresses proposals and samples regions by their number",
-    "MaskRCNN": "torchvision suppresses proposals and samples regions by their number",
-    "TorchvisionFasterRCNN": "torchvision suppresses proposals and samples regions by their number",
-    "TorchvisionMaskRCNN": "torchvision suppresses proposals and samples regions by their number",
+    "FasterRCNN": "torchvision reads the numbers of proposals and sampled regions on the host",
+    "MaskRCNN": "torchvision reads the numbers of proposals and sampled regions on the host",
+    "TorchvisionFasterRCNN": "torchvision reads the numbers of proposals and sampled regions on the host",
+    "TorchvisionMaskRCNN": "torchvision reads the numbers of proposals and sampled regions on the host",
 }
 """Families whose training steps wait for the device, with the reason."""
 
