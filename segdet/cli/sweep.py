@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segdet.cli.error_messages import write_line
+from segdet.launch.slurm import SLURM_FILE, read_queue, read_slurm
+from segdet.launch.slurm_sweep import worker_array
 from segdet.launch.sweep import STORAGE, SweepJobs, run_workers
 from segdet.launch.sweep_command import fit_arguments
 from segdet.launch.sweep_file import Sweep, notes, read_sweep
@@ -36,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     check_range("--workers", arguments.workers, least=1)
     check_range("--lease", arguments.lease, least=1)
+    if arguments.slurm is not None and arguments.launcher != "slurm":
+        raise UserError("--slurm: has no effect without --launcher slurm; give both")
     if sweep.size is None:
         raise sweep.error(("method",), f"method {sweep.method} never ends without run_cap; add run_cap: 20")
     folder = arguments.runs_dir / sweep.folder_name
@@ -47,9 +51,41 @@ def main(argv: Sequence[str]) -> int:
     for name, value in wandb.items():
         if value is not None:
             os.environ.setdefault(f"WANDB_{name}", value)
+    if arguments.launcher == "slurm" and not trials.is_complete():
+        return _submit(sweep, folder, arguments)
     status = run_workers(SweepJobs(trials, folder, arguments.test), arguments.workers)
     sys.stdout.write(write_results(trials, folder) + "\n")
     return status or int(any(trial.state == "failed" for trial in trials.all()))
+
+
+def _submit(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> int:
+    """Submit the workers that are not in the queue."""
+    settings = read_slurm(arguments.slurm or SLURM_FILE)
+    command = [
+        "sweep",
+        str(arguments.file),
+        f"--runs_dir={arguments.runs_dir}",
+        f"--lease={arguments.lease:g}",
+    ]
+    command += [
+        f"--{name}={value}"
+        for name, value in (("storage", arguments.storage), ("seed", arguments.seed))
+        if value is not None
+    ]
+    command += ["--test"] if arguments.test else []
+    queue = read_queue(folder)
+    workers = worker_array(sweep.folder_name, folder, settings, command, arguments.workers, queue)
+    if arguments.dry_run:
+        sys.stdout.write(workers.preview(queue))
+        return 0
+    for name, number in workers.submit(queue).items():
+        write_line(f"{name}: submitted as {number}")
+    for name, entry in queue.items():
+        write_line(f"{name}: {entry.describe()}")
+    write_line(
+        f"states: segdet status {folder}; when all trials have ended, the same command prints the results"
+    )
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="sweep file, such as sweeps/segmentation.yaml")
     add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
-    add("--workers", type=int, default=1, metavar="N", help="trials at a time on this machine (default: 1)")
+    add("--workers", type=int, default=1, metavar="N", help="trials at a time (default: 1)")
     storage_help = (
         "postgresql://USER@HOST/DATABASE, for several machines (default: a file in the sweep's folder)"
     )
@@ -74,6 +110,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time after which the trial of a worker that does not respond is continued (default: %(default)g)",
     )
+    add(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="place of the workers (default: local)",
+    )
+    slurm_help = f"resources of each worker on SLURM (default: {SLURM_FILE})"
+    add("--slurm", type=Path, metavar="FILE", help=slurm_help)
+    dry_run_help = "print the job scripts of --launcher slurm without submitting them"
+    add("--dry_run", action="store_true", help=dry_run_help)
     add("--test", action="store_true", help="test each trial after training")
     add(
         "--check",

@@ -92,9 +92,14 @@ class Slurm(FileModel):
             options += [f"--trainer.num_nodes={self.nodes}", "--trainer.strategy=ddp"]
         return tuple(options)
 
-    def directives(self) -> list[str]:
-        """Return the options of ``sbatch`` for the resources."""
-        options = [f"--nodes={self.nodes}", f"--ntasks-per-node={self.tasks}", f"--cpus-per-task={self.cpus}"]
+    def directives(self, launched: bool = True) -> list[str]:
+        """Return the options of ``sbatch`` for the resources.
+
+        Args:
+            launched: Whether ``srun`` starts a process for each GPU. If not, one process gets all GPUs and cores.
+        """
+        tasks, cpus = (self.tasks, self.cpus) if launched else (1, self.cpus * self.tasks)
+        options = [f"--nodes={self.nodes}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={cpus}"]
         if self.gpus:
             options.append(f"--gres=gpu:{self.gpus}")
         given = {"partition": self.partition, "account": self.account, "time": self.time, "mem": self.memory}
@@ -207,7 +212,7 @@ class Submission:
             "--open-mode=append",
             "--requeue",
             f"--signal={'' if array.launched else 'B:'}USR1@{SIGNAL_SECONDS}",
-            *self.settings.directives(),
+            *self.settings.directives(array.launched),
         ]
         lines = ["#!/bin/bash", f"# {', '.join(task.name for task in array.tasks)}"]
         lines += [f"#SBATCH {_quoted(option)}" for option in options]
@@ -215,6 +220,7 @@ class Submission:
         if array.launched:
             start, end = "srun --cpus-per-task=$SLURM_CPUS_PER_TASK --kill-on-bad-exit=1 ", []
         else:
+            lines += ["unset SLURM_NTASKS SLURM_PROCID # each run starts its own processes"]
             lines += ["trap 'scontrol requeue \"$SLURM_JOB_ID\"' USR1 # SLURM then sends SIGTERM"]
             start, end = "", ["while kill -0 $! 2>/dev/null; do wait $!; status=$?; done", 'exit "$status"']
         lines += ["case $SLURM_ARRAY_TASK_ID in"]

@@ -13,7 +13,7 @@ from segdet.cli.main import main
 
 from .conftest import OPTIONS, Script, wait_for_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TWO = ["--trainer.strategy=ddp"]
 

@@ -13,7 +13,7 @@ from segdet.launch.sweep_trials import SweepTrials
 
 from .conftest import Script
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SWEEP = """\
 name: demo

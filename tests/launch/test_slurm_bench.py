@@ -1,4 +1,4 @@
-"""The runs of an experiment that are submitted to SLURM, with stand-ins for SLURM's commands."""
+"""Runs and workers that are submitted to SLURM, with stand-ins for its commands."""
 
 from pathlib import Path
 
@@ -6,6 +6,14 @@ import pytest
 from experiment_files import write_dependent_runs
 
 from segdet.cli.main import main
+
+SWEEP = """
+method: grid
+metric: {name: val/miou, goal: maximize}
+parameters:
+  model.optim.lr: {values: [0.01, 0.001]}
+command: [segdet, fit, --model=FCN, --data=ShapesDataModule, "${args}"]
+"""
 
 RESOURCES = "partition: gpu\ngpus: 1\n"
 
@@ -131,3 +139,22 @@ def test_errors_of_slurm_are_one_line(
 def test_the_file_of_resources_needs_the_launcher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "experiments/demo.yaml", "--slurm=cluster.yaml"]) == 2
     assert "--slurm: has no effect without --launcher slurm" in capsys.readouterr().err
+
+
+def test_workers_of_a_sweep_that_are_missing_are_submitted(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("demo.yaml").write_text(SWEEP)
+    sweep = ["sweep", "demo.yaml", "--launcher=slurm", "--slurm=cluster.yaml"]
+    assert main([*sweep, "--workers=3", "--seed=2"]) == 0
+    (call,) = slurm.calls()
+    script = Path(call[-1]).read_text()
+    assert "#SBATCH --array=0-2\n" in script and "srun" not in script
+    assert "segdet sweep demo.yaml --runs_dir=runs --lease=" in script and "--seed=2" in script
+    slurm.enqueue("17_0", "17_2", state="RUNNING")
+    assert main([*sweep, "--workers=3", "--seed=2"]) == 0
+    assert len(slurm.calls()) == 2 and "\n# worker-2\n" in Path(slurm.calls()[1][-1]).read_text()
+    Path("cluster.yaml").write_text("nodes: 2")
+    capsys.readouterr()
+    assert main([*sweep, "--seed=2"]) == 2
+    assert "--slurm: nodes is 2, but a worker of a sweep runs on one node" in capsys.readouterr().err
