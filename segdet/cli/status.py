@@ -1,10 +1,11 @@
-"""``segdet status``: the state of the runs of a bench or a sweep."""
+"""``segdet status``: the state of the runs of a bench or a sweep, from their files and SLURM's queue."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from segdet.cli.error_messages import write_line
 from segdet.launch.display import render, table
 from segdet.launch.slurm import read_queue
 from segdet.launch.state import find_runs
@@ -26,7 +27,11 @@ def main(argv: Sequence[str]) -> int:
     runs = find_runs(folder)
     if not runs:
         raise UserError(f"{folder}: holds no runs; give the folder of a bench or a sweep, such as runs/demo")
-    queue = {name: entry.describe() for name, entry in read_queue(folder).items()}
+    queue: dict[str, str] = {}
+    try:
+        queue = {name: entry.describe() for name, entry in read_queue(folder).items()}
+    except UserError as error:  # the files contain all other states
+        write_line(f"segdet: {error}")
     rows = table(runs, queue)
     sys.stdout.write(render(rows) + "\n")
     for row in rows:

@@ -65,6 +65,15 @@ class Row:
     log: str = ""
     fault: str = ""
 
+    @property
+    def group(self) -> str:
+        """The state in one word."""
+        return (
+            "waiting"
+            if self.state.startswith("waits for ")
+            else re.split(r" on | for | \(|, ", self.state)[0]
+        )
+
     def cells(self) -> tuple[str, ...]:
         """Return the cells of the table."""
         return (self.name, self.state, self.epoch, self.score, self.left, self.log)
@@ -114,7 +123,7 @@ def render(rows: Sequence[Row], width: int | None = None, height: int | None = N
         width: The maximum length of a line. No limit by default.
         height: The maximum number of lines. Rows of runs that neither run nor failed are left out first.
     """
-    counts = Counter(re.split(r" on | for | \(|, ", row.state)[0] for row in rows)
+    counts = Counter(row.group for row in rows)
     summary = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: " + ", ".join(
         f"{count} {state}" for state, count in counts.items()
     )
@@ -182,11 +191,12 @@ class LiveTable:
 
     def _draw(self, rows: Sequence[Row]) -> None:
         size = shutil.get_terminal_size()
-        text = render(rows, size.columns - 1, size.lines - 1)
-        self._erase()
-        self.stream.write(f"{text}\n")
+        lines = render(rows, size.columns - 1, size.lines - 1).splitlines()
+        # Overwrite the lines in a single write, because an erased table would flicker.
+        text = "".join(f"{line}\x1b[K\n" for line in lines)
+        self.stream.write((f"\x1b[{self._lines}F" if self._lines else "") + text + "\x1b[J")
         self.stream.flush()
-        self._lines = text.count("\n") + 1
+        self._lines = len(lines)
 
     def _erase(self) -> None:
         if self._lines:
@@ -212,9 +222,9 @@ class LiveTable:
 
 
 def _rank(row: Row) -> int:
-    if row.state.startswith(("training", "testing", "starting")):
+    if row.group in ("training", "testing", "starting"):
         return 0
-    return 1 if row.state in ("failed", "diverged", "stopped") else 2
+    return 1 if row.group in ("failed", "diverged", "stopped") else 2
 
 
 def _left_aligned(cells: Sequence[Sequence[str]]) -> str:
