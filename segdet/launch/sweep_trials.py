@@ -19,6 +19,7 @@ from segdet.launch.sweep_storage import SweepStorage
 from segdet.util.errors import UserError
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.trial import FrozenTrial
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -96,15 +97,18 @@ class SweepTrials:
         self.lease = lease
         self._shared = SweepStorage(url, sweep.folder_name)
         self._storage = self._shared.trials
-        maximize = sweep.metric is not None and sweep.metric.goal == "maximize"
         with self._shared.locked():
-            self.study = optuna.create_study(
-                storage=self._storage,
-                study_name=sweep.folder_name,
-                direction="maximize" if maximize else "minimize",
-                load_if_exists=True,
-            )
+            self.study = self._open()
             stored = self.study.user_attrs
+            changed = "settings" in stored and (
+                stored["settings"] != sweep.settings() or seed not in (None, stored["seed"])
+            )
+            if changed and not self.study.get_trials():
+                optuna.delete_study(
+                    study_name=sweep.folder_name, storage=self._storage
+                )  # the file has been corrected
+                self.study = self._open()
+                stored = self.study.user_attrs
             if "settings" in stored:
                 self._check(stored["settings"], seed, stored["seed"])
                 self.seed: int = stored["seed"]
@@ -112,6 +116,18 @@ class SweepTrials:
                 self.seed = seed or 0
                 self.study.set_user_attr("seed", self.seed)
                 self.study.set_user_attr("settings", sweep.settings())
+
+    def _open(self) -> "optuna.Study":
+        """Return the study, and create it if it does not exist."""
+        import optuna
+
+        metric = self.sweep.metric
+        return optuna.create_study(
+            storage=self._storage,
+            study_name=self.sweep.folder_name,
+            direction="minimize" if metric is None else metric.goal,
+            load_if_exists=True,
+        )
 
     def all(self) -> list[Trial]:
         """Return all trials by number."""

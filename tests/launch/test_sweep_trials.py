@@ -128,11 +128,20 @@ def test_another_search_is_refused_with_the_difference(
     tmp_path: Path, old: str, new: str, seed: int | None, difference: str
 ) -> None:
     path, url = write(tmp_path), f"sqlite:///{tmp_path}/sweep.db"
-    SweepTrials(read_sweep(path), url)
+    SweepTrials(read_sweep(path), url).claim("a")
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError, match="has trials of another search") as caught:
         SweepTrials(read_sweep(path), url, seed)
     assert difference in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_can_be_corrected_before_the_first_trial(tmp_path: Path, url: str, name: str) -> None:
+    path = write(tmp_path, name=name)
+    SweepTrials(read_sweep(path), url, seed=3)
+    path.write_text(path.read_text().replace("max: 11", "max: 5").replace("maximize", "minimize"))
+    trials = SweepTrials(read_sweep(path), url)
+    assert trials.seed == 0 and all(trial.point["x"] <= 5 for trial in finish_all(trials))
+    assert trials.study.direction.name == "MINIMIZE"
 
 
 def test_no_trial_starts_after_the_target(tmp_path: Path) -> None:
