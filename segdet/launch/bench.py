@@ -11,7 +11,6 @@ With ``at_once``, several runs train at the same time and share the cores equall
 one run with all cores, because the threads of one run wait for each other at every layer.
 """
 
-import contextlib
 import hashlib
 import json
 import re
@@ -22,8 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from segdet.launch.config_digest import config_digest
 from segdet.launch.display import LiveTable
 from segdet.launch.engine import Engine, Executor
 from segdet.launch.experiment import AFTER, Experiment
@@ -41,7 +39,7 @@ from segdet.launch.state import (
 from segdet.runs.ownership import Ownership, owner_of
 from segdet.util.errors import INTERRUPTED, UserError
 from segdet.util.suggest import did_you_mean
-from segdet.util.yaml_text import as_argument, load_yaml
+from segdet.util.yaml_text import as_argument
 
 
 def plan(
@@ -133,7 +131,7 @@ def _job(
     shared = [as_argument(k, v) for k, v in experiment.budget.items()] + [f"--{each}" for each in overrides]
     arguments = [as_argument(k, _insert_folder(v, after)) for k, v in run.overrides.items()] + shared
     common = [word for config in configs for word in ("--config", config)] + [f"--seed_everything={seed}"]
-    settings = {config: _digest(Path(config)) for config in configs}
+    settings = {config: config_digest(Path(config)) for config in configs}
     settings["seed"] = str(seed)
     # Keep the placeholder {after}: the settings depend on how the other run was trained, not on its folder.
     for argument in [as_argument(k, v) for k, v in run.overrides.items()] + shared:
@@ -148,18 +146,6 @@ def _job(
 def run_folder(experiment: Experiment, name: str, seed: int, runs_dir: Path) -> Path:
     """Return the folder of a run of ``experiment``."""
     return runs_dir / experiment.name / (name if seed == 0 else f"{name}-seed{seed}")
-
-
-def _digest(config: Path) -> str:
-    """Return a digest of the values in a config file and in the files that it names. Comments have no effect."""
-    content = config.read_bytes()
-    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the run will report the error
-        values = load_yaml(content.decode())
-        content = json.dumps(values, sort_keys=True, default=str).encode()
-        for value in values.values() if isinstance(values, dict) else ():
-            if isinstance(value, str) and (config.parent / value).is_file():  # such as ``data: data.yaml``
-                content += _digest(config.parent / value).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _insert_folder(value: Any, after: Path | None) -> Any:

@@ -26,6 +26,7 @@ from segdet.runs.folder_layout import read_record
 from segdet.runs.ownership import owner_of
 from segdet.util.devices import visible_gpus
 from segdet.util.errors import UserError
+from segdet.util.files import write_text
 
 STORAGE = "trials.db"
 """The default storage in the sweep's folder."""
@@ -188,7 +189,17 @@ class SweepJobs:
             json_file.write_text(json.dumps(self.trials.sweep.space.arguments(trial.point)), encoding="utf-8")
         arguments = fit_arguments(line)
         assert arguments is not None  # read_sweep has checked it
-        return Job(folder, tuple(arguments[1:]), test=self.test)
+        settings = {f"--{name}": str(value) for name, value in trial.point.items()}
+        job = Job(folder, tuple(arguments[1:]), settings, self.test)
+        if job.state().status == "new":
+            write_text(job.settings_path, json.dumps(settings, indent=1) + "\n")
+        elif difference := job.difference():
+            self.trials.release(self.owner, trial.number, trial.claim.failures)
+            raise UserError(
+                f"{folder}: is not a run of {self.trials.sweep.path} in this storage ({difference}); "
+                "remove the folder, or give the sweep another name"
+            )
+        return job
 
     def _is_busy(self, trial: Trial) -> bool:
         """Return whether a process still writes to the run folder of a trial, although its worker was killed."""

@@ -1,5 +1,6 @@
 """The command of a trial, expanded from the macros of a sweep file as the agent of Weights & Biases does it."""
 
+import itertools
 import json
 import os
 import re
@@ -91,3 +92,10 @@ def fit_arguments(words: Sequence[str]) -> tuple[str, ...] | None:
     if not rest or Path(rest[0]).name != "segdet" or rest[1:2] != ["fit"]:
         return None
     return tuple(rest[1:])
+
+
+def config_files(words: Sequence[str]) -> list[Path]:
+    """Return the existing files that a command gives as ``--config``."""
+    named = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    named += [name for option, name in itertools.pairwise(words) if option in ("-c", "--config")]
+    return [Path(name) for name in named if Path(name).is_file()]

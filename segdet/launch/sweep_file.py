@@ -27,11 +27,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PrivateAttr, StrictBool, StrictInt, StrictStr
 
+from segdet.launch.config_digest import config_digest
 from segdet.launch.sweep_command import (
     DEFAULT_COMMAND,
     EXAMPLE,
     OWN_OPTIONS,
     check_command,
+    config_files,
     expand,
     fit_arguments,
 )
@@ -184,9 +186,11 @@ class Sweep(FileModel):
         return self._file.error(key, message)
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that determines the trials, in JSON types, by its key in the file."""
+        """Return everything that determines the trials, in JSON types, by its key in the file or a description."""
         described = self.model_dump(mode="json", include={"method", "metric", "early_terminate", "program"})
         described["command"] = [str(word) for word in self.command]
+        for config in config_files(described["command"]):
+            described[f"the content of {config}"] = config_digest(config)
         described |= {
             ".".join(map(str, key)): values
             for key, values in _parameter_mappings(("parameters",), self.parameters)

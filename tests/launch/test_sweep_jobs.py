@@ -13,6 +13,7 @@ from segdet.launch.sweep_file import read_sweep
 from segdet.launch.sweep_trials import SweepTrials
 from segdet.runs.ownership import Ownership
 from segdet.runs.record import Cost, Record, Status
+from segdet.util.errors import UserError
 
 FILE = """\
 method: grid
@@ -169,3 +170,19 @@ def test_a_trial_is_not_claimed_while_its_run_is_alive(jobs: SweepJobs, tmp_path
     assert claim(other).name == "trial-001"
     run.release()
     assert claim(SweepJobs(jobs.trials, tmp_path / "demo")).name == "trial-000"
+
+
+def test_a_run_of_an_earlier_sweep_is_not_taken_for_a_trial(jobs: SweepJobs, tmp_path: Path) -> None:
+    job = claim(jobs)
+    write_run(job.folder, [0.9], "finished")
+    (tmp_path / "demo/trials.db").unlink()
+    (tmp_path / "demo.yaml").write_text(FILE.replace("8, 16", "9, 17"))
+    sweep = read_sweep(tmp_path / "demo.yaml")
+    again = SweepJobs(SweepTrials(sweep, f"sqlite:///{tmp_path}/demo/trials.db"), tmp_path / "demo")
+    for _ in range(2):  # the trial is given up, so that it can be claimed again
+        with pytest.raises(
+            UserError, match=r"trial-000: is not a run of .*--model.width was (8|16)\); remove"
+        ):
+            again.next()
+    shutil.rmtree(job.folder)
+    assert claim(again).name == "trial-000"

@@ -84,13 +84,14 @@ def test_the_order_of_trials_follows_from_the_seed(tmp_path: Path, method: str) 
 def test_a_trial_is_continued_after_its_lease_and_its_late_owner_records_nothing(
     tmp_path: Path, url: str, name: str
 ) -> None:
-    trials = SweepTrials(read_sweep(write(tmp_path, name=name)), url, lease=0.5)
+    trials = SweepTrials(read_sweep(write(tmp_path, name=name)), url)
     assert trials.claim("slow") is not None
     other = trials.claim("fast")
     assert other is not None and other.number == 1
     assert trials.renew("slow", [0]) == []
-    time.sleep(0.7)
-    assert trials.renew("fast", [1]) == []
+    trials.lease = -1.0
+    assert trials.renew("slow", [0]) == []  # the lease has expired
+    trials.lease = 100.0
     assert trials.claim("fast", busy=lambda trial: True).number == 2  # type: ignore[union-attr]
     again = trials.claim("fast")
     assert again is not None and again.number == 0 and again.claim.attempts == 2
@@ -133,6 +134,20 @@ def test_another_search_is_refused_with_the_difference(
     with pytest.raises(UserError, match="has trials of another search") as caught:
         SweepTrials(read_sweep(path), url, seed)
     assert difference in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_changed_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, url = Path("fcn.yaml"), f"sqlite:///{tmp_path}/sweep.db"
+    config.write_text("model: FCN\n")
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("[segdet, fit,", "[segdet, fit, --config, fcn.yaml,"))
+    SweepTrials(read_sweep(path), url).claim("a")
+    config.write_text("# A comment.\nmodel: FCN\n")
+    SweepTrials(read_sweep(path), url)
+    config.write_text("model: UNet\n")
+    with pytest.raises(UserError, match=r"the content of fcn.yaml was \"\w+\" and is \"\w+\""):
+        SweepTrials(read_sweep(path), url)
 
 
 def test_a_file_can_be_corrected_before_the_first_trial(tmp_path: Path, url: str, name: str) -> None:
