@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segdet.cli.error_messages import write_line
 from segdet.launch.display import render, table
-from segdet.launch.slurm import read_queue
+from segdet.launch.slurm import find_failures, read_queue
 from segdet.launch.state import find_runs
 from segdet.util.errors import UserError
 
@@ -27,16 +27,20 @@ def main(argv: Sequence[str]) -> int:
     runs = find_runs(folder)
     if not runs:
         raise UserError(f"{folder}: holds no runs; give the folder of a bench or a sweep, such as runs/demo")
-    queue: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    states: dict[str, str] = {}
     try:
-        queue = {name: entry.describe() for name, entry in read_queue(folder).items()}
+        queue = read_queue(folder)
+        failures = find_failures(folder, queue)
+        states = {name: entry.describe() for name, entry in queue.items()} | dict.fromkeys(failures, "failed")
     except UserError as error:  # the files contain all other states
         write_line(f"segdet: {error}")
-    rows = table(runs, queue)
+    rows = table(runs, states)
     sys.stdout.write(render(rows) + "\n")
     for row in rows:
-        if row.fault and row.state == "failed":
-            sys.stdout.write(f"{row.name}: {row.fault}\n")
+        fault = row.fault or failures.get(row.name)
+        if fault and row.state == "failed":
+            sys.stdout.write(f"{row.name}: {fault}\n")
     return 0
 
 

@@ -22,6 +22,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StrictInt, StrictStr
 
+from segdet.launch.state import read_state
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 from segdet.util.validation import FileModel, YamlFile
@@ -301,6 +302,29 @@ def read_queue(folder: Path) -> dict[str, Entry]:
         index = int(job.rpartition("_")[2])
         found[tasks[index]] = Entry(job, state, "" if reason == "None" else reason)
     return found
+
+
+def find_failures(folder: Path, queue: Mapping[str, Entry]) -> dict[str, str]:
+    """Return the last message of each run that has left the queue without a checkpoint, by name.
+
+    Args:
+        folder: The folder of the experiment or the sweep.
+        queue: The runs in the queue, from `read_queue`.
+    """
+    failures = {}
+    for path in (folder / FOLDER).glob("*.json"):
+        for name in json.loads(path.read_text(encoding="utf-8")):
+            log = folder / f"{name}.log"
+            if name not in queue and log.exists() and read_state(folder / name).status == "new":
+                failures[name] = _last_message(log)
+    return failures
+
+
+def _last_message(log: Path) -> str:
+    """Return the last line of a log that SLURM has not written."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    own = [line.strip() for line in lines if line.strip() and not re.match(r"srun: |slurmstepd", line)]
+    return own[-1] if own else "no output"
 
 
 def _quoted(option: str) -> str:

@@ -78,6 +78,20 @@ def test_runs_in_the_queue_are_not_submitted_again(
     assert "running (Priority), job 18_1" in capsys.readouterr().out
 
 
+def test_a_run_that_left_the_queue_without_a_checkpoint_has_failed(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("experiments/demo.yaml") == 0
+    slurm.enqueue("18_1", "18_2", "18_3")
+    Path("runs/demo/fcn.log").write_text(
+        "segdet: error: --data.x: no such option\nsrun: error: n1: task 0: Exited\n"
+    )
+    capsys.readouterr()
+    assert main(["status", "runs/demo"]) == 0
+    out = capsys.readouterr().out
+    assert "fcn: segdet: error: --data.x: no such option\n" in out and "1 failed" in out
+
+
 def test_a_run_waits_for_the_run_that_it_uses(slurm: FakeSlurm) -> None:
     write_dependent_runs()
     assert bench("experiments/turn.yaml") == 0
