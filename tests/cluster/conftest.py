@@ -60,4 +60,4 @@ def wait_for_rows(cluster: SlurmCluster, job: str, run: Path, count: int = 3) ->
         path = run / "metrics.csv"
         return path.exists() and len(path.read_text().splitlines()) > count
 
-    cluster.wait_for(logged, 120, f"row {count} of {run}")
+    cluster.wait_for(logged, 240, f"row {count} of {run}")
