@@ -10,7 +10,7 @@ import importlib
 import json
 import pkgutil
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -244,7 +244,7 @@ def parse_command(argv: Sequence[str]) -> Options:
     parser = build_parser(command, lambda data: model_classes(data, command, checkpoint))
     try:
         _inherit(parser, command, checkpoint)
-        given = GivenOptions.parse(parser, arguments)
+        given = GivenOptions.parse(parser, [*_nested_classes(checkpoint, arguments), *arguments])
         _check_images(first, given, command)
         if (
             checkpoint is None and not first.names_no_checkpoint and first.resume is None
@@ -408,6 +408,26 @@ def _set_default(parser: Parser, checkpoint: Checkpoint, section: str, value: An
             f"{checkpoint.path}: its configuration does not suit this version of segdet "
             f"({one_line(error)}); use the version that wrote it"
         ) from error
+
+
+def _nested_classes(checkpoint: Checkpoint | None, arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the options that name the classes in the checkpoint to which given options belong.
+
+    For ``--data.recipe.size`` this is ``--data.recipe=ScaleJitter``. Without it, the parser of the given options cannot
+    interpret the size.
+    """
+    for section in ("model", "data") if checkpoint else ():
+        assert checkpoint is not None
+        values = (checkpoint.config.get(section) or {}).get("init_args") or {}
+        for name, value in values.items():
+            option = f"--{section}.{name}"
+            if (
+                isinstance(value, dict)
+                and "class_path" in value
+                and any(each.replace(".init_args", "").startswith(f"{option}.") for each in arguments)
+                and not any(each.partition("=")[0].replace(".init_args", "") == option for each in arguments)
+            ):
+                yield f"{option}={value['class_path']}"
 
 
 def _drop_class_names(parser: Parser, checkpoint: Checkpoint | None, given: GivenOptions) -> None:

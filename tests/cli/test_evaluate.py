@@ -52,6 +52,20 @@ def test_given_options_override_the_checkpoint(form: str, run: Path, tmp_path: P
     assert not json.loads((other / "result.json").read_text())["metrics"]["test/mar_100"]
 
 
+@pytest.mark.parametrize("option", ["--data.recipe.size", "--data.init_args.recipe.init_args.size"])
+def test_an_option_of_a_class_in_the_checkpoint_needs_no_class(
+    option: str, run: Path, tmp_path: Path
+) -> None:
+    given = [option, "[48,64]", "--trainer.limit_test_batches=1"]
+    assert main(["test", "--ckpt_path", str(run), "--run_dir", str(tmp_path / "other"), *given]) == 0
+    recipes = [
+        yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["recipe"]
+        for folder in (run, tmp_path / "other")
+    ]
+    assert recipes[1]["init_args"]["size"] == [48, 64] != recipes[0]["init_args"]["size"]
+    assert recipes[1] == recipes[0] | {"init_args": recipes[0]["init_args"] | {"size": [48, 64]}}
+
+
 def test_no_checkpoint(line: Line) -> None:
     for command in ("test", "validate", "predict"):
         message = line([command, *MODELS["detection"], *TINY])
