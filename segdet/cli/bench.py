@@ -37,6 +37,10 @@ def main(argv: Sequence[str]) -> int:
         check_range("--devices_per_run", arguments.devices_per_run, least=1)
     if arguments.slurm is not None and arguments.launcher != "slurm":
         raise UserError("--slurm: has no effect without --launcher slurm; give both")
+    if arguments.devices_per_run is not None and arguments.launcher == "slurm":
+        raise UserError(
+            "--devices_per_run: has no effect with --launcher slurm; set gpus in the file of --slurm"
+        )
     jobs = plan(experiment, arguments.runs_dir, arguments.only, arguments.overrides, arguments.rerun)
     if arguments.launcher == "slurm":
         return _submit(experiment, jobs, arguments)

@@ -150,11 +150,28 @@ def test_errors_of_slurm_are_one_line(
     assert line.startswith("segdet: error: ") and message in line
 
 
-def test_the_file_of_resources_needs_the_launcher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "experiments/demo.yaml", "--slurm=cluster.yaml"]) == 2
-    assert "--slurm: has no effect without --launcher slurm" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--slurm=cluster.yaml"], "--slurm: has no effect without --launcher slurm"),
+        (
+            ["--launcher=slurm", "--devices_per_run=2"],
+            "--devices_per_run: has no effect with --launcher slurm",
+        ),
+        (
+            ["--launcher=slurm", "--slurm=clusters.yaml"],
+            "clusters.yaml: no such file; did you mean cluster.yaml?",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["bench", "experiments/demo.yaml", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_workers_of_a_sweep_that_are_missing_are_submitted(
     slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
