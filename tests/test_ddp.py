@@ -84,6 +84,34 @@ def test_proposals_are_computed_once(name: str, runs: tuple[Path, dict[str, proc
     assert runs[1][name].proposed == (processes.TRAIN + processes.VAL, processes.TRAIN + processes.VAL)
 
 
+@pytest.mark.slow
+def test_two_processes_train_and_test_with_one_command(tmp_path: Path) -> None:
+    """The scores equal those of a test with one process. Repeating the command does nothing."""
+    model = "--model FCN --model.backbone test_resnet --model.width 8"
+    two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
+    command = f"fit {model} {DATA} {two} --run_dir run --resume auto --test true"
+    done = segdet(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = (tmp_path / "run/result.json").read_bytes()
+    one = segdet("test --ckpt_path run --trainer.accelerator cpu --trainer.devices 1 --run_dir one", tmp_path)
+    assert one.returncode == 0, one.stderr
+    together, alone = (
+        {name: value for name, value in json.loads(text)["metrics"].items() if name.startswith("test/")}
+        for text in (record, (tmp_path / "one/result.json").read_bytes())
+    )
+    assert alone and together == pytest.approx(alone, abs=1e-6)
+    again = segdet(command, tmp_path)
+    assert again.returncode == 0 and again.stderr.splitlines() == ["segdet: run: the training is finished"]
+    assert (tmp_path / "run/result.json").read_bytes() == record
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {
+        "run",
+        "one",
+        "shapes",
+        ".cache",
+        ".config",
+    }
+
+
 def test_a_difference_of_scores_is_found() -> None:
     scores = {"test/miou": 0.5, "test/iou/a": None}
 

@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
         _print_summary(sweep)
         return 0
     check_range("--workers", arguments.workers, least=1)
+    if arguments.devices_per_run is not None:
+        check_range("--devices_per_run", arguments.devices_per_run, least=1)
     check_range("--lease", arguments.lease, least=1)
     if arguments.slurm is not None and arguments.launcher != "slurm":
         raise UserError("--slurm: has no effect without --launcher slurm; give both")
@@ -53,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
             os.environ.setdefault(f"WANDB_{name}", value)
     if arguments.launcher == "slurm" and not trials.is_complete():
         return _submit(sweep, folder, arguments)
-    status = run_workers(SweepJobs(trials, folder, arguments.test), arguments.workers)
+    status = run_workers(
+        SweepJobs(trials, folder, arguments.test), arguments.workers, arguments.devices_per_run
+    )
     sys.stdout.write(write_results(trials, folder) + "\n")
     return status or int(any(trial.state == "failed" for trial in trials.all()))
 
@@ -98,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add("file", type=Path, metavar="FILE", help="sweep file, such as sweeps/segmentation.yaml")
     add("--runs_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
     add("--workers", type=int, default=1, metavar="N", help="trials at a time (default: 1)")
+    devices_help = "GPUs of each trial (default: 1, or all with one worker)"
+    add("--devices_per_run", type=int, metavar="N", help=devices_help)
     storage_help = (
         "postgresql://USER@HOST/DATABASE, for several machines (default: a file in the sweep's folder)"
     )

@@ -215,12 +215,17 @@ def _checkpoint_time(folder: Path) -> float:
         return 0.0
 
 
-def run_workers(jobs: SweepJobs, workers: int) -> int:
+def run_workers(jobs: SweepJobs, workers: int, devices_per_run: int | None = None) -> int:
     """Run trials on this machine, several at a time, until all trials of the sweep have ended.
+
+    Args:
+        jobs: The trials.
+        workers: The number of trials that run at once.
+        devices_per_run: The GPUs of each trial; see `LocalExecutor`.
 
     Returns:
         The exit status: 0, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    executor = LocalExecutor(workers, visible_gpus())
+    executor = LocalExecutor(workers, visible_gpus(), devices_per_run)
     with jobs.renewed(), LiveTable(lambda: find_runs(jobs.folder)) as display:
         return Engine(jobs, executor, display, POLL).run()

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -301,6 +302,18 @@ def test_a_run_of_another_bench_is_left_to_it(
     # A killed bench holds no run.
     assert main(["experiments/demo.yaml"]) == 0
     assert command.started() == ["data", "fcn"]
+
+
+def test_a_bench_needs_no_file_locks(
+    folder: Path, command: type[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    monkeypatch.setattr("fcntl.lockf", fail)
+    assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
+    assert command.started() == ["data", "ssd", "ssd-seed1"]
 
 
 def test_runs_that_another_bench_has_trained_again_are_kept(folder: Path, command: type[Machine]) -> None:
