@@ -9,11 +9,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from segdet.runs.checkpoint_file import remaining_checkpoints
 from segdet.runs.folder_choice import Run
 from segdet.runs.interruption import Stopped
 from segdet.runs.ownership import OutdatedError
 from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.divergence import DivergedError
+from segdet.util.errors import UserError
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -117,7 +119,12 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         self.trained = False
 
     def save_now(self, trainer: pl.Trainer) -> None:
-        self._save_checkpoint(trainer, str(self.folder / "last.ckpt"))
+        try:
+            self._save_checkpoint(trainer, str(self.folder / "last.ckpt"))
+        except (DivergedError, OutdatedError):
+            raise
+        except UserError as error:  # such as a full disk
+            raise UserError(f"{error}; {remaining_checkpoints(self.folder.parent)}") from error
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save if a checkpoint of the previous step is due."""

@@ -85,12 +85,15 @@ def open_to_append(path: Path) -> Iterator[TextIO]:
     """Open a text file for appending, in UTF-8 and with line ends unchanged.
 
     Raises:
-        UserError: If the guard of the folder does not permit the write.
+        UserError: If the file cannot be written, or the guard of the folder does not permit the write.
     """
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        # Check after opening: the next owner of a folder replaces the file, so that an open one is harmless.
-        check_writable(path)
-        yield stream
+    try:
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            # Check after opening: the next owner of a folder replaces the file, so that an open one is harmless.
+            check_writable(path)
+            yield stream
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-LIMIT = 240.0
+LIMIT = 600.0
 """The maximum number of seconds of a process of a test."""
 
 

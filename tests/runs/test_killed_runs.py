@@ -1,8 +1,11 @@
 """A training that is killed at any time and resumed has the weights, scores and rows of an uninterrupted one."""
 
+import json
 import os
 import random
+import resource
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from stopped_runs import Training, differences, kill_at_random
 from tiny_runs import MODELS
 
 from segdet.cli.main import main
-from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
+from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
 
 KILLS = int(os.environ.get("SEGDET_KILLS", "2"))
 """The number of kills per task in `test_random_kills`."""
@@ -89,6 +92,36 @@ def test_a_kill_between_two_hooks(
         killed_after(kind, hook, step, [*arguments, f"--run_dir={run}"])
         assert main(["fit", f"--run_dir={run}", "--ckpt_path=last"]) == 0
         assert differences(run, tmp_path / "expected") == [], (hook, step)
+
+
+def test_a_full_disk(shapes: Path, tmp_path: Path) -> None:
+    """The earlier checkpoint is kept. One line names the file that cannot be written."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = [
+        "fit", *DATA, *MODELS["segmentation"], f"--data.root={shapes}", f"--run_dir={run}", "--data.num_workers=0",
+        "--trainer.max_epochs=3", "--resume=auto",
+    ]  # fmt: skip
+
+    def fill(trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    def train() -> None:
+        with log.open("w") as stream:
+            os.dup2(stream.fileno(), 2)
+            sys.stderr = stream
+            LastValidation.on_train_epoch_start = lambda _, *given: fill(*given)  # type: ignore[method-assign]
+            status = main(arguments)
+        (tmp_path / "status").symlink_to(str(status))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run_until_killed(train)
+    assert (tmp_path / "status").readlink() == Path("2")
+    (line,) = [line for line in log.read_text().splitlines() if "error" in line]
+    assert "last.ckpt: cannot be written (File too large)" in line
+    assert f"of step 6 are valid; to resume, give --ckpt_path {run}" in line
+    assert main(arguments) == 0
+    assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from segdet.util.files import (
     STALE_SECONDS,
     _remove_stale_once,
     create_folder_atomically,
+    open_to_append,
     remove_stale,
     write_atomically,
     write_text,
@@ -22,6 +23,17 @@ from segdet.util.files import (
 
 def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_appending_to_a_full_disk_is_one_line() -> None:
+    with (
+        pytest.raises(
+            UserError, match=r"^/dev/full: cannot be written \(No space left on device\); free disk space"
+        ),
+        open_to_append(Path("/dev/full")) as stream,
+    ):
+        stream.write("row\n")
 
 
 def test_a_failed_write_leaves_the_earlier_file_and_no_other(tmp_path: Path) -> None:
