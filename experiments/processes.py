@@ -34,6 +34,8 @@ TRAIN, VAL, TEST = 8, 5, 7
 """The numbers of images. 2 and 3 processes cannot share 5 and 7 images evenly."""
 
 TRAINING = ["--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6", "--model.optim.lr=0.003"]
+BRIEF = ["--trainer.max_epochs=1", "--model.optim.lr=0.003"]
+"""The options of families with large networks."""
 
 SHARED = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
@@ -130,9 +132,11 @@ def work(folder: Path, command: str, names: Sequence[str], count: int) -> int:
         os.environ[LOG] = str(folder / name / "proposed.txt") if command == "fit" else ""
         run_dir = folder / name / "run"
         if command == "fit":
+            family = FAMILIES[name]
+            training = BRIEF if family.slow else TRAINING
             arguments = [
-                *FAMILIES[name].arguments(name), *data_arguments(FAMILIES[name], folder), *TRAINING,
-                "--panels.images=0", f"--run_dir={run_dir}",
+                *family.arguments(name), *data_arguments(family, folder), *training, "--panels.images=0",
+                f"--run_dir={run_dir}",
             ]  # fmt: skip
         else:
             best = run_dir / "checkpoints" / "best.ckpt"
