@@ -49,7 +49,7 @@ def main(file: str, storage: str, folder: str) -> int:
     from segdet.launch.sweep_file import read_sweep
     from segdet.launch.sweep_trials import SweepTrials
 
-    trials = SweepTrials(read_sweep(file), storage, lease=1.5)
+    trials = SweepTrials(read_sweep(file), storage, lease=4.0)
     return run_workers(SweepJobs(trials, Path(folder)), 1)
 
 
