@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from segdet.launch import log_filter
 from segdet.launch.job import Job
 from segdet.util.cores import SHARE, usable_cores
 from segdet.util.devices import VISIBLE
@@ -48,7 +49,7 @@ class LocalExecutor:
         self.cores = max(1, usable_cores() // at_once)
         self.devices = list(devices)
         self.devices_per_run = devices_per_run or (1 if at_once > 1 else len(self.devices))
-        self._processes: dict[str, tuple[Job, subprocess.Popen, threading.Thread, list[str]]] = {}
+        self._processes: dict[str, tuple[Job, subprocess.Popen, subprocess.Popen, list[str]]] = {}
 
     def free(self) -> int:
         """Return the number of jobs that can start now."""
@@ -59,8 +60,8 @@ class LocalExecutor:
         used = Counter(device for *_, held in self._processes.values() for device in held)
         devices = sorted(self.devices, key=lambda device: used[device])[: self.devices_per_run]
         devices.sort(key=self.devices.index)
-        process, tee = _start(job.command, job.log_path, "ab", self._environment(devices))
-        self._processes[job.name] = (job, process, tee, devices)
+        process, writer = _start_logged(job.command, self._environment(devices), job.log_path)
+        self._processes[job.name] = (job, process, writer, devices)
 
     def running(self) -> list[Job]:
         """Return the running jobs."""
@@ -69,9 +70,10 @@ class LocalExecutor:
     def ended(self) -> list[tuple[Job, int]]:
         """Return the jobs that have ended since the last call, with their exit statuses."""
         ended = []
-        for name, (job, process, tee, _) in list(self._processes.items()):
+        for name, (job, process, writer, _) in list(self._processes.items()):
             if (status := process.poll()) is not None:
-                tee.join(2)
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a worker may outlive the command
+                    writer.wait(2)
                 del self._processes[name]
                 ended.append((job, status))
         return ended
@@ -107,7 +109,12 @@ def run_command(arguments: Sequence[str], log: Path, mode: str) -> int:
     Returns:
         The command's exit status.
     """
-    process, tee = _start(arguments, log, mode, {}, sys.stderr.write)
+    file = log.open(mode)
+    _write_title(file, arguments)
+    process = _start(arguments, {}, subprocess.PIPE)
+    # Use a thread, because a worker that outlives the command may keep the pipe open.
+    tee = threading.Thread(target=_tee, args=(process.stdout, file), daemon=True)
+    tee.start()
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -121,32 +128,36 @@ def run_command(arguments: Sequence[str], log: Path, mode: str) -> int:
         tee.join(2)
 
 
-def _start(
-    arguments: Sequence[str],
-    log: Path,
-    mode: str,
-    environment: Mapping[str, str],
-    show: Callable[[str], Any] | None = None,
-) -> tuple[subprocess.Popen, threading.Thread]:
-    """Start a segdet command, and a thread that copies its output."""
+def _start(arguments: Sequence[str], environment: Mapping[str, str], output: Any) -> subprocess.Popen:
+    """Start a segdet command."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
     environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))  # for progress bars
-    file = log.open(mode)
-    file.write(f"$ segdet {shlex.join(arguments)}\n".encode())
-    file.flush()
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "segdet", *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         env=environment,
         start_new_session=True,  # only this process receives Ctrl-C, and passes it on once
     )
-    assert process.stdout is not None
-    # Use a thread, because a worker that outlives the command may keep the pipe open.
-    tee = threading.Thread(target=_tee, args=(process.stdout, file, show), daemon=True)
-    tee.start()
-    return process, tee
+
+
+def _start_logged(
+    arguments: Sequence[str], environment: Mapping[str, str], log: Path
+) -> tuple[subprocess.Popen, subprocess.Popen]:
+    """Start a segdet command, and a process that appends its output to ``log``. Both outlive this process."""
+    with log.open("ab") as file:
+        _write_title(file, arguments)
+    command = [sys.executable, "-S", log_filter.__file__, str(log)]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert writer.stdin is not None
+    with writer.stdin:
+        return _start(arguments, environment, writer.stdin), writer
+
+
+def _write_title(file: IO[bytes], arguments: Sequence[str]) -> None:
+    file.write(f"$ segdet {shlex.join(arguments)}\n".encode())
+    file.flush()
 
 
 def _kill(child: subprocess.Popen) -> None:
@@ -156,21 +167,16 @@ def _kill(child: subprocess.Popen) -> None:
     child.wait()
 
 
-def _tee(source: IO[bytes], log: IO[bytes], show: Callable[[str], Any] | None) -> None:
-    """Copy ``source`` to ``log`` without the intermediate states of progress bars, and optionally show it as well."""
+def _tee(source: IO[bytes], log: IO[bytes]) -> None:
+    """Show ``source`` on stderr as it arrives, and copy it to ``log``."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    line = b""
+
+    def show(chunk: bytes) -> None:
+        sys.stderr.write(decoder.decode(chunk))
+        sys.stderr.flush()
+
     with source, log:
-        while chunk := os.read(source.fileno(), 65536):
-            if show is not None:
-                show(decoder.decode(chunk))
-                sys.stderr.flush()
-            *lines, line = (line + chunk).split(b"\n")
-            log.writelines(whole.rstrip(b"\r").rpartition(b"\r")[2] + b"\n" for whole in lines)
-            line = line[line.rfind(b"\r", 0, -1) + 1 :]
-            log.flush()
-        log.write(line + b"\n" if line else b"")
-        log.flush()
+        log_filter.copy_output(source, log, show)
 
 
 def last_line(log: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import segdet
 from segdet.cli.bench import main
 from segdet.launch.local import LocalExecutor, last_line, run_command
 from segdet.util.cores import usable_cores
@@ -175,6 +176,42 @@ def test_two_benches_share_the_runs(scripted: Path) -> None:
     errors = [bench.communicate(timeout=60)[1] for bench in benches]
     assert [Path(f"runs/x/{name}.count").read_text() for name in runs] == ["x"] * 6, errors
     assert all("FAILED" in err and "Traceback" not in err for err in errors)
+
+
+def test_a_run_goes_on_when_its_bench_is_killed(scripted: Path) -> None:
+    """The output goes to the log, and another bench leaves the run alone until it has ended."""
+    Path("script.py").write_text(
+        "import os, sys, time\nfrom segdet_claim import claim\nowner = claim(sys.argv)\n"
+        "open('started', 'w').write(str(os.getppid()))\n"
+        "while not os.path.exists('go'): time.sleep(0.05)\n"
+        "sys.stderr.write('\\r1/2\\r2/2 \\n')\nprint('end')\nopen('done', 'w').close()\n"
+    )
+    # The script replaces segdet, so it takes the claim from the real package by its path.
+    package = Path(segdet.__file__).parents[1]
+    Path("segdet_claim.py").write_text(
+        f"import sys\nfor name in [n for n in sys.modules if n.startswith('segdet') and n != __name__]:\n"
+        f"    del sys.modules[name]\nsys.path.insert(0, {str(package)!r})\n"
+        "from pathlib import Path\nfrom segdet.runs.ownership import Ownership\n"
+        "def claim(argv):\n"
+        "    folder = Path(next(a.split('=', 1)[1] for a in argv if a.startswith('--run_dir=')))\n"
+        "    folder.mkdir(parents=True)\n    return Ownership(folder)\n"
+    )
+    Path("x.yaml").write_text("runs: {a: {configs: x.yaml}}")
+    code = (
+        f"import sys; sys.path = {sys.path!r}; from segdet.cli.bench import main; sys.exit(main(['x.yaml']))"
+    )
+    bench = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    wait_for(Path("started"))
+    bench.kill()
+    bench.wait()
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert other.returncode == 0 and "a  is run by another bench" in other.stderr
+    Path("go").touch()
+    wait_for(Path("done"))
+    end = time.monotonic() + 10
+    while not Path("runs/x/a.log").read_text().endswith("2/2 \nend\n"):
+        assert time.monotonic() < end, Path("runs/x/a.log").read_text()
+        time.sleep(0.05)
 
 
 def wait_for(path: Path) -> None:
