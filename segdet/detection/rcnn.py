@@ -17,7 +17,7 @@ from segdet.nn.roi import rois_of, sample_rois
 from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.warp import warp, with_context
 from segdet.task import Stage
-from segdet.training.callback_interfaces import request_checkpoint
+from segdet.training.callback_interfaces import interruptible, request_checkpoint
 from segdet.training.ema import averaged
 from segdet.training.linear_svm import LinearSVMs, Mining
 from segdet.training.ridge import BoxRidge
@@ -195,8 +195,11 @@ class RCNN(RegionDetector):
             if batch_idx == 0:
                 # The stages run in the first validation step, because a run resumed in a validation starts with this
                 # step. The stages may take hours. The checkpoint keeps the fine-tuned network if they are interrupted.
-                request_checkpoint(self.trainer)
-                self._run_later_stages()
+                if request_checkpoint(self.trainer):
+                    with interruptible(self.trainer):
+                        self._run_later_stages()
+                else:
+                    self._run_later_stages()
         super().validation_step(batch, batch_idx)
 
     def on_train_epoch_end(self) -> None:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from segdet.training.callback_interfaces import DefersSignals
 from segdet.util.distributed import TIMEOUT, rank
 from segdet.util.errors import INTERRUPTED, TERMINATED
 
@@ -156,7 +158,7 @@ class Agreement:
         return agreed
 
 
-class AgreedStop(pl.Callback):
+class AgreedStop(pl.Callback, DefersSignals):
     """Stop all processes of a run after the same batch if one of them has received a signal.
 
     Within accumulated gradients the run continues to the next optimizer step, because gradients are not saved. A
@@ -192,6 +194,19 @@ class AgreedStop(pl.Callback):
             trainer._signal_connector.received_sigterm = True
 
     on_validation_batch_end = on_test_batch_end = on_train_batch_end
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let signals take effect at once inside this context.
+
+        Raises:
+            Stopped: If a signal was received before.
+        """
+        deferred = self.signals.deferred
+        if deferred:
+            self.signals.end_deferral()
+        yield
+        self.signals.deferred = deferred
 
     def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Agree on a signal.

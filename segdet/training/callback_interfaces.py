@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import lightning.pytorch as pl
 
@@ -49,3 +51,21 @@ def request_checkpoint(trainer: pl.Trainer) -> bool:
             callback.save_now(trainer)
             return True
     return False
+
+
+class DefersSignals(ABC):
+    """A callback that lets the signals that stop a run take effect after a batch."""
+
+    @abstractmethod
+    def at_once(self) -> AbstractContextManager[None]:
+        """Let signals take effect at once inside this context."""
+
+
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Let signals stop the run at once inside this context, for long work that follows a checkpoint."""
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, DefersSignals):
+                stack.enter_context(callback.at_once())
+        yield

@@ -15,6 +15,7 @@ from tiny_runs import MODELS, TINY
 from two_processes import other_process, process_of_two
 
 from segdet.runs.interruption import AgreedStop, Agreement, Stopped, StopSignals
+from segdet.training.callback_interfaces import interruptible
 
 
 @pytest.fixture
@@ -78,6 +79,20 @@ def test_a_second_interrupt_takes_effect_at_once(
     assert "interrupt again to stop at once" in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_takes_effect_at_once_in_long_work_that_follows_a_checkpoint(signals: StopSignals) -> None:
+    stop, run = AgreedStop(signals), trainer()
+    run.callbacks = [stop]
+    stop.on_train_start(run, run)
+    with interruptible(run):
+        assert not signals.deferred
+    assert signals.deferred
+    with pytest.raises(Stopped), interruptible(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+    signals.deferred = True
+    with pytest.raises(Stopped), interruptible(run):
+        raise AssertionError("the signal arrived before")
 
 
 def test_a_fork_keeps_the_default_effect_of_a_signal(signals: StopSignals) -> None:
