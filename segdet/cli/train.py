@@ -49,7 +49,9 @@ def _execute(options: Options, signals: StopSignals) -> int:
         if finished is not None:
             at_end.callback(finished.release)
             if rank() == 0:
-                write_line(f"segdet: {finished.shown_folder}: the training is finished")
+                write_line(
+                    f"segdet: {finished.shown_folder}: the training is finished{_not_applied(options)}"
+                )
             return 0 if finished.done else _test(options, finished, at_end, signals)
         status, run, launcher = _train(options, at_end, signals)
         if status or signals.stopped_by is not None or not config.test:
@@ -60,6 +62,18 @@ def _execute(options: Options, signals: StopSignals) -> int:
         except BaseException:
             _end_children(launcher)
             raise
+
+
+def _not_applied(options: Options) -> str:
+    """Describe the given options that differ from those of a finished training; empty if there are none."""
+    sections = yaml.safe_load(options.yaml())
+    try:
+        changes = resumed_changes("fit", options.checkpoint, sections, options.given.values)
+    except UserError as error:
+        return f"; {error}"
+    if not changes:
+        return ""
+    return f", and {', '.join(map(str, changes))} is not applied; to train it longer, resume it with --ckpt_path last"
 
 
 def _train(options: Options, at_end: contextlib.ExitStack, signals: StopSignals) -> tuple[int, Run, Any]:

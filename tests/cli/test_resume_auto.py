@@ -44,9 +44,12 @@ def test_a_run_is_trained_and_tested_by_one_command(
     assert entries(tmp_path) == {"once", "run"}
 
 
-def test_a_finished_run_is_only_tested(run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_only_tested(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (run / "checkpoints/last.ckpt").read_bytes()
-    assert main(fit(shapes, run, "--resume=auto", "--test=true")) == 0
+    assert main(fit(shapes, run, "--resume=auto", "--test=true", "--trainer.max_epochs=2")) == 0
+    assert "and --trainer.max_epochs 1 -> 2 is not applied" in capsys.readouterr().err
     assert "test/map" in scores(run) and entries(tmp_path) == {"run"}
     assert (run / "checkpoints/last.ckpt").read_bytes() == before
 
