@@ -3,7 +3,7 @@
 ::
 
     python experiments/scaling.py STEPS.json                  # step times of a GPU, from step_table.py --device cuda
-    python experiments/scaling.py STEPS.json --tflops 40      # step times from the counted operations and this rate
+    python experiments/scaling.py STEPS.json --speedup 480    # step times of a device that is 480 times as fast
 
 With ``--batch_size``, the step times are scaled to another number of images, in proportion.
 
@@ -109,13 +109,12 @@ class Family:
         return 4097
 
 
-def read_families(path: Path, tflops: float | None) -> list[Family]:
+def read_families(path: Path, speedup: float = 1.0) -> list[Family]:
     """Read the measurements of ``step_table.py``.
 
     Args:
         path: The JSON file.
-        tflops: The rate of a GPU in 10**12 operations per second, from which the step times are estimated; None for
-            the measured times.
+        speedup: The speed of the GPU divided by that of the measured device.
 
     Raises:
         UserError: If the file cannot be read, or lacks a measurement.
@@ -123,12 +122,7 @@ def read_families(path: Path, tflops: float | None) -> list[Family]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [
-            Family(
-                row["name"],
-                row["ms"] / 1e3 if tflops is None else row["gflops"] / tflops / 1e3,
-                row["gradient_mb"] * 1e6,
-                row["batch_size"],
-            )
+            Family(row["name"], row["ms"] / 1e3 / speedup, row["gradient_mb"] * 1e6, row["batch_size"])
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,9 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--families", nargs="+", default=[], help="the start of names to include (default: all)"
     )
     parser.add_argument(
-        "--tflops",
-        type=float,
-        help="estimate the step times from the operations and this rate (10**12 per second)",
+        "--speedup", type=float, default=1.0, help="speed of a GPU relative to the measured device (1)"
     )
     parser.add_argument("--batch_size", type=int, help="images per GPU (default: as measured)")
     parser.add_argument("--per_node", type=int, default=default.per_node, help="GPUs of a node (8)")
@@ -190,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     network = Network(given.per_node, given.within * 1e9, given.between * 1e9)
     try:
-        families = read_families(given.steps, given.tflops)
+        families = read_families(given.steps, given.speedup)
     except UserError as error:
         parser.error(str(error))
     chosen = [each for each in families if not given.families or each.name.startswith(tuple(given.families))]

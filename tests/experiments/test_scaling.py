@@ -46,8 +46,8 @@ def test_the_command_prints_a_row_for_each_family(tmp_path: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[2].startswith("| SSD300 |")
     assert "80" in lines[2].split("|")[4]  # 8 images in 0.1 s
-    for options, shown in (([], "10.0"), (["--batch_size", "16"], "20.0")):  # 400 and 800 / 40 ms
-        scaling.main([str(path), "--tflops", "40", *options])
+    for options, shown in (([], "2.5"), (["--batch_size", "16"], "5.0")):  # 100 and 200 / 40 ms
+        scaling.main([str(path), "--speedup", "40", *options])
         assert shown in capsys.readouterr().out.splitlines()[2].split("|")[2]
 
 
