@@ -73,26 +73,24 @@ def test_a_process_on_a_lost_node_cannot_write_after_its_job_was_requeued(
     run = tmp_path / "run"
     words = [*OPTIONS, f"--data.root={data_root}", f"--run_dir={run}"]
     path = script("one_node.sbatch", "--ntasks-per-node=1", words)
-    path.write_text(
-        path.read_text().replace(
-            "segdet fit", f"--output={tmp_path}/part-${{SLURM_RESTART_COUNT:-0}}.log segdet fit"
-        )
-    )
+    # With %t, the node writes the file itself, and not srun, which ends with the node.
+    output = f"--output={tmp_path}/part-${{SLURM_RESTART_COUNT:-0}}-%t.log"
+    path.write_text(path.read_text().replace("segdet fit", f"{output} segdet fit"))
     job = slurm.submit(path, f"--output={tmp_path}/job.log", folder=tmp_path)
     wait_for_rows(slurm, job, run)
     node = slurm.field(job, "NodeList")
     process = slurm.process(job, "bin/segdet fit")
-    os.kill(
-        process, signal.SIGSTOP
-    )  # so that it is still in the middle of its training when the other one has ended
+    # Pause it, so that it is still in the middle of its training when the other one has ended.
+    os.kill(process, signal.SIGSTOP)
     slurm.kill_node(node)
     slurm.wait_for(lambda: slurm.state(job) == "PENDING", 120, "requeue")
     slurm.start_now(job)
     slurm.wait(job)
     assert differences(run, undisturbed) == []
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert is_alive(process)
     os.kill(process, signal.SIGCONT)
     slurm.wait_for(lambda: not is_alive(process), 60, "end of the old process")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    messages = (tmp_path / "part-0.log").read_text()
+    messages = (tmp_path / "part-0-0.log").read_text()
     assert "has taken over this run" in messages and "Traceback" not in messages
