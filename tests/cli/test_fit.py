@@ -3,14 +3,17 @@
 import csv
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from tiny_runs import MODELS, TINY, Line
 
+from segdet.cli import train
 from segdet.cli.main import main
 from segdet.training.load_checkpoint import DESCRIPTION
 
@@ -208,3 +211,17 @@ def test_the_configuration_records_chosen_options(
     assert "chosen" not in capsys.readouterr().err
     again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
     assert again["data"] == config["data"] and again["model"] == config["model"]
+
+
+def test_the_end_of_the_process_of_wandb_keeps_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def fail(**_: object) -> None:
+        called.append(1)
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=1, finish=fail, teardown=fail))  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as leaving, train._finished_wandb_record():
+        raise SystemExit(143)
+    assert leaving.value.code == 143
+    assert len(called) == 2  # otherwise teardown would be attempted at exit
