@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ def run(names: Sequence[str], folder: Path, counts: Sequence[int] = (1, 2, 3)) -
 
 def _launch(command: Sequence[str], count: int, folder: Path) -> None:
     if count == 1:
-        with mock.patch.dict(os.environ):
+        with mock.patch.dict(os.environ), contextlib.redirect_stdout(io.StringIO()):
             status = work(folder, command[0], command[1:], 1)
         if status:
             raise RuntimeError(f"{' '.join(command)} failed")
