@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from segdet.cli.error_messages import (
     memory_advice,
     restore_advice,
 )
+from segdet.cli.main import main
 from segdet.util.errors import BadSample, UserError
 
 
@@ -134,6 +136,41 @@ def test_the_end_of_the_other_process_is_recognized(tmp_path: Path) -> None:
         torch.distributed.all_reduce(torch.ones(1))
         torch.distributed.all_reduce(torch.ones(1))
     assert is_lost_peer(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "processes", "lost"),
+    [
+        (RuntimeError("[gloo/pair.cc:553] Connection closed by peer [10.7.0.2]:5"), "2", True),
+        (RuntimeError("Timed out waiting 1800000ms for recv operation to complete"), "2", True),
+        (torch.distributed.DistNetworkError("client socket has failed"), "2", True),
+        (RuntimeError("Connection closed by peer"), "1", False),
+        (ConnectionResetError("Connection reset by peer"), "2", False),  # a server outside of the run
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "2", False),
+    ],
+)
+def test_a_lost_process_is_one_line_with_status_1(
+    error: Exception,
+    processes: str,
+    lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr("segdet.cli.error_messages.PEER_TIMEOUT", 0.0)
+
+    def fail(argv: Sequence[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("segdet.cli.main._dispatch", fail)
+    if not lost:
+        with pytest.raises(type(error)):
+            main([])
+        return
+    assert main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("segdet: error: another process of the run has ended or does not respond (")
+    assert line.endswith("start the command again (for a training, with --resume auto)")
 
 
 class TestReportedByPeer:
