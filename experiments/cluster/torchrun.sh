@@ -12,10 +12,14 @@ run=(--config configs/shapes/fcn.yaml --config configs/trainers/ddp.yaml --run_d
 
 # Without the interface, gloo and NCCL use the address of the host's name, which may be 127.0.0.1.
 export GLOO_SOCKET_IFNAME=$network NCCL_SOCKET_IFNAME=$network
+# For the same reason, torchrun gets the address of this machine, and whether the machines meet here.
+address=$(ip -o -4 address show dev "$network" | awk '{ sub("/.*", "", $4); print $4; exit }')
+if [ "$address" = "${first%:*}" ]; then meet_here=true; else meet_here=false; fi
 # A shared store would keep the addresses of the processes that were killed.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 exec torchrun --nnodes="$machines" --nproc-per-node="$gpus" --max-restarts="${RESTARTS:-3}" \
-    --rdzv-backend=c10d --rdzv-endpoint="$first" --rdzv-id="${run[-1]}" \
+    --rdzv-backend=c10d --rdzv-endpoint="$first" --rdzv-conf="is_host=$meet_here" --local-addr="$address" \
+    --rdzv-id="${run[-1]}" \
     -m segdet fit "${run[@]}" \
     --trainer.devices="$gpus" --trainer.num_nodes="$machines" --resume=auto --test=true
