@@ -20,6 +20,6 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 exec torchrun --nnodes="$machines" --nproc-per-node="$gpus" --max-restarts="${RESTARTS:-3}" \
     --rdzv-backend=c10d --rdzv-endpoint="$first" --rdzv-conf="is_host=$meet_here" --local-addr="$address" \
-    --rdzv-id="${run[-1]}" \
+    --rdzv-id="${run[-1]##*/}" \
     -m segdet fit "${run[@]}" \
     --trainer.devices="$gpus" --trainer.num_nodes="$machines" --resume=auto --test=true
