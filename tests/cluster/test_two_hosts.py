@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -50,17 +49,15 @@ def edited(host: Host, first: Host, run: list[str], folder: Path) -> Path:
 
 def process_of(rank: int, run: Path) -> int | None:
     """Return the process of a rank of the run, or None while it does not run."""
-    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=False)
-    for line in listed.stdout.splitlines():
-        pid, _, command = line.strip().partition(" ")
-        if "-m segdet fit" not in command or "torchrun" in command or f"--run_dir={run}" not in command:
-            continue
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
+            command = (process / "cmdline").read_bytes()
+            variables = (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended
             continue
-        if f"RANK={rank}".encode() in variables:
-            return int(pid)
+        if b"-m\0segdet\0fit\0" in command and f"--run_dir={run}\0".encode() in command:
+            if f"RANK={rank}".encode() in variables:
+                return int(process.name)
     return None
 
 
