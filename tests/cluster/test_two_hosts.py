@@ -55,9 +55,9 @@ def process_of(rank: int, run: Path) -> int | None:
             variables = (process / "environ").read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        if b"-m\0segdet\0fit\0" in command and f"--run_dir={run}\0".encode() in command:
-            if f"RANK={rank}".encode() in variables:
-                return int(process.name)
+        of_run = b"-m\0segdet\0fit\0" in command and f"--run_dir={run}\0".encode() in command
+        if of_run and f"RANK={rank}".encode() in variables:
+            return int(process.name)
     return None
 
 
