@@ -21,7 +21,7 @@ import pytest
 NODES = ("n1", "n2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 
-LIMIT = 240.0
+LIMIT = 600.0
 """The maximum number of seconds that a test waits for a job."""
 
 CONFIGURATION = """
