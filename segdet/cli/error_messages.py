@@ -192,11 +192,11 @@ def one_line(error: BaseException | str, most: int = 240) -> str:
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
-def claims_report(message: str) -> bool:
+def claims_report(message: str, status: int) -> bool:
     """Return whether this process has to report the error of its run.
 
-    The first process that fails reports its ``message``. It creates a file with the message in the run's folder. The
-    other processes find this file and report nothing.
+    The first process that fails reports its ``message``. It creates a file with the message and its exit status in the
+    run's folder. The other processes find this file, report nothing, and end with the same status.
     """
     report = _report_file()
     if report is None:
@@ -207,7 +207,7 @@ def claims_report(message: str) -> bool:
         return rank() == 0
     try:
         with report.open("x", encoding="utf-8") as stream:
-            stream.write(message + "\n")
+            stream.write(f"{message}\nexit status {status}\n")
     except FileExistsError:
         return False
     except OSError:  # a missing folder or a full or read-only disk must not hide the message
@@ -215,16 +215,19 @@ def claims_report(message: str) -> bool:
     return True
 
 
-def is_reported_by_peer(error: BaseException) -> bool:
-    """Return whether ``error`` is a consequence of an error that another process of the run has reported."""
+def status_of_peer(error: BaseException) -> int | None:
+    """Return the exit status of another process of the run that has reported the cause of ``error``, else None."""
     report = _report_file()
     if report is None:
-        return False
+        return None
     lost = is_lost_peer(error)
     end = time.monotonic() + PEER_TIMEOUT
     while lost and not report.exists() and time.monotonic() < end:
         time.sleep(0.1)
-    return report.exists() and (lost or rank() > 0)
+    if not report.exists() or not (lost or rank() > 0):
+        return None
+    found = re.search(r"^exit status (\d+)$", report.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) if found else UserError.status
 
 
 def _report_file() -> Path | None:

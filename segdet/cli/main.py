@@ -15,9 +15,9 @@ from segdet import __version__
 from segdet.cli.error_messages import (
     claims_report,
     find_user_error,
-    is_reported_by_peer,
     lost_peer_advice,
     status_of,
+    status_of_peer,
     write_line,
 )
 from segdet.util.distributed import RUN_DIR_VARIABLE, rank
@@ -72,24 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except Exception as error:
-            if not _report(error):
+            status = _report(error)
+            if status is None:
                 raise
-            return status_of(error)
+            return status
 
 
-def _report(error: Exception) -> bool:
-    """Report a user's mistake or a lost process, unless another process reports it; return False for other errors."""
-    mistake = find_user_error(error)
+def _report(error: Exception) -> int | None:
+    """Report a user's mistake or a lost process, unless another process reports it.
+
+    Returns:
+        The exit status, or None for other errors.
+    """
+    mistake, status = find_user_error(error), status_of(error)
     if mistake is None:
-        if is_reported_by_peer(error):
-            return True
+        if (reported := status_of_peer(error)) is not None:
+            return reported
         mistake = lost_peer_advice(error)
         if mistake is None:
-            return False
-    if claims_report(mistake):
+            return None
+    if claims_report(mistake, status):
         # The progress bar of rank 0 may be on the current line.
         write_line(("\n" if rank() > 0 else "") + f"segdet: error: {mistake}")
-    return True
+    return status
 
 
 @contextlib.contextmanager

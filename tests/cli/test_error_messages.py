@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from two_processes import other_process, process_of_two
 
 from segdet.cli.error_messages import (
+    claims_report,
     find_user_error,
     is_lost_peer,
-    is_reported_by_peer,
     memory_advice,
     restore_advice,
+    status_of_peer,
 )
 from segdet.cli.main import main
 from segdet.util.errors import BadSample, UserError
@@ -181,18 +182,22 @@ class TestReportedByPeer:
         monkeypatch.setattr("segdet.cli.error_messages.PEER_TIMEOUT", 0.0)
         return tmp_path / "error.txt"
 
-    def test_a_lost_peer_that_has_reported(self, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("status", [1, 2])
+    def test_a_lost_peer_that_has_reported(
+        self, report: Path, status: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("LOCAL_RANK", "0")
         lost, bug = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]"), RuntimeError("a bug")
-        assert not is_reported_by_peer(lost)
-        report.write_text("x.jpg: is corrupt; fix it\n")
-        assert is_reported_by_peer(lost)
-        assert not is_reported_by_peer(bug)
+        assert status_of_peer(lost) is None
+        assert claims_report("x.jpg: is corrupt; fix it", status)
+        assert not claims_report("a later message", 3 - status)
+        assert status_of_peer(lost) == status
+        assert status_of_peer(bug) is None
         monkeypatch.setenv("LOCAL_RANK", "1")
-        assert is_reported_by_peer(bug)
+        assert status_of_peer(bug) == status
 
     def test_a_single_process_has_no_peer(self, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
             monkeypatch.delenv(name, raising=False)
         report.write_text("of an earlier run\n")
-        assert not is_reported_by_peer(RuntimeError("Connection closed by peer"))
+        assert status_of_peer(RuntimeError("Connection closed by peer")) is None
