@@ -327,11 +327,14 @@ def _check_free(folder: Path, number: int, claim: Claim) -> bool:
         if _is_fresh(path):
             raise OwnedError(folder, "another process")
         return True
-    if claim.precedes(latest):
+    ended = latest.released or not _is_alive(latest, path)
+    # A torchrun job, unlike a SLURM job, may be launched again under its id, and then counts its restarts from 0 again.
+    relaunched = ended and (claim.job, claim.restarts) == (latest.job, latest.restarts)
+    if claim.precedes(latest) and not relaunched:
         raise OwnedError(folder, f"{latest}, of a later start of the same job,", elsewhere=True)
     if latest.released:
         return False
-    if not (latest.is_of(claim) or latest.precedes(claim)) and _is_alive(latest, path):
+    if not (ended or latest.is_of(claim) or latest.precedes(claim)):
         raise OwnedError(folder, str(latest), elsewhere=latest.machine != claim.machine)
     return True
 

@@ -209,6 +209,22 @@ def test_an_earlier_part_of_a_restarted_job_gets_no_folder(
         Ownership(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "released", "free"), [(0, True, True), (2 * LEASE, False, True), (0, False, False)]
+)
+def test_a_torchrun_job_that_was_restarted_can_be_launched_again_under_its_id(
+    seconds: float, released: bool, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    set_claim(tmp_path, seconds, torchrun="r", torchrun_restarts=3, released=released)
+    if free:
+        Ownership(tmp_path).release()
+    else:
+        with pytest.raises(OwnedError, match="of a later start of the same job"):
+            Ownership(tmp_path)
+
+
 RACE = """
 import sys, time
 from pathlib import Path
