@@ -63,7 +63,7 @@ class Scores:
 
     @property
     def difference(self) -> float:
-        """The largest difference of a score from that of one process; infinite if a score is missing in one of them."""
+        """The largest difference of a score from that of one process; infinite if one of the two is missing."""
         pairs = [(self.tested[1], each) for each in self.tested.values()] + [(self.validated, self.trained)]
         return max(_largest(one, other) for one, other in pairs)
 

@@ -9,7 +9,7 @@ With ``--batch_size``, the step times are scaled to another number of images, in
 
 Model: all GPUs average their gradients by a ring all-reduce. For N GPUs and G bytes of gradients, each GPU sends and
 receives 2 (N - 1) / N G bytes in 2 (N - 1) rounds. DDP overlaps the all-reduce with the backward pass, except that of
-the last bucket. Of the step time of one GPU, `BACKWARD` is the backward pass.
+the last bucket. The backward pass takes the share `BACKWARD` of the step time of one GPU.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Family:
     def most_gpus(self, network: Network, least: float = 0.9, limit: int = 4096) -> int:
         """Return the largest power of two of GPUs, up to ``limit``, with an efficiency of at least ``least``."""
         counts = [2**power for power in range(limit.bit_length())]
-        # A node may be too slow where several nodes are not, and the other way round.
+        # The efficiency may be too low on a part of a node and sufficient on more GPUs, so all counts are checked.
         return max(count for count in counts if self.efficiency(count, network) >= least)
 
     def with_batch(self, batch_size: int) -> Family:

@@ -32,7 +32,7 @@ STORAGE = "trials.db"
 """The default storage in the sweep's folder."""
 
 IDLE = 2.0
-"""The seconds before the storage is asked again for a trial if there was none."""
+"""The minimum seconds between a search for a trial that found none and the next search."""
 
 FAILURES = 3
 """The attempts in a row without progress after which a trial fails."""
@@ -45,7 +45,7 @@ SIGNALS = (130, 143)
 
 
 POLL = 1.0
-"""The seconds between two searches for a trial."""
+"""The seconds between two checks of the running trials."""
 
 
 class SweepJobs:
@@ -160,7 +160,7 @@ class SweepJobs:
         return f"attempt {trial.claim.attempts} ended with {reason}; it will be continued"
 
     def _report(self, trial: Trial) -> bool:
-        """Report the values of a trial, and return whether early termination has chosen it."""
+        """Report the values of a trial, and return whether early termination has decided to stop it."""
         metric = self.trials.sweep.metric
         if metric is None:
             return False

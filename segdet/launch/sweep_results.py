@@ -78,10 +78,10 @@ def write_results(trials: SweepTrials, folder: Path) -> str:
 
 
 def parameter_importances(trials: SweepTrials) -> dict[str, float]:
-    """Return the share of each parameter in the variance of good scores by PED-ANOVA, largest first.
+    """Return the importance of each parameter by PED-ANOVA, largest first.
 
-    Trials that were stopped early count with their score. The result is empty if fewer than four trials have a score,
-    or all have the same.
+    The importance of a parameter is its share in the variance of the good scores. Trials that were stopped early count
+    with their score. The result is empty if fewer than four trials have a score, or all have the same.
     """
     import optuna
     from optuna.trial import TrialState

@@ -264,13 +264,13 @@ def backbone_normalization(name: str, weights: bool | str | None) -> Normalizati
 
 
 def is_known(model: str) -> bool:
-    """Return whether timm has a model, and weights with its tag if it has one."""
+    """Return whether timm has a model and, if the name includes a tag, pretrained weights with this tag."""
     name, _, tag = model.partition(".")
     return timm.is_model(name) and (not tag or model in timm.list_pretrained(f"{name}.*"))
 
 
 def timm_names(model: str, body: nn.Module, options: dict[str, Any]) -> dict[str, str]:
-    """Return the name of each parameter of a feature extractor in timm's classification network.
+    """Map the name of each parameter of a feature extractor to its name in timm's classification network.
 
     timm's extractors join the first two parts of a name (``stages_0``) or have a prefix (``model.``).
 

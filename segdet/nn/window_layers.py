@@ -201,7 +201,6 @@ def _check_pointwise(layer: nn.Module, flat: bool, size: Pair, where: str) -> No
     elif isinstance(layer, _ELEMENTWISE):
         return
     raise UserError(
-        f"{where}: this layer cannot be converted at this place with the results of each window unchanged; supported "
-        "are unpadded convolutions, max and average pooling, batch normalization, activations, dropout, flatten and "
-        "linear layers"
+        f"{where}: this layer cannot be converted here without changing the results of windows; supported are unpadded "
+        "convolutions, max and average pooling, batch normalization, activations, dropout, flatten and linear layers"
     )

@@ -75,7 +75,7 @@ class TorchvisionSegmenter(Segmenter):
 
     @property
     def compiled_modules(self) -> list[nn.Module]:
-        """The parts of the network, because prediction does not run the auxiliary classifier."""
+        """The backbone and the classifiers, one by one, because prediction does not run the auxiliary classifier."""
         return list(self.network.children())
 
     def classify(self, features: dict[str, Tensor]) -> Tensor:
@@ -233,7 +233,7 @@ def _published(option: str, model: str, weights: bool | str) -> str:
 
 
 def _remove_features_prefix(state: StateDict) -> StateDict:
-    """Return a MobileNet's weights under their names in segmentation networks, which contain its ``features`` only."""
+    """Return a MobileNet's weights without the prefix ``features.``, as in the backbone of a segmentation network."""
     return {key.removeprefix("features."): value for key, value in state.items()}
 
 

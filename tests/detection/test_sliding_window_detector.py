@@ -376,7 +376,7 @@ def test_any_backbone_classifies_crops() -> None:
 # Cost, stages and errors.
 
 
-def test_a_pass_is_a_window_in_mode_crops_and_a_level_in_mode_dense() -> None:
+def test_mode_crops_takes_a_pass_per_window_and_mode_dense_one_per_level() -> None:
     images = _scenes(1)[0]
     for family, options in FAMILIES:
         crops = measure_cost(_model(family, mode="crops", **options), images, repeats=1)

@@ -46,7 +46,7 @@ def test_proposals_are_transformed_like_objects(shapes: Path, objects_file: Path
         torch.testing.assert_close(proposals[len(proposals) - len(objects) :], objects)
 
 
-def test_evaluation_has_proposals_in_network_pixels_clipped_and_the_best_first(
+def test_evaluation_converts_proposals_to_network_pixels_and_clips_them(
     shapes: Path, objects_file: Path
 ) -> None:
     data = module(shapes, Plain(size=(48, 64)), proposals=ProposalFile(objects_file))

@@ -71,7 +71,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coco_like(network: str, path: Path) -> str:
-    """Write weights like torchvision's for COCO: without numbers of batches, with channels of tiny variance."""
+    """Write weights like torchvision's for COCO: no ``num_batches_tracked``, and some channels of tiny variance."""
     torch.manual_seed(1)
     whole = torchvision.models.get_model(network, weights=None, weights_backbone=None, num_classes=5)
     state = {key: value for key, value in whole.state_dict().items() if "num_batches" not in key}

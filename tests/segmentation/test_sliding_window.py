@@ -223,7 +223,7 @@ def test_a_batch_without_any_label_has_a_loss_of_zero() -> None:
 # Cost, progress, stages and arguments.
 
 
-def test_a_pass_is_a_window_in_mode_crops_and_an_image_in_mode_dense() -> None:
+def test_mode_crops_takes_a_pass_per_window_and_mode_dense_one_per_image() -> None:
     images = _scenes(1)[0]
     crops = measure_cost(_model(stride=8), images, repeats=1)
     dense = measure_cost(_model(stride=8, mode="dense"), images, repeats=1)

@@ -22,11 +22,14 @@ IMPORT_COMMAND = "segdet data import {0} NEW_FOLDER --split 0.7 0.1 0.2 --seed 0
 """The command that makes a dataset with splits from a folder without them."""
 
 _MOST_FILES = 10_000
-"""The number of files among which `import_remedy` looks for an image."""
+"""The maximum number of files that `import_remedy` searches for an image."""
 
 
 def import_remedy(root: Path) -> str | None:
-    """Return the command that imports a folder of images, or None if it has no images or is in COCO or Cityscapes."""
+    """Return the command that imports a folder of images.
+
+    The result is None if the folder has no images, or is in the format of COCO or Cityscapes.
+    """
     if coco_files(root) or (root / "leftImg8bit").is_dir():
         return None
     names = (name for _, _, files in os.walk(root) for name in files)

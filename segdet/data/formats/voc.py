@@ -334,7 +334,7 @@ def _expect_voc_values(root: Path, masks: Sequence[Path], ignore_index: int, max
 def _ambiguous(used: Path, found: Sequence[Path], listed_suffix: str = "") -> Iterator[Fault]:
     """Yield a fault if several files have one name, or the file has another suffix than in the split list."""
     if listed_suffix and used.is_file() and used.suffix != listed_suffix:
-        fault = f"is used for {used.stem}{listed_suffix}, which the split list names and does not exist"
+        fault = f"is used for {used.stem}{listed_suffix}, which is in the split list but does not exist"
         yield Fault(used, fault, False, "check that this is intended", kind=FaultKind.SPLIT)
     elif len(found) > 1 and not listed_suffix:
         others = ", ".join(path.name for path in found if path != used)

@@ -45,8 +45,8 @@ class Source:
         root: The folder.
         files: All files, sorted.
         images: The image files, sorted.
-        listed_twice: The images that the lists of several splits contain, once the splits are read. The first list is
-            used.
+        listed_twice: The images that are in the lists of several splits. The first list is used. The set is empty until
+            `split_of` reads the lists.
 
     Raises:
         UserError: If a folder is missing.
@@ -99,7 +99,8 @@ class Source:
     def _listed(self) -> dict[Path, str]:
         """Map each image in lists such as ``train.txt`` to its split.
 
-        If several images have the same name, the one in the folders that the list states is used, or else all of them.
+        If several images have the name in a list, the folders in the list select one of them. If they do not, all are
+        used.
         """
         found: dict[Path, str] = {}
         lists = _SPLITS | {"trainval": "train"}

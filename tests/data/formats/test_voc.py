@@ -202,7 +202,7 @@ def test_class_names_from_files(tmp_path):
         read_one(tmp_path, class_names=elsewhere)
 
 
-def test_wrong_roots_and_splits_are_refused_with_the_existing_ones(tmp_path):
+def test_errors_about_roots_and_splits_list_the_existing_ones(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         VOCReader(tmp_path / "none", ["train"], "detection")
     with pytest.raises(UserError, match="no ImageSets/ folder"):
@@ -307,7 +307,7 @@ def test_unknown_mask_values_are_refused(tmp_path):
         ("labelmap.txt", "# label:color_rgb:parts:actions\n_background_:0,0,0::\ncat:8,9,7::\ndog:1,2,3::\n"),
     ],
 )
-def test_class_files_of_annotation_tools_name_values_and_objects(tmp_path, file, content):
+def test_class_files_of_annotation_tools_apply_to_masks_and_boxes(tmp_path, file, content):
     (tmp_path / file).write_text(content)
     reader = masked(tmp_path, [[0, 1, 2, 255]])
     assert reader.mask_names == ["_background_", "cat", "dog"] and reader.class_names == ["cat", "dog"]
@@ -332,7 +332,7 @@ def test_colour_coded_masks_are_read_with_cvats_label_map(tmp_path):
         reader.mask(0)
 
 
-def test_the_class_ignore_of_labelme_is_ignored_at_any_position(tmp_path):
+def test_labelmes_ignore_class_may_have_any_mask_value(tmp_path):
     reader = masked(tmp_path, [[0, 1, 2]], class_names=["background", "__ignore__", "dog"])
     assert reader.mask_names == ["background", "dog"] and reader.mask(0).tolist() == [[0, 255, 1]]
 
@@ -344,7 +344,7 @@ def test_mask_values_make_255_a_class(tmp_path):
     other = masked(tmp_path, [[0, 255, 64]], mask_values=[64, 0], class_names=["background", "cat"])
     assert other.mask(0).tolist() == [[1, 255, 0]]
     assert reader.mask_encoding != other.mask_encoding
-    # A model's names belong to the values too, so the ignored value has no name among them.
+    # Each name of a model belongs to one of the mask values; the ignored value 1 has no name.
     known = masked(tmp_path, [[0, 1, 255]], known=["sky", "cat"], mask_values=[0, 255], ignore_index=1)
     assert known.mask_names == ["sky", "cat"] and known.mask(0).tolist() == [[0, 255, 1]]
 
@@ -447,7 +447,7 @@ def test_files_of_the_same_name_are_a_fault(tmp_path):
         [("a.jpg", "is used, but a.PNG has the same name")],
         [],
         [("b.png", "is used, but b.bmp has the same name")],
-        [("c.bmp", "is used for c.jpg, which the split list names and does not exist")],
+        [("c.bmp", "is used for c.jpg, which is in the split list but does not exist")],
     ]
 
 
@@ -508,7 +508,7 @@ def test_lists_directly_in_imagesets_are_read(tmp_path, task):
 
 
 @pytest.mark.parametrize("files", [["a.jpg", "a.xml"], ["images/a.PNG", "labels/a.txt"], ["a.jpg", "a.json"]])
-def test_a_folder_of_an_annotation_tool_names_the_command_that_imports_it(tmp_path, files):
+def test_the_error_for_a_folder_of_an_annotation_tool_contains_the_import_command(tmp_path, files):
     root = tmp_path / "my photos"
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -522,7 +522,7 @@ def test_a_folder_of_an_annotation_tool_names_the_command_that_imports_it(tmp_pa
         COCOReader(root, "train", "detection")
 
 
-def test_a_folder_without_images_names_no_command(tmp_path):
+def test_the_error_for_a_folder_without_images_contains_no_command(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"; give the dataset's folder$"):
         guess_format(tmp_path)
@@ -530,7 +530,7 @@ def test_a_folder_without_images_names_no_command(tmp_path):
         VOCReader(tmp_path, ["train"], "detection")
 
 
-def test_a_folder_without_lists_names_the_command_that_makes_them(tmp_path):
+def test_the_error_for_a_folder_without_lists_contains_the_command_that_makes_them(tmp_path):
     root = tmp_path / "my data"
     (root / "JPEGImages").mkdir(parents=True)
     write_xml(root, "a", object_xml())
@@ -550,7 +550,7 @@ def test_a_folder_without_lists_names_the_command_that_makes_them(tmp_path):
         ("SegmentationClass/a.png", "a.gif", "a.gif is there: convert it to .png"),
     ],
 )
-def test_a_missing_file_names_the_one_that_is_there(tmp_path, written, there, advice):
+def test_the_error_for_a_missing_file_mentions_a_similar_one(tmp_path, written, there, advice):
     for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
         (tmp_path / folder).mkdir()
     for kind in ("Main", "Segmentation"):
