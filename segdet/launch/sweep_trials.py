@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 State = Literal["running", "finished", "stopped", "failed"]
 
 LEASE = 120.0
-"""The seconds after which another worker may continue the trial of a worker that no longer renews its lease."""
+"""The length of a lease in seconds. Another worker may continue a trial whose lease has expired."""
 
 _CLAIM, _POINT, _REASON, _STOP = "claim", "parameters", "reason", "stop"
 
@@ -58,8 +58,8 @@ class Trial:
         score: The value of the metric, if it is finished or stopped.
         claim: The claim.
         reason: Why it failed.
-        is_bad: Whether early termination has chosen it to be stopped.
-        values: The values of the metric so far, by their number from 1.
+        is_bad: Whether early termination has decided to stop it.
+        values: The values of the metric so far. The key of the first one is 1.
     """
 
     number: int
@@ -134,7 +134,7 @@ class SweepTrials:
         return [self._trial(each) for each in self._frozen()]
 
     def is_complete(self) -> bool:
-        """Whether all trials have ended, or no further one has to start because the metric's target is reached."""
+        """Return whether all trials have ended. No further trial starts after the metric's target is reached."""
         trials = self.all()
         ended = all(trial.state != "running" for trial in trials)
         return ended and (self._is_target_reached(trials) or len(trials) >= (self.sweep.size or 0))
@@ -268,8 +268,8 @@ class SweepTrials:
             return space.random(self.seed, number)
         import optuna
 
-        # Ask a copy, because Optuna stores a new trial first and its parameters later. A worker that is killed in
-        # between would leave a trial without parameters.
+        # Draw the parameters from a copy of the study: Optuna stores a new trial before its parameters, and a worker
+        # that is killed in between would leave a trial without parameters.
         sampler = optuna.samplers.TPESampler(
             seed=zlib.crc32(f"{self.seed}/{number}".encode()), constant_liar=True
         )

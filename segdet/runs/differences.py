@@ -23,7 +23,7 @@ class Difference:
 
     Attributes:
         kind: One of `KINDS`.
-        subject: The file, package or property, with its subset if it is a file of the dataset.
+        subject: The file, package or property. The subset precedes a file of the dataset: ``train: a.jpg``.
         detail: The change, such as ``changed`` or ``2 -> 4``.
         missing: Whether the subject is a file that no longer exists.
     """

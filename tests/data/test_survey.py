@@ -71,7 +71,7 @@ def test_one_fault_is_reported_in_one_line_and_its_object_left_out(
     assert reported(module, capsys) == []
 
 
-def test_a_list_and_a_check_describe_a_box_of_voc_in_the_same_words(
+def test_training_and_data_check_describe_a_box_of_voc_in_the_same_words(
     voc_folder: Path, voc_xml: Callable[..., str], capsys: Capture
 ) -> None:
     path = voc_folder / "Annotations/a.xml"
@@ -190,7 +190,7 @@ def test_a_fatal_fault_stops_before_the_first_step_or_is_skipped(
     assert module.dataset("train")[0].source.path.name == "0002.jpg"
 
 
-def test_a_fatal_fault_of_the_file_stops_with_the_line_of_the_check(
+def test_a_fatal_fault_of_the_file_stops_training_with_the_message_of_data_check(
     coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture
 ) -> None:
     edit_json(annotations, lambda document: document["images"][1].update(id=1))

@@ -121,7 +121,9 @@ def test_rows_of_classes_are_selected_by_name(ssdlite: tuple[TorchvisionSSD, Pat
     torch.testing.assert_close(offsets, all_offsets, rtol=1e-4, atol=1e-4)
 
 
-def test_other_classes_are_new_and_other_weights_are_loaded(ssdlite: tuple[TorchvisionSSD, Path]) -> None:
+def test_other_classes_resize_the_classifier_and_keep_other_weights(
+    ssdlite: tuple[TorchvisionSSD, Path],
+) -> None:
     theirs, path = ssdlite
     ours = SSDLite(["dog", "platypus"], weights=str(path))
     state = ours.state_dict()

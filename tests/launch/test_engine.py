@@ -11,7 +11,7 @@ from segdet.launch.job import Job
 
 
 class Machine:
-    """An executor without processes. A job ends when it is signalled, or after three looks at it."""
+    """An executor without processes. A job ends when it is signalled, or at the third call of `ended`."""
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once

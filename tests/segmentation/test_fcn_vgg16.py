@@ -68,7 +68,7 @@ class _Place(nn.Module):
 @pytest.mark.parametrize("pad", [100, 1])
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_scores_are_aligned_with_the_image(stride: Any, pad: Any) -> None:
-    """The upsampled sum of maps of cell positions equals the pixel positions times the number of maps."""
+    """If the score of each cell is its position, the score of a pixel is its position times the number of maps."""
     model = _small(stride=stride, pad=pad).eval()
     corner = pad - 1  # the distance of the first cell of the first convolution from the image
     model.score_fr = _Place(32, 15.5 + (3 * 32 if pad == 100 else 0) - corner)  # type: ignore[assignment]

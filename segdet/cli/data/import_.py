@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help=split_help)
     add("--seed", type=int, default=0, help="seed of the split (default: 0)")
     names_help = (
-        "classes to use; for YOLO the names of the classes 0, 1, ..., for masks of the values in their order"
+        "classes to use (YOLO: names of classes 0, 1, ...; masks: names of the values in ascending order)"
     )
     add("--class_names", metavar="A,B,C|FILE", help=names_help)
     add("--images", type=Path, metavar="DIR", help="folder of the images, if it is not in the source")
