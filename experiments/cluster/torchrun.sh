@@ -12,7 +12,7 @@ run=(--config configs/shapes/fcn.yaml --config configs/trainers/ddp.yaml --run_d
 
 # Without the interface, gloo and NCCL use the address of the host's name, which may be 127.0.0.1.
 export GLOO_SOCKET_IFNAME=$network NCCL_SOCKET_IFNAME=$network
-# For the same reason, torchrun gets the address of this machine, and whether the machines meet here.
+# For the same reason, torchrun receives the address of this machine, and whether this machine hosts the rendezvous.
 address=$(ip -o -4 address show dev "$network" | awk '{ sub("/.*", "", $4); print $4; exit }')
 if [ "$address" = "${first%:*}" ]; then meet_here=true; else meet_here=false; fi
 # A shared store would keep the addresses of the processes that were killed.

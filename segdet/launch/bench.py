@@ -212,7 +212,10 @@ class BenchJobs:
         return None
 
     def is_complete(self) -> bool:
-        """Return True: the jobs that are left belong to other benches, which also start those that use them."""
+        """Return True. The jobs that are left are claimed by other benches, or wait for such a job.
+
+        The bench that finishes a job also starts the jobs that wait for it.
+        """
         return True
 
     def should_stop(self, job: Job) -> bool:

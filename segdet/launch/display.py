@@ -38,7 +38,7 @@ QUIET = 30.0
 """The minimum seconds between two lines about the epochs of a run, if the output is not a terminal."""
 
 NOT_STARTED = ("new", "stopped", "failed", "finished")
-"""States of a run that no process executes, although work is left."""
+"""States of a run that is not executed by any process. Work may be left, such as the test of a finished run."""
 
 HEADING = ("run", "state", "epoch", "score", "left", "log")
 

@@ -158,7 +158,7 @@ class Engine:
         self._kill()
 
     def _abandon(self, received: Sequence[int]) -> None:
-        """Let all jobs save their state and end, after an error of the source, which cannot record their end."""
+        """Stop all jobs after an error. They save their state, but their end is not recorded."""
         for job in self.executor.running():
             self.executor.signal(job, signal.SIGTERM)
         end, before = time.monotonic() + GRACE, len(received)

@@ -20,8 +20,8 @@ class Job:
     Attributes:
         folder: The run folder.
         arguments: The arguments of ``segdet fit``, without those that a job sets: the folder, ``resume`` and ``test``.
-        settings: All settings of the training: the arguments, and the digests of the config files. They are kept
-            beside the folder, so that changed settings are noticed. Empty if the source of the jobs keeps them.
+        settings: All settings of the training: the arguments, and the digests of the config files. For a trial of a
+            sweep, its parameters. They are kept beside the folder, so that changed settings are noticed.
         test: Whether to test the run after training.
         after: The folder of the run that must be finished first, or None.
         action: The action that was left to do when the job was planned.

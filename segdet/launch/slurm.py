@@ -156,11 +156,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Array:
-    """A job array, or a job if it has one task only and needs no index.
+    """A job array.
 
     Attributes:
         name: The name of the job and of its script.
-        tasks: The tasks. The index of a task in the array is its index here.
+        tasks: The tasks, in the order of their indices in the array.
         after: The names of the tasks that must have succeeded before.
         launched: Whether each task starts one process per GPU with ``srun``.
     """
@@ -321,7 +321,7 @@ def find_failures(folder: Path, queue: Mapping[str, Entry]) -> dict[str, str]:
 
 
 def _last_message(log: Path) -> str:
-    """Return the last line of a log that SLURM has not written."""
+    """Return the last line of a log, without the lines of SLURM."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     own = [line.strip() for line in lines if line.strip() and not re.match(r"srun: |slurmstepd", line)]
     return own[-1] if own else "no output"

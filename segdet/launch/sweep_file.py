@@ -57,8 +57,8 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 UNSUPPORTED = {
     "controller": "segdet sweep replaces the controller",
-    "job": "segdet sweep starts commands, no jobs of W&B Launch",
-    "image_uri": "segdet sweep starts commands, no images",
+    "job": "segdet sweep starts commands, not jobs of W&B Launch",
+    "image_uri": "segdet sweep starts commands, not container images",
     "scheduler": "segdet sweep is the scheduler",
     "metrics": "segdet sweep optimizes one metric, with the key 'metric'",
     "metric.impute": "Optuna leaves failed trials out",
@@ -186,7 +186,10 @@ class Sweep(FileModel):
         return self._file.error(key, message)
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that determines the trials, in JSON types, by its key in the file or a description."""
+        """Return everything that determines the trials, in JSON types.
+
+        The keys are those of the sweep file. Configs have descriptions as keys.
+        """
         described = self.model_dump(mode="json", include={"method", "metric", "early_terminate", "program"})
         described["command"] = [str(word) for word in self.command]
         for config in config_files(described["command"]):

@@ -2,8 +2,8 @@
 
 Every distribution maps a number between 0 and 1 to a value by its inverse cumulative distribution function. Random
 trials use numbers that follow from the seed, the trial's number and the parameter's name, so that every machine
-computes the same trials. Optuna searches the values themselves where it has the same distribution, and these numbers
-otherwise.
+computes the same trials. If Optuna has the same distribution, it searches the values themselves, and otherwise
+the numbers.
 """
 
 import itertools
@@ -136,7 +136,7 @@ class Continuous(Distribution):
 
     def rounded(self, value: float) -> float:
         """Return ``value``, rounded to a multiple of ``q`` if it is given."""
-        return value if self.q is None else round(value / self.q) * self.q  # an integer if q is one
+        return value if self.q is None else round(value / self.q) * self.q  # an integer if q is an integer
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The handlers only record the signal. At the end of each batch, all processes agree on the signal that one of them has
 received, and end the run together, so that no process waits for another one. Lightning's own handlers are not used.
-They save and communicate within the handler: a checkpoint of half a step is not exact, and the other processes may be
-in another collective operation, which never ends.
+They save and communicate within the handler. A checkpoint in the middle of a step is not exact. If the other processes
+are in another collective operation, all processes wait forever.
 
 In a SLURM job, SIGUSR1 also stops the run, and the job is requeued.
 """
@@ -227,7 +227,7 @@ def _accumulates(trainer: pl.Trainer) -> bool:
 
 
 class _NoHandlers(_SignalConnector):
-    """The part of a Trainer that would install Lightning's handlers of signals."""
+    """A replacement for the part of a Trainer that installs Lightning's signal handlers."""
 
     def register_signal_handlers(self) -> None:
         """Install no handler."""

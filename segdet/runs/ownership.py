@@ -5,13 +5,13 @@ process that creates the file owns the run. The file remains after the release, 
 Creating a file exclusively is atomic on local and network file systems, and needs no locks.
 
 The owner sets the file's modification time every `RENEWAL` seconds, to the time of the file server. Another process
-may claim the folder if the owner has given it up, if its end is visible (on the same machine), if it belongs to an
-earlier part of the same job that a launcher has restarted, or if the file has not changed for `LEASE` seconds.
+may claim the folder if the owner has given it up, if the owner has visibly ended (on the same machine), if the other
+process belongs to a restart of the owner's job, or if the file has not changed for `LEASE` seconds.
 
 The previous owner may still run: it was paused, or its machine was only unreachable. Its number is then outdated, and
 it must not write any more. Each owner writes temporary files in a staging folder of its own and renames them into the
 run. The next owner removes this folder, and from then on a rename from it fails. Files that are appended to are
-replaced by copies, so that a row of the previous owner, which has opened the old file, is lost.
+replaced by copies. The previous owner still appends to the old file, and these rows are lost.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class OwnedError(UserError):
     Args:
         folder: The folder.
         owner: A description of the process.
-        elsewhere: Whether the end of the process would not be visible here at once.
+        elsewhere: Whether the process may be on another machine, where its end is not visible from here.
     """
 
     def __init__(self, folder: Path, owner: str, elsewhere: bool = False) -> None:
@@ -156,7 +156,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Owner:
-    """The last owner of a run that did not give the run up.
+    """The last owner of a run, unless it gave the run up.
 
     Attributes:
         number: The fencing number.
@@ -367,7 +367,7 @@ def _is_fresh(path: Path) -> bool:
 def _remove_earlier(place: Path, number: int) -> None:
     """Remove the staging folders of earlier owners, so that they cannot rename a file any more, and their claims."""
     for path in place.iterdir():
-        match = re.match(r"\.?(\d+)-", path.name)  # with a full stop: one that could not be removed at once
+        match = re.match(r"\.?(\d+)-", path.name)  # a leading full stop: an earlier removal failed
         if match and int(match[1]) < number:
             remove_used_folder(path)
     for path in sorted(place.iterdir(), key=lambda path: path.name):

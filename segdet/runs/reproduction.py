@@ -195,7 +195,8 @@ def reproduce(
     if stopped:
         if original.last_step == 0:
             raise UserError(
-                f"{original.folder}: has no last.ckpt of a training that was stopped; resume the run first"
+                f"{original.folder}: was stopped and has no last.ckpt, which determines the last step to reproduce; "
+                "resume the run first"
             )
         own = {"class_path": f"{__name__}.InterruptAt", "init_args": {"step": original.last_step}}
         callbacks = config["trainer"].get("callbacks") or []

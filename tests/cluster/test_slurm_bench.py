@@ -49,7 +49,7 @@ def metrics(folder: Path) -> dict[str, dict[str, Any]]:
     return {record["name"]: record["metrics"] for record in records}
 
 
-def test_an_experiment_as_arrays_with_a_killed_task_has_the_same_table_as_on_one_machine(
+def test_a_bench_on_slurm_with_a_killed_task_has_the_metrics_of_a_local_bench(
     slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -73,14 +73,14 @@ def test_a_process_on_a_lost_node_cannot_write_after_its_job_was_requeued(
     run = tmp_path / "run"
     words = [*OPTIONS, f"--data.root={data_root}", f"--run_dir={run}"]
     path = script("one_node.sbatch", "--ntasks-per-node=1", words)
-    # With %t, the node writes the file itself, and not srun, which ends with the node.
+    # With %t in its name, the file is written by the node and not by srun, which ends when the node is lost.
     output = f"--output={tmp_path}/part-${{SLURM_RESTART_COUNT:-0}}-%t.log"
     path.write_text(path.read_text().replace("segdet fit", f"{output} segdet fit"))
     job = slurm.submit(path, f"--output={tmp_path}/job.log", folder=tmp_path)
     wait_for_rows(slurm, job, run)
     node = slurm.field(job, "NodeList")
     process = slurm.process(job, "bin/segdet fit")
-    # Pause it, so that it is still in the middle of its training when the other one has ended.
+    # Pause the old process, so that it is in the middle of its training when the requeued job has ended.
     os.kill(process, signal.SIGSTOP)
     slurm.kill_node(node)
     slurm.wait_for(lambda: slurm.state(job) == "PENDING", 120, "requeue")

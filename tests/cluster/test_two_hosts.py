@@ -1,4 +1,4 @@
-"""torchrun on two hosts: killed processes are started again, and the run ends as the undisturbed one."""
+"""torchrun on two hosts: killed processes are started again, and the run has the result of an undisturbed one."""
 
 import os
 import re
