@@ -31,7 +31,7 @@ from segdet.runs.folder_choice import Ownership, Run, UnusedFolders, finished_ru
 from segdet.runs.interruption import StopSignals, wait_for_children
 from segdet.runs.resumed_options import found_values, resumed_changes
 from segdet.util.distributed import rank
-from segdet.util.errors import UserError, check_range
+from segdet.util.errors import INTERRUPTED, UserError, check_range
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,6 +100,9 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
     except SystemExit as leaving:
         # The callbacks have saved the run.
         if run.signals.stopped_by is None:
+            # No handler is installed outside of the main thread. Lightning exits with status 1.
+            if isinstance(leaving.__context__, KeyboardInterrupt):
+                raise SystemExit(INTERRUPTED) from leaving
             raise
         if run.chosen_by_rank_0:
             return 0  # otherwise Lightning's launcher would kill rank 0, possibly while rank 0 saves the run

@@ -22,7 +22,7 @@ def test_run_folder_holds_everything(fitted: Path) -> None:
     names = {path.relative_to(fitted).as_posix() for path in fitted.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "provenance.json", "metrics.csv", "result.json", "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt", "predictions/val_0001.png",
+        "checkpoints/last.ckpt", "predictions/val_0001.png", "inputs.json.gz", ".owner/00000001.json",
     }  # fmt: skip
 
 
