@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import shlex
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ from segdet.launch.state import (
     write_runs,
 )
 from segdet.runs.ownership import Ownership, owner_of
-from segdet.util.errors import INTERRUPTED, UserError
+from segdet.util.errors import INTERRUPTED, TERMINATED, UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.yaml_text import as_argument
 
@@ -227,7 +228,9 @@ class BenchJobs:
         ownership, start = self._claims.pop(job.name)
         seconds = f"{time.monotonic() - start:.0f} s"
         fault = "" if stopped else _fault(job, status)
-        if fault:
+        if fault and not ownership.fence.holds():  # this process was paused
+            self.outcomes[job.name] = "was taken over by another bench"
+        elif fault:
             self._fail(job, fault, f" after {seconds}")
         else:
             self.outcomes[job.name] = f"{'stopped' if stopped and status else 'finished'} in {seconds}"
@@ -293,12 +296,12 @@ class Bench:
         resume = f"stopped; to resume: segdet bench {self.experiment.path}"
         write_runs(self.folder, {job.name: job.after.name if job.after else None for job in self.jobs})
         if any(job.action != "skip" for job in self.jobs):
-            try:
-                with stoppable():
+            with stoppable() as received:
+                try:
                     self.prepare()
-            except KeyboardInterrupt:
-                print_status(resume)
-                return INTERRUPTED
+                except KeyboardInterrupt:
+                    print_status(resume)
+                    return TERMINATED if received and received[0] != signal.SIGINT else INTERRUPTED
         source = BenchJobs(self.experiment, self.jobs)
         with LiveTable(lambda: {job.folder: job.after for job in self.jobs}) as display:
             status = Engine(source, self.executor, display).run()
@@ -318,10 +321,12 @@ class Bench:
         if not self.experiment.prepare:
             return
         place = self.folder / PREPARATION
+        shown = None
         while (ownership := claim(place)) is None:
             owner = owner_of(claim_folder(place))
-            if owner is not None:
+            if owner is not None and owner.number != shown:
                 print_status(f"waiting for process {owner.pid} on {owner.host}, which prepares the data")
+                shown = owner.number
             time.sleep(2)
         try:
             log = self.folder / f"{PREPARATION}.log"

@@ -186,10 +186,16 @@ def last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on each signal to stop: SIGINT, SIGTERM, and SIGHUP of a closed terminal."""
+def stoppable() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on each signal to stop: SIGINT, SIGTERM, and SIGHUP of a closed terminal.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
+        received.append(number)
         raise KeyboardInterrupt
 
     before = {}
@@ -200,7 +206,7 @@ def stoppable() -> Iterator[None]:
                 number = getattr(signal, name)
                 before[number] = signal.signal(number, stop)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

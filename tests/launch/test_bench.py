@@ -19,7 +19,8 @@ from segdet.cli.bench import main
 from segdet.launch.bench import plan
 from segdet.launch.experiment import read_experiment
 from segdet.launch.job import Job
-from segdet.launch.state import read_state
+from segdet.launch.state import claim_folder, read_state
+from segdet.runs.ownership import OWNER
 from segdet.runs.record import Cost, Record, Status
 from segdet.util.errors import UserError
 
@@ -280,6 +281,19 @@ def test_a_failed_preparation_stops_before_the_runs(folder: Path, command: type[
     assert command.started() == ["data"]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_preparation_sets_the_exit_status(
+    number: signal.Signals, status: int, folder: Path, command: type[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def receive(*_: object) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    monkeypatch.setattr("segdet.launch.bench.run_command", receive)
+    assert main(["experiments/demo.yaml"]) == status
+    assert command.started() == []
+
+
 CLAIM = (
     "import os, sys, time, pathlib\nfrom segdet.launch.state import claim\nassert claim(pathlib.Path(%r))\n"
 )
@@ -302,6 +316,23 @@ def test_a_run_of_another_bench_is_left_to_it(
     # A killed bench holds no run.
     assert main(["experiments/demo.yaml"]) == 0
     assert command.started() == ["data", "fcn"]
+
+
+def test_a_failed_run_that_another_bench_took_over_does_not_end_the_bench(
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bench was paused for longer than the lease of its claim."""
+
+    def take_over(job: Job) -> None:
+        if job.name == "fcn":
+            (path,) = (claim_folder(job.folder) / OWNER).glob("*.json")
+            path.with_name(f"{int(path.stem) + 1:08d}.json").touch()
+
+    command.before = take_over
+    command.fail = {"run_dir=runs/demo/fcn ": "fail"}
+    assert main(["experiments/demo.yaml"]) == 0
+    assert command.started() == ["data", "fcn", "fcn-seed1", "ssd", "ssd-seed1"]
+    assert re.search(r"fcn +was taken over by another bench", capsys.readouterr().err)
 
 
 def test_a_bench_needs_no_file_locks(
