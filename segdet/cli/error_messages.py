@@ -31,6 +31,9 @@ _LOST_PEER = re.compile(
 _KILLED_WORKER = re.compile(r"DataLoader worker .* is killed by signal: (Bus error|Killed)")
 """Message of torch about a killed data-loader worker. The kernel kills workers when memory is exhausted."""
 
+_ENDED_WORKER = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly)")
+"""Messages of torch about a data-loader worker that has ended for any reason."""
+
 _OTHER_WEIGHTS = re.compile(r"Error\(s\) in loading state_dict")
 """Message of torch about weights that do not fit a module."""
 
@@ -243,6 +246,11 @@ def is_lost_peer(error: BaseException) -> bool:
     if torch is not None and torch.distributed.is_available():
         typed = (torch.distributed.DistNetworkError, torch.distributed.DistStoreError)
     return any(isinstance(each, typed) or _LOST_PEER.search(str(each)) for each in causes(error))
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Return whether ``error`` reports that a data-loader worker has ended."""
+    return any(_ENDED_WORKER.search(str(each)) for each in causes(error))
 
 
 def lost_peer_advice(error: BaseException) -> str | None:

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from segdet.cli.error_messages import (
     find_user_error,
     is_lost_peer,
+    is_lost_worker,
     memory_advice,
     restore_advice,
     trainer_advice,
@@ -112,9 +113,10 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
         raise SystemExit(run.signals.status) from leaving
     except Exception as error:
         _end_children(trainer.strategy.launcher)
-        if run.signals.stopped_by is not None and is_lost_peer(
-            error
-        ):  # a signal ended the other process at once
+        if run.signals.stopped_by is not None and (is_lost_peer(error) or is_lost_worker(error)):
+            # The signal, which may go to all processes, ended another one at once, such as a worker that was starting.
+            if rank() == 0:
+                _report_interruption(run)
             raise SystemExit(run.signals.status) from error
         if run.failure is not None:
             raise UserError(run.failure) from error

@@ -241,7 +241,8 @@ class RunRecorder(pl.Callback):
         if self.start is None and (self.run.resumed or path.exists()):
             return
         status: Status = "diverged" if isinstance(exception, DivergedError) else "failed"
-        if isinstance(exception, KeyboardInterrupt | SystemExit):
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        if stopped or (status == "failed" and self.run.signals.stopped_by is not None):
             status = "interrupted"
         record = self._record(trainer, pl_module, status)
         if self.run.resumed and path.exists():

@@ -14,6 +14,7 @@ from stopped_runs import Training, differences, group_members, rows_of
 from tiny_runs import MODELS, TINY
 from two_processes import other_process, process_of_two
 
+from segdet.cli.main import main
 from segdet.runs.interruption import AgreedStop, Agreement, Stopped, StopSignals
 from segdet.training.callback_interfaces import interruptible
 
@@ -187,6 +188,27 @@ def test_sigterm_to_the_process_group_saves_the_run(shapes: Path, tmp_path: Path
     assert f"resume with: segdet fit --ckpt_path {run}/checkpoints/last.ckpt" in training.messages
     assert json.loads((run / "result.json").read_text())["status"] == "interrupted"
     assert group_members(training.process.pid) == []
+
+
+def test_sigterm_to_the_process_group_while_a_worker_starts(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that does not ignore signals yet is killed. That of the validation starts during the training."""
+    run = tmp_path / "run"
+
+    def receive_signal() -> None:
+        if (run / "metrics.csv").exists():
+            for process in (os.getppid(), os.getpid()):
+                os.kill(process, signal.SIGTERM)
+
+    monkeypatch.setattr("segdet.data.base.leave_signals_to_parent", receive_signal)
+    options = ["--data.num_workers=1", "--trainer.log_every_n_steps=1", "--wandb=false"]
+    assert main(command(shapes, run, *options)) == 143
+    messages = capfd.readouterr().err
+    assert "Traceback" not in messages
+    assert f"resume with: segdet fit --ckpt_path {run}/checkpoints/last.ckpt" in messages
+    assert json.loads((run / "result.json").read_text())["status"] == "interrupted"
+    assert (run / "checkpoints" / "last.ckpt").exists()
 
 
 TARGETS = {
