@@ -11,7 +11,7 @@ from segdet.launch.experiment import Experiment, read_experiment
 from segdet.launch.job import Job
 from segdet.launch.local import LocalExecutor, print_status
 from segdet.launch.slurm import SLURM_FILE, read_slurm
-from segdet.launch.slurm_bench import SlurmBench
+from segdet.launch.slurm_bench import SlurmBench, sole_submission
 from segdet.report.table import find_records, table
 from segdet.runs.record import RECORD_NAME
 from segdet.util.devices import visible_gpus
@@ -58,14 +58,16 @@ def _submit(experiment: Experiment, jobs: Sequence[Job], arguments: argparse.Nam
     """Submit the runs that have not finished and are not in the queue; print the table if all have finished."""
     settings = read_slurm(arguments.slurm or SLURM_FILE)
     folder = arguments.runs_dir / experiment.name
-    bench = SlurmBench.plan(experiment, jobs, folder, settings, arguments.at_once)
     if arguments.dry_run:
+        bench = SlurmBench.plan(experiment, jobs, folder, settings, arguments.at_once)
         sys.stdout.write(bench.preview())
         return 0
     if all(job.action == "skip" for job in jobs):
         _print_table(experiment, arguments.runs_dir)
         return 0
-    print_status(bench.describe(bench.submit()))
+    with sole_submission(folder):
+        bench = SlurmBench.plan(experiment, jobs, folder, settings, arguments.at_once)
+        print_status(bench.describe(bench.submit()))
     print_status(
         f"states: segdet status {folder}; when all runs have ended, the same command prints the table"
     )

@@ -1,14 +1,34 @@
 """Submit the runs of an experiment to SLURM: those that have not finished and are not in the queue."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segdet.launch.experiment import Experiment
 from segdet.launch.job import Job
 from segdet.launch.slurm import PREPARE, Entry, Slurm, Submission, Task, read_queue
-from segdet.launch.state import write_runs
+from segdet.launch.state import claim, write_runs
 from segdet.util.errors import UserError
+
+SUBMISSION = "_submit"
+"""The name of the claim of the submission. No run has this name."""
+
+
+@contextlib.contextmanager
+def sole_submission(folder: Path) -> Iterator[None]:
+    """Let no other process submit the runs in ``folder`` meanwhile, because both would submit the same runs.
+
+    Raises:
+        UserError: If another process submits them.
+    """
+    ownership = claim(folder / SUBMISSION)
+    if ownership is None:
+        raise UserError(f"{folder}: another process is submitting these runs; try again after its end")
+    try:
+        yield
+    finally:
+        ownership.release()
 
 
 @dataclass(frozen=True)

@@ -154,9 +154,8 @@ def find_runs(folder: Path) -> dict[Path, Path | None]:
     """Return the run folders of a bench or a sweep, each with the folder of the run that it uses, or None."""
     listed = {folder / name: folder / after if after else None for name, after in _read_runs(folder).items()}
     found = {path.parent for name in ("config.yaml", RECORD_NAME) for path in folder.glob(f"*/{name}")}
-    found |= {
-        folder / path.name for path in (folder / LAUNCH / "claims").glob("*") if path.name != PREPARATION
-    }
+    # The claims of other work, such as the preparation, start with an underscore, which no run does.
+    found |= {folder / path.name for path in (folder / LAUNCH / "claims").glob("[!_]*")}
     return listed | dict.fromkeys(sorted(found - listed.keys()))
 
 

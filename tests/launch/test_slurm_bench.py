@@ -1,5 +1,7 @@
 """Runs and workers that are submitted to SLURM, with stand-ins for its commands."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,28 @@ def test_runs_in_the_queue_are_not_submitted_again(
     assert "ssd-seed1: running (Priority), job 19_0" in capsys.readouterr().err
     assert main(["status", "runs/demo"]) == 0
     assert "running (Priority), job 18_1" in capsys.readouterr().out
+
+
+def test_two_processes_do_not_submit_the_same_runs(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import pathlib, time\nfrom segdet.launch.slurm_bench import sole_submission\n"
+        "with sole_submission(pathlib.Path('runs/demo')):\n    print(flush=True)\n    time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        assert bench("experiments/demo.yaml") == 2
+        assert "another process is submitting these runs" in capsys.readouterr().err
+        assert bench("experiments/demo.yaml", "--dry_run") == 0
+    finally:
+        other.kill()
+        other.communicate()
+    assert slurm.calls() == []
+    assert bench("experiments/demo.yaml") == 0
+    assert main(["status", "runs/demo"]) == 0
+    assert "_submit" not in capsys.readouterr().out
 
 
 def test_a_run_that_left_the_queue_without_a_checkpoint_has_failed(
