@@ -107,7 +107,7 @@ def compare_runs(
     untested = [folder for folder, values in ((original, old), (other, new)) if not _has_test(values)]
     if len(untested) == 1:
         old, new = ({k: v for k, v in values.items() if not _is_test(k)} for values in (old, new))
-    names = dict.fromkeys([*old, *new]) if complete else [name for name in old if name in new]
+    names = list(dict.fromkeys([*old, *new])) if complete else [name for name in old if name in new]
     metrics = [
         deviation
         for name in names
@@ -126,13 +126,13 @@ def compare_runs(
         weights += _weight_deviations(name, *states)
     noise = seed_noise(original, [name for name in main_scores if (name, -1) in old])
     outcome: Outcome = "different"
-    if not metrics and not weights and (tensors or old):
+    if not metrics and not weights and (tensors or names):
         outcome = "identical"
     elif complete and noise.limits and _within(noise, *scores):
         outcome = "within seed noise"
     return Comparison(
         outcome=outcome,
-        metrics=len(list(names)),
+        metrics=len(names),
         weights=tensors,
         checkpoints=files,
         metric_deviations=_sorted(metrics),

@@ -67,6 +67,15 @@ def test_values_after_the_end_of_a_stopped_run_are_not_compared(tmp_path: Path) 
     assert compare_runs(one, other, SCORES).outcome == "different"
 
 
+def test_runs_without_a_common_value_are_not_identical(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    for run in (one, other):
+        (run / "checkpoints" / "last.ckpt").unlink()
+    (other / "metrics.csv").write_text("epoch,step,train/loss\n0,2,0.25\n")
+    found = compare_runs(one, other, SCORES, complete=False)
+    assert (found.outcome, found.metrics, found.weights) == ("different", 0, 0)
+
+
 def test_seed_noise_comes_from_runs_with_other_seeds(tmp_path: Path) -> None:
     original = write_run(tmp_path / "runs" / "seed0", 0, 0.50)
     write_run(tmp_path / "runs" / "seed1", 1, 0.52)
