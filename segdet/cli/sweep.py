@@ -59,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
         SweepJobs(trials, folder, arguments.test), arguments.workers, arguments.devices_per_run
     )
     sys.stdout.write(write_results(trials, folder) + "\n")
+    if status:
+        sys.stdout.flush()
+        write_line(
+            f"stopped; to resume the running trials: segdet sweep {arguments.file}, with the same options"
+        )
     return status or int(any(trial.state == "failed" for trial in trials.all()))
 
 

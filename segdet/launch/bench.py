@@ -195,7 +195,9 @@ class BenchJobs:
             if fault_time(job.folder) not in (0, self._earlier_faults[job.name]):
                 ownership.release()
                 self.faults[job.name] = job.state().fault
-                self.outcomes[job.name] = f"FAILED in another bench: {self.faults[job.name]}"
+                self.outcomes[job.name] = (
+                    f"FAILED in another bench: {self.faults[job.name]}; see {job.log_path}"
+                )
                 continue
             try:
                 action = job.start(self.experiment.path)

@@ -155,6 +155,7 @@ class LiveTable:
         self._next = 0.0
         self._printed: dict[str, Row] = {}
         self._printed_at: dict[str, float] = {}
+        self._active: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -171,10 +172,13 @@ class LiveTable:
         started = {job.folder: job.after for job in running}
         names = {folder.name for folder in started}
         rows = [
-            # The process of the run is about to claim its folder.
-            replace(row, state="starting") if row.name in names and row.state in NOT_STARTED else row
+            # The process of the run is about to claim its folder, or has released it and is about to end.
+            replace(row, state=self._active.get(row.name, "starting"))
+            if row.name in names and row.state in NOT_STARTED
+            else row
             for row in table({**self.runs(), **started})
         ]
+        self._active = {row.name: row.state for row in rows if row.name in names}
         if self.live:
             self._draw(rows)
         else:

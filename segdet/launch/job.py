@@ -25,7 +25,7 @@ class Job:
         test: Whether to test the run after training.
         after: The folder of the run that must be finished first, or None.
         action: The action that was left to do when the job was planned.
-        planned: The modification time of the settings file when the job was planned, in nanoseconds; 0 without a file.
+        planned: The files of the run when the job was planned, from `_fingerprint`. None if it was not planned.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Job:
     test: bool = True
     after: Path | None = None
     action: Action = "train"
-    planned: int = 0
+    planned: tuple[object, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -69,8 +69,8 @@ class Job:
     def start(self, source: Path) -> Action:
         """Prepare the folder for the command, and return the action that is left to do.
 
-        The caller has claimed the run. If another process has trained it since the job was planned, its settings must
-        be those of this job.
+        The caller has claimed the run. If another process has trained or tested it since the job was planned, its
+        settings must be those of this job, and its results are kept.
 
         Args:
             source: The file that describes the runs, for messages.
@@ -78,7 +78,8 @@ class Job:
         Raises:
             UserError: If another process has trained the run with other settings.
         """
-        job = self if self.planned == _time(self.settings_path) else self.with_action(source, rerun=False)
+        unchanged = self.planned == _fingerprint(self.settings_path, self.state())
+        job = self if unchanged else self.with_action(source, rerun=False)
         if job.action == "train":
             shutil.rmtree(self.folder, ignore_errors=True)
             self.log_path.unlink(missing_ok=True)
@@ -93,8 +94,8 @@ class Job:
             UserError: If ``rerun`` is not set and the run was trained with other settings than those in the
                 experiment file ``source``.
         """
-        planned = replace(self, planned=_time(self.settings_path))
         state = self.state()
+        planned = replace(self, planned=_fingerprint(self.settings_path, state))
         if not state.is_finished and not state.has_checkpoint:
             return replace(planned, action="train")  # without a checkpoint there is nothing to resume
         if difference := self.difference():
@@ -126,8 +127,10 @@ class Job:
         return ", ".join(map(describe, changed))
 
 
-def _time(path: Path) -> int:
+def _fingerprint(settings_path: Path, state: RunState) -> tuple[object, ...]:
+    """Return values that differ after another process has started, resumed, finished or tested the run."""
     try:
-        return path.stat().st_mtime_ns
+        written = settings_path.stat().st_mtime_ns
     except OSError:
-        return 0
+        written = 0
+    return written, state.has_checkpoint, state.is_finished, state.is_tested

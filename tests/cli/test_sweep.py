@@ -8,6 +8,7 @@ from tiny_runs import MODELS, TINY
 
 from segdet.cli.main import main
 from segdet.cli.train import main as train_main
+from segdet.launch.sweep import SweepJobs
 from segdet.runs.record import Record
 
 FILE = """\
@@ -89,6 +90,24 @@ def test_a_sweep_that_cannot_run_is_refused(
     error = capsys.readouterr().err
     assert f"segdet: error: {message}" in error and error.count("\n") == 1
     assert not (file.parent / "runs").exists()
+
+
+def test_ctrl_c_prints_how_to_resume(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(jobs: SweepJobs, *_: object) -> int:
+        job = jobs.next()
+        assert job is not None
+        jobs.ended(job, 130, stopped=True)
+        return 130
+
+    monkeypatch.setattr("segdet.cli.sweep.run_workers", stop)
+    assert main(["sweep", "demo.yaml"]) == 130
+    out, err = capsys.readouterr()
+    assert "| trial-000 | running |" in out
+    assert err.endswith(
+        "stopped; to resume the running trials: segdet sweep demo.yaml, with the same options\n"
+    )
 
 
 @pytest.mark.slow

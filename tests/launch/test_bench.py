@@ -19,7 +19,7 @@ from segdet.cli.bench import main
 from segdet.launch.bench import plan
 from segdet.launch.experiment import read_experiment
 from segdet.launch.job import Job
-from segdet.launch.state import claim_folder, read_state
+from segdet.launch.state import PREPARATION, claim_folder, read_state
 from segdet.runs.ownership import OWNER
 from segdet.runs.record import Cost, Record, Status
 from segdet.util.errors import UserError
@@ -363,6 +363,53 @@ def test_runs_that_another_bench_has_trained_again_are_kept(folder: Path, comman
     command.before = train_the_other
     assert main(["experiments/demo.yaml", "--only", "ssd", "--rerun"]) == 0
     assert command.started() == ["data", "ssd-seed1", "ssd"]
+
+
+@pytest.mark.parametrize("state", ["new", "interrupted", "untested"])
+def test_runs_that_another_bench_has_finished_in_the_meantime_are_kept(
+    state: str, folder: Path, command: type[Machine]
+) -> None:
+    """The other bench had started the run already when this one was planned."""
+    path = Path("experiments/demo.yaml")
+    if state != "new":
+        command.fail = {"run_dir=runs/demo/fcn": "interrupted" if state == "interrupted" else "no test"}
+        main([str(path), "--only", "fcn"])
+        command.fail = {}
+    else:
+        plan(read_experiment(path), Path("runs"), only=["fcn"])[1].start(path)
+    command.calls.clear()
+
+    def finish_the_other(job: Job) -> None:
+        command.before = None
+        other = plan(read_experiment(path), Path("runs"), only=["fcn"])[1]
+        command.run(other.command, other.log_path, "ab")
+
+    command.before = finish_the_other
+    assert main([str(path), "--only", "fcn"]) == 0
+    assert command.started() == ["data", "fcn-seed1", "fcn"]
+
+
+def test_a_bench_that_waits_for_the_preparation_of_another_one_prints_it_once(
+    folder: Path, command: type[Machine], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = CLAIM % f"runs/demo/{PREPARATION}" + "print(flush=True)\ntime.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    waits = iter([None, None, None, other.kill])
+
+    def sleep(seconds: float) -> None:
+        if (act := next(waits, None)) is not None:
+            act()
+            other.wait()
+
+    monkeypatch.setattr("segdet.launch.bench.time.sleep", sleep)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
+    finally:
+        other.kill()
+        other.communicate()
+    err = capsys.readouterr().err
+    assert err.count("which prepares the data") == 1 and f"waiting for process {other.pid} on " in err
 
 
 def test_a_run_uses_an_earlier_run(folder: Path, command: type[Machine]) -> None:

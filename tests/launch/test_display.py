@@ -13,6 +13,7 @@ import pytest
 
 from segdet.cli.main import main
 from segdet.launch.display import LiveTable, Row, read_row, render, table
+from segdet.launch.job import Job
 from segdet.launch.state import find_runs, read_state, write_fault, write_runs
 from segdet.runs.ownership import Ownership
 from segdet.runs.record import Cost, Record, Status
@@ -159,6 +160,38 @@ def test_other_outputs_show_changes_as_lines(tmp_path: Path, monkeypatch: pytest
         "b: training, epoch 2/10, val/map 0.300, 40 min left",
         "b: stopped",
         "b: stopped, epoch 2/10, val/map 0.300",
+    ]
+
+
+def test_a_run_whose_process_is_ending_is_not_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdet.launch.display.INTERVAL", 0.0)
+    stream = io.StringIO()
+    write_run(tmp_path / "a", 10)
+    job = Job(tmp_path / "a", ())
+    with LiveTable(lambda: {tmp_path / "a": None}, stream) as display:
+        display.update([job])
+        display.message("the process claims the folder")
+        owner = Ownership(tmp_path / "a")
+        display.update([job])
+        display.message("the process releases the folder")
+        owner.release()
+        display.update([job])
+        display.message("the process has ended")
+        display.update(())
+        display.message("the next process")
+        display.update([job])
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
+        "a: starting",
+        "the process claims the folder",
+        "a: training",
+        "the process releases the folder",
+        "the process has ended",
+        "a: stopped",
+        "the next process",
+        "a: starting",
+        "a: stopped",
     ]
 
 
