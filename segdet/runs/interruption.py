@@ -102,7 +102,15 @@ class StopSignals:
         """
         self.deferred = False
         if self.stopped_by is not None:
+            if self.own_command and self.received is not None and self.agreed is None:
+                # A second SIGINT would stop the first process without saving.
+                self._pass_on(signal.SIGTERM if self.received == signal.SIGINT else self.received)
             raise Stopped(self.status)
+
+    def _pass_on(self, number: int) -> None:
+        """Send a signal to the first process, which may be waiting for this one. It ends the run."""
+        with contextlib.suppress(OSError):
+            os.kill(os.getppid(), number)
 
     def _receive(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a fork of this process, such as a worker of a pool
@@ -113,10 +121,8 @@ class StopSignals:
         self.received = self.received or number
         if not self.deferred:
             if self.own_command:
-                # The first process may be waiting for this one. It ends the run and reports the status.
-                with contextlib.suppress(OSError):
-                    os.kill(os.getppid(), number)
-                raise Stopped(0)
+                self._pass_on(number)
+                raise Stopped(0)  # the first process reports the status
             raise Stopped(self.status)
         if number == signal.SIGINT:
             if again and self.received == number:

@@ -96,6 +96,33 @@ def test_a_signal_takes_effect_at_once_in_long_work_that_follows_a_checkpoint(si
         raise AssertionError("the signal arrived before")
 
 
+@pytest.mark.parametrize(
+    ("received", "agreed", "sent"),
+    [
+        (signal.SIGTERM, None, [signal.SIGTERM]),
+        (signal.SIGINT, None, [signal.SIGTERM]),
+        (signal.SIGTERM, signal.SIGTERM, []),
+        (None, signal.SIGTERM, []),
+    ],
+)
+def test_the_first_process_gets_a_signal_of_another_one_that_came_too_late_for_an_agreement(
+    received: int | None,
+    agreed: int | None,
+    sent: list[int],
+    signals: StopSignals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the first process goes on to the test, and waits for a process that has ended."""
+    found: list[tuple[int, int]] = []
+    signals.defer()
+    signals.own_command, signals.received, signals.agreed = True, received, agreed
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", lambda *call: found.append(call))
+        with pytest.raises(Stopped):
+            signals.end_deferral()
+    assert found == [(os.getppid(), number) for number in sent]
+
+
 def test_a_fork_keeps_the_default_effect_of_a_signal(signals: StopSignals) -> None:
     signals.defer()
     child = os.fork()
