@@ -39,9 +39,11 @@ class InterruptAt(pl.Callback):
         self.step = step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Send SIGTERM to this process at the step."""
+        """Send SIGTERM to this process at the step, and end the training after this batch."""
         if trainer.global_step >= self.step:
             signal.raise_signal(signal.SIGTERM)
+            # Every process stops here, so they need no agreement, which would take effect one batch later.
+            trainer._signal_connector.received_sigterm = True
 
 
 @dataclass
@@ -225,9 +227,11 @@ def compare(original: Original, folder: Path) -> tuple[Comparison, list[Differen
         The comparison, and what differs between both runs.
 
     Raises:
-        UserError: If the folder holds no run with checkpoints.
+        UserError: If the folder holds no run with checkpoints, or is that of the original.
     """
     other = Original.read(folder)
+    if folder.resolve() == original.folder.resolve():
+        raise UserError(f"{folder}: is the original run itself; give the folder of another run")
     config = copy.deepcopy(other.config)
     callbacks = config["trainer"].get("callbacks")
     if isinstance(callbacks, list):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from stopped_runs import Training
 from tiny_runs import MODELS, TINY
 
 from segdet.cli.main import main
@@ -234,6 +235,7 @@ def test_mistakes_are_reported_in_one_line(
         ([str(tmp_path)], "no run in it"),
         ([str(original), "--run_dir", str(original)], "holds a run"),
         ([str(original), "--against", str(tmp_path / "none")], "no run in it"),
+        ([str(original), "--against", str(original)], "is the original run itself"),
     ):
         assert main(["reproduce", *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -254,25 +256,22 @@ def test_a_tested_run_is_trained_and_tested_again(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_run_is_reproduced_up_to_its_end(
-    lossless: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    processes: int, lossless: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     callback = {"class_path": "segdet.runs.reproduction.InterruptAt", "init_args": {"step": 3}}
-    arguments = [
-        "--data=VOCDataModule",
-        f"--data.root={lossless}",
-        "--data.batch_size=2",
-        "--data.num_workers=0",
-    ]
     run = tmp_path / "run"
-    status = main(
+    training = Training(
         [
-            "fit", *MODELS["detection"], *arguments, "--trainer.max_epochs=2", "--trainer.accelerator=cpu",
-            f"--run_dir={run}", "--wandb=false", f"--trainer.callbacks=[{json.dumps(callback)}]",
-            "--trainer.log_every_n_steps=1",
-        ]
+            "fit", *MODELS["detection"], "--data=VOCDataModule", f"--data.root={lossless}", "--data.batch_size=2",
+            "--data.num_workers=0", "--trainer.max_epochs=4", "--trainer.accelerator=cpu",
+            f"--trainer.devices={processes}", *(["--trainer.strategy=ddp"] if processes > 1 else []),
+            f"--run_dir={run}", f"--trainer.callbacks=[{json.dumps(callback)}]", "--trainer.log_every_n_steps=1",
+        ],
+        tmp_path / "log",
     )  # fmt: skip
-    assert status == 143
+    assert training.end()[0] == 143, training.messages
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["trainer"]["callbacks"] = None
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
