@@ -78,8 +78,8 @@ def _submit(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> int:
     ]
     command += [
         f"--{name}={value}"
-        for name, value in (("storage", arguments.storage), ("seed", arguments.seed))
-        if value is not None
+        for name in ("storage", "seed", "devices_per_run")
+        if (value := getattr(arguments, name)) is not None
     ]
     command += ["--test"] if arguments.test else []
     queue = read_queue(folder)

@@ -33,9 +33,6 @@ SLURM_FILE = Path("configs/trainers/slurm.yaml")
 FOLDER = "slurm"
 """The folder with the job scripts and their output, in the folder of an experiment or a sweep."""
 
-PREPARE = "_prepare"
-"""The name of the task that prepares the data. No run has this name."""
-
 SIGNAL_SECONDS = 120
 """The time before the time limit at which a run is saved and its job requeued."""
 
@@ -122,7 +119,7 @@ class Task:
     """One task of a job array.
 
     Attributes:
-        name: The name of the run, or `PREPARE`.
+        name: The name of the run, or `segdet.launch.state.PREPARATION`.
         commands: The arguments of segdet commands. A command starts only if the one before has succeeded.
         log: The file for the output.
         after: The names of the tasks that must have succeeded before.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from segdet.launch.experiment import Experiment
 from segdet.launch.job import Job
-from segdet.launch.slurm import PREPARE, Entry, Slurm, Submission, Task, read_queue
-from segdet.launch.state import claim, write_runs
+from segdet.launch.slurm import Entry, Slurm, Submission, Task, read_queue
+from segdet.launch.state import PREPARATION, claim, write_runs
 from segdet.util.errors import UserError
 
 SUBMISSION = "_submit"
@@ -88,14 +88,14 @@ class SlurmBench:
             waits = any(job.after == other.folder for other in held)
             (held if runs_elsewhere or waits else missing).append(job)
         submission = Submission(experiment.name, folder, settings, at_once)
-        if missing and experiment.prepare and not set(queue) - {PREPARE}:
+        if missing and experiment.prepare and not set(queue) - {PREPARATION}:
             # The data must not change while runs read them.
-            if PREPARE not in queue:
-                log = folder / f"{PREPARE}.log"
-                submission.add([Task(PREPARE, experiment.prepare, log)], launched=False)
-            before: tuple[str, ...] = (PREPARE,)
+            if PREPARATION not in queue:
+                log = folder / f"{PREPARATION}.log"
+                submission.add([Task(PREPARATION, experiment.prepare, log)], launched=False)
+            before: tuple[str, ...] = (PREPARATION,)
         else:
-            before = (PREPARE,) if PREPARE in queue else ()
+            before = (PREPARATION,) if PREPARATION in queue else ()
         unfinished = {*queue, *(job.name for job in missing)}
         tasks = []
         for job in missing:

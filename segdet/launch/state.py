@@ -19,7 +19,7 @@ LAUNCH = ".launch"
 """The folder of claims and of the list of runs, beside the run folders."""
 
 PREPARATION = "_prepare"
-"""The name of the claim of the preparation. No run has this name."""
+"""The name of the preparation in claims and in SLURM's queue. No run has this name."""
 
 Status = Literal["new", "waiting", "running", "stopped", "failed", "diverged", "finished", "tested"]
 """``waiting``: the run that it uses is not finished. ``stopped``: interrupted or killed, and can be resumed."""

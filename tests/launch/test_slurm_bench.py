@@ -201,11 +201,12 @@ def test_workers_of_a_sweep_that_are_missing_are_submitted(
 ) -> None:
     Path("demo.yaml").write_text(SWEEP)
     sweep = ["sweep", "demo.yaml", "--launcher=slurm", "--slurm=cluster.yaml"]
-    assert main([*sweep, "--workers=3", "--seed=2"]) == 0
+    assert main([*sweep, "--workers=3", "--seed=2", "--devices_per_run=1"]) == 0
     (call,) = slurm.calls()
     script = Path(call[-1]).read_text()
     assert "#SBATCH --array=0-2\n" in script and "srun" not in script
     assert "segdet sweep demo.yaml --runs_dir=runs --lease=" in script and "--seed=2" in script
+    assert "--devices_per_run=1" in script
     slurm.enqueue("17_0", "17_2", state="RUNNING")
     assert main([*sweep, "--workers=3", "--seed=2"]) == 0
     assert len(slurm.calls()) == 2 and "\n# worker-2\n" in Path(slurm.calls()[1][-1]).read_text()
