@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from segdet.runs.folder_layout import read_record
-from segdet.runs.ownership import OwnedError, Owner, Ownership, owner_of
+from segdet.runs.ownership import OwnedError, Owner, Ownership, is_claimable, owner_of
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.files import write_text
 
@@ -99,8 +99,7 @@ def claim(folder: Path) -> Ownership | None:
 
     The claim ends with `Ownership.release` or with this process.
     """
-    owner = owner_of(folder)
-    if owner is not None and owner.alive:  # its bench was killed, but the run was not
+    if not is_claimable(folder):  # the bench of the run was killed, but the run was not
         return None
     place = claim_folder(folder)
     place.mkdir(parents=True, exist_ok=True)

@@ -190,6 +190,21 @@ def owner_of(folder: Path) -> Owner | None:
     return Owner(number, claim.host, claim.pid, claim.job, claim.since, alive)
 
 
+def is_claimable(folder: Path) -> bool:
+    """Return whether this process may claim a run's folder now.
+
+    In contrast to `owner_of`, an owner of an earlier start of the same job does not count.
+    """
+    latest = _latest(folder / OWNER)
+    if not latest:
+        return True
+    try:
+        _check_free(folder, latest, Claim.of_this_process())
+    except OwnedError:
+        return False
+    return True
+
+
 class Fence:
     """The permission to write into a run's folder under one fencing number; see `segdet.util.write_guard.Guard`.
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from segdet.launch.bench import plan
 from segdet.launch.experiment import read_experiment
 from segdet.launch.job import Job
 from segdet.launch.state import PREPARATION, claim_folder, read_state
-from segdet.runs.ownership import OWNER
+from segdet.runs.ownership import OWNER, Claim
 from segdet.runs.record import Cost, Record, Status
 from segdet.util.errors import UserError
 
@@ -333,6 +333,24 @@ def test_a_failed_run_that_another_bench_took_over_does_not_end_the_bench(
     assert main(["experiments/demo.yaml"]) == 0
     assert command.started() == ["data", "fcn", "fcn-seed1", "ssd", "ssd-seed1"]
     assert re.search(r"fcn +was taken over by another bench", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("restarts", "started"), [("1", ["data", "ssd"]), ("0", ["data"])])
+def test_a_requeued_bench_resumes_the_run_of_its_lost_node_at_once(
+    restarts: str, started: list[str], folder: Path, command: type[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease of the run has not expired. A bench that left the run to its lost owner would end without it."""
+    main(["experiments/demo.yaml", "--only", "ssd"])
+    command.started()
+    run = Path("runs/demo/ssd")
+    (run / "result.json").unlink()
+    claim = replace(Claim.of_this_process(), host="elsewhere", machine="m", job="7")
+    (run / OWNER).mkdir()
+    (run / OWNER / "00000001.json").write_text(json.dumps(asdict(claim)))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    assert main(["experiments/demo.yaml", "--only", "ssd"]) == 0
+    assert command.started() == started
 
 
 def test_a_bench_needs_no_file_locks(
