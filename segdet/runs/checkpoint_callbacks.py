@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.checkpoint_file import remaining_checkpoints
 from segdet.runs.folder_choice import Run
-from segdet.runs.interruption import Stopped
 from segdet.runs.ownership import OutdatedError
 from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.divergence import DivergedError
@@ -153,16 +152,13 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save, unless the exception is in this process only and saving would wait for the others.
+        """Save if a signal stops the run, which happens after a complete batch and in all processes.
 
-        Without a trained step there is nothing to save. A run that failed while resuming may be restored only in
-        part, so it must not replace the checkpoint. A second interrupt from the keyboard stops at once, without saving.
+        An error may occur within a step, whose state cannot be saved, and in one process while the others wait for it.
+        A second interrupt from the keyboard stops at once, without saving. Without a trained step there is nothing to
+        save. A run that failed while resuming may be restored only in part, so it must not replace the checkpoint.
         """
-        if not self.trained or isinstance(exception, KeyboardInterrupt | Stopped | OutdatedError):
-            return
-        # Saving waits for all processes. An error occurs in one process, while the others wait in the next all-reduce.
-        # Lightning raises SIGTERMException in all of them, because they have agreed.
-        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
+        if not self.trained or not isinstance(exception, SIGTERMException):
             return
         with contextlib.suppress(DivergedError):  # the earlier checkpoint is kept
             self.save_now(trainer)

@@ -15,7 +15,7 @@ from segdet.training.divergence import check_checkpoint
 @pytest.mark.parametrize(
     ("processes", "exception", "saves"),
     [
-        (1, RuntimeError(), True),
+        (1, RuntimeError(), False),
         (1, KeyboardInterrupt(), False),
         (1, Stopped(143), False),
         (1, SIGTERMException(), True),
@@ -26,7 +26,7 @@ from segdet.training.divergence import check_checkpoint
 )
 @pytest.mark.parametrize("weight", [1.0, float("nan")])
 @pytest.mark.parametrize("trained", [True, False])
-def test_saves_valid_weights_on_an_exception_that_all_processes_see(
+def test_saves_valid_weights_only_if_a_signal_stops_the_run(
     processes: int, exception: BaseException, saves: bool, weight: float, trained: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
