@@ -256,6 +256,7 @@ def test_a_tested_run_is_trained_and_tested_again(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # on a busy machine; otherwise a minute
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_run_is_reproduced_up_to_its_end(
     processes: int, lossless: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
