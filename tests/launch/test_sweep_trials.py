@@ -239,7 +239,7 @@ def work(path: Path, url: str, seed: int) -> None:
             continue
         for count in range(1, 4):
             trials.report(owner, trial.number, [trial.point["x"] * each for each in range(1, count + 1)])
-            time.sleep(0.03 * source.random())
+            time.sleep(0.3 * source.random())
             trials.renew(owner, [trial.number])
         trials.end(owner, trial.number, "finished", float(trial.point["x"]))
 
