@@ -24,8 +24,6 @@ options = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[2:])
 folder, x = Path(options["run_dir"]), int(options["x"])
 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 ownership = Ownership(folder)
-with (folder / "starts.txt").open("a") as file:
-    file.write("start\\n")
 last = folder / "checkpoints" / "last.ckpt"
 done = json.loads(last.read_text()) if last.exists() else 0
 if not (folder / "result.json").exists():
@@ -36,8 +34,8 @@ if not (folder / "result.json").exists():
         with (folder / "metrics.csv").open("a") as file:
             file.write(f"{epoch},{epoch},{(epoch + 1) / 8 - (x - 7) ** 2 / 100}\\n")
         write_text(last, str(epoch + 1))
-    with (folder / "finishes.txt").open("a") as file:
-        file.write("finish\\n")
+    if (folder / "result.json").exists():  # another process has trained this run at the same time
+        (folder / "repeated.txt").touch()
     Record(folder.name, "segmentation", "FCN", "S", 0, "finished", {}, Cost()).write(folder / "result.json")
 ownership.release()
 '''
