@@ -38,7 +38,9 @@ TRAININGS = sorted(
 )
 
 
-@pytest.mark.parametrize(("page", "words"), TRAININGS, ids=lambda value: " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("page", "words"), TRAININGS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
+)
 def test_segdet_accepts_the_command(
     page: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
