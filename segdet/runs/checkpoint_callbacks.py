@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.runs.checkpoint_file import remaining_checkpoints
 from segdet.runs.folder_choice import Run
+from segdet.runs.interruption import Stopped
 from segdet.runs.ownership import OutdatedError
 from segdet.training.callback_interfaces import SavesOnRequest
 from segdet.training.divergence import DivergedError
@@ -116,6 +117,7 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.trained = False
+        self._within_step = False
 
     def save_now(self, trainer: pl.Trainer) -> None:
         try:
@@ -130,6 +132,7 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due and self.trained and self._last_global_step_saved != trainer.global_step:
             self.save_now(trainer)
+        self._within_step = trainer.training
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if a checkpoint of the previous step is due."""
@@ -139,6 +142,7 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Validate if training ends here, within an epoch."""
         self.trained = True
+        self._within_step = False
         # Training may end by max_time (the timer runs before checkpoint callbacks) or by max_steps. Lightning
         # validates within an epoch if should_stop is set, but it checks max_steps only after this validation.
         if trainer.should_stop or trainer.global_step == trainer.max_steps:
@@ -152,13 +156,19 @@ class LastCheckpoint(ModelCheckpoint, SavesOnRequest):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save if a signal stops the run, which happens after a complete batch and in all processes.
+        """Save, unless the exception occurred within a step, or in this process only.
 
-        An error may occur within a step, whose state cannot be saved, and in one process while the others wait for it.
-        A second interrupt from the keyboard stops at once, without saving. Without a trained step there is nothing to
-        save. A run that failed while resuming may be restored only in part, so it must not replace the checkpoint.
+        The state within a step is not exact. A run of several processes saves only if they have agreed to stop, because
+        otherwise the others would wait. A second interrupt from the keyboard stops at once, without saving. Without a
+        trained step there is nothing to save. A run that failed while resuming may be restored only in part, so it must
+        not replace the checkpoint.
         """
-        if not self.trained or not isinstance(exception, SIGTERMException):
+        if not self.trained or self._within_step:
+            return
+        if isinstance(exception, KeyboardInterrupt | Stopped | OutdatedError):
+            return
+        # Lightning raises SIGTERMException in all processes, because they have agreed.
+        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return
         with contextlib.suppress(DivergedError):  # the earlier checkpoint is kept
             self.save_now(trainer)

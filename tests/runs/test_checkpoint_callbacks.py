@@ -15,7 +15,7 @@ from segdet.training.divergence import check_checkpoint
 @pytest.mark.parametrize(
     ("processes", "exception", "saves"),
     [
-        (1, RuntimeError(), False),
+        (1, RuntimeError(), True),
         (1, KeyboardInterrupt(), False),
         (1, Stopped(143), False),
         (1, SIGTERMException(), True),
@@ -26,7 +26,7 @@ from segdet.training.divergence import check_checkpoint
 )
 @pytest.mark.parametrize("weight", [1.0, float("nan")])
 @pytest.mark.parametrize("trained", [True, False])
-def test_saves_valid_weights_only_if_a_signal_stops_the_run(
+def test_saves_valid_weights_on_an_exception_that_all_processes_see(
     processes: int, exception: BaseException, saves: bool, weight: float, trained: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -45,6 +45,22 @@ def test_saves_valid_weights_only_if_a_signal_stops_the_run(
     last.trained = trained
     last.on_exception(trainer, trainer, exception)
     assert bool(saved) == (saves and weight == 1 and trained)
+
+
+def test_an_exception_within_a_step_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(LastCheckpoint, "save_now", lambda *_: saved.append(1))
+    trainer: Any = SimpleNamespace(
+        world_size=1, global_step=1, max_steps=-1, should_stop=False, training=True
+    )
+    last = LastCheckpoint(tmp_path)
+    last.on_train_batch_end(trainer)
+    last.on_train_batch_start(trainer)
+    last.on_exception(trainer, trainer, RuntimeError())
+    assert not saved
+    last.on_train_batch_end(trainer)
+    last.on_exception(trainer, trainer, RuntimeError())
+    assert saved == [1]
 
 
 def test_the_keys_of_their_states_differ(tmp_path: Path) -> None:
