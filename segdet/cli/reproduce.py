@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         description="List what differs from a run (data, code, settings, packages, hardware), train it again in a new "
         "folder, and compare all metrics and weights.",
         epilog="Exit status: 0 identical, 3 different within the seed noise, 1 different, 2 a mistake. The seed noise "
-        "is estimated from RUN and the runs beside it with the same configuration and other seeds, at least "
-        f"{FEWEST_SEEDS} in all.",
+        f"is estimated from at least {FEWEST_SEEDS} runs: RUN, and runs in the same parent folder with the same "
+        "configuration and other seeds.",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of the run to reproduce")
@@ -138,8 +138,8 @@ def _noise(comparison: Comparison) -> str:
     seeds = ", ".join(map(str, noise.seeds))
     if not noise.limits:
         return (
-            "the seed noise is unknown: it needs the original and runs beside it with the same configuration and "
-            f"other seeds, at least {FEWEST_SEEDS} in all (found seeds: {seeds or 'none'})"
+            f"the seed noise is unknown: at least {FEWEST_SEEDS} runs with the same configuration and different seeds "
+            f"are needed in the folder that contains the original (found seeds: {seeds or 'none'})"
         )
     limits = ", ".join(f"{name} {limit:.4f}" for name, limit in noise.limits.items())
     return (

@@ -216,9 +216,9 @@ def _sorted(deviations: list[Deviation]) -> list[Deviation]:
 def seed_noise(original: Path, main_scores: Sequence[str]) -> Noise:
     """Return the noise of the main scores.
 
-    It is estimated from the original and the runs beside it that differ from it only in their seeds. The difference of
-    two such runs has a standard deviation of sqrt(2) times that of one run. The limit is the quantile of Student's t
-    distribution for `CONFIDENCE` times this standard deviation.
+    It is estimated from the original and from runs in the same parent folder that differ only in their seeds. The
+    difference of two such runs has a standard deviation of sqrt(2) times that of one run. The limit is the quantile of
+    Student's t distribution for `CONFIDENCE` times this standard deviation.
     """
     records: dict[int, Record] = {}
     own = _without_seed(original)

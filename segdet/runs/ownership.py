@@ -176,7 +176,7 @@ class Owner:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Return the owner of a run's folder, or None if nobody has claimed it, or the owner has given it up."""
+    """Return the owner of a run's folder, or None if the folder was never claimed or was given up."""
     place = folder / OWNER
     number = _latest(place)
     if not number:
