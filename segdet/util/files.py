@@ -49,7 +49,7 @@ def write_atomically(
         UserError: If the block or the rename raises an `OSError`, or the guard of the folder does not permit the write.
     """
     guard = guard_of(path)
-    temporary = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _hidden_beside(path, "tmp")
     if guard is not None and _is_on_same_disk(path.parent, guard.staging):
         temporary = guard.staging / temporary.name
     lock = None
@@ -109,7 +109,7 @@ def create_folder_atomically(path: Path, fix: str = FIX) -> Iterator[Path]:
     Raises:
         UserError: If the block or the rename raises an `OSError`.
     """
-    temporary = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.partial")
+    temporary = _hidden_beside(path, "partial")
     lock = None
     try:
         with _renamed(temporary, path, fix):
@@ -151,7 +151,7 @@ def remove_used_folder(path: Path) -> None:
     Processes on the same machine lose the folder when it is renamed. Processes on other machines, which may have opened
     it over a network file system, lose it when it is removed.
     """
-    removed = path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.partial")
+    removed = _hidden_beside(path, "partial")
     with contextlib.suppress(OSError):
         path.rename(removed)
     for _ in range(100):
@@ -164,6 +164,11 @@ def remove_used_folder(path: Path) -> None:
 def _remove_stale_once(folder: Path, pattern: str) -> None:
     """Call `remove_stale` once for each folder, because listing a large folder for each file would be slow."""
     remove_stale(folder, pattern)
+
+
+def _hidden_beside(path: Path, suffix: str) -> Path:
+    """Return a new hidden path beside ``path``, with the name of this machine, by which leftovers are recognized."""
+    return path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.{suffix}")
 
 
 @lru_cache
