@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from segdet.cli.launch_options import add_launch_options, check_launch_options, slurm_settings
 from segdet.launch.bench import Bench, plan, run_folder
 from segdet.launch.experiment import Experiment, read_experiment
 from segdet.launch.job import Job
 from segdet.launch.local import LocalExecutor, print_status
-from segdet.launch.slurm import SLURM_FILE, read_slurm
 from segdet.launch.slurm_bench import SlurmBench, sole_submission
 from segdet.report.table import find_records, table
 from segdet.runs.record import RECORD_NAME
@@ -33,10 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.at_once is not None:
         check_range("--at_once", arguments.at_once, least=1)
         experiment = experiment.model_copy(update={"at_once": arguments.at_once})
-    if arguments.devices_per_run is not None:
-        check_range("--devices_per_run", arguments.devices_per_run, least=1)
-    if arguments.slurm is not None and arguments.launcher != "slurm":
-        raise UserError("--slurm: has no effect without --launcher slurm; give both")
+    check_launch_options(arguments)
     if arguments.devices_per_run is not None and arguments.launcher == "slurm":
         raise UserError(
             "--devices_per_run: has no effect with --launcher slurm; set gpus in the file of --slurm"
@@ -56,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _submit(experiment: Experiment, jobs: Sequence[Job], arguments: argparse.Namespace) -> int:
     """Submit the runs that have not finished and are not in the queue; print the table if all have finished."""
-    settings = read_slurm(arguments.slurm or SLURM_FILE)
+    settings = slurm_settings(arguments)
     folder = arguments.runs_dir / experiment.name
     if arguments.dry_run:
         bench = SlurmBench.plan(experiment, jobs, folder, settings, arguments.at_once)
@@ -96,9 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="settings for all runs; they take precedence over the file",
     )
     add("--rerun", action="store_true", help="retrain runs that were trained with other settings")
-    add("--launcher", choices=("local", "slurm"), default="local", help="place of the runs (default: local)")
-    slurm_help = f"resources of each run on SLURM (default: {SLURM_FILE})"
-    add("--slurm", type=Path, metavar="FILE", help=slurm_help)
+    add_launch_options(parser, "run")
     add("--dry_run", action="store_true", help="print the commands or job scripts without running them")
     return parser
 

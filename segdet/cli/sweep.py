@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segdet.cli.error_messages import write_line
-from segdet.launch.slurm import SLURM_FILE, read_queue, read_slurm
+from segdet.cli.launch_options import add_launch_options, check_launch_options, slurm_settings
+from segdet.launch.slurm import read_queue
 from segdet.launch.slurm_sweep import worker_array
 from segdet.launch.sweep import STORAGE, SweepJobs, run_workers
 from segdet.launch.sweep_command import fit_arguments
@@ -37,11 +38,8 @@ def main(argv: Sequence[str]) -> int:
         _print_summary(sweep)
         return 0
     check_range("--workers", arguments.workers, least=1)
-    if arguments.devices_per_run is not None:
-        check_range("--devices_per_run", arguments.devices_per_run, least=1)
     check_range("--lease", arguments.lease, least=1)
-    if arguments.slurm is not None and arguments.launcher != "slurm":
-        raise UserError("--slurm: has no effect without --launcher slurm; give both")
+    check_launch_options(arguments)
     if sweep.size is None:
         raise sweep.error(("method",), f"method {sweep.method} never ends without run_cap; add run_cap: 20")
     folder = arguments.runs_dir / sweep.folder_name
@@ -69,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _submit(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> int:
     """Submit the workers that are not in the queue."""
-    settings = read_slurm(arguments.slurm or SLURM_FILE)
+    settings = slurm_settings(arguments)
     command = [
         "sweep",
         str(arguments.file),
@@ -121,14 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time after which the trial of a worker that does not respond is continued (default: %(default)g)",
     )
-    add(
-        "--launcher",
-        choices=("local", "slurm"),
-        default="local",
-        help="place of the workers (default: local)",
-    )
-    slurm_help = f"resources of each worker on SLURM (default: {SLURM_FILE})"
-    add("--slurm", type=Path, metavar="FILE", help=slurm_help)
+    add_launch_options(parser, "worker")
     dry_run_help = "print the job scripts of --launcher slurm without submitting them"
     add("--dry_run", action="store_true", help=dry_run_help)
     add("--test", action="store_true", help="test each trial after training")
