@@ -416,17 +416,15 @@ def _nested_classes(checkpoint: Checkpoint | None, arguments: Sequence[str]) -> 
     For ``--data.recipe.size`` this is ``--data.recipe=ScaleJitter``. Without it, the parser of the given options cannot
     interpret the size.
     """
-    for section in ("model", "data") if checkpoint else ():
-        assert checkpoint is not None
+    if checkpoint is None:
+        return
+    given = [argument.partition("=")[0].replace(".init_args", "") for argument in arguments]
+    for section in ("model", "data"):
         values = (checkpoint.config.get(section) or {}).get("init_args") or {}
         for name, value in values.items():
             option = f"--{section}.{name}"
-            if (
-                isinstance(value, dict)
-                and "class_path" in value
-                and any(each.replace(".init_args", "").startswith(f"{option}.") for each in arguments)
-                and not any(each.partition("=")[0].replace(".init_args", "") == option for each in arguments)
-            ):
+            has_class = isinstance(value, dict) and "class_path" in value
+            if has_class and option not in given and any(each.startswith(f"{option}.") for each in given):
                 yield f"{option}={value['class_path']}"
 
 
