@@ -172,7 +172,7 @@ def prepare(
     )
     run.ownership = run.ownership or ownership
     at_end.callback(run.release)
-    run.signals, signals.own_command = signals, run.chosen_by_rank_0
+    run.signals, signals.started_by_rank_0 = signals, run.chosen_by_rank_0
     checkpoint = run.checkpoint
     if config.resume and checkpoint is not None and rank() == 0:
         write_line(f"segdet: resuming from {checkpoint}")

@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 import shlex
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,10 +23,10 @@ from typing import Any
 
 from segdet.launch.config_digest import config_digest
 from segdet.launch.display import LiveTable
-from segdet.launch.engine import Engine, Executor
+from segdet.launch.engine import Engine, Executor, received_signals
 from segdet.launch.experiment import AFTER, Experiment
 from segdet.launch.job import Job
-from segdet.launch.local import last_line, print_status, run_command, stoppable
+from segdet.launch.local import last_line, print_status, run_command
 from segdet.launch.state import (
     PREPARATION,
     claim,
@@ -38,7 +37,7 @@ from segdet.launch.state import (
     write_runs,
 )
 from segdet.runs.ownership import Ownership, owner_of
-from segdet.util.errors import INTERRUPTED, TERMINATED, UserError
+from segdet.util.errors import INTERRUPTED, UserError, status_of_signal
 from segdet.util.suggest import did_you_mean
 from segdet.util.yaml_text import as_argument
 
@@ -298,12 +297,12 @@ class Bench:
         resume = f"stopped; to resume: segdet bench {self.experiment.path}"
         write_runs(self.folder, {job.name: job.after.name if job.after else None for job in self.jobs})
         if any(job.action != "skip" for job in self.jobs):
-            with stoppable() as received:
+            with received_signals(interrupt=True) as received:
                 try:
                     self.prepare()
                 except KeyboardInterrupt:
                     print_status(resume)
-                    return TERMINATED if received and received[0] != signal.SIGINT else INTERRUPTED
+                    return status_of_signal(received[0]) if received else INTERRUPTED
         source = BenchJobs(self.experiment, self.jobs)
         with LiveTable(lambda: {job.folder: job.after for job in self.jobs}) as display:
             status = Engine(source, self.executor, display).run()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from segdet.launch.job import Job
-from segdet.util.errors import INTERRUPTED, TERMINATED
+from segdet.util.errors import status_of_signal
 
 POLL = 0.25
 """The seconds between two checks of the running jobs."""
@@ -119,9 +119,7 @@ class Engine:
                 self._abandon(received)
                 raise
             self.display.update(self.executor.running())
-        if not received:
-            return 0
-        return INTERRUPTED if received[0] == signal.SIGINT else TERMINATED
+        return status_of_signal(received[0]) if received else 0
 
     def _start_jobs(self, received: Sequence[int]) -> None:
         while not received and self.executor.free() > 0 and (job := self.source.next()) is not None:
@@ -179,12 +177,21 @@ class Engine:
 
 
 @contextlib.contextmanager
-def received_signals() -> Iterator[list[int]]:
-    """Collect the signals to stop (SIGINT, SIGTERM, and SIGHUP of a closed terminal) in a list."""
+def received_signals(interrupt: bool = False) -> Iterator[list[int]]:
+    """Collect the signals to stop: SIGINT, SIGTERM, and SIGHUP of a closed terminal.
+
+    Args:
+        interrupt: Whether each signal also raises KeyboardInterrupt.
+
+    Yields:
+        The signals received so far.
+    """
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
         received.append(number)
+        if interrupt:
+            raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,33 +183,6 @@ def last_line(log: Path) -> str:
     """Return the last non-empty line of ``log``, which is the message after an error."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "no output")
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on each signal to stop: SIGINT, SIGTERM, and SIGHUP of a closed terminal.
-
-    Yields:
-        The signals received so far.
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        # Set SIGINT too: shells make background jobs ignore it, and the commands would inherit this.
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                before[number] = signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def print_status(line: str) -> None:

@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from segdet.training.callback_interfaces import DefersSignals
 from segdet.util.distributed import TIMEOUT, rank
-from segdet.util.errors import INTERRUPTED, TERMINATED
+from segdet.util.errors import status_of_signal
 
 NOTICE = b"\nsegdet: stopping after this batch; interrupt again to stop at once, without saving\n"
 
@@ -49,15 +49,14 @@ class StopSignals:
         received: The first signal that this process received, or None.
         agreed: The signal on which all processes of the run have agreed, or None.
         deferred: Whether a signal takes effect after the batch. If not, it takes effect at once.
+        started_by_rank_0: Whether Lightning started this process for another rank of the same command.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.agreed: int | None = None
         self.deferred = False
-        self.own_command = (
-            False  # Whether Lightning started this process for another rank of the same command.
-        )
+        self.started_by_rank_0 = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -69,7 +68,7 @@ class StopSignals:
     @property
     def status(self) -> int:
         """The exit status of a run that a signal has stopped."""
-        return INTERRUPTED if self.stopped_by == signal.SIGINT else TERMINATED
+        return status_of_signal(self.stopped_by)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -102,7 +101,7 @@ class StopSignals:
         """
         self.deferred = False
         if self.stopped_by is not None:
-            if self.own_command and self.received is not None and self.agreed is None:
+            if self.started_by_rank_0 and self.received is not None and self.agreed is None:
                 # A second SIGINT would stop the first process without saving.
                 self._pass_on(signal.SIGTERM if self.received == signal.SIGINT else self.received)
             raise Stopped(self.status)
@@ -120,7 +119,7 @@ class StopSignals:
         again = self.received is not None
         self.received = self.received or number
         if not self.deferred:
-            if self.own_command:
+            if self.started_by_rank_0:
                 self._pass_on(number)
                 raise Stopped(0)  # the first process reports the status
             raise Stopped(self.status)

@@ -1,5 +1,6 @@
 """Errors that a user can fix. Each is one line: what is wrong, where, and how to fix it."""
 
+import signal
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -10,6 +11,11 @@ from segdet.util.suggest import closest
 INTERRUPTED = 130
 TERMINATED = 143
 """The exit statuses after SIGINT, and after another signal that stops a run, by the convention of shells."""
+
+
+def status_of_signal(number: int | None) -> int:
+    """Return the exit status of a command that a signal has stopped."""
+    return INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 class UserError(Exception):

@@ -115,7 +115,7 @@ def test_the_first_process_gets_a_signal_of_another_one_that_came_too_late_for_a
     """Otherwise the first process goes on to the test, and waits for a process that has ended."""
     found: list[tuple[int, int]] = []
     signals.defer()
-    signals.own_command, signals.received, signals.agreed = True, received, agreed
+    signals.started_by_rank_0, signals.received, signals.agreed = True, received, agreed
     with monkeypatch.context() as patched:
         patched.setattr(os, "kill", lambda *call: found.append(call))
         with pytest.raises(Stopped):
