@@ -5,6 +5,7 @@ Reports and comparisons read this file only. It is small JSON, and reading it do
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -77,6 +78,7 @@ class Record:
         backbone: The name of the backbone, if the model has one.
         per_image: The file of scores per image, for resampling. Its path is relative to the record.
         launcher: The program that started the processes (``torchrun``, ``slurm`` ...), or None.
+        description: The first sentence of the docstring of the model's class, or None.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Record:
     backbone: str | None = None
     per_image: str | None = None
     launcher: str | None = None
+    description: str | None = None
 
     @property
     def is_tested(self) -> bool:
@@ -172,6 +175,12 @@ class Record:
             return _adapter().validate_json(text, strict=True)
         except ValidationError as error:
             raise UserError(f"{path}: {explain(error)[1]}; repeat the run") from None
+
+
+def first_sentence(docstring: str | None) -> str | None:
+    """Return the first sentence of a docstring on one line, without backticks; None if there is no text."""
+    paragraph = " ".join((docstring or "").strip().split("\n\n")[0].split()).replace("`", "")
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph, maxsplit=1)[0] or None
 
 
 @cache

@@ -29,7 +29,7 @@ from segdet.runs.folder_layout import (
 from segdet.runs.inputs import Inputs, inputs_of
 from segdet.runs.ownership import OutdatedError
 from segdet.runs.provenance import now, provenance
-from segdet.runs.record import RECORD_NAME, Cost, Record, Status
+from segdet.runs.record import RECORD_NAME, Cost, Record, Status, first_sentence
 from segdet.task import Task
 from segdet.training.divergence import DivergedError
 from segdet.training.load_checkpoint import DESCRIPTION
@@ -301,6 +301,7 @@ class RunRecorder(pl.Callback):
             finished=now(),
             backbone=backbone if isinstance(backbone, str) else None,
             launcher=_launcher(),
+            description=first_sentence(type(pl_module).__doc__),
         )
 
     def _seconds(self) -> float:

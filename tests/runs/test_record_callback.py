@@ -36,3 +36,22 @@ def test_all_processes_start_from_the_same_checkpoint(tmp_path: Path) -> None:
             RunRecorder(Run("fit", tmp_path, checkpoint=own), "").setup(state, state, "fit")
     same = [True]
     RunRecorder(Run("fit", tmp_path, checkpoint=chosen[0]), "").setup(state, state, "fit")
+
+
+def test_the_record_has_the_first_sentence_of_the_docstring_of_the_model(tmp_path: Path) -> None:
+    class Model:
+        """Predict boxes with `Layers`
+        of one kind, e.g. VGG. Not a word more.
+
+        Args:
+            x: Nothing.
+        """
+
+        device, parameters, step_losses = "cpu", list, {}
+
+    state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
+    recorder = RunRecorder(Run("fit", tmp_path), "")
+    record = recorder._record(state, Model(), "finished")  # type: ignore[arg-type]
+    assert record.description == "Predict boxes with Layers of one kind, e.g. VGG."
+    Model.__doc__ = None
+    assert recorder._record(state, Model(), "finished").description is None  # type: ignore[arg-type]
