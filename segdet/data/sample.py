@@ -18,13 +18,6 @@ TaskName = Literal["segmentation", "localization", "detection"]
 IGNORE = 255
 """The mask value that losses and scores ignore."""
 
-_BACKGROUND_NAMES = ("background", "__background__", "_background_")
-
-
-def is_background(name: str) -> bool:
-    """Return whether a class name means the background."""
-    return name.lower() in _BACKGROUND_NAMES
-
 
 @dataclass
 class Objects:

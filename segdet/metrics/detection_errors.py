@@ -241,12 +241,23 @@ class DetectionErrors:
     def confusion(self, min_score: float) -> np.ndarray:
         """Return the confusion matrix of the detections with a score of at least ``min_score``.
 
+        Returns:
+            int64 ``[K + 1, K + 1]``. Rows are true classes, columns predicted classes. The last row counts
+            detections without an object, the last column objects without a detection.
+        """
+        _, true, predicted = self.confusion_entries(min_score)
+        size = len(self.class_names) + 1
+        return np.bincount(true * size + predicted, minlength=size**2).reshape(size, size)
+
+    def confusion_entries(self, min_score: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the entries of the confusion matrix one by one: matches, detections and objects without a match.
+
         Detections and objects are matched within their class first, as above. The others are then matched across
         classes by the same rule: by descending score, with the free object of the largest IoU of at least .5.
 
         Returns:
-            int64 ``[K + 1, K + 1]``. Rows are true classes, columns predicted classes. The last row counts
-            detections without an object, the last column objects without a detection.
+            The image id, the row and the column of each entry, int64 ``[C]`` each. Rows and columns are labels - 1, and
+            K for background.
         """
         shown = self.detections.scores >= min_score
         hits = shown & self.correct
@@ -270,8 +281,8 @@ class DetectionErrors:
         true = np.full(len(match), background)
         true[match >= 0] = self.objects.labels[match[match >= 0]] - 1
         true = np.concatenate([true, self.objects.labels[free] - 1])
-        size = background + 1
-        return np.bincount(true * size + predicted, minlength=size**2).reshape(size, size)
+        image_ids = np.concatenate([self.detections.images[shown], self.objects.images[free]])
+        return image_ids, true, predicted
 
     def of_images(self, min_score: float) -> ImageErrors:
         """Return the errors per image of the detections with a score of at least ``min_score``."""

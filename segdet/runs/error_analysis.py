@@ -32,7 +32,8 @@ from segdet.metrics.detection_errors import (
 )
 from segdet.runs.record import to_json
 from segdet.training.callback_interfaces import ReadsScores
-from segdet.util.drawing import Colour, draw_boxes, draw_matrix, draw_sheet
+from segdet.util.colours import Colour
+from segdet.util.drawing import draw_boxes, draw_matrix, draw_sheet
 from segdet.util.errors import check_range
 from segdet.util.files import unwritable, write_text
 from segdet.util.write_guard import check_writable

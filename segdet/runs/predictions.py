@@ -24,7 +24,8 @@ from segdet.data.video import VideoFrames, VideoWriter
 from segdet.metrics.detection import run_lengths
 from segdet.runs.folder_layout import shown_path
 from segdet.runs.panels import draw_target
-from segdet.util.drawing import draw_legend, mask_legend, voc_palette
+from segdet.util.colours import voc_palette
+from segdet.util.drawing import draw_legend, mask_legend
 from segdet.util.files import open_to_append, write_atomically
 from segdet.util.write_guard import check_writable
 

@@ -1,6 +1,8 @@
 """Test each kind of error and its cost, all kinds against a slow reference, and edge cases."""
 
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -379,6 +381,18 @@ def test_the_matrix_counts_every_object_and_detection_once():
     assert table[-1, -1] == 0
 
 
+def test_the_entries_of_the_matrix_belong_to_the_images_that_they_are_found_in():
+    found, truth = random_set(3)
+    images, true, predicted = errors_of(found, truth, 4).confusion_entries(0.3)
+    for image in {row[0] for row in truth}:
+        alone = errors_of(
+            [row for row in found if row[0] == image], [row for row in truth if row[0] == image], 4
+        )
+        table = np.zeros((5, 5), int)
+        np.add.at(table, (true[images == image], predicted[images == image]), 1)
+        assert table.tolist() == alone.confusion(0.3).tolist()
+
+
 def test_errors_per_image_and_the_worst_images():
     found = [
         (1, A, 1, 0.9), (1, FAR, 1, 0.4), (1, B, 1, 0.1),
@@ -460,3 +474,10 @@ def test_errors_of_detection_scores():
     errors = scores.errors()
     assert errors.gains() == pytest.approx(errors_of(found, truth, 4).gains())
     assert errors.ap() == pytest.approx(scores.compute()["map_50"].item())  # the state is preserved
+
+
+def test_importing_the_analysis_does_not_import_torch():
+    code = (
+        "import sys, segdet.metrics.detection_errors, segdet.util.drawing; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

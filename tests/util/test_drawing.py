@@ -3,17 +3,8 @@
 import numpy as np
 import pytest
 
-from segdet.util.drawing import (
-    class_colour,
-    draw_boxes,
-    draw_legend,
-    draw_mask,
-    draw_matrix,
-    draw_sheet,
-    mask_colours,
-    mask_legend,
-    voc_palette,
-)
+from segdet.util.colours import class_colour, mask_colours, voc_palette
+from segdet.util.drawing import draw_boxes, draw_legend, draw_mask, draw_matrix, draw_sheet, mask_legend
 
 GREY = np.full((120, 160, 3), 128, np.uint8)
 

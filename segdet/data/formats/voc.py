@@ -32,7 +32,8 @@ from segdet.data.formats.voc_files import (
 )
 from segdet.data.formats.voc_xml import VOCAnnotation, classes_in, half_open, read_annotation
 from segdet.data.images import other_spelling, read_mask
-from segdet.data.sample import IGNORE, Objects, TaskName, is_background
+from segdet.data.sample import IGNORE, Objects, TaskName
+from segdet.util.background import is_background
 from segdet.util.errors import BadSample, MissingFile, UserError
 from segdet.util.suggest import closest
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from segdet.data.importing.foreign import BACKGROUND, Foreign, ForeignImage, LeftOut, implied_task
 from segdet.data.importing.geometry import box_object, ellipse_object, mask_object, merged, polygon_object
 from segdet.data.importing.source import Matcher, Source, read_head
-from segdet.data.sample import is_background
 from segdet.data.writers.record import AnnotatedObject
+from segdet.util.background import is_background
 from segdet.util.errors import BadSample
 
 TITLE = "LabelMe JSON"

@@ -23,7 +23,8 @@ from segdet.data.formats.class_names import CLASS_FILES, IGNORED, read_class_fil
 from segdet.data.images import Colour, read_image, read_mask
 from segdet.data.importing.foreign import BACKGROUND, Foreign, ForeignImage, LeftOut
 from segdet.data.importing.source import Matcher, Source, folded, read_head
-from segdet.data.sample import IGNORE, is_background
+from segdet.data.sample import IGNORE
+from segdet.util.background import is_background
 from segdet.util.errors import BadSample, UserError
 
 TITLE = "images with masks"

@@ -17,7 +17,7 @@ from segdet.data.formats.reader import KnownClasses, Reader, for_each_sample
 from segdet.data.images import SUFFIXES, ImageInfo, image_info, image_size, read_image
 from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
 from segdet.data.sample import IGNORE, TaskName
-from segdet.util.drawing import has_background
+from segdet.util.background import has_background
 from segdet.util.errors import BadSample
 
 # Usual names of mask values that mean "not annotated".

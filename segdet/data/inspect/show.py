@@ -10,7 +10,8 @@ from segdet.data.dataset import dominant_object
 from segdet.data.formats.detect import Dataset
 from segdet.data.formats.reader import Reader
 from segdet.data.sample import TaskName
-from segdet.util.drawing import Colour, class_colour, draw_boxes, draw_mask, draw_sheet, mask_legend
+from segdet.util.colours import Colour, class_colour
+from segdet.util.drawing import draw_boxes, draw_mask, draw_sheet, mask_legend
 from segdet.util.errors import BadSample, UserError
 
 

@@ -11,7 +11,7 @@ from segdet.data.cleaning import usable
 from segdet.data.formats.reader import Reader, for_each_sample
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, TaskName
-from segdet.util.drawing import has_background
+from segdet.util.background import has_background
 from segdet.util.errors import BadSample
 from segdet.util.plots import COLOURS, FAINT, GRID, INK, new_figure, save_figure, style_axes
 from segdet.util.tables import plain_table

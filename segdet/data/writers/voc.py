@@ -15,7 +15,7 @@ from PIL import Image
 from segdet.data.sample import TaskName
 from segdet.data.writers.folder import save_image, written_folder
 from segdet.data.writers.record import AnnotatedImage
-from segdet.util.drawing import voc_palette
+from segdet.util.colours import voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Suffixes of images that tools for VOC read."""
