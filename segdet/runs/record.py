@@ -180,7 +180,8 @@ class Record:
 def first_sentence(docstring: str | None) -> str | None:
     """Return the first sentence of a docstring on one line, without backticks; None if there is no text."""
     paragraph = " ".join((docstring or "").strip().split("\n\n")[0].split()).replace("`", "")
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph, maxsplit=1)[0] or None
+    end = r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!et al\.)\s+(?=[A-Z])"
+    return re.split(end, paragraph, maxsplit=1)[0] or None
 
 
 @cache

@@ -47,10 +47,11 @@ def test_the_record_has_the_first_sentence_of_the_docstring_of_the_model(tmp_pat
             x: Nothing.
         """
 
-        device, parameters, step_losses = "cpu", list, {}
+        parameters, step_losses, device = list, {}, "cpu"
 
     state: Any = SimpleNamespace(current_epoch=1, global_step=2, world_size=1, precision="32-true")
     recorder = RunRecorder(Run("fit", tmp_path), "")
+    recorder.peak_memory = 5.0
     record = recorder._record(state, Model(), "finished")  # type: ignore[arg-type]
     assert record.description == "Predict boxes with Layers of one kind, e.g. VGG."
     Model.__doc__ = None
