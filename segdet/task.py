@@ -321,6 +321,7 @@ class Task(SettableRate, Model):
         monitor_mode: ``max`` or ``min``.
         class_rows: The `ClassRows` of layers that differ from its defaults, by a part of the layer's name.
         default_lr_factor: The factor of the optimizer's default learning rate for this family.
+        cpu_network: Arguments of a smaller network, which `segdet fit` chooses on a CPU.
         step_losses: The losses of the last training step, on the device: ``loss_<part>``, and their sum ``loss``.
         loss_history: The step at which the losses became NaN or infinite, if they did.
     """
@@ -330,6 +331,7 @@ class Task(SettableRate, Model):
     monitor_mode: ClassVar[str] = "max"
     class_rows: Mapping[str, ClassRows] = {}
     default_lr_factor: ClassVar[float] = 1.0
+    cpu_network: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -574,8 +576,7 @@ class Task(SettableRate, Model):
             kwargs: Arguments of the model that replace those in the checkpoint.
 
         Raises:
-            UserError: If the file cannot be read, is not a checkpoint, holds a model of another class, or does
-                not fit the arguments.
+            UserError: If the file cannot be read, is no checkpoint of this class, or does not fit the arguments.
         """
         checkpoint = read_checkpoint(Path(checkpoint_path), weights_only)
         class_path, saved_arguments = saved_model(Path(checkpoint_path), checkpoint, kwargs)
@@ -594,7 +595,6 @@ class Task(SettableRate, Model):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:240]
             raise UserError(
-                f"{checkpoint_path}: does not fit the model with these arguments ({reason}); give those of the "
-                "checkpoint"
+                f"{checkpoint_path}: does not fit the model with these arguments ({reason}); give its own"
             ) from error
         return model.eval().to(map_location)

@@ -27,7 +27,7 @@ from segdet.cli.error_messages import (
 from segdet.cli.train_options import Options, options_of_test, parse_command
 from segdet.runs.assembly import build_trainer
 from segdet.runs.classes import check_classes, written_classes
-from segdet.runs.defaults import choose_defaults, describe
+from segdet.runs.defaults import choose_defaults, choose_network, describe
 from segdet.runs.folder_choice import Ownership, Run, UnusedFolders, finished_run, place_run, separate_scores
 from segdet.runs.interruption import StopSignals, wait_for_children
 from segdet.runs.resumed_options import found_values, resumed_changes
@@ -178,6 +178,9 @@ def prepare(
         write_line(f"segdet: resuming from {checkpoint}")
     if checkpoint is not None and checkpoint is not options.checkpoint:  # SLURM has restarted the run
         options.set(found_values(yaml.safe_load(options.yaml()), checkpoint.config))
+    new = command == "fit" and checkpoint is None
+    network = choose_network(options.class_of("model"), options.given.values) if new else {}
+    options.set(network)
     instances = options.instantiate(checkpoint)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
@@ -203,7 +206,7 @@ def prepare(
         wandb_project=config.wandb_project if config.wandb else None,
         classes=written_classes(data, command, checkpoint) if command == "predict" else None,
     )
-    if rank() == 0 and (line := describe(chosen)):
+    if rank() == 0 and (line := describe(network | chosen)):
         write_line(f"segdet: {line}")
     arguments = {name: config[name] for name in options.parser.method_arguments}
     arguments |= {"model": model, "datamodule": data}

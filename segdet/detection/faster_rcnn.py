@@ -263,6 +263,18 @@ class FasterRCNN(TwoStageDetector):
         kwargs: See `Detector`.
     """
 
+    cpu_network = {
+        "backbone_options": {"channels": [32, 64, 128, 256]},
+        "strides": [8, 16, 32],
+        "width": 96,
+        "norm": True,
+        "anchor_sizes": [[16, 24], [32, 48], [64, 96], [128, 192]],
+        "before_nms": [600, 600],
+        "proposals": [400, 300],
+        "head_width": 256,
+        "regions": 128,
+    }
+
     def __init__(
         self,
         class_names: list[str],

@@ -131,6 +131,13 @@ class FCOS(PointDetector):
         kwargs: See `PointDetector`.
     """
 
+    cpu_network = {
+        "backbone_options": {"channels": [32, 64, 128, 256]},
+        "width": 96,
+        "norm": True,
+        "head_convolutions": 2,
+    }
+
     def __init__(
         self,
         class_names: list[str],

@@ -92,6 +92,8 @@ class MaskRCNN(MaskBranch, FasterRCNN):
         kwargs: See `FasterRCNN`.
     """
 
+    cpu_network = FasterRCNN.cpu_network | {"mask_width": 64, "mask_convolutions": 2}
+
     def __init__(
         self,
         class_names: list[str],

@@ -120,6 +120,13 @@ class RetinaNet(FocalLossDetector):
         kwargs: See `FocalLossDetector`.
     """
 
+    cpu_network = {
+        "backbone_options": {"channels": [32, 64, 128, 256]},
+        "width": 96,
+        "norm": True,
+        "head_convolutions": 2,
+    }
+
     def __init__(
         self,
         class_names: list[str],

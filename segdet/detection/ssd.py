@@ -208,6 +208,12 @@ class SSD(DefaultBoxDetector):
         kwargs: See `DefaultBoxDetector`.
     """
 
+    cpu_network = {
+        "backbone_options": {"channels": [32, 64, 128, 256]},
+        "width": 96,
+        "top_down": True,
+    }
+
     def __init__(
         self,
         class_names: list[str],

@@ -56,6 +56,11 @@ class YOLOX(Detector):
         kwargs: See `Detector`.
     """
 
+    cpu_network = {
+        "backbone_options": {"channels": [32, 64, 128, 256]},
+        "width": 64,
+    }
+
     def __init__(
         self,
         class_names: list[str],

@@ -56,6 +56,14 @@ class BoxHead(Localizer):
 
     class_rows = {"box_head": ClassRows(per_class=4)}
 
+    cpu_network = {
+        "backbone": "small_vgg",
+        "backbone_options": {"channels": [32, 64, 96, 128, 192]},
+        "strides": [8, 16, 32],
+        "heads": "voting",
+        "width": 96,
+    }
+
     def __init__(
         self,
         class_names: list[str],

@@ -1,7 +1,7 @@
 """Options of a training that the user does not give. They are chosen from the data, the model and the machine."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,8 +12,35 @@ from segdet.proposals import SelectiveSearch
 from segdet.task import Task
 from segdet.training.optim import DEFAULTS
 
-_SHOWN = ("data.recipe.size", "data.batch_size", "model.optim.lr", "trainer.max_epochs")
+_SHOWN = (
+    "model.backbone",
+    "model.backbone_options",
+    "data.recipe.size",
+    "data.batch_size",
+    "model.optim.lr",
+    "trainer.max_epochs",
+)
 """The options that `describe` names; ``config.yaml`` holds all of them."""
+
+
+def choose_network(model_class: type[Task], given: Collection[str]) -> dict[str, Any]:
+    """Choose the arguments of a network that trains from scratch on a CPU, if this machine has no accelerator.
+
+    The default network of a family is that of its paper or library. It takes up to ten times as long per training step
+    as ``cpu_network``, and the scores after the same time are lower.
+
+    Args:
+        model_class: The family.
+        given: The names of the options that the user gave. The default network is used if the user gave an argument of
+            ``cpu_network``, or weights.
+
+    Returns:
+        The chosen values by dotted name, in the form of a ``--config`` file.
+    """
+    names = {f"model.{name}" for name in (*model_class.cpu_network, "weights")}
+    if hardware() != "cpu" or any(".".join(option.split(".")[:2]) in names for option in given):
+        return {}
+    return {f"model.init_args.{name}": value for name, value in model_class.cpu_network.items()}
 
 
 def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any]:
@@ -68,7 +95,16 @@ def describe(chosen: Mapping[str, Any]) -> str:
         if name.endswith(".class_path"):
             parts.append(f"{name.removesuffix('.class_path')} {value.rpartition('.')[2]}")
         elif name in _SHOWN:
-            parts.append(f"{name} {'x'.join(map(str, value)) if isinstance(value, list) else value}")
+            parts.append(f"{name} {_shown(value)}")
     if not parts:
         return ""
     return f"chosen for these data and this {hardware().upper()}: {', '.join(parts)}"
+
+
+def _shown(value: Any) -> str:
+    """Return ``240x320`` for a size, ``channels 32-64`` for the arguments of a backbone, and other values as text."""
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {'-'.join(map(str, part))}" for name, part in value.items())
+    return str(value)

@@ -38,6 +38,13 @@ class FCN(Segmenter):
         kwargs: See `Segmenter`.
     """
 
+    cpu_network = {
+        "backbone": "small_vgg",
+        "backbone_options": {"channels": [32, 64, 128, 192, 256]},
+        "strides": [2, 4, 8, 16, 32],
+        "width": 32,
+    }
+
     def __init__(
         self,
         class_names: list[str],

@@ -47,6 +47,13 @@ class UNet(Segmenter):
         kwargs: See `Segmenter`.
     """
 
+    cpu_network = {
+        "backbone": "small_vgg",
+        "backbone_options": {"channels": [32, 64, 96, 128, 192]},
+        "strides": [2, 4, 8, 16, 32],
+        "widths": [32, 48, 64, 96],
+    }
+
     def __init__(
         self,
         class_names: list[str],
