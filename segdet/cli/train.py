@@ -181,7 +181,7 @@ def prepare(
     new = command == "fit" and checkpoint is None
     network = choose_network(options.class_of("model"), options.given.values) if new else {}
     options.set(network)
-    instances = options.instantiate(checkpoint)
+    instances = options.instantiate(checkpoint, run.folder)
     data, model = instances.data, instances.model
     check_classes(data, command, checkpoint)
     # The configuration records the normalization, because a test needs it even if the pretrained weights are deleted.

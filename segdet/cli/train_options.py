@@ -7,6 +7,7 @@ configuration in the checkpoint that ``--ckpt_path`` names, ``--config`` files, 
 import argparse
 import contextlib
 import importlib
+import inspect
 import json
 import pkgutil
 import shlex
@@ -116,6 +117,14 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
         self.method_arguments: list[str] = []
 
+    def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class. The folder of a logger is optional; by default it is the run's folder."""
+        if issubclass(class_type, Logger) and "save_dir" in inspect.signature(class_type).parameters:
+            help_text = "The folder of the logger's files; empty for the run's folder."
+            self.add_argument("--save_dir", type=str, default="", help=help_text)
+            kwargs["skip"] = {*(kwargs.get("skip") or ()), "save_dir"}
+        return super().add_class_arguments(class_type, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise `ParseFault`."""
         if not self.exit_on_error:  # jsonargparse tries one of several types and handles the error
@@ -188,10 +197,11 @@ class Options:
         config.run_dir, config.overwrite, config.resume, config.test = None, False, None, False
         return self.parser.dump(config, skip_unset=False)
 
-    def instantiate(self, checkpoint: Checkpoint | None) -> Namespace:
+    def instantiate(self, checkpoint: Checkpoint | None, folder: Path) -> Namespace:
         """Return the configuration with classes instantiated: the data, then the model, which needs the data's classes.
 
         Args:
+            folder: The run's folder, for the files of loggers.
             checkpoint: The checkpoint that the model will be restored from. It contains all weights, so pretrained ones
                 are neither downloaded nor read.
 
@@ -203,13 +213,16 @@ class Options:
 
         def build(option: str, class_type: type, *args: Any, **kwargs: Any) -> Any:
             name = f"{option}{class_type.__name__}"
+            if issubclass(class_type, Logger) and kwargs.get("save_dir") == "":
+                kwargs["save_dir"] = str(folder)
             try:
                 return class_type(*args, **kwargs)
             except UserError as error:
                 failures.append(error)
                 raise
             except ImportError as error:
-                failures.append(UserError(f"{name}: a package is missing ({one_line(error)}); install it"))
+                first_line = one_line(str(error).partition("\n")[0])
+                failures.append(UserError(f"{name}: a package is missing ({first_line}); install it"))
                 raise failures[-1] from error
             except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
                 failures.append(UserError(f"{name}: cannot be built: {one_line(error)}; fix its arguments"))

@@ -18,7 +18,7 @@ from segdet.runs.interruption import AgreedStop, leave_signals_to_segdet
 from segdet.runs.launched_processes import launched_devices, set_tasks_per_node, starts_own_processes
 from segdet.runs.left_out import LeftOut
 from segdet.runs.lightning_callbacks import FoundValues, StopReport, adapted_callbacks
-from segdet.runs.loggers import MetricsFile, wandb_logger
+from segdet.runs.loggers import MetricsFile, choose_mode, wandb_logger
 from segdet.runs.loop_position import LoopPosition
 from segdet.runs.ownership_check import OwnershipCheck
 from segdet.runs.panels import ImagePanels
@@ -125,6 +125,9 @@ def _loggers(options: dict[str, Any], run: Run, wandb_project: str | None) -> li
     if given is False:
         return False
     loggers: list[Logger] = [] if given is True else _as_list(given)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            choose_mode(logger)
     if run.command == "predict":
         return loggers or False
     own: list[Logger] = [MetricsFile(run.folder)]

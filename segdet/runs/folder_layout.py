@@ -17,6 +17,7 @@
         reproduction.json       comparison with the original run, from `segdet reproduce`
         left_out.txt            unusable samples and boxes, if there are any
         wandb/                  files of Weights & Biases
+        lightning_logs/         files of loggers in --trainer.logger, such as CSVLogger and TensorBoardLogger
         .owner/                 the process that writes to the folder, see `segdet.runs.ownership`
 """
 
@@ -44,6 +45,7 @@ CONTENTS = (
     "confusion.png",
     "worst.png",
     "wandb",
+    "lightning_logs",
     "left_out.txt",
     "profile",
     "error.txt",

@@ -187,8 +187,15 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
         mode=mode,
         settings=settings,
     )
-    logger._wandb_init.pop("anonymous", None)  # Lightning passes it, and W&B warns about it in every run
+    choose_mode(logger)
     return [logger]
+
+
+def choose_mode(logger: WandbLogger) -> None:
+    """Let a logger without a mode record offline if there is no account, because W&B would ask for one."""
+    if logger._wandb_init.get("mode") is None:
+        logger._wandb_init["mode"] = wandb_mode()
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it, and W&B warns about it in every run
 
 
 def _identifiers(file: Path, new: bool) -> list[str]:

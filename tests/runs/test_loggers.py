@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from segdet.runs.loggers import MetricsFile, has_account, wandb_logger, wandb_mode
+from segdet.runs.loggers import MetricsFile, choose_mode, has_account, wandb_logger, wandb_mode
 from segdet.util.errors import UserError
 
 
@@ -142,6 +142,14 @@ class TestLogger:
         monkeypatch.setenv("LOCAL_RANK", "1")
         record()
         assert len(file.read_text().split()) == 2
+
+    def test_a_logger_of_the_configuration_needs_no_account(self, tmp_path: Path) -> None:
+        logger = WandbLogger(save_dir=tmp_path, mode=None)  # as the parser passes the arguments of wandb.init
+        choose_mode(logger)
+        assert logger._wandb_init["mode"] == "offline"
+        logger = WandbLogger(save_dir=tmp_path, mode="disabled")
+        choose_mode(logger)
+        assert logger._wandb_init["mode"] == "disabled"
 
     def test_an_offline_test_has_no_record(self, tmp_path: Path) -> None:
         assert wandb_logger(tmp_path, "p", adds_to_run=True) == []

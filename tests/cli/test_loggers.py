@@ -1,0 +1,49 @@
+"""Lightning's loggers in ``--trainer.logger`` write into the run's folder."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tiny_runs import MODELS, TINY, Line
+
+from segdet.cli.main import main
+
+HAS_TENSORBOARD = any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX"))
+
+
+def fit(shapes: Path, folder: Path, *options: str) -> int:
+    fixed = [f"--data.root={shapes}", f"--run_dir={folder}", "--wandb=false", "--panels.images=0"]
+    return main(["fit", *MODELS["localization"], *TINY, *fixed, *options])
+
+
+def test_a_csv_logger_is_named_and_repeated_from_the_config(shapes: Path, tmp_path: Path) -> None:
+    assert fit(shapes, tmp_path / "a", "--trainer.logger=CSVLogger") == 0
+    (file,) = (tmp_path / "a/lightning_logs").rglob("metrics.csv")
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    own = list(csv.DictReader((tmp_path / "a/metrics.csv").read_text().splitlines()))
+    values = [{name: value for name, value in row.items() if value} for row in rows]
+    assert values == [{name: value for name, value in row.items() if value} for row in own]
+    assert fit(shapes, tmp_path / "b", f"--config={tmp_path / 'a/config.yaml'}") == 0
+    assert len(list((tmp_path / "a/lightning_logs").iterdir())) == 1
+    assert (tmp_path / "b/lightning_logs").is_dir()
+
+
+def test_the_folder_of_a_logger_can_be_given(shapes: Path, tmp_path: Path) -> None:
+    options = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'logs'}"]
+    assert fit(shapes, tmp_path / "run", *options) == 0
+    assert list((tmp_path / "logs").rglob("metrics.csv")) and not (tmp_path / "run/lightning_logs").exists()
+
+
+@pytest.mark.skipif(not HAS_TENSORBOARD, reason="tensorboard is not installed")
+def test_a_tensorboard_logger_is_named(shapes: Path, tmp_path: Path) -> None:
+    assert fit(shapes, tmp_path / "run", "--trainer.logger=TensorBoardLogger") == 0
+    assert list((tmp_path / "run/lightning_logs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(HAS_TENSORBOARD, reason="tensorboard is installed")
+def test_a_missing_tensorboard_is_reported_in_one_line(shapes: Path, line: Line) -> None:
+    options = [*MODELS["localization"], *TINY, f"--data.root={shapes}", "--trainer.logger=TensorBoardLogger"]
+    message = line(["fit", *options])
+    assert message.startswith("--trainer.logger TensorBoardLogger: a package is missing (")
+    assert "tensorboardX" in message and len(message) < 200
