@@ -47,4 +47,8 @@ class Localizer(Task):
         self, scores: Scores, predictions: list[Prediction], batch: Batch, positions: list[int]
     ) -> None:
         assert batch.originals is not None
-        scores.update(predictions, [batch.originals[position] for position in positions])
+        scores.update(
+            predictions,
+            [batch.originals[position] for position in positions],
+            [batch.sources[position].image_id for position in positions],
+        )

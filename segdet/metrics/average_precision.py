@@ -200,14 +200,9 @@ class Evaluation:
         by_score = by_score[ranks[by_score] < MAX_DETECTIONS]
         rows = class_slices(self.detections.labels[by_score], classes)
         for area, (low, high) in enumerate(_AREAS):
-            ignored_objects = (self.objects.areas < low) | (self.objects.areas > high) | self.objects.ignored
+            ignored_objects = self._outside(low, high)
             counts = np.bincount(self.objects.labels[~ignored_objects], minlength=classes + 1)[1:]
-            matches = self.match(ignored_objects)
-            correct = matches >= 0
-            ignored = np.zeros_like(correct)
-            ignored[correct] = ignored_objects[matches[correct]]
-            ignored |= ~correct & ((self._areas < low) | (self._areas > high))
-            correct &= ~ignored
+            correct, ignored = self._coco_matches(low, high)
             for label, count in enumerate(counts):
                 if not count:
                     continue
@@ -229,6 +224,30 @@ class Evaluation:
             f"ap/{name}": _mean(precision[:, :, label, _ALL]) for label, name in enumerate(self.class_names)
         }
         return dict(zip(COCO_NAMES, scores, strict=True)) | by_class
+
+    def coco_matches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the correct and the ignored detections by COCO's rule, for objects of all areas.
+
+        Returns:
+            Two arrays bool ``[10, N]``, one row per IoU. Detections after the first `MAX_DETECTIONS` of their image and
+            class are ignored, because COCO does not evaluate them.
+        """
+        correct, ignored = self._coco_matches(*_AREAS[_ALL])
+        return correct, ignored | (self.ranks >= MAX_DETECTIONS)
+
+    def _coco_matches(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the correct and the ignored detections, bool ``[10, N]``, for objects of a range of areas."""
+        ignored_objects = self._outside(low, high)
+        matches = self.match(ignored_objects)
+        correct = matches >= 0
+        ignored = np.zeros_like(correct)
+        ignored[correct] = ignored_objects[matches[correct]]
+        ignored |= ~correct & ((self._areas < low) | (self._areas > high))
+        return correct & ~ignored, ignored
+
+    def _outside(self, low: float, high: float) -> np.ndarray:
+        """Return the objects that do not count for a range of areas: bool ``[M]``."""
+        return (self.objects.areas < low) | (self.objects.areas > high) | self.objects.ignored
 
     def match(self, ignored: np.ndarray, ious: np.ndarray = _IOUS) -> np.ndarray:
         """Match the first `MAX_DETECTIONS` detections of each image and class with objects by COCO's rule.
@@ -253,6 +272,20 @@ class Evaluation:
         VOC's boxes are inclusive and 1-based, with a width of ``xmax - xmin + 1``. The boxes here are exclusive and
         0-based, so the width ``xmax - xmin`` is the same number.
         """
+        correct, ignored = self.voc_matches()
+        by_score = np.lexsort((-self.detections.scores, self.detections.labels))
+        classes = len(self.class_names)
+        counts = np.bincount(self.objects.labels[~self.objects.ignored], minlength=classes + 1)[1:]
+        rows = class_slices(self.detections.labels[by_score], classes)
+        voc07, voc12 = np.full(classes, np.nan), np.full(classes, np.nan)
+        for label in np.flatnonzero(counts):
+            order = by_score[rows[label]]
+            order = order[~ignored[order]]
+            voc07[label], voc12[label] = _voc_ap(correct[order], int(counts[label]))
+        return {"map_voc07": _mean(voc07), "map_voc12": _mean(voc12)}
+
+    def voc_matches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the correct and the ignored detections by VOC's rule, bool ``[N]`` each."""
         pairs, objects = self._pairs, self.objects
         keep = pairs.iou > 0.5
         # Each detection is compared only with the object of highest IoU, even if that object is already detected.
@@ -265,15 +298,7 @@ class Evaluation:
         hits = np.flatnonzero((best[by_score] >= 0) & ~ignored[by_score])
         correct = np.zeros(len(best), bool)
         correct[by_score[hits[np.unique(best[by_score[hits]], return_index=True)[1]]]] = True
-        classes = len(self.class_names)
-        counts = np.bincount(objects.labels[~objects.ignored], minlength=classes + 1)[1:]
-        rows = class_slices(self.detections.labels[by_score], classes)
-        voc07, voc12 = np.full(classes, np.nan), np.full(classes, np.nan)
-        for label in np.flatnonzero(counts):
-            order = by_score[rows[label]]
-            order = order[~ignored[order]]
-            voc07[label], voc12[label] = _voc_ap(correct[order], int(counts[label]))
-        return {"map_voc07": _mean(voc07), "map_voc12": _mean(voc12)}
+        return correct, ignored
 
 
 def best_objects(

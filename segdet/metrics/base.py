@@ -28,6 +28,9 @@ class Scores(Metric):
         """The widest float type of the device: float64, or float32 on Apple's GPUs, which have no float64."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
+    def keep_images(self) -> None:
+        """Keep the counts of each image from the next update on. Metrics that need them for `compute` always do."""
+
     def empty_state(self, state: str) -> Tensor:
         """Return an empty tensor with the shape and dtype of the list state ``state``."""
         raise NotImplementedError(f"{type(self).__name__} has no list state {state}")

@@ -20,7 +20,7 @@ IOU_WIDTH = 0.02
 _TILE = 128
 """The side of the tiles in which an image is processed."""
 
-_UNIT = 2.0**-40
+F1_UNIT = 2.0**-40
 """Sums of F1 are kept in integer multiples of this unit, so that they do not depend on the order of summation."""
 
 
@@ -63,6 +63,7 @@ class BoundaryScores(SegmentationScores):
 
     f1: Tensor
     bands: Tensor
+    image_boundaries: list[Tensor]
 
     def __init__(self, class_names: Sequence[str], ignore_index: int = IGNORE) -> None:
         super().__init__(class_names, ignore_index)
@@ -70,17 +71,34 @@ class BoundaryScores(SegmentationScores):
         self.add_state("f1", torch.zeros(2, classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("bands", torch.zeros(2, classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
+    def keep_images(self) -> None:
+        """Keep the confusion matrix and the boundary scores of each image from the next update on.
+
+        The state ``image_boundaries`` has rows int64 ``[., 1 + 3 * C]``: the id of the image, F1 in units of 2^-40 (-1
+        where undefined), and the pixels of intersections and unions. See `SegmentationScores.keep_images` too.
+        """
+        if not self.keeps_images:
+            super().keep_images()
+            self.add_state("image_boundaries", [], dist_reduce_fx="cat")
+
+    def empty_state(self, state: str) -> Tensor:
+        """Return an empty tensor with the columns of ``state``."""
+        if state != "image_boundaries":
+            return super().empty_state(state)
+        return torch.zeros(0, 1 + 3 * len(self.class_names), dtype=torch.int64, device=self.device)
+
+    def update(self, prediction: Tensor, target: Tensor, image_id: int | None = None) -> None:
         """Add the pixels and boundaries of a batch or of one image, at the original resolution.
 
         Args:
             prediction: int64 ``[B, H, W]`` or ``[H, W]`` with values 0..C-1.
             target: Of the same shape, with values 0..C-1 or ``ignore_index``.
+            image_id: The id of the image, after `keep_images`.
 
         Raises:
-            ValueError: If the shapes differ or a value is out of range.
+            ValueError: If the shapes differ, a value is out of range, or ``image_id`` is missing.
         """
-        super().update(prediction, target)
+        super().update(prediction, target, image_id)
         if not target.numel():
             return
         pairs = torch.stack([prediction.to(torch.uint8), target.to(torch.uint8)]).cpu().numpy()
@@ -94,15 +112,20 @@ class BoundaryScores(SegmentationScores):
             defined = ~np.isnan(class_f1)
             if defined.any():
                 values = [*class_f1[defined], class_f1[defined].mean()]
-                f1[:, np.append(defined, True)] += [[round(v / _UNIT) for v in values], [1] * len(values)]
-            bands += boundary_bands(predicted, filled, unfilled, ignored, classes)
+                f1[:, np.append(defined, True)] += [[round(v / F1_UNIT) for v in values], [1] * len(values)]
+            image_bands = boundary_bands(predicted, filled, unfilled, ignored, classes)
+            bands += image_bands
+            if self.keeps_images:
+                units = np.where(defined, np.rint(np.nan_to_num(class_f1) / F1_UNIT), -1).astype(np.int64)
+                row = np.concatenate([[image_id], units, *image_bands])
+                self.image_boundaries.append(torch.from_numpy(row).to(self.device)[None])
         self.f1 += torch.from_numpy(f1).to(self.device)
         self.bands += torch.from_numpy(bands).to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores listed above and those of `SegmentationScores`, over all processes."""
         sums, counts = self.f1.cpu().double()
-        f1 = sums * _UNIT / counts  # 0 / 0 is NaN
+        f1 = sums * F1_UNIT / counts  # 0 / 0 is NaN
         intersection, union = self.bands.cpu().double()
         iou = intersection / union
         scores = {"bf": f1[-1], "boundary_iou": iou.nanmean()}

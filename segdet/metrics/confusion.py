@@ -59,6 +59,7 @@ class SegmentationScores(Scores):
     """
 
     confusion: Tensor
+    image_rows: list[Tensor]
 
     def __init__(self, class_names: Sequence[str], ignore_index: int = IGNORE) -> None:
         super().__init__()
@@ -72,17 +73,35 @@ class SegmentationScores(Scores):
         self.ignore_index = ignore_index
         classes = len(self.class_names)
         self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.keeps_images = False
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
+    def keep_images(self) -> None:
+        """Keep the confusion matrix of each image from the next update on, in the state ``image_rows``.
+
+        Its rows are int64 ``[., 4]``: the id of the image, the true class, the predicted class and the number of
+        pixels. Entries that are zero are left out, except for the first of each image.
+        """
+        if not self.keeps_images:
+            self.keeps_images = True
+            self.add_state("image_rows", [], dist_reduce_fx="cat")
+
+    def empty_state(self, state: str) -> Tensor:
+        """Return an empty tensor with the columns of ``state``."""
+        return torch.zeros(0, 4, dtype=torch.int64, device=self.device)
+
+    def update(self, prediction: Tensor, target: Tensor, image_id: int | None = None) -> None:
         """Add the pixels of a batch or of one image.
 
         Args:
             prediction: int64 ``[B, H, W]`` or ``[H, W]`` with values 0..C-1, as from `classes_of`.
             target: Of the same shape, with values 0..C-1 or ``ignore_index``.
+            image_id: The id of the image, after `keep_images`.
 
         Raises:
-            ValueError: If the shapes differ or a value is out of range.
+            ValueError: If the shapes differ, a value is out of range, or ``image_id`` is missing.
         """
+        if self.keeps_images and image_id is None:
+            raise ValueError("image_id is missing; give it for each image after keep_images")
         if prediction.shape != target.shape:
             raise ValueError(
                 f"the prediction is {tuple(prediction.shape)} and the target {tuple(target.shape)}; "
@@ -109,7 +128,15 @@ class SegmentationScores(Scores):
         table[:, self.ignore_index] = 0
         if classes < _VALUES and (invalid := table[:, classes:].sum(0).cpu()).any():
             raise ValueError(self._out_of_range("target", classes + int(invalid.nonzero()[0])))
-        self.confusion += table[:, :classes].T
+        confusion = table[:, :classes].T
+        self.confusion += confusion
+        if image_id is not None and self.keeps_images:
+            flat = confusion.flatten()
+            entries = flat.nonzero()[:, 0]
+            if not len(entries):  # all pixels are ignored
+                entries = entries.new_zeros(1)
+            columns = torch.full_like(entries, image_id), entries // classes, entries % classes, flat[entries]
+            self.image_rows.append(torch.stack(columns, 1))
 
     def _out_of_range(self, side: str, value: int) -> str:
         ignored = f" and {self.ignore_index} to ignore" if side == "target" else ""

@@ -127,7 +127,7 @@ class DetectionScores(Scores):
         Raises:
             ValueError: If a label is not one of 1..K.
         """
-        detections, objects, mask_overlaps = self._gathered()
+        detections, objects, mask_overlaps, _ = self._gathered()
         evaluation = Evaluation(self.class_names, detections, objects)
         scores = evaluation.coco() | evaluation.voc()
         if self.masks:
@@ -142,18 +142,37 @@ class DetectionScores(Scores):
             ValueError: If a label is not one of 1..K.
         """
         with self.sync_context():
-            detections, objects, _ = self._gathered()
+            detections, objects, *_ = self._gathered()
         return DetectionErrors(self.class_names, detections, objects)
 
-    def _gathered(self) -> tuple[Detections, Objects, MaskOverlaps]:
-        """Return the finite detections, the objects and the overlaps of their masks, with each image once."""
+    def evaluations(self) -> tuple[np.ndarray, Evaluation, Evaluation | None]:
+        """Return the evaluation of each image, over all processes. All processes must call this method.
+
+        Returns:
+            The ids of all images, ascending; the evaluation of the boxes; that of the masks, if they are scored.
+
+        Raises:
+            ValueError: If a label is not one of 1..K.
+        """
+        with self.sync_context():
+            detections, objects, mask_overlaps, images = self._gathered()
+        by_box = Evaluation(self.class_names, detections, objects)
+        by_mask = Evaluation(self.class_names, detections, objects, mask_overlaps) if self.masks else None
+        return images, by_box, by_mask
+
+    def _gathered(self) -> tuple[Detections, Objects, MaskOverlaps, np.ndarray]:
+        """Return the finite detections, the objects, the overlaps of their masks, and the ids of all images.
+
+        Each image occurs once; the ids ascend.
+        """
         images, detections, objects, pairs = (
             self.concatenated_state(state).cpu().numpy()
             for state in ("images", "detections", "objects", "pairs")
         )
         detections, objects, pairs = (each.astype(np.float64) for each in (detections, objects, pairs))
         keep_image = np.zeros(len(images), bool)
-        keep_image[np.unique(images[:, 0], return_index=True)[1]] = True
+        image_ids, first = np.unique(images[:, 0], return_index=True)
+        keep_image[first] = True
         # Convert the pairs' indices within an image to row indices, then to row indices among the kept rows.
         first = np.cumsum(images[:, 1:3], 0) - images[:, 1:3]
         pair_rows = pairs[:, :2].astype(np.int64) + np.repeat(first, images[:, 3], 0)
@@ -183,7 +202,7 @@ class DetectionScores(Scores):
         crowd, difficult = (objects[:, 5:7] != 0).T
         labels = objects[:, 4].astype(np.int64)
         truth = Objects(object_images, objects[:, :4], labels, crowd, difficult, objects[:, 7])
-        return found, truth, mask_overlaps
+        return found, truth, mask_overlaps, image_ids
 
 
 def _mask_overlaps(prediction: Prediction, target: Target) -> tuple[Tensor, Tensor]:

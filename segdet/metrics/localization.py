@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.base import Scores
@@ -38,24 +39,54 @@ class LocalizationScores(Scores):
     located: Tensor
     located_top5: Tensor
     iou: Tensor
+    image_labels: list[Tensor]
+    image_boxes: list[Tensor]
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
         self.class_names = list(class_names)
         for state in ("images", "correct", "located", "located_top5", "iou"):
             self.add_state(state, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.keeps_images = False
 
-    def update(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+    def keep_images(self) -> None:
+        """Keep the predictions and the object of each image from the next update on.
+
+        The state ``image_labels`` has rows int64 ``[., 8]``: the id of the image, the true class, the first five
+        predicted classes (0 where there are fewer), and whether one of them has the correct class and box. The state
+        ``image_boxes`` has rows ``[., 10]``: the IoU, the box and the score of the first prediction, and the object's
+        box.
+        """
+        if not self.keeps_images:
+            self.keeps_images = True
+            self.add_state("image_labels", [], dist_reduce_fx="cat")
+            self.add_state("image_boxes", [], dist_reduce_fx="cat")
+
+    def empty_state(self, state: str) -> Tensor:
+        """Return an empty tensor with the columns and dtype of ``state``."""
+        if state == "image_labels":
+            return torch.zeros(0, 3 + GUESSES, dtype=torch.int64, device=self.device)
+        return torch.zeros(0, 10, dtype=self.float_dtype, device=self.device)
+
+    def update(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Sequence[Target],
+        image_ids: Sequence[int] | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             predictions: One per image, in descending order of score, with at least one box: ``boxes`` float ``[M, 4]``
                 xyxy in pixels of the original image, ``labels`` int64 ``[M]``.
             targets: One per image, with one object each: ``boxes`` ``[1, 4]``, ``labels`` ``[1]``.
+            image_ids: One per image, after `keep_images`. Predictions then need ``scores`` ``[M]`` too.
 
         Raises:
-            ValueError: If an image has no prediction, or its target is not one object.
+            ValueError: If an image has no prediction, its target is not one object, or ``image_ids`` are missing.
         """
+        if self.keeps_images and image_ids is None:
+            raise ValueError("image_ids are missing; give one per image after keep_images")
         if len(predictions) != len(targets):
             raise ValueError(f"{len(predictions)} predictions, but {len(targets)} targets")
         if not predictions:
@@ -77,18 +108,29 @@ class LocalizationScores(Scores):
         self.correct += correct.sum()
         self.located += (correct & (iou >= 0.5)).sum()
         self.iou += (iou / _UNIT).round().long().sum()
-        self.located_top5 += self._count_located_top5(predictions, true_labels, true_boxes)
+        located_top5 = self._located_top5(predictions, true_labels, true_boxes)
+        self.located_top5 += located_top5.sum()
+        if image_ids is not None and self.keeps_images:
+            ids = torch.tensor(list(image_ids), device=true_labels.device)
+            guesses = [prediction["labels"][:GUESSES] for prediction in predictions]
+            padded = torch.stack([pad(each, (0, GUESSES - len(each))) for each in guesses])
+            rows = [ids[:, None], true_labels[:, None], padded, located_top5[:, None]]
+            self.image_labels.append(torch.cat(rows, 1).to(self.device))
+            scores = torch.stack([prediction["scores"][0] for prediction in predictions]).to(self.float_dtype)
+            self.image_boxes.append(
+                torch.cat([iou[:, None], boxes, scores[:, None], true_boxes], 1).to(self.device)
+            )
 
-    def _count_located_top5(
+    def _located_top5(
         self, predictions: Sequence[Prediction], true_labels: Tensor, true_boxes: Tensor
     ) -> Tensor:
-        """Return the number of images where one of the first five predictions has the class and the box."""
+        """Return 1 for images where one of the first five predictions has the class and the box: int64 ``[B]``."""
         boxes = torch.cat([prediction["boxes"][:GUESSES] for prediction in predictions]).to(self.float_dtype)
         labels = torch.cat([prediction["labels"][:GUESSES] for prediction in predictions])
         counts = torch.tensor([len(prediction["labels"][:GUESSES]) for prediction in predictions])
         image = torch.arange(len(predictions)).repeat_interleave(counts).to(labels.device)
         located = (labels == true_labels[image]) & (paired_iou(boxes, true_boxes[image]) >= 0.5)
-        return torch.zeros_like(true_labels).scatter_reduce(0, image, located.long(), "amax").sum()
+        return torch.zeros_like(true_labels).scatter_reduce(0, image, located.long(), "amax")
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores listed above, over all processes."""

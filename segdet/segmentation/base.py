@@ -275,7 +275,8 @@ class Segmenter(Task):
     ) -> None:
         assert batch.originals is not None
         for prediction, position in zip(predictions, positions, strict=True):
-            scores.update(prediction["mask"], batch.originals[position]["mask"])
+            target = batch.originals[position]["mask"]
+            scores.update(prediction["mask"], target, batch.sources[position].image_id)
 
 
 def masks_of(targets: Sequence[Target]) -> Tensor:

@@ -2,13 +2,16 @@
 
 import json
 import warnings
+import zlib
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 from two_processes import process_of_two
 
 from segdet.metrics import BoundaryScores, DetectionScores, LocalizationScores
+from segdet.runs.evidence_from_scores import ImageFile, evidence_from_scores
 
 COUNT = 7
 SHARES = {
@@ -46,6 +49,8 @@ def scores_of(images):
         LocalizationScores(names),
         BoundaryScores(names),
     )
+    for metric in (detection, localization, segmentation):
+        metric.keep_images()
     for i in images:
         prediction, target = box_sample(i)
         detection.update([prediction], [target], [100 + i])
@@ -56,19 +61,33 @@ def scores_of(images):
         localization.update(
             [{"boxes": found, "scores": torch.ones(1), "labels": torch.tensor([1 + i % 2])}],
             [{"boxes": box, "labels": label}],
+            [100 + i],
         )
         mask = torch.randint(0, 3, (5 + i, 6), generator=generator)
-        segmentation.update(torch.randint(0, 3, (5 + i, 6), generator=generator), mask)
+        segmentation.update(torch.randint(0, 3, (5 + i, 6), generator=generator), mask, 100 + i)
     return {"detection": detection, "localization": localization, "segmentation": segmentation}
+
+
+def digest(metric):
+    """Return a number that differs if any value of the evidence differs."""
+    images = {100 + i: ImageFile(f"{i}.jpg", (5 + i, 6)) for i in range(COUNT)}
+    evidence = evidence_from_scores(metric, images)
+    parts = [np.asarray(value).tobytes() for value in vars(evidence).values() if value is not None]
+    return zlib.crc32(b"".join(parts))
 
 
 def numbers(metrics):
     gains = {f"detection/dap_{name}": gain for name, gain in metrics["detection"].errors().gains().items()}
-    return gains | {
-        f"{task}/{name}": value.item()
-        for task, metric in metrics.items()
-        for name, value in metric.compute().items()
-    }
+    digests = {f"evidence/{task}": digest(metric) for task, metric in metrics.items()}
+    return (
+        gains
+        | digests
+        | {
+            f"{task}/{name}": value.item()
+            for task, metric in metrics.items()
+            for name, value in metric.compute().items()
+        }
+    )
 
 
 def worker(rank, folder):
@@ -113,6 +132,7 @@ def test_two_processes_equal_one(two_processes, name):
     for rank in range(2):
         for result in two_processes[rank][name]:
             if name == "one is padded":
-                # Only detection identifies images by id; the other metrics never receive padding.
-                result = {key: value for key, value in result.items() if key.startswith("detection/")}
+                # Only detection and the evidence identify images by id; the other metrics never receive padding.
+                identified = ("detection/", "evidence/")
+                result = {key: value for key, value in result.items() if key.startswith(identified)}
             assert result == pytest.approx({key: expected[key] for key in result}, abs=0, rel=0, nan_ok=True)
