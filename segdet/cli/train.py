@@ -205,6 +205,7 @@ def prepare(
         ema=config.ema,
         wandb_project=config.wandb_project if config.wandb else None,
         classes=written_classes(data, command, checkpoint) if command == "predict" else None,
+        labels=options.rung.labels,
     )
     if rank() == 0 and (line := describe(network | chosen)):
         write_line(f"segdet: {line}")

@@ -34,6 +34,7 @@ from segdet.cli.parse_errors import ParseFault, readable
 from segdet.data.base import Classes, DataModule
 from segdet.data.datamodules import Images
 from segdet.nn.weights import restoring
+from segdet.report.ladder.rungs import Rung, rung_of
 from segdet.runs.checkpoint_file import Checkpoint, latest_checkpoint, open_checkpoint
 from segdet.runs.classes import model_classes
 from segdet.runs.error_analysis import ErrorAnalysis
@@ -183,6 +184,12 @@ class Options:
         """Return the class of ``model`` or ``data``."""
         found: type = import_object(self.config[section].class_path)
         return found
+
+    @property
+    def rung(self) -> Rung:
+        """The rung of the model in the ladder of its task."""
+        model, arguments = self.class_of("model"), self.config.model.get("init_args") or {}
+        return rung_of(str(getattr(model, "task", "")), model.__name__, dict(arguments))
 
     def set(self, values: Mapping[str, Any]) -> None:
         """Set options of the configuration by dotted name, such as ``data.init_args.recipe.class_path``."""

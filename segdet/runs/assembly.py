@@ -1,6 +1,6 @@
 """Assemble a run's trainer with the callbacks and loggers of segdet and of the configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -44,6 +44,7 @@ def build_trainer(
     ema: float | None,
     wandb_project: str | None,
     classes: Classes | None,
+    labels: Mapping[str, Any],
 ) -> pl.Trainer:
     """Return the trainer of a run with its callbacks and loggers.
 
@@ -58,6 +59,7 @@ def build_trainer(
         ema: The decay of a moving average of the weights; None for none.
         wandb_project: The project on Weights & Biases; None to record nothing there.
         classes: The classes that define the class numbers in prediction files; for predict only.
+        labels: Values by which runs are grouped on Weights & Biases, such as the task and the rung of the model.
 
     Raises:
         UserError: If the trainer does not accept its arguments, or they do not fit the processes of the launcher.
@@ -65,7 +67,7 @@ def build_trainer(
     fit = run.command == "fit"
     # Lightning calls callbacks in this order, but callbacks that save checkpoints come last.
     saves = fit and options.get("enable_checkpointing") is not False and not options.get("fast_dev_run")
-    recorder = RunRecorder(run, config)
+    recorder = RunRecorder(run, config, labels)
     callbacks: list[Any] = [OwnershipCheck(run)]
     callbacks += adapted_callbacks(_as_list(options.get("callbacks")), run, saves)
     if fit:

@@ -51,10 +51,12 @@ class RunRecorder(pl.Callback):
     Args:
         run: The run.
         config: The complete configuration, as YAML.
+        labels: Further values of the configuration on Weights & Biases, by which runs are grouped.
     """
 
-    def __init__(self, run: Run, config: str) -> None:
+    def __init__(self, run: Run, config: str, labels: Mapping[str, Any] | None = None) -> None:
         self.run = run
+        self.labels = dict(labels or {})
         self.folder = run.folder
         self.config = config
         self.sections: dict[str, Any] = yaml.safe_load(config) or {}
@@ -131,7 +133,8 @@ class RunRecorder(pl.Callback):
         write_text(self.folder / "provenance.json", json.dumps(content, indent=1) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.sections | {"provenance": self.provenance})
+                labels = self.labels | {"seed": self.seed}
+                logger.log_hyperparams(labels | self.sections | {"provenance": self.provenance})
 
     def change_config(self, trainer: pl.Trainer, values: Mapping[tuple[str, ...], Any]) -> None:
         """Record values that replace those of the configuration, such as a learning rate that was found.

@@ -191,6 +191,8 @@ def test_a_real_offline_run(tmp_path: Path) -> None:
     read = run([str(wandb), "leet", "inspect", "--summary", "--json", str(file)])
     about = json.loads(read.stdout)
     assert about["config"]["model"]["init_args"]["backbone"] == "test_resnet"
+    labels = {name: about["config"][name] for name in ("task", "rung", "family", "seed")}
+    assert labels == {"task": "detection", "rung": "SSD", "family": "SSD", "seed": 0}
     assert "val/map_50" in read.stdout
     assert "train/loss_box" in read.stdout
     assert len(list((record / "files" / "media" / "images" / "val").glob("*.png"))) == 2

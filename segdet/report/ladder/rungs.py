@@ -72,6 +72,11 @@ class Rung:
         return svg(self.picture(), f"{self.name}: {self.idea}" if self.idea else self.name)
 
     @property
+    def labels(self) -> dict[str, Any]:
+        """The values by which loggers group and sort runs."""
+        return {"task": self.task, "rung": self.name, "rung_order": self.order, "family": self.family}
+
+    @property
     def order(self) -> int:
         """The position in the ladder, over all tasks. Families without a rung follow those of their task."""
         if self in RUNGS:
