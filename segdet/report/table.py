@@ -1,23 +1,17 @@
 """Result records as Markdown tables, one for each task. This module does not import torch, to start quickly."""
 
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segdet.runs.record import RECORD_NAME, Record
+from segdet.report.numbers import count, minutes, significant
+from segdet.report.run_data import SCORES, find_run_folders
+from segdet.runs.record import Record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.tables import markdown_table
-
-SCORES = {
-    "segmentation": ["miou", "pixel_acc", "class_acc", "bf", "boundary_iou"],
-    "localization": ["loc_acc", "top1", "box_iou"],
-    "detection": ["map", "map_50", "map_75", "map_voc07", "map_voc12", "mask_map", "mask_map_50"],
-}
-"""The scores of each task's table, the main score first. Scores that no run has are left out."""
 
 ERROR_KINDS = [
     "classification", "localization", "both", "duplicate", "background", "missed", "false_positive", "false_negative",
@@ -82,26 +76,13 @@ class Column:
         return f"{mean} ± {self.form(statistics.stdev(values))}" if self.score and len(values) > 1 else mean
 
 
-def _significant(value: float) -> str:
-    """Return ``value`` with at least three significant digits."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def _count(value: float) -> str:
-    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
-
-
 COSTS = [
-    Column("parameters (M)", "parameters", lambda r: r.cost.parameters, lambda v: _significant(v / 1e6)),
-    Column("GFLOPs", "flops", lambda r: r.cost.flops, lambda v: _significant(v / 1e9)),
-    Column("ms per image", "ms_per_image", lambda r: r.cost.ms_per_image, _significant),
-    Column("passes per image", "passes_per_image", lambda r: r.cost.passes_per_image, _count),
-    Column("training (min:s)", "train_seconds", lambda r: r.cost.train_seconds, _minutes),
-    Column("disk (MB)", "disk_mb", lambda r: r.cost.disk_mb, _significant),
+    Column("parameters (M)", "parameters", lambda r: r.cost.parameters, lambda v: significant(v / 1e6)),
+    Column("GFLOPs", "flops", lambda r: r.cost.flops, lambda v: significant(v / 1e9)),
+    Column("ms per image", "ms_per_image", lambda r: r.cost.ms_per_image, significant),
+    Column("passes per image", "passes_per_image", lambda r: r.cost.passes_per_image, count),
+    Column("training (min:s)", "train_seconds", lambda r: r.cost.train_seconds, minutes),
+    Column("disk (MB)", "disk_mb", lambda r: r.cost.disk_mb, significant),
 ]
 """The columns of costs, the same for every task."""
 
@@ -209,7 +190,7 @@ def _stages(rows: list[Row]) -> list[str]:
     def time_of(name: str) -> Number:
         return lambda record: record.cost.stages_ms.get(name)
 
-    columns = [Column(name, name, time_of(name), _significant) for name in names]
+    columns = [Column(name, name, time_of(name), significant) for name in names]
     return [
         "Milliseconds per image in each stage:",
         _markdown({"run": lambda row: row.name}, columns, rows),
@@ -258,7 +239,7 @@ def _hardware(records: list[Record]) -> str:
     """Return the hardware of the runs, one line for each machine."""
     machines: dict[str, list[str]] = {}
     for record in records:
-        machines.setdefault(_describe(record.hardware) or "not recorded", []).append(record.name)
+        machines.setdefault(describe_hardware(record.hardware) or "not recorded", []).append(record.name)
     if len(machines) == 1:
         return f"Hardware: {next(iter(machines))}."
     return "Hardware (compare times only within one machine):\n\n" + "\n".join(
@@ -266,7 +247,7 @@ def _hardware(records: list[Record]) -> str:
     )
 
 
-def _describe(hardware: dict[str, Any]) -> str:
+def describe_hardware(hardware: dict[str, Any]) -> str:
     """Describe a machine: ``2 x NVIDIA H200, Intel Xeon (16 cores), 2 processes``."""
     gpus = [str(gpu) for gpu in hardware.get("gpus") or []]
     parts = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
@@ -296,32 +277,10 @@ def find_records(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
     Raises:
         UserError: If a folder does not exist.
     """
-    records, faults, seen = [], [], set()
-    roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolves no links)
-    for folder, root in zip(folders, roots, strict=True):
-        if not root.is_dir():
-            raise UserError(f"{folder}: no such folder; give folders of runs, such as runs/demo")
-    base = roots[0] if len(roots) == 1 else Path(os.path.commonpath(roots))
-    for folder, root in zip(folders, roots, strict=True):
-        for parent, subfolders, files in os.walk(root):
-            subfolders.sort()
-            is_run = RECORD_NAME in files or "provenance.json" in files
-            if not is_run or parent in seen:
-                continue
-            seen.add(parent)
-            subfolders.clear()  # runs are not nested, and their folders contain many files
-            path = folder / Path(parent).relative_to(root) / RECORD_NAME  # in messages, as the user gave it
-            if RECORD_NAME not in files:
-                faults.append(f"{path}: missing; the run was stopped or is still running")
-                continue
-            try:
-                record = Record.read(path)
-            except UserError as error:
-                faults.append(str(error))
-                continue
-            if record.task not in SCORES:
-                faults.append(f"{path}: unknown task '{record.task}'; {did_you_mean(record.task, SCORES)}")
-                continue
-            name = Path(parent).name if Path(parent) == base else Path(parent).relative_to(base).as_posix()
-            records.append(replace(record, name=name))
+    records, faults = [], []
+    for found in find_run_folders(folders):
+        try:
+            records.append(replace(found.read_record(), name=found.name))
+        except UserError as error:
+            faults.append(str(error))
     return records, faults

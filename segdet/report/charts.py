@@ -1,0 +1,223 @@
+"""Charts of the HTML page: Vega-Altair specifications that the browser draws, each with a static SVG.
+
+The static SVG is shown in print, without JavaScript, and until the browser has drawn the chart. Colours are CSS
+variables of ``templates/page.css`` (``var(--series-1)``), so that all charts follow the colour scheme. Every chart has
+two parameters that the page's code sets: ``selected``, the selected run or null, and ``shown``, the list of runs that
+match the filter or null. Rows of data name their run in the field ``run``.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from segdet.report.html import render
+from segdet.runs.record import to_json
+from segdet.util.disk_cache import cache_folder
+from segdet.util.files import write_text
+
+if TYPE_CHECKING:
+    import altair as alt
+
+HUES = 8
+"""The number of colours ``--series-1`` ... ``--series-8``, Okabe and Ito's set with a grey for its yellow."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+
+SELECTED = "selected == null || datum.run == selected"
+"""The Vega expression for marks to emphasize."""
+
+SHOWN = "shown == null || indexof(shown, datum.run) >= 0"
+"""The Vega expression for rows that match the filter."""
+
+STATIC_WIDTH = 340
+"""The width of a static chart in pixels, and the smallest width of one on the page."""
+
+WIDE = 720
+"""The width of a static chart that takes the full width of the page."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """The appearance of a run in all charts. Shape and dash distinguish runs with the same colour.
+
+    Attributes:
+        colour: A CSS colour.
+        shape: A symbol of Vega.
+        dash: The lengths of dashes and gaps.
+    """
+
+    colour: str
+    shape: str
+    dash: tuple[int, ...]
+
+
+def style_of(position: int) -> Style:
+    """Return the style of the run at a position."""
+    cycle = position // HUES
+    shape = SHAPES[(position + cycle) % len(SHAPES)]
+    return Style(f"var(--series-{position % HUES + 1})", shape, tuple(DASHES[cycle % len(DASHES)]))
+
+
+def colour_scale(styles: Mapping[str, Style]) -> "alt.Scale":
+    """Return a scale from the names of runs to their colours."""
+    import altair as alt
+
+    return alt.Scale(domain=list(styles), range=[style.colour for style in styles.values()])
+
+
+def shape_scale(styles: Mapping[str, Style]) -> "alt.Scale":
+    """Return a scale from the names of runs to their symbols."""
+    import altair as alt
+
+    return alt.Scale(domain=list(styles), range=[style.shape for style in styles.values()])
+
+
+def dash_scale(styles: Mapping[str, Style]) -> "alt.Scale":
+    """Return a scale from the names of runs to their dashes."""
+    import altair as alt
+
+    return alt.Scale(domain=list(styles), range=[list(style.dash) for style in styles.values()])
+
+
+def emphasis(normal: float = 1.0, others: float = 0.15) -> Any:
+    """Return an opacity: ``normal`` for the selected run, or for all if none is selected."""
+    import altair as alt
+
+    return alt.condition(SELECTED, alt.value(normal), alt.value(others))
+
+
+@dataclass
+class Charts:
+    """Renders the charts of a page and collects their data.
+
+    Attributes:
+        datasets: The rows by an identifier, as columns. Several charts may share them.
+    """
+
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def figure(
+        self,
+        chart: "alt.TopLevelMixin",
+        title: str,
+        label: str,
+        caption: str = "",
+        width: int = STATIC_WIDTH,
+    ) -> Markup:
+        """Return a ``<figure>`` with a chart.
+
+        Args:
+            chart: The chart. It fills the width of its place on the page.
+            title: The heading above the chart.
+            label: A description of the chart for screen readers.
+            caption: A sentence below the chart.
+            width: The width of the static chart, and the smallest width of the interactive one.
+        """
+        spec = chart.to_dict()
+        spec.pop("$schema", None)
+        spec["config"] = _config()
+        spec["background"] = None
+        spec["params"] = [
+            *spec.get("params", []),
+            {"name": "selected", "value": None},
+            {"name": "shown", "value": None},
+        ]
+        svg = _static(spec, width)
+        spec |= {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+        names = {}
+        for name, rows in spec.pop("datasets", {}).items():
+            identifier = hashlib.sha256(json.dumps(to_json(rows), sort_keys=True).encode()).hexdigest()[:12]
+            self.datasets.setdefault(identifier, columns_of(rows))
+            names[name] = identifier
+        values = {"spec": spec, "data": names}
+        return render(
+            "chart.html.j2", values=values, svg=svg, title=title, label=label, caption=caption, width=width
+        )
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return rows as columns. A column of texts is a list of the distinct texts and the position of each row's text."""
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        if values and all(isinstance(value, str) for value in values):
+            positions = {text: position for position, text in enumerate(dict.fromkeys(values))}
+            columns[name] = {"texts": list(positions), "at": [positions[value] for value in values]}
+        else:
+            columns[name] = values
+    return columns
+
+
+def _static(spec: dict[str, Any], width: int) -> Markup:
+    """Return the chart as an SVG element. Its texts are escaped by Vega."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg({**spec, "width": width - 60}, allowed_base_urls=[])
+    return Markup(svg.replace("<svg ", '<svg role="presentation" ', 1))
+
+
+@cache
+def vega_bundle() -> Markup:
+    """Return the JavaScript of Vega, Vega-Lite and vega-embed, without network. It is kept in the cache folder.
+
+    Building the bundle takes several seconds.
+    """
+    import vl_convert
+
+    versions = (
+        importlib.metadata.version("vl-convert-python"),
+        vl_convert.get_vega_version(),
+        vl_convert.get_vega_embed_version(),
+    )
+    path = Path(cache_folder() / "charts" / f"vega-{'-'.join(versions)}.js")
+    try:
+        return Markup(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return Markup(text)
+
+
+def _config() -> dict[str, Any]:
+    """Return the style of all charts."""
+    return {
+        "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
+        "view": {"stroke": None, "continuousHeight": 240},
+        "axis": {
+            "labelColor": "var(--ink-2)",
+            "titleColor": "var(--ink-2)",
+            "gridColor": "var(--grid)",
+            "domainColor": "var(--line)",
+            "tickColor": "var(--line)",
+            "labelFontSize": 11,
+            "titleFontSize": 11,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+            "labelPadding": 4,
+            "tickSize": 4,
+        },
+        "axisX": {"grid": False, "labelFlush": False},
+        "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
+        "legend": {
+            "labelColor": "var(--ink-2)",
+            "titleColor": "var(--ink-2)",
+            "labelFontSize": 11,
+            "titleFontSize": 11,
+            "labelLimit": 180,
+            "symbolStrokeWidth": 2,
+        },
+        "header": {"labelColor": "var(--ink-2)", "titleColor": "var(--ink-2)", "labelFontSize": 11},
+        "text": {"color": "var(--ink)", "fontSize": 11},
+        "rule": {"color": "var(--line)"},
+        "bar": {"color": "var(--series-1)"},
+        "point": {"filled": True, "size": 70},
+    }
