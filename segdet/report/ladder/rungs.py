@@ -36,8 +36,8 @@ class Published:
     speed: str = ""
 
     def __str__(self) -> str:
-        speed = f", {self.speed}" if self.speed else ""
-        return f"{self.value:g} {self.metric}, {self.data}{speed}"
+        value = f"{self.value:.1f}" if self.value >= 1 else f"{self.value:g}"
+        return ", ".join(filter(None, (f"{value} {self.metric}", self.data, self.speed)))
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ RUNGS: tuple[Rung, ...] = (
         "localization", "BoxHead", "Box head",
         "Regresses the box of the only object with a second head beside the classifier.",
         pictures.box_head, "Sermanet et al., ICLR; Simonyan, Zisserman, ICLR", 2015,
-        Published(26.7, "% top-5 error", "ILSVRC 2014 localization test, one network"),
+        Published(26.7, "percent top-5 error", "ILSVRC 2014 localization test, one network"),
     ),
     Rung(
         "detection", "SlidingWindowDetector", "Sliding window",

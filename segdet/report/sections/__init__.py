@@ -7,7 +7,7 @@ computes plain values for one template, ``templates/<module>.html.j2``.
 from collections.abc import Callable
 
 from segdet.report.page_data import PageData, Section
-from segdet.report.sections import results
+from segdet.report.sections import ladder, results
 
-SECTIONS: tuple[Callable[[PageData], Section | None], ...] = (results.section,)
+SECTIONS: tuple[Callable[[PageData], Section | None], ...] = (ladder.section, results.section)
 """The functions that build the sections, from top to bottom."""

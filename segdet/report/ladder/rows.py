@@ -1,0 +1,246 @@
+"""The rows of the ladder: for each run its rung, its scores and costs, and what changed from the rung above."""
+
+import shlex
+import statistics as numbers_of_seeds
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from segdet.report import numbers
+from segdet.report.ladder.rungs import TASKS, Rung, rung_of
+from segdet.report.run_data import SCORES, RunGroup
+
+DASH = "–"  # noqa: RUF001  an en dash: the value was not measured
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of a row.
+
+    Attributes:
+        number: The number, or None if it was not measured.
+        text: The number as text; an en dash if it was not measured.
+        notes: Further lines: an interval, or a comparison with the rung above.
+        hint: An explanation. For a number that was not measured, the command that measures it.
+        low: The lower end of the interval, or None.
+        high: The upper end of the interval, or None.
+    """
+
+    number: float | None
+    text: str
+    notes: tuple[str, ...] = ()
+    hint: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+def missing(hint: str) -> Value:
+    """Return a number that was not measured, with the reason or the command that measures it."""
+    return Value(None, DASH, hint=hint)
+
+
+@dataclass(frozen=True)
+class LadderRow:
+    """A run with its seeds on its rung.
+
+    Attributes:
+        group: The run with its seeds.
+        rung: The rung.
+        is_first: Whether it is the first run of its rung. The others differ from it in their settings.
+        settings: The settings that distinguish the runs of the rung, such as ``stride 16``.
+        values: The numbers by the key of their column, see `COLUMNS`.
+    """
+
+    group: RunGroup
+    rung: Rung
+    is_first: bool
+    settings: str
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rows of one task on one dataset.
+
+    Attributes:
+        task: The task.
+        title: The heading; empty if the page has only one ladder.
+        score: The name of the main score.
+        split: The split of the scores.
+        rows: The rows in order.
+    """
+
+    task: str
+    title: str
+    score: str
+    split: str
+    rows: Sequence[LadderRow]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of costs.
+
+    Attributes:
+        key: The field of `segdet.runs.record.Cost`.
+        title: The heading.
+        unit: The unit.
+        per_image: Whether the number is that of one image.
+        form: A function that converts a number to text.
+        scale: The unit of the column in units of the field.
+        compared: Whether the row has the ratio to the rung above.
+        command: The command that measures the number, without the run.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    per_image: bool = False
+    form: Callable[[float], str] = numbers.significant
+    scale: float = 1.0
+    compared: bool = False
+    command: str = "segdet test --ckpt_path"
+
+    @property
+    def per(self) -> str:
+        """The second line of the heading."""
+        return f"{self.unit} per image".strip() if self.per_image else self.unit
+
+
+COLUMNS = (
+    Column("ms_per_image", "time", "ms", per_image=True, compared=True),
+    Column("passes_per_image", "passes", per_image=True, form=numbers.count),
+    Column("flops", "GFLOPs", per_image=True, scale=1e9),
+    Column("parameters", "parameters", "M", scale=1e6, command="segdet fit --resume auto --run_dir"),
+    Column("peak_memory_mb", "memory", "MiB", command="segdet fit --resume auto --run_dir"),
+    Column(
+        "train_seconds",
+        "training",
+        "min:s",
+        form=numbers.minutes,
+        command="segdet fit --resume auto --run_dir",
+    ),
+)
+"""The columns of costs, from left to right."""
+
+
+def ladders_of(groups: Sequence[RunGroup], split_of: Callable[[str], str]) -> list[Ladder]:
+    """Return a ladder for each task and dataset.
+
+    Args:
+        groups: The runs.
+        split_of: A function that returns the split of the scores of a task.
+    """
+    places = dict.fromkeys((group.task, _dataset(group)) for group in groups)
+    ladders = []
+    for task, dataset in sorted(places, key=lambda place: TASKS.index(place[0])):
+        own = [group for group in groups if (group.task, _dataset(group)) == (task, dataset)]
+        title = task.capitalize() if len(places) > 1 else ""
+        if sum(place[0] == task for place in places) > 1:
+            title += f" on {dataset}"
+        split = split_of(task)
+        ladders.append(Ladder(task, title, SCORES[task][0], split, ladder_rows(own, task, split)))
+    return ladders
+
+
+def _dataset(group: RunGroup) -> str:
+    """Return the name of the data: the folder, or the class of the data module if it has no folder."""
+    data = group.runs[0].config.get("data")
+    arguments = data.get("init_args") if isinstance(data, Mapping) else None
+    root = arguments.get("root") if isinstance(arguments, Mapping) else None
+    return str(root or group.record.data)
+
+
+def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[LadderRow]:
+    """Return the rows of one task in the order of the ladder.
+
+    Args:
+        groups: The runs of the task.
+        task: The task.
+        split: The split of the scores, ``test`` or ``val``.
+    """
+    rungs = [(rung_of(task, g.record.model, model_settings(g), g.record.description), g) for g in groups]
+    rungs.sort(key=lambda pair: pair[0].order)
+    rows: list[LadderRow] = []
+    for rung, group in rungs:
+        is_first = not rows or rows[-1].rung.name != rung.name
+        # Further runs of a rung are compared with its first run, and rungs with the first run of the rung above.
+        above = next((row for row in reversed(rows) if row.is_first), None)
+        same = [other for other_rung, other in rungs if other_rung.name == rung.name]
+        values = {"score": _score(group, task, split), "difference": _difference(group, above, task, split)}
+        values |= {column.key: _cost(group, column, above) for column in COLUMNS}
+        rows.append(LadderRow(group, rung, is_first, _distinct_settings(group, same), values))
+    return rows
+
+
+def model_settings(group: RunGroup) -> dict[str, Any]:
+    """Return the options of the model of a run."""
+    model = group.runs[0].config.get("model")
+    arguments = model.get("init_args") if isinstance(model, Mapping) else None
+    return dict(arguments) if isinstance(arguments, Mapping) else {}
+
+
+def _distinct_settings(group: RunGroup, same: Sequence[RunGroup]) -> str:
+    """Return the options of the model in which a run differs from the others of its rung."""
+    if len(same) == 1:
+        return ""
+    own, all_settings = _flat(model_settings(group)), [_flat(model_settings(other)) for other in same]
+    names = {name for settings in all_settings for name in settings}
+    differing = sorted(name for name in names if len({str(s.get(name)) for s in all_settings}) > 1)
+    return ", ".join(f"{name} {_shown(own.get(name))}" for name in differing)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+def _command(group: RunGroup, command: str) -> str:
+    return f"{command} {shlex.quote(str(group.runs[0].folder))}"
+
+
+def _score(group: RunGroup, task: str, split: str) -> Value:
+    name = f"{split}/{SCORES[task][0]}"
+    values = group.values(name)
+    if not values:
+        return missing(f"Not tested: {_command(group, 'segdet test --ckpt_path')}")
+    mean = numbers_of_seeds.fmean(values)
+    notes = (f"± {numbers.score(numbers_of_seeds.stdev(values))}",) if len(values) > 1 else ()
+    return Value(mean, numbers.score(mean), notes)
+
+
+def _difference(group: RunGroup, above: LadderRow | None, task: str, split: str) -> Value:
+    if above is None:
+        return Value(None, "")
+    own, other = _score(group, task, split).number, above.values["score"].number
+    if own is None or other is None:
+        return missing("One of the two runs is not tested")
+    hint = f"{group.name} minus {above.group.name}"
+    return Value(own - other, f"{own - other:+.3f}", hint=hint)
+
+
+def _cost(group: RunGroup, column: Column, above: LadderRow | None) -> Value:
+    values = group.costs(column.key)
+    if not values:
+        return missing(f"Not measured: {_command(group, column.command)}")
+    mean = numbers_of_seeds.fmean(values) / column.scale
+    before = above.values[column.key].number if above else None
+    notes = (ratio(mean, before),) if column.compared and before and mean else ()
+    return Value(mean, column.form(mean), notes)
+
+
+def ratio(value: float, before: float) -> str:
+    """Return how much faster a time is than the time ``before``, such as ``62x faster``."""
+    factor = before / value
+    if 0.95 < factor < 1.05:
+        return "as fast"
+    times, word = (factor, "faster") if factor > 1 else (1 / factor, "slower")
+    return f"{times:.0f}x {word}" if times >= 10 else f"{times:.1f}x {word}"

@@ -1,0 +1,106 @@
+"""The rows of the ladder: their order, what they are compared with, and numbers that were not measured."""
+
+from pathlib import Path
+
+import pytest
+from report_runs import write_run
+
+from segdet.report.ladder.rows import DASH, Ladder, ladders_of, ratio
+from segdet.report.page import page_of, render_page
+from segdet.runs.record import Cost
+
+
+def ladders(folder: Path) -> list[Ladder]:
+    page = page_of([folder])
+    return ladders_of(page.groups, page.split_of)
+
+
+def settings(**arguments: object) -> dict[str, object]:
+    return {"model": {"init_args": arguments}}
+
+
+def test_rows_follow_the_ladder_and_are_compared_with_the_rung_above(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", model="SSD", score=0.6, cost=Cost(ms_per_image=5.0))
+    write_run(tmp_path / "b", model="RCNN", score=0.7, cost=Cost(ms_per_image=60.0))
+    write_run(tmp_path / "c", model="FastRCNN", score=0.75, cost=Cost(ms_per_image=20.0))
+    (ladder,) = ladders(tmp_path)
+    assert [row.rung.name for row in ladder.rows] == ["R-CNN", "Fast R-CNN", "SSD"]
+    assert [row.values["difference"].text for row in ladder.rows] == ["", "+0.050", "-0.150"]
+    assert ladder.rows[2].values["difference"].hint == "a minus c"
+    assert [row.values["ms_per_image"].notes for row in ladder.rows] == [
+        (),
+        ("3.0x faster",),
+        ("4.0x faster",),
+    ]
+    assert (ladder.score, ladder.split, ladder.title) == ("map", "test", "")
+
+
+def test_runs_of_one_rung_show_their_settings_and_are_compared_with_the_first(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", model="FastRCNN", score=0.5, config=settings(pooling="pool", stride=8))
+    write_run(tmp_path / "b", model="FastRCNN", score=0.6, config=settings(pooling="align", stride=8))
+    write_run(
+        tmp_path / "c", model="FastRCNN", score=0.7, config=settings(pooling="align", stride=8, svd=True)
+    )
+    write_run(tmp_path / "d", model="FasterRCNN", score=0.8, config=settings(stride=8))
+    rows = ladders(tmp_path)[0].rows
+    assert [row.is_first for row in rows] == [True, False, False, True]
+    assert [row.settings for row in rows] == [
+        "pooling pool, svd null", "pooling align, svd null", "pooling align, svd true", ""
+    ]  # fmt: skip
+    assert [row.values["difference"].text for row in rows] == ["", "+0.100", "+0.200", "+0.300"]
+
+
+def test_the_mode_of_a_sliding_window_selects_its_rung(tmp_path: Path) -> None:
+    for name, mode in (("a", "dense"), ("b", "crops")):
+        write_run(tmp_path / name, "segmentation", "SlidingWindow", config=settings(mode=mode))
+    rows = ladders(tmp_path)[0].rows
+    assert [(row.group.name, row.rung.name) for row in rows] == [
+        ("b", "Sliding window"), ("a", "Sliding window, dense")
+    ]  # fmt: skip
+    assert all(row.is_first for row in rows)
+
+
+def test_numbers_that_were_not_measured_name_the_command(tmp_path: Path) -> None:
+    write_run(tmp_path / "tested")
+    write_run(tmp_path / "it's", model="YOLOX", metrics={"val/map": 0.4}, cost=Cost(parameters=7))
+    rows = ladders(tmp_path)[0].rows
+    for key in ("score", "ms_per_image", "flops", "passes_per_image"):
+        value = rows[1].values[key]
+        assert (value.number, value.text) == (None, DASH)
+        assert value.hint.endswith(f"""segdet test --ckpt_path '{tmp_path}/it'"'"'s'""")
+    assert rows[1].values["difference"].text == DASH
+    html = render_page(page_of([tmp_path]))
+    assert html.count(f'tabindex="0">{DASH}</abbr>') >= 5
+
+
+def test_seeds_share_a_row(tmp_path: Path) -> None:
+    for seed, score in ((0, 0.5), (1, 0.6)):
+        write_run(tmp_path / f"ssd-seed{seed}", score=score, seed=seed)
+    (row,) = ladders(tmp_path)[0].rows
+    assert (row.values["score"].text, row.values["score"].notes) == ("0.550", ("± 0.071",))
+
+
+def test_other_data_and_tasks_have_their_own_ladders(tmp_path: Path) -> None:
+    for name, root in (("a", "data/bccd"), ("b", "data/shapes")):
+        write_run(tmp_path / name, config={"data": {"init_args": {"root": root}}})
+    write_run(tmp_path / "c", "segmentation", "FCN")
+    found = [(ladder.title, [row.group.name for row in ladder.rows]) for ladder in ladders(tmp_path)]
+    assert found == [
+        ("Segmentation", ["c"]), ("Detection on data/bccd", ["a"]), ("Detection on data/shapes", ["b"])
+    ]  # fmt: skip
+
+
+def test_a_family_of_the_user_is_last_with_its_description(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", model="Mine", description="Finds <b>everything</b>.")
+    write_run(tmp_path / "b", model="DETR")
+    html = render_page(page_of([tmp_path]))
+    assert "Finds &lt;b&gt;everything&lt;/b&gt;." in html
+    assert html.index('class="rung"') < html.index(">DETR<") < html.index(">Mine<")
+
+
+@pytest.mark.parametrize(
+    ("value", "before", "text"),
+    [(1, 62, "62x faster"), (1, 9.94, "9.9x faster"), (15, 10, "1.5x slower"), (1, 1.04, "as fast")],
+)
+def test_ratios_of_times_are_in_words(value: float, before: float, text: str) -> None:
+    assert ratio(value, before) == text
