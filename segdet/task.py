@@ -37,7 +37,7 @@ from segdet.nn.train_eval_mode import evaluating
 from segdet.nn.weights import DESCRIPTION, Normalization, restoring
 from segdet.training.callback_interfaces import pass_scores
 from segdet.training.divergence import LossHistory, check_checkpoint
-from segdet.training.fine_tune import ClassRows, find_start, start_from
+from segdet.training.fine_tune import ClassRows, FineTunable, find_start
 from segdet.training.load_checkpoint import import_class, read_checkpoint, saved_model
 from segdet.training.module_setup import compile_modules, freeze
 from segdet.training.multi_scale import rescale, scaled_size
@@ -288,7 +288,7 @@ class Model(L.LightningModule):
         return [module for module in modules if next(module.parameters(), None) is not None]
 
 
-class Task(SettableRate, Model):
+class Task(FineTunable, SettableRate, Model):
     """The base class of `Segmenter`, `Localizer` and `Detector`: training, evaluation, logging and checkpoints.
 
     Before each training batch torch's random numbers are seeded with the seed of ``lightning.seed_everything`` (0 if
@@ -298,8 +298,8 @@ class Task(SettableRate, Model):
     Args:
         class_names: The classes; the command takes them from the data.
         weights: The run or checkpoint of segdet to start from. Its classes may differ (see
-            `segdet.training.fine_tune`). Trainers load it when they call ``configure_model``. Families with a backbone
-            also accept names and files.
+            `segdet.training.fine_tune`). It is loaded when the model is first used: by a trainer, by a prediction,
+            or when its state dict is read or loaded. Families with a backbone also accept names and files.
         optim: Optimizer and schedule.
         mean: The mean of each channel, 0..1, which normalization subtracts; null for the mean that the weights expect,
             or else ImageNet's.
@@ -353,7 +353,8 @@ class Task(SettableRate, Model):
         super().__init__()
         self._start = find_start(type(self).__name__, arguments, weights)
         given = {"mean": mean, "std": std}
-        mean, std = choose_normalization(arguments | given, self._start, self.weights_normalization)
+        normalized = choose_normalization(arguments | given, self._start, self.weights_normalization)
+        (mean, std), self._normalization_note = normalized
         # A class may pass its own mean and std to this constructor instead of taking them as arguments.
         chosen = {k: v for k, v in (("mean", mean), ("std", std)) if k in arguments or given[k] is None}
         saved_arguments = plain_arguments(arguments | chosen)
@@ -397,9 +398,7 @@ class Task(SettableRate, Model):
 
     def configure_model(self) -> None:
         """Load the checkpoint to start from, freeze modules, set the memory format and compile."""
-        if self._start is not None:
-            start_from(self, self._start)
-            self._start = None
+        self.prepare_start()
         self.optim.freeze(self)
         self._frozen = freeze(self, *self.freeze_options)
         if self.channels_last:

@@ -42,6 +42,45 @@ class ClassRows:
     classes_first: bool = False
 
 
+class FineTunable(nn.Module):
+    """A model that may start from a checkpoint of segdet.
+
+    The checkpoint cannot be loaded by the constructor of the base class, because the family's layers do not exist yet.
+    It is loaded when the model is first used: by a trainer, by a prediction, or when its state is read or written.
+    """
+
+    _start: tuple[Path, dict[str, Any]] | None = None
+    _normalization_note: str | None = None
+
+    def load_start(self) -> None:
+        """Load the checkpoint to start from. Later calls do nothing."""
+        start, self._start = self._start, None
+        if start is not None:
+            start_from(self, start)  # type: ignore[arg-type]
+
+    def prepare_start(self) -> None:
+        """Load the checkpoint to start from, and report the normalization that the weights decided, once."""
+        self.load_start()
+        note, self._normalization_note = self._normalization_note, None
+        if note is not None:
+            report(note)
+
+    def normalize(self, images: Tensor, sizes: list[tuple[int, int]] | None = None) -> Tensor:
+        """Normalize images, see `segdet.task.Model.normalize`."""
+        self.prepare_start()
+        return super().normalize(images, sizes)  # type: ignore[misc]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the state, with the weights of the checkpoint to start from."""
+        self.load_start()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state. It replaces the weights of the checkpoint to start from."""
+        self.load_start()
+        return super().load_state_dict(*args, **kwargs)
+
+
 @dataclass
 class _Matches:
     """The values of a checkpoint that fit a network, and the names of the parameters that do not fit.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segdet.nn.weights import IMAGENET, Normalization, is_restoring, normalization, report
+from segdet.nn.weights import IMAGENET, Normalization, is_restoring, normalization
 from segdet.util.errors import UserError, check_range
 
 
@@ -17,13 +17,16 @@ def choose_normalization(
     arguments: Mapping[str, Any],
     start: tuple[Path, dict[str, Any]] | None,
     of_weights: Callable[[Mapping[str, Any]], Normalization | None],
-) -> Normalization:
+) -> tuple[Normalization, str | None]:
     """Return the given mean and standard deviation. If one is not given, it is that of the weights, or else ImageNet's.
 
     Args:
         arguments: The model's constructor arguments.
         start: The path and the content of the segdet checkpoint to start from; None if there is none.
         of_weights: Function that returns the normalization of other pretrained weights for the model's arguments.
+
+    Returns:
+        The normalization, and a line for the user if pretrained weights decided it, else None.
 
     Raises:
         UserError: If a given value is not valid.
@@ -36,7 +39,7 @@ def choose_normalization(
         check_range("--model.std", arguments["std"], above=0)
     mean, std = arguments.get("mean"), arguments.get("std")
     if mean is not None and std is not None:
-        return Normalization(tuple(mean), tuple(std))
+        return Normalization(tuple(mean), tuple(std)), None
     expected: Normalization | None
     if start is None:
         expected = of_weights(arguments)
@@ -46,12 +49,13 @@ def choose_normalization(
         expected = normalization(saved["mean"], saved["std"]) if known else None
     expected = expected or IMAGENET
     chosen = Normalization(mean or expected.mean, std or expected.std)
+    note = None
     if (arguments.get("weights") or arguments.get("weights_backbone")) and not is_restoring():
         values = f"mean {list(chosen.mean)} and std {list(chosen.std)}"
-        report(
+        note = (
             f"images are normalized by {values}, as the weights require; --model.mean and --model.std change it"
         )
-    return chosen
+    return chosen, note
 
 
 def register_normalization(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -217,6 +217,46 @@ def test_the_model_starts_when_it_is_configured_and_takes_the_normalization(tmp_
     assert given.hparams["mean"] == (0.5, 0.5, 0.5) and given.hparams["std"] == (0.4, 0.5, 0.6)
 
 
+@pytest.mark.parametrize("use", ["predict", "read", "write", "train"])
+def test_a_model_of_a_script_starts_when_it_is_first_used(use: str, tmp_path: Path) -> None:
+    options = {**_VGG, "strides": [4, 8], "width": 8}
+    old = build(FCN, NEW, options)
+    torch.save(checkpoint_of_model(old), tmp_path / "old.ckpt")
+    new = FCN(NEW, **options, weights=str(tmp_path / "old.ckpt")).eval()
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    if use == "predict":
+        assert torch.equal(new.predict_tensors(images)[0]["mask"], old.predict_tensors(images)[0]["mask"])
+    elif use == "write":  # later uses do not replace what the script has loaded
+        new.load_state_dict({"classifier.5.bias": torch.tensor([7.0, 8, 9])}, strict=False)
+        new.predict_tensors(images)
+        assert new.classifier[-1].bias.tolist() == [7, 8, 9]  # type: ignore[index]
+    elif use == "train":
+        new.normalize(images)
+    values = new.state_dict()
+    assert all(torch.equal(values[key], value) for key, value in old.state_dict().items() if "5.bias" not in key)
+    assert use == "write" or torch.equal(values["classifier.5.bias"], old.state_dict()["classifier.5.bias"])
+
+
+def test_the_normalization_of_weights_is_reported_after_they_were_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**_VGG, "strides": [4, 8], "width": 8}
+    old = build(FCN, OLD, options)
+    torch.save(checkpoint_of_model(old), tmp_path / "old.ckpt")
+    body = old.backbone.body.state_dict()  # type: ignore[union-attr]
+    torch.save(body, tmp_path / "body.pth")
+    for name in ("old.ckpt", "body.pth"):
+        model = FCN(OLD, **options, weights=str(tmp_path / name))
+        assert "normalized" not in capsys.readouterr().err
+        model.configure_model()
+        model.configure_model()
+        assert capsys.readouterr().err.count("images are normalized by mean [0.485, 0.456, 0.406]") == 1
+    torch.save(dict(list(body.items())[2:]), tmp_path / "part.pth")
+    with pytest.raises(UserError, match=r"part\.pth: not the weights of small_vgg"):
+        FCN(OLD, **options, weights=str(tmp_path / "part.pth"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_family_without_a_pretrained_network_takes_a_checkpoint_only(tmp_path: Path) -> None:
     old = build(SegNetBasic, OLD, {})
     torch.save(checkpoint_of_model(old), tmp_path / "old.ckpt")
