@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -90,19 +91,21 @@ def run(names: Sequence[str], folder: Path, counts: Sequence[int] = (1, 2, 3)) -
     Raises:
         RuntimeError: If a command fails.
     """
-    _launch(["fit", *names], 2, folder)
+    commands: dict[int, list[str]] = {2: ["fit"]}
     for count in counts:
-        _launch(["test", *names], count, folder)
-    _launch(["validate", *names], 1, folder)
+        commands.setdefault(count, []).append("test")
+    commands.setdefault(1, []).append("validate")
+    for count, each in commands.items():
+        _launch(each, names, count, folder)
     return [_collect(name, folder, counts) for name in names]
 
 
-def _launch(command: Sequence[str], count: int, folder: Path) -> None:
+def _launch(commands: Sequence[str], names: Sequence[str], count: int, folder: Path) -> None:
     if count == 1:
         with mock.patch.dict(os.environ), contextlib.redirect_stdout(io.StringIO()):
-            status = work(folder, command[0], command[1:], 1)
+            status = work(folder, commands, names, 1)
         if status:
-            raise RuntimeError(f"{' '.join(command)} failed")
+            raise RuntimeError(f"{', '.join(commands)} failed")
         return
     root = Path(__file__).resolve().parents[1]
     # gloo listens on the loopback interface, so that no network is needed.
@@ -116,19 +119,19 @@ def _launch(command: Sequence[str], count: int, folder: Path) -> None:
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
     ]  # fmt: skip
     done = subprocess.run(
-        [*launcher, str(Path(__file__).resolve()), "--worker", str(folder), *command],
+        [*launcher, str(Path(__file__).resolve()), "--worker", str(folder), "--commands", *commands, "--", *names],
         env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} with {count} processes failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{', '.join(commands)} with {count} processes failed:\n{done.stderr[-3000:]}")
 
 
-def work(folder: Path, command: str, names: Sequence[str], count: int) -> int:
-    """Run one command for all families, as one of ``count`` processes; return its exit status."""
+def work(folder: Path, commands: Sequence[str], names: Sequence[str], count: int) -> int:
+    """Run each command for all families, as one of ``count`` processes; return the exit status of the last one."""
     from segdet.cli.main import main as segdet
 
     devices = [f"--trainer.devices={count}", *(["--trainer.strategy=ddp"] if count > 1 else [])]
-    for name in names:
+    for command, name in itertools.product(commands, names):
         os.environ["SEGDET_CACHE"] = str(folder / name / "cache")
         os.environ[LOG] = str(folder / name / "proposed.txt") if command == "fit" else ""
         run_dir = folder / name / "run"
@@ -190,9 +193,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="FAMILY", help="families (default: all)")
     parser.add_argument("--folder", type=Path, help="keep the runs in this folder")
     parser.add_argument("--worker", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--commands", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.worker is not None:
-        return work(given.worker, given.names[0], given.names[1:], int(os.environ["WORLD_SIZE"]))
+        return work(given.worker, given.commands, given.names, int(os.environ["WORLD_SIZE"]))
     with contextlib.ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         scores = run(given.names or list(FAMILIES), folder)

@@ -98,14 +98,15 @@ class Structure:
             sources[name] = path.read_text(encoding="utf-8")
         return sources
 
-    def imports_of(self, module: str) -> set[str]:
-        """Return the modules that ``module`` imports."""
-        found = set()
-        for name in imported_names(self.sources[module]):
-            target = name if name in self.sources else name.rsplit(".", 1)[0]
-            if target in self.sources and target != module:
-                found.add(target)
-        return found
+    @cached_property
+    def imports(self) -> dict[str, set[str]]:
+        """The modules that each module imports."""
+        imports = {}
+        for module, text in self.sources.items():
+            names = imported_names(text)
+            targets = {name if name in self.sources else name.rsplit(".", 1)[0] for name in names}
+            imports[module] = {target for target in targets if target in self.sources and target != module}
+        return imports
 
     def lines(self) -> int:
         """Return the number of lines of the package."""
@@ -139,12 +140,12 @@ class Structure:
 
     def _reachable(self, module: str) -> set[str]:
         seen: set[str] = set()
-        pending = list(self.imports_of(module))
+        pending = list(self.imports[module])
         while pending:
             current = pending.pop()
             if current not in seen:
                 seen.add(current)
-                pending += self.imports_of(current)
+                pending += self.imports[current]
         return seen
 
     def upward(self) -> list[str]:
@@ -163,7 +164,7 @@ class Structure:
     def entry_imports(self) -> list[str]:
         """Return the modules of segdet that the entry module of the training command imports."""
         entry = next(name for name in ENTRIES if name in self.sources)
-        return sorted(self.imports_of(entry))
+        return sorted(self.imports[entry])
 
     def closest_match_files(self) -> list[str]:
         """Return the modules that call ``difflib.get_close_matches``."""

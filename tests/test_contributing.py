@@ -41,14 +41,14 @@ def test_the_example_of_a_family_is_trained_and_tested(checkout: Path) -> None:
 
     def run(*words: str) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=checkout, env=environment, capture_output=True, text=True
+            [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    run("ruff", "check", "--config", str(ROOT / "pyproject.toml"), family)
-    run("ruff", "format", "--check", "--config", str(ROOT / "pyproject.toml"), family)
-    run("segdet", *training.split(), *TINY)
-    run("segdet", "test", "--ckpt_path", "runs/toy")
+    run("-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), family)
+    run("-m", "ruff", "format", "--check", "--config", str(ROOT / "pyproject.toml"), family)
+    commands = [[*training.split(), *TINY], ["test", "--ckpt_path", "runs/toy"]]
+    run("-c", f"from segdet.cli.main import main\nfor command in {commands}: assert main(command) == 0")
     record = Record.read(checkout / "runs/toy/result.json")
     assert (record.model, record.task, record.steps) == ("CellDetector", "detection", 2)
     assert record.is_tested and record.cost.flops and record.cost.passes_per_image == 1

@@ -3,12 +3,10 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_process import forked_command
 
 from experiments import processes
 
@@ -25,19 +23,17 @@ DATA = (
 )
 
 
-def segdet(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    kept |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
-    return subprocess.run(
-        [sys.executable, "-m", "segdet", *arguments.split()],
-        cwd=folder,
-        env=kept,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-        timeout=280,
+def segdet(arguments: str, folder: Path) -> tuple[int, str]:
+    """Run a command in ``folder``; return its exit status and its output."""
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    command = forked_command(
+        arguments.split(), log, {"WANDB_MODE": "offline", "HOME": str(folder)}, folder=folder
     )
+    try:
+        return command.wait(280), log.read_text()
+    finally:
+        command.kill_group()
 
 
 FAMILIES_HERE = ["FCN", "BoxHead", "RetinaNet", "RCNN", "MaskRCNN"]
@@ -94,18 +90,18 @@ def test_two_processes_train_and_test_with_one_command(tmp_path: Path) -> None:
     model = "--model FCN --model.backbone test_resnet --model.width 8"
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
     command = f"fit {model} {DATA} {two} --run_dir run --resume auto --test true"
-    done = segdet(command, tmp_path)
-    assert done.returncode == 0, done.stderr
+    status, output = segdet(command, tmp_path)
+    assert status == 0, output
     record = (tmp_path / "run/result.json").read_bytes()
-    one = segdet("test --ckpt_path run --trainer.accelerator cpu --trainer.devices 1 --run_dir one", tmp_path)
-    assert one.returncode == 0, one.stderr
+    one = "test --ckpt_path run --trainer.accelerator cpu --trainer.devices 1 --run_dir one"
+    status, output = segdet(one, tmp_path)
+    assert status == 0, output
     together, alone = (
         {name: value for name, value in json.loads(text)["metrics"].items() if name.startswith("test/")}
         for text in (record, (tmp_path / "one/result.json").read_bytes())
     )
     assert alone and together == pytest.approx(alone, abs=1e-6)
-    again = segdet(command, tmp_path)
-    assert again.returncode == 0 and again.stderr.splitlines() == ["segdet: run: the training is finished"]
+    assert segdet(command, tmp_path) == (0, "segdet: run: the training is finished\n")
     assert (tmp_path / "run/result.json").read_bytes() == record
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {
         "run",
@@ -132,30 +128,30 @@ def test_a_difference_of_scores_is_found() -> None:
 @pytest.mark.slow
 def test_an_error_in_both_processes_is_reported_in_one_line(tmp_path: Path) -> None:
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
-    assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
+    assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path)[0] == 0
     for image in (tmp_path / "shapes" / "JPEGImages").iterdir():
         image.write_bytes(image.read_bytes()[:200])
-    done = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
-    assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
-    assert len(errors) == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    status, output = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
+    assert status != 0
+    errors = [line for line in output.splitlines() if line.startswith("segdet: error: ")]
+    assert len(errors) == 1, output
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
 def test_an_error_in_one_process_stops_both(tmp_path: Path) -> None:
     """The other process waits in an all-reduce that will never complete."""
     two = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1"
-    assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path).returncode == 0
+    assert segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir first", tmp_path)[0] == 0
     stem = (tmp_path / "shapes" / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
     (image,) = (tmp_path / "shapes" / "JPEGImages").glob(f"{stem}.*")
     image.write_bytes(
         image.read_bytes()[: image.stat().st_size // 2]
     )  # the header, which is checked first, is intact
-    done = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("segdet: error: ")]
-    assert len(errors) == 1, done.stderr
+    status, output = segdet(f"fit {MODELS['segmentation']} {DATA} {two} --run_dir second", tmp_path)
+    assert status == 2, output
+    errors = [line for line in output.splitlines() if line.startswith("segdet: error: ")]
+    assert len(errors) == 1, output
     assert image.name in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in output
     assert json.loads((tmp_path / "second" / "result.json").read_text())["status"] == "failed"

@@ -52,9 +52,7 @@ def choose_normalization(
     note = None
     if (arguments.get("weights") or arguments.get("weights_backbone")) and not is_restoring():
         values = f"mean {list(chosen.mean)} and std {list(chosen.std)}"
-        note = (
-            f"images are normalized by {values}, as the weights require; --model.mean and --model.std change it"
-        )
+        note = f"images are normalized by {values}, as the weights require; --model.mean and --model.std change it"
     return chosen, note
 
 

@@ -2,24 +2,22 @@
 
 import csv
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked_process import forked_command
 
 LIMIT = 600.0
 """The maximum number of seconds of a process of a test."""
 
 
 class Training:
-    """A ``segdet`` command in a process group of its own.
+    """A ``segdet`` command in a process group of its own, see `forked_command`.
 
     Args:
         arguments: The arguments of the command.
@@ -31,12 +29,7 @@ class Training:
         self, arguments: Iterable[str], log: Path, environment: dict[str, str] | None = None
     ) -> None:
         self.log = log
-        with log.open("a") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "segdet", *arguments],
-                env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | (environment or {}),
-                stdout=stream, stderr=stream, start_new_session=True,
-            )  # fmt: skip
+        self.process = forked_command(arguments, log, {"WANDB_MODE": "disabled"} | (environment or {}))
 
     @property
     def messages(self) -> str:
@@ -75,9 +68,7 @@ class Training:
 
     def kill(self) -> None:
         """Kill all processes of the command."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.kill_group()
 
 
 def _read(pid: int, name: str) -> bytes:

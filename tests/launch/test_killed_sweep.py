@@ -2,13 +2,14 @@
 
 import os
 import random
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import sweep_worker
+from forked_process import ForkedProcess
 
 from segdet.launch.sweep_file import read_sweep
 from segdet.launch.sweep_results import best_trial
@@ -25,18 +26,15 @@ command: [segdet, fit, "${args}"]
 """
 
 
-def start(folder: Path, url: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, sweep_worker.__file__, "demo.yaml", url, "runs"]
-    root = str(Path(__file__).resolve().parents[2])
-    with (folder / "workers.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": root},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+def start(folder: Path, url: str) -> ForkedProcess:
+    """Start a worker in a fork, which has imported everything already."""
+
+    def work() -> None:
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+        sys.exit(sweep_worker.main("demo.yaml", url, "runs"))
+
+    return ForkedProcess(work, folder / "workers.log")
 
 
 @pytest.mark.slow
@@ -56,11 +54,11 @@ def test_twelve_trials_are_completed_by_three_workers_with_ten_kills(
     source, kills = random.Random(method + kind), 0
     workers = [start(tmp_path, url) for _ in range(3)]
     while kills < 10:
-        time.sleep(source.uniform(1.0, 2.5))
+        time.sleep(source.uniform(0.4, 1.2))
         assert not trials.is_complete(), f"complete after {kills} kills"
         victim = source.randrange(3)
         assert workers[victim].poll() is None, (tmp_path / "workers.log").read_text()
-        workers[victim].kill()
+        workers[victim].send_signal(signal.SIGKILL)
         workers[victim].wait()
         kills += 1
         workers[victim] = start(tmp_path, url)

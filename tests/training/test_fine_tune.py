@@ -233,7 +233,9 @@ def test_a_model_of_a_script_starts_when_it_is_first_used(use: str, tmp_path: Pa
     elif use == "train":
         new.normalize(images)
     values = new.state_dict()
-    assert all(torch.equal(values[key], value) for key, value in old.state_dict().items() if "5.bias" not in key)
+    assert all(
+        torch.equal(values[key], value) for key, value in old.state_dict().items() if "5.bias" not in key
+    )
     assert use == "write" or torch.equal(values["classifier.5.bias"], old.state_dict()["classifier.5.bias"])
 
 
