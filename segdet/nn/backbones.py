@@ -25,6 +25,7 @@ from segdet.nn.weights import (
     published_name,
     published_normalization,
     read_weights,
+    summarized_retries,
 )
 from segdet.util.errors import UserError
 from segdet.util.suggest import closest
@@ -222,7 +223,8 @@ def _from_timm(
                 # Layers after the last map would receive no gradient, which is an error in DDP.
                 options = options | {"out_indices": [last[stride] for stride in sorted(strides)]}
         pretrained = (named or weights is True) and not is_restoring()
-        body = timm.create_model(model, features_only=True, pretrained=pretrained, **options)
+        with summarized_retries(f"backbone {name}"):
+            body = timm.create_model(model, features_only=True, pretrained=pretrained, **options)
     except TypeError as error:
         raise UserError(f"backbone {name}: {error}; see the model's options in timm") from error
     except (OSError, RuntimeError) as error:

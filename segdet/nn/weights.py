@@ -8,8 +8,10 @@ is complete, by `segdet.training.fine_tune`.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
+import textwrap
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -283,9 +285,42 @@ def published_name(
     return str(weights)
 
 
+class _OneLineForRetries(logging.Filter):
+    """Print one line for the first message of the hub's client about a failed request, and drop its messages."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__()
+        self._owner = owner
+        self._reported = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._reported:
+            self._reported = True
+            report(f"{self._owner}: the Hugging Face hub does not respond; trying again for up to a minute")
+        return False
+
+
+@contextmanager
+def summarized_retries(owner: str) -> Iterator[None]:
+    """Report the failed requests of a download from the Hugging Face hub in one line.
+
+    Its client retries each request and logs two lines for each attempt.
+
+    Args:
+        owner: The name of the network, for the line.
+    """
+    client, one_line = logging.getLogger("huggingface_hub.utils._http"), _OneLineForRetries(owner)
+    client.addFilter(one_line)
+    try:
+        yield
+    finally:
+        client.removeFilter(one_line)
+
+
 def download_error(owner: str, error: Exception) -> UserError:
     """Return the error for weights that a library could not download."""
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    reason = textwrap.shorten(lines[0], 160, placeholder=" ...") if lines else type(error).__name__
     return UserError(
         f"{owner}: its weights cannot be downloaded ({reason}); give a local file, or null for random weights"
     )

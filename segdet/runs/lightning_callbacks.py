@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -23,11 +25,21 @@ from segdet.util.errors import UserError
 
 
 def check_callback(callback: type) -> None:
-    """Raise `UserError` for a callback of Lightning that does not work with the schedules and checkpoints of a run."""
+    """Raise `UserError` for a callback of Lightning that does not work with the files and schedules of a run."""
     if issubclass(callback, StochasticWeightAveraging | WeightAveraging):
         raise UserError(
             f"--trainer.callbacks {callback.__name__}: its average is not in all checkpoints of a run; give --ema "
             "0.999, which validates, saves and tests an average of the weights"
+        )
+    if issubclass(callback, OnExceptionCheckpoint):
+        raise UserError(
+            f"--trainer.callbacks {callback.__name__}: a new training would start from the checkpoint that it saved "
+            "earlier; leave it out: a run that fails saves checkpoints/last.ckpt, and --ckpt_path last resumes it"
+        )
+    if issubclass(callback, ModelPruning):
+        raise UserError(
+            f"--trainer.callbacks {callback.__name__}: config.yaml cannot contain its pruning function; leave it out, "
+            "and prune the trained model in a script: torch.nn.utils.prune on the modules of segdet.load(RUN)"
         )
 
 

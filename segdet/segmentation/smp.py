@@ -22,6 +22,7 @@ from segdet.nn.weights import (
     load_state,
     normalization,
     read_weights,
+    summarized_retries,
 )
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, feature_stage
@@ -99,9 +100,10 @@ class SMP(Segmenter):
             ):
                 encoder = _named(smp, encoder, weights)[0]  # a tag selects a variant of the network
         try:
-            self.network: nn.Module = kind(
-                encoder_name=encoder, encoder_weights=named, classes=len(class_names), **options
-            )
+            with summarized_retries(f"encoder {encoder}"):
+                self.network: nn.Module = kind(
+                    encoder_name=encoder, encoder_weights=named, classes=len(class_names), **options
+                )
         except (OSError, RuntimeError) as error:
             if named is None:
                 raise UserError(f"SMP {architecture} on {encoder}: {_first_line(error)}") from error
@@ -184,7 +186,8 @@ def _normalization(encoder: str, weights: bool | str) -> Normalization | None:
                 else None
             )
         encoder, named = _named(smp, encoder, weights)
-        expected = smp.encoders.get_preprocessing_params(encoder, named)
+        with summarized_retries(f"encoder {encoder}"):
+            expected = smp.encoders.get_preprocessing_params(encoder, named)
     except OSError as error:
         raise download_error(f"encoder {encoder}", error) from error
     if expected.get("input_space", "RGB") != "RGB":

@@ -1,5 +1,7 @@
 """Test pretrained weights: every kind of source, the checks before loading, and the restoring context."""
 
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights, VGG16_Weights
 from segdet.nn.weights import (
     IMAGENET,
     Normalization,
+    download_error,
     is_restoring,
     load_state,
     load_weights,
@@ -17,6 +20,7 @@ from segdet.nn.weights import (
     published_normalization,
     read_weights,
     restoring,
+    summarized_retries,
 )
 from segdet.util.errors import UserError
 
@@ -150,3 +154,25 @@ def test_nothing_is_read_while_restoring(sources: dict[str, str]) -> None:
         assert read_weights("absent.pth", "Linear") == ("absent.pth", {})
         load_weights(network, sources["training.pt"], "Linear")
     assert not is_restoring() and torch.equal(network.weight, before)
+
+
+def test_retries_of_a_download_are_one_line(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with summarized_retries("backbone resnet18"):
+        for number in range(3):
+            client.warning(f"Retrying in 1s [Retry {number}/5].")
+    line = (
+        "segdet: backbone resnet18: the Hugging Face hub does not respond; trying again for up to a minute\n"
+    )
+    assert capsys.readouterr().err == line
+    assert caplog.records == []
+    client.warning("another download")
+    assert client.filters == []
+
+
+def test_the_reason_of_a_failed_download_is_not_cut_within_a_word() -> None:
+    message = str(download_error("resnet18", OSError("no connection " * 20)))
+    (reason,) = re.findall(r"downloaded \((.*) \.\.\.\); give a local file", message)
+    assert set(reason.split()) == {"no", "connection"}

@@ -203,6 +203,14 @@ def test_own_loggers_get_the_metrics_too(shapes: Path, tmp_path: Path) -> None:
         ),
         ([callback("EMAWeightAveraging")], "EMAWeightAveraging: its average is not in all checkpoints"),
         (
+            [callback("OnExceptionCheckpoint", dirpath="saved")],
+            "OnExceptionCheckpoint: a new training would start from the checkpoint that it saved earlier",
+        ),
+        (
+            [callback("ModelPruning", pruning_fn="l1_unstructured")],
+            "ModelPruning: config.yaml cannot contain its pruning function",
+        ),
+        (
             [callback("ModelCheckpoint", monitor="val/mio")],
             "could not find the monitored key in the returned metrics",
         ),
@@ -216,6 +224,7 @@ def test_a_callback_that_cannot_work_is_reported_in_one_line(
     options: list[str], message: str, shapes: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     assert fit(shapes, tmp_path / "run", *options) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    *earlier, line = capsys.readouterr().err.splitlines()
     assert line.startswith("segdet: error: --trainer")
     assert message in line
+    assert not any("site-packages" in each for each in earlier)  # no raw warning
