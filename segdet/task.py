@@ -498,8 +498,8 @@ class Task(FineTunable, SettableRate, Model):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val_")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test_")
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Prediction]]:
+        return {"predictions": self._evaluate(batch, "test_")}  # for callbacks
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -507,11 +507,12 @@ class Task(FineTunable, SettableRate, Model):
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
-    def _evaluate(self, batch: Batch, key: str) -> None:
+    def _evaluate(self, batch: Batch, key: str) -> list[Prediction]:
         predictions = self.predict_batch(batch)
         positions = [i for i, source in enumerate(batch.sources) if not source.duplicate]
         if positions:
             self.update_scores(self.scores[key], [predictions[i] for i in positions], batch, positions)  # type: ignore[arg-type]
+        return predictions
 
     def _log_scores(self, stage: str) -> None:
         """Log the scores of an epoch as ``val/...`` or ``test/...``, and reset the metrics."""

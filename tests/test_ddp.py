@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
+from evidence_scores import scores_of
 from forked_process import forked_command
 
 from experiments import processes
+from segdet.runs.evidence import EVIDENCE_NAME, read_evidence
+from segdet.runs.gallery import GALLERY_FOLDER
 
 MODELS = {
     "segmentation": "--model FCN --model.backbone test_resnet --model.width 8",
@@ -60,6 +63,35 @@ def test_two_and_three_processes_give_the_scores_of_one_process(
     assert found.trained == pytest.approx(found.validated, abs=1e-6)
     assert found.difference <= 1e-6
     assert any(value for value in found.tested[1].values())  # some scores of each network are above zero
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", FAMILIES_HERE)
+def test_the_evidence_and_the_gallery_are_the_same_for_any_number_of_processes(
+    name: str, runs: tuple[Path, dict[str, processes.Scores]]
+) -> None:
+    folders = [runs[0] / name / f"test{count}" for count in (1, 2, 3)]
+    one, *others = (read_evidence(folder / EVIDENCE_NAME) for folder in folders)
+    scores = scores_of(one)
+    assert len(one) == processes.TEST - (name == "BoxHead")  # one image has no dominant object
+    for count, evidence in enumerate(others, 2):
+        assert json.loads((folders[count - 1] / "result.json").read_text())["per_image"] == EVIDENCE_NAME
+        assert evidence.file_names == one.file_names
+        assert evidence.image_ids.tolist() == one.image_ids.tolist()
+        # The last digits of a prediction depend on the other images of its batch.
+        assert scores_of(evidence) == pytest.approx(scores, abs=1e-6, nan_ok=True)
+        tested = runs[1][name].tested[count]
+        recorded = {each: tested.get(f"test/{each}", float("nan")) for each in scores}
+        assert scores == pytest.approx(recorded, abs=1e-6, nan_ok=True)
+    galleries = [
+        {path.name: path.read_bytes() for path in (folder / GALLERY_FOLDER).iterdir()} for folder in folders
+    ]
+    assert galleries[0].keys() == galleries[1].keys() == galleries[2].keys()
+    assert {"0.jpg", f"{len(one) - 1}.jpg", "gallery.json"} <= galleries[0].keys()
+    for gallery in galleries[1:]:
+        for file, content in gallery.items():
+            assert ".predicted." in file or content == galleries[0][file], file
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from segdet.data.base import Classes
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation, Restoration
 from segdet.runs.checkpoint_io import write_checkpoints_atomically
 from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.evidence_writer import EvidenceWriter
 from segdet.runs.folder_choice import Run
 from segdet.runs.interruption import AgreedStop, leave_signals_to_segdet
 from segdet.runs.launched_processes import launched_devices, set_tasks_per_node, starts_own_processes
@@ -76,7 +77,10 @@ def build_trainer(
     if own_bar and options.get("enable_progress_bar") is not False:
         callbacks.append(Progress())  # ends its line before another callback prints one
     if run.command == "test":
-        callbacks.append(error_analysis)  # its line precedes the recorder's
+        callbacks += [
+            error_analysis,
+            EvidenceWriter(),
+        ]  # before the recorder, which reports and names their files
     # Restoration comes before the recorder, so that a failed restoration does not count as a started training.
     predictions = run.folder / "predictions"
     left_out = LeftOut(predictions if run.command == "predict" else run.folder)

@@ -30,6 +30,7 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
+from segdet.runs.predictions import relative_path
 from segdet.runs.record import to_json
 from segdet.training.callback_interfaces import ReadsScores
 from segdet.util.colours import Colour
@@ -148,8 +149,7 @@ class _Pictures:
         return Path(self._reader.image_path(self._indices[image_id]))
 
     def name(self, image_id: int) -> str:
-        path = self.path(image_id)
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        return relative_path(self.path(image_id), self.root).as_posix()
 
     def picture(self, image_id: int) -> np.ndarray:
         return self._reader.image(self._indices[image_id])

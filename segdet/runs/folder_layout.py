@@ -13,6 +13,7 @@
         result.json             the result record, the input of reports
         features/               features of the training images that RCNN keeps between its stages
         errors.json             causes of the lost AP in a detector's test, with confusion.png and worst.png
+        per_image/              evidence of a test for each image, and small copies of some images
         profile/                reports of --trainer.profiler
         reproduction.json       comparison with the original run, from `segdet reproduce`
         left_out.txt            unusable samples and boxes, if there are any
@@ -44,6 +45,7 @@ CONTENTS = (
     "errors.json",
     "confusion.png",
     "worst.png",
+    "per_image",
     "wandb",
     "lightning_logs",
     "left_out.txt",

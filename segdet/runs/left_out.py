@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 
 from segdet.runs.folder_layout import shown_path
+from segdet.util.distributed import gather_objects
 from segdet.util.files import write_text
 
 LINES = 20
@@ -36,11 +36,8 @@ class LeftOut(pl.Callback):
     on_test_end = on_predict_end = on_fit_end
 
     def _report(self, trainer: pl.Trainer) -> None:
-        group_of: dict[str, str | None] = dict(getattr(trainer.datamodule, "notes", {}))  # type: ignore[attr-defined]
-        if trainer.world_size > 1 and dist.is_initialized():
-            gathered: list[dict[str, str | None]] = [{} for _ in range(trainer.world_size)]
-            dist.all_gather_object(gathered, group_of)
-            group_of = {note: group for part in gathered for note, group in part.items()}
+        own: dict[str, str | None] = dict(getattr(trainer.datamodule, "notes", {}))  # type: ignore[attr-defined]
+        group_of = {note: group for part in gather_objects(own) for note, group in part.items()}
         notes = sorted(group_of)
         if not notes or not trainer.is_global_zero:
             return

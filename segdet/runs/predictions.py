@@ -128,7 +128,7 @@ class PredictionWriter(pl.Callback):
         file = self.folder / "masks" / f"{self._names[source.path]}.png"
         if source.frame is not None:
             # Frames are often stored in a folder with the name of the video but without its suffix.
-            folder = self.folder / "masks" / _relative(source.path, root)
+            folder = self.folder / "masks" / relative_path(source.path, root)
             file = folder / f"{source.frame.index:06d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._index_image(mask).save(file)
@@ -187,7 +187,7 @@ class PredictionWriter(pl.Callback):
         return [
             {
                 "image_id": source.image_id,
-                "file_name": _relative(source.path, root).as_posix(),
+                "file_name": relative_path(source.path, root).as_posix(),
                 "category_id": ids[label - 1] if ids else label,
                 "category": names[label - 1],
                 "bbox": row,
@@ -279,7 +279,8 @@ def _rounded(values: Tensor) -> list[Any]:
     return rounded
 
 
-def _relative(path: Path, root: Path) -> Path:
+def relative_path(path: Path, root: Path) -> Path:
+    """Return the path of an image relative to the root of its dataset, or its name if it is outside of the root."""
     # Symbolic links are kept, because the user gave their names.
     path, root = (Path(os.path.abspath(each)) for each in (path, root))  # noqa: PTH100
     return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
@@ -290,8 +291,8 @@ def output_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
 
     The extension is kept if two images differ only in their extensions.
     """
-    whole = {path: _relative(path, root).as_posix() for path in paths}
-    names = {path: _relative(path, root).with_suffix("").as_posix() for path in paths}
+    whole = {path: relative_path(path, root).as_posix() for path in paths}
+    names = {path: relative_path(path, root).with_suffix("").as_posix() for path in paths}
     while True:
         counts = Counter(names.values())
         repeated = [path for path, name in names.items() if counts[name] > 1 and name != whole[path]]

@@ -76,7 +76,8 @@ class Record:
         started: When training started, in ISO 8601.
         finished: When training ended, in ISO 8601.
         backbone: The name of the backbone, if the model has one.
-        per_image: The file of scores per image, for resampling. Its path is relative to the record.
+        per_image: The evidence of the test, from which the scores of any of its images can be computed; see
+            `segdet.runs.evidence`. The path is relative to the record.
         launcher: The program that started the processes (``torchrun``, ``slurm`` ...), or None.
         description: The first sentence of the docstring of the model's class, or None.
     """
@@ -114,7 +115,7 @@ class Record:
         Args:
             metrics: Scores to add. They replace scores of the same name.
             cost: Costs to add. Fields that are None change nothing. The larger peak memory is kept.
-            per_image: The new file of scores per image, or None to keep the current one.
+            per_image: The new evidence, or None to keep the current one.
         """
         merged = self.cost
         if cost is not None:

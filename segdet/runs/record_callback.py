@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from segdet.data.base import DataModule
 from segdet.runs.checkpoint_file import remaining_checkpoints
 from segdet.runs.cost import measure_cost, peak_memory_mb
+from segdet.runs.evidence_writer import EvidenceWriter
 from segdet.runs.folder_choice import Run, fingerprint_of
 from segdet.runs.folder_layout import (
     CONTENTS,
@@ -269,7 +270,10 @@ class RunRecorder(pl.Callback):
         path = self.folder / RECORD_NAME
         scores = _scores(trainer, f"{split}/")
         record = Record.read(path) if path.exists() else self._record(trainer, pl_module, "finished")
-        record.merge(scores, cost).write(path)
+        record = record.merge(scores, cost)
+        if split == "test":  # the evidence of an earlier test does not belong to these scores
+            record = replace(record, per_image=_written_evidence(trainer))
+        record.write(path)
         name = f"{split}/" + str(pl_module.monitor).split("/", 1)[-1]
         score = f"{name} {scores[name]:.4f}; " if name in scores else ""
         sys.stderr.write(f"segdet: {score}see {path}\n")
@@ -341,7 +345,7 @@ def _merged_with_earlier(earlier: Record, record: Record, monitor: str) -> Recor
     """Return the record of a resumed run, with the earlier measurements that are still valid."""
     if earlier.metrics.get(monitor) != record.metrics.get(monitor):  # a new best checkpoint is not tested yet
         kept = {name: value for name, value in earlier.metrics.items() if not name.startswith("test/")}
-        earlier = replace(earlier, metrics=kept)
+        earlier = replace(earlier, metrics=kept, per_image=None)
     return replace(
         earlier.merge(record.metrics, record.cost),
         status=record.status,
@@ -358,6 +362,11 @@ def _class_name(section: dict[str, Any]) -> str:
 
 def _scores(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def _written_evidence(trainer: pl.Trainer) -> str | None:
+    writers = (each for each in trainer.callbacks if isinstance(each, EvidenceWriter))  # type: ignore[attr-defined]
+    return next((each.written for each in writers), None)
 
 
 def _launcher() -> str | None:

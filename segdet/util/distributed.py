@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from segdet.util.errors import UserError
+
+T = TypeVar("T")
 
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """The variables in which launchers (torchrun, SLURM, Lightning) pass a process its rank."""
@@ -66,6 +68,21 @@ def is_restarted() -> bool:
     """Return whether the launcher, SLURM or torchrun, has restarted the job of this process."""
     counts = (os.environ.get(name, "") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return any(count.isdecimal() and int(count) > 0 for count in counts)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all processes of the run, in the order of their ranks. All processes must call this.
+
+    Args:
+        value: An object that can be pickled.
+    """
+    if world_size() == 1 or not _is_initialized():
+        return [value]
+    import torch.distributed as dist
+
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def _is_initialized() -> bool:

@@ -24,6 +24,11 @@ def scores_of(evidence: Evidence) -> dict[str, float]:
         return _localization(evidence)
 
 
+def _defined_mean(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
 def _detection(evidence: DetectionEvidence) -> dict[str, float]:
     counted = ~(evidence.object_crowd | evidence.object_difficult)
     ranking = np.argsort(-evidence.score.astype(float), kind="stable")
@@ -37,9 +42,9 @@ def _detection(evidence: DetectionEvidence) -> dict[str, float]:
                 codes = match[ranking[evidence.label[ranking] == index + 1]]
                 by_class[index] = [_coco_ap(each[each != IGNORED] == CORRECT, objects) for each in codes.T]
         scores |= {
-            f"{prefix}map": np.nanmean(by_class),
-            f"{prefix}map_50": np.nanmean(by_class[:, 0]),
-            f"{prefix}map_75": np.nanmean(by_class[:, 5]),
+            f"{prefix}map": _defined_mean(by_class),
+            f"{prefix}map_50": _defined_mean(by_class[:, 0]),
+            f"{prefix}map_75": _defined_mean(by_class[:, 5]),
             **{
                 f"{prefix}ap/{name}": row.mean()
                 for name, row in zip(evidence.class_names, by_class, strict=True)
@@ -82,9 +87,9 @@ def _segmentation(evidence: SegmentationEvidence) -> dict[str, float]:
     hits = np.diag(confusion)
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
     scores = {
-        "miou": np.nanmean(iou),
+        "miou": _defined_mean(iou),
         "pixel_acc": hits.sum() / confusion.sum(),
-        "class_acc": np.nanmean(hits / confusion.sum(1)),
+        "class_acc": _defined_mean(hits / confusion.sum(1)),
         **{f"iou/{name}": value for name, value in zip(evidence.class_names, iou, strict=True)},
     }
     if evidence.boundary_f1 is not None and evidence.boundary_bands is not None:
@@ -94,7 +99,7 @@ def _segmentation(evidence: SegmentationEvidence) -> dict[str, float]:
         ]
         bands = evidence.boundary_bands.sum(0)
         boundary_iou = bands[0] / bands[1]
-        scores |= {"bf": np.mean(of_images), "boundary_iou": np.nanmean(boundary_iou)}
+        scores |= {"bf": _defined_mean(np.array(of_images)), "boundary_iou": _defined_mean(boundary_iou)}
         for index, name in enumerate(evidence.class_names):
             values = evidence.boundary_f1[defined[:, index], index]
             scores[f"bf/{name}"] = values.mean() if len(values) else np.nan

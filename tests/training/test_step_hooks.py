@@ -5,6 +5,7 @@ import pytest
 
 from segdet.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint, LastValidation
 from segdet.runs.error_analysis import ErrorAnalysis
+from segdet.runs.evidence_writer import EvidenceWriter
 from segdet.runs.left_out import LeftOut
 from segdet.runs.panels import ImagePanels
 from segdet.runs.record_callback import RunRecorder
@@ -27,6 +28,7 @@ STEP_HOOKS = (
         (LastCheckpoint, {"on_train_batch_start", "on_train_batch_end"}),
         (LastValidation, {"on_train_batch_end"}),
         (ErrorAnalysis, set()),
+        (EvidenceWriter, set()),
         (LeftOut, set()),
         (ImagePanels, set()),
         (RunRecorder, set()),
