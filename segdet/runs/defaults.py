@@ -15,19 +15,21 @@ from segdet.training.optim import DEFAULTS
 _SHOWN = (
     "model.backbone",
     "model.backbone_options",
+    "model.optim.name",
+    "model.optim.lr",
     "data.recipe.size",
     "data.batch_size",
-    "model.optim.lr",
     "trainer.max_epochs",
 )
 """The options that `describe` names; ``config.yaml`` holds all of them."""
 
 
 def choose_network(model_class: type[Task], given: Collection[str]) -> dict[str, Any]:
-    """Choose the arguments of a network that trains from scratch on a CPU, if this machine has no accelerator.
+    """Choose a network and its optimizer for training from scratch on a CPU, if this machine has no accelerator.
 
     The default network of a family is that of its paper or library. It takes up to ten times as long per training step
-    as ``cpu_network``, and the scores after the same time are lower.
+    as ``cpu_network``, and the scores after the same time are lower. The optimizer is Muon, unless the user gave one of
+    its options: it learns more per step than AdamW, and its steps are fast for narrow layers.
 
     Args:
         model_class: The family.
@@ -40,7 +42,10 @@ def choose_network(model_class: type[Task], given: Collection[str]) -> dict[str,
     names = {f"model.{name}" for name in (*model_class.cpu_network, "weights")}
     if hardware() != "cpu" or any(".".join(option.split(".")[:2]) in names for option in given):
         return {}
-    return {f"model.init_args.{name}": value for name, value in model_class.cpu_network.items()}
+    chosen = {f"model.init_args.{name}": value for name, value in model_class.cpu_network.items()}
+    if chosen and not any(option.startswith("model.optim") for option in given):
+        chosen["model.init_args.optim.name"] = "muon"
+    return chosen
 
 
 def choose_defaults(config: Any, model: Task, data: DataModule) -> dict[str, Any]:

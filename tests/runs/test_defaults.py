@@ -24,11 +24,17 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_the_network_for_a_cpu_is_smaller_than_the_default_network(family: type[Task]) -> None:
-    chosen = choose_network(family, {"model.class_path", "data.root", "model.optim.lr"})
+    chosen = choose_network(family, {"model.class_path", "data.root"})
     arguments = {name.removeprefix("model.init_args."): value for name, value in chosen.items()}
+    assert arguments.pop("optim.name") == "muon"
     assert arguments == family.cpu_network
     small, full = family(class_names=["a", "b"], **arguments), family(class_names=["a", "b"])
     assert parameters(small) < parameters(full) / 3
+
+
+def test_a_given_option_of_the_optimizer_keeps_the_default_optimizer() -> None:
+    chosen = choose_network(SSD, {"model.class_path", "model.optim.lr"})
+    assert chosen and "model.init_args.optim.name" not in chosen
 
 
 @pytest.mark.parametrize("option", ["model.width", "model.backbone_options.channels", "model.weights"])
@@ -45,7 +51,7 @@ def test_the_description_names_the_channels_of_the_chosen_network() -> None:
     chosen = choose_network(FCOS, set()) | {"data.init_args.recipe.init_args.size": [240, 320]}
     assert describe(chosen) == (
         "chosen for these data and this CPU: model.backbone_options channels 32-64-128-256, "
-        "data.recipe.size 240x320"
+        "model.optim.name muon, data.recipe.size 240x320"
     )
 
 
@@ -63,6 +69,7 @@ def test_a_training_records_and_keeps_the_chosen_network(
     assert "model.backbone_options channels 4-4-8-8" in capsys.readouterr().err
     arguments = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert (arguments["width"], arguments["backbone_options"]) == (8, {"channels": [4, 4, 8, 8]})
+    assert (arguments["optim"]["name"], arguments["optim"]["lr"]) == ("muon", 2e-3)
     # A test and a resumed training use the network of the checkpoint, even where another one would be chosen.
     monkeypatch.setattr(SSD, "cpu_network", {"width": 16})
     assert main(["test", f"--ckpt_path={run}"]) == 0
