@@ -63,6 +63,7 @@ def _environment() -> "Environment":
         "count": numbers.count,
         "minutes": numbers.minutes,
         "score": numbers.score,
+        "short_count": numbers.short_count,
     }
     environment.globals |= {"json_script": json_script, "page_source": page_source}
     return environment

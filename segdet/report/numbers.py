@@ -1,5 +1,7 @@
 """Numbers as text, the same in Markdown tables and on the HTML page."""
 
+import math
+
 
 def significant(value: float) -> str:
     """Return ``value`` with at least three significant digits: ``0.0123``, ``12.3``, ``1234``."""
@@ -17,5 +19,16 @@ def minutes(seconds: float) -> str:
 
 
 def score(value: float) -> str:
-    """Return a score with three decimals."""
+    """Return a score with three decimals, or a dash for NaN."""
+    if math.isnan(value):
+        return "\u2013"
     return f"{value:.3f}"
+
+
+def short_count(value: float) -> str:
+    """Return a count in at most four characters: ``987``, ``12k``, ``3.4M``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            scaled = value / limit
+            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return f"{value:.0f}"

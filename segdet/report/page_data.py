@@ -49,6 +49,11 @@ class PageData:
     charts: Charts = field(default_factory=Charts)
     refresh: float | None = None
 
+    @property
+    def all_faults(self) -> list[str]:
+        """`faults`, and a line for each file of a run that could not be read so far."""
+        return [*self.faults, *(fault for run in self.runs for fault in dict.fromkeys(run.faults))]
+
     @cached_property
     def groups(self) -> list[RunGroup]:
         """The runs without their seeds: the rows of tables."""

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from segdet.launch.state import read_state
+from segdet.runs.evidence import Evidence, read_evidence
 from segdet.runs.folder_layout import first_provenance
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.errors import UserError
@@ -60,12 +61,14 @@ class RunData:
         folder: The run folder.
         record: The record. A run that has not ended has one with the values that are known so far.
         state: The state in one word, see `segdet.launch.state.Status`.
+        faults: A line for each of its files that cannot be read.
     """
 
     name: str
     folder: Path
     record: Record
     state: str = "finished"
+    faults: list[str] = field(default_factory=list)
 
     @property
     def row(self) -> str:
@@ -96,6 +99,17 @@ class RunData:
     def provenance(self) -> dict[str, Any]:
         """The content of ``provenance.json``, or an empty dict if it is missing or corrupt."""
         return first_provenance(self.folder)
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """The evidence of the test, or None if there is none. A file that cannot be read is added to `faults`."""
+        if self.record.per_image is None:
+            return None
+        try:
+            return read_evidence(self.folder / self.record.per_image)
+        except UserError as error:
+            self.faults.append(str(error))
+            return None
 
     @cached_property
     def curves(self) -> dict[str, Curve]:

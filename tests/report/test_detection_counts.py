@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from random_evidence import random_detections
 
+from segdet.metrics import DetectionScores
 from segdet.report.detection_counts import count_by_score, detection_errors, thresholds
+from segdet.runs.evidence_from_scores import ImageFile, evidence_from_scores
 
 
 @pytest.mark.parametrize("levels", [None, 20])
@@ -42,3 +45,32 @@ def test_the_matches_of_the_evidence_equal_those_of_the_errors():
     counts = count_by_score(evidence, np.array([-1.0]))
     assert counts.correct[0] == detection_errors(evidence).correct.sum() > 0
     assert counts.wrong[0] == (~detection_errors(evidence).correct).sum() > 0
+
+
+def test_counts_from_the_evidence_of_a_metric_equal_its_errors():
+    source = random_detections(5)
+    metric = DetectionScores(source.class_names)
+    for index, image_id in enumerate(source.image_ids.tolist()):
+        mine, objects = source.image == index, source.object_image == index
+        prediction = {"boxes": source.box, "scores": source.score, "labels": source.label.astype(np.int64)}
+        target = {
+            "boxes": source.object_box,
+            "labels": source.object_label.astype(np.int64),
+            "iscrowd": source.object_crowd,
+            "difficult": source.object_difficult,
+        }
+        prediction = {name: torch.from_numpy(values[mine]) for name, values in prediction.items()}
+        target = {name: torch.from_numpy(values[objects]) for name, values in target.items()}
+        metric.update([prediction], [target], [image_id])
+    files = {int(each): ImageFile(str(each), (96, 128)) for each in source.image_ids}
+    evidence = evidence_from_scores(metric, files)
+    errors = metric.errors()
+    grid = thresholds([evidence])
+    counts = count_by_score(evidence, grid)
+    assert grid[counts.best] == errors.best_score()
+    for index in (0, 250, counts.best, 700):
+        shown = errors.detections.scores >= grid[index]
+        correct, objects = (shown & errors.correct).sum(), (~errors.objects.ignored).sum()
+        assert counts.precision[index] == pytest.approx(correct / shown.sum(), abs=1e-12)
+        assert counts.recall[index] == pytest.approx(correct / objects, abs=1e-12)
+    assert detection_errors(evidence).gains() == pytest.approx(errors.gains(), abs=1e-12)

@@ -7,7 +7,15 @@ computes plain values for one template, ``templates/<module>.html.j2``.
 from collections.abc import Callable
 
 from segdet.report.page_data import PageData, Section
-from segdet.report.sections import ladder, results
+from segdet.report.sections import confusion, errors, gallery, ladder, per_class, proposals, results
 
-SECTIONS: tuple[Callable[[PageData], Section | None], ...] = (ladder.section, results.section)
+SECTIONS: tuple[Callable[[PageData], Section | None], ...] = (
+    ladder.section,
+    results.section,
+    per_class.section,
+    errors.section,
+    proposals.section,
+    confusion.section,
+    gallery.section,
+)
 """The functions that build the sections, from top to bottom."""

@@ -1,0 +1,176 @@
+"""The gallery section: its numbers equal the evaluator's, images are embedded once, and names are text."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_evidence import random_detections
+from random_runs import write_run
+
+from segdet.metrics.detection_errors import DetectionErrors
+from segdet.report.detection_counts import detection_errors
+from segdet.report.disagreement import disagreement, image_scores
+from segdet.report.gallery_data import MAX_RUNS
+from segdet.report.page_data import PageData
+from segdet.report.run_data import load_runs
+from segdet.report.sections.gallery import SHOWN, section
+from segdet.runs.evidence import DetectionEvidence
+from segdet.runs.gallery import GALLERY_FOLDER
+
+
+def page_of(folder):
+    runs, faults = load_runs([folder])
+    assert not faults
+    return PageData("page", [folder], runs)
+
+
+class Elements(HTMLParser):
+    """Collects the start tags of a page as (name, attributes)."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(str(html))
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, tag, **attributes):
+        attributes = {name.replace("_", "-"): value for name, value in attributes.items()}
+        return [found for name, found in self.found if name == tag and attributes.items() <= found.items()]
+
+
+def scripts(html):
+    found = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', str(html), re.DOTALL)
+    return [json.loads(each) for each in found]
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detectors")
+    for seed, name in enumerate(("rcnn", "ssd", 'x"><script>alert(1)')):
+        write_run(folder / name, seed=seed, quality=0.4 + 0.2 * seed)
+    page = page_of(folder)
+    return page, section(page)
+
+
+def test_the_numbers_at_each_position_of_the_slider_equal_the_evaluators(detectors):
+    page, found = detectors
+    (data,) = scripts(found.html)
+    for run, values in zip(page.runs, data["runs"], strict=True):
+        errors: DetectionErrors = detection_errors(run.evidence)
+        correct, wrong = np.cumsum(values["correct"]), np.cumsum(values["wrong"])
+        for position in [*range(0, len(data["thresholds"]), 100), values["best"]]:
+            shown = errors.detections.scores >= data["thresholds"][position]
+            assert correct[position] == (shown & errors.correct).sum()
+            assert wrong[position] == (shown & ~errors.correct).sum()
+        assert values["objects"] == (~errors.objects.ignored).sum()
+        assert data["thresholds"][values["best"]] == errors.best_score()
+
+
+def test_the_boxes_of_an_image_are_those_of_the_evidence(detectors):
+    page, found = detectors
+    (data,) = scripts(found.html)
+    items = re.split(r"<li id=", str(found.html))[1:]
+    for item in items:
+        index = int(re.search(r'data-index="(\d+)"', item)[1])
+        panels = re.split(r'<figure class="panel"', item)[1:]
+        for run, panel, values in zip(page.runs, panels, data["runs"], strict=True):
+            evidence = run.evidence
+            mine = (evidence.image == index) & (evidence.match[:, 0] != 2)
+            positions = [int(each) for each in re.findall(r'data-p="(\d+)"', panel)]
+            assert len(positions) == mine.sum()
+            score = detection_errors(evidence).best_score()
+            shown = evidence.score[mine].astype(float) >= score
+            assert sum(position >= values["best"] for position in positions) == shown.sum()
+            correct = (evidence.match[mine, 0] == 1)[shown].sum()
+            assert f"{correct} correct, {shown.sum() - correct} wrong" in panel or "no objects" in panel
+
+
+def test_images_are_ordered_by_disagreement(detectors):
+    page, found = detectors
+    scores = disagreement([image_scores(run.evidence) for run in page.runs])
+    order = [int(each["data-index"]) for each in Elements(found.html).named("li") if "data-number" in each]
+    assert sorted(order) == list(range(6))
+    assert [scores[index] for index in order] == sorted(scores[:6], reverse=True)
+
+
+def test_names_are_text(detectors):
+    page, found = detectors
+    elements = Elements(found.html)
+    kinds = [each.get("type") for each in elements.named("script")]
+    assert kinds.count(None) == 1  # the page's own code
+    assert {run.name for run in page.runs} <= {each.get("data-run") for each in elements.named("tr")}
+    assert "<script>alert" not in found.html
+
+
+def test_each_image_is_embedded_once_and_runs_beyond_the_first_are_hidden(detectors):
+    page, found = detectors
+    assert found.html.count("data:image/jpeg") == 6
+    panels = [each for each in Elements(found.html).named("figure") if "data-run" in each]
+    assert len(panels) == 6 * len(page.runs)
+    assert all("hidden" in each for each in panels if int(each["data-index"]) >= SHOWN)
+
+
+def test_masks_are_shown_for_segmentation_and_boxes_for_localization(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"fcn-{seed}", "segmentation", seed)
+        write_run(tmp_path / f"box-{seed}", "localization", seed)
+    html = section(page_of(tmp_path)).html
+    elements = Elements(html)
+    assert [each["data-task"] for each in elements.named("div", **{"class": "gallery"})] == [
+        "segmentation",
+        "localization",
+    ]
+    assert len(elements.named("image", **{"class": "mask"})) == 6 * (1 + 2)
+    assert not scripts(html)
+    assert "box IoU" in html and "mean IoU" in html
+
+
+def test_runs_of_other_images_have_their_own_gallery_and_runs_without_images_none(tmp_path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, images=30, gallery=5)
+    write_run(tmp_path / "c", seed=1, gallery=0)
+    identifiers = [
+        each["id"] for each in Elements(section(page_of(tmp_path)).html).named("div", data_task="detection")
+    ]
+    assert identifiers == ["gallery-detection", "gallery-detection-2"]
+    assert section(page_of(tmp_path / "c")) is None
+
+
+def test_a_gallery_that_cannot_be_used_is_listed(tmp_path):
+    for seed, name in enumerate("abcd"):
+        write_run(tmp_path / name, "segmentation", seed)
+    (tmp_path / "a" / GALLERY_FOLDER / "3.predicted.png").unlink()
+    (tmp_path / "b" / GALLERY_FOLDER / "0.jpg").write_bytes(b"not an image")
+    index = tmp_path / "c" / GALLERY_FOLDER / "gallery.json"
+    index.write_text(index.read_text().replace('"image_id": 7', '"image_id": 8'))
+    page = page_of(tmp_path)
+    html = section(page).html
+    assert [*{each["data-name"] for each in Elements(html).named("tr") if "data-name" in each}] == ["d"]
+    assert [Path(fault.split(":")[0]).relative_to(tmp_path).as_posix() for fault in page.all_faults] == [
+        "a/per_image/gallery/3.predicted.png",
+        "b/per_image/gallery/0.jpg",
+        "c/per_image/gallery",
+    ]
+    assert all(fault.endswith("; run segdet test again") for fault in page.all_faults)
+
+
+def test_twenty_runs_with_24_large_images_stay_small_and_other_runs_are_named(tmp_path):
+    for seed in range(MAX_RUNS + 1):
+        evidence = random_detections(seed, images=24)
+        repeats = np.repeat(np.arange(len(evidence.image)), 12)
+        values = {
+            name: getattr(evidence, name)[repeats]
+            for name in ("image", "label", "score", "box", "match", "voc_match")
+        }
+        write_run(
+            tmp_path / f"run-{seed:02d}", evidence=DetectionEvidence(**(vars(evidence) | values)), gallery=24
+        )
+    html = section(page_of(tmp_path)).html
+    assert len(html.encode()) < 6_000_000
+    assert f"Left out: run-{MAX_RUNS:02d}." in html
+    assert "run-19" in html
