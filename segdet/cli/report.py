@@ -1,13 +1,21 @@
 """``segdet report``: print the results of runs as Markdown tables, and write them as an HTML page."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdet.report.page import page_of, write_page
+from tqdm import tqdm
+
+from segdet.report.page import page_of, render_page, write_page
+from segdet.report.page_data import PageData
 from segdet.report.table import find_records, table
+from segdet.report.wandb_records import write_records
+from segdet.report.wandb_views import FILE_NAME as VIEW_NAME
+from segdet.report.wandb_views import can_create_views, check_view, create_view, view_of
 from segdet.runs.record import RECORD_NAME
+from segdet.runs.wandb_mode import wandb_mode
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 
@@ -16,13 +24,13 @@ PAGE_NAME = "report.html"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``segdet report DIR... [--output FILE] [--html FILE] [--sort COLUMN]``.
+    """Run ``segdet report DIR... [--output FILE] [--html FILE] [--sort COLUMN] [--wandb]``.
 
     Returns:
         The exit status, always 0. Corrupt and missing records are listed in the output.
 
     Raises:
-        UserError: If a folder does not exist or holds no run.
+        UserError: If a folder does not exist or holds no run, or Weights & Biases cannot be used.
     """
     parser = argparse.ArgumentParser(
         prog="segdet report",
@@ -41,6 +49,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no_html", action="store_true", help="write no HTML page")
     sort_help = "column to sort by: name, a score (such as miou) or a cost (such as ms_per_image)"
     parser.add_argument("--sort", metavar="COLUMN", help=sort_help)
+    wandb_help = "record the runs and the tables on Weights & Biases; offline, in wandb/ beside the page"
+    parser.add_argument("--wandb", action="store_true", help=wandb_help)
+    parser.add_argument("--wandb_project", default="segdet", metavar="NAME", help="the project on W&B")
     arguments = parser.parse_args(argv)
     records, faults = find_records(arguments.folders)
     if not records and not faults:
@@ -51,8 +62,39 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(text)
     else:
         write_text(arguments.output, text)
+    path = arguments.html or arguments.folders[0] / PAGE_NAME
     if not arguments.no_html:
-        path = arguments.html or arguments.folders[0] / PAGE_NAME
         write_page(page_of(arguments.folders), path)
         sys.stderr.write(f"segdet: see {path}\n")
+    if arguments.wandb:
+        _record_on_wandb(page_of(arguments.folders), path.parent, arguments.wandb_project)
     return 0
+
+
+def _record_on_wandb(page: PageData, folder: Path, project: str) -> None:
+    """Record the runs and the tables on Weights & Biases, and create the workspace and the report if it is online.
+
+    Raises:
+        UserError: If Weights & Biases is turned off or cannot be reached.
+    """
+    mode = wandb_mode()
+    if mode == "disabled":
+        raise UserError("--wandb: WANDB_MODE or WANDB_DISABLED turns Weights & Biases off; unset it")
+    with tqdm(total=len(page.runs) + 1, desc="records", leave=False) as bar:
+        tables = write_records(page, render_page(page), folder, project, mode, lambda _: bar.update())
+    counts = f"{len(page.runs)} runs and {len(tables)} tables"
+    view = view_of(page, project, tables)
+    view.write(folder / "wandb" / VIEW_NAME)
+    if mode == "online":
+        sys.stderr.write(f"segdet: recorded {counts} in the project {project}\n")
+    else:
+        files = shlex.quote(str(folder / "wandb")) + "/offline-run-*"
+        sys.stderr.write(f"segdet: recorded {counts} offline; upload them with: wandb sync {files}\n")
+    if not can_create_views():
+        sys.stderr.write(f"segdet: pip install 'segdet[wandb-workspaces]' for the {view}\n")
+    elif mode == "online":
+        sys.stderr.write("".join(f"segdet: see {address}\n" for address in create_view(view)))
+    else:
+        check_view(view)
+        described = folder / "wandb" / VIEW_NAME
+        sys.stderr.write(f"segdet: with an account, --wandb also creates the {view}; see {described}\n")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from segdet.runs.loggers import MetricsFile, choose_mode, has_account, wandb_logger, wandb_mode
+from segdet.runs.loggers import MetricsFile, choose_mode, wandb_logger
+from segdet.runs.wandb_mode import has_account, wandb_mode
 from segdet.util.errors import UserError
 
 

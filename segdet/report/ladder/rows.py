@@ -8,7 +8,7 @@ from typing import Any
 
 from segdet.report import numbers
 from segdet.report.ladder.rungs import TASKS, Rung, rung_of
-from segdet.report.run_data import SCORES, RunGroup
+from segdet.report.run_data import SCORES, RunData, RunGroup
 
 DASH = "–"  # noqa: RUF001  an en dash: the value was not measured
 
@@ -159,7 +159,9 @@ def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[Ladde
         task: The task.
         split: The split of the scores, ``test`` or ``val``.
     """
-    rungs = [(rung_of(task, g.record.model, model_settings(g), g.record.description), g) for g in groups]
+    rungs = [
+        (rung_of(task, g.record.model, settings_of_model(g.runs[0]), g.record.description), g) for g in groups
+    ]
     rungs.sort(key=lambda pair: pair[0].order)
     rows: list[LadderRow] = []
     for rung, group in rungs:
@@ -173,9 +175,9 @@ def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[Ladde
     return rows
 
 
-def model_settings(group: RunGroup) -> dict[str, Any]:
+def settings_of_model(run: RunData) -> dict[str, Any]:
     """Return the options of the model of a run."""
-    model = group.runs[0].config.get("model")
+    model = run.config.get("model")
     arguments = model.get("init_args") if isinstance(model, Mapping) else None
     return dict(arguments) if isinstance(arguments, Mapping) else {}
 
@@ -184,7 +186,10 @@ def _distinct_settings(group: RunGroup, same: Sequence[RunGroup]) -> str:
     """Return the options of the model in which a run differs from the others of its rung."""
     if len(same) == 1:
         return ""
-    own, all_settings = _flat(model_settings(group)), [_flat(model_settings(other)) for other in same]
+    own, all_settings = (
+        _flat(settings_of_model(group.runs[0])),
+        [_flat(settings_of_model(other.runs[0])) for other in same],
+    )
     names = {name for settings in all_settings for name in settings}
     differing = sorted(name for name in names if len({str(s.get(name)) for s in all_settings}) > 1)
     return ", ".join(f"{name} {_shown(own.get(name))}" for name in differing)
