@@ -19,6 +19,7 @@ LAYERS = [
     {"report"},
     {"explain"},
     {"launch"},
+    {"profiling"},
     {"runs"},
     {"segmentation", "localization", "detection"},
     {"task"},

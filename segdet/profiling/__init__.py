@@ -1,0 +1,1 @@
+"""The cost of a model in detail: FLOPs, memory, latency, throughput, and the time of each stage of a prediction."""
