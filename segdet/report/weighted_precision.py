@@ -13,11 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segdet.runs.evidence import CORRECT, IGNORED
 from segdet.util.cores import usable_cores
 from segdet.util.numba_compile import compiled
-
-WRONG, CORRECT, IGNORED = range(3)
-"""The codes of a detection's match."""
 
 _EPSILON = float(np.spacing(1))
 """pycocotools adds this number to the denominators of precisions."""
