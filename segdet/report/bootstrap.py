@@ -153,7 +153,11 @@ def _segmentation(evidence: SegmentationEvidence, weights: np.ndarray) -> dict[s
     """Return the scores of one confusion matrix per resample, and the boundary scores where there are any."""
     shape = len(evidence.class_names), len(evidence)
     correct = np.where(evidence.truth == evidence.predicted, evidence.pixels, 0)
-    columns = (evidence.truth, correct), (evidence.truth, evidence.pixels), (evidence.predicted, evidence.pixels)
+    columns = (
+        (evidence.truth, correct),
+        (evidence.truth, evidence.pixels),
+        (evidence.predicted, evidence.pixels),
+    )
     hits, targets, predictions = (
         _weighted_sums(weights, _counts(index.astype(np.int64), evidence.image, values, shape))
         for index, values in columns
@@ -172,7 +176,9 @@ def _segmentation(evidence: SegmentationEvidence, weights: np.ndarray) -> dict[s
         means = sums / _weighted_sums(weights, defined.astype(np.float64))
         scores |= {"bf": means[:, -1]} | _by_class("bf", evidence.class_names, means)
     if (bands := evidence.boundary_bands) is not None:
-        intersection, union = (_weighted_sums(weights, bands[:, side].T.astype(np.float64)) for side in range(2))
+        intersection, union = (
+            _weighted_sums(weights, bands[:, side].T.astype(np.float64)) for side in range(2)
+        )
         iou = intersection / union
         scores |= {"boundary_iou": _mean(iou)} | _by_class("boundary_iou", evidence.class_names, iou)
     return scores

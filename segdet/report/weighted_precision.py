@@ -241,7 +241,14 @@ def weighted_precision(
     def fill(start: int) -> None:
         rows = slice(start, start + _CHUNK)
         _accumulate(
-            weights[rows], objects[rows], recalls, *arrays, coco_rules, longest, at_recalls[rows], at_hits[rows]
+            weights[rows],
+            objects[rows],
+            recalls,
+            *arrays,
+            coco_rules,
+            longest,
+            at_recalls[rows],
+            at_hits[rows],
         )
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # the compiled function releases the GIL
