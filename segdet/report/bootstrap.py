@@ -132,7 +132,7 @@ def _detection(evidence: DetectionEvidence, weights: np.ndarray) -> dict[str, np
     if (evidence.object_area > _LARGEST_AREA).any():  # COCO ignores these objects, VOC does not
         objects = objects_of(~ignored & (evidence.object_area <= _LARGEST_AREA))
         coco, _, _ = weighted_precision(ranked, objects, weights, voc_rules=1)
-    scores = {}
+    scores: dict[str, np.ndarray] = {}
     for prefix, first in zip(("", "mask_"), range(0, coco.shape[2], len(IOUS)), strict=False):
         precision = coco[..., first : first + len(IOUS)]
         by_class = precision.mean(2)

@@ -110,7 +110,7 @@ def _runs_of(ranked: RankedMatches, classes: int) -> _Runs:
 
 
 @compiled
-def _sums(  # type: ignore[no-untyped-def]  # pragma: no cover (compiled)
+def _sums(  # pragma: no cover (compiled)
     multiplicity, cumulated, first, run_image, run_length,
     hit_from, hit_to, hit_run, hit_counted, place_first, place,
     ignored_from, ignored_to, ignored_run, ignored_count,
@@ -165,7 +165,7 @@ def _sums(  # type: ignore[no-untyped-def]  # pragma: no cover (compiled)
 
 
 @compiled
-def _accumulate(  # type: ignore[no-untyped-def]  # pragma: no cover (compiled)
+def _accumulate(  # pragma: no cover (compiled)
     multiplicities, objects, recalls, first, run_image, run_length,
     hit_first, hit_run, hit_counted, place_first, place, ignored_first, ignored_run, ignored_count,
     coco_rules, longest, at_recalls, at_hits,
