@@ -20,11 +20,15 @@ from segdet.report.ladder.rows import COLUMNS, Ladder, ladders_of, settings_of_m
 from segdet.report.ladder.rungs import rung_of
 from segdet.report.page_data import PageData
 from segdet.report.run_data import SCORES, RunData
+from segdet.report.wandb_gallery import WandbGallery, wandb_galleries
 from segdet.runs.record import to_json
 from segdet.util.errors import UserError
 
 STEP = "trainer/global_step"
 """The x-axis of curves, as in the records that Lightning's logger writes."""
+
+IMAGES = "test/images"
+"""The key of the gallery images in the record of a run."""
 
 PER_CLASS = ("ap", "iou")
 """The scores that are logged for each class, ``test/ap/<class>`` and ``test/iou/<class>``."""
@@ -69,16 +73,18 @@ def write_records(
     Raises:
         UserError: If Weights & Biases refuses or does not respond.
     """
+    galleries = wandb_galleries(page)
+    pictures = {name: images for gallery in galleries for name, images in gallery.pictures.items()}
     for run in page.runs:
-        _write_run(run, folder, project, mode)
+        _write_run(run, pictures.get(run.name, []), folder, project, mode)
         progress(run.name)
-    tables = tables_of(page)
+    tables = tables_of(page, galleries)
     _write_tables(page, tables, html, folder, project, mode)
     progress("tables")
     return [table.name for table in tables]
 
 
-def _write_run(run: RunData, folder: Path, project: str, mode: str) -> None:
+def _write_run(run: RunData, pictures: Sequence[Any], folder: Path, project: str, mode: str) -> None:
     record = run.record
     settings = settings_of_model(run)
     labels = rung_of(record.task, record.model, settings, record.description).labels
@@ -93,6 +99,8 @@ def _write_run(run: RunData, folder: Path, project: str, mode: str) -> None:
         out.define_metric("*", step_metric=STEP)
         for step, values in _history(run):
             out.log(values | {STEP: step})
+        if pictures:
+            out.log({IMAGES: list(pictures), STEP: max(record.steps - 1, 0)})
         costs = {
             f"cost/{name}": value
             for name, value in asdict(record.cost).items()
@@ -176,11 +184,12 @@ def _identifier(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def tables_of(page: PageData) -> list[Table]:
-    """Return the tables of a page. Tables without rows are left out."""
+def tables_of(page: PageData, galleries: Sequence[WandbGallery] = ()) -> list[Table]:
+    """Return the tables of a page and of its galleries. Tables without rows are left out."""
     tables = [_ladder_table(ladder) for ladder in ladders_of(page.groups, page.split_of)]
     tables += [_runs_table(page, task) for task in page.tasks]
     tables += [_class_table(page), _stage_table(page), _error_table(page)]
+    tables += [_gallery_table(gallery) for gallery in galleries]
     names = [table.name for table in tables]
     numbered = []
     for position, table in enumerate(tables):
@@ -261,6 +270,14 @@ def _error_table(page: PageData) -> Table:
     prefix = "test/dap_"
     rows = _matching(page.runs, prefix)
     return Table("errors", ["run", "error", "gain of map_50"], rows)
+
+
+def _gallery_table(gallery: WandbGallery) -> Table:
+    rows = [
+        [name, disagreement, *(images[at] for images in gallery.pictures.values())]
+        for at, (name, disagreement) in enumerate(zip(gallery.names, gallery.disagreement, strict=True))
+    ]
+    return Table(f"gallery/{gallery.task}", ["image", "disagreement", *gallery.pictures], rows)
 
 
 def _matching(runs: Iterable[RunData], prefix: str) -> list[list[Any]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from segdet.report.ladder.rungs import RUNGS
 from segdet.report.page_data import PageData
 from segdet.report.run_data import SCORES
-from segdet.report.wandb_records import STEP
+from segdet.report.wandb_records import IMAGES, STEP
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 
@@ -27,13 +27,13 @@ class Panel:
     """A panel.
 
     Attributes:
-        kind: The kind of chart. ``bar`` and ``line`` average the runs of a rung.
-        metric: The metric; for ``table``, the name of the table.
+        kind: The kind of panel. ``bar`` and ``line`` average the runs of a rung, ``media`` shows the images of runs.
+        metric: The metric; for ``table``, the name of the table; for ``media``, that of the images.
         x: The metric of the x-axis, for ``scatter`` and ``line``.
         title: The heading.
     """
 
-    kind: Literal["bar", "line", "scatter", "table"]
+    kind: Literal["bar", "line", "scatter", "table", "media"]
     metric: str
     x: str = ""
     title: str = ""
@@ -105,9 +105,15 @@ def view_of(page: PageData, project: str, tables: list[str]) -> View:
             Panel("line", best, STEP, f"{best} by step"),
             Panel("line", "train/loss", STEP, "loss by step"),
         ]
-        panels += [Panel("table", name, title=name) for name in tables if name.startswith(f"runs/{task}")]
+        panels += [
+            Panel("table", name, title=name)
+            for name in tables
+            if name.startswith((f"runs/{task}", f"gallery/{task}"))
+        ]
+        if f"gallery/{task}" in tables:
+            panels.append(Panel("media", IMAGES, title="test images"))
         sections.append(PanelSection(task.capitalize(), "\n".join(ideas), panels))
-    rest = [name for name in tables if not name.startswith(("ladder/", "runs/"))]
+    rest = [name for name in tables if not name.startswith(("ladder/", "runs/", "gallery/"))]
     if rest:
         sections.append(PanelSection("Details", "", [Panel("table", name, title=name) for name in rest]))
     return View(project, f"segdet: {page.title}"[:128], sections)
@@ -162,6 +168,8 @@ def _panels(panels: list[Panel]) -> list[Any]:
     for panel in panels:
         if panel.kind == "table":
             built.append(wr.WeavePanelSummaryTable(table_name=panel.metric))
+        elif panel.kind == "media":
+            built.append(wr.MediaBrowser(title=panel.title, media_keys=[panel.metric]))
         elif panel.kind == "bar":
             built.append(wr.BarPlot(title=panel.title, metrics=[panel.metric], groupby="config.rung"))
         elif panel.kind == "line":
