@@ -19,7 +19,7 @@ from segdet.report.run_data import SCORES, RunData
 from segdet.runs.evidence import DetectionEvidence, Evidence, LocalizationEvidence, SegmentationEvidence
 from segdet.runs.gallery import GALLERY_FOLDER, GalleryImage, read_gallery
 from segdet.util.background import has_background
-from segdet.util.colours import mask_colours
+from segdet.util.colours import distinct_colours
 from segdet.util.errors import UserError
 
 MAX_RUNS = 20
@@ -32,6 +32,7 @@ _BYTES = {"image": 1_000_000, "mask": 3_500_000}
 """The bytes of all images and of all masks of a gallery. Larger pictures are made smaller."""
 
 _IGNORED_VALUE = 255
+_WRONG_COLOUR = (255, 90, 31)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Panel:
         score: The score of the image: see `segdet.report.disagreement.image_scores`.
         boxes: The predicted boxes, by descending score.
         mask: The data URI of the predicted mask, or None.
+        wrong: The data URI of a mask of the wrong pixels, or None.
         left_out: The position of the highest-scoring box that is left out, -1 if all are shown.
         note: A sentence about the prediction, for tasks without a threshold.
     """
@@ -70,6 +72,7 @@ class Panel:
     score: float
     boxes: list[Box] = field(default_factory=list)
     mask: str | None = None
+    wrong: str | None = None
     left_out: int = -1
     note: str = ""
 
@@ -215,7 +218,9 @@ def gallery_of(group: GalleryGroup) -> Gallery:
         panels = []
         for run, evidence in enumerate(group.evidences):
             panel = _panel(evidence, int(rows[run][at]), image.scale, float(scores[run][at]), grid, limit)
-            panels.append(panel if masks is None else replace(panel, mask=masks.predicted(run, at)))
+            if masks is not None:
+                panel = replace(panel, mask=masks.predicted(run, at), wrong=masks.wrong(run, at))
+            panels.append(panel)
         index = int(rows[0][at])
         shown.append(
             ImagePanels(
@@ -331,46 +336,63 @@ class _Masks:
     def __init__(self, group: GalleryGroup) -> None:
         self.group = group
         self.class_names = group.evidences[0].class_names
-        self.colours = mask_colours(self.class_names)
-        self.opacity = np.full(256, 255, np.uint8)
-        self.opacity[_IGNORED_VALUE] = 0
-        if has_background(self.class_names):
-            self.opacity[0] = 0
+        self.first = int(has_background(self.class_names))  # the first class with a colour
+        self.colours = np.zeros((256, 3), np.uint8)
+        count = len(self.class_names) - self.first
+        self.colours[self.first : len(self.class_names)] = distinct_colours(count)
+        self.opacity = np.zeros(256, np.uint8)
+        self.opacity[self.first : len(self.class_names)] = 255
         self.longest = 0
         for self.longest in (640, 480, 320, 240, 160):
-            total = sum(len(self._encode(0, image.truth)) for image in group.images) * (len(group.runs) + 1)
-            if total <= _BYTES["mask"]:
+            total = sum(len(self._encode(self._values(0, image.truth))) for image in group.images)
+            if total * (2 * len(group.runs) + 1) <= _BYTES["mask"]:
                 break
 
     def truth(self, at: int) -> str:
         """Return the annotated mask of the image with this index in the gallery."""
-        return _uri(self._encode(0, self.group.images[at].truth), "png")
+        return _uri(self._encode(self._values(0, self.group.images[at].truth)), "png")
 
     def predicted(self, run: int, at: int) -> str:
         """Return the mask that a run predicted."""
-        return _uri(self._encode(run, self.group.images[at].predicted), "png")
+        return _uri(self._encode(self._values(run, self.group.images[at].predicted)), "png")
+
+    def wrong(self, run: int, at: int) -> str:
+        """Return a mask of the pixels with a wrong class. Ignored pixels are not wrong."""
+        image = self.group.images[at]
+        truth, predicted = self._values(0, image.truth), self._values(run, image.predicted)
+        wrong = (truth != predicted) & (truth != _IGNORED_VALUE)
+        mask = Image.fromarray(wrong.astype(np.uint8), "P")
+        mask.putpalette([0, 0, 0, *_WRONG_COLOUR])
+        return _uri(_png(mask, bytes([0, 255])), "png")
 
     def legend(self) -> list[tuple[str, str]]:
         """Return the name and the colour of each class except the background."""
-        start = int(has_background(self.class_names))
         return [
             (name, "#{:02x}{:02x}{:02x}".format(*self.colours[value].tolist()))
             for value, name in enumerate(self.class_names)
-            if value >= start
+            if value >= self.first
         ]
 
-    def _encode(self, run: int, name: str) -> bytes:
+    def _values(self, run: int, name: str) -> np.ndarray:
+        """Return a mask of at most the length ``longest``: uint8 ``[h, w]``."""
         with Image.open(io.BytesIO(self.group.read(run, name))) as opened:
-            values = np.asarray(opened)
-        mask = Image.fromarray(values.astype(np.uint8), "P")
+            mask = Image.fromarray(np.asarray(opened).astype(np.uint8))
         if max(mask.size) > self.longest:
             factor = self.longest / max(mask.size)
             width, height = (max(round(side * factor), 1) for side in mask.size)
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
+        return np.asarray(mask)
+
+    def _encode(self, values: np.ndarray) -> bytes:
+        mask = Image.fromarray(values, "P")
         mask.putpalette(self.colours.tobytes())
-        stream = io.BytesIO()
-        mask.save(stream, "PNG", optimize=True, transparency=self.opacity.tobytes())
-        return stream.getvalue()
+        return _png(mask, self.opacity.tobytes())
+
+
+def _png(mask: Image.Image, opacity: bytes) -> bytes:
+    stream = io.BytesIO()
+    mask.save(stream, "PNG", optimize=True, transparency=opacity)
+    return stream.getvalue()
 
 
 def _uri(content: bytes, kind: str) -> str:

@@ -9,6 +9,10 @@ from segdet.util.background import has_background
 
 Colour = tuple[int, int, int]
 
+_OKABE_ITO: tuple[Colour, ...] = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+
 # The colours differ from each other and from skin, sky and foliage, and are legible on dark and bright images.
 _BOX_COLOURS: tuple[Colour, ...] = (
     (255, 64, 80), (48, 162, 255), (255, 196, 32), (64, 210, 110), (196, 92, 255), (255, 132, 36),
@@ -42,6 +46,15 @@ def class_colour(label: int) -> Colour:
     pixel = np.array([[[round(hue * 180) % 180, saturation, value]]], np.uint8)
     red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
     return red, green, blue
+
+
+def distinct_colours(count: int) -> np.ndarray:
+    """Return ``count`` colours, uint8 ``[count, 3]`` RGB: those of Okabe and Ito, then `class_colour`.
+
+    Source: Okabe and Ito, Color Universal Design (2008). All common forms of colour blindness distinguish the first 7.
+    """
+    colours = [*_OKABE_ITO[:count], *(class_colour(label) for label in range(1, count - len(_OKABE_ITO) + 1))]
+    return np.array(colours, np.uint8).reshape(-1, 3)
 
 
 def mask_colours(names: Sequence[str]) -> np.ndarray:

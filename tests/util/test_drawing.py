@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segdet.util.colours import class_colour, mask_colours, voc_palette
+from segdet.util.colours import class_colour, distinct_colours, mask_colours, voc_palette
 from segdet.util.drawing import draw_boxes, draw_legend, draw_mask, draw_matrix, draw_sheet, mask_legend
 
 GREY = np.full((120, 160, 3), 128, np.uint8)
@@ -160,3 +160,12 @@ def test_a_sheet_contains_every_image():
         assert (page == image[0, 0]).all(axis=2).sum() >= 0.9 * min(image.shape[0], 150) * 50, i
     with pytest.raises(ValueError, match="1 images with 2 titles"):
         draw_sheet(images[:1], ["a", "b"])
+
+
+def test_distinct_colours_differ():
+    colours = distinct_colours(40).astype(int)
+    assert colours.shape == (40, 3)
+    distances = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(40, dtype=int)
+    assert distances.min() > 0
+    assert distances[:7, :7].min() > 80
+    assert distinct_colours(0).shape == (0, 3)

@@ -34,7 +34,7 @@
     event.preventDefault();
     follow(link);
   });
-  menu.closest("label").hidden = false;
+  menu.closest("label").hidden = matrices.length === 1;
   menu.addEventListener("change", () => show(menu.value));
   document.addEventListener("segdet:select", (event) => {
     const run = event.detail.run;

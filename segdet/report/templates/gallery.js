@@ -46,6 +46,13 @@
       select(root, ".gallery-filter button").addEventListener("click", () => this.setFilter(null));
       const labels = select(root, ".labels");
       if (labels) labels.addEventListener("change", () => root.classList.toggle("without-labels", !labels.checked));
+      const masks = select(root, ".masks");
+      if (masks) {
+        masks.addEventListener("change", () => {
+          root.classList.toggle("wrong-masks", masks.value === "wrong");
+          root.classList.toggle("no-masks", masks.value === "none");
+        });
+      }
       const opacity = select(root, ".opacity");
       if (opacity) {
         opacity.addEventListener("input", () => root.style.setProperty("--mask-opacity", opacity.value / 100));
@@ -65,6 +72,7 @@
     showRuns() {
       const shown = new Set(this.rows.filter((row) => select(row, "input").checked).map((row) => row.dataset.index));
       for (const panel of selectAll(this.root, ".panel[data-run]")) panel.hidden = !shown.has(panel.dataset.index);
+      this.root.style.setProperty("--panels", shown.size + 1);
       this.update();
     }
 
@@ -243,6 +251,8 @@
       const { panel, gallery } = this;
       const svg = select(panel, "svg").cloneNode(true);
       this.stage.replaceChildren(svg);
+      this.stage.className = `stage ${gallery.root.className.replace("gallery", "")}`;
+      this.stage.style.cssText = gallery.root.style.cssText;
       this.scale();
       const name = panel.closest("li").dataset.name;
       select(this.dialog, "header strong").textContent = `${panel.dataset.name || "Annotation"} · ${name}`;

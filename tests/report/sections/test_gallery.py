@@ -1,5 +1,7 @@
 """The gallery section: its numbers equal the evaluator's, images are embedded once, and names are text."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from random_evidence import random_detections
 from random_runs import write_run
 
@@ -125,9 +128,23 @@ def test_masks_are_shown_for_segmentation_and_boxes_for_localization(tmp_path):
         "segmentation",
         "localization",
     ]
-    assert len(elements.named("image", **{"class": "mask"})) == 6 * (1 + 2)
+    assert len(elements.named("image", **{"class": "mask classes"})) == 6 * (1 + 2)
+    assert len(elements.named("image", **{"class": "mask wrong-pixels"})) == 6 * 2
     assert not scripts(html)
     assert "box IoU" in html and "mean IoU" in html
+
+
+def test_wrong_pixels_are_those_that_differ_from_the_annotation(tmp_path):
+    write_run(tmp_path / "fcn", "segmentation")
+    html = str(section(page_of(tmp_path)).html)
+    item = html[html.index('data-name="images/002.jpg"') :]
+    uri = re.search(r'class="mask wrong-pixels"[^>]*href="data:image/png;base64,([^"]*)"', item)[1]
+    with Image.open(io.BytesIO(base64.b64decode(uri))) as picture:
+        wrong = np.asarray(picture.convert("RGBA"))[..., 3] > 0
+    folder = tmp_path / "fcn" / GALLERY_FOLDER
+    truth, predicted = (np.asarray(Image.open(folder / f"2.{kind}.png")) for kind in ("truth", "predicted"))
+    assert 0 < wrong.mean() < 1
+    np.testing.assert_array_equal(wrong, truth != predicted)
 
 
 def test_runs_of_other_images_have_their_own_gallery_and_runs_without_images_none(tmp_path):
