@@ -22,12 +22,14 @@ from segdet.cli.main import main
 from segdet.data import Plain, ScaleJitter, ShapesDataModule, VOCDataModule
 from segdet.data.images import read_image
 from segdet.data.shapes.make import make_shapes
+from segdet.data.survey import Survey, survey
 from segdet.detection import SSD, FastRCNN
 from segdet.proposals import UniformWindows
 from segdet.segmentation import FCN, SMP
 from segdet.task import Task
 from segdet.training.ema import EMA
 from segdet.training.optim import Optimization
+from segdet.util.distributed import rank
 from segdet.util.errors import UserError
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -318,7 +320,15 @@ class Draws(L.Callback):
             stream.writelines(f"{source.path.name}\n" for source in batch.sources)
 
 
-def test_two_processes_of_a_plain_trainer_share_the_data_once(voc: Path, tmp_path: Path) -> None:
+def test_two_processes_of_a_plain_trainer_share_the_data_once(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded_survey(*arguments: Any) -> Survey:
+        with (tmp_path / "surveys").open("a") as stream:
+            stream.write(f"{rank()}\n")
+        return survey(*arguments)
+
+    monkeypatch.setattr("segdet.data.base.survey", recorded_survey)
     data = VOCDataModule(voc, recipe=Plain((64, 96)), batch_size=2, num_workers=0)
     model = SSD(data.class_names, category_ids=data.category_ids, backbone="test_resnet", width=8)
     trainer = plain_trainer(
@@ -330,6 +340,7 @@ def test_two_processes_of_a_plain_trainer_share_the_data_once(voc: Path, tmp_pat
         drawn = [(tmp_path / f"{subset}{rank}").read_text().split() for rank in (0, 1)]
         assert len(drawn[0]) == len(drawn[1]) == count / 2
         assert len({*drawn[0], *drawn[1]}) == count
+    assert (tmp_path / "surveys").read_text().split() == ["0", "0"]  # of two subsets
 
 
 def test_mistakes_name_the_argument(voc: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from segdet.data.survey import Survey, refuse_unusable, shared_images, survey
 from segdet.data.transforms import Plain, Recipe, Size
 from segdet.data.worker_signals import leave_signals_to_parent
 from segdet.util.cores import usable_cores
+from segdet.util.distributed import run_on_rank_0
 from segdet.util.errors import BadSample, UserError, check_choice, check_range
 from segdet.util.seeds import global_seed
 
@@ -395,7 +397,8 @@ def _report_annotations(data: DataModule, subset: Subset, stage: str) -> None:
     if subset in data.surveys:
         return
     earlier = [fault for each in data.surveys.values() for fault in each.faults]
-    found = data.surveys[subset] = survey(dataset, subset, earlier)
+    check = partial(survey, dataset, subset, earlier)
+    found = data.surveys[subset] = check() if data.trainer is None else run_on_rank_0(check)
     first = data.trainer is None or data.trainer.is_global_zero
     if first:
         sys.stderr.writelines(

@@ -19,6 +19,8 @@ RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"
 """The variable in which rank 0 passes the run's folder to the processes that it starts."""
 
+T = TypeVar("T")
+
 TIMEOUT = timedelta(days=7)
 """The maximum time that processes wait for each other's work."""
 
@@ -105,9 +107,7 @@ def run_on_all_ranks(work: Callable[[], None]) -> None:
     import torch.distributed as dist
 
     failure: Exception | None = None
-    group: dist.ProcessGroup | None = None
-    if world_size() > 1 and _is_initialized():
-        group = dist.new_group(backend="gloo", timeout=TIMEOUT)  # type: ignore[assignment]  # every rank is a member
+    group = _waiting_group()
     try:
         work()
     except Exception as error:
@@ -117,4 +117,47 @@ def run_on_all_ranks(work: Callable[[], None]) -> None:
         dist.all_reduce(succeeded, dist.ReduceOp.MIN, group=group)
         dist.destroy_process_group(group)
     if not succeeded:
-        raise failure or UserError("another process failed; fix the error that it reports and resume the run")
+        raise failure or _failed_elsewhere()
+
+
+def run_on_rank_0(work: Callable[[], T]) -> T:
+    """Run ``work`` in the first process of the run, and return its result in all processes, which wait for it.
+
+    Args:
+        work: The function. Its result must be picklable.
+
+    Raises:
+        Exception: The exception of ``work``, in the first process.
+        UserError: If ``work`` failed, in the other processes.
+    """
+    import torch.distributed as dist
+
+    group = _waiting_group()
+    if group is None:
+        return work()
+    failure: Exception | None = None
+    result: list[Any] = [False, None]
+    if rank() == 0:
+        try:
+            result = [True, work()]
+        except Exception as error:
+            failure = error
+    dist.broadcast_object_list(result, src=0, group=group)
+    dist.destroy_process_group(group)
+    succeeded, value = result
+    if not succeeded:
+        raise failure or _failed_elsewhere()
+    return value
+
+
+def _waiting_group() -> Any:
+    """Return a process group of all processes with the timeout `TIMEOUT`; None for a single process."""
+    import torch.distributed as dist
+
+    if world_size() == 1 or not _is_initialized():
+        return None
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
+def _failed_elsewhere() -> UserError:
+    return UserError("another process failed; fix the error that it reports and resume the run")

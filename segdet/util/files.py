@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def write_atomically(
     The temporary name is unique, so several processes and machines may write the same file at once: the last
     rename takes effect. After an exception ``path`` is unchanged and the temporary file is removed.
 
+    A device or pipe such as ``/dev/null`` or ``/dev/stdout`` is not replaced; the content is written to it at the end.
+
     Args:
         path: The file to write.
         fix: The advice that ends the error message.
@@ -48,6 +51,13 @@ def write_atomically(
     Raises:
         UserError: If the block or the rename raises an `OSError`, or the guard of the folder does not permit the write.
     """
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            content = Path(folder) / path.name
+            yield content
+            with open_to_append(path) as stream:
+                stream.buffer.write(content.read_bytes())
+        return
     guard = guard_of(path)
     temporary = _hidden_beside(path, "tmp")
     if guard is not None and _is_on_same_disk(path.parent, guard.staging):
@@ -169,6 +179,13 @@ def _remove_stale_once(folder: Path, pattern: str) -> None:
 def _hidden_beside(path: Path, suffix: str) -> Path:
     """Return a new hidden path beside ``path``, with the name of this machine, by which leftovers are recognized."""
     return path.with_name(f".{path.name}.{machine()}-{uuid.uuid4().hex[:12]}.{suffix}")
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether a path is a device or pipe, or a link to a file that this process has open."""
+    if path.is_symlink() and str(path.readlink()).startswith("/proc/"):  # /dev/stdout
+        return True
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @lru_cache

@@ -7,7 +7,14 @@ import pytest
 import torch
 from two_processes import other_process, process_of_two
 
-from segdet.util.distributed import is_launched, rank, run_on_all_ranks, under_torchrun, world_size
+from segdet.util.distributed import (
+    is_launched,
+    rank,
+    run_on_all_ranks,
+    run_on_rank_0,
+    under_torchrun,
+    world_size,
+)
 from segdet.util.errors import UserError
 
 TIMEOUT = 3.0
@@ -37,6 +44,16 @@ def _work(rank: int, folder: Path) -> list[str]:
             except (ValueError, UserError) as error:
                 seen.append(f"{type(error).__name__} {error}")
         run_on_all_ranks(lambda: seen.append("continued"))
+
+        def compute() -> str:
+            time.sleep(1.5 * TIMEOUT)
+            return f"value of rank {rank}"
+
+        seen.append(run_on_rank_0(compute))
+        try:
+            run_on_rank_0(lambda: fail(0))
+        except (ValueError, UserError) as error:
+            seen.append(f"{type(error).__name__} {error}")
         sum_ = torch.ones(1)
         torch.distributed.all_reduce(sum_)  # the default process group still works
         seen.append(f"{sum_.item():.0f}")
@@ -51,9 +68,12 @@ def test_a_rank_may_be_slower_than_the_timeout_of_the_group(tmp_path: Path) -> N
     with other_process(_other, tmp_path, 60):
         first = _work(0, tmp_path)
     message = "UserError another process failed; fix the error that it reports and resume the run"
-    assert first == ["done", "ValueError rank 0 failed", message, "continued", "2"]
+    value = "value of rank 0"
+    assert first == [
+        "done", "ValueError rank 0 failed", message, "continued", value, "ValueError rank 0 failed", "2",
+    ]  # fmt: skip
     assert (tmp_path / "other.txt").read_text().splitlines() == [
-        "done", message, "ValueError rank 1 failed", "continued", "2",
+        "done", message, "ValueError rank 1 failed", "continued", value, message, "2",
     ]  # fmt: skip
 
 
@@ -61,6 +81,7 @@ def test_a_single_process_needs_no_process_group() -> None:
     finished: list[int] = []
     run_on_all_ranks(lambda: finished.append(1))
     assert finished == [1]
+    assert run_on_rank_0(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         run_on_all_ranks(lambda: finished.append(1 // 0))
 

@@ -36,6 +36,31 @@ def test_appending_to_a_full_disk_is_one_line() -> None:
         stream.write("row\n")
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_or_device_is_written_and_not_replaced(linked: bool, tmp_path: Path) -> None:
+    pipe, path = tmp_path / "pipe", tmp_path / ("link" if linked else "pipe")
+    os.mkfifo(pipe)
+    if linked:
+        path.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        write_text(path, "a table\n")
+        assert os.read(reader, 100) == b"a table\n"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and path.is_symlink() == linked
+
+
+def test_the_link_to_an_open_file_is_not_replaced(tmp_path: Path) -> None:
+    """/dev/stdout is such a link."""
+    with (tmp_path / "output").open("w") as stream:
+        link = tmp_path / "stdout"
+        link.symlink_to(f"/proc/self/fd/{stream.fileno()}")
+        write_text(link, "a table\n")
+        assert link.is_symlink()
+    assert (tmp_path / "output").read_text() == "a table\n"
+
+
 def test_a_failed_write_leaves_the_earlier_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_text(path, "first\n")
