@@ -86,7 +86,8 @@ def test_the_script_of_readme_has_the_scores_of_the_command(
     assert set(names["prediction"]) == {"boxes", "scores", "labels"}
 
     options = [
-        "--model=SSD", "--data=VOCDataModule", "--data.root=data/voc", "--data.test=[test]",
+        "--model=SSD", "--model.width=128",  # otherwise the command chooses a smaller network on a CPU
+        "--data=VOCDataModule", "--data.root=data/voc", "--data.test=[test]",
         "--data.recipe=SSDAugmentation", "--data.recipe.size=[300, 300]", "--trainer.max_epochs=2",
         "--run_dir=run", "--trainer.accelerator=cpu",
     ]  # fmt: skip
