@@ -19,8 +19,6 @@ RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 RUN_DIR_VARIABLE = "SEGDET_RUN_DIR"
 """The variable in which rank 0 passes the run's folder to the processes that it starts."""
 
-T = TypeVar("T")
-
 TIMEOUT = timedelta(days=7)
 """The maximum time that processes wait for each other's work."""
 
