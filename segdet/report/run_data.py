@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from segdet.launch.state import read_state
+from segdet.profiling.result import PROFILE_NAME, Profile, read_profile
 from segdet.runs.evidence import Evidence, read_evidence
 from segdet.runs.folder_layout import first_provenance
 from segdet.runs.record import RECORD_NAME, Record
@@ -107,6 +108,18 @@ class RunData:
             return None
         try:
             return read_evidence(self.folder / self.record.per_image)
+        except UserError as error:
+            self.faults.append(str(error))
+            return None
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The profile, or None if there is none. A file that cannot be read is added to `faults`."""
+        path = self.folder / PROFILE_NAME
+        if not path.exists():
+            return None
+        try:
+            return read_profile(path)
         except UserError as error:
             self.faults.append(str(error))
             return None

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from report_runs import write_run
 
+from segdet.profiling.result import PROFILE_NAME, Distribution, Estimate, Latency, Memory, Profile, Stages
 from segdet.report.ladder.rows import DASH, Ladder, ladders_of, ratio
 from segdet.report.page import page_of, render_page
 from segdet.runs.record import Cost
@@ -71,6 +72,33 @@ def test_numbers_that_were_not_measured_name_the_command(tmp_path: Path) -> None
     assert rows[1].values["difference"].text == DASH
     html = render_page(page_of([tmp_path]))
     assert html.count(f'tabindex="0">{DASH}</abbr>') >= 5
+
+
+def write_profile(folder: Path, ms: float) -> None:
+    estimate = Estimate(ms, ms - 0.5, ms + 0.5)
+    Profile(
+        name="ssd", source="", model="SSD", task="detection", data="", weights="", device="cpu", precision="",
+        images=[], sizes=[], parameters=3_000_000, trainable_parameters=0, flops=Distribution([1e9, 3e9]), uncounted=[],
+        passes=Distribution([1.0, 2.0]), latency=Latency(estimate, estimate, estimate, 80, 2, 0.02, True, ms),
+        throughput=None, stages=Stages({}, ms, 1), memory=Memory(120.0, 20.0, 4, "tensors"),
+    ).write(folder / PROFILE_NAME)  # fmt: skip
+
+
+def test_times_of_profiles_and_of_tests_are_not_compared_with_each_other(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", model="RCNN", cost=Cost(ms_per_image=60.0))
+    write_run(tmp_path / "b", model="SSD", cost=Cost(ms_per_image=6.0))
+    write_profile(tmp_path / "a", ms=70.0)
+    first, second = ladders(tmp_path)[0].rows
+    assert [row.values["ms_per_image"].text for row in (first, second)] == ["60.0", "6.00"]
+    assert first.values["flops"].text == "2.00"  # the test has not measured it
+    write_profile(tmp_path / "b", ms=7.0)
+    first, second = ladders(tmp_path)[0].rows
+    assert [row.values["ms_per_image"].text for row in (first, second)] == ["70.0", "7.00"]
+    assert second.values["ms_per_image"].notes == ("10x faster",)
+    assert "95%: 6.5 to 7.5" in second.values["ms_per_image"].hint
+    found = [second.values[key].text for key in ("passes_per_image", "flops", "parameters", "peak_memory_mb")]
+    assert found == ["1.5", "2.00", "3.00", "120"]
+    assert second.values["flops"].hint == "segdet profile: 1 to 3 by image"
 
 
 def test_seeds_share_a_row(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from segdet.profiling.result import Profile
 from segdet.report import numbers
 from segdet.report.ladder.rungs import TASKS, Rung, rung_of
 from segdet.report.run_data import SCORES, RunData, RunGroup
@@ -90,6 +91,7 @@ class Column:
         scale: The unit of the column in units of the field.
         compared: Whether the row has the ratio to the rung above.
         command: The command that measures the number, without the run.
+        profiled: A function that returns the number from a profile, or None if profiles do not have it.
     """
 
     key: str
@@ -100,6 +102,7 @@ class Column:
     scale: float = 1.0
     compared: bool = False
     command: str = "segdet test --ckpt_path"
+    profiled: Callable[[Profile], float | None] = lambda profile: None
 
     @property
     def per(self) -> str:
@@ -108,19 +111,25 @@ class Column:
 
 
 COLUMNS = (
-    Column("ms_per_image", "time", "ms", per_image=True, compared=True),
-    Column("passes_per_image", "passes", per_image=True, form=numbers.count),
-    Column("flops", "GFLOPs", per_image=True, scale=1e9),
-    Column("parameters", "parameters", "M", scale=1e6, command="segdet fit --resume auto --run_dir"),
-    Column("peak_memory_mb", "memory", "MiB", command="segdet fit --resume auto --run_dir"),
     Column(
-        "train_seconds",
-        "training",
-        "min:s",
-        form=numbers.minutes,
-        command="segdet fit --resume auto --run_dir",
+        "ms_per_image", "time", "ms", per_image=True, compared=True, profiled=lambda profile: profile.latency.p50.value
     ),
-)
+    Column(
+        "passes_per_image", "passes", per_image=True, form=numbers.count, profiled=lambda profile: profile.passes.mean
+    ),
+    Column("flops", "GFLOPs", per_image=True, scale=1e9, profiled=lambda profile: profile.flops.mean),
+    Column(
+        "parameters", "parameters", "M", scale=1e6, command="segdet profile",
+        profiled=lambda profile: profile.parameters,
+    ),
+    Column(
+        "peak_memory_mb", "memory", "MiB", command="segdet profile",
+        profiled=lambda profile: profile.memory.training_mb,
+    ),
+    Column(
+        "train_seconds", "training", "min:s", form=numbers.minutes, command="segdet fit --resume auto --run_dir"
+    ),
+)  # fmt: skip
 """The columns of costs, from left to right."""
 
 
@@ -163,6 +172,8 @@ def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[Ladde
         (rung_of(task, g.record.model, settings_of_model(g.runs[0]), g.record.description), g) for g in groups
     ]
     rungs.sort(key=lambda pair: pair[0].order)
+    # Profiles include reading the file, so times of profiles and of tests are not compared with each other.
+    all_profiled = all(any(run.profile for run in group.runs) for group in groups)
     rows: list[LadderRow] = []
     for rung, group in rungs:
         is_first = not rows or rows[-1].rung.name != rung.name
@@ -170,7 +181,7 @@ def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[Ladde
         above = next((row for row in reversed(rows) if row.is_first), None)
         same = [other for other_rung, other in rungs if other_rung.name == rung.name]
         values = {"score": _score(group, task, split), "difference": _difference(group, above, task, split)}
-        values |= {column.key: _cost(group, column, above) for column in COLUMNS}
+        values |= {column.key: _cost(group, column, above, all_profiled) for column in COLUMNS}
         rows.append(LadderRow(group, rung, is_first, _distinct_settings(group, same), values))
     return rows
 
@@ -232,14 +243,38 @@ def _difference(group: RunGroup, above: LadderRow | None, task: str, split: str)
     return Value(own - other, f"{own - other:+.3f}", hint=hint)
 
 
-def _cost(group: RunGroup, column: Column, above: LadderRow | None) -> Value:
-    values = group.costs(column.key)
+def _cost(group: RunGroup, column: Column, above: LadderRow | None, all_profiled: bool) -> Value:
+    """Return a cost: from the profiles if all runs have one, otherwise from the record, or else from a profile."""
+    recorded = group.costs(column.key)
+    profiles = [run.profile for run in group.runs if run.profile is not None]
+    profiled = [value for profile in profiles if (value := column.profiled(profile)) is not None]
+    from_profile = bool(profiled) and (all_profiled or not recorded)
+    values = profiled if from_profile else recorded
     if not values:
         return missing(f"Not measured: {_command(group, column.command)}")
     mean = numbers_of_seeds.fmean(values) / column.scale
     before = above.values[column.key].number if above else None
     notes = (ratio(mean, before),) if column.compared and before and mean else ()
-    return Value(mean, column.form(mean), notes)
+    return Value(mean, column.form(mean), notes, hint=_source(column, profiles[0]) if from_profile else "")
+
+
+def _source(column: Column, profile: Profile) -> str:
+    """Return how a profile measured a cost."""
+    if column.key == "ms_per_image":
+        p50, p90, p99 = profile.latency.p50, profile.latency.p90, profile.latency.p99
+        interval = "" if p50.low is None or p50.high is None else f" (95%: {p50.low:.3g} to {p50.high:.3g})"
+        return (
+            f"segdet profile: median of {profile.latency.count} predictions from the file{interval}; "
+            f"90% below {p90.value:.3g} ms, 99% below {p99.value:.3g} ms"
+        )
+    if column.key == "peak_memory_mb":
+        memory = profile.memory
+        return f"segdet profile: a training step; prediction of one image needs {memory.inference_mb:.0f} MiB"
+    if column.key == "flops" and profile.flops.varies:
+        return (
+            f"segdet profile: {profile.flops.minimum / 1e9:.3g} to {profile.flops.maximum / 1e9:.3g} by image"
+        )
+    return "segdet profile"
 
 
 def ratio(value: float, before: float) -> str:
