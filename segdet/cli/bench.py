@@ -110,7 +110,10 @@ def _print_commands(experiment: Experiment, jobs: Sequence[Job]) -> None:
 
 
 def _print_table(experiment: Experiment, runs_dir: Path) -> None:
-    """Print the table of all runs that have a record, in the order of the file, and write it to ``table.md``."""
+    """Print the table of all runs that have a record, in the order of the file.
+
+    Write the table to ``table.md`` and the page to ``report.html``.
+    """
     folders = [
         run_folder(experiment, name, seed, runs_dir) for name in experiment.runs for seed in experiment.seeds
     ]
@@ -123,4 +126,9 @@ def _print_table(experiment: Experiment, runs_dir: Path) -> None:
     write_text(path, f"# {experiment.name}\n\n`segdet bench {experiment.path}`\n\n{text}")
     sys.stdout.write(text)
     sys.stdout.flush()
-    print_status(f"table: {path}")
+    # Import here: the charts take a second, and most commands end before they are drawn.
+    from segdet.report.page import PAGE_NAME, page_of, write_page
+
+    page = path.with_name(PAGE_NAME)
+    write_page(page_of(folders, title=experiment.name), page)
+    print_status(f"table: {path}\npage: {page}")

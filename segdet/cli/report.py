@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segdet.report.page import page_of, render_page, write_page
+from segdet.report.page import PAGE_NAME, page_of, render_page, write_page
 from segdet.report.page_data import PageData
 from segdet.report.table import find_records, table
 from segdet.report.wandb_records import write_records
@@ -18,9 +18,6 @@ from segdet.runs.record import RECORD_NAME
 from segdet.runs.wandb_mode import wandb_mode
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
-
-PAGE_NAME = "report.html"
-"""The default name of the HTML page."""
 
 
 def main(argv: Sequence[str]) -> int:

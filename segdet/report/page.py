@@ -11,6 +11,9 @@ from segdet.report.sections import SECTIONS
 from segdet.report.table import describe_hardware
 from segdet.util.files import write_text
 
+PAGE_NAME = "report.html"
+"""The default name of the page."""
+
 
 def page_of(folders: Sequence[Path], title: str | None = None, refresh: float | None = None) -> PageData:
     """Load the runs in ``folders`` and return the data of their page.

@@ -147,6 +147,8 @@ def test_each_run_is_trained_and_tested_once(
     out, err = capsys.readouterr()
     assert "0.400 ± 0.000" in out and "### Detection" in out and "fcn-seed1  finished in" in err
     assert out in Path("runs/demo/table.md").read_text()
+    page = Path("runs/demo/report.html").read_text()
+    assert "<title>demo" in page and "runs/demo" not in page.partition("</head>")[0]
     assert main(["experiments/demo.yaml"]) == 0
     assert command.started() == []
     out, err = capsys.readouterr()
