@@ -160,14 +160,15 @@ class DETR(Detector):
         positions = torch.stack([across, down], -1).flatten(1, 2)  # [B or 1, S, 2]
         centres = positions - 0.5 / valid.flip(1)[:, None]
         attention_bias = None if self.prior is None else self.prior(centres)
-        outputs, attention = self.transformer(
-            features.flatten(2).transpose(1, 2),
-            sine_encoding(positions, width),
-            padding,
-            self.query_embed.weight,
-            attention_bias,
-            need_attention,
-        )
+        with stage("head"):
+            outputs, attention = self.transformer(
+                features.flatten(2).transpose(1, 2),
+                sine_encoding(positions, width),
+                padding,
+                self.query_embed.weight,
+                attention_bias,
+                need_attention,
+            )
         boxes = self.bbox_embed(outputs).float()
         if self.prior is not None:
             boxes = boxes + F.pad(torch.logit(self.prior.centres.weight, eps=1e-3), (0, 2))
@@ -214,7 +215,7 @@ class DETR(Detector):
     def predict(self, images: Tensor) -> list[Prediction]:
         with stage("network"):
             output = self(images)
-        with stage("decode"):
+        with stage("nms"):
             return self._detections(output, (images.shape[2], images.shape[3]))
 
     def stages(self, image: Tensor) -> Iterator[Stage]:

@@ -77,9 +77,9 @@ class FastRCNN(RegionDetector):
         """Map images and RoIs ``[R, 5]`` to logits ``[R, K + 1]`` and offsets ``[R, K + 1, 4]``."""
         with stage("network"):
             features = self.backbone(images)[0]
-        with stage("crops"):
+        with stage("warps"):
             pooled = self.pooling(features, rois).flatten(1)
-        with stage("classifier"):
+        with stage("head"):
             fc7 = self.layers(pooled)
             return self.classifier(fc7).float(), self.regressor(fc7).float().unflatten(1, (-1, 4))
 
@@ -100,7 +100,7 @@ class FastRCNN(RegionDetector):
     def classify(self, images: Tensor, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         rois = rois_of(proposals)
         logits, offsets = self(images, rois)
-        with stage("classifier"):
+        with stage("head"):
             boxes = self.coder.decode(offsets[:, 1:], rois[:, None, 1:])
             return logits.softmax(1)[:, 1:], boxes
 

@@ -198,12 +198,13 @@ class TwoStageDetector(Detector):
 
     def _classify(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits ``[R, K + 1]`` and offsets ``[R, 4 (K + 1)]`` of the regions of all images."""
-        pooled = self.roi_heads.box_roi_pool(maps, regions, images.image_sizes)
+        with stage("warps"):
+            pooled = self.roi_heads.box_roi_pool(maps, regions, images.image_sizes)
         logits, offsets = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits, offsets
 
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
-        with stage("classifier"):
+        with stage("head"):
             logits, offsets = self._classify(images, maps, regions)
         heads, counts = self.roi_heads, [len(each) for each in regions]
         with stage("nms"):

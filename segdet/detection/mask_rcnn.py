@@ -54,7 +54,7 @@ class MaskBranch(TwoStageDetector):
 
     def _detections(self, images: ImageList, maps: Maps, regions: list[Tensor]) -> list[Prediction]:
         detections = super()._detections(images, maps, regions)
-        with stage("classifier"):
+        with stage("head"):
             logits = self._mask_logits(images, maps, [each["boxes"] for each in detections])
             masks = maskrcnn_inference(logits, [each["labels"] for each in detections])
         return [
@@ -64,7 +64,8 @@ class MaskBranch(TwoStageDetector):
     def _mask_logits(self, images: ImageList, maps: Maps, boxes: list[Tensor]) -> Tensor:
         """Return logits ``[R, K + 1, 28, 28]`` of the boxes of all images."""
         heads = self.roi_heads
-        pooled = heads.mask_roi_pool(maps, boxes, images.image_sizes)
+        with stage("warps"):
+            pooled = heads.mask_roi_pool(maps, boxes, images.image_sizes)
         logits: Tensor = heads.mask_predictor(heads.mask_head(pooled))
         return logits
 

@@ -13,6 +13,7 @@ from segdet.detection.torchvision_network import torchvision_network
 from segdet.nn.backbones import Backbone
 from segdet.nn.boxes import select_from_levels
 from segdet.nn.pyramid import FeaturePyramid, GridAnchors, pad_to_stride
+from segdet.util.stage_timing import stage
 
 
 class PyramidDetector(Detector):
@@ -55,7 +56,8 @@ class PyramidDetector(Detector):
         """
         padded = pad_to_stride(images, self.size_divisor)
         maps = self.features(padded.tensors)
-        outputs = {name: output.float() for name, output in self.head(maps).items()}
+        with stage("head"):
+            outputs = {name: output.float() for name, output in self.head(maps).items()}
         # torchvision's weights have an unused output for background.
         outputs["cls_logits"] = outputs["cls_logits"][..., -len(self.class_names) :]
         per_cell = self.anchors.num_anchors_per_location()

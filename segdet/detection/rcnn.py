@@ -141,7 +141,7 @@ class RCNN(RegionDetector):
         scores, offsets = [], []
         for part in rois.split(self.crop_batch):
             pool5, fc7 = self._extract_part(images, part)
-            with stage("classifier"):
+            with stage("head"):
                 if self.uses_svms:
                     scores.append(self.svms(fc7).sigmoid())
                 else:

@@ -228,11 +228,11 @@ class SlidingWindowDetector(Detector):
     def score_windows(self, images: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
         """Return scores and boxes of all windows, as in `classify`, by level, row and column."""
         layout = self.layout(images, scale)
-        with stage("crops"):
+        with stage("warps"):
             levels = build_levels(images, layout)
             packed = pack_levels(levels) if self.mode == "crops" else None
         hidden = self._evaluate_levels(levels) if packed is None else self._evaluate_crops(packed, layout)
-        with stage("classifier"):
+        with stage("head"):
             return self.classify(hidden, layout.boxes)
 
     def classify(self, hidden: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,7 +299,7 @@ class SlidingWindowDetector(Detector):
         outputs: list[Tensor] = []
         with tqdm(total=total, desc="windows", unit="", leave=False, delay=2) as bar:
             for start in range(0, total, self.crop_batch):
-                with stage("crops"):
+                with stage("warps"):
                     number = torch.arange(start, min(start + self.crop_batch, total), device=packed.device)
                     image, window = number // len(layout.boxes), number % len(layout.boxes)
                     windows = crop_packed(packed, layout, image, window, self.window)

@@ -127,7 +127,8 @@ class DefaultBoxDetector(Detector):
     def _heads(
         self, images: Tensor, maps: list[Tensor], scale: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor, Tensor]:
-        out = self.head(maps)
+        with stage("head"):
+            out = self.head(maps)
         return out["cls_logits"].float(), out["bbox_regression"].float(), self._anchors(images, maps, scale)
 
     def _anchors(self, images: Tensor, maps: list[Tensor], scale: tuple[float, float]) -> Tensor:

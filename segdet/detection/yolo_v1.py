@@ -183,7 +183,8 @@ class YOLOv1(Detector):
         ):
             features = self._average(features, cells, cell_sides)
         # [B, outputs, S, S] to [B, S * S, outputs]
-        output = self.head(features).float().flatten(2).transpose(1, 2)
+        with stage("head"):
+            output = self.head(features).float().flatten(2).transpose(1, 2)
         boxes = output[..., : 5 * self.boxes].unflatten(-1, (self.boxes, 5))
         return boxes[..., :4], boxes[..., 4], output[..., 5 * self.boxes :]
 
@@ -222,7 +223,8 @@ class YOLOv1(Detector):
         with stage("network"):
             predicted, confidence, classes = self(images, scale)
         size = (images.shape[2], images.shape[3])
-        return self._detections(predicted, confidence, classes, size, self.cells(scale))
+        with stage("nms"):
+            return self._detections(predicted, confidence, classes, size, self.cells(scale))
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         size = (image.shape[2], image.shape[3])

@@ -101,7 +101,8 @@ class YOLOX(Detector):
             positions of the cells.
         """
         maps = self.neck(self.backbone(images))
-        outputs = [head(features) for head, features in zip(self.heads, maps, strict=True)]
+        with stage("head"):
+            outputs = [head(features) for head, features in zip(self.heads, maps, strict=True)]
         # [B, outputs, h, w] of each map to [B, A, outputs] of all
         output = torch.cat([each.float().flatten(2) for each in outputs], 2).transpose(1, 2)
         cells = self._cells(maps)

@@ -18,6 +18,7 @@ from segdet.nn.boxes import paired_giou_loss
 from segdet.task import Stage
 from segdet.training.fine_tune import ClassRows
 from segdet.util.errors import check_choice
+from segdet.util.stage_timing import stage
 
 Heads = Literal["flat", "voting"]
 BoxLoss = Literal["l2", "smooth_l1", "giou"]
@@ -101,8 +102,11 @@ class BoxHead(Localizer):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``[B, K]`` and boxes ``[B, 1 or K, 4]``, cxcywh as fractions of the image's sides."""
-        logits, boxes = self.heads(self.backbone(images))
-        return logits, boxes
+        with stage("network"):
+            maps = self.backbone(images)
+        with stage("head"):
+            logits, boxes = self.heads(maps)
+            return logits, boxes
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         logits, boxes = self(images)

@@ -8,7 +8,7 @@ from typing import Any
 
 from segdet.report.numbers import count, minutes, significant
 from segdet.report.run_data import SCORES, find_run_folders
-from segdet.runs.record import Record
+from segdet.runs.record import STAGES, Record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.tables import markdown_table
@@ -85,9 +85,6 @@ COSTS = [
     Column("disk (MB)", "disk_mb", lambda r: r.cost.disk_mb, significant),
 ]
 """The columns of costs, the same for every task."""
-
-STAGES = ["proposals", "crops", "warps", "network", "classifier", "nms"]
-"""The order of the columns in the table of stages. Other stages follow."""
 
 
 def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[str] = ()) -> str:

@@ -10,14 +10,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from segdet.nn.train_eval_mode import evaluating
+from segdet.runs.operations import count_operations
 from segdet.runs.record import Cost
 from segdet.util.stage_timing import time_stages
 
@@ -57,8 +57,7 @@ def measure_cost(
     - ``peak_memory_mb``: the peak memory of the process so far, in MiB: on a GPU the memory allocated by torch since
       the last reset, else the resident memory. After training it is the peak of the training. None if unavailable.
     - ``stages_ms``: the median time in each stage that the model marks with `segdet.util.stage_timing.stage`, in the
-      order of their first start. Stages are measured in separate predictions: on a GPU each stage ends with a
-      synchronization, which slows down the prediction.
+      order of their first start. Stages are measured in separate predictions.
 
     Args:
         model: A module with ``predict_tensors`` and ``pass_module``.
@@ -77,25 +76,22 @@ def measure_cost(
     predict: Callable[[Tensor], Any] = functools.partial(model.predict_tensors, **(inputs or {}))
     with evaluating(model), _same_random_state():
         with torch.inference_mode():
-            with time_stages(functools.partial(_synchronize, images)) as stage_seconds:
+            _synchronize(images)
+            with time_stages(images.device) as stage_times:
                 warm_up = _seconds(predict, images)
             times = [warm_up] if warm_up > seconds else []
             end = time.perf_counter() + seconds
             while not times or (len(times) < repeats and time.perf_counter() + times[-1] <= end):
                 times.append(_seconds(predict, images))
+            stage_seconds = stage_times.seconds
             repeat_stages = stage_seconds and warm_up <= seconds
             rounds = _stage_rounds(predict, images, seconds / 3) if repeat_stages else [stage_seconds]
-        counter = FlopCounterMode(display=False)
-        # torch.compile hides the operations and the modules of compiled parts.
-        compiled = any(module._compiled_call_impl is not None for module in model.modules())
-        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with eager, torch.no_grad(), _batch_sizes(model.pass_module) as batch_sizes, counter:
-            predict(images)
+        operations = count_operations(lambda: predict(images), model, model.pass_module)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        flops=int(counter.get_total_flops()),
+        flops=operations.flops,
         ms_per_image=1000 * statistics.median(times),
-        passes_per_image=float(sum(batch_sizes)),
+        passes_per_image=float(operations.passes),
         peak_memory_mb=peak_memory_mb(images.device),
         stages_ms={
             name: round(1000 * statistics.median(each.get(name, 0.0) for each in rounds), 3)
@@ -138,9 +134,10 @@ def _stage_rounds(predict: Callable[[Tensor], Any], images: Tensor, seconds: flo
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
     while not rounds or (len(rounds) < STAGE_REPEATS and time.perf_counter() < end):
-        with time_stages(functools.partial(_synchronize, images)) as stages:
+        _synchronize(images)
+        with time_stages(images.device) as stages:
             predict(images)
-        rounds.append(stages)
+        rounds.append(stages.seconds)
     return rounds
 
 
@@ -150,18 +147,3 @@ def _same_random_state() -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         yield
-
-
-@contextmanager
-def _batch_sizes(module: nn.Module) -> Iterator[list[int]]:
-    """Collect the batch sizes of all forward passes of ``module``."""
-    sizes: list[int] = []
-
-    def append_size(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sizes.append(len(next(iter((*args, *kwargs.values())))))
-
-    handle = module.register_forward_pre_hook(append_size, with_kwargs=True)
-    try:
-        yield sizes
-    finally:
-        handle.remove()

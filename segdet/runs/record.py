@@ -24,6 +24,20 @@ SCHEMA = 1
 RECORD_NAME = "result.json"
 """The record's file name in a run folder."""
 
+STAGES = ("read", "resize", "transfer", "proposals", "warps", "network", "head", "nms", "upsampling")
+"""The stages of all families, in the order of a prediction.
+
+- ``read``: reading and decoding of the file.
+- ``resize``: the transforms of evaluation.
+- ``transfer``: the copy to the GPU.
+- ``proposals``: Selective Search, or the anchors and suppression of a proposal network.
+- ``warps``: crops of windows, warped regions, or pooled regions of interest.
+- ``network``: the backbone.
+- ``head``: the layers after it, which classify and regress.
+- ``nms``: decoding of boxes and suppression.
+- ``upsampling``: the resizing of logits to the original image, and their argmax.
+"""
+
 Status = Literal["finished", "interrupted", "failed", "diverged"]
 
 

@@ -24,6 +24,7 @@ from segdet.task import Task, View
 from segdet.training.multi_scale import at_scale
 from segdet.util.distributed import run_on_all_ranks
 from segdet.util.errors import UserError, check_choice, check_range
+from segdet.util.stage_timing import stage
 
 BoundaryStages = Literal["never", "test", "validation"]
 
@@ -76,8 +77,8 @@ class Segmenter(Task):
     ) -> None:
         super().__init__(class_names, **kwargs)
         check_choice("--model.boundary_scores", boundary_scores, BoundaryStages)
-        for stage in {"never": ["val_", "test_"], "test": ["val_"], "validation": []}[boundary_scores]:
-            self.scores[stage] = SegmentationScores(self.class_names)
+        for prefix in {"never": ["val_", "test_"], "test": ["val_"], "validation": []}[boundary_scores]:
+            self.scores[prefix] = SegmentationScores(self.class_names)
         check_choice("--model.loss", loss, PixelLoss)
         if isinstance(class_weights, str):
             check_choice("--model.class_weights", class_weights, Weighting)
@@ -110,8 +111,9 @@ class Segmenter(Task):
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, h, w]`` of images ``[B, 3, H, W]``."""
-        logits: Tensor = self(images)
-        return logits
+        with stage("network"):
+            logits: Tensor = self(images)
+            return logits
 
     # Helpers for the losses of families.
 
@@ -257,13 +259,14 @@ class Segmenter(Task):
     def postprocess(
         self, output: Tensor, original_sizes: list[tuple[int, int]], size: tuple[int, int]
     ) -> list[Prediction]:
-        logits = output.float()
-        if len(set(original_sizes)) == 1:
-            return [Prediction(mask=mask) for mask in classes_of(_resized(logits, original_sizes[0]))]
-        return [
-            Prediction(mask=classes_of(_resized(one[None], original))[0])
-            for one, original in zip(logits, original_sizes, strict=True)
-        ]
+        with stage("upsampling"):
+            logits = output.float()
+            if len(set(original_sizes)) == 1:
+                return [Prediction(mask=mask) for mask in classes_of(_resized(logits, original_sizes[0]))]
+            return [
+                Prediction(mask=classes_of(_resized(one[None], original))[0])
+                for one, original in zip(logits, original_sizes, strict=True)
+            ]
 
     # Scores.
 

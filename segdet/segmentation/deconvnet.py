@@ -17,6 +17,7 @@ from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError
+from segdet.util.stage_timing import stage
 
 
 class DeconvNet(Segmenter):
@@ -70,10 +71,10 @@ class DeconvNet(Segmenter):
         self.fc6_deconv_norm = nn.BatchNorm2d(channels[-1])
         self.unpooling = MaxUnpooling(2)
         self.decoders = nn.ModuleList()
-        for stage in reversed(range(len(channels))):
-            width_in = channels[stage]
+        for level in reversed(range(len(channels))):
+            width_in = channels[level]
             layers: list[nn.Module] = []
-            for out in [width_in] * (CONVOLUTIONS[stage] - 1) + [channels[max(stage - 1, 0)]]:
+            for out in [width_in] * (CONVOLUTIONS[level] - 1) + [channels[max(level - 1, 0)]]:
                 layers += [
                     nn.ConvTranspose2d(width_in, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
                 ]  # fmt: skip
@@ -94,7 +95,9 @@ class DeconvNet(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
-        return self._decode(self.encoder(images))[-1]
+        pooled = self.encoder(images)
+        with stage("head"):
+            return self._decode(pooled)[-1]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         pooled = self.encoder(image)
@@ -118,6 +121,6 @@ class DeconvNet(Segmenter):
         features = F.relu(self.fc6_norm(self.fc6(features)))
         features = F.relu(self.fc7_norm(self.fc7(features)))
         decoded = [F.relu(self.fc6_deconv_norm(self.fc6_deconv(features)))]
-        for decoder, stage in zip(self.decoders, reversed(pooled), strict=True):
-            decoded.append(decoder(self.unpooling(decoded[-1], stage.size, stage.switches)))
+        for decoder, below in zip(self.decoders, reversed(pooled), strict=True):
+            decoded.append(decoder(self.unpooling(decoded[-1], below.size, below.switches)))
         return [*decoded, self.classifier(decoded[-1])]

@@ -14,6 +14,7 @@ from segdet.nn.upsampling import upsample_to
 from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import confidence_stage
 from segdet.task import Stage
+from segdet.util.stage_timing import stage
 
 
 class FCN(Segmenter):
@@ -71,8 +72,10 @@ class FCN(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``, upsampled bilinearly from the finest stride."""
-        logits = at_least_float32(self.classifier(self._sums(images)[-1]))
-        return upsample_to(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
+        sums = self._sums(images)
+        with stage("head"):
+            logits = at_least_float32(self.classifier(sums[-1]))
+            return upsample_to(logits, (images.shape[2], images.shape[3]), self.backbone.strides[0])
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         sums = self._sums(image)

@@ -17,6 +17,7 @@ from segdet.segmentation.base import Segmenter
 from segdet.segmentation.stage_maps import class_heat_maps, encoder_stages, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice
+from segdet.util.stage_timing import stage
 
 
 class SegNet(Segmenter):
@@ -55,16 +56,16 @@ class SegNet(Segmenter):
         self.unpooling = MaxUnpooling(2)
         channels = self.encoder.channels
         self.decoders = nn.ModuleList()
-        for stage in reversed(range(len(channels))):
-            out = channels[stage - 1] if stage else len(class_names)
+        for level in reversed(range(len(channels))):
+            out = channels[level - 1] if level else len(class_names)
             layers: list[nn.Module] = []
-            for _ in range(CONVOLUTIONS[stage] - 1):
-                layers += Conv2dNormActivation(channels[stage], channels[stage], 3, bias=True)
-            if stage:
-                layers += Conv2dNormActivation(channels[stage], out, 3, bias=True)
+            for _ in range(CONVOLUTIONS[level] - 1):
+                layers += Conv2dNormActivation(channels[level], channels[level], 3, bias=True)
+            if level:
+                layers += Conv2dNormActivation(channels[level], out, 3, bias=True)
             else:
-                layers.append(nn.Conv2d(channels[stage], out, 3, padding=1))
-            if stage >= 2 and dropout:
+                layers.append(nn.Conv2d(channels[level], out, 3, padding=1))
+            if level >= 2 and dropout:
                 layers.append(nn.Dropout(dropout))
             self.decoders.append(nn.Sequential(*layers))
         init_he(self.decoders)
@@ -77,7 +78,9 @@ class SegNet(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
-        return self._decode(self.encoder(images))[-1]
+        pooled = self.encoder(images)
+        with stage("head"):
+            return self._decode(pooled)[-1]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         pooled = self.encoder(image)
@@ -91,8 +94,8 @@ class SegNet(Segmenter):
     def _decode(self, pooled: list[Pooled]) -> list[Tensor]:
         """Return the output of each decoder, coarse to fine; the last are the logits."""
         decoded = [pooled[-1].features]
-        for decoder, stage in zip(self.decoders, reversed(pooled), strict=True):
-            decoded.append(decoder(self.unpooling(decoded[-1], stage.size, stage.switches)))
+        for decoder, below in zip(self.decoders, reversed(pooled), strict=True):
+            decoded.append(decoder(self.unpooling(decoded[-1], below.size, below.switches)))
         return decoded[1:]
 
 
@@ -164,7 +167,9 @@ class SegNetBasic(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
-        return self.decoder(*self.encoder(self.normalization(images)))[-1]
+        encoded = self.encoder(self.normalization(images))
+        with stage("head"):
+            return self.decoder(*encoded)[-1]
 
     def stages(self, image: Tensor) -> Iterator[Stage]:
         maps, pooled = self.encoder(self.normalization(image))
@@ -218,8 +223,8 @@ class _SegNetDecoder(nn.Module):
     def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
         """Return the output of each decoder, coarse to fine, and last the logits."""
         decoded = [pooled[-1].features]
-        for convolution, features, stage in zip(self.convolutions, maps[::-1], pooled[::-1], strict=True):
-            dense = convolution(self.unpooling(decoded[-1], stage.size, stage.switches))
+        for convolution, features, below in zip(self.convolutions, maps[::-1], pooled[::-1], strict=True):
+            dense = convolution(self.unpooling(decoded[-1], below.size, below.switches))
             decoded.append(dense + features if self.addition else dense)
         return [*decoded[1:], self.classifier(decoded[-1])]
 
@@ -253,8 +258,8 @@ class _FCNDecoder(nn.Module):
         """Return the output of each decoder, coarse to fine, and last the logits."""
         coarse = pooled[::-1]
         decoded = [self.reductions[0](coarse[0].features)]
-        for index, stage in enumerate(coarse):
-            h, w = stage.size
+        for index, below in enumerate(coarse):
+            h, w = below.size
             large = self.norms[index](self.upsamplings[index](decoded[-1])[..., :h, :w])
             if self.addition and index < 3:
                 large = large + self.reductions[index + 1](coarse[index + 1].features)
@@ -273,8 +278,8 @@ class _BilinearDecoder(nn.Module):
     def forward(self, maps: list[Tensor], pooled: list[Pooled]) -> list[Tensor]:
         """Return the scores at each resolution, coarse to fine."""
         decoded = [at_least_float32(self.classifier(pooled[-1].features))]
-        for stage in pooled[::-1]:
-            decoded.append(self.upsampling(decoded[-1], stage.size))
+        for below in pooled[::-1]:
+            decoded.append(self.upsampling(decoded[-1], below.size))
         return decoded[1:]
 
 

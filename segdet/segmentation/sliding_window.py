@@ -17,6 +17,7 @@ from segdet.nn.windows import Mode, crop_windows, window_batches, window_grid, w
 from segdet.segmentation.base import Segmenter, masks_of
 from segdet.task import Stage
 from segdet.util.errors import check_choice, check_range
+from segdet.util.stage_timing import stage
 
 Sampling = Literal["balanced", "uniform"]
 
@@ -107,7 +108,8 @@ class SlidingWindow(Segmenter):
     def predict(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]``: the classifier's logits at the centres, interpolated between them."""
         size = (images.shape[2], images.shape[3])
-        logits = at_least_float32(self.logits_at_centres(images))
+        with stage("network"):
+            logits = at_least_float32(self.logits_at_centres(images))
         return _interpolate_between(logits, _first_centre(size, self.stride), self.stride, size)
 
     def logits_at_centres(self, images: Tensor) -> Tensor:
@@ -125,7 +127,12 @@ class SlidingWindow(Segmenter):
         total = len(images) * rows * columns
         logits: list[Tensor] = []
         with tqdm(total=total, desc="windows", unit="", leave=False, delay=2) as bar:
-            for windows in window_batches(padded, self.window, self.stride, self.crop_batch):
+            batches = window_batches(padded, self.window, self.stride, self.crop_batch)
+            while True:
+                with stage("warps"):
+                    windows = next(batches, None)
+                if windows is None:
+                    break
                 logits.append(self.classifier(windows))
                 bar.update(len(windows))
         return torch.cat(logits).view(len(images), rows, columns, -1).permute(0, 3, 1, 2)

@@ -26,6 +26,7 @@ from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.stage_maps import class_heat_maps, confidence_stage, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError
+from segdet.util.stage_timing import stage
 from segdet.util.suggest import did_you_mean
 
 
@@ -84,8 +85,10 @@ class TorchvisionSegmenter(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
-        logits = at_least_float32(self.classify(self.network.backbone(images)))
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        features = self.network.backbone(images)
+        with stage("head"):
+            logits = at_least_float32(self.classify(features))
+            return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = masks_of(targets)

@@ -21,6 +21,7 @@ from segdet.segmentation.base import Segmenter, masks_of
 from segdet.segmentation.stage_maps import class_heat_maps, feature_stage
 from segdet.task import Stage
 from segdet.util.errors import UserError, check_choice, check_range
+from segdet.util.stage_timing import stage
 
 Channels = Literal[1, 3]
 
@@ -98,7 +99,9 @@ class UNet(Segmenter):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
-        logits = self.classifier(self._expand(self._contract(images))[-1])
+        contracted = self._contract(images)
+        with stage("head"):
+            logits = self.classifier(self._expand(contracted)[-1])
         if logits.shape[-2:] == images.shape[-2:]:
             return logits
         return upsample_to(at_least_float32(logits), (images.shape[2], images.shape[3]), self.strides[0])
@@ -233,7 +236,9 @@ class OriginalUNet(Segmenter):
 
         ``h`` and ``w`` must be values that `output_side` returns.
         """
-        return self.classifier(self._expand(self._contract(images))[-1])
+        contracted = self._contract(images)
+        with stage("head"):
+            return self.classifier(self._expand(contracted)[-1])
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         masks = masks_of(targets)
@@ -253,6 +258,10 @@ class OriginalUNet(Segmenter):
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C, H, W]`` of images ``[B, 3, H, W]``."""
+        with stage("network"):
+            return self._predict_tiles(images)
+
+    def _predict_tiles(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         extended = self._extend(images)
         if self.output_tile is None:

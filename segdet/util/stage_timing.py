@@ -1,26 +1,71 @@
 """Named stages of a prediction, such as ``network`` and ``nms``, and the time spent in each."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch.profiler import record_function
 
 PREFIX = "segdet::"
 """Prefix of the stages' names in traces of ``torch.profiler``."""
 
 
+@dataclass
+class StageTimes:
+    """The seconds spent in each stage, complete at the end of `time_stages`.
+
+    Attributes:
+        seconds: Seconds of each stage, in the order of their first start.
+        other: Seconds outside of all stages.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    other: float = 0.0
+
+
 class _Timer:
-    """A timer that sums the seconds per stage. It calls ``synchronize`` before each reading of the clock."""
+    """A timer that notes a mark whenever a stage starts or ends, and divides the time between the marks."""
 
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        self.synchronize = synchronize
-        self.seconds: dict[str, float] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.open: list[str | None] = [None]
+        self.marks: list[tuple[str | None, Any]] = [(None, self._mark())]
+        self.times = StageTimes()
 
-    def clock(self) -> float:
-        self.synchronize()
-        return time.perf_counter()
+    def start(self, name: str) -> None:
+        self.times.seconds.setdefault(name, 0.0)
+        self.note()
+        self.open.append(name)
+
+    def end(self) -> None:
+        self.note()
+        self.open.pop()
+
+    def note(self) -> None:
+        """Charge the time since the last mark to the innermost open stage."""
+        self.marks.append((self.open[-1], self._mark()))
+
+    def finish(self) -> None:
+        self.note()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        for (_, before), (name, after) in zip(self.marks, self.marks[1:], strict=False):
+            seconds = before.elapsed_time(after) / 1000 if self.device.type == "cuda" else after - before
+            if name is None:
+                self.times.other += seconds
+            else:
+                self.times.seconds[name] += seconds
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
 
 _active_timer: ContextVar[_Timer | None] = ContextVar("active_timer", default=None)
@@ -28,33 +73,39 @@ _active_timer: ContextVar[_Timer | None] = ContextVar("active_timer", default=No
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Mark a stage of a prediction for `time_stages`, and for ``torch.profiler`` as ``segdet::<name>``."""
+    """Mark a stage of a prediction for `time_stages`, and for ``torch.profiler`` as ``segdet::<name>``.
+
+    Stages may be nested. The time of an inner stage does not count for the outer one.
+    """
     timer = _active_timer.get()
     with record_function(PREFIX + name):
         if timer is None:
             yield
             return
-        timer.seconds.setdefault(name, 0.0)
-        start = timer.clock()
+        timer.start(name)
         try:
             yield
         finally:
-            timer.seconds[name] += timer.clock() - start
+            timer.end()
 
 
 @contextmanager
-def time_stages(synchronize: Callable[[], None] = lambda: None) -> Iterator[dict[str, float]]:
-    """Measure the seconds spent in each stage inside this context. Stages are ordered by their first start.
+def time_stages(device: torch.device | None = None) -> Iterator[StageTimes]:
+    """Measure the seconds spent in each stage inside this context.
 
-    torch's profiler would report the same times, but it writes to stderr when it starts, and it records GPU work only
-    on request.
+    On a GPU the times are those of CUDA events, so that no stage waits for the device. The device must be idle at the
+    beginning; then the stages that run on the CPU are measured correctly too. The context waits for the device at its
+    end only.
+
+    torch's profiler would report the same times, but it writes to stderr when it starts.
 
     Args:
-        synchronize: A function that waits for the device's pending work. It is called at both ends of every stage.
+        device: The device of the prediction; None for the CPU.
     """
-    timer = _Timer(synchronize)
+    timer = _Timer(torch.device("cpu") if device is None else device)
     token = _active_timer.set(timer)
     try:
-        yield timer.seconds
+        yield timer.times
     finally:
         _active_timer.reset(token)
+        timer.finish()

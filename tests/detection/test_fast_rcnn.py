@@ -137,7 +137,7 @@ def test_an_image_takes_one_pass_and_all_stages_are_timed() -> None:
     pictures, _ = scenes(images=1)
     cost = measure_cost(model, pictures, repeats=1)
     assert cost.passes_per_image == 1
-    assert list(cost.stages_ms) == ["proposals", "network", "crops", "classifier", "nms"]
+    assert list(cost.stages_ms) == ["proposals", "network", "warps", "head", "nms"]
     assert all(time > 0 for time in cost.stages_ms.values())
 
 

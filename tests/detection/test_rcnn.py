@@ -389,7 +389,7 @@ def test_one_fit_has_all_stages(whole: tuple[Path, list[str]]) -> None:
     assert main(["test", f"--ckpt_path={run}"]) == 0
     record = json.loads((run / "result.json").read_text())
     assert record["cost"]["passes_per_image"] == 30
-    assert list(record["cost"]["stages_ms"]) == ["proposals", "warps", "network", "classifier", "nms"]
+    assert list(record["cost"]["stages_ms"]) == ["proposals", "warps", "network", "head", "nms"]
     assert record["metrics"]["test/map_50"] >= 0
     # The run keeps checkpoints, features, and the proposals of the images on disk.
     files = [*(run / "checkpoints").iterdir(), *(run / "features").rglob("*.npz")]
