@@ -93,7 +93,9 @@ class _Matrix:
         images = f"{cell.images} image{'' if cell.images == 1 else 's'}"
         if self.confusion.unit == "images":
             return images
-        unit = self.confusion.unit.removesuffix("s") if cell.count == 1 else self.confusion.unit
+        is_object = self.confusion.min_score is None or cell.row < len(self.confusion.names) - 1
+        unit = self.confusion.unit if is_object else "detections"
+        unit = unit.removesuffix("s") if cell.count == 1 else unit
         return f"{cell.count:,} {unit} in {images}"
 
     def describe(self, cell: _Cell) -> str:
