@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from simulated_evidence import detection
+from simulated_evidence import Scenes, detection
 from torch import Tensor
 
 from segdet.metrics import BoundaryScores, DetectionScores, LocalizationScores
@@ -144,8 +144,14 @@ def test_weighted_images_equal_copies_of_the_images(task: str, seed: int) -> Non
             assert values[row] == pytest.approx(expected[name], abs=1e-9, rel=0, nan_ok=True), (name, copies)
 
 
+def drawn(images: int, **options: Any) -> tuple[np.random.Generator, Scenes]:
+    random = np.random.default_rng(0)
+    return random, Scenes.draw(random, images, **options)
+
+
 def test_classes_without_an_object_are_left_out_of_means() -> None:
-    evidence = detection(np.random.default_rng(0), 3, truth=(np.array([0, 1, 1]), np.array([1, 2, 3])))
+    scenes = Scenes(np.zeros(3), np.array([0, 1, 1]), np.array([1, 2, 3]), ["a", "b", "c"])
+    evidence = detection(np.random.default_rng(0), scenes)
     scores = scores_of(evidence, np.array([[1, 1, 1], [1, 0, 0], [0, 0, 1]]))
     assert np.isnan(scores["ap/b"]).tolist() == [False, True, True]
     assert scores["map"][1] == pytest.approx(scores["ap/a"][1], abs=1e-12)
@@ -153,7 +159,7 @@ def test_classes_without_an_object_are_left_out_of_means() -> None:
 
 
 def test_a_test_without_detections_scores_0() -> None:
-    evidence = detection(np.random.default_rng(0), 5, found=1e-12, false=0.0)
+    evidence = detection(*drawn(5), found=1e-12, false=0.0)
     assert len(evidence.image) == 0 and len(evidence.object_image) > 0
     scores = scores_of(evidence, resample_weights(5, 3))
     assert all((scores[name] == 0).all() for name in ("map", "map_50", "map_voc07", "map_voc12"))
@@ -170,13 +176,13 @@ def test_resamples_are_drawn_with_replacement_and_repeat_with_their_seed() -> No
 @pytest.mark.parametrize(("weights", "message"), [([[1, 2]], "shape"), ([[1, 1, -1, 1, 1]], "negative")])
 def test_wrong_weights_are_refused(weights: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        scores_of(detection(np.random.default_rng(0), 5), np.array(weights))
+        scores_of(detection(*drawn(5)), np.array(weights))
 
 
 def test_a_thousand_resamples_of_coco_take_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     """The time of 100 resamples of 5,000 images with 100 detections each of 80 classes, in seconds of one core."""
     classes = [str(index) for index in range(80)]
-    evidence = detection(np.random.default_rng(0), 5000, objects=7.3, false=13.0, classes=classes)
+    evidence = detection(*drawn(5000, objects=7.3, classes=classes), false=85.0)
     assert len(evidence.image) > 450_000
     scores_of(evidence, resample_weights(5000, 1))  # compiles
     weights = resample_weights(5000, 100)
