@@ -70,7 +70,13 @@ def coverage(draw: Draw, score: str, images: int, repetitions: int) -> tuple[flo
     return float(alone), float(together)
 
 
-SCORES = [(detectors, "map_50"), (detectors, "map"), (segmenters, "miou"), (segmenters, "pixel_acc"), (localizers, "loc_acc")]  # fmt: skip
+SCORES = [
+    (detectors, "map_50"),
+    (detectors, "map"),
+    (segmenters, "miou"),
+    (segmenters, "pixel_acc"),
+    (localizers, "loc_acc"),
+]
 
 
 @pytest.mark.parametrize(("draw", "score"), [(detectors, "map"), (segmenters, "miou"), (localizers, "top1")])
@@ -123,19 +129,17 @@ def trainings(
     ]
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.005, 0.03])
-@pytest.mark.parametrize("luck", [0.02, 0.2])
-def test_combined_intervals_cover_images_and_seeds(spread: float, luck: float) -> None:
-    """Both the score and the difference are those of the average training on the average image."""
-    covered = np.zeros((400, 3), bool)
-    for repetition in range(len(covered)):
-        random = np.random.default_rng(repetition)
+def combined_coverage(spread: float, luck: float, repetitions: int) -> tuple[float, float, float]:
+    """Return how often the truth is in the combined intervals of a score and a difference, and in that over images.
+
+    Both are those of the average training on the average image.
+    """
+    covered = np.zeros((repetitions, 3), bool)
+    for repetition in range(repetitions):
+        random = np.random.default_rng([100, repetition])
         image_effect = random.normal(0, 1, 100)
         first, second = (
-            [
-                bootstrap(each, 200, seed=repetition)
-                for each in trainings(random, image_effect, 3, spread, luck)
-            ]
+            [bootstrap(each, 400, repetition) for each in trainings(random, image_effect, 3, spread, luck)]
             for _ in range(2)
         )
         single, paired = estimate(first, "box_iou"), paired_difference(first, second, "box_iou")
@@ -145,13 +149,24 @@ def test_combined_intervals_cover_images_and_seeds(spread: float, luck: float) -
             paired.combined.low <= 0 <= paired.combined.high,
             single.images.low <= 0.6 <= single.images.high,
         )
-    alone, paired_share, images_only = covered.mean(0)
-    print(
-        f"seeds {spread}, luck {luck}: {alone:.3f}, paired {paired_share:.3f}, images only {images_only:.3f}"
-    )
-    assert 0.92 <= alone <= 1 and 0.92 <= paired_share <= 1
-    if spread == 0.03:
-        assert images_only < 0.8  # the interval over images does not contain the variation over seeds
+    alone, together, images_only = covered.mean(0)
+    print(f"seeds {spread}, luck {luck}: {alone:.3f}; paired {together:.3f}; images only {images_only:.3f}")
+    return float(alone), float(together), float(images_only)
+
+
+def test_combined_intervals_cover_images_and_seeds_in_a_small_simulation() -> None:
+    alone, together, images_only = combined_coverage(0.03, 0.02, 100)
+    assert alone >= 0.9 and together >= 0.9
+    assert images_only < 0.8  # the interval over images does not contain the variation over seeds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [0.0, 0.005, 0.03])
+@pytest.mark.parametrize("luck", [0.02, 0.2])
+def test_combined_intervals_cover_images_and_seeds(spread: float, luck: float) -> None:
+    """With three seeds, the interval is wider than necessary where the seeds vary by luck with the images only."""
+    alone, together, _ = combined_coverage(spread, luck, 1000)
+    assert alone >= 0.93 and together >= 0.93
 
 
 def test_variation_from_images_and_from_seeds_is_separate() -> None:
