@@ -1,8 +1,10 @@
 """Scores of detectors that classify region proposals: detection scores and the recall of the proposals."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -10,7 +12,41 @@ from torchvision.ops import box_iou
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.detection import DetectionScores
 
-_IOUS = (0.5, 0.7)
+IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
+"""The smallest IoU with a proposal at which an object is covered, one after the other."""
+
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+"""The numbers of proposals per image for which the recall is computed, besides all."""
+
+_LOGGED = (0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class ProposalRecall:
+    """The recall of proposals by number of proposals per image and by IoU.
+
+    Attributes:
+        images: The number of images.
+        objects: The number of objects, without crowds and difficult ones.
+        proposals: The number of proposals.
+        covered: int64 ``[len(COUNTS) + 1, len(IOUS)]``, the number of objects that one of the first proposals of their
+            image overlaps; in the last row, one of all proposals.
+    """
+
+    images: int
+    objects: int
+    proposals: int
+    covered: np.ndarray
+
+    @property
+    def per_image(self) -> float:
+        """The mean number of proposals per image; NaN without an image."""
+        return self.proposals / self.images if self.images else float("nan")
+
+    @property
+    def recall(self) -> np.ndarray:
+        """float64: the fraction of the objects that is covered; NaN without an object."""
+        return self.covered / self.objects if self.objects else np.full(self.covered.shape, np.nan)
 
 
 class RegionScores(DetectionScores):
@@ -26,14 +62,18 @@ class RegionScores(DetectionScores):
     The arguments are those of `DetectionScores`.
 
     Attributes:
-        coverage: int64 ``[5]``: images, proposals, objects, and objects covered at each IoU.
+        totals: int64 ``[3]``: images, objects and proposals.
+        covered: See `ProposalRecall`.
     """
 
-    coverage: Tensor
+    totals: Tensor
+    covered: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_state("coverage", torch.zeros(3 + len(_IOUS), dtype=torch.int64), dist_reduce_fx="sum")
+        covered = torch.zeros(len(COUNTS) + 1, len(IOUS), dtype=torch.int64)
+        self.add_state("totals", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("covered", covered, dist_reduce_fx="sum")
 
     def update(  # type: ignore[override]
         self,
@@ -46,7 +86,7 @@ class RegionScores(DetectionScores):
         """Add a batch; see `DetectionScores.update`.
 
         Args:
-            proposals: One float32 ``[P, 4]`` per image, xyxy.
+            proposals: One float32 ``[P, 4]`` per image, xyxy, best first.
             proposal_targets: The targets in the pixels of the proposals, if these are not the original images' pixels.
 
         Raises:
@@ -59,24 +99,30 @@ class RegionScores(DetectionScores):
                 "targets for them; give one of each per image"
             )
         super().update(predictions, targets, image_ids)
-        for boxes, target in zip(proposals, proposal_targets, strict=True):
-            objects = _scored_boxes(target)
-            best = box_iou(objects, boxes).amax(1) if len(boxes) else objects.new_zeros(len(objects))
-            self.coverage[0] += 1
-            self.coverage[1] += len(boxes)
-            self.coverage[2] += len(objects)
-            for index, iou in enumerate(_IOUS, 3):
-                self.coverage[index] += (best >= iou).sum()
+        objects = [_scored_boxes(target) for target in proposal_targets]
+        totals = [len(proposals), sum(map(len, objects)), sum(map(len, proposals))]
+        self.totals += torch.tensor(totals, device=self.totals.device)
+        for boxes, truth in zip(proposals, objects, strict=True):
+            if len(truth) and len(boxes):
+                last = torch.tensor([min(count, len(boxes)) - 1 for count in COUNTS] + [len(boxes) - 1])
+                best = box_iou(truth, boxes).cummax(1).values[:, last.to(boxes.device)]
+                self.covered += (best[..., None] >= best.new_tensor(IOUS)).sum(0)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores listed above and those of `DetectionScores`, over all processes."""
-        images, proposals, objects, *covered = self.coverage.tolist()
-        scores = {
-            f"proposal_recall_{100 * iou:.0f}": count / objects if objects else float("nan")
-            for iou, count in zip(_IOUS, covered, strict=True)
-        }
-        scores["proposals"] = proposals / images if images else float("nan")
-        return super().compute() | self.to_tensors(scores)
+        recall = self._proposal_recall()
+        scores = {f"proposal_recall_{100 * iou:.0f}": recall.recall[-1, IOUS.index(iou)] for iou in _LOGGED}
+        scores["proposals"] = recall.per_image
+        return super().compute() | self.to_tensors({name: float(value) for name, value in scores.items()})
+
+    def proposal_recall(self) -> ProposalRecall:
+        """Return the recall of the proposals, over all processes. All processes must call this method."""
+        with self.sync_context():
+            return self._proposal_recall()
+
+    def _proposal_recall(self) -> ProposalRecall:
+        images, objects, proposals = self.totals.tolist()
+        return ProposalRecall(images, objects, proposals, self.covered.cpu().numpy().copy())
 
 
 def _scored_boxes(target: Target) -> Tensor:

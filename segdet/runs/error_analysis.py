@@ -30,6 +30,7 @@ from segdet.metrics.detection_errors import (
     DetectionErrors,
     ImageErrors,
 )
+from segdet.metrics.region_detection import COUNTS, IOUS, ProposalRecall, RegionScores
 from segdet.runs.predictions import relative_path
 from segdet.runs.record import to_json
 from segdet.training.callback_interfaces import ReadsScores
@@ -73,11 +74,12 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
         self.worst = worst
         self._errors: DetectionErrors | None = None
         self._gains: dict[str, float] = {}
+        self._proposals: ProposalRecall | None = None
         self._pixels: np.ndarray | None = None
 
     def read_scores(self, pl_module: pl.LightningModule, stage: str, scores: Scores) -> None:
         """Gather the confusion matrix or the detections of all processes from the metrics of a test."""
-        self._errors = self._pixels = None
+        self._errors = self._pixels = self._proposals = None
         if stage != "test" or not self.enabled:
             return
         if isinstance(scores, SegmentationScores):
@@ -86,6 +88,8 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
         elif isinstance(scores, DetectionScores):
             self._errors = scores.errors()
             self._gains = self._errors.gains()
+            if isinstance(scores, RegionScores):
+                self._proposals = scores.proposal_recall()
             present = {
                 f"test/dap_{name}": value for name, value in self._gains.items() if not math.isnan(value)
             }
@@ -103,7 +107,7 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
             _save(page, folder / "confusion.png")
         elif self._errors is not None:
             self._write(self._errors, folder, getattr(trainer, "datamodule", None))
-        self._errors = self._pixels = None
+        self._errors = self._pixels = self._proposals = None
 
     def _write(self, errors: DetectionErrors, folder: Path, data: Any) -> None:
         score = errors.best_score() if self.min_score is None else self.min_score
@@ -126,6 +130,7 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
             "min_score": score,
             "classes": names,
             "confusion": confusion.tolist(),
+            **({} if self._proposals is None else {"proposals": _proposals(self._proposals)}),
             "images": _rows(images, pictures),
         }
         write_text(folder / "errors.json", _text(content))
@@ -135,6 +140,16 @@ class ErrorAnalysis(pl.Callback, ReadsScores):
         else:
             (folder / "worst.png").unlink(missing_ok=True)  # of an earlier test
         sys.stderr.write(_summary(errors.ap(), self._gains, folder))
+
+
+def _proposals(recall: ProposalRecall) -> dict[str, Any]:
+    """Return the recall of proposals; the last row is that of all proposals."""
+    return {
+        "per_image": recall.per_image,
+        "counts": [*COUNTS, None],
+        "ious": list(IOUS),
+        "recall": recall.recall.tolist(),
+    }
 
 
 class _Pictures:

@@ -7,7 +7,8 @@ import torch
 
 from segdet.data.sample import Prediction, Target
 from segdet.metrics.detection import DetectionScores
-from segdet.metrics.region_detection import RegionScores
+from segdet.metrics.proposals import ProposalScores
+from segdet.metrics.region_detection import COUNTS, IOUS, RegionScores
 
 
 def test_recall_of_proposals_and_detection_scores() -> None:
@@ -59,3 +60,28 @@ def test_proposals_and_detections_must_have_the_same_images() -> None:
     with pytest.raises(ValueError, match="1 predictions, proposals of 2 images"):
         scores.update([nothing], [target], [1], [torch.zeros(0, 4)] * 2)
     assert math.isnan(scores.compute()["proposals"])  # nothing was counted
+
+
+def test_recall_by_number_of_proposals_and_iou() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = RegionScores(["a"])
+    corners = [torch.rand(count, 2, generator=generator) * 60 for count in (5, 4, 0, 130, 7, 3)]
+    boxes = [
+        torch.cat([each, each + 10 + 30 * torch.rand(len(each), 2, generator=generator)], 1)
+        for each in corners
+    ]
+    objects, proposals = boxes[:3], [boxes[3], boxes[4], boxes[5]]
+    nothing = Prediction(
+        boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64)
+    )
+    targets = [Target(boxes=each, labels=torch.ones(len(each), dtype=torch.int64)) for each in objects]
+    scores.update([nothing] * 3, targets, [1, 2, 3], proposals)
+    recall = scores.proposal_recall()
+    assert (recall.images, recall.objects, recall.per_image) == (3, 9, 140 / 3)
+    reference = ProposalScores([*COUNTS, 100_000])
+    for found, truth in zip(proposals, objects, strict=True):
+        reference.update(found.numpy(), truth.numpy(), torch.ones(len(truth)).numpy())
+    for column, iou in enumerate(IOUS):
+        assert recall.recall[:, column].tolist() == reference.recall(iou).tolist()
+    assert recall.recall[0, 0] < recall.recall[-1, 0]
+    assert float(scores.compute()["proposal_recall_70"]) == pytest.approx(recall.recall[-1, IOUS.index(0.7)])

@@ -74,6 +74,38 @@ def test_recall_of_proposals_is_shown_for_detectors_that_have_them(tmp_path):
     assert re.findall(r'<td class="number"[^>]*>([\d.]+)', html) == ["212.5", "0.910", "0.660", "0.700"]
 
 
+def proposal_run(folder, **changes):
+    scores = {"proposals": 212.5, "proposal_recall_50": 0.91, "proposal_recall_70": 0.66, "map_50": 0.7}
+    write_run(folder, metrics={f"test/{name}": value for name, value in scores.items()})
+    content = {
+        "per_image": 212.5,
+        "counts": [1, 100, 1000, None],
+        "ious": [0.5, 0.7, 0.9],
+        "recall": [[0.1, 0.05, 0.0], [0.8, 0.5, 0.1], [0.91, 0.66, 0.2], [0.91, 0.66, 0.2]],
+    }
+    (folder / "errors.json").write_text(json.dumps({"proposals": content | changes}))
+
+
+def test_recall_by_number_of_proposals_and_iou_is_drawn(tmp_path):
+    proposal_run(tmp_path / "rcnn")
+    page = page_of(tmp_path)
+    html = str(proposals.section(page).html)
+    assert html.count("<figure") == 2 and not page.all_faults
+    by_count, by_iou = sorted(page.charts.datasets.values(), key=lambda each: "proposals" not in each)
+    # More proposals than there are on average are left out; the last point stands for all.
+    assert by_count["proposals"] == [1, 100, 212.5] * 2
+    assert by_count["recall"] == [0.1, 0.8, 0.91, 0.05, 0.5, 0.66]
+    assert by_iou["IoU"] == [0.5, 0.7, 0.9] and by_iou["recall"] == [0.91, 0.66, 0.2]
+
+
+def test_a_corrupt_analysis_is_listed(tmp_path):
+    proposal_run(tmp_path / "rcnn", recall=[[0.5]])
+    page = page_of(tmp_path)
+    assert "<figure" not in str(proposals.section(page).html)
+    (fault,) = page.all_faults
+    assert fault.startswith(f"{tmp_path / 'rcnn/errors.json'}: cannot be used")
+
+
 def test_sections_without_data_are_left_out(tmp_path):
     write_run(tmp_path / "fcn", "segmentation")
     page = page_of(tmp_path)
