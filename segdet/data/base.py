@@ -402,7 +402,8 @@ def _report_annotations(data: DataModule, subset: Subset, stage: str) -> None:
     first = data.trainer is None or data.trainer.is_global_zero
     if first:
         sys.stderr.writelines(
-            f"{line}\n" for line in found.lines(subset, data.root, dataset.on_bad_sample == "skip")
+            f"{line}\n"
+            for line in found.lines(subset, data.root, dataset.on_bad_sample == "skip", data.recipe.size)
         )
     fault = refuse_unusable(found, dataset, subset)
     if fault is not None and stage != "fit":

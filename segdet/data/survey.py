@@ -11,7 +11,7 @@ from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader, for_each_sample
 from segdet.data.images import ImageInfo, check_pixels, image_info, image_size
 from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
-from segdet.data.transforms import resized_size
+from segdet.data.transforms import Size, resized_size
 from segdet.util.disk_cache import files_key, load, save
 from segdet.util.errors import BadSample, UserError
 
@@ -68,8 +68,16 @@ class Survey:
         objects = [fault.note_line for fault in self.faults if fault.kind in _LEFT_OUT and not fault.note]
         return objects + [str(fault.error()) for fault in self.faults if fault.fatal]
 
-    def lines(self, subset: str, root: Path, skips: bool) -> list[str]:
-        """Return a summary of a few lines for the terminal; fatal faults are in it only if bad samples are skipped."""
+    def lines(self, subset: str, root: Path, skips: bool, size: Size = None) -> list[str]:
+        """Return a summary of a few lines for the terminal.
+
+        Args:
+            subset: The subset.
+            root: The folder of the dataset.
+            skips: Whether bad samples are skipped. If not, fatal faults are not in the summary, because an error
+                reports them.
+            size: The size of images in training.
+        """
         groups: dict[tuple[FaultKind, bool], list[Fault]] = {}
         for fault in self.faults:
             if fault.fatal and not skips:
@@ -89,7 +97,10 @@ class Survey:
         if subset == "train":
             lines += list(self._ignored())
         if shortened:
-            lines.append(f"`segdet data check {shlex.quote(str(root))}` lists every fault")
+            command = f"segdet data check {shlex.quote(str(root))}"
+            if any(fault.kind is FaultKind.SMALL for fault in self.faults) and size is not None:
+                command += f" --size {size}" if isinstance(size, int) else f" --size {size[0]} {size[1]}"
+            lines.append(f"`{command}` lists every fault")
         return [f"segdet: {subset}: {line}" for line in lines]
 
     def _ignored(self) -> Iterator[str]:

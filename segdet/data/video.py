@@ -17,7 +17,9 @@ from segdet.util.errors import BadSample, UserError
 SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 """Suffixes of video files in a folder, in lower case."""
 
-_CODEC = "mp4v"  # MPEG-4, the codec of .mp4 files that all builds of OpenCV write
+_CODECS = ("avc1", "vp09", "mp4v")
+"""Codecs of .mp4 files, the best first: H.264 and VP9, which browsers play and some builds of OpenCV cannot write, and
+MPEG-4, which all builds write and browsers do not play."""
 _DEFAULT_RATE = 25.0
 
 
@@ -78,6 +80,8 @@ class Video:
 class VideoWriter:
     """Write an ``.mp4`` file frame by frame. Close it to complete the file.
 
+    The codec is H.264 if this build of OpenCV can write it, else VP9, else MPEG-4, which browsers do not play.
+
     The first frame determines the size. The last row or column of an odd size is dropped.
 
     Args:
@@ -98,12 +102,16 @@ class VideoWriter:
         """
         if self._writer is None:
             _silence_opencv()
-            size = (picture.shape[1], picture.shape[0])
-            codec = cv2.VideoWriter.fourcc(*_CODEC)
-            self._writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, codec, self.rate, size)
-            if not self._writer.isOpened():
-                raise UserError(f"{self.path}: the video cannot be written; give another --run_dir")
+            self._writer = self._open((picture.shape[1], picture.shape[0]))
         self._writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+
+    def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
+        for codec in _CODECS:
+            number = cv2.VideoWriter.fourcc(*codec)
+            writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, number, self.rate, size)
+            if writer.isOpened():
+                return writer
+        raise UserError(f"{self.path}: the video cannot be written; give another --run_dir")
 
     def close(self) -> None:
         """Complete the file."""

@@ -1,5 +1,6 @@
 """Faults of annotations are reported before the first step, and stop a training that could learn nothing."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,23 @@ def test_boxes_that_resizing_makes_smaller_than_a_pixel_are_reported(
     )
     module = coco(coco_folder, recipe=Plain((12, 16)))
     assert len(module.dataset("train")[0].target["boxes"]) == 1
+
+
+def test_the_command_that_lists_all_small_boxes_has_the_size_of_training(
+    coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture
+) -> None:
+    for number in (9, 10):
+        add(edit_json, annotations, id=number, bbox=[number, 4, 3, 3])
+    for size, words in (((12, 16), ["--size", "12", "16"]), (12, ["--size", "12"])):
+        *_, line = reported(coco(coco_folder, recipe=Plain(size)), capsys)
+        command = ["segdet", "data", "check", str(coco_folder), *words]
+        assert line == f"segdet: train: `{shlex.join(command)}` lists every fault"
+        assert check(command[3:]) == 0
+        assert capsys.readouterr().out.count("is smaller than a pixel after resizing 64x48 to 16x12") == 2
+    assert check([str(coco_folder)]) == 0
+    assert "smaller" not in capsys.readouterr().out
+    assert check([str(coco_folder), "--size", "1", "2", "3"]) == 2
+    assert "--size 1 2 3: give height and width, or the shorter side" in capsys.readouterr().err
 
 
 def test_crowds_are_counted_in_one_line(

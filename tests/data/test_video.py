@@ -3,10 +3,11 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
-from segdet.data import Images, Plain
+from segdet.data import Images, Plain, video
 from segdet.data.video import Video, VideoFrames, VideoWriter
 from segdet.util.errors import BadSample, UserError
 
@@ -30,9 +31,9 @@ def cut(path: Path, share: float) -> Path:
 
 class TestVideo:
     def test_frames_with_their_time(self, tmp_path: Path) -> None:
-        video = Video(write(tmp_path / "clip.mp4"))
-        assert (video.rate, video.expected_frames) == (10.0, 20)
-        frames = list(video.frames())
+        clip = Video(write(tmp_path / "clip.mp4"))
+        assert (clip.rate, clip.expected_frames) == (10.0, 20)
+        frames = list(clip.frames())
         assert [frame.index for frame in frames] == list(range(20))
         assert [frame.seconds for frame in frames] == pytest.approx(np.arange(20) / 10)
         assert frames[0].pixels.shape == (34, 48, 3)
@@ -41,11 +42,11 @@ class TestVideo:
         assert max(frame.pixels[..., 2].mean() for frame in frames) < 12
 
     def test_every_third_frame(self, tmp_path: Path) -> None:
-        video = Video(write(tmp_path / "clip.mp4"))
-        frames = list(video.frames(every=3))
+        clip = Video(write(tmp_path / "clip.mp4"))
+        frames = list(clip.frames(every=3))
         assert [frame.index for frame in frames] == [0, 3, 6, 9, 12, 15, 18]
         assert frames[2].pixels[..., 0].mean() == pytest.approx(60, abs=6)
-        assert video.frames_read == 20
+        assert clip.frames_read == 20
 
     @pytest.mark.parametrize("content", [b"", b"hello\n" * 100])
     def test_a_file_that_is_no_video(
@@ -56,6 +57,19 @@ class TestVideo:
         with pytest.raises(BadSample, match="cannot be opened as a video"):
             Video(path)
         assert capfd.readouterr() == ("", "")  # no message of FFmpeg
+
+    def test_the_codec_is_one_that_browsers_play_or_the_last_resort(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        codecs = {}
+        for name, known in (("best", video._CODECS), ("last", video._CODECS[-1:])):
+            monkeypatch.setattr(video, "_CODECS", known)
+            capture = cv2.VideoCapture(str(write(tmp_path / f"{name}.mp4")))
+            codecs[name] = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode().lower()
+            assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 20
+        assert codecs["best"] in ("avc1", "h264", "vp09", "vp90")
+        assert codecs["last"] in ("mp4v", "fmp4")
+        assert capfd.readouterr().err == ""
 
     def test_a_video_that_cannot_be_written(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"missing.clip\.mp4: the video cannot be written"):
@@ -83,7 +97,10 @@ class TestVideoFrames:
         assert frames.rate(tmp_path / "a.mp4") == 5.0
         assert not frames.notes
 
-    def test_a_truncated_video_is_noted_with_the_number_of_its_frames(self, tmp_path: Path) -> None:
+    def test_a_truncated_video_is_noted_with_the_number_of_its_frames(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(video, "_CODECS", ("mp4v",))  # AVI has no VP9
         path = cut(write(tmp_path / "clip.avi", 60), 0.6)
         frames = VideoFrames([Video(path)], Plain(), every=7)
         list(frames)

@@ -17,6 +17,7 @@ from segdet.data.formats.reader import KnownClasses, Reader, for_each_sample
 from segdet.data.images import SUFFIXES, ImageInfo, image_info, image_size, read_image
 from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
 from segdet.data.sample import IGNORE, TaskName
+from segdet.data.transforms import Size, resized_size
 from segdet.util.background import has_background
 from segdet.util.errors import BadSample
 
@@ -88,7 +89,7 @@ class _Finding:
     pixels: PixelTally = field(default_factory=PixelTally)
 
 
-def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
+def check_dataset(dataset: Dataset, workers: int | None = None, size: Size = None) -> Report:
     """Check all splits of a dataset, with a progress bar.
 
     A corrupt annotation file of a split is a fatal fault. An image in two splits is a fault. If ``dataset`` contains
@@ -97,6 +98,8 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
     Args:
         dataset: The dataset.
         workers: Threads; by default one per core, at most 16.
+        size: The size of images in training. Boxes that become smaller than a pixel are faults. None for the original
+            size.
 
     Raises:
         UserError: If a split does not exist.
@@ -115,7 +118,7 @@ def check_dataset(dataset: Dataset, workers: int | None = None) -> Report:
             known = KnownClasses(ids, str(next(iter(reader.annotation_paths(0, dataset.task)), split)))
     earlier: dict[str, dict[Path, str | None]] = {}
     for split, reader in readers.items():
-        check = partial(_check_sample, dataset.task)
+        check = partial(_check_sample, dataset.task, size)
         findings = for_each_sample(reader, check, f"checking {split}", workers)
         report.images[split] = len(reader)
         report.empty[split] = sum(finding.empty for finding in findings)
@@ -158,7 +161,7 @@ def _unusable_split(tally: Tally | PixelTally, split: str, reader: Reader, task:
         yield fault
 
 
-def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
+def _check_sample(task: TaskName, training_size: Size, reader: Reader, index: int) -> _Finding:
     path = reader.image_path(index)
     finding = _Finding([])
     size = declared = None
@@ -197,7 +200,9 @@ def _check_sample(task: TaskName, reader: Reader, index: int) -> _Finding:
                 finding.faults.append(Fault(annotation, fault, False, handling, kind=FaultKind.SIZE))
             limits = size or declared
             if limits is not None:
-                faults, finding.tally = object_faults(reader, index, objects, limits)
+                faults, finding.tally = object_faults(
+                    reader, index, objects, limits, resized_size(training_size, limits)
+                )
                 finding.faults += faults
     except BadSample as error:
         # `Reader.faults` yields most of these errors already.
