@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from segdet.data.faults import Fault
+from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.class_names import names_from
 from segdet.data.formats.coco_document import category_faults, read_document, repeated, without_placeholders
+from segdet.data.formats.file_names import is_foreign_name, missing_file_advice, name_in
 from segdet.data.formats.outlines import Outline, outline_mask
 from segdet.data.formats.reader import KnownClasses, Reader
 from segdet.data.formats.splits import coco_files, import_remedy
@@ -182,7 +183,11 @@ class COCOReader(Reader):
         return self._faults
 
     def faults(self, index: int, task: TaskName) -> Iterator[Fault]:
-        """Yield every fault of the annotations: values, repeated objects and, for segmentation, outlines."""
+        """Yield every fault of an image: a foreign file name, values, repeated objects, outlines for segmentation."""
+        name, path = str(self._document.names[index]), self.image_path(index)
+        if is_foreign_name(name) and not path.exists():
+            advice = missing_file_advice(self.image_folder, name)
+            yield Fault(path, "no such file", True, advice, kind=FaultKind.UNREADABLE)
         rows = self._rows(index).tolist()
         yield from self._value_faults(index, rows, boxes=task != "segmentation")
         for row, earlier in repeated(self._document, index):
@@ -337,6 +342,10 @@ def _find_image_folder(
     for folder in places:
         if (folder / first).is_file():
             return folder
+    if is_foreign_name(first):  # each image with such a name is a fault
+        for folder in places:
+            if name_in(folder, first) is not None:
+                return folder
     if first and not places[0].is_dir():
         raise UserError(
             f"{places[0]}: no such folder of images, and {first} is nowhere in {root}; "

@@ -526,3 +526,33 @@ def test_real_masks_equal_pycocotools(real_data, split):
         assert np.array_equal(reader.mask(index), painted)
         assert list(reader.faults(index, "detection")) == []
     assert crowds == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("a%20photo.jpg", "a photo.jpg"),
+        ("/home/ann/photos/a.jpg", "a.jpg"),
+        ("C:\\photos\\a.jpg", "a.jpg"),
+        ("https://example.org/upload/a%20photo.jpg?key=1", "a photo.jpg"),
+        ("day 1%2Fa.jpg", "day 1/a.jpg"),
+        ("100%.jpg", "100%.jpg"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["train", "images"])
+def test_a_name_from_another_machine_or_url_names_the_file_that_is_there(tmp_path, name, file, folder):
+    path = tmp_path / folder / file
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (W, H)).save(path)
+    reader = read(tmp_path, annotation(), images=[image(name=name)])
+    faults = list(reader.faults(0, "detection"))
+    if name == file:
+        assert faults == []
+        return
+    (fault,) = faults
+    assert (fault.path, fault.fatal) == (reader.image_path(0), True)
+    assert fault.remedy == f"{file} is in {tmp_path / folder}: use this name as file_name"
+    path.unlink()
+    if folder == "train":
+        (fault,) = read(tmp_path, annotation(), images=[image(name=name)]).faults(0, "detection")
+        assert fault.remedy == f"give file_name relative to {tmp_path / 'train'}, without URL encoding"
