@@ -18,6 +18,7 @@ import yaml
 
 from segdet.launch.state import read_state
 from segdet.profiling.result import PROFILE_NAME, Profile, read_profile
+from segdet.report.statistics import Bootstrap, bootstrap
 from segdet.runs.evidence import Evidence, read_evidence
 from segdet.runs.folder_layout import first_provenance
 from segdet.runs.record import RECORD_NAME, Record
@@ -111,6 +112,11 @@ class RunData:
         except UserError as error:
             self.faults.append(str(error))
             return None
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap | None:
+        """The scores of the test and of resamples of its images, or None without evidence."""
+        return None if self.evidence is None or not len(self.evidence) else bootstrap(self.evidence)
 
     @cached_property
     def profile(self) -> Profile | None:

@@ -205,7 +205,7 @@ def _ladder_table(ladder: Ladder) -> Table:
 
     costs = [f"{column.title} ({column.per})" if column.per else column.title for column in COLUMNS]
     columns = ["rung", "picture", "idea", "run", "settings", ladder.score, "low", "high", "difference",
-               "difference low", "difference high", *costs, "speed", "published", "paper"]  # fmt: skip
+               "difference low", "difference high", "P(better)", *costs, "speed", "published", "paper"]  # fmt: skip
     rows = []
     for row in ladder.rows:
         score, difference = row.values["score"], row.values["difference"]
@@ -214,6 +214,7 @@ def _ladder_table(ladder: Ladder) -> Table:
         rows.append([
             row.rung.name, wandb.Image(picture_pixels(row.rung.svg)), row.rung.idea, row.group.name, row.settings,
             score.number, score.low, score.high, difference.number, difference.low, difference.high,
+            difference.p_better,
             *(row.values[column.key].number for column in COLUMNS),
             time[0] if time else "", str(row.rung.published or ""), paper,
         ])  # fmt: skip

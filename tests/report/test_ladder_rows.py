@@ -1,13 +1,17 @@
 """The rows of the ladder: their order, what they are compared with, and numbers that were not measured."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from random_evidence import random_detections
 from report_runs import write_run
 
 from segdet.profiling.result import PROFILE_NAME, Distribution, Estimate, Latency, Memory, Profile, Stages
 from segdet.report.ladder.rows import DASH, Ladder, ladders_of, ratio
 from segdet.report.page import page_of, render_page
+from segdet.report.statistics import bootstrap, estimate, holm, paired_difference
+from segdet.runs.evidence import EVIDENCE_NAME, write_evidence
 from segdet.runs.record import Cost
 
 
@@ -72,6 +76,51 @@ def test_numbers_that_were_not_measured_name_the_command(tmp_path: Path) -> None
     assert rows[1].values["difference"].text == DASH
     html = render_page(page_of([tmp_path]))
     assert html.count(f'tabindex="0">{DASH}</abbr>') >= 5
+
+
+def write_tested(folder: Path, model: str, quality: float, seed: int = 0, **options: Any) -> None:
+    """Write a detection run with random evidence and the scores that follow from it."""
+    evidence = random_detections(seed=seed, quality=quality, **options)
+    scores = {f"test/{name}": value for name, value in bootstrap(evidence, 1).values.items()}
+    write_run(folder, model=model, seed=seed, metrics=scores, per_image=EVIDENCE_NAME)
+    write_evidence(folder / EVIDENCE_NAME, evidence)
+
+
+def test_intervals_and_differences_are_those_of_the_statistics(tmp_path: Path) -> None:
+    for name, model, quality in (("a", "RCNN", 0.3), ("b", "FastRCNN", 0.9), ("c", "SSD", 0.9)):
+        write_tested(tmp_path / name, model, quality, images=60)
+    page = page_of([tmp_path])
+    a, b, c = ([bootstrap(run.evidence)] for run in page.runs if run.evidence)
+    first, second, third = ladders(tmp_path)[0].rows
+    interval = estimate(a, "map").images
+    score = first.values["score"]
+    assert (score.low, score.high) == (interval.low, interval.high)
+    assert score.notes == (f"[{interval.low:.3f}, {interval.high:.3f}]",)
+    clear, same = second.values["difference"], third.values["difference"]
+    expected = paired_difference(b, a, "map")
+    assert (clear.low, clear.high, clear.p_better) == (
+        expected.images.low, expected.images.high, expected.p_better
+    )  # fmt: skip
+    assert clear.notes == (f"[{clear.low:+.3f}, {clear.high:+.3f}]", "P(better) > 0.99")
+    assert (clear.is_clear, same.is_clear) == (True, False)
+    p_values = holm([expected.p_value, paired_difference(c, b, "map").p_value])
+    assert f"P-value {p_values[0]:.2g} after Holm's correction for 2 comparisons" in clear.hint
+    html = render_page(page)
+    assert html.count('class="unclear"') == 1 and html.count('class="interval"') >= 3
+
+
+def test_runs_without_evidence_or_on_other_images_have_no_interval(tmp_path: Path) -> None:
+    write_tested(tmp_path / "a", "RCNN", 0.5, images=60)
+    write_tested(tmp_path / "b", "FastRCNN", 0.5, images=50)
+    write_run(tmp_path / "c", score=0.5)
+    first, second, third = ladders(tmp_path)[0].rows
+    assert first.values["score"].low is not None
+    other = second.values["difference"]
+    assert (other.notes, other.low, other.is_clear) == ((), None, None)
+    assert "tests of different images" in other.hint
+    assert (third.values["score"].text, third.values["score"].notes) == ("0.500", ())
+    assert third.values["score"].hint == f"No interval: segdet test --ckpt_path {tmp_path}/c"
+    assert third.values["difference"].notes == ()
 
 
 def write_profile(folder: Path, ms: float) -> None:

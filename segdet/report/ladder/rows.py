@@ -1,15 +1,18 @@
 """The rows of the ladder: for each run its rung, its scores and costs, and what changed from the rung above."""
 
+import math
 import shlex
 import statistics as numbers_of_seeds
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segdet.profiling.result import Profile
 from segdet.report import numbers
 from segdet.report.ladder.rungs import TASKS, Rung, rung_of
 from segdet.report.run_data import SCORES, RunData, RunGroup
+from segdet.report.statistics import LEVEL, Bootstrap, Difference, estimate, holm, paired_difference
+from segdet.util.errors import UserError
 
 DASH = "–"  # noqa: RUF001  an en dash: the value was not measured
 
@@ -25,6 +28,8 @@ class Value:
         hint: An explanation. For a number that was not measured, the command that measures it.
         low: The lower end of the interval, or None.
         high: The upper end of the interval, or None.
+        p_better: For a difference, the probability that the run is better than the other one, or None.
+        is_clear: Whether a difference is significant after Holm's correction over the ladder; None if unknown.
     """
 
     number: float | None
@@ -33,6 +38,8 @@ class Value:
     hint: str = ""
     low: float | None = None
     high: float | None = None
+    p_better: float | None = None
+    is_clear: bool | None = None
 
 
 def missing(hint: str) -> Value:
@@ -175,15 +182,34 @@ def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[Ladde
     # Profiles include reading the file, so times of profiles and of tests are not compared with each other.
     all_profiled = all(any(run.profile for run in group.runs) for group in groups)
     rows: list[LadderRow] = []
+    differences: list[Difference | None] = []
     for rung, group in rungs:
         is_first = not rows or rows[-1].rung.name != rung.name
         # Further runs of a rung are compared with its first run, and rungs with the first run of the rung above.
         above = next((row for row in reversed(rows) if row.is_first), None)
         same = [other for other_rung, other in rungs if other_rung.name == rung.name]
-        values = {"score": _score(group, task, split), "difference": _difference(group, above, task, split)}
+        values = {"score": _score(group, task, split)}
+        values["difference"], difference = _difference(group, above, task, split)
+        differences.append(difference)
         values |= {column.key: _cost(group, column, above, all_profiled) for column in COLUMNS}
         rows.append(LadderRow(group, rung, is_first, _distinct_settings(group, same), values))
-    return rows
+    return [
+        replace(row, values=values) for row, values in zip(rows, _corrected(rows, differences), strict=True)
+    ]
+
+
+def _corrected(
+    rows: Sequence[LadderRow], differences: Sequence[Difference | None]
+) -> Iterator[Mapping[str, Value]]:
+    """Yield the values of each row, with Holm's correction of the differences."""
+    adjusted = holm([math.nan if each is None else each.p_value for each in differences])
+    compared = sum(not math.isnan(value) for value in adjusted)
+    for row, p_value in zip(rows, adjusted, strict=True):
+        value = row.values["difference"]
+        if not math.isnan(p_value):
+            hint = f"{value.hint}; P-value {p_value:.2g} after Holm's correction for {compared} comparisons"
+            value = replace(value, hint=hint, is_clear=p_value <= 1 - LEVEL)
+        yield {**row.values, "difference": value}
 
 
 def settings_of_model(run: RunData) -> dict[str, Any]:
@@ -229,18 +255,59 @@ def _score(group: RunGroup, task: str, split: str) -> Value:
     if not values:
         return missing(f"Not tested: {_command(group, 'segdet test --ckpt_path')}")
     mean = numbers_of_seeds.fmean(values)
-    notes = (f"± {numbers.score(numbers_of_seeds.stdev(values))}",) if len(values) > 1 else ()
-    return Value(mean, numbers.score(mean), notes)
+    deviation = (f"± {numbers.score(numbers_of_seeds.stdev(values))}",) if len(values) > 1 else ()
+    tests = _tests(group, split)
+    if tests is None:
+        hint = f"No interval: {_command(group, 'segdet test --ckpt_path')}" if split == "test" else ""
+        return Value(mean, numbers.score(mean), deviation, hint)
+    try:
+        estimated = estimate(tests, SCORES[task][0])
+    except UserError as error:  # the seeds were tested on different images
+        return Value(mean, numbers.score(mean), deviation, f"No interval: {error}")
+    interval = estimated.images if estimated.combined is None else estimated.combined
+    if not interval.is_defined:
+        return Value(mean, numbers.score(mean), deviation, "No interval: too few images have the score")
+    images = f"{len(tests[0].image_ids)} images"
+    hint = (
+        f"95% interval over {images}"
+        if estimated.combined is None
+        else f"95% interval over {images} and seeds"
+    )
+    notes = (f"[{interval.low:.3f}, {interval.high:.3f}]", *deviation)
+    return Value(mean, numbers.score(mean), notes, hint, interval.low, interval.high)
 
 
-def _difference(group: RunGroup, above: LadderRow | None, task: str, split: str) -> Value:
+def _difference(
+    group: RunGroup, above: LadderRow | None, task: str, split: str
+) -> tuple[Value, Difference | None]:
+    """Return the difference of the main score from the rung above, and its statistics if both runs have evidence."""
     if above is None:
-        return Value(None, "")
-    own, other = _score(group, task, split).number, above.values["score"].number
-    if own is None or other is None:
-        return missing("One of the two runs is not tested")
-    hint = f"{group.name} minus {above.group.name}"
-    return Value(own - other, f"{own - other:+.3f}", hint=hint)
+        return Value(None, ""), None
+    score = SCORES[task][0]
+    own, other = group.values(f"{split}/{score}"), above.group.values(f"{split}/{score}")
+    if not own or not other:
+        return missing("One of the two runs is not tested"), None
+    mean = numbers_of_seeds.fmean(own) - numbers_of_seeds.fmean(other)
+    plain = Value(mean, f"{mean:+.3f}", hint=f"{group.name} minus {above.group.name}")
+    first, second = _tests(group, split), _tests(above.group, split)
+    if first is None or second is None:
+        return plain, None
+    try:
+        difference = paired_difference(first, second, score)
+    except UserError as error:
+        return replace(plain, hint=f"{plain.hint}; no interval: {error}"), None
+    low, high, p_better = difference.interval.low, difference.interval.high, difference.p_better
+    if not difference.interval.is_defined:
+        return plain, None
+    notes = (f"[{low:+.3f}, {high:+.3f}]", f"P(better) {probability(p_better)}")
+    return replace(plain, notes=notes, low=low, high=high, p_better=p_better), difference
+
+
+def _tests(group: RunGroup, split: str) -> list[Bootstrap] | None:
+    """Return the resampled test of each seed that has a score; None if the evidence of one is missing."""
+    tests = [run.bootstrap for run in group.runs if run.record.is_tested] if split == "test" else []
+    found = [test for test in tests if test is not None]
+    return found if found and len(found) == len(tests) else None
 
 
 def _cost(group: RunGroup, column: Column, above: LadderRow | None, all_profiled: bool) -> Value:
@@ -275,6 +342,13 @@ def _source(column: Column, profile: Profile) -> str:
             f"segdet profile: {profile.flops.minimum / 1e9:.3g} to {profile.flops.maximum / 1e9:.3g} by image"
         )
     return "segdet profile"
+
+
+def probability(value: float) -> str:
+    """Return a probability with two decimals. Values that round to 0 or 1 are bounded instead."""
+    if value < 0.005:
+        return "< 0.01"
+    return "> 0.99" if value > 0.995 else f"{value:.2f}"
 
 
 def ratio(value: float, before: float) -> str:
