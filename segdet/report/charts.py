@@ -9,7 +9,7 @@ match the filter or null. Rows of data name their run in the field ``run``.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -99,10 +99,23 @@ class Charts:
     """Renders the charts of a page and collects their data.
 
     Attributes:
-        datasets: The rows by an identifier, as columns. Several charts may share them.
+        rows: The data of the charts by an identifier. Charts with the same data share them.
     """
 
-    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def data(self, rows: Sequence[Mapping[str, Any]]) -> "alt.NamedData":
+        """Register rows, and return the data of a chart that refers to them.
+
+        Args:
+            rows: The rows: numbers, texts, booleans or None by field. The run of a row is in the field ``run``.
+        """
+        import altair as alt
+
+        plain = [to_json(row) for row in rows]
+        identifier = "d" + hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12]
+        self.rows.setdefault(identifier, plain)
+        return alt.NamedData(name=identifier)
 
     def figure(
         self,
@@ -115,32 +128,42 @@ class Charts:
         """Return a ``<figure>`` with a chart.
 
         Args:
-            chart: The chart. It fills the width of its place on the page.
+            chart: The chart. It fills the width of its place on the page. Its data come from `data`.
             title: The heading above the chart.
             label: A description of the chart for screen readers.
             caption: A sentence below the chart.
-            width: The width of the static chart, and the smallest width of the interactive one.
+            width: The width of the static chart.
         """
         spec = chart.to_dict()
-        spec.pop("$schema", None)
-        spec["config"] = _config()
+        names = list(dict.fromkeys(_data_names(spec)))
+        del spec["$schema"]
         spec["background"] = None
+        spec["config"] = _config()
         spec["params"] = [
             *spec.get("params", []),
             {"name": "selected", "value": None},
             {"name": "shown", "value": None},
         ]
-        svg = _static(spec, width)
+        svg = _static({**spec, "width": width - 60, "datasets": {name: self.rows[name] for name in names}})
         spec |= {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-        names = {}
-        for name, rows in spec.pop("datasets", {}).items():
-            identifier = hashlib.sha256(json.dumps(to_json(rows), sort_keys=True).encode()).hexdigest()[:12]
-            self.datasets.setdefault(identifier, columns_of(rows))
-            names[name] = identifier
         values = {"spec": spec, "data": names}
-        return render(
-            "chart.html.j2", values=values, svg=svg, title=title, label=label, caption=caption, width=width
-        )
+        return render("chart.html.j2", values=values, svg=svg, title=title, label=label, caption=caption)
+
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """Return all data as columns, which take less space on the page than rows."""
+        return {identifier: columns_of(rows) for identifier, rows in self.rows.items()}
+
+
+def _data_names(node: Any) -> Iterator[str]:
+    """Yield the identifiers of the data in a specification."""
+    if isinstance(node, dict):
+        if isinstance(node.get("data"), dict) and "name" in node["data"]:
+            yield node["data"]["name"]
+        for value in node.values():
+            yield from _data_names(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _data_names(value)
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,12 +179,11 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return columns
 
 
-def _static(spec: dict[str, Any], width: int) -> Markup:
-    """Return the chart as an SVG element. Its texts are escaped by Vega."""
+def _static(spec: dict[str, Any]) -> Markup:
+    """Return a chart as an SVG element. Vega escapes its texts."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg({**spec, "width": width - 60}, allowed_base_urls=[])
-    return Markup(svg.replace("<svg ", '<svg role="presentation" ', 1))
+    return Markup(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]))
 
 
 @cache
@@ -221,3 +243,8 @@ def _config() -> dict[str, Any]:
         "bar": {"color": "var(--series-1)"},
         "point": {"filled": True, "size": 70},
     }
+
+
+def shorten(name: str, most: int = 18) -> str:
+    """Return a name for a label in a chart, with at most ``most`` characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -34,7 +34,7 @@ def page_of(folders: Sequence[Path], title: str | None = None, refresh: float | 
 def render_page(page: PageData) -> str:
     """Return the page. Sections without content are left out."""
     sections: list[Section] = [section for build in SECTIONS if (section := build(page)) is not None]
-    bundle = vega_bundle() if page.charts.datasets else ""
+    bundle = vega_bundle() if page.charts.rows else ""
     return str(render("base.html.j2", page=page, facts=_facts(page), sections=sections, vega_bundle=bundle))
 
 

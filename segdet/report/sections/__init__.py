@@ -7,11 +7,23 @@ computes plain values for one template, ``templates/<module>.html.j2``.
 from collections.abc import Callable
 
 from segdet.report.page_data import PageData, Section
-from segdet.report.sections import confusion, errors, gallery, ladder, per_class, proposals, results
+from segdet.report.sections import (
+    confusion,
+    curves,
+    errors,
+    gallery,
+    ladder,
+    per_class,
+    proposals,
+    results,
+    tradeoffs,
+)
 
 SECTIONS: tuple[Callable[[PageData], Section | None], ...] = (
     ladder.section,
     results.section,
+    tradeoffs.section,
+    curves.section,
     per_class.section,
     errors.section,
     proposals.section,

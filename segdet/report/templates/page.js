@@ -44,7 +44,7 @@ const segdet = (() => {
   });
   document.addEventListener("segdet:filter", (event) => {
     const runs = event.detail.shown && new Set(event.detail.shown);
-    for (const row of document.querySelectorAll("tr[data-run]"))
+    for (const row of document.querySelectorAll("tr[data-run], li[data-run]"))
       row.hidden = runs !== null && !runs.has(row.dataset.run);
     document.getElementById("matches").textContent = runs === null ? "" : `${runs.size} of ${texts.size}`;
   });
@@ -95,7 +95,7 @@ const segdet = (() => {
   }
   async function draw(figure) {
     const { spec, data } = JSON.parse(figure.querySelector("script").textContent);
-    spec.datasets = Object.fromEntries(Object.entries(data).map(([name, id]) => [name, rowsOf(id)]));
+    spec.datasets = Object.fromEntries(data.map((name) => [name, rowsOf(name)]));
     const live = figure.querySelector(".live");
     live.hidden = false;
     figure.querySelector(".static").hidden = true;

@@ -1,0 +1,115 @@
+"""Training curves: the main validation score and the training loss, by step and by wall-clock time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from segdet.report.charts import SHOWN, colour_scale, dash_scale, emphasis
+from segdet.report.html import render
+from segdet.report.page_data import PageData, Section
+from segdet.report.run_data import Curve, RunData
+
+MOST_POINTS = 24_000
+"""The number of points of all curves in a chart."""
+
+HEIGHT = 240
+"""The height of a plot in pixels."""
+
+MOST_NAMES = 24
+"""With more runs, there is no legend."""
+
+
+def section(page: PageData) -> Section | None:
+    """Return the charts of each task that has logged values."""
+    parts = []
+    for task in page.tasks:
+        runs = page.runs_of(task)
+        main = f"val/{runs[0].main_score}"
+        charts = [chart for name in (main, "train/loss") for chart in _charts(page, runs, name)]
+        if charts:
+            names = list(dict.fromkeys(run.row for run in runs))
+            parts.append((task, charts, names if len(names) <= MOST_NAMES else []))
+    if not parts:
+        return None
+    return Section("curves", "Training curves", render("curves.html.j2", page=page, parts=parts))
+
+
+def _charts(page: PageData, runs: Sequence[RunData], name: str) -> list[Markup]:
+    curves = [(run, run.curves[name]) for run in runs if name in run.curves]
+    curves = [(run, curve) for run, curve in curves if len(curve) > 1]
+    if not curves:
+        return []
+    per_curve = max(40, min(500, MOST_POINTS // len(curves)))
+    rows = [row for run, curve in curves for row in _rows(run, downsample(curve, per_curve))]
+    charts = [_chart(page, rows, name, "step", "optimizer step", len(curves))]
+    if any(row["minutes"] is not None for row in rows):
+        charts.append(_chart(page, rows, name, "minutes", "minutes of training", len(curves)))
+    return charts
+
+
+def downsample(curve: Curve, most: int) -> Curve:
+    """Return at most ``most`` points of a curve: the first, the last, and the extremes of equally long parts.
+
+    The largest and the smallest value are kept exactly.
+    """
+    if len(curve) <= most:
+        return curve
+    parts = np.array_split(np.arange(1, len(curve) - 1), max(1, (most - 2) // 2))
+    extremes = [
+        part[index] for part in parts for index in (curve.values[part].argmin(), curve.values[part].argmax())
+    ]
+    kept = np.unique([0, *extremes, len(curve) - 1])
+    return Curve(curve.steps[kept], curve.seconds[kept], curve.values[kept])
+
+
+def _rows(run: RunData, curve: Curve) -> list[dict[str, Any]]:
+    extremes = {curve.values.min(), curve.values.max()}
+    return [
+        {
+            "run": run.row,
+            "name": run.name,
+            "step": step,
+            "minutes": round(seconds / 60, 3) if np.isfinite(seconds) else None,
+            "value": value if value in extremes else float(f"{value:.5g}"),
+        }
+        for step, seconds, value in zip(
+            curve.steps.tolist(), curve.seconds.tolist(), curve.values.tolist(), strict=True
+        )
+    ]
+
+
+def _chart(page: PageData, rows: list[dict[str, Any]], name: str, x: str, x_title: str, count: int) -> Markup:
+    import altair as alt
+
+    styles = page.styles_of(row["run"] for row in rows)
+    is_loss = name.startswith("train/")
+    values = [row["value"] for row in rows]
+    positive = min(values) > 0 and max(values) / min(values) > 20
+    scale = alt.Scale(type="log" if is_loss and positive else "linear", zero=False)
+    lines = (
+        alt.Chart(page.charts.data(rows))
+        .transform_filter(SHOWN)
+        .transform_filter(f"isValid(datum.{x})")
+        .mark_line(
+            strokeWidth={"expr": "selected == null ? 1.4 : 2"},
+            strokeJoin="round",
+            point=False if count > 12 or is_loss else {"size": 22, "filled": True},
+            clip=True,
+        )
+        .encode(
+            x=alt.X(
+                f"{x}:Q", title=x_title, axis=alt.Axis(tickCount=5, format="~s" if x == "step" else "~g")
+            ),
+            y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=5)),
+            color=alt.Color("run:N", scale=colour_scale(styles), legend=None),
+            strokeDash=alt.StrokeDash("run:N", scale=dash_scale(styles), legend=None),
+            detail="name:N",
+            opacity=emphasis(0.9 if count <= 12 else 0.5, 0.1),
+            tooltip=[alt.Tooltip("name:N", title="run")],
+            order=alt.Order(f"{x}:Q"),
+        )
+    )
+    label = f"{name} of {count} runs by {x_title}, from {min(values):.3g} to {max(values):.3g}."
+    return page.charts.figure(lines.properties(height=HEIGHT), f"{name} by {x_title}", label)
