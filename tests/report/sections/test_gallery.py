@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from random_evidence import random_detections
+from random_evidence import random_detections, random_segmentation
 from random_runs import write_run
 
 from segdet.metrics.detection_errors import DetectionErrors
+from segdet.report import gallery_data
 from segdet.report.detection_counts import detection_errors
 from segdet.report.disagreement import disagreement, image_scores
 from segdet.report.gallery_data import MAX_RUNS
@@ -21,7 +22,7 @@ from segdet.report.page_data import PageData
 from segdet.report.run_data import load_runs
 from segdet.report.sections.gallery import SHOWN, section
 from segdet.runs.evidence import DetectionEvidence
-from segdet.runs.gallery import GALLERY_FOLDER
+from segdet.runs.gallery import GALLERY_FOLDER, GalleryImage, Pictures, write_gallery
 
 
 def page_of(folder):
@@ -191,3 +192,24 @@ def test_twenty_runs_with_24_large_images_stay_small_and_other_runs_are_named(tm
     assert len(html.encode()) < 6_000_000
     assert f"Left out: run-{MAX_RUNS:02d}." in html
     assert "run-19" in html
+
+
+def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_data, "_BYTES", {"image": 70_000, "mask": 70_000})
+    rng = np.random.default_rng(0)
+    evidence = random_segmentation(images=3, classes=20)
+    write_run(tmp_path / "run", evidence=evidence, task="segmentation", gallery=0)
+    pictures = []
+    for index, name in enumerate(evidence.file_names):
+        entry = GalleryImage(index, int(evidence.image_ids[index]), name, 1.0)
+        masks = rng.integers(0, 20, (2, 240, 320)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
+        pictures.append((entry, Pictures(rng.integers(0, 255, (480, 640, 3), np.uint8), *masks)))
+    write_gallery(tmp_path / "run" / GALLERY_FOLDER, pictures)
+    html = str(section(page_of(tmp_path)).html)
+    for kind, count, limit in (("jpeg", 3, 95_000), ("png", 9, 150_000)):
+        sizes = [len(each) for each in re.findall(rf"data:image/{kind};base64,([^\"]*)", html)]
+        assert len(sizes) == count and sum(sizes) < limit
+    assert re.search(r'viewBox="0 0 (\d+) (\d+)"', html).groups() == (
+        "640",
+        "480",
+    )  # boxes keep their coordinates
