@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segdet.report.run_data import RunData, RunGroup
+from segdet.report.statistics import estimate
 from segdet.runs.evidence import LocalizationEvidence
 
 SCORE = {"detection": "ap", "segmentation": "iou", "localization": "loc_acc"}
@@ -22,7 +23,9 @@ class ClassScore:
         group: The runs, which differ only in their seed.
         name: The class.
         mean: The mean over the seeds.
-        low, high: The smallest and the largest score of a seed; equal for a single seed.
+        low, high: The 95% interval over images, and over seeds if there are several. Without evidence, the smallest and
+            the largest score of a seed; they are equal for a single seed.
+        is_interval: Whether they are an interval.
     """
 
     group: RunGroup
@@ -30,6 +33,7 @@ class ClassScore:
     mean: float
     low: float
     high: float
+    is_interval: bool = False
 
 
 def class_scores(group: RunGroup, split: str) -> list[ClassScore]:
@@ -38,10 +42,22 @@ def class_scores(group: RunGroup, split: str) -> list[ClassScore]:
     for run in group.runs:
         for name, value in _scores(run, split).items():
             by_class.setdefault(name, []).append(value)
-    return [
-        ClassScore(group, name, float(np.mean(values)), min(values), max(values))
-        for name, values in by_class.items()
-    ]
+    tests = [run.bootstrap for run in group.runs] if split == "test" else []
+    resampled = [test for test in tests if test is not None]
+    comparable = len(resampled) == len(group.runs) and all(map(resampled[0].has_images_of, resampled))
+    scores = []
+    for name, values in by_class.items():
+        key = f"{SCORE[group.task]}/{name}"
+        interval = None
+        if comparable and all(key in test.values for test in resampled):
+            found = estimate(resampled, key)
+            interval = found.combined or found.images
+        if interval is not None and interval.is_defined:
+            low, high = interval.low, interval.high
+        else:
+            low, high, interval = min(values), max(values), None
+        scores.append(ClassScore(group, name, float(np.mean(values)), low, high, interval is not None))
+    return scores
 
 
 def _scores(run: RunData, split: str) -> dict[str, float]:

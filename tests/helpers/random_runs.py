@@ -15,7 +15,17 @@ MAKERS = {
 }
 
 
-def write_run(folder, task="detection", seed=0, name=None, gallery=6, metrics=None, evidence=None, **options):
+def write_run(
+    folder,
+    task="detection",
+    seed=0,
+    name=None,
+    gallery=6,
+    metrics=None,
+    evidence=None,
+    per_image=True,
+    **options,
+):
     """Write a run folder and return its evidence."""
     evidence = MAKERS[task](seed, **options) if evidence is None else evidence
     folder.mkdir(parents=True)
@@ -28,7 +38,7 @@ def write_run(folder, task="detection", seed=0, name=None, gallery=6, metrics=No
         seed=seed,
         status="finished",
         metrics=metrics or {},
-        per_image=EVIDENCE_NAME,
+        per_image=EVIDENCE_NAME if per_image else None,
     )
     record.write(folder / "result.json")
     if gallery:

@@ -19,6 +19,10 @@ MAX_CLASSES = 40
 """The number of classes in a chart: those with the largest differences between runs. The table contains all."""
 
 
+MAX_LINES = 8
+"""The number of runs whose intervals are drawn. Those of more runs are in the table only."""
+
+
 @dataclass(frozen=True)
 class _Table:
     """The scores of the classes of a task.
@@ -30,7 +34,8 @@ class _Table:
         groups: The columns.
         rows: The name and the scores of each class; None where a run has no score.
         charted: The number of classes in the chart.
-        seeds: Whether a run has several seeds.
+        intervals: Whether some scores have an interval.
+        ranges: Whether some scores have a range of seeds instead.
     """
 
     task: str
@@ -39,7 +44,8 @@ class _Table:
     groups: list[RunGroup]
     rows: list[tuple[str, list[ClassScore | None]]]
     charted: int
-    seeds: bool
+    intervals: bool
+    ranges: bool
 
 
 def section(page: PageData) -> Section | None:
@@ -85,8 +91,10 @@ def _table(page: PageData, task: str) -> _Table | None:
         "has the same numbers.",
         width=WIDE,
     )
-    seeds = any(len(group.runs) > 1 for group in groups)
-    return _Table(task, title, figure, groups, rows, len(charted), seeds)
+    every = [score for each in scores for score in each.values()]
+    intervals = any(score.is_interval for score in every)
+    ranges = any(score.low < score.high and not score.is_interval for score in every)
+    return _Table(task, title, figure, groups, rows, len(charted), intervals, ranges)
 
 
 def _chart(
@@ -98,25 +106,40 @@ def _chart(
     legend = alt.Legend(orient="top", columns=6, title=None)
     colour = alt.Color("run:N", scale=colour_scale(styles), sort=names, legend=legend)
     shape = alt.Shape("run:N", scale=shape_scale(styles), sort=names, legend=legend)
-    base = alt.Chart(alt.InlineData(values=values)).transform_filter(SHOWN)
-    position = alt.Y("class:N", sort=classes, title=None, axis=alt.Axis(grid=True, labelLimit=160))
+    base = alt.Chart(page.charts.data(values)).transform_filter(SHOWN)
+    with_lines = len(names) <= MAX_LINES and any(row["low"] < row["high"] for row in values)
+    height = 10 * len(names) + 12 if with_lines else 26
+    position = alt.Y(
+        "class:N",
+        sort=classes,
+        title=None,
+        scale=alt.Scale(paddingInner=0.2, paddingOuter=0.1) if with_lines else alt.Undefined,
+        axis=alt.Axis(grid=not with_lines, labelLimit=160),
+    )
+    offset = alt.YOffset("run:N", sort=names) if with_lines else alt.Undefined
     scale = alt.Scale(zero=False, nice=True)
-    points = base.mark_point(filled=True, size=80).encode(
+    points = base.mark_point(filled=True, size=60 if with_lines else 80, opacity=1).encode(
         y=position,
+        yOffset=offset,
         x=alt.X("score:Q", scale=scale, title=title, axis=alt.Axis(grid=True, tickCount=6)),
         color=colour,
         shape=shape,
         opacity=emphasis(0.9, 0.12),
-        tooltip=["run:N", "class:N", alt.Tooltip("score:Q", format=".3f")],
+        tooltip=[
+            "run:N",
+            "class:N",
+            *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("score", "low", "high")),
+        ],
     )
     layers: list[alt.Chart] = [points]
-    if any(row["low"] < row["high"] for row in values):
+    if with_lines:
         lines = base.mark_rule(strokeWidth=1.5).encode(
             y=position,
+            yOffset=offset,
             x=alt.X("low:Q", scale=scale, title=title),
             x2="high:Q",
             color=colour,
             opacity=emphasis(0.7, 0.1),
         )
         layers.insert(0, lines)
-    return alt.LayerChart(layer=layers, height=26 * len(classes))
+    return alt.LayerChart(layer=layers, height=height * len(classes))

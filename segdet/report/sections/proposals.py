@@ -168,7 +168,7 @@ def _lines(
 
     styles = page.styles_of(row.group.name for row in rows)
     legend = alt.Legend(orient="top", columns=3, title=None, symbolType="stroke")
-    base = alt.Chart(alt.InlineData(values=values)).transform_filter(SHOWN)
+    base = alt.Chart(page.charts.data(values)).transform_filter(SHOWN)
     channels = (
         x,
         alt.Y("recall:Q", title="recall", scale=alt.Scale(domain=[0, 1])),

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from random_evidence import random_detections
 from random_runs import write_run
 
 from segdet.metrics.detection_errors import KINDS, SPECIAL
@@ -12,6 +13,7 @@ from segdet.report.detection_counts import detection_errors
 from segdet.report.page_data import PageData
 from segdet.report.run_data import load_runs
 from segdet.report.sections import errors, per_class, proposals
+from segdet.report.statistics import bootstrap, interval
 
 
 def page_of(folder):
@@ -23,7 +25,7 @@ def page_of(folder):
 def test_scores_of_classes_are_means_over_seeds(tmp_path):
     for seed, value in ((0, 0.4), (1, 0.5)):
         scores = {"test/map": value, "test/ap/cat": value, "test/ap/<b>": 0.9, "test/ap/none": None}
-        write_run(tmp_path / f"ssd-seed{seed}", seed=seed, metrics=scores)
+        write_run(tmp_path / f"ssd-seed{seed}", seed=seed, metrics=scores, per_image=False)
     page = page_of(tmp_path)
     (group,) = page.groups
     found = {each.name: each for each in class_scores(group, "test")}
@@ -32,7 +34,23 @@ def test_scores_of_classes_are_means_over_seeds(tmp_path):
     html = str(per_class.section(page).html)
     table = html[html.index("<table") :]
     assert re.findall(r'row"><bdi>(.*?)</bdi>', table) == ["&lt;b&gt;", "cat"]
-    assert '0.450 <span class="note">0.400 to 0.500</span>' in table and "<b>" not in html
+    assert '0.450 <span class="note">[0.400, 0.500]</span>' in table and "<b>" not in html
+
+
+def test_classes_have_intervals_where_there_is_evidence(tmp_path):
+    evidence = random_detections(images=60, quality=0.8)
+    once = bootstrap(evidence)
+    scores = {f"test/{name}": value for name, value in once.values.items()}
+    write_run(tmp_path / "ssd", evidence=evidence, metrics=scores)
+    page = page_of(tmp_path)
+    (group,) = page.groups
+    found = class_scores(group, "test")
+    assert [each.name for each in found] == evidence.class_names
+    for each in found:
+        expected = interval(each.mean, once.resampled[f"ap/{each.name}"])
+        assert each.is_interval and (each.low, each.high) == (expected.low, expected.high)
+        assert each.low < each.mean < each.high
+    assert f"[{found[0].low:.3f}, {found[0].high:.3f}]" in str(per_class.section(page).html)
 
 
 def test_localization_has_an_accuracy_of_each_class(tmp_path):
@@ -91,7 +109,7 @@ def test_recall_by_number_of_proposals_and_iou_is_drawn(tmp_path):
     page = page_of(tmp_path)
     html = str(proposals.section(page).html)
     assert html.count("<figure") == 2 and not page.all_faults
-    by_count, by_iou = sorted(page.charts.datasets.values(), key=lambda each: "proposals" not in each)
+    by_count, by_iou = sorted(page.charts.columns().values(), key=lambda each: "proposals" not in each)
     # More proposals than there are on average are left out; the last point stands for all.
     assert by_count["proposals"] == [1, 100, 212.5] * 2
     assert by_count["recall"] == [0.1, 0.8, 0.91, 0.05, 0.5, 0.66]
