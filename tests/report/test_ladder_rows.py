@@ -8,7 +8,7 @@ from random_evidence import random_detections
 from report_runs import write_run
 
 from segdet.profiling.result import PROFILE_NAME, Distribution, Estimate, Latency, Memory, Profile, Stages
-from segdet.report.ladder.rows import DASH, Ladder, ladders_of, ratio
+from segdet.report.ladder.rows import DASH, Ladder, ladders_of, probability, ratio, signed
 from segdet.report.page import page_of, render_page
 from segdet.report.statistics import bootstrap, estimate, holm, paired_difference
 from segdet.runs.evidence import EVIDENCE_NAME, write_evidence
@@ -181,3 +181,15 @@ def test_a_family_of_the_user_is_last_with_its_description(tmp_path: Path) -> No
 )
 def test_ratios_of_times_are_in_words(value: float, before: float, text: str) -> None:
     assert ratio(value, before) == text
+
+
+def test_numbers_that_round_to_their_limits() -> None:
+    assert [signed(value) for value in (-0.0004, 0.0004, 0.0006, -0.0006)] == [
+        "0.000",
+        "0.000",
+        "+0.001",
+        "-0.001",
+    ]
+    assert [probability(value) for value in (0.0, 0.0049, 0.006, 0.5, 0.994, 0.9951, 1.0)] == [
+        "< 0.01", "< 0.01", "0.01", "0.50", "0.99", "> 0.99", "> 0.99"
+    ]  # fmt: skip

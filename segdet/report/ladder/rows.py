@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tqdm import tqdm
+
 from segdet.profiling.result import Profile
 from segdet.report import numbers
 from segdet.report.ladder.rungs import TASKS, Rung, rung_of
@@ -147,6 +149,9 @@ def ladders_of(groups: Sequence[RunGroup], split_of: Callable[[str], str]) -> li
         groups: The runs.
         split_of: A function that returns the split of the scores of a task.
     """
+    tested = [run for group in groups for run in group.runs if run.record.is_tested]
+    for run in tqdm(tested, "resampling images", unit=" runs", leave=False, delay=2):
+        run.bootstrap  # noqa: B018  cached; large test sets take seconds
     places = dict.fromkeys((group.task, _dataset(group)) for group in groups)
     ladders = []
     for task, dataset in sorted(places, key=lambda place: TASKS.index(place[0])):
@@ -288,7 +293,7 @@ def _difference(
     if not own or not other:
         return missing("One of the two runs is not tested"), None
     mean = numbers_of_seeds.fmean(own) - numbers_of_seeds.fmean(other)
-    plain = Value(mean, f"{mean:+.3f}", hint=f"{group.name} minus {above.group.name}")
+    plain = Value(mean, signed(mean), hint=f"{group.name} minus {above.group.name}")
     first, second = _tests(group, split), _tests(above.group, split)
     if first is None or second is None:
         return plain, None
@@ -299,7 +304,7 @@ def _difference(
     low, high, p_better = difference.interval.low, difference.interval.high, difference.p_better
     if not difference.interval.is_defined:
         return plain, None
-    notes = (f"[{low:+.3f}, {high:+.3f}]", f"P(better) {probability(p_better)}")
+    notes = (f"[{signed(low)}, {signed(high)}]", f"P(better) {probability(p_better)}")
     return replace(plain, notes=notes, low=low, high=high, p_better=p_better), difference
 
 
@@ -342,6 +347,12 @@ def _source(column: Column, profile: Profile) -> str:
             f"segdet profile: {profile.flops.minimum / 1e9:.3g} to {profile.flops.maximum / 1e9:.3g} by image"
         )
     return "segdet profile"
+
+
+def signed(value: float) -> str:
+    """Return a difference with three decimals and its sign; 0.000 without one."""
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text
 
 
 def probability(value: float) -> str:
