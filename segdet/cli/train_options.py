@@ -118,13 +118,16 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
         self.method_arguments: list[str] = []
 
-    def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
+    def add_class_arguments(
+        self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
         """Add the arguments of a class. The folder of a logger is optional; by default it is the run's folder."""
         if issubclass(class_type, Logger) and "save_dir" in inspect.signature(class_type).parameters:
             help_text = "The folder of the logger's files; empty for the run's folder."
-            self.add_argument("--save_dir", type=str, default="", help=help_text)
+            prefix = f"{nested_key}." if nested_key else ""
+            self.add_argument(f"--{prefix}save_dir", type=str, default="", help=help_text)
             kwargs["skip"] = {*(kwargs.get("skip") or ()), "save_dir"}
-        return super().add_class_arguments(class_type, *args, **kwargs)
+        return super().add_class_arguments(class_type, nested_key, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise `ParseFault`."""

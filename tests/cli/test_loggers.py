@@ -47,3 +47,8 @@ def test_a_missing_tensorboard_is_reported_in_one_line(shapes: Path, line: Line)
     message = line(["fit", *options])
     assert message.startswith("--trainer.logger TensorBoardLogger: a package is missing (")
     assert "tensorboardX" in message and len(message) < 200
+
+
+def test_the_help_of_a_logger_names_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--trainer.logger.help=CSVLogger"]) == 0
+    assert "--trainer.logger.save_dir" in capsys.readouterr().out
