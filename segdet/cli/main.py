@@ -36,6 +36,7 @@ OTHERS = {
     "sweep": "search parameters with a sweep file of Weights & Biases, without an account",
     "status": "show the state of the runs of a bench or a sweep",
     "proposals": "compute region proposals of a dataset and score them",
+    "profile": "measure FLOPs, memory, latency and the time of each stage of models",
     "reproduce": "train a run again and compare it with the original",
     "report": "turn run folders into one Markdown table",
 }

@@ -37,7 +37,7 @@ from segdet.util.errors import INTERRUPTED, UserError, check_range
 
 def main(argv: Sequence[str]) -> int:
     """Run ``segdet fit|validate|test|predict ...``; return 0, or exit with 130 after SIGINT and 143 after SIGTERM."""
-    with StopSignals() as signals, _without_irrelevant_messages():
+    with StopSignals() as signals, without_irrelevant_messages():
         return _execute(parse_command(argv), signals)
 
 
@@ -277,7 +277,7 @@ IRRELEVANT_WARNINGS = (
 
 
 @contextlib.contextmanager
-def _without_irrelevant_messages() -> Iterator[None]:
+def without_irrelevant_messages() -> Iterator[None]:
     """Suppress Lightning's general messages and `IRRELEVANT_WARNINGS`."""
     shown = {
         "lightning.pytorch": logging.WARNING,

@@ -182,6 +182,11 @@ class RCNN(RegionDetector):
             return
         raise UserError(f"RCNN: this network has no {missing} yet; finish its `segdet fit`, or give {option}")
 
+    def prepare_untrained(self) -> None:
+        """Use the initial SVMs and box regression, see `segdet.training.untrained`."""
+        self.svms.fitted.fill_(True)
+        self.regressors.fitted.fill_(True)
+
     # The second and the third stage of training.
 
     def later_stages(self) -> LaterStages:

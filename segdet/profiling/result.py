@@ -149,12 +149,15 @@ class Throughput:
 
 @dataclass
 class Stages:
-    """The mean time of each stage of a prediction, from reading the file to the prediction in the image's pixels.
+    """The time of each stage of a prediction, from reading the file to the prediction in the image's pixels.
+
+    All times are means over the images of the fastest prediction of each image. Other work on the machine can only slow
+    down a prediction, so these times are less disturbed than the quantiles of the latency.
 
     Attributes:
-        ms: Milliseconds per image of each stage in the order of their first start. ``other`` is the time outside of
-            all marked stages.
-        whole_ms: The mean time of the same predictions without the measurement of stages, measured in turn with it.
+        ms: Milliseconds per image of each stage in the order of a prediction. ``other`` is the time outside of all
+            marked stages.
+        whole_ms: The time of the same predictions without the measurement of stages, measured in turn with it.
         count: The number of timed predictions of each kind.
     """
 

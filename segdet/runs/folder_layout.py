@@ -15,6 +15,7 @@
         errors.json             causes of the lost AP in a detector's test, with confusion.png and worst.png
         per_image/              evidence of a test for each image, and small copies of some images
         profile/                reports of --trainer.profiler
+        profile.json            FLOPs, memory, latency and stages, from `segdet profile`
         reproduction.json       comparison with the original run, from `segdet reproduce`
         left_out.txt            unusable samples and boxes, if there are any
         wandb/                  files of Weights & Biases
@@ -50,6 +51,7 @@ CONTENTS = (
     "lightning_logs",
     "left_out.txt",
     "profile",
+    "profile.json",
     "error.txt",
     REPRODUCTION_NAME,
 )

@@ -187,6 +187,10 @@ class Segmenter(Task):
         if same_formula and len(saved["weights"]) == len(self.class_names):
             self._set_weights(saved["weights"])
 
+    def prepare_untrained(self) -> None:
+        """Use equal class weights instead of counting the training set, see `segdet.training.untrained`."""
+        self._weights_known = True
+
     def _count_weights(self) -> list[float]:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, DataModule) or data.task != "segmentation":

@@ -26,6 +26,11 @@ class StageTimes:
     seconds: dict[str, float] = field(default_factory=dict)
     other: float = 0.0
 
+    @property
+    def total(self) -> float:
+        """The seconds of all stages and outside of them."""
+        return sum(self.seconds.values()) + self.other
+
 
 class _Timer:
     """A timer that notes a mark whenever a stage starts or ends, and divides the time between the marks."""

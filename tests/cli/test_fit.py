@@ -178,9 +178,9 @@ def test_an_option_that_the_training_refuses_is_reported_in_one_line(
 
 
 def test_irrelevant_warnings_are_suppressed() -> None:
-    from segdet.cli.train import _without_irrelevant_messages
+    from segdet.cli.train import without_irrelevant_messages
 
-    with _without_irrelevant_messages():  # warnings are errors here
+    with without_irrelevant_messages():  # warnings are errors here
         warnings.warn("\n  Dump of a value that does not round-trip: a tuple is", UserWarning, stacklevel=1)
         with pytest.raises(UserWarning):
             warnings.warn("another", UserWarning, stacklevel=1)

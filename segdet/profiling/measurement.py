@@ -1,0 +1,195 @@
+"""Measurements in turn: each model predicts one image, then the next model, so that noise affects all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from segdet.profiling.intervals import estimate_quantile, invert
+from segdet.profiling.result import OTHER, Estimate, Latency, Stages, Throughput
+from segdet.runs.record import STAGES
+from segdet.util.stage_timing import StageTimes, time_stages
+
+TARGET = 0.02
+"""The relative half width of the interval of the median at which a measurement stops."""
+
+LEAST = 30
+"""The least number of timed predictions, unless the time limit ends the measurement before."""
+
+ROUNDS = 3
+"""The least number of timed predictions of each image, unless the time limit ends the measurement before."""
+
+
+class Measurement(Protocol):
+    """A measurement that proceeds in steps."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further step is necessary."""
+
+    def step(self) -> None:
+        """Time once."""
+
+
+def measure_in_turn(measurements: Sequence[Measurement], description: str) -> None:
+    """Run all measurements to their end, one step of each in turn. Show the progress after two seconds."""
+    with torch.inference_mode(), tqdm(desc=description, unit=" predictions", delay=2, leave=False) as bar:
+        while active := [each for each in measurements if not each.done]:
+            bar.set_postfix_str(f"{len(active)} of {len(measurements)} models left", refresh=False)
+            for measurement in active:
+                measurement.step()
+                bar.update()
+
+
+class LatencyMeasurement:
+    """The latency of a model, and in turn with it the times of its stages.
+
+    The first predictions of each image are not timed, because caches, compiled code and the allocator are cold.
+
+    Args:
+        predict: A function that predicts the image at an index of the reader and waits for the device.
+        indices: The images.
+        device: The model's device.
+        time_limit: The maximum time in seconds.
+        warm_up: The number of predictions that are not timed.
+        target: The relative half width of the interval of the median at which the measurement stops.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[int], Any],
+        indices: Sequence[int],
+        device: torch.device,
+        time_limit: float,
+        warm_up: int = 3,
+        target: float = TARGET,
+    ) -> None:
+        self.predict, self.indices, self.device = predict, list(indices), device
+        self.time_limit, self.warm_up, self.target = time_limit, warm_up, target
+        self.seconds: list[float] = []
+        self.processor_seconds: list[float] = []
+        self.stages: list[StageTimes] = []
+        self.spent = 0.0
+        self._timed: list[int] = []
+        self._next = 0
+        self._warm = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether the interval of the median is narrow enough, after at least `LEAST` and `ROUNDS` predictions."""
+        if len(self.seconds) < max(LEAST, ROUNDS * len(self.indices)):
+            return False
+        half_width = estimate_quantile(self.seconds, 0.5).half_width
+        return half_width is not None and half_width < self.target
+
+    @property
+    def done(self) -> bool:
+        """Whether the target or the time limit is reached, with at least one prediction."""
+        return bool(self.seconds) and (self.spent >= self.time_limit or self.reached)
+
+    def step(self) -> None:
+        """Predict the next image twice, once with the times of the stages, in alternating order."""
+        start = time.perf_counter()
+        index = self.indices[self._next % len(self.indices)]
+        if self._warm < self.warm_up and (not self._warm or self.spent < self.time_limit / 4):
+            self.predict(index)
+            self._warm += 1
+        else:
+            self._timed.append(index)
+            # The second prediction finds the image in the processor's cache, so the order alternates.
+            kinds = [self._time_whole, self._time_stages]
+            rounds, position = divmod(self._next, len(self.indices))
+            for time_prediction in kinds if (rounds + position) % 2 else reversed(kinds):
+                time_prediction(index)
+        self._next += 1
+        self.spent += time.perf_counter() - start
+
+    def latency(self) -> Latency:
+        """Return the quantiles of the latency."""
+        p50, p90, p99 = (_in_ms(estimate_quantile(self.seconds, share)) for share in (0.5, 0.9, 0.99))
+        processor = 1000 * statistics.median(self.processor_seconds)
+        count = len(self.seconds)
+        return Latency(p50, p90, p99, count, self._warm, self.target, self.reached, processor)
+
+    def stage_times(self) -> Stages:
+        """Return the mean time of each stage over the images, from the fastest prediction of each image.
+
+        Other work on the machine can only slow down a prediction, so the fastest one is least disturbed.
+        """
+        fastest: dict[int, StageTimes] = {}
+        whole: dict[int, float] = {}
+        for index, times, seconds in zip(self._timed, self.stages, self.seconds, strict=True):
+            if index not in fastest or times.total < fastest[index].total:
+                fastest[index] = times
+            whole[index] = min(seconds, whole.get(index, seconds))
+        present = dict.fromkeys(name for times in fastest.values() for name in times.seconds)
+        names = [name for name in STAGES if name in present]
+        names += [name for name in present if name not in STAGES]
+        ms = {
+            name: 1000 * statistics.fmean(times.seconds.get(name, 0.0) for times in fastest.values())
+            for name in names
+        }
+        ms[OTHER] = 1000 * statistics.fmean(times.other for times in fastest.values())
+        return Stages(ms, 1000 * statistics.fmean(whole.values()), len(self.stages))
+
+    def _time_whole(self, index: int) -> None:
+        processor, start = time.process_time(), time.perf_counter()
+        self.predict(index)
+        self.seconds.append(time.perf_counter() - start)
+        self.processor_seconds.append(time.process_time() - processor)
+
+    def _time_stages(self, index: int) -> None:
+        with time_stages(self.device) as times:
+            self.predict(index)
+        self.stages.append(times)
+
+
+class ThroughputMeasurement:
+    """The throughput of a model for a batch in memory.
+
+    Args:
+        predict: A function that predicts the batch and waits for the device.
+        batch_size: The number of images of the batch.
+        time_limit: The maximum time in seconds.
+        target: The relative half width of the interval of the median at which the measurement stops.
+    """
+
+    def __init__(
+        self, predict: Callable[[], Any], batch_size: int, time_limit: float, target: float = TARGET
+    ) -> None:
+        self.predict, self.batch_size, self.time_limit, self.target = predict, batch_size, time_limit, target
+        self.seconds: list[float] = []
+        self.spent = 0.0
+        self._warm = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the target or the time limit is reached, with at least one batch."""
+        if not self.seconds:
+            return False
+        half_width = estimate_quantile(self.seconds, 0.5).half_width
+        reached = len(self.seconds) >= LEAST and half_width is not None and half_width < self.target
+        return self.spent >= self.time_limit or reached
+
+    def step(self) -> None:
+        """Predict the batch. The first prediction is not timed."""
+        start = time.perf_counter()
+        self.predict()
+        elapsed = time.perf_counter() - start
+        if self._warm:
+            self.seconds.append(elapsed)
+        self._warm = True
+        self.spent += elapsed
+
+    def throughput(self) -> Throughput:
+        """Return the images per second."""
+        rate = invert(estimate_quantile(self.seconds, 0.5), self.batch_size)
+        return Throughput(self.batch_size, rate, len(self.seconds))
+
+
+def _in_ms(seconds: Estimate) -> Estimate:
+    low, high = (None if bound is None else 1000 * bound for bound in (seconds.low, seconds.high))
+    return Estimate(1000 * seconds.value, low, high)
