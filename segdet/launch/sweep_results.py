@@ -5,6 +5,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segdet.launch.sweep_file import Metric, Sweep
 from segdet.launch.sweep_plots import plot_history, plot_importances, plot_parallel
@@ -12,6 +13,9 @@ from segdet.launch.sweep_trials import SweepTrials, Trial
 from segdet.runs.folder_layout import read_record
 from segdet.util.files import write_text
 from segdet.util.tables import markdown_table
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def read_values(folder: Path, name: str) -> list[float]:
@@ -61,7 +65,7 @@ def write_results(trials: SweepTrials, folder: Path) -> str:
     """
     sweep, found = trials.sweep, trials.all()
     best = best_trial(sweep, found)
-    importances = parameter_importances(trials)
+    importances = importances_of(trials.study)
     text = _table(sweep, found, folder)
     ending = [f"importance of the parameters (PED-ANOVA): {_shares(importances)}"] if importances else []
     if best is not None and _write_best(sweep, best, len(found), folder):
@@ -77,7 +81,7 @@ def write_results(trials: SweepTrials, folder: Path) -> str:
     return "\n".join([text, "", *ending])
 
 
-def parameter_importances(trials: SweepTrials) -> dict[str, float]:
+def importances_of(study: "optuna.Study") -> dict[str, float]:
     """Return the importance of each parameter by PED-ANOVA, largest first.
 
     The importance of a parameter is its share in the variance of the good scores. Trials that were stopped early count
@@ -86,11 +90,11 @@ def parameter_importances(trials: SweepTrials) -> dict[str, float]:
     import optuna
     from optuna.trial import TrialState
 
-    ended = trials.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    ended = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
     scored = [trial for trial in ended if trial.value is not None]
     if len(scored) < 4 or len({trial.value for trial in scored}) < 2:
         return {}
-    copy = optuna.create_study(direction=trials.study.direction)
+    copy = optuna.create_study(direction=study.direction)
     for trial in scored:
         trial.state = TrialState.COMPLETE
     copy.add_trials(scored)

@@ -131,7 +131,7 @@ class SweepTrials:
 
     def all(self) -> list[Trial]:
         """Return all trials by number."""
-        return [self._trial(each) for each in self._frozen()]
+        return [trial_of(each) for each in self._frozen()]
 
     def is_complete(self) -> bool:
         """Return whether all trials have ended. No further trial starts after the metric's target is reached."""
@@ -155,7 +155,7 @@ class SweepTrials:
                 if trial.state == "running" and trial.claim.until < now and not busy(trial):
                     claim = Claim(owner, now + self.lease, trial.claim.attempts + 1, trial.claim.failures)
                     self._set(trial.number, claim)
-                    return self._trial(self._frozen()[trial.number])
+                    return trial_of(self._frozen()[trial.number])
             if len(trials) >= (self.sweep.size or 0) or self._is_target_reached(trials):
                 return None
             return self._create(Claim(owner, now + self.lease, 1), len(trials))
@@ -217,7 +217,7 @@ class SweepTrials:
             number: The trial.
             values: All values of the metric so far, in order.
         """
-        trial = self._trial(self._frozen()[number])
+        trial = trial_of(self._frozen()[number])
         if trial.is_bad or len(values) <= len(trial.values):
             return trial.is_bad
         with self._shared.locked():
@@ -257,7 +257,7 @@ class SweepTrials:
         )
         frozen.datetime_start = datetime.datetime.now()
         self.study.add_trial(frozen)
-        return self._trial(self._frozen()[number])
+        return trial_of(self._frozen()[number])
 
     def _next(self, number: int) -> Choice:
         """Return the parameters of a new trial."""
@@ -319,22 +319,24 @@ class SweepTrials:
         with self._shared.reported():
             return self.study.get_trials()
 
-    def _trial(self, frozen: "FrozenTrial") -> Trial:
-        from optuna.trial import TrialState
 
-        states: dict[TrialState, State] = {
-            TrialState.COMPLETE: "finished",
-            TrialState.PRUNED: "stopped",
-            TrialState.FAIL: "failed",
-        }
-        attributes = frozen.user_attrs
-        return Trial(
-            frozen.number,
-            attributes[_POINT],
-            states.get(frozen.state, "running"),
-            frozen.value if frozen.state.is_finished() else None,
-            Claim(**attributes[_CLAIM]),
-            attributes.get(_REASON, ""),
-            attributes.get(_STOP, False),
-            dict(sorted(frozen.intermediate_values.items())),
-        )
+def trial_of(frozen: "FrozenTrial") -> Trial:
+    """Return a trial of a study as a `Trial`."""
+    from optuna.trial import TrialState
+
+    states: dict[TrialState, State] = {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "stopped",
+        TrialState.FAIL: "failed",
+    }
+    attributes = frozen.user_attrs
+    return Trial(
+        frozen.number,
+        attributes[_POINT],
+        states.get(frozen.state, "running"),
+        frozen.value if frozen.state.is_finished() else None,
+        Claim(**attributes[_CLAIM]),
+        attributes.get(_REASON, ""),
+        attributes.get(_STOP, False),
+        dict(sorted(frozen.intermediate_values.items())),
+    )

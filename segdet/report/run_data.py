@@ -20,7 +20,7 @@ from segdet.launch.state import read_state
 from segdet.profiling.result import PROFILE_NAME, Profile, read_profile
 from segdet.report.statistics import Bootstrap, bootstrap
 from segdet.runs.evidence import Evidence, read_evidence
-from segdet.runs.folder_layout import first_provenance
+from segdet.runs.folder_layout import TIME, first_provenance
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -31,9 +31,6 @@ SCORES = {
     "detection": ["map", "map_50", "map_75", "map_voc07", "map_voc12", "mask_map", "mask_map_50"],
 }
 """The scores of each task's table, the main score first. Scores that no run has are left out."""
-
-TIME = "time"
-"""The column of ``metrics.csv`` with the time of each row, in seconds since 1970."""
 
 
 @dataclass(frozen=True)

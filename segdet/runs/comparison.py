@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from segdet.runs.folder_layout import RECORD_NAME, read_record
+from segdet.runs.folder_layout import RECORD_NAME, TIME, read_record
 from segdet.runs.record import Record
 from segdet.training.load_checkpoint import read_checkpoint
 
@@ -149,7 +149,8 @@ def logged_values(folder: Path) -> Curve:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 step = int(float(row.pop("step", None) or 0))
-                row.pop("epoch", None)
+                for name in ("epoch", TIME):
+                    row.pop(name, None)
                 values |= {(name, step): float(text) for name, text in row.items() if text}
     except FileNotFoundError:
         pass

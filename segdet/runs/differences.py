@@ -115,7 +115,7 @@ def _settings(before: Description, now: Description) -> Iterator[Difference]:
         recorded = before.provenance.get("inputs")
         if recorded and part.get("inputs") and part["inputs"] != recorded:
             yield Difference("settings", "data or code", "changed before the original was resumed")
-    old, new = _flat(before.config), _flat(now.config)
+    old, new = flat_settings(before.config), flat_settings(now.config)
     for name in dict.fromkeys([*old, *new]):
         if name.split(".")[0] not in NEUTRAL and old.get(name) != new.get(name):
             yield Difference("settings", f"--{name}", f"{old.get(name)} -> {new.get(name)}")
@@ -125,14 +125,14 @@ def _settings(before: Description, now: Description) -> Iterator[Difference]:
             yield Difference("settings", name, f"{values[0]} -> {values[1]}")
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat_settings(node: Any, prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested configuration by dotted name, without jsonargparse's ``init_args``."""
     if not isinstance(node, Mapping) or not node:
         return {prefix: node}
     flat: dict[str, Any] = {}
     for name, value in node.items():
         path = prefix if name == "init_args" else f"{prefix}.{name}" if prefix else str(name)
-        flat |= _flat(value, path)
+        flat |= flat_settings(value, path)
     return flat
 
 

@@ -31,6 +31,9 @@ from typing import Any
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.errors import UserError
 
+TIME = "time"
+"""The column of ``metrics.csv`` with the time of each row, in seconds since 1970."""
+
 INPUTS_NAME = "inputs.json.gz"
 REPRODUCTION_NAME = "reproduction.json"
 

@@ -4,6 +4,7 @@ import csv
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from segdet.runs.folder_layout import TIME
 from segdet.runs.wandb_mode import wandb_mode
 from segdet.util.distributed import rank
 from segdet.util.files import open_to_append, write_atomically, write_text
@@ -20,9 +22,10 @@ from segdet.util.write_guard import check_writable
 
 
 class MetricsFile(Logger):
-    """Write every logged value to ``metrics.csv``, one row per call, with the columns ``epoch`` and ``step``.
+    """Write every logged value to ``metrics.csv``, one row per call, with the columns ``epoch``, ``step`` and ``time``.
 
-    The file is in the run's ``folder``. The rows of a resumed run are kept. A new metric becomes a new column.
+    The time is in seconds since 1970. The file is in the run's ``folder``. The rows of a resumed run are kept. A new
+    metric becomes a new column.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +58,7 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Append a row."""
         row = {name: _number(value) for name, value in metrics.items()}
-        row["step"] = step
+        row |= {"step": step, TIME: round(time.time(), 2)}
         if self._columns is None:
             self._columns = self._read_columns()
         new = [name for name in row if name not in self._columns]
@@ -98,8 +101,8 @@ class MetricsFile(Logger):
     def _add_columns(self, new: list[str]) -> None:
         rows = self._read_rows()
         assert self._columns is not None
-        # The columns epoch and step come first.
-        self._columns = sorted({*self._columns, *new}, key=lambda name: (name not in ("epoch", "step"), name))
+        positions = ("epoch", "step", TIME)
+        self._columns = sorted({*self._columns, *new}, key=lambda name: (name not in positions, name))
         self._write(rows)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:

@@ -86,12 +86,15 @@ def group_members(group: int) -> list[int]:
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    """Return the rows of ``metrics.csv`` without empty values."""
+    """Return the rows of ``metrics.csv`` without empty values and times."""
     path = run / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as stream:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(stream)]
+        return [
+            {key: value for key, value in row.items() if value and key != "time"}
+            for row in csv.DictReader(stream)
+        ]
 
 
 def tensors_of(run: Path, name: str = "last") -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import yaml
 from segdet.launch.sweep_file import Metric, read_sweep
 from segdet.launch.sweep_results import (
     best_trial,
-    parameter_importances,
+    importances_of,
     read_score,
     read_values,
     write_results,
@@ -94,7 +94,7 @@ def test_the_folder_contains_a_table_plots_and_the_best_configuration(
 
 
 def test_the_parameter_that_determines_the_score_is_the_most_important(trials: SweepTrials) -> None:
-    importances = parameter_importances(trials)
+    importances = importances_of(trials.study)
     assert next(iter(importances)) == "model.optim.lr" and sum(importances.values()) == pytest.approx(1)
 
 

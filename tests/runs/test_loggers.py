@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 class TestMetricsFile:
     def test_rows_and_new_columns(self, tmp_path: Path) -> None:
+        start = time.time()
         file = MetricsFile(tmp_path / "run")
         file.log_metrics({"train/loss": torch.tensor(2.5), "epoch": 0}, step=49)
         file.log_metrics({"val/map": 0.25, "epoch": 0}, step=99)
         file.log_metrics({"train/loss": 1.5, "epoch": 1}, step=149)
-        assert rows(tmp_path / "run") == [
+        written = rows(tmp_path / "run")
+        assert list(written[0]) == ["epoch", "step", "time", "train/loss", "val/map"]
+        times = [float(row.pop("time")) for row in written]
+        assert start - 0.01 <= times[0] <= times[1] <= times[2] <= time.time() + 0.01
+        assert written == [
             {"epoch": "0", "step": "49", "train/loss": "2.5", "val/map": ""},
             {"epoch": "0", "step": "99", "train/loss": "", "val/map": "0.25"},
             {"epoch": "1", "step": "149", "train/loss": "1.5", "val/map": ""},

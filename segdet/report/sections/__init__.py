@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from segdet.report.page_data import PageData, Section
 from segdet.report.sections import (
+    budget,
     confusion,
     curves,
     errors,
@@ -15,7 +16,11 @@ from segdet.report.sections import (
     ladder,
     per_class,
     proposals,
+    repeat,
     results,
+    settings,
+    stages,
+    sweep,
     tradeoffs,
 )
 
@@ -23,11 +28,16 @@ SECTIONS: tuple[Callable[[PageData], Section | None], ...] = (
     ladder.section,
     results.section,
     tradeoffs.section,
+    budget.section,
     curves.section,
+    sweep.section,
     per_class.section,
     errors.section,
     proposals.section,
     confusion.section,
     gallery.section,
+    stages.section,
+    settings.section,
+    repeat.section,
 )
 """The functions that build the sections, from top to bottom."""

@@ -136,14 +136,14 @@ def _chart(page: PageData, task: str, axis: Axis, points: list[Point], score: st
             alt.Tooltip("shown_cost:N", title=axis.title),
         ],
     )
-    names = (
-        base.transform_filter("datum.label != ''")
-        .mark_text(
-            dx={"expr": "datum.dx"}, dy={"expr": "datum.dy"}, align={"expr": "datum.align"}, baseline="middle"
-        )
-        .encode(text="label:N", opacity=emphasis())
-    )
-    chart = alt.layer(line, marks, names).properties(height=HEIGHT)
+    labelled = base.transform_filter("datum.label != ''")
+    place: dict[str, Any] = {name: {"expr": f"datum.{name}"} for name in ("dx", "dy", "align")}
+    names = labelled.mark_text(baseline="middle", **place).encode(text="label:N", opacity=emphasis())
+    # The outline separates a label from the front behind it.
+    outlines = labelled.mark_text(
+        baseline="middle", stroke="var(--paper)", strokeWidth=4, strokeJoin="round", **place
+    ).encode(text="label:N")
+    chart = alt.layer(line, outlines, marks, names).properties(height=HEIGHT)
     best = ", ".join(each.group.name for each in front)
     return page.charts.figure(
         chart,

@@ -44,7 +44,7 @@ const segdet = (() => {
   });
   document.addEventListener("segdet:filter", (event) => {
     const runs = event.detail.shown && new Set(event.detail.shown);
-    for (const row of document.querySelectorAll("tr[data-run], li[data-run]"))
+    for (const row of document.querySelectorAll("tr[data-run], li[data-run], details[data-run]"))
       row.hidden = runs !== null && !runs.has(row.dataset.run);
     document.getElementById("matches").textContent = runs === null ? "" : `${runs.size} of ${texts.size}`;
   });
