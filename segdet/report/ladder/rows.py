@@ -5,6 +5,7 @@ import shlex
 import statistics as numbers_of_seeds
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
@@ -186,18 +187,21 @@ def ladder_rows(groups: Sequence[RunGroup], task: str, split: str) -> list[Ladde
     rungs.sort(key=lambda pair: pair[0].order)
     # Profiles include reading the file, so times of profiles and of tests are not compared with each other.
     all_profiled = all(any(run.profile for run in group.runs) for group in groups)
+    settings: dict[str, str] = {}
+    for _, members in groupby(rungs, key=lambda pair: pair[0].name):
+        same = [group for _, group in members]
+        settings |= dict(zip((group.name for group in same), _distinct_settings(same), strict=True))
     rows: list[LadderRow] = []
     differences: list[Difference | None] = []
     for rung, group in rungs:
         is_first = not rows or rows[-1].rung.name != rung.name
         # Further runs of a rung are compared with its first run, and rungs with the first run of the rung above.
         above = next((row for row in reversed(rows) if row.is_first), None)
-        same = [other for other_rung, other in rungs if other_rung.name == rung.name]
         values = {"score": _score(group, task, split)}
         values["difference"], difference = _difference(group, above, task, split)
         differences.append(difference)
         values |= {column.key: _cost(group, column, above, all_profiled) for column in COLUMNS}
-        rows.append(LadderRow(group, rung, is_first, _distinct_settings(group, same), values))
+        rows.append(LadderRow(group, rung, is_first, settings[group.name], values))
     return [
         replace(row, values=values) for row, values in zip(rows, _corrected(rows, differences), strict=True)
     ]
@@ -224,17 +228,14 @@ def settings_of_model(run: RunData) -> dict[str, Any]:
     return dict(arguments) if isinstance(arguments, Mapping) else {}
 
 
-def _distinct_settings(group: RunGroup, same: Sequence[RunGroup]) -> str:
-    """Return the options of the model in which a run differs from the others of its rung."""
-    if len(same) == 1:
-        return ""
-    own, all_settings = (
-        _flat(settings_of_model(group.runs[0])),
-        [_flat(settings_of_model(other.runs[0])) for other in same],
-    )
-    names = {name for settings in all_settings for name in settings}
-    differing = sorted(name for name in names if len({str(s.get(name)) for s in all_settings}) > 1)
-    return ", ".join(f"{name} {_shown(own.get(name))}" for name in differing)
+def _distinct_settings(groups: Sequence[RunGroup]) -> list[str]:
+    """Return the options of the model in which each run of a rung differs from the others."""
+    settings = [_flat(settings_of_model(group.runs[0])) for group in groups]
+    texts: dict[str, set[str]] = {}
+    for name in {name for each in settings for name in each}:
+        texts[name] = {_shown(each.get(name)) for each in settings}
+    differing = sorted(name for name, values in texts.items() if len(values) > 1)
+    return [", ".join(f"{name} {_shown(each.get(name))}" for name in differing) for each in settings]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
