@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from segdet.report.class_scores import class_scores
+from segdet.report.confusion import confusion_of
 from segdet.report.ladder.rows import COLUMNS, Ladder, ladders_of, settings_of_model
 from segdet.report.ladder.rungs import rung_of
 from segdet.report.page_data import PageData
@@ -29,9 +31,6 @@ STEP = "trainer/global_step"
 
 IMAGES = "test/images"
 """The key of the gallery images in the record of a run."""
-
-PER_CLASS = ("ap", "iou")
-"""The scores that are logged for each class, ``test/ap/<class>`` and ``test/iou/<class>``."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def tables_of(page: PageData, galleries: Sequence[WandbGallery] = ()) -> list[Ta
     """Return the tables of a page and of its galleries. Tables without rows are left out."""
     tables = [_ladder_table(ladder) for ladder in ladders_of(page.groups, page.split_of)]
     tables += [_runs_table(page, task) for task in page.tasks]
-    tables += [_class_table(page), _stage_table(page), _error_table(page)]
+    tables += [_class_table(page), _confusion_table(page), _stage_table(page), _error_table(page)]
     tables += [_gallery_table(gallery) for gallery in galleries]
     names = [table.name for table in tables]
     numbered = []
@@ -250,16 +249,31 @@ def _runs_table(page: PageData, task: str) -> Table:
 
 
 def _class_table(page: PageData) -> Table:
-    rows = []
+    rows = [
+        [
+            group.name,
+            score.name,
+            score.mean,
+            *((score.low, score.high) if score.is_interval else (None, None)),
+        ]
+        for group in page.groups
+        for score in class_scores(group, page.split_of(group.task))
+    ]
+    return Table("per_class", ["run", "class", "score", "low", "high"], rows)
+
+
+def _confusion_table(page: PageData) -> Table:
+    """Return the cells of all confusion matrices that are not zero."""
+    rows: list[list[Any]] = []
     for run in page.runs:
-        for kind in PER_CLASS:
-            prefix = f"{page.split_of(run.task)}/{kind}/"
-            rows += [
-                [run.name, run.record.seed, kind, name.removeprefix(prefix), value]
-                for name, value in run.record.metrics.items()
-                if name.startswith(prefix)
-            ]
-    return Table("per_class", ["run", "seed", "score", "class", "value"], rows)
+        if run.evidence is None:
+            continue
+        confusion = confusion_of(run.evidence)
+        matrix, names = confusion.matrix, confusion.names
+        for truth, predicted in np.argwhere(matrix).tolist():
+            count = int(matrix[truth, predicted])
+            rows.append([run.name, names[truth], names[predicted], count, confusion.unit])
+    return Table("confusion", ["run", "truth", "predicted", "count", "unit"], rows)
 
 
 def _stage_table(page: PageData) -> Table:

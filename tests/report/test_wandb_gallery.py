@@ -58,6 +58,16 @@ def test_each_run_is_a_column_of_the_table_and_the_workspace_shows_the_images(tm
     assert [panel.metric for panel in panels if panel.kind == "media"] == ["test/images"]
 
 
+def test_the_cells_of_confusion_matrices_sum_to_the_test_set(tmp_path: Path) -> None:
+    write_run(tmp_path / "fcn", "segmentation")
+    evidence = write_run(tmp_path / "box_head", "localization")
+    tables = {table.name: table for table in tables_of(page_of([tmp_path]))}
+    cells = [row for row in tables["confusion"].rows if row[0] == "box_head"]
+    assert sum(row[3] for row in cells) == len(evidence) and {row[4] for row in cells} == {"images"}
+    right = sum(row[3] for row in cells if row[1] == row[2])
+    assert right == (evidence.label == evidence.predicted[:, 0]).sum()
+
+
 def test_runs_without_a_gallery_have_none(tmp_path: Path) -> None:
     write_run(tmp_path / "ssd", gallery=0, metrics={"test/map": 0.5})
     page = page_of([tmp_path])
