@@ -11,7 +11,7 @@ from segdet.runs.evidence import LocalizationEvidence
 SCORE = {"detection": "ap", "segmentation": "iou", "localization": "loc_acc"}
 """The score of a class, by task. Records contain it as ``test/<score>/<class>``, except for localization."""
 
-TITLES = {"detection": "AP", "segmentation": "IoU", "localization": "accuracy of class and box"}
+TITLES = {"detection": "AP", "segmentation": "IoU", "localization": "Accuracy of class and box"}
 """The names of these scores in texts."""
 
 
@@ -53,7 +53,7 @@ def class_scores(group: RunGroup, split: str) -> list[ClassScore]:
             found = estimate(resampled, key)
             interval = found.combined or found.images
         if interval is not None and interval.is_defined:
-            low, high = interval.low, interval.high
+            low, high = max(interval.low, 0.0), min(interval.high, 1.0)  # Student's may exceed the scores
         else:
             low, high, interval = min(values), max(values), None
         scores.append(ClassScore(group, name, float(np.mean(values)), low, high, interval is not None))

@@ -99,13 +99,14 @@ class _Matrix:
         return f"{cell.count:,} {unit} in {images}"
 
     def describe(self, cell: _Cell) -> str:
-        """Return the confusion in words."""
-        names = self.confusion.names
+        """Return the confusion in words. Isolates keep names of other directions apart from the words."""
+        names = [f"\u2068{name}\u2069" for name in self.confusion.names]
+        has_background = self.confusion.min_score is not None
         if cell.is_correct:
             return f"{names[cell.row]}, correct"
-        if self.confusion.min_score is not None and cell.row == len(names) - 1:
+        if has_background and cell.row == len(names) - 1:
             return f"{names[cell.column]} without an object"
-        if self.confusion.min_score is not None and cell.column == len(names) - 1:
+        if has_background and cell.column == len(names) - 1:
             return f"{names[cell.row]}, missed"
         return f"{names[cell.row]} as {names[cell.column]}"
 

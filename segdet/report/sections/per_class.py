@@ -86,7 +86,7 @@ def _table(page: PageData, task: str) -> _Table | None:
     title = f"{TITLES[task]} on the {'test' if split == 'test' else 'validation'} set"
     figure = page.charts.figure(
         _chart(page, values, charted, [group.name for group in groups], title),
-        title=f"{TITLES[task]} of each class",
+        title=f"{TITLES[task]}, by class",
         label=f"Dot plot with one line for each of {len(charted)} classes and one mark for each run; the table below "
         "has the same numbers.",
         width=WIDE,
@@ -103,7 +103,7 @@ def _chart(
     import altair as alt
 
     styles = page.styles_of(names)
-    legend = alt.Legend(orient="top", columns=6, title=None)
+    legend = alt.Legend(orient="top", columns=4, title=None, labelLimit=120)
     colour = alt.Color("run:N", scale=colour_scale(styles), sort=names, legend=legend)
     shape = alt.Shape("run:N", scale=shape_scale(styles), sort=names, legend=legend)
     base = alt.Chart(page.charts.data(values)).transform_filter(SHOWN)
@@ -121,7 +121,12 @@ def _chart(
     points = base.mark_point(filled=True, size=60 if with_lines else 80, opacity=1).encode(
         y=position,
         yOffset=offset,
-        x=alt.X("score:Q", scale=scale, title=title, axis=alt.Axis(grid=True, tickCount=6)),
+        x=alt.X(
+            "score:Q",
+            scale=scale,
+            title=title,
+            axis=alt.Axis(grid=True, tickCount=6, labelOverlap="greedy", labelSeparation=6),
+        ),
         color=colour,
         shape=shape,
         opacity=emphasis(0.9, 0.12),

@@ -134,7 +134,12 @@ def _by_count(page: PageData, rows: list[_Row]) -> "alt.LayerChart":
             if iou in row.curves.ious
             for at in kept
         ]
-    x = alt.X("proposals:Q", title="proposals per image", scale=alt.Scale(type="log", nice=False))
+    x = alt.X(
+        "proposals:Q",
+        title="proposals per image",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(labelOverlap="greedy", labelSeparation=6),
+    )
     dash = alt.StrokeDash(
         "IoU:N", legend=None, scale=alt.Scale(domain=["0.5", "0.7"], range=[[1, 0], [5, 3]])
     )
@@ -151,7 +156,7 @@ def _by_iou(page: PageData, rows: list[_Row]) -> "alt.LayerChart":
         for iou, recall in zip(row.curves.ious, row.curves.recall[-1], strict=True)
     ]
     styles = page.styles_of(row.group.name for row in rows)
-    dash = alt.StrokeDash("run:N", legend=None, scale=dash_scale(styles))
+    dash = alt.StrokeDash("run:N", legend=_legend(), scale=dash_scale(styles), sort=list(styles))
     x = alt.X("IoU:Q", title="IoU", scale=alt.Scale(domain=[0.5, 1.0]), axis=alt.Axis(tickCount=6))
     return _lines(page, rows, values, x, dash, ["run:N", "IoU:Q"])
 
@@ -167,15 +172,20 @@ def _lines(
     import altair as alt
 
     styles = page.styles_of(row.group.name for row in rows)
-    legend = alt.Legend(orient="top", columns=3, title=None, symbolType="stroke")
     base = alt.Chart(page.charts.data(values)).transform_filter(SHOWN)
     channels = (
         x,
         alt.Y("recall:Q", title="recall", scale=alt.Scale(domain=[0, 1])),
-        alt.Color("run:N", scale=colour_scale(styles), sort=list(styles), legend=legend),
+        alt.Color("run:N", scale=colour_scale(styles), sort=list(styles), legend=_legend()),
     )
     lines = base.mark_line(strokeWidth=2).encode(*channels, strokeDash=dash, opacity=emphasis(0.9))
     points = base.mark_point(filled=True, size=30).encode(
         *channels, opacity=emphasis(0.9), tooltip=[*tooltip, alt.Tooltip("recall:Q", format=".3f")]
     )
     return alt.LayerChart(layer=[lines, points])
+
+
+def _legend() -> "alt.Legend":
+    import altair as alt
+
+    return alt.Legend(orient="top", columns=3, title=None, labelLimit=120, symbolType="stroke")

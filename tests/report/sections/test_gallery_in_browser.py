@@ -140,7 +140,8 @@ def test_a_cell_of_the_confusion_matrix_leads_to_its_images(page, report):
     assert found == [image for image in images if image < 6]
     text = page.locator("#gallery-segmentation .gallery-filter").text_content()
     names = segmented.class_names
-    assert f"fcn: {names[cell[0]]} as {names[cell[1]]}: {matrix[cell]} pixels in {len(images)} images" in text
+    name = f"\u2068{names[cell[0]]}\u2069 as \u2068{names[cell[1]]}\u2069"
+    assert f"fcn: {name}: {matrix[cell]} pixels in {len(images)} images" in text
     others = [image for image in images if image >= 6]
     assert segmented.file_names[others[0]] in text
     top = page.locator("#gallery-segmentation").bounding_box()["y"]
