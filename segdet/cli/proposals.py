@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdet.util.errors import UserError, check_range
+from segdet.util.nouns import counted
 
 if TYPE_CHECKING:
     from segdet.data.proposal_source import ProposalSource
@@ -77,14 +78,14 @@ def _main(arguments: argparse.Namespace) -> int:
         if evaluation.folder is not None:
             note = f"{name}: {evaluation.bytes / 1e6:,.1f} MB in {evaluation.folder}"
             if evaluation.computed:
-                note += f"; {evaluation.computed:,} images computed in {evaluation.seconds:,.1f} s"
+                note += f"; {counted(evaluation.computed, 'image')} computed in {evaluation.seconds:,.1f} s"
             notes[note] = None
         if arguments.save:
             save_proposals(arguments.save, evaluation.boxes)
             notes[str(arguments.save)] = None
     title = f"{dataset.root} ({', '.join(dataset.splits)})"
     first = next(iter(results.values()))
-    sys.stdout.write(f"{title}: {len(first.best):,} objects in {first.images:,} images\n\n")
+    sys.stdout.write(f"{title}: {counted(len(first.best), 'object')} in {counted(first.images, 'image')}\n\n")
     sys.stdout.write(scores_table(results, arguments.counts) + "\n")
     for note in notes:
         sys.stdout.write(f"\n{note}\n")

@@ -18,6 +18,7 @@ from segdet.launch.sweep_results import write_results
 from segdet.launch.sweep_space import Point
 from segdet.launch.sweep_trials import LEASE, SweepTrials
 from segdet.util.errors import UserError, check_range
+from segdet.util.nouns import counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,7 +163,7 @@ def _fault(sweep: Sweep, point: Point, without: str | None = None) -> UserError 
 
 
 def _print_summary(sweep: Sweep) -> None:
-    trials = "no limit of trials" if sweep.size is None else f"{sweep.size} trials"
+    trials = "no limit of trials" if sweep.size is None else counted(sweep.size, "trial")
     point = next(sweep.space.covering_points())
     line = shlex.join(sweep.command_line(point, Path("arguments.json")))
     sys.stdout.write(f"{sweep.path}: valid; {sweep.method}, {trials}, such as\n{line}\n")

@@ -14,6 +14,7 @@ from segdet.data.faults import Fault, FaultKind
 from segdet.data.formats.reader import Reader
 from segdet.data.images import ImageInfo
 from segdet.data.sample import Objects
+from segdet.util.nouns import counted
 
 # Annotations are often rounded, so half a pixel beyond the border is not a fault.
 _TOLERANCE = 0.5
@@ -86,13 +87,13 @@ class Tally:
         if not self.objects:
             return "there is no annotation of any class"
         counts = [
-            (self.crowds, "crowds"),
+            (self.crowds, "crowd" if self.crowds == 1 else "crowds"),
             (self.difficult, "difficult"),
             (self.small, "smaller than a pixel"),
         ]
         counts += [(count, _REASONS[kind]) for kind, count in self.dropped.items()]
         listed = ", ".join(f"{count:,} {name}" for count, name in counts if count)
-        return f"of {self.objects:,} annotations, {listed}"
+        return f"of {counted(self.objects, 'annotation')}, {listed}"
 
 
 def object_faults(

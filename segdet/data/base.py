@@ -31,6 +31,7 @@ from segdet.data.worker_signals import leave_signals_to_parent
 from segdet.util.cores import usable_cores
 from segdet.util.distributed import run_on_rank_0
 from segdet.util.errors import BadSample, UserError, check_choice, check_range
+from segdet.util.nouns import counted
 from segdet.util.seeds import global_seed
 
 Subset = Literal["train", "val", "test"]
@@ -414,10 +415,8 @@ def _report_annotations(data: DataModule, subset: Subset, stage: str) -> None:
     if first and subset == "val" and "train" in data.surveys:
         shared = shared_images(data.dataset("train"), dataset)
         if shared:
-            sys.stderr.write(
-                f"segdet: val: {shared:,} of {len(dataset):,} images are training images as well; scores on "
-                "training images are meaningless\n"
-            )
+            used = f"{shared:,} of {counted(len(dataset), 'image')} {'is' if shared == 1 else 'are'} used for training"
+            sys.stderr.write(f"segdet: val: {used} as well; scores on training images are meaningless\n")
 
 
 def _other_format(data: DataModule) -> UserError | None:

@@ -25,6 +25,7 @@ from segdet.data.writers.folder import check_target
 from segdet.data.writers.record import AnnotatedImage, AnnotatedObject, LazyImages, class_objects
 from segdet.data.writers.voc import can_contain, write_voc
 from segdet.util.errors import BadSample, UserError
+from segdet.util.nouns import counted
 
 ConvertTarget = Literal["voc", "coco", "cityscapes"]
 
@@ -69,15 +70,14 @@ class Conversion:
     def summary(self) -> str:
         """Return the counts: converted, lost and left out."""
         splits = ", ".join(f"{count:,} in {split}" for split, count in self.images.items())
-        lines = [
-            f"{self.dataset} -> {self.root} ({self.target}): {sum(self.images.values()):,} images ({splits})"
-        ]
+        total = counted(sum(self.images.values()), "image")
+        lines = [f"{self.dataset} -> {self.root} ({self.target}): {total} ({splits})"]
         losses = self.losses.most_common()
         lines += [f"  {count:,} x {loss}" for loss, count in losses[:_MOST_SHOWN]]
         if len(losses) > _MOST_SHOWN:
             lines.append(f"  and {len(losses) - _MOST_SHOWN} more kinds, listed in {self.root / REPORT}")
         if self.left_out:
-            lines.append(f"left out: {len(self.left_out):,} images, listed in {self.root / REPORT}")
+            lines.append(f"left out: {counted(len(self.left_out), 'image')}, listed in {self.root / REPORT}")
             lines += [f"  {error}" for error in self.left_out[:_MOST_SHOWN]]
         return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from segdet.data.mask_faults import PixelTally, count_pixels, mask_size_fault
 from segdet.data.transforms import Size, resized_size
 from segdet.util.disk_cache import files_key, load, save
 from segdet.util.errors import BadSample, UserError
+from segdet.util.nouns import counted
 
 _CACHE = "mask_pixels"
 
@@ -93,7 +94,7 @@ class Survey:
             lines += [f"{fault.path}: {fault.fault}; {fault.remedy}" for fault in faults[:_LISTED]]
             if len(faults) > _LISTED:
                 shortened = True
-                lines.append(f"{len(faults) - _LISTED:,} more faults of annotations")
+                lines.append(f"{counted(len(faults) - _LISTED, 'more fault')} of annotations")
         if subset == "train":
             lines += list(self._ignored())
         if shortened:
@@ -106,9 +107,10 @@ class Survey:
     def _ignored(self) -> Iterator[str]:
         for count, name in ((self.tally.crowds, "crowds"), (self.tally.difficult, "difficult")):
             if count:
-                yield f"{count:,} of {self.tally.objects:,} objects are {name} and are not trained on"
+                total = counted(self.tally.objects, "object")
+                yield f"{count:,} of {total} {'is' if count == 1 else 'are'} not trained on: {name}"
         if self.without_dominant:
-            yield f"{self.without_dominant:,} images without a dominant object are left out"
+            yield f"{counted(self.without_dominant, 'image is', 'images are')} left out: no dominant object"
 
 
 def survey(dataset: TaskDataset, subset: str, earlier: Sequence[Fault] = ()) -> Survey:

@@ -13,6 +13,7 @@ from segdet.data.proposal_source import ProposalSource
 from segdet.data.sample import Frame, Sample, Source, Target
 from segdet.data.transforms import Recipe
 from segdet.util.errors import BadSample, UserError
+from segdet.util.nouns import counted
 
 SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 """Suffixes of video files in a folder, in lower case."""
@@ -182,7 +183,7 @@ class VideoFrames(IterableDataset[Sample]):
         if read < expected - max(
             2, expected // 100
         ):  # in some formats, the number in the header is an estimate
-            fault = f"only the first {read} of {expected} frames can be read"
+            fault = f"only the first {read} of {counted(expected, 'frame')} can be read"
             self.notes[f"{video.path}: {fault}; the file is truncated or corrupt"] = None
 
     def rate(self, path: Path) -> float:

@@ -22,6 +22,7 @@ from torch import nn
 from segdet.data.dataset import TaskDataset
 from segdet.util.errors import BadSample, UserError
 from segdet.util.files import unwritable, write_atomically
+from segdet.util.nouns import counted
 
 _HEADER_BYTES = 2500
 """The approximate size in bytes of the names and shapes in a file."""
@@ -89,7 +90,7 @@ class FeatureFolder:
             UserError: If the free disk space does not suffice.
         """
         free = shutil.disk_usage(self.folder).free
-        line = f"the features of {images:,} images take up to about {expected / 1e6:,.1f} MB in {self.folder}"
+        line = f"the features of {counted(images, 'image')} take up to about {expected / 1e6:,.1f} MB in {self.folder}"
         if expected > free:
             raise UserError(
                 f"{line}, where {free / 1e6:,.0f} MB are free; free disk space, or give a smaller --model.svm_images "

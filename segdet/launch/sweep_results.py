@@ -12,6 +12,7 @@ from segdet.launch.sweep_plots import plot_history, plot_importances, plot_paral
 from segdet.launch.sweep_trials import SweepTrials, Trial
 from segdet.runs.folder_layout import read_record
 from segdet.util.files import write_text
+from segdet.util.nouns import counted
 from segdet.util.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _write_best(sweep: Sweep, best: Trial, count: int, folder: Path) -> bool:
     except OSError:
         return False  # its run folder is on another machine, or was removed
     heading = (
-        f"# The best of {count} trials of {sweep.path}: {best.name}, {sweep.metric.name} {best.score:.4f}.\n"
+        f"# The best of {counted(count, 'trial')} of {sweep.path}: {best.name}, {sweep.metric.name} {best.score:.4f}.\n"
         f"# segdet fit --config {folder / 'best.yaml'}\n"
     )
     write_text(folder / "best.yaml", heading + config)

@@ -26,6 +26,7 @@ from torchvision.models import WeightsEnum
 
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
+from segdet.util.nouns import counted
 
 StateDict = dict[str, Tensor]
 
@@ -153,7 +154,7 @@ def count_used(given: StateDict, used: Iterable[Tensor]) -> str:
     addresses = {value.data_ptr() for value in used}
     unused = [key for key, value in given.items() if value.data_ptr() not in addresses]
     not_used = f", without {listed(unused)}" if unused else ""
-    return f"{len(given) - len(unused)} weights{not_used}"
+    return f"{counted(len(given) - len(unused), 'weight')}{not_used}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from segdet.data.base import Classes, DataModule, Subset
 from segdet.runs.checkpoint_file import Checkpoint
 from segdet.util.distributed import rank
 from segdet.util.errors import UserError
+from segdet.util.nouns import counted
 
 SUBSETS: dict[str, Subset] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
 """The subset of each subcommand that must have the classes of the checkpoint."""
@@ -34,8 +35,9 @@ def check_classes(data: DataModule, command: str, checkpoint: Checkpoint | None)
         known.names != found.names and set(known.names) == set(found.names)
     ):
         raise UserError(
-            f"{checkpoint.path}: was trained on {len(known.names)} classes ({_listed(known.names)}), the data has "
-            f"{len(found.names)} ({_listed(found.names)}); give data with the same classes in the same order"
+            f"{checkpoint.path}: was trained on {counted(len(known.names), 'class', 'classes')} "
+            f"({_listed(known.names)}), the data has {len(found.names)} ({_listed(found.names)}); give data with the "
+            "same classes in the same order"
         )
     if rank() > 0:
         return

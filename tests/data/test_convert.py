@@ -191,7 +191,7 @@ def test_rotated_and_unreadable_images(tmp_path: Path) -> None:
     done = convert(source, tmp_path / "out", "coco", "detection")
     assert read_image(tmp_path / "out/train/a.png").shape == (60, 40, 3)
     assert [error.path.name for error in done.left_out] == ["b.jpg"]
-    assert "left out: 1 images" in done.summary() and "b.jpg" in (tmp_path / "out/convert.txt").read_text()
+    assert "left out: 1 image," in done.summary() and "b.jpg" in (tmp_path / "out/convert.txt").read_text()
 
 
 def test_the_command_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

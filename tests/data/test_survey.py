@@ -135,19 +135,17 @@ def test_crowds_are_counted_in_one_line(
     coco_folder: Path, annotations: Path, edit_json: Edit, capsys: Capture
 ) -> None:
     add(edit_json, annotations, iscrowd=1)
-    assert reported(coco(coco_folder), capsys) == [
-        "segdet: train: 1 of 2 objects are crowds and are not trained on"
-    ]
+    assert reported(coco(coco_folder), capsys) == ["segdet: train: 1 of 2 objects is not trained on: crowds"]
     assert check([str(coco_folder)]) == 0
-    assert "2 without objects, 1 crowds: 0 fatal, 0 warnings" in capsys.readouterr().out
+    assert "2 without objects, 1 crowd: 0 fatal, 0 warnings" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"iscrowd": 1}, "of 1 annotations, 1 crowds"),
-        ({"bbox": [0.1, 0.1, 0.5, 0.5]}, "of 1 annotations, 1 smaller than a pixel"),
-        ({"bbox": [90, 90, 5, 5]}, "of 1 annotations, 1 outside their image"),
+        ({"iscrowd": 1}, "of 1 annotation, 1 crowd"),
+        ({"bbox": [0.1, 0.1, 0.5, 0.5]}, "of 1 annotation, 1 smaller than a pixel"),
+        ({"bbox": [90, 90, 5, 5]}, "of 1 annotation, 1 outside their image"),
         (None, "there is no annotation of any class"),
     ],
 )
@@ -263,7 +261,7 @@ def test_a_square_image_is_used_as_it_is_stored(
 
 def test_images_without_dominant_object_are_counted(coco_folder: Path, capsys: Capture) -> None:
     assert reported(coco(coco_folder, task="localization"), capsys) == [
-        "segdet: train: 1 images without a dominant object are left out"
+        "segdet: train: 1 image is left out: no dominant object"
     ]
 
 
@@ -281,7 +279,7 @@ def test_masks_are_checked_again_under_a_smaller_limit_of_pixels(coco_folder: Pa
 def test_training_images_in_the_validation_split_are_counted(voc_folder: Path, capsys: Capture) -> None:
     (voc_folder / "ImageSets/Main/val.txt").write_text("c\na\n")
     assert reported(VOCDataModule(voc_folder), capsys) == [
-        "segdet: val: 1 of 2 images are training images as well; scores on training images are meaningless"
+        "segdet: val: 1 of 2 images is used for training as well; scores on training images are meaningless"
     ]
 
 

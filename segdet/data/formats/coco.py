@@ -19,6 +19,7 @@ from segdet.data.formats.splits import coco_files, import_remedy
 from segdet.data.images import image_size
 from segdet.data.sample import IGNORE, Objects, TaskName
 from segdet.util.errors import BadSample, UserError
+from segdet.util.nouns import counted
 from segdet.util.suggest import did_you_mean
 
 _LARGE_FILE = 30_000_000
@@ -216,7 +217,7 @@ class COCOReader(Reader):
             outline = self._document.outlines[row]
             short = sum(isinstance(part, list) and len(part) < 6 for part in outline)
             if short:
-                fault = f"{described}: {short} polygons of fewer than 3 points are left out"
+                fault = f"{described}: left out: {counted(short, 'polygon')} of fewer than 3 points"
                 yield self._fault(fault, False, "check that this is intended")
 
     def _fault(self, fault: str, fatal: bool, remedy: str) -> Fault:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segdet.util.errors import BadSample, MissingFile
+from segdet.util.nouns import counted
 
 _FLAGS = {"0": False, "false": False, "": False, "1": True, "true": True}
 
@@ -72,7 +73,7 @@ def read_annotation(path: Path) -> VOCAnnotation:
         difficult.append(_FLAGS[flag.lower()])
     # Counting the bytes is much faster than a walk through the elements.
     if content.count(b"<bndbox>") != len(found) and (stray := _stray_boxes(tree)):
-        fault = f"{stray} <bndbox> element{'' if stray == 1 else 's'} not in an <object> of <annotation>"
+        fault = f"{counted(stray, '<bndbox> element')} not in an <object> of <annotation>"
         errors.append(
             BadSample(path, fault, "write each box as <annotation><object><name/><bndbox/></object>")
         )

@@ -24,6 +24,7 @@ from segdet.data.writers.record import (
 )
 from segdet.data.writers.voc import can_contain
 from segdet.util.errors import UserError
+from segdet.util.nouns import counted
 from segdet.util.suggest import did_you_mean
 
 
@@ -207,7 +208,7 @@ def _splits(
     if len(stated) > 1 and "train" in stated:
         if fractions is not None:
             shown = ", ".join(f"{split} {stated[split]}" for split in SPLITS if split in stated)
-            raise UserError(f"{place}: has a split already ({shown} images); leave out --split")
+            raise UserError(f"{place}: has a split already (images: {shown}); leave out --split")
         for image in foreign.images:
             if image.split is None:
                 path = image.image if isinstance(image.image, Path) else Path(image.key)
@@ -228,10 +229,13 @@ def _counted(image: ForeignImage) -> list[str]:
 
 def _written_anew(images: Sequence[ForeignImage]) -> list[str]:
     rotated = sum(image.upright for image in images)
-    notes = [f"{rotated:,} images with an EXIF rotation are written rotated, as PNG"] if rotated else []
+    notes = []
+    if rotated:
+        turned = counted(rotated, "image with an EXIF rotation is", "images with an EXIF rotation are")
+        notes.append(f"{turned} written rotated, as PNG")
     empty = sum(not _counted(image) for image in images)
     if empty:
-        notes.append("1 image has no object" if empty == 1 else f"{empty:,} images have no object")
+        notes.append(f"{counted(empty, 'image has', 'images have')} no object")
     return notes
 
 

@@ -17,6 +17,7 @@ from segdet.data.writers.coco import write_coco
 from segdet.data.writers.folder import check_target
 from segdet.data.writers.voc import IMAGE_SUFFIXES, write_voc
 from segdet.util.errors import UserError
+from segdet.util.nouns import counted
 from segdet.util.tables import plain_table
 
 ImportTarget = Literal["voc", "coco"]
@@ -88,10 +89,11 @@ class ImportReport:
         ]
         more = len(plan.class_names) - len(columns)
         lines = [
-            f"{self.source}: {self.title}, {images:,} images, "
-            f"{len(plan.class_names):,} {'class' if len(plan.class_names) == 1 else 'classes'}",
+            f"{self.source}: {self.title}, {counted(images, 'image')}, "
+            f"{counted(len(plan.class_names), 'class', 'classes')}",
             f"{self.root}: {self.target}, {plan.task}; split {plan.split_note}; {unit}:",
-            plain_table(rows) + (f"\n(and {more} more classes)" if more > 0 else ""),
+            plain_table(rows)
+            + (f"\n(and {counted(more, 'more class', 'more classes')})" if more > 0 else ""),
             *(f"note: {note}" for note in plan.notes),
         ]
         reasons = Counter(each.reason for each in plan.left_out)
@@ -176,7 +178,8 @@ def import_dataset(
     plan.notes += _losses(plan, target)
     if files.listed_twice:
         plan.notes.append(
-            f"{len(files.listed_twice):,} images are in the lists of several splits and are used in one, the first: "
+            f"{counted(len(files.listed_twice), 'image is', 'images are')} in the lists of several splits and used in "
+            "one, the first: "
             f"{min(files.listed_twice)}"
         )
     report = ImportReport(source, root, target, foreign.title, plan)
@@ -217,7 +220,7 @@ def _recognized(
     all_found = {name: paths for name, each in FORMATS.items() if (paths := each.recognize(files))}
     if not all_found:
         titles = ", ".join(each.title for each in FORMATS.values())
-        pictures = f"{len(files.images):,} images" if files.images else "no image"
+        pictures = counted(len(files.images), "image") if files.images else "no image"
         raise UserError(
             f"{source}: {pictures}, but no annotations are recognized ({titles}); check the folder"
         )
@@ -228,7 +231,7 @@ def _recognized(
     ):
         return "masks", all_found["masks"]
     if len(tools) > 1:
-        shown = ", ".join(f"{name} ({len(paths):,} files)" for name, paths in tools.items())
+        shown = ", ".join(f"{name} ({counted(len(paths), 'file')})" for name, paths in tools.items())
         raise UserError(f"{source}: annotations in several formats: {shown}; choose one with --from")
     return next(iter(tools.items()))
 
@@ -268,14 +271,17 @@ def _losses(plan: Plan, target: ImportTarget) -> list[str]:
     if target == "voc" and plan.task == "detection":
         if outlines := sum(each.outline is not None for each in objects):
             notes.append(
-                f"{outlines:,} outlines are not written, because VOC has boxes only; --to coco keeps them"
+                f"{counted(outlines, 'outline is', 'outlines are')} not written, because VOC has boxes only; --to coco "
+                "keeps outlines"
             )
         if crowds:
-            notes.append(f"{crowds:,} crowd regions are written as difficult objects")
+            notes.append(f"written as difficult: {counted(crowds, 'crowd region')}")
     if target == "coco" and (difficult := sum(each.difficult for each in objects)):
-        notes.append(f"{difficult:,} objects lose the mark 'difficult', which COCO does not have")
+        notes.append(
+            f"{counted(difficult, 'object loses', 'objects lose')} the mark 'difficult', which COCO does not have"
+        )
     if target == "voc":
         paths = (image.image for image in images if isinstance(image.image, Path) and not image.upright)
         if other := sum(path.suffix.lower() not in IMAGE_SUFFIXES for path in paths):
-            notes.append(f"{other:,} images that are neither JPEG nor PNG are written as PNG")
+            notes.append(f"written as PNG, because VOC has JPEG and PNG only: {counted(other, 'image')}")
     return notes

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from segdet.util.errors import UserError
+from segdet.util.nouns import counted
 
 SPLITS = ("train", "val", "test")
 
@@ -45,7 +46,7 @@ def stratified_split(
     names = sorted(classes_of)
     if len(names) < len(splits):
         raise UserError(
-            f"{len(names)} images cannot be split into {len(splits)}; give --split 1 0 0, or more images"
+            f"{counted(len(names), 'image')} cannot be split into {len(splits)}; give --split 1 0 0, or more images"
         )
     pending = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
     lacking = {split: fraction * len(names) for split, fraction in splits.items()}

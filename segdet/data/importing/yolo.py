@@ -19,6 +19,7 @@ from segdet.data.importing.geometry import NoArea, box_object, polygon_object
 from segdet.data.importing.source import Matcher, Source, folded, read_head, split_named
 from segdet.data.writers.record import AnnotatedObject
 from segdet.util.errors import BadSample, UserError
+from segdet.util.nouns import counted
 
 TITLE = "YOLO text files"
 
@@ -79,9 +80,8 @@ def read(source: Source, files: list[Path], names: list[str] | None) -> Foreign:
         images.append(ForeignImage(image, str(source.relative(image)), size, upright, objects, split=split))
     notes = []
     if without:
-        notes.append(
-            f"{without:,} images without a text file are kept as images without objects, as YOLO does"
-        )
+        kept = counted(without, "image without a text file is", "images without a text file are")
+        notes.append(f"{kept} kept without objects, as YOLO does")
     task = implied_task(images, boxes_are_filled=False)
     return Foreign(TITLE, images, task, class_names, left_out=left_out, notes=notes)
 
@@ -174,5 +174,5 @@ def _objects(
 def _class_index(text: str, count: int) -> int:
     number = float(text)  # some tools write 0.0
     if not number.is_integer() or not 0 <= number < count:
-        raise ValueError(f"class {text} is not one of the {count} classes")
+        raise ValueError(f"class {text} is not one of {counted(count, 'class', 'classes')}")
     return int(number)

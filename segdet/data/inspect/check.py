@@ -20,6 +20,7 @@ from segdet.data.sample import IGNORE, TaskName
 from segdet.data.transforms import Size, resized_size
 from segdet.util.background import has_background
 from segdet.util.errors import BadSample
+from segdet.util.nouns import counted
 
 # Usual names of mask values that mean "not annotated".
 _IGNORE_NAMES = {
@@ -59,13 +60,13 @@ class Report:
         splits = ", ".join(f"{count:,} in {split}" for split, count in self.images.items())
         total = sum(self.images.values())
         ignored = "".join(
-            f", {count:,} {name}"
-            for count, name in ((self.crowds, "crowds"), (self.difficult, "difficult objects"))
+            f", {counted(count, name)}"
+            for count, name in ((self.crowds, "crowd"), (self.difficult, "difficult object"))
             if count
         )
         return (
-            f"{total:,} image{_s(total)} ({splits}), {sum(self.empty.values()):,} without objects{ignored}: "
-            f"{self.count('fatal')} fatal, {self.count('warning')} warning{_s(self.count('warning'))}"
+            f"{counted(total, 'image')} ({splits}), {sum(self.empty.values()):,} without objects{ignored}: "
+            f"{self.count('fatal')} fatal, {counted(self.count('warning'), 'warning')}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -313,7 +314,3 @@ def _in_no_split(readers: Mapping[str, Reader]) -> Iterator[Fault]:
             verb = "image is" if count == 1 else "images are"
             fault = f"{count:,} {verb} in no split ({names})"
             yield Fault(folder, fault, False, "not read", note=True, kind=FaultKind.SPLIT)
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"

@@ -139,7 +139,7 @@ def test_several_polygons_are_one_object(tmp_path):
     assert mask.sum() == 50 and mask[12, 12] == 1 and mask[3, 3] == 1
     (fault,) = reader.faults(0, "segmentation")
     assert fault.path == reader.annotation_file and not fault.fatal
-    assert fault.fault == "annotation 3 of a.jpg: 1 polygons of fewer than 3 points are left out"
+    assert fault.fault == "annotation 3 of a.jpg: left out: 1 polygon of fewer than 3 points"
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_split_lists_are_kept(tmp_path: Path) -> None:
         ("image in no split", "4.jpg")
     ]
     with pytest.raises(
-        UserError, match=r"has a split already \(train 2, val 1, test 1 images\); leave out --split"
+        UserError, match=r"has a split already \(images: train 2, val 1, test 1\); leave out --split"
     ):
         import_dataset(source, tmp_path / "other", fractions=(0.5, 0.5, 0))
 
@@ -192,7 +192,7 @@ def test_an_image_in_the_lists_of_two_splits_is_noted(tmp_path: Path) -> None:
     report = import_dataset(source, tmp_path / "out")
     (note,) = report.plan.notes
     assert note == (
-        f"1 images are in the lists of several splits and are used in one, the first: {source / '1.jpg'}"
+        f"1 image is in the lists of several splits and used in one, the first: {source / '1.jpg'}"
     )
     assert [len(images) for images in report.plan.images.values()] == [2, 1]
 
@@ -256,7 +256,7 @@ def test_yolo_names_of_classes_can_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("2 0.5 0.5 0.5 0.5", "line 1: class 2 is not one of the 2 classes"),
+        ("2 0.5 0.5 0.5 0.5", "line 1: class 2 is not one of 2 classes"),
         ("0 30 20 10 10", "line 1: a coordinate is not between 0 and 1"),
         ("0 0.5 0.5 0.5 0.5 0.9", "line 1: 5 numbers after the class are neither a box nor a polygon"),
     ],
@@ -288,11 +288,11 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert "no object has an outline" in fails([source, out, "--task", "segmentation"], capsys)
     assert "no annotation in the format YOLO" in fails([source, out, "--from", "yolo"], capsys)
     write(source / "labels.json", coco(["0.jpg"], [], ["cat"]))
-    assert "several formats: coco (1 files), voc (3 files); choose one with --from" in fails(
+    assert "several formats: coco (1 file), voc (3 files); choose one with --from" in fails(
         [source, out], capsys
     )
     save_picture(tmp_path / "plain" / "a.jpg")
-    assert "1 images, but no annotations are recognized" in fails([tmp_path / "plain", out], capsys)
+    assert "1 image, but no annotations are recognized" in fails([tmp_path / "plain", out], capsys)
     write(tmp_path / "full" / "file", "")
     assert "exists already" in fails([source, tmp_path / "full", "--from", "voc"], capsys)
     write(tmp_path / "a.zip", "")

@@ -316,7 +316,7 @@ def test_coco_faults_name_the_image(coco_folder, capsys, edit_json):
     edit_json(path, lambda document: document["annotations"][0].update(bbox=[1, 4, 0, 10]))
     status, (line, other, _) = run(capsys, coco_folder)
     assert status == 0
-    assert f"{path}: no object counts in scores: of 1 annotations, 1 without width or height; " in other
+    assert f"{path}: no object counts in scores: of 1 annotation, 1 without width or height; " in other
     assert "annotation 2 of 0011.jpg: box x=1 y=4 width=0 height=10 of class dog is degenerate" in line
 
     edit_json(path, lambda document: document["annotations"][0].update(bbox=[1, 4, 9, 10], category_id=8))
