@@ -13,6 +13,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import Conv2dNormActivation
+from torchvision.ops.misc import ConvNormActivation
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, best_boxes_stage, detections_stage
@@ -20,6 +21,7 @@ from segdet.detection.torchvision_network import rows_of_classes
 from segdet.nn.backbones import build_backbone
 from segdet.nn.boxes import BoxCoder, match_anchors, pad_targets
 from segdet.nn.size_cache import SizeCache
+from segdet.nn.strided import HalvingConv2d
 from segdet.nn.upsampling import upsample_to
 from segdet.nn.weights import load_state
 from segdet.task import Stage
@@ -241,7 +243,8 @@ class SSD(DefaultBoxDetector):
         self.extras = nn.ModuleList()
         for _ in range(extra_maps):
             reduce = Conv2dNormActivation(channels[-1], width // 2, 1)
-            self.extras.append(nn.Sequential(reduce, Conv2dNormActivation(width // 2, width, 3, stride=2)))
+            halve = ConvNormActivation(width // 2, width, 3, stride=2, conv_layer=HalvingConv2d)
+            self.extras.append(nn.Sequential(reduce, halve))
             channels.append(width)
             self.strides.append(2 * self.strides[-1])
         maps = len(channels)

@@ -13,6 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelMaxPool
 
 from segdet.nn.size_cache import SizeCache
+from segdet.nn.strided import HalvingConv2d
 from segdet.util.errors import UserError
 
 
@@ -66,7 +67,7 @@ class ExtraLevels(ExtraFPNBlock):
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, 2, 1) for _ in range(count))
+        self.convolutions = nn.ModuleList(HalvingConv2d(width, width, 3, 2, 1) for _ in range(count))
         for convolution in self.convolutions:
             assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
             nn.init.kaiming_uniform_(convolution.weight, a=1)
