@@ -11,14 +11,16 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import segdet
-from segdet.data.base import SUBSETS, DataModule
 from segdet.data.file_digests import file_digests
 from segdet.runs.folder_layout import INPUTS_NAME
 from segdet.util.errors import UserError
 from segdet.util.files import write_atomically
+
+if TYPE_CHECKING:
+    from segdet.data.base import DataModule
 
 Digests = dict[str, str | None]
 """The digest of each file by its path; None for a missing file."""
@@ -74,7 +76,7 @@ class Inputs:
             ) from None
 
 
-def inputs_of(data: DataModule | None, config: Mapping[str, Any]) -> Inputs:
+def inputs_of(data: "DataModule | None", config: Mapping[str, Any]) -> Inputs:
     """Return the inputs of a run as they are now.
 
     Args:
@@ -84,6 +86,8 @@ def inputs_of(data: DataModule | None, config: Mapping[str, Any]) -> Inputs:
     Raises:
         UserError: If the training or validation images cannot be listed.
     """
+    from segdet.data.base import SUBSETS  # imports torch, which reading inputs does not need
+
     inputs = Inputs(code=code_digests(config), named=named_digests(config))
     if data is None:
         return inputs
@@ -109,7 +113,7 @@ def current_state(recorded: Inputs, config: Mapping[str, Any]) -> Inputs:
     return Inputs(recorded.root, data, recorded.classes, code_digests(config), named_digests(config))
 
 
-def _files(data: DataModule, subset: Any) -> list[Path]:
+def _files(data: "DataModule", subset: Any) -> list[Path]:
     try:
         reader = data.reader(subset)
     except UserError:

@@ -3,15 +3,19 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segdet.cli.main import main
+from segdet.data.sample import Prediction, Target
 from segdet.metrics.detection_errors import KINDS, SPECIAL
-from segdet.runs.error_analysis import _text
+from segdet.metrics.region_detection import RegionScores
+from segdet.runs.error_analysis import ErrorAnalysis, _text
 from segdet.util.drawing import draw_matrix
 
 DATA = [
@@ -84,6 +88,27 @@ def test_testing_a_detector_reports_the_errors_that_lower_its_ap(
     )
     assert main(["test", *options, "--error_analysis.worst=0"]) == 0
     assert (tmp_path / "off/errors.json").exists() and not (tmp_path / "off/worst.png").exists()
+
+
+def test_the_analysis_contains_the_recall_of_proposals(tmp_path: Path) -> None:
+    scores = RegionScores(["a"])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    found = Prediction(boxes=boxes[:1], scores=torch.tensor([0.9]), labels=torch.tensor([1]))
+    target = Target(boxes=boxes, labels=torch.ones(2, dtype=torch.int64))
+    proposals = torch.tensor([[20.0, 20, 40, 35], [0, 0, 10, 10], [0, 0, 9, 9]])
+    scores.update([found], [target], [1], [proposals])
+    analysis = ErrorAnalysis()
+    module: Any = SimpleNamespace(log_dict=lambda values, **options: None)
+    trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path)
+    analysis.read_scores(module, "test", scores)
+    analysis.on_test_end(trainer, module)
+    content = json.loads((tmp_path / "errors.json").read_text())["proposals"]
+    assert content["per_image"] == 3
+    assert (content["counts"][:2], content["counts"][-1]) == ([1, 2], None)
+    assert content["ious"] == [percent / 100 for percent in range(50, 100, 5)]
+    # The first proposal has an IoU of .75 with the second object, the second one of 1 with the first object.
+    assert content["recall"][0] == [0.5] * 6 + [0] * 4
+    assert content["recall"][1] == content["recall"][-1] == [1] * 6 + [0.5] * 4
 
 
 def test_segmentation_has_a_confusion_matrix_and_localization_has_no_files(

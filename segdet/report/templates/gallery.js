@@ -21,6 +21,7 @@
       this.items = selectAll(root, ".gallery-images > li");
       this.rows = selectAll(root, "tbody tr");
       this.filter = null;
+      this.matching = null; // the runs that match the page's filter, or null
       this.all = false;
       const data = select(root, "script");
       this.data = data ? JSON.parse(data.textContent) : null;
@@ -70,7 +71,9 @@
     }
 
     showRuns() {
-      const shown = new Set(this.rows.filter((row) => select(row, "input").checked).map((row) => row.dataset.index));
+      const isShown = (row) =>
+        select(row, "input").checked && (this.matching === null || this.matching.includes(row.dataset.run));
+      const shown = new Set(this.rows.filter(isShown).map((row) => row.dataset.index));
       for (const panel of selectAll(this.root, ".panel[data-run]")) panel.hidden = !shown.has(panel.dataset.index);
       this.root.style.setProperty("--panels", shown.size + 1);
       this.update();
@@ -327,6 +330,12 @@
   addEventListener("resize", () => lightbox.dialog.open && lightbox.scale());
   document.addEventListener("segdet:select", (event) => {
     for (const gallery of galleries.values()) gallery.highlight(event.detail.run);
+  });
+  document.addEventListener("segdet:filter", (event) => {
+    for (const gallery of galleries.values()) {
+      gallery.matching = event.detail.shown;
+      gallery.showRuns();
+    }
   });
   document.addEventListener("segdet:images", (event) => {
     const gallery = galleries.get(event.detail.gallery);

@@ -1,9 +1,12 @@
 """The gallery section: its numbers equal the evaluator's, images are embedded once, and names are text."""
 
 import base64
+import inspect
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -192,6 +195,24 @@ def test_twenty_runs_with_24_large_images_stay_small_and_other_runs_are_named(tm
     assert len(html.encode()) < 6_000_000
     assert f"Left out: run-{MAX_RUNS:02d}." in html
     assert "run-19" in html
+
+
+def test_writing_a_page_does_not_import_torch(tmp_path):
+    for task in ("detection", "segmentation", "localization"):
+        write_run(tmp_path / task, task, metrics={"test/map": 0.5, "test/map_50": 0.5})
+    code = """
+        import sys
+        from pathlib import Path
+        from segdet.report.page import page_of, write_page
+        folder = Path(sys.argv[1])
+        write_page(page_of([folder]), folder / "report.html")
+        print([name for name in ("torch", "lightning") if name in sys.modules])
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", inspect.cleandoc(code), str(tmp_path)], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+    assert 'class="gallery"' in (tmp_path / "report.html").read_text()
 
 
 def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):

@@ -164,6 +164,10 @@ def test_runs_are_shown_and_hidden(page):
     assert panels.count() == 6
     page.uncheck('#gallery-detection tr[data-name="ssd"] input')
     assert panels.count() == 0
+    page.fill("#filter", "rcnn")
+    assert page.locator("#gallery-detection .panel[data-name]:visible").count() == 6
+    page.fill("#filter", "")
+    assert page.locator("#gallery-detection .panel[data-name]:visible").count() == 6 * (len(RUNS) - 1)
     page.locator("#results button.run", has_text="ssd").click()
     assert panels.count() == 6
     assert page.locator("#gallery-detection .panel.selected").count() == 6
