@@ -14,6 +14,7 @@ from segdet.report.table import find_records, table
 from segdet.report.wandb_records import write_records
 from segdet.report.wandb_views import FILE_NAME as VIEW_NAME
 from segdet.report.wandb_views import can_create_views, check_view, create_view, view_of
+from segdet.report.watch import watch_page
 from segdet.runs.record import RECORD_NAME
 from segdet.runs.wandb_mode import wandb_mode
 from segdet.util.errors import UserError
@@ -21,7 +22,7 @@ from segdet.util.files import write_text
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``segdet report DIR... [--output FILE] [--html FILE] [--sort COLUMN] [--wandb]``.
+    """Run ``segdet report DIR... [--output FILE] [--html FILE] [--sort COLUMN] [--watch] [--wandb]``.
 
     Returns:
         The exit status, always 0. Corrupt and missing records are listed in the output.
@@ -49,7 +50,15 @@ def main(argv: Sequence[str]) -> int:
     wandb_help = "record the runs and the tables on Weights & Biases; offline, in wandb/ beside the page"
     parser.add_argument("--wandb", action="store_true", help=wandb_help)
     parser.add_argument("--wandb_project", default="segdet", metavar="NAME", help="the project on W&B")
+    watch_help = "write the page again whenever a run has changed, until all runs have ended; Ctrl-C stops"
+    parser.add_argument("--watch", action="store_true", help=watch_help)
     arguments = parser.parse_args(argv)
+    path = arguments.html or arguments.folders[0] / PAGE_NAME
+    if arguments.watch:
+        if arguments.no_html:
+            raise UserError("--watch writes the page; remove --no_html")
+        sys.stderr.write(f"segdet: see {path}; it is updated until all runs have ended, Ctrl-C stops\n")
+        watch_page(arguments.folders, path)
     records, faults = find_records(arguments.folders)
     if not records and not faults:
         folders = ", ".join(str(folder) for folder in arguments.folders)
@@ -59,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(text)
     else:
         write_text(arguments.output, text)
-    path = arguments.html or arguments.folders[0] / PAGE_NAME
-    if not arguments.no_html:
+    if not arguments.no_html and not arguments.watch:
         write_page(page_of(arguments.folders), path)
         sys.stderr.write(f"segdet: see {path}\n")
     if arguments.wandb:

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 HUES = 8
 """The number of colours ``--series-1`` ... ``--series-8``, Okabe and Ito's set with a grey for its yellow."""
 
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+OUTLINES = {
+    "circle": "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0",
+    "square": "M-4.5-4.5h9v9h-9z",
+    "triangle-up": "M0-5L5.5 4.5h-11z",
+    "diamond": "M0-6L6 0 0 6-6 0z",
+    "cross": "M-2-5.5h4V-2h3.5v4H2v3.5h-4V2h-3.5v-4H-2z",
+    "triangle-down": "M0 5L5.5-4.5h-11z",
+}
+"""The symbols of runs as SVG paths, by their names in Vega."""
+
+SHAPES = tuple(OUTLINES)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 
 SELECTED = "selected == null || datum.run == selected"
@@ -58,11 +68,16 @@ class Style:
     shape: str
     dash: tuple[int, ...]
 
+    @property
+    def outline(self) -> str:
+        """The shape as an SVG path that fits into a square from -6 to 6."""
+        return OUTLINES[self.shape]
+
 
 def style_of(position: int) -> Style:
     """Return the style of the run at a position."""
     cycle = position // HUES
-    shape = SHAPES[(position + cycle) % len(SHAPES)]
+    shape = SHAPES[(position % HUES + cycle) % len(SHAPES)]
     return Style(f"var(--series-{position % HUES + 1})", shape, tuple(DASHES[cycle % len(DASHES)]))
 
 
@@ -144,8 +159,9 @@ class Charts:
             {"name": "selected", "value": None},
             {"name": "shown", "value": None},
         ]
-        svg = _static({**spec, "width": width - 60, "datasets": {name: self.rows[name] for name in names}})
-        spec |= {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+        svg = _static({**spec, "width": width, "datasets": {name: self.rows[name] for name in names}})
+        spec["width"] = "container"
         values = {"spec": spec, "data": names}
         return render("chart.html.j2", values=values, svg=svg, title=title, label=label, caption=caption)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from segdet.report.charts import SHOWN, emphasis, style_of
+from segdet.report.charts import SHOWN, emphasis
 from segdet.report.html import render
 from segdet.report.page_data import PageData, Section
 from segdet.report.run_data import SCORES, RunGroup
@@ -95,10 +95,9 @@ def _chart(page: PageData, task: str, families: Sequence[Family]) -> Markup:
         if group.values(score)
     ]
     names = [family.name for family in families]
-    styles = [style_of(position) for position in range(len(names))]
     colour = alt.Color(
         "family:N",
-        scale=alt.Scale(domain=names, range=[style.colour for style in styles]),
+        scale=alt.Scale(domain=names, range=[page.styles[name].colour for name in names]),
         legend=alt.Legend(title=None, orient="top", symbolType="circle") if len(names) > 1 else None,
     )
     base = (
@@ -122,5 +121,5 @@ def _chart(page: PageData, task: str, families: Sequence[Family]) -> Markup:
     )
     label = f"{score} by the number of optimizer steps, of {len(families)} models with several budgets."
     return page.charts.figure(
-        alt.layer(lines, points).properties(height=HEIGHT), f"{score} by training budget", label, width=720
+        alt.layer(lines, points).properties(height=HEIGHT), f"{score} by training budget", label
     )

@@ -17,6 +17,12 @@ MOST_POINTS = 24_000
 HEIGHT = 240
 """The height of a plot in pixels."""
 
+PARTS = 60
+"""The number of means of a noisy curve."""
+
+MOST_MARKED = 12
+"""With more curves, they have no markers and are fainter."""
+
 MOST_NAMES = 24
 """With more runs, there is no legend."""
 
@@ -43,10 +49,23 @@ def _charts(page: PageData, runs: Sequence[RunData], name: str) -> list[Markup]:
         return []
     per_curve = max(40, min(500, MOST_POINTS // len(curves)))
     rows = [row for run, curve in curves for row in _rows(run, downsample(curve, per_curve))]
-    charts = [_chart(page, rows, name, "step", "optimizer step", len(curves))]
+    means = None
+    if name.startswith("train/") and max(len(curve) for _, curve in curves) > 2 * PARTS:
+        means = [row for run, curve in curves for row in _rows(run, means_of(curve, PARTS))]
+    charts = [_chart(page, rows, means, name, "step", "optimizer step", len(curves))]
     if any(row["minutes"] is not None for row in rows):
-        charts.append(_chart(page, rows, name, "minutes", "minutes of training", len(curves)))
+        charts.append(_chart(page, rows, means, name, "minutes", "minutes of training", len(curves)))
     return charts
+
+
+def means_of(curve: Curve, parts: int) -> Curve:
+    """Return the means of ``parts`` equally long parts of a curve."""
+    sections = np.array_split(np.arange(len(curve)), min(parts, len(curve)))
+    steps, seconds, values = (
+        np.array([column[part].mean() for part in sections])
+        for column in (curve.steps, curve.seconds, curve.values)
+    )
+    return Curve(steps.round().astype(np.int64), seconds, values)
 
 
 def downsample(curve: Curve, most: int) -> Curve:
@@ -80,36 +99,55 @@ def _rows(run: RunData, curve: Curve) -> list[dict[str, Any]]:
     ]
 
 
-def _chart(page: PageData, rows: list[dict[str, Any]], name: str, x: str, x_title: str, count: int) -> Markup:
+def _chart(
+    page: PageData,
+    rows: list[dict[str, Any]],
+    means: list[dict[str, Any]] | None,
+    name: str,
+    x: str,
+    x_title: str,
+    count: int,
+) -> Markup:
     import altair as alt
 
     styles = page.styles_of(row["run"] for row in rows)
-    is_loss = name.startswith("train/")
     values = [row["value"] for row in rows]
-    positive = min(values) > 0 and max(values) / min(values) > 20
-    scale = alt.Scale(type="log" if is_loss and positive else "linear", zero=False)
-    lines = (
-        alt.Chart(page.charts.data(rows))
-        .transform_filter(SHOWN)
-        .transform_filter(f"isValid(datum.{x})")
-        .mark_line(
-            strokeWidth={"expr": "selected == null ? 1.4 : 2"},
-            strokeJoin="round",
-            point=False if count > 12 or is_loss else {"size": 22, "filled": True},
-            clip=True,
+    is_loss = name.startswith("train/")
+    logarithmic = is_loss and min(values) > 0 and max(values) / min(values) > 20
+    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False)
+    few = count <= MOST_MARKED
+
+    def lines(data: list[dict[str, Any]], opacity: Any, width: float, marked: bool) -> "alt.Chart":
+        return (
+            alt.Chart(page.charts.data(data))
+            .transform_filter(SHOWN)
+            .transform_filter(f"isValid(datum.{x})")
+            .mark_line(
+                strokeWidth=width,
+                strokeJoin="round",
+                point={"size": 24, "filled": True} if marked else False,
+                cursor="pointer",
+            )
+            .encode(
+                x=alt.X(
+                    f"{x}:Q", title=x_title, axis=alt.Axis(tickCount=5, format="~s" if x == "step" else "~g")
+                ),
+                y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=5)),
+                color=alt.Color("run:N", scale=colour_scale(styles), legend=None),
+                strokeDash=alt.StrokeDash("run:N", scale=dash_scale(styles), legend=None),
+                detail="name:N",
+                opacity=opacity,
+                tooltip=[alt.Tooltip("name:N", title="run")],
+                order=alt.Order(f"{x}:Q"),
+            )
         )
-        .encode(
-            x=alt.X(
-                f"{x}:Q", title=x_title, axis=alt.Axis(tickCount=5, format="~s" if x == "step" else "~g")
-            ),
-            y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=5)),
-            color=alt.Color("run:N", scale=colour_scale(styles), legend=None),
-            strokeDash=alt.StrokeDash("run:N", scale=dash_scale(styles), legend=None),
-            detail="name:N",
-            opacity=emphasis(0.9 if count <= 12 else 0.5, 0.1),
-            tooltip=[alt.Tooltip("name:N", title="run")],
-            order=alt.Order(f"{x}:Q"),
+
+    strong = emphasis(0.95 if few else 0.6, 0.1)
+    if means is None:
+        chart: Any = lines(rows, strong, 1.5, few and not is_loss)
+    else:
+        chart = alt.layer(
+            lines(rows, emphasis(0.3 if few else 0.06, 0.02), 0.9, False), lines(means, strong, 1.8, False)
         )
-    )
     label = f"{name} of {count} runs by {x_title}, from {min(values):.3g} to {max(values):.3g}."
-    return page.charts.figure(lines.properties(height=HEIGHT), f"{name} by {x_title}", label)
+    return page.charts.figure(chart.properties(height=HEIGHT), f"{name} by {x_title}", label, width=480)

@@ -47,8 +47,8 @@ class Cost:
 COSTS = (
     Cost("parameters (M)", "parameters", scale=1e6),
     Cost("GFLOPs", "flops", scale=1e9),
-    Cost("ms / image", "ms_per_image"),
-    Cost("passes / image", "passes_per_image", numbers.count),
+    Cost("ms", "ms_per_image"),
+    Cost("passes", "passes_per_image", numbers.count),
     Cost("memory (MiB)", "peak_memory_mb"),
     Cost("training (min:s)", "train_seconds", numbers.minutes),
     Cost("disk (MB)", "disk_mb"),
@@ -79,12 +79,14 @@ class Table:
         split: The split of the scores.
         columns: The headings of the columns of numbers.
         rows: The rows, best first.
+        backbones: Whether the models have different backbones.
     """
 
     task: str
     split: str
     columns: list[str]
     rows: list[Row]
+    backbones: bool
 
 
 def section(page: PageData) -> Section | None:
@@ -104,7 +106,8 @@ def _table(page: PageData, task: str) -> Table:
     rows = [Row(group, [column[at] for column in columns], _state(group)) for at, group in enumerate(groups)]
     if scores:
         rows.sort(key=lambda row: -1.0 if row.cells[0].value is None else row.cells[0].value, reverse=True)
-    return Table(task, split, [*scores, *(cost.title for cost in costs)], rows)
+    backbones = len({group.record.backbone for group in groups}) > 1
+    return Table(task, split, [*scores, *(cost.title for cost in costs)], rows, backbones)
 
 
 def _score_column(groups: list[RunGroup], name: str) -> list[Cell]:

@@ -11,6 +11,7 @@ from segdet.launch.sweep_results import shown_value
 from segdet.report.charts import SHOWN, WIDE, emphasis
 from segdet.report.html import render
 from segdet.report.page_data import PageData, Section
+from segdet.util.errors import UserError
 
 STATES = ("finished", "stopped", "running")
 """The states of trials with a score, in the order of their colours."""
@@ -36,9 +37,15 @@ class Part:
 
 def section(page: PageData) -> Section | None:
     """Return the charts of each sweep among the folders of the page."""
-    folders = dict.fromkeys(folder for run in page.runs for folder in (run.folder.parent,))
-    histories = [history for folder in folders if (history := read_history(folder)) is not None]
-    parts = [_part(page, history) for history in histories if history.trials]
+    parts = []
+    for folder in dict.fromkeys(run.folder.parent for run in page.runs):
+        try:
+            history = read_history(folder)
+        except UserError as error:
+            page.faults.append(str(error))
+            continue
+        if history is not None and history.trials:
+            parts.append(_part(page, history))
     if not parts:
         return None
     return Section("sweep", "Sweep", render("sweep.html.j2", page=page, parts=parts))

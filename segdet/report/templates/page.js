@@ -120,5 +120,29 @@ const segdet = (() => {
     for (const figure of document.querySelectorAll("figure.chart")) observer.observe(figure);
   }
 
+  // A page of running experiments loads itself again and keeps the selection, the filter and the position.
+
+  const refresh = Number(document.body.dataset.refresh);
+  const memory = `segdet:${location.pathname}`;
+  try {
+    const { run, words, top } = JSON.parse(sessionStorage.getItem(memory) ?? "{}");
+    sessionStorage.removeItem(memory);
+    if (words) {
+      filter.value = words;
+      filter.dispatchEvent(new Event("input"));
+    }
+    if (run) select(run);
+    if (top) scrollTo(0, top);
+  } catch { /* without storage, the page starts anew */ }
+  function reload() {
+    const isBusy = document.activeElement === filter || document.querySelector("dialog[open]") || document.hidden;
+    if (isBusy) return;
+    try {
+      sessionStorage.setItem(memory, JSON.stringify({ run: selected, words: filter.value, top: scrollY }));
+    } catch { /* see above */ }
+    location.reload();
+  }
+  if (refresh) setInterval(reload, 1000 * refresh);
+
   return { select };
 })();
