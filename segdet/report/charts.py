@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from segdet.report.html import render
-from segdet.runs.record import to_json
 from segdet.util.disk_cache import cache_folder
 from segdet.util.files import write_text
 
@@ -117,19 +116,18 @@ class Charts:
         rows: The data of the charts by an identifier. Charts with the same data share them.
     """
 
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rows: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
     def data(self, rows: Sequence[Mapping[str, Any]]) -> "alt.NamedData":
         """Register rows, and return the data of a chart that refers to them.
 
         Args:
-            rows: The rows: numbers, texts, booleans or None by field. The run of a row is in the field ``run``.
+            rows: The rows: finite numbers, texts, booleans or None by field. The run of a row is in the field ``run``.
         """
         import altair as alt
 
-        plain = [to_json(row) for row in rows]
-        identifier = "d" + hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12]
-        self.rows.setdefault(identifier, plain)
+        identifier = "d" + hashlib.sha256(json.dumps(rows, allow_nan=False).encode()).hexdigest()[:12]
+        self.rows.setdefault(identifier, list(rows))
         return alt.NamedData(name=identifier)
 
     def figure(

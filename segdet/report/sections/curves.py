@@ -1,7 +1,7 @@
 """Training curves: the main validation score and the training loss, by step and by wall-clock time."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -11,7 +11,10 @@ from segdet.report.html import render
 from segdet.report.page_data import PageData, Section
 from segdet.report.run_data import Curve, RunData
 
-MOST_POINTS = 24_000
+if TYPE_CHECKING:
+    import altair as alt
+
+MOST_POINTS = 16_000
 """The number of points of all curves in a chart."""
 
 HEIGHT = 240
@@ -51,11 +54,14 @@ def _charts(page: PageData, runs: Sequence[RunData], name: str) -> list[Markup]:
     rows = [row for run, curve in curves for row in _rows(run, downsample(curve, per_curve))]
     means = None
     if name.startswith("train/") and max(len(curve) for _, curve in curves) > 2 * PARTS:
-        means = [row for run, curve in curves for row in _rows(run, means_of(curve, PARTS))]
-    charts = [_chart(page, rows, means, name, "step", "optimizer step", len(curves))]
+        parts = PARTS if len(curves) <= MOST_MARKED else PARTS // 2
+        means = page.charts.data([row for run, curve in curves for row in _rows(run, means_of(curve, parts))])
+    axes = [("step", "optimizer step")]
     if any(row["minutes"] is not None for row in rows):
-        charts.append(_chart(page, rows, means, name, "minutes", "minutes of training", len(curves)))
-    return charts
+        axes.append(("minutes", "minutes of training"))
+    data = page.charts.data(rows)
+    names, values = [run.row for run, _ in curves], [row["value"] for row in rows]
+    return [_chart(page, data, means, name, x, title, names, values) for x, title in axes]
 
 
 def means_of(curve: Curve, parts: int) -> Curve:
@@ -101,25 +107,25 @@ def _rows(run: RunData, curve: Curve) -> list[dict[str, Any]]:
 
 def _chart(
     page: PageData,
-    rows: list[dict[str, Any]],
-    means: list[dict[str, Any]] | None,
+    rows: "alt.NamedData",
+    means: "alt.NamedData | None",
     name: str,
     x: str,
     x_title: str,
-    count: int,
+    runs: Sequence[str],
+    values: Sequence[float],
 ) -> Markup:
     import altair as alt
 
-    styles = page.styles_of(row["run"] for row in rows)
-    values = [row["value"] for row in rows]
+    styles, count = page.styles_of(runs), len(runs)
     is_loss = name.startswith("train/")
     logarithmic = is_loss and min(values) > 0 and max(values) / min(values) > 20
     scale = alt.Scale(type="log" if logarithmic else "linear", zero=False)
     few = count <= MOST_MARKED
 
-    def lines(data: list[dict[str, Any]], opacity: Any, width: float, marked: bool) -> "alt.Chart":
+    def lines(data: alt.NamedData, opacity: Any, width: float, marked: bool) -> "alt.Chart":
         return (
-            alt.Chart(page.charts.data(data))
+            alt.Chart(data)
             .transform_filter(SHOWN)
             .transform_filter(f"isValid(datum.{x})")
             .mark_line(

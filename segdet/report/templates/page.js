@@ -30,11 +30,13 @@ const segdet = (() => {
     if (event.key === "Escape" && selected !== null) select(null);
   });
 
-  // Filter: every word must occur in the rows of a run.
+  // Filter: every word must occur in the name of a run, or in its model, backbone and state in the table of results.
 
   const texts = new Map();
-  for (const row of document.querySelectorAll("tr[data-run]"))
-    texts.set(row.dataset.run, `${texts.get(row.dataset.run) ?? ""} ${row.textContent}`.toLowerCase());
+  for (const row of document.querySelectorAll("tr[data-run]")) {
+    const words = row.closest("#results") ? [...row.cells].slice(0, 2).map((cell) => cell.textContent) : [];
+    texts.set(row.dataset.run, [texts.get(row.dataset.run) ?? row.dataset.run, ...words].join(" ").toLowerCase());
+  }
   const filter = document.getElementById("filter");
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
