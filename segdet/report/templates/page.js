@@ -83,7 +83,17 @@ const segdet = (() => {
 
   // Charts: drawn when they come near the window. Until then, and in print, their static pictures are shown.
 
-  const columns = JSON.parse(document.getElementById("chart-data").textContent);
+  // Vega and the data are read when the first chart is drawn, so that a large page opens quickly.
+
+  const vega = document.getElementById("vega");
+  let columns = null;
+  function prepare() {
+    if (columns !== null) return;
+    columns = JSON.parse(document.getElementById("chart-data").textContent);
+    const script = document.createElement("script");
+    script.textContent = vega.textContent;
+    document.head.append(script);
+  }
   const datasets = new Map();
   function rowsOf(name) {
     if (!datasets.has(name)) {
@@ -96,6 +106,7 @@ const segdet = (() => {
     return datasets.get(name);
   }
   async function draw(figure) {
+    prepare();
     const { spec, data } = JSON.parse(figure.querySelector("script").textContent);
     spec.datasets = Object.fromEntries(data.map((name) => [name, rowsOf(name)]));
     const live = figure.querySelector(".live");
@@ -111,7 +122,7 @@ const segdet = (() => {
     });
     figure.dataset.drawn = "true";
   }
-  if (window.vegaEmbed) {
+  if (vega) {
     const observer = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries)
         if (isIntersecting) {
