@@ -191,7 +191,7 @@ class Gallery:
 
     Attributes:
         group: The runs.
-        images: The images, the largest disagreement first.
+        images: The images, the largest disagreement first; images without objects come last.
         counts: The numbers of correct and wrong detections of each run; empty for other tasks.
         legend: The names of the classes and their colours, for masks.
     """
@@ -234,9 +234,16 @@ def gallery_of(group: GalleryGroup) -> Gallery:
                 disagreement=float(spread[at]),
             )
         )
-    shown.sort(key=lambda each: (-each.disagreement, each.name))
+    # The F1 of an image without objects is 0 or 1, so that its disagreement would be the largest.
+    empty = {each.index: _is_empty(each, group.task) for each in shown}
+    shown.sort(key=lambda each: (empty[each.index], -each.disagreement, each.name))
     counts = [count_by_score(each, grid) for each in detections]
     return Gallery(group, shown, counts, [] if masks is None else masks.legend())
+
+
+def _is_empty(image: ImagePanels, task: str) -> bool:
+    """Return whether detectors should find nothing in the image."""
+    return task == "detection" and not any(box.kind == "object" for box in image.objects)
 
 
 def _panel(evidence: Evidence, index: int, scale: float, score: float, grid: np.ndarray, limit: int) -> Panel:

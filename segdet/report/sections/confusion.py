@@ -11,6 +11,7 @@ from segdet.report.html import render
 from segdet.report.page_data import PageData, Section
 from segdet.report.run_data import RunData
 from segdet.runs.evidence import Evidence
+from segdet.util.nouns import counted
 
 MAX_CLASSES = 20
 """The number of classes of a matrix. The classes with fewer errors share a row."""
@@ -90,13 +91,12 @@ class _Matrix:
 
     def amount(self, cell: _Cell) -> str:
         """Return the count and the number of images in words."""
-        images = f"{cell.images} image{'' if cell.images == 1 else 's'}"
+        images = counted(cell.images, "image")
         if self.confusion.unit == "images":
             return images
         is_object = self.confusion.min_score is None or cell.row < len(self.confusion.names) - 1
-        unit = self.confusion.unit if is_object else "detections"
-        unit = unit.removesuffix("s") if cell.count == 1 else unit
-        return f"{cell.count:,} {unit} in {images}"
+        unit = self.confusion.unit.removesuffix("s") if is_object else "detection"
+        return f"{counted(cell.count, unit)} in {images}"
 
     def describe(self, cell: _Cell) -> str:
         """Return the confusion in words. Isolates keep names of other directions apart from the words."""

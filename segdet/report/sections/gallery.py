@@ -79,18 +79,19 @@ def _block(gallery: Gallery, several: bool) -> _Block:
         )
         for image in gallery.images
     ]
+    means = [float(np.mean(image_scores(each))) for each in group.evidences]
     return _Block(
         id=group.id,
         task=group.task,
         runs=group.runs,
         gallery=replace(gallery, images=described),
         subtitle=group.runs[0].record.data if several else "",
-        shown=shown_first(group.runs),
+        shown=shown_first(group.runs, means),
         test_images=len(group.evidences[0]),
         score_name=SCORE_NAMES[group.task],
         image_score=f"each image's {SCORE_NAMES[group.task]}"
         + (" at the run's best threshold" if gallery.counts else ""),
-        means=[float(np.mean(image_scores(each))) for each in group.evidences],
+        means=means,
         script=script,
     )
 
@@ -100,11 +101,21 @@ def _steps(counts: np.ndarray) -> list[int]:
     return [int(counts[0]), *np.diff(counts).tolist()]
 
 
-def shown_first(runs: Sequence[RunData]) -> list[int]:
-    """Return the indices of up to `SHOWN` runs: the first seed of each row, then other seeds."""
+def shown_first(runs: Sequence[RunData], means: Sequence[float]) -> list[int]:
+    """Return the indices of up to `SHOWN` runs: the first seeds of rows that are spread over the scores.
+
+    Other seeds are added if there are fewer rows.
+
+    Args:
+        runs: The runs.
+        means: The mean score of the images of each run.
+    """
     rows = [run.row for run in runs]
-    order = sorted(range(len(runs)), key=lambda index: (rows.index(rows[index]) != index, index))
-    return sorted(order[:SHOWN])
+    first = [index for index in range(len(runs)) if rows.index(rows[index]) == index]
+    first.sort(key=lambda index: means[index])
+    chosen = np.linspace(0, len(first) - 1, min(SHOWN, len(first))).round().astype(int)
+    others = [index for index in range(len(runs)) if index not in first]
+    return sorted([*(first[at] for at in chosen), *others[: SHOWN - len(chosen)]])
 
 
 def _described(objects: Sequence[Box], panel: Panel, gallery: Gallery, run: int) -> Panel:

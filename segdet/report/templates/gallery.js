@@ -67,7 +67,6 @@
         const button = event.target.closest("button.open");
         if (button) lightbox.open(this, button.closest(".panel"));
       });
-      for (const svg of selectAll(root, "svg.picture")) addLabels(svg);
     }
 
     showRuns() {
@@ -129,6 +128,8 @@
 
     updatePanel(panel) {
       const at = this.positionOf(panel.dataset.index);
+      if (!panel.dataset.labelled) addLabels(select(panel, "svg"));
+      panel.dataset.labelled = "true";
       const found = new Set();
       let correct = 0, wrong = 0;
       for (const box of selectAll(panel, ".box[data-p]")) {

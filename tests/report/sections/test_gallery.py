@@ -23,7 +23,7 @@ from segdet.report.disagreement import disagreement, image_scores
 from segdet.report.gallery_data import MAX_RUNS
 from segdet.report.page_data import PageData
 from segdet.report.run_data import load_runs
-from segdet.report.sections.gallery import SHOWN, section
+from segdet.report.sections.gallery import SHOWN, section, shown_first
 from segdet.runs.evidence import DetectionEvidence
 from segdet.runs.gallery import GALLERY_FOLDER, GalleryImage, Pictures, write_gallery
 
@@ -97,12 +97,19 @@ def test_the_boxes_of_an_image_are_those_of_the_evidence(detectors):
             assert f"{correct} correct, {shown.sum() - correct} wrong" in panel or "no objects" in panel
 
 
-def test_images_are_ordered_by_disagreement(detectors):
-    page, found = detectors
+def test_images_are_ordered_by_disagreement_and_those_without_objects_are_last(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / str(seed), seed=seed, images=10, gallery=10)
+    page = page_of(tmp_path)
+    evidence = page.runs[0].evidence
+    counted = ~(evidence.object_crowd | evidence.object_difficult)
+    has_objects = np.isin(np.arange(10), evidence.object_image[counted])
     scores = disagreement([image_scores(run.evidence) for run in page.runs])
-    order = [int(each["data-index"]) for each in Elements(found.html).named("li") if "data-number" in each]
-    assert sorted(order) == list(range(6))
-    assert [scores[index] for index in order] == sorted(scores[:6], reverse=True)
+    html = section(page).html
+    order = [int(each["data-index"]) for each in Elements(html).named("li") if "data-number" in each]
+    expected = [(not has_objects[index], -scores[index]) for index in order]
+    assert expected == sorted(expected) and sorted(order) == list(range(10))
+    assert not has_objects[order[-1]] and scores[order[0]] > 0
 
 
 def test_names_are_text(detectors):
@@ -114,12 +121,24 @@ def test_names_are_text(detectors):
     assert "<script>alert" not in found.html
 
 
-def test_each_image_is_embedded_once_and_runs_beyond_the_first_are_hidden(detectors):
+def test_each_image_is_embedded_once(detectors):
     page, found = detectors
     assert found.html.count("data:image/jpeg") == 6
     panels = [each for each in Elements(found.html).named("figure") if "data-run" in each]
     assert len(panels) == 6 * len(page.runs)
-    assert all("hidden" in each for each in panels if int(each["data-index"]) >= SHOWN)
+
+
+def test_the_runs_that_are_shown_first_are_spread_over_the_scores(tmp_path):
+    for seed in range(7):
+        write_run(tmp_path / f"run-{'cafdgbe'[seed]}", seed=1, images=8)
+    write_run(tmp_path / "run-a-seed1", seed=1, images=8)
+    runs = page_of(tmp_path).runs
+    assert [run.name[4:] for run in runs] == ["a", "a-seed1", *"bcdefg"]
+    scores = [0.5, 0.99, 0.1, 0.9, 0.3, 0.7, 0.6, 0.2]
+    shown = shown_first(runs, scores)
+    assert [scores[index] for index in shown] == [0.1, 0.9, 0.3, 0.6]
+    assert shown_first(runs[2:4], scores) == [0, 1]
+    assert shown_first(runs[:3], scores) == [0, 1, 2]  # other seeds fill up
 
 
 def test_masks_are_shown_for_segmentation_and_boxes_for_localization(tmp_path):
@@ -194,6 +213,9 @@ def test_twenty_runs_with_24_large_images_stay_small_and_other_runs_are_named(tm
     html = section(page_of(tmp_path)).html
     assert len(html.encode()) < 6_000_000
     assert f"Left out: run-{MAX_RUNS:02d}." in html
+    panels = [each for each in Elements(html).named("figure") if "data-run" in each]
+    assert len(panels) == 24 * MAX_RUNS
+    assert sum("hidden" not in each for each in panels) == 24 * SHOWN
     assert "run-19" in html
 
 
