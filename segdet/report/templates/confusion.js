@@ -11,8 +11,6 @@
     for (const matrix of matrices) matrix.hidden = matrix.id !== id;
   };
 
-  const plural = (count) => `${count} image${count === 1 ? "" : "s"}`;
-
   const follow = (link) => {
     const matrix = link.closest(".matrix");
     if (!data.has(matrix)) data.set(matrix, JSON.parse(matrix.querySelector("script").textContent));
@@ -21,7 +19,7 @@
     const others = listed.slice(inGallery).map((index) => files[index]);
     const unnamed = total - listed.length;
     const cell = matrix.querySelector(`td a[data-cell="${link.dataset.cell}"]`);
-    let text = `${matrix.dataset.name}: ${cell.title}. ${plural(inGallery)} of them in the gallery.`;
+    let text = `${matrix.dataset.name}: ${cell.title}. In the gallery: ${inGallery}.`;
     if (others.length) text += ` Other files: ${others.join(", ")}${unnamed ? ` and ${unnamed} more` : ""}.`;
     const images = listed.slice(0, inGallery);
     const detail = { gallery: matrix.dataset.gallery, images, run: matrix.dataset.name, text };

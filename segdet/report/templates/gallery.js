@@ -342,6 +342,6 @@
     const gallery = galleries.get(event.detail.gallery);
     if (!gallery) return;
     gallery.setFilter(event.detail);
-    gallery.root.scrollIntoView({ block: "start" });
+    select(gallery.root, ".gallery-filter").scrollIntoView({ block: "start" });
   });
 })();
