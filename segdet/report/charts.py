@@ -9,6 +9,7 @@ match the filter or null. Rows of data name their run in the field ``run``.
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -257,6 +258,14 @@ def _config() -> dict[str, Any]:
         "bar": {"color": "var(--series-1)"},
         "point": {"filled": True, "size": 70},
     }
+
+
+def logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Return the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or only the powers if they are many."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks = [(factor * 10.0**power, factor) for power in powers for factor in (1, 2, 5)]
+    ticks = [(value, factor) for value, factor in ticks if low <= value <= high]
+    return [value for value, factor in ticks if factor == 1 or len(ticks) <= 6]
 
 
 def shorten(name: str, most: int = 18) -> str:

@@ -97,7 +97,7 @@ def write_run(
             }
         )
     )
-    losses = 3 * np.exp(-np.arange(points) / (points / 4)) + random.uniform(0.2, 0.6, points)
+    losses = 10 * np.exp(-np.arange(points) / (points / 4)) + random.uniform(0.2, 0.6, points)
     lines = [f"epoch,step,time,train/loss,val/{main}"]
     every = max(1, points // epochs)
     for at, loss in enumerate(losses.tolist()):

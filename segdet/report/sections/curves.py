@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from segdet.report.charts import SHOWN, colour_scale, dash_scale, emphasis
+from segdet.report.charts import SHOWN, colour_scale, dash_scale, emphasis, logarithmic_ticks
 from segdet.report.html import render
 from segdet.report.page_data import PageData, Section
 from segdet.report.run_data import Curve, RunData
@@ -120,7 +120,10 @@ def _chart(
     styles, count = page.styles_of(runs), len(runs)
     is_loss = name.startswith("train/")
     logarithmic = is_loss and min(values) > 0 and max(values) / min(values) > 20
-    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False)
+    scale = alt.Scale(type="log") if logarithmic else alt.Scale(zero=False)
+    y_axis = alt.Axis(tickCount=5)
+    if logarithmic:
+        y_axis = alt.Axis(values=logarithmic_ticks(min(values), max(values)), format="~g")
     few = count <= MOST_MARKED
 
     def lines(data: alt.NamedData, opacity: Any, width: float, marked: bool) -> "alt.Chart":
@@ -138,7 +141,7 @@ def _chart(
                 x=alt.X(
                     f"{x}:Q", title=x_title, axis=alt.Axis(tickCount=5, format="~s" if x == "step" else "~g")
                 ),
-                y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=5)),
+                y=alt.Y("value:Q", title=name, scale=scale, axis=y_axis),
                 color=alt.Color("run:N", scale=colour_scale(styles), legend=None),
                 strokeDash=alt.StrokeDash("run:N", scale=dash_scale(styles), legend=None),
                 detail="name:N",

@@ -47,7 +47,7 @@ def section(page: PageData) -> Section | None:
     rows = [_row(run) for run in page.runs]
     common, differing = _versions(page.runs)
     machines = {row.machine for row in rows}
-    prints = {row.data for row in rows}
+    prints = {task: {run.record.fingerprint for run in page.runs_of(task)} for task in page.tasks}
     html = render(
         "repeat.html.j2",
         page=page,
@@ -55,7 +55,7 @@ def section(page: PageData) -> Section | None:
         common=common,
         differing=differing,
         several_machines=len(machines) > 1,
-        several_data=len(prints) > 1,
+        several_data=[task for task, found in prints.items() if len(found) > 1],
     )
     return Section("repeat", "Provenance", html)
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from segdet.report import numbers
-from segdet.report.charts import SHOWN, STATIC_WIDTH, colour_scale, emphasis, shape_scale, shorten
+from segdet.report.charts import (
+    SHOWN,
+    STATIC_WIDTH,
+    colour_scale,
+    emphasis,
+    logarithmic_ticks,
+    shape_scale,
+    shorten,
+)
 from segdet.report.html import render
 from segdet.report.label_placement import Label, place_labels
 from segdet.report.page_data import PageData, Section
@@ -119,7 +127,7 @@ def _chart(page: PageData, task: str, axis: Axis, points: list[Point], score: st
     if len(front) > 1 or front[0].cost < x_domain[1]:
         steps.append({"cost": x_domain[1], "score": front[-1].score})
     x = alt.X("cost:Q", scale=x_scale, axis=_cost_axis(axis.title, x_domain, logarithmic))
-    y = alt.Y("score:Q", scale=y_scale, title=score, axis=alt.Axis(tickCount=5, format=".2f"))
+    y = alt.Y("score:Q", scale=y_scale, title=score, axis=alt.Axis(tickCount=5))
     line = (
         alt.Chart(page.charts.data(steps))
         .mark_line(interpolate="step-after", color="var(--line)", strokeWidth=1.5)
@@ -181,12 +189,7 @@ def _cost_axis(title: str, domain: Sequence[float], logarithmic: bool) -> "alt.A
 
     if not logarithmic:
         return alt.Axis(title=title, tickCount=4)
-    lowest, highest = (math.floor(math.log10(value)) for value in domain)
-    ticks = [factor * 10.0**power for power in range(lowest, highest + 1) for factor in (1, 2, 5)]
-    ticks = [value for value in ticks if domain[0] <= value <= domain[1]]
-    if len(ticks) > 6:
-        ticks = [value for value in ticks if f"{value:e}"[0] == "1"]
-    return alt.Axis(title=title, values=ticks, format="~g")
+    return alt.Axis(title=title, values=logarithmic_ticks(*domain), format="~g")
 
 
 def _labels(
