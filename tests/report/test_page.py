@@ -1,14 +1,17 @@
 """The HTML page: its content, and that texts of runs are never executed."""
 
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from report_runs import write_run
 
+from segdet.cli.main import main as segdet
 from segdet.cli.report import main
 from segdet.report.page import page_of, render_page
+from segdet.report.watch import watch_page
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -92,3 +95,19 @@ def test_the_command_writes_the_page_beside_the_runs(
     assert main([str(tmp_path), "--html", str(other)]) == 0 and other.exists()
     (tmp_path / "report.html").unlink()
     assert main([str(tmp_path), "--no_html"]) == 0 and not (tmp_path / "report.html").exists()
+
+
+def test_ctrl_c_ends_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "ssd", finished=False)
+
+    def interrupt(_: float) -> None:
+        assert "data-refresh=" in (tmp_path / "report.html").read_text(encoding="utf-8")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segdet.cli.report.watch_page", partial(watch_page, sleep=interrupt))
+    assert segdet(["report", str(tmp_path), "--watch"]) == 130
+    assert "Ctrl-C stops" in capsys.readouterr().err
+    assert "<body>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert segdet(["report", str(tmp_path), "--watch", "--no_html"]) == 2

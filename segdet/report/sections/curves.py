@@ -21,7 +21,10 @@ HEIGHT = 240
 """The height of a plot in pixels."""
 
 PARTS = 60
-"""The number of means of a noisy curve."""
+"""The largest number of means of a noisy curve."""
+
+FEWEST_PARTS = 12
+"""The smallest number of means of a noisy curve."""
 
 MOST_MARKED = 12
 """With more curves, they have no markers and are fainter."""
@@ -53,9 +56,14 @@ def _charts(page: PageData, runs: Sequence[RunData], name: str) -> list[Markup]:
     per_curve = max(40, min(500, MOST_POINTS // len(curves)))
     rows = [row for run, curve in curves for row in _rows(run, downsample(curve, per_curve))]
     means = None
-    if name.startswith("train/") and max(len(curve) for _, curve in curves) > 2 * PARTS:
-        parts = PARTS if len(curves) <= MOST_MARKED else PARTS // 2
-        means = page.charts.data([row for run, curve in curves for row in _rows(run, means_of(curve, parts))])
+    if name.startswith("train/") and max(len(curve) for _, curve in curves) > 2 * FEWEST_PARTS:
+        most = PARTS if len(curves) <= MOST_MARKED else PARTS // 2
+        rows_of_means = [
+            row
+            for run, curve in curves
+            for row in _rows(run, means_of(curve, min(most, max(FEWEST_PARTS, len(curve) // 8))))
+        ]
+        means = page.charts.data(rows_of_means)
     axes = [("step", "optimizer step")]
     if any(row["minutes"] is not None for row in rows):
         axes.append(("minutes", "minutes of training"))
