@@ -1,9 +1,10 @@
 """Measurements in turn: each model predicts one image, then the next model, so that noise affects all of them alike."""
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -12,6 +13,8 @@ from segdet.profiling.intervals import estimate_quantile, invert
 from segdet.profiling.result import OTHER, Estimate, Latency, Stages, Throughput
 from segdet.runs.record import STAGES
 from segdet.util.stage_timing import StageTimes, time_stages
+
+T = TypeVar("T")
 
 TARGET = 0.02
 """The relative half width of the interval of the median at which a measurement stops."""
@@ -72,6 +75,7 @@ class LatencyMeasurement:
         self.seconds: list[float] = []
         self.processor_seconds: list[float] = []
         self.stages: list[StageTimes] = []
+        self.processor_stages: list[StageTimes] = []
         self.spent = 0.0
         self._timed: list[int] = []
         self._next = 0
@@ -91,7 +95,7 @@ class LatencyMeasurement:
         return bool(self.seconds) and (self.spent >= self.time_limit or self.reached)
 
     def step(self) -> None:
-        """Predict the next image twice, once with the times of the stages, in alternating order."""
+        """Predict the next image, as a whole and twice with the times of its stages."""
         start = time.perf_counter()
         index = self.indices[self._next % len(self.indices)]
         if self._warm < self.warm_up and (not self._warm or self.spent < self.time_limit / 4):
@@ -99,10 +103,12 @@ class LatencyMeasurement:
             self._warm += 1
         else:
             self._timed.append(index)
-            # The second prediction finds the image in the processor's cache, so the order alternates.
-            kinds = [self._time_whole, self._time_stages]
-            rounds, position = divmod(self._next, len(self.indices))
-            for time_prediction in kinds if (rounds + position) % 2 else reversed(kinds):
+            # A later prediction finds the image in the processor's cache, so the order rotates.
+            kinds = [self._time_whole, self._time_stages, self._time_processor_stages]
+            first = sum(divmod(self._next, len(self.indices))) % len(kinds)
+            for time_prediction in kinds[first:] + kinds[:first]:
+                if hasattr(os, "sched_yield"):
+                    os.sched_yield()  # so that each prediction starts with a new time slice
                 time_prediction(index)
         self._next += 1
         self.spent += time.perf_counter() - start
@@ -119,21 +125,27 @@ class LatencyMeasurement:
 
         Other work on the machine can only slow down a prediction, so the fastest one is least disturbed.
         """
-        fastest: dict[int, StageTimes] = {}
-        whole: dict[int, float] = {}
-        for index, times, seconds in zip(self._timed, self.stages, self.seconds, strict=True):
-            if index not in fastest or times.total < fastest[index].total:
-                fastest[index] = times
-            whole[index] = min(seconds, whole.get(index, seconds))
-        present = dict.fromkeys(name for times in fastest.values() for name in times.seconds)
+        present = dict.fromkeys(name for times in self.stages for name in times.seconds)
         names = [name for name in STAGES if name in present]
         names += [name for name in present if name not in STAGES]
-        ms = {
-            name: 1000 * statistics.fmean(times.seconds.get(name, 0.0) for times in fastest.values())
-            for name in names
-        }
-        ms[OTHER] = 1000 * statistics.fmean(times.other for times in fastest.values())
-        return Stages(ms, 1000 * statistics.fmean(whole.values()), len(self.stages))
+        by_time = self._least(self.stages, lambda times: times.total)
+        by_use = self._least(self.processor_stages, lambda times: times.total)
+        ms = {name: _mean_ms(times.seconds.get(name, 0.0) for times in by_time) for name in names}
+        used = {name: _mean_ms(times.seconds.get(name, 0.0) for times in by_use) for name in names}
+        return Stages(
+            ms | {OTHER: _mean_ms(times.other for times in by_time)},
+            _mean_ms(self._least(self.seconds, float)),
+            len(self.stages),
+            used | {OTHER: _mean_ms(times.other for times in by_use)},
+            _mean_ms(self._least(self.processor_seconds, float)),
+        )
+
+    def _least(self, values: Sequence[T], key: Callable[[T], float]) -> list[T]:
+        """Return the value of each image that is least by ``key``."""
+        of_image: dict[int, list[T]] = {}
+        for index, value in zip(self._timed, values, strict=True):
+            of_image.setdefault(index, []).append(value)
+        return [min(each, key=key) for each in of_image.values()]
 
     def _time_whole(self, index: int) -> None:
         processor, start = time.process_time(), time.perf_counter()
@@ -145,6 +157,11 @@ class LatencyMeasurement:
         with time_stages(self.device) as times:
             self.predict(index)
         self.stages.append(times)
+
+    def _time_processor_stages(self, index: int) -> None:
+        with time_stages(clock=time.process_time) as times:
+            self.predict(index)
+        self.processor_stages.append(times)
 
 
 class ThroughputMeasurement:
@@ -188,6 +205,10 @@ class ThroughputMeasurement:
         """Return the images per second."""
         rate = invert(estimate_quantile(self.seconds, 0.5), self.batch_size)
         return Throughput(self.batch_size, rate, len(self.seconds))
+
+
+def _mean_ms(seconds: Iterable[float]) -> float:
+    return 1000 * statistics.fmean(seconds)
 
 
 def _in_ms(seconds: Estimate) -> Estimate:

@@ -188,12 +188,15 @@ class _Work:
             shown = "unknown" if width is None else f"{100 * width:.1f}%"
             self.notes.append(
                 f"the half width of the interval of p50 is {shown} after {latency.count} predictions; it did not fall "
-                f"below {100 * latency.target:.0f}% within {self.options.time_limit:.0f} s"
+                f"below {100 * latency.target:.0f}% within {self.options.time_limit:g} s"
             )
         if abs(stages.ratio - 1) > ADD_UP:
+            used = stages.processor_ratio
+            by_use = "" if used is None else f" ({100 * used:.1f}% by processor time)"
+            check = by_use if model.device.type == "cpu" else ""
             self.notes.append(
-                f"the stages add up to {100 * stages.ratio:.1f}% of the whole, because the machine is loaded; repeat "
-                "the measurement on an idle machine"
+                f"the stages add up to {100 * stages.ratio:.1f}% of the whole{check}; other work disturbs the "
+                "times, so measure on an idle machine or for longer"
             )
         parameters = list(model.parameters())
         return Profile(

@@ -159,16 +159,26 @@ class Stages:
             marked stages.
         whole_ms: The time of the same predictions without the measurement of stages, measured in turn with it.
         count: The number of timed predictions of each kind.
+        processor_ms: Milliseconds of processor time of each stage, over all threads, which other processes do not
+            disturb. The prediction of each image with the least processor time is used. Work on a GPU is not included.
+        processor_whole_ms: The processor time without the measurement of stages.
     """
 
     ms: dict[str, float]
     whole_ms: float
     count: int
+    processor_ms: dict[str, float] = field(default_factory=dict)
+    processor_whole_ms: float = 0.0
 
     @property
     def ratio(self) -> float:
         """The sum of all stages divided by ``whole_ms``."""
         return sum(self.ms.values()) / self.whole_ms
+
+    @property
+    def processor_ratio(self) -> float | None:
+        """The sum of the processor time of all stages divided by ``processor_whole_ms``; None if it is unknown."""
+        return sum(self.processor_ms.values()) / self.processor_whole_ms if self.processor_whole_ms else None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from segdet.profiling.result import OTHER, Distribution, Estimate, Profile
+from segdet.profiling.result import OTHER, Distribution, Estimate, Profile, Stages
 from segdet.report.numbers import count, significant
 from segdet.runs.record import STAGES
 from segdet.util.tables import markdown_table
@@ -18,8 +18,10 @@ def profile_tables(profiles: Sequence[Profile]) -> str:
         _costs(profiles),
         "Milliseconds per image in each stage, from the file to the prediction: the fastest prediction of each image, "
         f"averaged. `{OTHER}` is the time outside of all stages. `whole` was measured without stages:",
-        _stages(profiles),
-        "Operators that compute but are not in the FLOPs, by the number of elements of their results per image:",
+        _stages(profiles, lambda stages: (stages.ms, stages.whole_ms)),
+        *_processor_stages(profiles),
+        "Operators that compute but are not in the FLOPs, those of torchvision first, then by the number of "
+        "elements of their results per image:",
         "\n".join(f"- {profile.name}: {_uncounted(profile)}" for profile in profiles),
         _machine(first),
     ]
@@ -60,26 +62,36 @@ def _costs(profiles: Sequence[Profile]) -> str:
     )
 
 
-def _stages(profiles: Sequence[Profile]) -> str:
+def _stages(profiles: Sequence[Profile], times: Callable[[Stages], tuple[dict[str, float], float]]) -> str:
     present = dict.fromkeys(name for profile in profiles for name in profile.stages.ms)
     names = [name for name in STAGES if name in present]
     names += [name for name in present if name not in STAGES and name != OTHER]
     names.append(OTHER)
     rows = [["model", *names, "sum", "whole", "sum / whole"]]
     for profile in profiles:
-        stages = profile.stages
-        cells = [significant(stages.ms[name]) if name in stages.ms else "-" for name in names]
-        total = sum(stages.ms.values())
-        rows.append(
-            [profile.name, *cells, significant(total), significant(stages.whole_ms), f"{stages.ratio:.3f}"]
-        )
+        ms, whole = times(profile.stages)
+        cells = [significant(ms[name]) if name in ms else "-" for name in names]
+        total = sum(ms.values())
+        rows.append([profile.name, *cells, significant(total), significant(whole), f"{total / whole:.3f}"])
     return markdown_table(rows)
 
 
+def _processor_stages(profiles: Sequence[Profile]) -> list[str]:
+    """Return a title and a table, or an empty list if a profile has no processor time or is of a GPU."""
+    if any(not profile.stages.processor_whole_ms or profile.device != "cpu" for profile in profiles):
+        return []
+    return [
+        "The same in processor time, over all threads, which other processes do not disturb:",
+        _stages(profiles, lambda stages: (stages.processor_ms, stages.processor_whole_ms)),
+    ]
+
+
 def _uncounted(profile: Profile) -> str:
+    # RoI pooling and NMS have few results for much work.
+    ordered = sorted(profile.uncounted, key=lambda each: each.name.startswith("aten::"))
     listed = [
         f"`{each.name}` {each.elements:,.0f} in {count(each.calls)} call{'s' * (each.calls != 1)}"
-        for each in profile.uncounted[:LISTED]
+        for each in ordered[:LISTED]
     ]
     more = len(profile.uncounted) - LISTED
     if more > 0:

@@ -1,7 +1,8 @@
 """Named stages of a prediction, such as ``network`` and ``nms``, and the time spent in each."""
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,11 +36,13 @@ class StageTimes:
 class _Timer:
     """A timer that notes a mark whenever a stage starts or ends, and divides the time between the marks."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, clock: Callable[[], float] | None) -> None:
+        self.device, self.clock = device, clock
+        self.uses_events = device.type == "cuda" and clock is None
         self.open: list[str | None] = [None]
-        self.marks: list[tuple[str | None, Any]] = [(None, self._mark())]
+        self.marks: list[tuple[str | None, Any]] = []
         self.times = StageTimes()
+        self.note()
 
     def start(self, name: str) -> None:
         self.times.seconds.setdefault(name, 0.0)
@@ -56,18 +59,18 @@ class _Timer:
 
     def finish(self) -> None:
         self.note()
-        if self.device.type == "cuda":
+        if self.uses_events:
             torch.cuda.synchronize(self.device)
-        for (_, before), (name, after) in zip(self.marks, self.marks[1:], strict=False):
-            seconds = before.elapsed_time(after) / 1000 if self.device.type == "cuda" else after - before
+        for (_, before), (name, after) in itertools.pairwise(self.marks):
+            seconds = before.elapsed_time(after) / 1000 if self.uses_events else after - before
             if name is None:
                 self.times.other += seconds
             else:
                 self.times.seconds[name] += seconds
 
     def _mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
+        if not self.uses_events:
+            return time.perf_counter() if self.clock is None else self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
@@ -95,7 +98,9 @@ def stage(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def time_stages(device: torch.device | None = None) -> Iterator[StageTimes]:
+def time_stages(
+    device: torch.device | None = None, clock: Callable[[], float] | None = None
+) -> Iterator[StageTimes]:
     """Measure the seconds spent in each stage inside this context.
 
     On a GPU the times are those of CUDA events, so that no stage waits for the device. The device must be idle at the
@@ -106,8 +111,9 @@ def time_stages(device: torch.device | None = None) -> Iterator[StageTimes]:
 
     Args:
         device: The device of the prediction; None for the CPU.
+        clock: The clock in seconds, such as `time.process_time` for the processor time. None for the passed time.
     """
-    timer = _Timer(torch.device("cpu") if device is None else device)
+    timer = _Timer(torch.device("cpu") if device is None else device, clock)
     token = _active_timer.set(timer)
     try:
         yield timer.times

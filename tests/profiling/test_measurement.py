@@ -118,6 +118,7 @@ def test_a_known_sleep_is_measured() -> None:
     stages = latency.stage_times()
     assert stages.ratio == pytest.approx(1, abs=0.03)
     assert stages.ms["network"] == pytest.approx(30, rel=0.2)
+    assert stages.processor_ms["network"] < 5
 
 
 def test_throughput_is_the_batch_size_per_median_time(clock: Clock) -> None:
@@ -127,3 +128,25 @@ def test_throughput_is_the_batch_size_per_median_time(clock: Clock) -> None:
     result = throughput.throughput()
     assert (result.batch_size, result.count) == (8, measurement.LEAST)
     assert result.images_per_second.value == pytest.approx(16)
+
+
+def test_processor_time_shows_work_that_other_processes_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = used = 0.0
+    monkeypatch.setattr("segdet.profiling.measurement.time.perf_counter", lambda: now)
+    monkeypatch.setattr("segdet.profiling.measurement.time.process_time", lambda: used)
+    waits = iter([0.0, *torch.rand(10**4, generator=torch.Generator().manual_seed(0)).tolist()])
+
+    def predict(index: int) -> None:
+        nonlocal now, used
+        with stage("network"):
+            used += 0.2
+            now += 0.2 + next(waits)
+        used += 0.05
+        now += 0.05
+
+    latency = LatencyMeasurement(predict, [0, 1], CPU, time_limit=30)
+    measure_in_turn([latency], "test")
+    stages = latency.stage_times()
+    assert stages.processor_ms == pytest.approx({"network": 200, "other": 50})
+    assert stages.processor_ratio == pytest.approx(1)
+    assert latency.latency().processor_ms == pytest.approx(250)
