@@ -13,7 +13,6 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import Conv2dNormActivation
-from torchvision.ops.misc import ConvNormActivation
 
 from segdet.data.sample import Prediction, Target
 from segdet.detection.base import Detector, best_boxes_stage, detections_stage
@@ -243,8 +242,9 @@ class SSD(DefaultBoxDetector):
         self.extras = nn.ModuleList()
         for _ in range(extra_maps):
             reduce = Conv2dNormActivation(channels[-1], width // 2, 1)
-            halve = ConvNormActivation(width // 2, width, 3, stride=2, conv_layer=HalvingConv2d)
-            self.extras.append(nn.Sequential(reduce, halve))
+            halve = HalvingConv2d(width // 2, width, 3, stride=2, padding=1, bias=False)
+            normalized = nn.Sequential(halve, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+            self.extras.append(nn.Sequential(reduce, normalized))
             channels.append(width)
             self.strides.append(2 * self.strides[-1])
         maps = len(channels)
