@@ -52,6 +52,8 @@ def test_the_commands_work_outside_a_checkout(python: Path, tmp_path: Path) -> N
     training = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--wandb=false", "--run_dir=runs/ssd"]
     run(segdet, "fit", "--model", "SSD", "--data", "ShapesDataModule", *sizes, *training, cwd=tmp_path)
     assert (tmp_path / "runs/ssd/result.json").is_file()
+    run(segdet, "report", "runs", cwd=tmp_path)
+    assert (tmp_path / "runs/report.html").stat().st_size > 100_000
 
 
 def test_the_package_is_typed_and_licensed() -> None:
