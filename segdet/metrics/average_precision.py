@@ -294,10 +294,10 @@ class Evaluation:
         )
         ignored = np.zeros(len(best), bool)
         ignored[best >= 0] = objects.ignored[best[best >= 0]]
-        by_score = np.lexsort((-self.detections.scores, self.detections.labels))
-        hits = np.flatnonzero((best[by_score] >= 0) & ~ignored[by_score])
+        # The detections of an object are of one image and class, and therefore in descending order of score.
+        hits = np.flatnonzero((best >= 0) & ~ignored)
         correct = np.zeros(len(best), bool)
-        correct[by_score[hits[np.unique(best[by_score[hits]], return_index=True)[1]]]] = True
+        correct[hits[np.unique(best[hits], return_index=True)[1]]] = True
         return correct, ignored
 
 
