@@ -5,11 +5,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
+from segdet.report.comparisons import Comparisons, Pairs
 from segdet.report.page import PAGE_NAME, page_of, render_page, write_page
 from segdet.report.page_data import PageData
+from segdet.report.run_data import group_runs
 from segdet.report.table import find_records, table
 from segdet.report.wandb_records import write_records
 from segdet.report.wandb_views import FILE_NAME as VIEW_NAME
@@ -22,13 +25,13 @@ from segdet.util.files import write_text
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``segdet report DIR... [--output FILE] [--html FILE] [--sort COLUMN] [--watch] [--wandb]``.
+    """Run ``segdet report DIR... [--output FILE] [--html FILE] [--sort COLUMN] [--score NAME] [--pairs PAIRS] ...``.
 
     Returns:
         The exit status, always 0. Corrupt and missing records are listed in the output.
 
     Raises:
-        UserError: If a folder does not exist or holds no run, or Weights & Biases cannot be used.
+        UserError: If a folder does not exist or holds no run, no run has the score, or Weights & Biases cannot be used.
     """
     parser = argparse.ArgumentParser(
         prog="segdet report",
@@ -47,6 +50,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no_html", action="store_true", help="write no HTML page")
     sort_help = "column to sort by: name, a score (such as miou) or a cost (such as ms_per_image)"
     parser.add_argument("--sort", metavar="COLUMN", help=sort_help)
+    score_help = (
+        "score of the differences between runs, such as map_50 or ap/cat; by default each task's main score"
+    )
+    parser.add_argument("--score", metavar="NAME", help=score_help)
+    parser.add_argument(
+        "--pairs",
+        choices=get_args(Pairs),
+        default="neighbours",
+        help="runs to compare: each with the one above it, each with each, or none (default: neighbours)",
+    )
     wandb_help = "record the runs and the tables on Weights & Biases; offline, in wandb/ beside the page"
     parser.add_argument("--wandb", action="store_true", help=wandb_help)
     parser.add_argument("--wandb_project", default="segdet", metavar="NAME", help="the project on W&B")
@@ -63,16 +76,19 @@ def main(argv: Sequence[str]) -> int:
     if not records and not faults:
         folders = ", ".join(str(folder) for folder in arguments.folders)
         raise UserError(f"{folders}: no {RECORD_NAME} in it; run segdet fit or segdet bench first")
-    text = table(records, arguments.sort, faults)
+    page = page_of(arguments.folders)
+    finished = [run for run in page.runs if run.record.status == "finished"]
+    comparisons = Comparisons(group_runs(finished), arguments.score, arguments.pairs)
+    text = table(records, arguments.sort, faults, comparisons)
     if arguments.output is None:
         sys.stdout.write(text)
     else:
         write_text(arguments.output, text)
     if not arguments.no_html and not arguments.watch:
-        write_page(page_of(arguments.folders), path)
+        write_page(page, path)
         sys.stderr.write(f"segdet: see {path}\n")
     if arguments.wandb:
-        _record_on_wandb(page_of(arguments.folders), path.parent, arguments.wandb_project)
+        _record_on_wandb(page, path.parent, arguments.wandb_project)
     return 0
 
 

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-from segdet.report.weighted_precision import RankedMatches, weighted_precision
 from segdet.runs.evidence import IOUS, DetectionEvidence, Evidence, LocalizationEvidence, SegmentationEvidence
 
 _CHUNK = 1 << 24
@@ -109,6 +108,9 @@ def _mean(values: np.ndarray, axis: int | tuple[int, ...] = -1) -> np.ndarray:
 
 def _detection(evidence: DetectionEvidence, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores of boxes and, where the evidence has them, of masks."""
+    # Importing the compiler takes a second.
+    from segdet.report.weighted_precision import RankedMatches, weighted_precision
+
     classes = len(evidence.class_names)
     # At equal scores, the detection in the earlier image comes first, as in the metric.
     order = np.lexsort((evidence.image, -evidence.score, evidence.label))

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from segdet.report.comparisons import Comparisons, differences_table
 from segdet.report.numbers import count, minutes, significant
-from segdet.report.run_data import SCORES, find_run_folders
+from segdet.report.run_data import SCORES, RunGroup, find_run_folders
 from segdet.runs.record import STAGES, Record
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -29,10 +30,12 @@ class Row:
     Attributes:
         name: The run's name without its seed.
         records: One for each seed.
+        group: The runs with their evidence, if intervals are shown.
     """
 
     name: str
     records: list[Record]
+    group: RunGroup | None = None
 
     @property
     def seeds(self) -> str:
@@ -59,6 +62,7 @@ class Column:
         number: A function that returns the number of a record.
         form: A function that converts the number to text.
         score: Whether this is a score: higher is better, and cells show the standard deviation over the seeds.
+        intervals: For test scores, the intervals over images, if they are shown.
     """
 
     title: str
@@ -66,14 +70,21 @@ class Column:
     number: Number
     form: Callable[[float], str]
     score: bool = False
+    intervals: Comparisons | None = None
 
     def cell(self, row: Row) -> str:
-        """Return the mean over the seeds; for scores, also the standard deviation."""
+        """Return the mean over the seeds; for scores, also the standard deviation and the interval over images."""
         values = row.values(self.number)
         if not values:
             return "-"
-        mean = self.form(statistics.fmean(values))
-        return f"{mean} ± {self.form(statistics.stdev(values))}" if self.score and len(values) > 1 else mean
+        cell = self.form(statistics.fmean(values))
+        if self.score and len(values) > 1:
+            cell += f" ± {self.form(statistics.stdev(values))}"
+        if self.intervals is not None and row.group is not None:
+            estimate = self.intervals.estimate(row.group, self.key.removeprefix("test/"))
+            if estimate is not None and estimate.images.is_defined:
+                cell += f" [{self.form(estimate.images.low)}, {self.form(estimate.images.high)}]"
+        return cell
 
 
 COSTS = [
@@ -87,7 +98,12 @@ COSTS = [
 """The columns of costs, the same for every task."""
 
 
-def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[str] = ()) -> str:
+def table(
+    records: Sequence[Record],
+    sort: str | None = None,
+    faults: Sequence[str] = (),
+    comparisons: Comparisons | None = None,
+) -> str:
     """Return Markdown: a table for each task, then the hardware, the commands and the records that were left out.
 
     Runs that differ only in their seed (``<run>`` and ``<run>-seed<S>``) share a row with mean ± sample standard
@@ -101,6 +117,8 @@ def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[s
         sort: The column to sort by: ``name``, a score such as ``miou`` (highest first), or a cost such as
             ``ms_per_image`` (lowest first).
         faults: A line for each record that was left out, with the reason.
+        comparisons: The uncertainty of the test scores. Cells then have the interval over images, and a list below
+            the table has the paired differences between runs.
 
     Raises:
         UserError: If no table has a column ``sort``.
@@ -110,7 +128,7 @@ def table(records: Sequence[Record], sort: str | None = None, faults: Sequence[s
         raise UserError(f"--sort: no column '{sort}'; {did_you_mean(sort, known)}")
     finished = [record for record in records if record.status == "finished"]
     tasks = sorted({record.task for record in finished}, key=[*SCORES].index)
-    parts = [_section([r for r in finished if r.task == task], task, sort) for task in tasks]
+    parts = [_section([r for r in finished if r.task == task], task, sort, comparisons) for task in tasks]
     if rest := [record for record in records if record.status != "finished"]:
         parts.append("Not finished: " + ", ".join(f"{r.name} ({r.status})" for r in rest) + ".")
     if finished:
@@ -125,17 +143,52 @@ def _rows(records: Iterable[Record]) -> list[Row]:
     rows: dict[tuple[str, ...], Row] = {}
     for record in records:
         name = record.name.removesuffix(f"-seed{record.seed}")
-        key = (name, record.task, record.model, record.data)
-        rows.setdefault(key, Row(name, [])).records.append(record)
+        rows.setdefault(_key(name, record), Row(name, [])).records.append(record)
     return list(rows.values())
 
 
-def _section(records: list[Record], task: str, sort: str | None) -> str:
+def _key(name: str, record: Record) -> tuple[str, ...]:
+    return (name, record.task, record.model, record.data)
+
+
+def _differences(rows: Sequence[Row], task: str, comparisons: Comparisons) -> list[str]:
+    """Return a list of paired differences between the rows, and the rows without intervals."""
+    groups = [row.group for row in rows if row.group is not None]
+    parts = []
+    pairs = comparisons.compare(groups, task)
+    if differences := differences_table(pairs):
+        order = "the one above it" if comparisons.pairs == "neighbours" else "each one above it"
+        title = (
+            f"Differences of test/{comparisons.score_of(task)}, each run minus {order}, on the same images:"
+        )
+        parts += [title, differences]
+    if reasons := [f"{pair.title} ({pair.reason})" for pair in pairs if pair.difference is None]:
+        parts.append(f"Not compared: {', '.join(reasons)}.")
+    names: dict[str, list[str]] = {}
+    for group in groups:
+        if any(run.record.is_tested for run in group.runs):
+            names.setdefault(comparisons.reason(group), []).append(group.name)
+    if "" in names:
+        parts.append(_INTERVALS_LEGEND)
+    return parts + [f"No interval ({why}): {', '.join(each)}." for why, each in names.items() if why]
+
+
+_INTERVALS_LEGEND = (
+    "Brackets: 95% bootstrap interval over images; of differences also over seeds if both runs have several. P(better) "
+    "is one minus the one-sided P-value. P (Holm) is corrected for the number of comparisons. The last columns are the "
+    "standard deviations of the difference from images and from seeds. See docs/statistics.md."
+)
+
+
+def _section(records: list[Record], task: str, sort: str | None, comparisons: Comparisons | None) -> str:
     """Return the tables of one task and the notes on them."""
     main = SCORES[task][0]
     untested = [record.name for record in records if f"test/{main}" not in record.metrics]
     rows = _rows(records)
-    columns = _columns(task, rows, some_tested=len(untested) < len(records), some_untested=bool(untested))
+    if comparisons is not None:
+        groups = {_key(group.name, group.record): group for group in comparisons.groups}
+        rows = [replace(row, group=groups.get(_key(row.name, row.records[0]))) for row in rows]
+    columns = _columns(task, rows, len(untested) < len(records), bool(untested), comparisons)
     if sort == "name":
         rows.sort(key=lambda row: row.name)
     elif column := next((c for c in columns if c.key == sort), None):
@@ -157,18 +210,23 @@ def _section(records: list[Record], task: str, sort: str | None) -> str:
         parts.append(
             f"These runs read different data: {'; '.join(f'{p[:12]}: {n}' for p, n in names.items())}."
         )
+    if comparisons is not None and len(untested) < len(records):
+        parts += _differences(rows, task, comparisons)
     parts += _stages(rows)
     if analysed := [row for row in rows if row.values(_gain(ERROR_KINDS[-1]))]:
         parts += ["### " + _ERRORS_TITLE, _markdown(texts, _error_columns(), analysed), _ERRORS_LEGEND]
     return "\n\n".join(parts)
 
 
-def _columns(task: str, rows: Sequence[Row], some_tested: bool, some_untested: bool) -> list[Column]:
+def _columns(
+    task: str, rows: Sequence[Row], some_tested: bool, some_untested: bool, intervals: Comparisons | None
+) -> list[Column]:
     """Return the main score and all scores and costs that have a value."""
 
     def score(split: str, name: str) -> Column:
         key = f"{split}/{name}"
-        return Column(key, name, lambda record: record.metrics.get(key), "{:.3f}".format, score=True)
+        number, form = lambda record: record.metrics.get(key), "{:.3f}".format
+        return Column(key, name, number, form, score=True, intervals=intervals if split == "test" else None)
 
     main, *_ = SCORES[task]
     columns = [score("val", main)] if some_tested and some_untested else []
