@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     page = page_of(arguments.folders)
     finished = [run for run in page.runs if run.record.status == "finished"]
     comparisons = Comparisons(group_runs(finished), arguments.score, arguments.pairs)
+    faults += [fault for run in finished for fault in dict.fromkeys(run.faults)]
     text = table(records, arguments.sort, faults, comparisons)
     if arguments.output is None:
         sys.stdout.write(text)

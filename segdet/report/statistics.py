@@ -33,8 +33,8 @@ _FEWEST = 100
 """The smallest number of resamples with a defined score from which an interval is computed."""
 
 
-_FEWEST_IN_TAIL = 10
-"""The smallest number of resamples from which the probability of a tail is taken."""
+_FAR = float(ndtri(0.99))
+"""The standard deviations from which on the tail of a thousand resamples is too coarse."""
 
 
 @dataclass(frozen=True)
@@ -324,14 +324,14 @@ def _deviation(resampled: np.ndarray) -> float:
 def _bias_corrected_share(threshold: float, value: float, resampled: np.ndarray) -> float:
     """Return the level at which `interval` ends at ``threshold``.
 
-    If fewer than ten resamples are on one side of the threshold, their share is too coarse. The tail is then that of a
-    normal distribution with the bias and the deviation of the resamples, if this is further away.
+    Beyond the last percent or the last resample, shares of resamples are too coarse. The tail is then that of a normal
+    distribution with the bias and the deviation of the resamples, if this is further away.
     """
     resampled = resampled[~np.isnan(resampled)]
     level = float(ndtri(_share_below(threshold, resampled))) - 2 * _bias(value, resampled)
     below, above = (resampled < threshold).sum(), (resampled > threshold).sum()
     deviation = float(resampled.std(ddof=1))
-    if min(below, above) < _FEWEST_IN_TAIL and deviation > 0:
+    if deviation > 0 and (abs(level) > _FAR or 0 in (below, above)):
         normal = (threshold - 2 * value + float(resampled.mean())) / deviation
         level = min(level, normal) if below < above else max(level, normal)
     return float(ndtr(level))

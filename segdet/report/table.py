@@ -161,7 +161,7 @@ def _differences(rows: Sequence[Row], task: str, comparisons: Comparisons) -> li
         title = (
             f"Differences of test/{comparisons.score_of(task)}, each run minus {order}, on the same images:"
         )
-        parts += [title, differences]
+        parts += [title, differences, _DIFFERENCES_LEGEND]
     if reasons := [f"{pair.title} ({pair.reason})" for pair in pairs if pair.difference is None]:
         parts.append(f"Not compared: {', '.join(reasons)}.")
     names: dict[str, list[str]] = {}
@@ -174,9 +174,12 @@ def _differences(rows: Sequence[Row], task: str, comparisons: Comparisons) -> li
 
 
 _INTERVALS_LEGEND = (
-    "Brackets: 95% bootstrap interval over images; of differences also over seeds if both runs have several. P(better) "
-    "is one minus the one-sided P-value. P (Holm) is corrected for the number of comparisons. The last columns are the "
-    "standard deviations of the difference from images and from seeds. See docs/statistics.md."
+    "Brackets in cells: 95% bootstrap interval over the images of the test. See docs/statistics.md."
+)
+_DIFFERENCES_LEGEND = (
+    "Intervals of differences are over images, and over seeds too if both runs have several. P(better) is one minus "
+    "the one-sided P-value. P (Holm) is corrected for the number of comparisons. The last columns are the standard "
+    "deviations of the difference from images and from seeds."
 )
 
 
