@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test lint
 
-demo: .venv/installed ## trains, tests and compares the first families on the CPU
+demo: .venv/installed ## trains and tests eight rungs on the CPU, and writes runs/demo/report.html
 	$(BIN)/segdet bench experiments/demo.yaml
 
 test: lint ## lint, types and the whole suite

@@ -12,6 +12,8 @@ from segdet.launch.experiment import Experiment, read_experiment
 from segdet.launch.job import Job
 from segdet.launch.local import LocalExecutor, print_status
 from segdet.launch.slurm_bench import SlurmBench, sole_submission
+from segdet.report.comparisons import Comparisons
+from segdet.report.run_data import group_runs
 from segdet.report.table import find_records, table
 from segdet.runs.record import RECORD_NAME
 from segdet.util.devices import visible_gpus
@@ -120,15 +122,16 @@ def _print_table(experiment: Experiment, runs_dir: Path) -> None:
     folders = [folder for folder in folders if (folder / RECORD_NAME).exists()]
     if not folders:
         return
+    # Import here: the charts take a second, and most commands end before they are drawn.
+    from segdet.report.page import PAGE_NAME, page_of, write_page
+
+    page = page_of(folders, title=experiment.name)
+    finished = [run for run in page.runs if run.record.status == "finished"]
     records, faults = find_records(folders)
-    text = table(records, faults=faults)
+    text = table(records, faults=faults, comparisons=Comparisons(group_runs(finished)))
     path = runs_dir / experiment.name / "table.md"
     write_text(path, f"# {experiment.name}\n\n`segdet bench {experiment.path}`\n\n{text}")
     sys.stdout.write(text)
     sys.stdout.flush()
-    # Import here: the charts take a second, and most commands end before they are drawn.
-    from segdet.report.page import PAGE_NAME, page_of, write_page
-
-    page = path.with_name(PAGE_NAME)
-    write_page(page_of(folders, title=experiment.name), page)
-    print_status(f"table: {path}\npage: {page}")
+    write_page(page, path.with_name(PAGE_NAME))
+    print_status(f"table: {path}\npage: {path.with_name(PAGE_NAME)}")
