@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segdet.report.comparisons import usable_tests
 from segdet.report.run_data import RunData, RunGroup
 from segdet.report.statistics import estimate
 from segdet.runs.evidence import LocalizationEvidence
@@ -42,15 +43,13 @@ def class_scores(group: RunGroup, split: str) -> list[ClassScore]:
     for run in group.runs:
         for name, value in _scores(run, split).items():
             by_class.setdefault(name, []).append(value)
-    tests = [run.bootstrap for run in group.runs] if split == "test" else []
-    resampled = [test for test in tests if test is not None]
-    comparable = len(resampled) == len(group.runs) and all(map(resampled[0].has_images_of, resampled))
+    tests = usable_tests(group)[0] if split == "test" else []
     scores = []
     for name, values in by_class.items():
         key = f"{SCORE[group.task]}/{name}"
         interval = None
-        if comparable and all(key in test.values for test in resampled):
-            found = estimate(resampled, key)
+        if tests and all(key in test.values for test in tests):
+            found = estimate(tests, key)
             interval = found.combined or found.images
         if interval is not None and interval.is_defined:
             low, high = max(interval.low, 0.0), min(interval.high, 1.0)  # Student's may exceed the scores

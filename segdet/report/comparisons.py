@@ -139,14 +139,14 @@ class Comparisons:
 
     def estimate(self, group: RunGroup, score: str) -> Estimate | None:
         """Return a test score of a run with its uncertainty; None if it is unknown, see `reason`."""
-        tests, _ = _tests(group)
+        tests, _ = usable_tests(group)
         if not tests or any(score not in test.values for test in tests):
             return None
         return estimate(tests, score)
 
     def reason(self, group: RunGroup) -> str:
         """Return why the intervals of a run are unknown, or an empty string."""
-        return _tests(group)[1]
+        return usable_tests(group)[1]
 
     def compare(self, groups: Sequence[RunGroup], task: str) -> list[Pair]:
         """Return the paired differences between runs of a task: each minus an earlier one.
@@ -162,15 +162,14 @@ class Comparisons:
         tested = [group for group in groups if not self.reason(group)]
         chosen = [*(pairwise(tested) if self.pairs == "neighbours" else combinations(tested, 2))]
         score = self.score_of(task)
-        tests = {id(group): _tests(group)[0] for group in tested}
-        pairs = [_pair(after, before, tests[id(after)], tests[id(before)], score) for before, after in chosen]
+        pairs = [compare_runs(after, before, score) for before, after in chosen]
         p_values = [math.nan if pair.difference is None else pair.difference.p_value for pair in pairs]
         if sum(not math.isnan(value) for value in p_values) < 2:
             return pairs
         return [replace(pair, adjusted=value) for pair, value in zip(pairs, holm(p_values), strict=True)]
 
 
-def _tests(group: RunGroup) -> tuple[list[Bootstrap], str]:
+def usable_tests(group: RunGroup) -> tuple[list[Bootstrap], str]:
     """Return the resampled test of each tested seed; or an empty list, and why they cannot be used."""
     runs = [run for run in group.runs if run.record.is_tested]
     if not runs:
@@ -198,15 +197,17 @@ def _agrees(run: RunData, test: Bootstrap) -> bool:
     )
 
 
-def _pair(
-    first: RunGroup, second: RunGroup, own: list[Bootstrap], other: list[Bootstrap], score: str
-) -> Pair:
-    """Compare two runs, given the tests of their seeds."""
-    if any(score not in test.values for test in (*own, *other)):
+def compare_runs(first: RunGroup, second: RunGroup, score: str) -> Pair:
+    """Return the paired difference ``first`` minus ``second``, or the reason why there is none."""
+    own, other = usable_tests(first), usable_tests(second)
+    for group, (_, reason) in zip((first, second), (own, other), strict=True):
+        if reason:
+            return Pair(first, second, None, reason=f"{group.name}: {reason}")
+    if any(score not in test.values for test in (*own[0], *other[0])):
         return Pair(first, second, None, reason=f"one of them has no {score}")
-    if len({run.record.fingerprint for run in (*first.runs, *second.runs)}) > 1:
+    if len({run.record.fingerprint for run in (*first.runs, *second.runs) if run.record.is_tested}) > 1:
         return Pair(first, second, None, reason="they read different data")
     try:
-        return Pair(first, second, paired_difference(own, other, score))
+        return Pair(first, second, paired_difference(own[0], other[0], score))
     except UserError as error:  # different images
         return Pair(first, second, None, reason=str(error))

@@ -1,7 +1,7 @@
 """The images of the gallery, with what each run predicted for them.
 
-Runs with the same task, classes and gallery images are shown side by side. Their images are embedded once, as JPEG data
-URIs; masks are palette PNGs with a transparent background.
+Runs with the same task, data, classes and gallery images are shown side by side. Their images are embedded once, as
+JPEG data URIs; masks are palette PNGs with a transparent background.
 """
 
 import base64
@@ -136,7 +136,9 @@ class GalleryGroup:
 
 
 def group_by_images(runs: Sequence[RunData]) -> list[GalleryGroup]:
-    """Group the runs with the same task, classes and gallery images, in the order of the tasks.
+    """Group the runs with the same task, data, classes and gallery images, in the order of the tasks.
+
+    Other data may have images of the same names, so equal names are not enough.
 
     Runs without evidence or without gallery images are left out. A gallery that cannot be used is added to the faults
     of its run.
@@ -152,7 +154,7 @@ def group_by_images(runs: Sequence[RunData]) -> list[GalleryGroup]:
             continue
         if images:
             names = tuple(image.file_name for image in images)
-            key = run.task, tuple(run.evidence.class_names), names
+            key = run.task, run.record.fingerprint, tuple(run.evidence.class_names), names
             members.setdefault(key, []).append((run, run.evidence, images))
     groups: list[GalleryGroup] = []
     for (task, *_), found in members.items():

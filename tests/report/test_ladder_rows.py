@@ -1,5 +1,6 @@
 """The rows of the ladder: their order, what they are compared with, and numbers that were not measured."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from segdet.report.ladder.rows import DASH, Ladder, ladders_of, probability, rat
 from segdet.report.page import page_of, render_page
 from segdet.report.statistics import bootstrap, estimate, holm, paired_difference
 from segdet.runs.evidence import EVIDENCE_NAME, write_evidence
-from segdet.runs.record import Cost
+from segdet.runs.record import Cost, Record
 
 
 def ladders(folder: Path) -> list[Ladder]:
@@ -121,6 +122,22 @@ def test_runs_without_evidence_or_on_other_images_have_no_interval(tmp_path: Pat
     assert (third.values["score"].text, third.values["score"].notes) == ("0.500", ())
     assert third.values["score"].hint == f"No interval: segdet test --ckpt_path {tmp_path}/c"
     assert third.values["difference"].notes == ()
+
+
+def test_runs_of_other_data_and_scores_of_another_test_have_no_interval(tmp_path: Path) -> None:
+    write_tested(tmp_path / "a", "RCNN", 0.5, images=60)
+    write_tested(tmp_path / "b", "FastRCNN", 0.6, images=60)
+    write_tested(tmp_path / "c", "SSD", 0.7, images=60)
+    record = Record.read(tmp_path / "b" / "result.json")
+    replace(record, fingerprint="other data").write(tmp_path / "b" / "result.json")
+    record = Record.read(tmp_path / "c" / "result.json")
+    replace(record, metrics=record.metrics | {"test/map": 0.987}).write(tmp_path / "c" / "result.json")
+    _, second, third = ladders(tmp_path)[0].rows
+    other_data = second.values["difference"]
+    assert (other_data.low, other_data.p_better, other_data.is_clear) == (None, None, None)
+    assert other_data.hint.endswith("no interval: they read different data")
+    assert third.values["score"].low is None and "are from different tests" in third.values["score"].hint
+    assert third.values["difference"].low is None
 
 
 def write_profile(folder: Path, ms: float) -> None:

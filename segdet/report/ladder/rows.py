@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from segdet.profiling.result import Profile
 from segdet.report import numbers
+from segdet.report.comparisons import compare_runs, usable_tests
 from segdet.report.ladder.rungs import TASKS, Rung, rung_of
 from segdet.report.run_data import SCORES, RunData, RunGroup
-from segdet.report.statistics import LEVEL, Bootstrap, Difference, estimate, holm, paired_difference
-from segdet.util.errors import UserError
+from segdet.report.statistics import LEVEL, Difference, estimate, holm
 
 DASH = "–"  # noqa: RUF001  an en dash: the value was not measured
 
@@ -262,14 +262,14 @@ def _score(group: RunGroup, task: str, split: str) -> Value:
         return missing(f"Not tested: {_command(group, 'segdet test --ckpt_path')}")
     mean = numbers_of_seeds.fmean(values)
     deviation = (f"± {numbers.score(numbers_of_seeds.stdev(values))}",) if len(values) > 1 else ()
-    tests = _tests(group, split)
-    if tests is None:
-        hint = f"No interval: {_command(group, 'segdet test --ckpt_path')}" if split == "test" else ""
-        return Value(mean, numbers.score(mean), deviation, hint)
-    try:
-        estimated = estimate(tests, SCORES[task][0])
-    except UserError as error:  # the seeds were tested on different images
-        return Value(mean, numbers.score(mean), deviation, f"No interval: {error}")
+    if split != "test":
+        return Value(mean, numbers.score(mean), deviation)
+    tests, reason = usable_tests(group)
+    if reason:
+        if any(run.bootstrap is None for run in group.runs if run.record.is_tested):
+            reason = _command(group, "segdet test --ckpt_path")
+        return Value(mean, numbers.score(mean), deviation, f"No interval: {reason}")
+    estimated = estimate(tests, SCORES[task][0])
     interval = estimated.images if estimated.combined is None else estimated.combined
     if not interval.is_defined:
         return Value(mean, numbers.score(mean), deviation, "No interval: too few images have the score")
@@ -295,25 +295,17 @@ def _difference(
         return missing("One of the two runs is not tested"), None
     mean = numbers_of_seeds.fmean(own) - numbers_of_seeds.fmean(other)
     plain = Value(mean, signed(mean), hint=f"{group.name} minus {above.group.name}")
-    first, second = _tests(group, split), _tests(above.group, split)
-    if first is None or second is None:
-        return plain, None
-    try:
-        difference = paired_difference(first, second, score)
-    except UserError as error:
-        return replace(plain, hint=f"{plain.hint}; no interval: {error}"), None
+    if split != "test" or usable_tests(group)[1] or usable_tests(above.group)[1]:
+        return plain, None  # the scores have the reason
+    pair = compare_runs(group, above.group, score)
+    difference = pair.difference
+    if difference is None:
+        return replace(plain, hint=f"{plain.hint}; no interval: {pair.reason}"), None
     low, high, p_better = difference.interval.low, difference.interval.high, difference.p_better
     if not difference.interval.is_defined:
         return plain, None
     notes = (f"[{signed(low)}, {signed(high)}]", f"P(better) {probability(p_better)}")
     return replace(plain, notes=notes, low=low, high=high, p_better=p_better), difference
-
-
-def _tests(group: RunGroup, split: str) -> list[Bootstrap] | None:
-    """Return the resampled test of each seed that has a score; None if the evidence of one is missing."""
-    tests = [run.bootstrap for run in group.runs if run.record.is_tested] if split == "test" else []
-    found = [test for test in tests if test is not None]
-    return found if found and len(found) == len(tests) else None
 
 
 def _cost(group: RunGroup, column: Column, above: LadderRow | None, all_profiled: bool) -> Value:

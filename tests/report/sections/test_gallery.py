@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from segdet.metrics.detection_errors import DetectionErrors
 from segdet.report import gallery_data
 from segdet.report.detection_counts import detection_errors
 from segdet.report.disagreement import disagreement, image_scores
-from segdet.report.gallery_data import MAX_RUNS
+from segdet.report.gallery_data import MAX_RUNS, group_by_images
 from segdet.report.page_data import PageData
 from segdet.report.run_data import load_runs
 from segdet.report.sections.gallery import SHOWN, section, shown_first
 from segdet.runs.evidence import DetectionEvidence
 from segdet.runs.gallery import GALLERY_FOLDER, GalleryImage, Pictures, write_gallery
+from segdet.runs.record import Record
 
 
 def page_of(folder):
@@ -179,6 +181,20 @@ def test_runs_of_other_images_have_their_own_gallery_and_runs_without_images_non
     ]
     assert identifiers == ["gallery-detection", "gallery-detection-2"]
     assert section(page_of(tmp_path / "c")) is None
+
+
+def test_images_of_the_same_names_in_other_data_have_their_own_gallery(tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, "segmentation")
+    record = Record.read(tmp_path / "b" / "result.json")
+    replace(record, fingerprint="other data").write(tmp_path / "b" / "result.json")
+    for path in (tmp_path / "b" / GALLERY_FOLDER).glob("*.*g"):
+        with Image.open(path) as opened:
+            smaller = opened.reduce(2) if opened.mode == "RGB" else opened.resize((128, 96), 0)
+        smaller.save(path)
+    groups = group_by_images(load_runs([tmp_path])[0])
+    assert [[run.name for run in group.runs] for group in groups] == [["a"], ["b"]]
+    assert section(page_of(tmp_path)) is not None
 
 
 def test_a_gallery_that_cannot_be_used_is_listed(tmp_path):
