@@ -74,7 +74,8 @@ class Bootstrap:
 def bootstrap(evidence: Evidence, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
     """Return the scores of a test and of resamples of its images.
 
-    Tests on the same images have the same resamples, which makes their differences paired.
+    Tests on the same images have the same resamples, which makes their differences paired. The resamples of a single
+    image are all equal and have no information about other images: their scores are NaN.
 
     Args:
         evidence: The evidence of the test, with at least one image.
@@ -86,7 +87,9 @@ def bootstrap(evidence: Evidence, resamples: int = RESAMPLES, seed: int = 0) -> 
     scores = scores_of(evidence, np.concatenate([ones, resample_weights(images, resamples, seed)]))
     return Bootstrap(
         values={name: float(values[0]) for name, values in scores.items()},
-        resampled={name: values[1:] for name, values in scores.items()},
+        resampled={
+            name: values[1:] if images > 1 else values[1:] * np.nan for name, values in scores.items()
+        },
         image_ids=evidence.image_ids,
         file_names=evidence.file_names,
     )

@@ -249,6 +249,16 @@ def test_undefined_scores_have_no_interval() -> None:
     assert math.isnan(difference.p_value) and math.isnan(difference.p_better)
 
 
+def test_a_single_image_has_no_interval() -> None:
+    scenes = Scenes.draw(np.random.default_rng(0), 1)
+    runs = [bootstrap(detection(np.random.default_rng(seed), scenes)) for seed in range(3)]
+    found = estimate(runs, "map_50")
+    assert math.isfinite(found.mean) and not found.images.is_defined and found.combined is None
+    difference = paired_difference(runs[:1], runs[1:2], "map_50")
+    assert math.isfinite(difference.mean) and not difference.interval.is_defined
+    assert math.isnan(difference.p_value) and math.isnan(difference.p_better)
+
+
 def test_a_detector_without_detections_is_worse() -> None:
     scenes = Scenes.draw(np.random.default_rng(0), 30)
     nothing = bootstrap(detection(np.random.default_rng(0), scenes, 1e-12, 0.0))
