@@ -9,6 +9,7 @@ from segdet.report.page_data import PageData, Section
 from segdet.report.run_data import load_runs
 from segdet.report.sections import SECTIONS
 from segdet.report.table import describe_hardware
+from segdet.util.encodable import encodable
 from segdet.util.files import write_text
 
 PAGE_NAME = "report.html"
@@ -35,7 +36,8 @@ def render_page(page: PageData) -> str:
     """Return the page. Sections without content are left out."""
     sections: list[Section] = [section for build in SECTIONS if (section := build(page)) is not None]
     bundle = vega_bundle() if page.charts.rows else ""
-    return str(render("base.html.j2", page=page, facts=_facts(page), sections=sections, vega_bundle=bundle))
+    html = render("base.html.j2", page=page, facts=_facts(page), sections=sections, vega_bundle=bundle)
+    return encodable(html)
 
 
 def _facts(page: PageData) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from segdet.report.statistics import Bootstrap, bootstrap
 from segdet.runs.evidence import Evidence, read_evidence
 from segdet.runs.folder_layout import TIME, first_provenance
 from segdet.runs.record import RECORD_NAME, Record
+from segdet.util.encodable import encodable
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 
@@ -31,6 +32,10 @@ SCORES = {
     "detection": ["map", "map_50", "map_75", "map_voc07", "map_voc12", "mask_map", "mask_map_50"],
 }
 """The scores of each task's table, the main score first. Scores that no run has are left out."""
+
+
+_LARGEST_STEP = 2**53
+"""The largest step that a float contains exactly. Larger ones are from damaged files."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,20 @@ class RunData:
 
     @cached_property
     def evidence(self) -> Evidence | None:
-        """The evidence of the test, or None if there is none. A file that cannot be read is added to `faults`."""
+        """The evidence of the test, or None if there is none. A file that cannot be used is added to `faults`."""
         if self.record.per_image is None:
             return None
+        path = self.folder / self.record.per_image
         try:
-            return read_evidence(self.folder / self.record.per_image)
+            evidence = read_evidence(path)
+            if evidence.task != self.task:
+                raise UserError(
+                    f"{path}: is of a {evidence.task} run, not {self.task}; run segdet test again"
+                )
         except UserError as error:
             self.faults.append(str(error))
             return None
+        return evidence
 
     @cached_property
     def bootstrap(self) -> Bootstrap | None:
@@ -253,7 +264,7 @@ def find_run_folders(folders: Sequence[Path]) -> Iterator[FoundRun]:
             seen.add(parent)
             subfolders.clear()  # the folders of runs contain many files
             path = Path(parent)
-            name = path.name if path == base else path.relative_to(base).as_posix()
+            name = encodable(path.name if path == base else path.relative_to(base).as_posix())
             shown = folder / path.relative_to(root) / RECORD_NAME
             yield FoundRun(name, path, shown, RECORD_NAME in files)
 
@@ -319,7 +330,7 @@ def read_curves(path: Path, provenance: Mapping[str, Any]) -> dict[str, Curve]:
                 if len(row) != len(names):
                     continue
                 step = _number(row[step_at])
-                if step is None:
+                if step is None or abs(step) > _LARGEST_STEP:
                     continue
                 time = math.nan if time_at is None else _number(row[time_at]) or math.nan
                 for at, name in measured:

@@ -10,6 +10,7 @@ from segdet.report.comparisons import Comparisons, differences_table
 from segdet.report.numbers import count, minutes, significant
 from segdet.report.run_data import SCORES, RunGroup, find_run_folders
 from segdet.runs.record import STAGES, Record
+from segdet.util.encodable import encodable
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.tables import markdown_table
@@ -135,7 +136,7 @@ def table(
         parts += [_legend(finished), _hardware(finished), _commands(finished)]
     if faults:
         parts += ["Left out:", "\n".join(f"- {fault}" for fault in faults)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return encodable("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _rows(records: Iterable[Record]) -> list[Row]:

@@ -43,10 +43,25 @@ class _Layout:
     Attributes:
         dtype: The type; ``f`` means float32 if that is exact, else float64.
         shape: A letter is a length that several arrays share.
+        values: The smallest value, and the letter whose length is the number of values; None if all are permitted.
     """
 
     dtype: str
     shape: tuple[str | int, ...]
+    values: tuple[int, str] | None = None
+
+    def check_values(self, name: str, array: np.ndarray, lengths: dict[str, int]) -> None:
+        """Check that all values are permitted.
+
+        Raises:
+            ValueError: If not.
+        """
+        if self.values is None or not array.size:
+            return
+        least, letter = self.values
+        most = least + lengths[letter] - 1
+        if array.min() < least or array.max() > most:
+            raise ValueError(f"{name} has values outside of {least} to {most}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,7 +86,7 @@ class _Images:
         """Convert the arrays to their types and check their shapes.
 
         Raises:
-            ValueError: If a shape or type is wrong.
+            ValueError: If a shape, type, index or label is wrong.
         """
         lengths = {"I": len(self.file_names), "K": len(self.class_names)}
         for name, layout in _layouts(type(self)).items():
@@ -87,6 +102,7 @@ class _Images:
             )
             if array.shape != shape:
                 raise ValueError(f"{name} has the shape {array.shape} instead of {shape}")
+            layout.check_values(name, array, lengths)
             object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
@@ -129,14 +145,14 @@ class DetectionEvidence(_Images):
 
     task: ClassVar[str] = "detection"
 
-    image: Annotated[np.ndarray, _Layout("i4", ("N",))]
-    label: Annotated[np.ndarray, _Layout("i2", ("N",))]
+    image: Annotated[np.ndarray, _Layout("i4", ("N",), (0, "I"))]
+    label: Annotated[np.ndarray, _Layout("i2", ("N",), (1, "K"))]
     score: Annotated[np.ndarray, _Layout("f", ("N",))]
     box: Annotated[np.ndarray, _Layout("f4", ("N", 4))]
     match: Annotated[np.ndarray, _Layout("u1", ("N", len(IOUS)))]
     voc_match: Annotated[np.ndarray, _Layout("u1", ("N",))]
-    object_image: Annotated[np.ndarray, _Layout("i4", ("M",))]
-    object_label: Annotated[np.ndarray, _Layout("i2", ("M",))]
+    object_image: Annotated[np.ndarray, _Layout("i4", ("M",), (0, "I"))]
+    object_label: Annotated[np.ndarray, _Layout("i2", ("M",), (1, "K"))]
     object_box: Annotated[np.ndarray, _Layout("f4", ("M", 4))]
     object_crowd: Annotated[np.ndarray, _Layout("?", ("M",))]
     object_difficult: Annotated[np.ndarray, _Layout("?", ("M",))]
@@ -163,9 +179,9 @@ class SegmentationEvidence(_Images):
 
     task: ClassVar[str] = "segmentation"
 
-    image: Annotated[np.ndarray, _Layout("i4", ("N",))]
-    truth: Annotated[np.ndarray, _Layout("u1", ("N",))]
-    predicted: Annotated[np.ndarray, _Layout("u1", ("N",))]
+    image: Annotated[np.ndarray, _Layout("i4", ("N",), (0, "I"))]
+    truth: Annotated[np.ndarray, _Layout("u1", ("N",), (0, "K"))]
+    predicted: Annotated[np.ndarray, _Layout("u1", ("N",), (0, "K"))]
     pixels: Annotated[np.ndarray, _Layout("i8", ("N",))]
     boundary_f1: Annotated[np.ndarray | None, _Layout("f8", ("I", "K"))] = None
     boundary_bands: Annotated[np.ndarray | None, _Layout("i8", ("I", 2, "K"))] = None
@@ -187,7 +203,7 @@ class LocalizationEvidence(_Images):
 
     task: ClassVar[str] = "localization"
 
-    label: Annotated[np.ndarray, _Layout("i2", ("I",))]
+    label: Annotated[np.ndarray, _Layout("i2", ("I",), (1, "K"))]
     predicted: Annotated[np.ndarray, _Layout("i2", ("I", GUESSES))]
     iou: Annotated[np.ndarray, _Layout("f8", ("I",))]
     located_top5: Annotated[np.ndarray, _Layout("?", ("I",))]

@@ -96,7 +96,18 @@ def first_provenance(folder: Path) -> dict[str, Any]:
         first = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return first if isinstance(first, dict) else {}
+    return first if _is_provenance(first) else {}
+
+
+def _is_provenance(content: Any) -> bool:
+    """Return whether ``content`` is a dict, and its values that readers take apart have the right types."""
+    if not isinstance(content, dict):
+        return False
+    types = {"seed": int, "hardware": dict, "git": dict, "packages": dict}
+    if any(not isinstance(content.get(name), kind | None) for name, kind in types.items()):
+        return False
+    resumed = content.get("resumed", [])
+    return isinstance(resumed, list) and all(isinstance(part, dict) for part in resumed)
 
 
 def read_record(folder: Path) -> Record | None:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from segdet.util.encodable import encodable
 from segdet.util.errors import UserError
 from segdet.util.files import write_text
 
@@ -207,13 +208,18 @@ def _adapter() -> "TypeAdapter[Record]":
 
 
 def to_json(value: Any) -> Any:
-    """Convert ``value`` to JSON types. NaN and infinity become null, because JSON does not have them."""
+    """Convert ``value`` to JSON types. NaN and infinity become null, because JSON does not have them.
+
+    Texts are made `encodable`: strict readers of JSON refuse lone surrogates.
+    """
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {encodable(str(key)): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, Path):
-        return str(value)
+        return encodable(str(value))
     if hasattr(value, "item"):  # a scalar of numpy or torch
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,7 +33,7 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")
+    return " ".join(cell.splitlines()).replace("|", "\\|")
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_evidence import Scenes, detection
+from simulated_evidence import Scenes, detection, draw_pixels, segmentation
 
 from segdet.cli.report import main
 from segdet.report.comparisons import Comparisons
@@ -140,6 +140,15 @@ def test_runs_that_cannot_be_compared_are_listed_with_the_reason(
     )
     assert "No interval (the seeds were tested on different images): two_sets." in text
     assert "corrupt, or not evidence" in text  # the fault of the file
+
+
+def test_the_evidence_of_another_task_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "a")
+    random = np.random.default_rng(0)
+    write_evidence(put(tmp_path, "b") / EVIDENCE_NAME, segmentation(random, draw_pixels(random, 5)))
+    text = report(tmp_path, capsys)
+    assert "No interval (no evidence of the test; run segdet test to write it): b." in text
+    assert f"{EVIDENCE_NAME}: is of a segmentation run, not detection; run segdet test again" in text
 
 
 def test_runs_without_any_evidence_have_a_table_without_intervals(

@@ -1,6 +1,8 @@
 """The HTML page: its content, and that texts of runs are never executed."""
 
+import os
 import re
+import sys
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -52,6 +54,19 @@ def test_a_page_has_the_scores_and_costs_of_each_task(tmp_path: Path) -> None:
     text = Elements(render_page(page_of([tmp_path]))).text
     assert "0.632 ± 0.028" in " ".join(text.split()) and "0.834" in text
     assert {"Detection", "Segmentation", "GFLOPs", "passes"} <= set(text.split("\n"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode on this system")
+def test_names_of_folders_that_are_not_utf8_are_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, byte in enumerate((b"\xff", b"\xfe")):
+        write_run(tmp_path / "runs" / f"ssd{os.fsdecode(byte)}", seed=seed)
+    assert main([str(tmp_path / "runs")]) == 0
+    tables = capsys.readouterr().out
+    text = Elements((tmp_path / "runs" / "report.html").read_text(encoding="utf-8")).text
+    for name in ("ssd\\udcff", "ssd\\udcfe"):
+        assert f"| {name} |" in tables and name in text
 
 
 def test_names_are_displayed_and_not_executed(tmp_path: Path) -> None:

@@ -71,6 +71,12 @@ def test_downsampling_keeps_the_ends_and_the_extremes() -> None:
     assert len(means) == 50 and means.values[0] == pytest.approx(values[:100].mean())
 
 
+def test_lines_with_damaged_numbers_are_left_out_of_a_curve(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,train/loss\n0,1,0.5\n0,1e300,0.4\n0,inf,0.3\n0,2,x\n0,3,0.2\n")
+    assert read_curves(path, {})["train/loss"].steps.tolist() == [1, 3]
+
+
 def test_the_time_of_a_curve_excludes_pauses(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     rows = ["0,1,1010,5.0", "0,2,1020,4.0", "1,3,2005,3.0", "1,4,2015,2.0", "1,4,20"]

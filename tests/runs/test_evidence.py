@@ -116,9 +116,13 @@ def test_scores_are_kept_exactly() -> None:
         ({"label": [1, 2, 40000]}, "label has values outside of int16"),
         ({"label": [1.0, 2.0, 3.0]}, "label has the type float64"),
         ({"score": [1, 2, 3]}, "score has the type int64"),
+        ({"image": [0, 0, 2]}, "image has values outside of 0 to 1"),
+        ({"object_image": [-1]}, "object_image has values outside of 0 to 1"),
+        ({"label": [0, 2, 1]}, "label has values outside of 1 to 2"),
+        ({"object_label": [3]}, "object_label has values outside of 1 to 2"),
     ],
 )
-def test_arrays_of_a_wrong_shape_or_type_are_errors(changes: dict[str, Any], fault: str) -> None:
+def test_arrays_of_a_wrong_shape_type_or_value_are_errors(changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         detection(**changes)
 

@@ -1,8 +1,12 @@
 """The layout of a run's folder."""
 
+import json
 from pathlib import Path
+from typing import Any
 
-from segdet.runs.folder_layout import clear_run, folder_of_checkpoint, holds_run
+import pytest
+
+from segdet.runs.folder_layout import clear_run, first_provenance, folder_of_checkpoint, holds_run
 
 
 class TestHoldsRun:
@@ -30,6 +34,20 @@ def test_clear_run_keeps_other_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     clear_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"seed": "abc"}, {"seed": 0.5}, {"hardware": [1]}, {"git": "main"}, {"packages": 3}, {"resumed": ["a"]},
+     {"resumed": None}],
+)  # fmt: skip
+def test_provenance_with_a_value_of_a_wrong_type_is_corrupt(fault: dict[str, Any], tmp_path: Path) -> None:
+    valid = {"seed": 3, "git": None, "packages": {}, "resumed": [{"command": "segdet fit"}], "other": 1}
+    path = tmp_path / "provenance.json"
+    path.write_text(json.dumps(valid))
+    assert first_provenance(tmp_path) == valid
+    path.write_text(json.dumps(valid | fault))
+    assert first_provenance(tmp_path) == {}
 
 
 def test_folder_of_checkpoint(tmp_path: Path) -> None:

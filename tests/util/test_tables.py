@@ -15,5 +15,9 @@ def test_markdown_row_escapes_bars() -> None:
     assert markdown_row(["a|b", "c"]) == "| a\\|b | c |"
 
 
+def test_a_line_end_in_a_cell_does_not_end_the_row() -> None:
+    assert markdown_table([["run"], ["a\nb"]]).splitlines() == ["| run |", "|-----|", "| a b |"]
+
+
 def test_plain_table() -> None:
     assert plain_table([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc   d"
