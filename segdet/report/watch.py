@@ -19,6 +19,9 @@ INTERVAL = 5.0
 ACTIVE = ("running", "new", "waiting")
 """The states of runs that have not ended."""
 
+_PAUSE = 4
+"""The shortest pause after a page in units of the time that writing it took: pages take a fifth of the time."""
+
 State = dict[Path, tuple[str, tuple[int, ...]]]
 """The state in one word of each run folder, and the times of its files."""
 
@@ -28,16 +31,19 @@ def watch_page(
     path: Path,
     interval: float = INTERVAL,
     sleep: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Write the page whenever a file of a run changes, until all runs have ended.
 
-    The page loads itself again. The last one does not.
+    The page loads itself again. The last one does not. Writing the page of large tests takes many seconds. The pause
+    after it grows with this time, which leaves most of the processor to the runs.
 
     Args:
         folders: Folders of runs. Their runs may not have started yet.
         path: The page.
-        interval: The seconds between two looks at the files.
+        interval: The least number of seconds between two looks at the files.
         sleep: The function that waits.
+        clock: The function that returns the time in seconds.
 
     Raises:
         UserError: If a folder does not exist or the page cannot be written.
@@ -46,13 +52,14 @@ def watch_page(
     while True:
         now = state_of(folders)
         is_active = not now or any(state in ACTIVE for state, _ in now.values())
+        started = clock()
         if now != before or not is_active:
             write_page(page_of(folders, refresh=interval if is_active else None), path)
             before = now
         if not is_active:
             return
         try:
-            sleep(interval)
+            sleep(max(interval, _PAUSE * (clock() - started)))
         except KeyboardInterrupt:
             write_page(page_of(folders), path)  # a page that does not load itself again
             raise

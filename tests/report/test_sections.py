@@ -147,6 +147,19 @@ def test_a_run_without_a_record_has_the_values_so_far(tmp_path: Path) -> None:
     assert run.record.metrics["val/map"] == pytest.approx(0.7) and run.record.steps == 500
 
 
+def test_the_pause_between_pages_grows_with_the_time_to_write_one(tmp_path: Path) -> None:
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        raise KeyboardInterrupt
+
+    for times in ((0.0, 0.1), (0.0, 20.0)):
+        with pytest.raises(KeyboardInterrupt):
+            watch_page([tmp_path], tmp_path / "report.html", 5.0, pause, iter(times).__next__)
+    assert pauses == [5.0, 80.0]
+
+
 def test_the_page_is_watched_until_all_runs_have_ended(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "ssd", finished=False)
     path, pages = tmp_path / "page.html", []
