@@ -53,12 +53,12 @@ def watch_page(
         now = state_of(folders)
         is_active = not now or any(state in ACTIVE for state, _ in now.values())
         started = clock()
-        if now != before or not is_active:
-            write_page(page_of(folders, refresh=interval if is_active else None), path)
-            before = now
-        if not is_active:
-            return
         try:
+            if now != before or not is_active:
+                write_page(page_of(folders, refresh=interval if is_active else None), path)
+                before = now
+            if not is_active:
+                return
             sleep(max(interval, _PAUSE * (clock() - started)))
         except KeyboardInterrupt:
             write_page(page_of(folders), path)  # a page that does not load itself again

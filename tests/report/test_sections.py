@@ -14,6 +14,7 @@ from segdet.launch.sweep_history import read_history
 from segdet.report.charts import HUES, columns_of, style_of
 from segdet.report.label_placement import CHARACTER, LINE, place_labels
 from segdet.report.page import page_of
+from segdet.report.page_data import PageData
 from segdet.report.run_data import Curve, load_runs, read_curves
 from segdet.report.sections import budget, settings, stages, sweep, tradeoffs
 from segdet.report.sections.curves import downsample, means_of
@@ -158,6 +159,25 @@ def test_the_pause_between_pages_grows_with_the_time_to_write_one(tmp_path: Path
         with pytest.raises(KeyboardInterrupt):
             watch_page([tmp_path], tmp_path / "report.html", 5.0, pause, iter(times).__next__)
     assert pauses == [5.0, 80.0]
+
+
+def test_ctrl_c_while_a_page_is_written_leaves_one_that_does_not_load_itself_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[float | None] = []
+
+    def interrupted(page: PageData, path: Path) -> None:
+        pages.append(page.refresh)
+        if len(pages) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("segdet.report.watch.write_page", interrupted)
+    write_run(tmp_path / "ssd", finished=False)
+    with pytest.raises(KeyboardInterrupt):
+        watch_page(
+            [tmp_path], tmp_path / "page.html", 5.0, lambda _: write_run(tmp_path / "b", finished=False)
+        )
+    assert pages == [5.0, 5.0, None]
 
 
 def test_the_page_is_watched_until_all_runs_have_ended(tmp_path: Path) -> None:
