@@ -6,15 +6,18 @@ configuration would give another network. It is measured by the standard deviati
 
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (chapter 6: the bootstrap; section 14.3:
 bias-corrected intervals); Holm, A simple sequentially rejective multiple test procedure, 1979; Welch, The
-generalization of Student's problem, 1947 (degrees of freedom). This module does not import torch.
+generalization of Student's problem, 1947 (degrees of freedom); Zou and Donner, Construction of confidence limits about
+effect measures, 2008 (an interval for a sum from the intervals of its terms). This module does not import torch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri, stdtrit
 
 from segdet.report.bootstrap import resample_weights, scores_of
 from segdet.runs.evidence import Evidence
@@ -173,15 +176,18 @@ class _Seeds:
         The variance of the seeds' scores also contains their different luck with the images of this test set. This
         part varies with the images, is measured by the resamples and is subtracted.
         """
-        seeds = len(self.values)
-        deviations = (self.resampled - self.mean_resampled)[:, ~np.isnan(self.mean_resampled)]
-        luck = float(deviations.var(1, ddof=1).sum()) / (seeds - 1)
-        return max(0.0, float(self.values.var(ddof=1)) - luck) / seeds
+        return max(0.0, self.variance_of_mean - self.luck)
 
     @property
-    def freedom_term(self) -> float:
-        """The term of these seeds in the denominator of Welch's degrees of freedom."""
-        return float(self.values.var(ddof=1) / len(self.values)) ** 2 / (len(self.values) - 1)
+    def variance_of_mean(self) -> float:
+        """The variance of the mean of the seeds, luck included; at least two seeds."""
+        return float(self.values.var(ddof=1)) / len(self.values)
+
+    @property
+    def luck(self) -> float:
+        """The variance of the mean that is due to the seeds' different luck with the images; at least two seeds."""
+        deviations = (self.resampled - self.mean_resampled)[:, ~np.isnan(self.mean_resampled)]
+        return float(deviations.var(1, ddof=1).mean()) / (len(self.values) - 1)
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,9 @@ def estimate(runs: Sequence[Bootstrap], score: str) -> Estimate:
     """Return a score of a run, averaged over its seeds, with its uncertainty.
 
     The interval over images resamples the images for all seeds alike and averages over the seeds. The combined
-    interval is Student's, with the variance from images plus that from seeds, and Welch's degrees of freedom.
+    interval adds the squares of two distances: the normal one for the variation over images that all seeds share, and
+    Student's for the variation between seeds. One Student distribution for the sum of both variances would cover too
+    little with few seeds.
 
     Args:
         runs: The bootstrap of each seed, on the same images.
@@ -273,8 +281,8 @@ def paired_difference(a: Sequence[Bootstrap], b: Sequence[Bootstrap], score: str
     """Return the difference of a score, ``a`` minus ``b``, by a paired bootstrap over images.
 
     Each resample scores both runs on the same images, so that images that are hard for both cancel out. With several
-    seeds, each resample averages over the seeds. If both runs have at least two seeds, the combined interval adds the
-    variance from seeds and is Student's, with Welch's degrees of freedom. Seeds of different runs are independent,
+    seeds, each resample averages over the seeds. If both runs have at least two seeds, the combined interval is as in
+    `estimate`, with Welch's degrees of freedom for the seeds of both runs. Seeds of different runs are independent,
     even if their numbers are equal.
 
     Args:
@@ -342,23 +350,49 @@ def _bias_corrected_share(threshold: float, value: float, resampled: np.ndarray)
 
 @dataclass(frozen=True)
 class _Total:
-    """A Student distribution with the variation from images and from seeds."""
+    """The variation of a score or a difference from images and from seeds.
+
+    Attributes:
+        centre: The score or the difference.
+        images_deviation: The standard deviation from images, with the luck of the seeds.
+        shared_deviation: The standard deviation from images that is common to all seeds.
+        trainings_deviation: The standard deviation of the mean over seeds, with their luck, estimated from few seeds.
+        freedom: The degrees of freedom of the latter.
+        seeds_deviation: The standard deviation from seeds without luck.
+    """
 
     centre: float
-    deviation: float
+    images_deviation: float
+    shared_deviation: float
+    trainings_deviation: float
     freedom: float
     seeds_deviation: float
 
+    def reach(self, tail: float) -> float:
+        """Return the distance from the centre to both ends of the interval that leaves out ``tail`` on each side.
+
+        The common variation is normal, and that between trainings is Student's. The interval is not narrower than that
+        over images.
+        """
+        normal, student = float(ndtri(1 - tail)), float(stdtrit(self.freedom, 1 - tail))
+        both = math.hypot(normal * self.shared_deviation, student * self.trainings_deviation)
+        return max(both, normal * self.images_deviation)
+
     def share_below(self, threshold: float) -> float:
-        """Return the probability of values below ``threshold``."""
-        if self.deviation == 0:
-            return 0.5 if self.centre == threshold else float(self.centre < threshold)
-        return float(stdtr(self.freedom, (threshold - self.centre) / self.deviation))
+        """Return the level at which the interval ends at ``threshold``: the probability of values below it."""
+        distance = abs(threshold - self.centre)
+        if max(self.images_deviation, self.trainings_deviation) == 0 or distance == 0:
+            return 0.5 if distance == 0 else float(self.centre < threshold)
+        smallest = 1e-12
+        tail = smallest
+        if self.reach(smallest) > distance:
+            tail = brentq(lambda each: self.reach(each) - distance, smallest, 0.5)
+        return tail if threshold < self.centre else 1 - tail
 
     @property
     def interval(self) -> Interval:
         """The central interval."""
-        reach = float(stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.deviation
+        reach = self.reach((1 - LEVEL) / 2)
         return Interval(self.centre - reach, self.centre + reach)
 
 
@@ -367,13 +401,18 @@ def _total(value: float, resampled: np.ndarray, seeds: Sequence[_Seeds]) -> _Tot
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(value) or len(resampled) < _FEWEST or min(len(each.values) for each in seeds) < 2:
         return None
+    of_mean = np.array([each.variance_of_mean for each in seeds])
+    terms = of_mean**2 / [len(each.values) - 1 for each in seeds]
     from_images = float(resampled.var(ddof=1))
-    from_seeds = sum(each.seed_variance for each in seeds)
-    denominator = sum(each.freedom_term for each in seeds)
-    variance = from_images + from_seeds
-    freedom = min(variance**2 / denominator, 1e6) if denominator else 1e6
     bias = float(resampled.mean()) - value
-    return _Total(value - bias, variance**0.5, max(freedom, 1.0), from_seeds**0.5)
+    return _Total(
+        centre=value - bias,
+        images_deviation=from_images**0.5,
+        shared_deviation=max(0.0, from_images - sum(each.luck for each in seeds)) ** 0.5,
+        trainings_deviation=float(of_mean.sum()) ** 0.5,
+        freedom=float(of_mean.sum() ** 2 / terms.sum()) if terms.sum() else 1e6,
+        seeds_deviation=sum(each.seed_variance for each in seeds) ** 0.5,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

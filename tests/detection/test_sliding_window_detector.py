@@ -393,7 +393,7 @@ def test_the_stages_of_a_prediction_are_marked(mode: Any) -> None:
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiled:
         model.predict_tensors(_scenes(1)[0])
     marked = {event.name for event in profiled.events() if event.name.startswith("segdet::")}  # type: ignore[union-attr]
-    assert marked == {"segdet::crops", "segdet::network", "segdet::classifier", "segdet::nms"}
+    assert marked == {"segdet::warps", "segdet::network", "segdet::head", "segdet::nms"}
 
 
 def test_crops_show_a_progress_bar_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,10 +67,9 @@ def rows(text: str, heading: str) -> list[list[str]]:
 def test_cells_have_an_interval_and_neighbours_a_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(tmp_path, "a", found=0.6)
-    put(tmp_path, "a", seed=1, found=0.6)
-    put(tmp_path, "b", found=0.9)
-    put(tmp_path, "b", seed=1, found=0.9)
+    for seed in range(4):
+        put(tmp_path, "a", seed=seed, found=0.6)
+        put(tmp_path, "b", seed=seed, found=0.9)
     put(tmp_path, "c", found=0.6)
     text = report(tmp_path, capsys)
     heading, *lines = rows(text, "run")
