@@ -27,7 +27,7 @@ from segdet.data.sampler import Draw, EvalSampler, TrainSampler
 from segdet.data.settable_batch_size import SettableBatchSize
 from segdet.data.survey import Survey, refuse_unusable, shared_images, survey
 from segdet.data.transforms import Plain, Recipe, Size
-from segdet.data.worker_signals import leave_signals_to_parent
+from segdet.data.worker_signals import StopSafeLoader, leave_signals_to_parent
 from segdet.util.cores import usable_cores
 from segdet.util.distributed import run_on_rank_0
 from segdet.util.errors import BadSample, UserError, check_choice, check_range
@@ -360,8 +360,8 @@ def _loader(
     training: bool,
 ) -> DataLoader[Batch]:
     workers = min(data.num_workers, -(-len(dataset) // batch_size))
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
+    return StopSafeLoader(
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,

@@ -7,6 +7,37 @@ after the signal, and it needs its workers for that.
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+
+class StopSafeLoader(DataLoader[Any]):
+    """A loader whose workers are not ended by a SIGTERM to the process group while they start.
+
+    torch ends a worker on SIGTERM until `leave_signals_to_parent` has run in it. The training step would then have no
+    data, and the run could not save its exact state.
+    """
+
+    def __iter__(self) -> Any:
+        """Start the workers with SIGTERM blocked, a state that they inherit, and return the iterator."""
+        with _sigterm_blocked():
+            return super().__iter__()
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM in this thread. A signal that arrives meanwhile is delivered at the end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals_to_parent() -> None:

@@ -220,7 +220,7 @@ def test_sigterm_to_the_process_group_saves_the_run(shapes: Path, tmp_path: Path
 def test_sigterm_to_the_process_group_while_a_worker_starts(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker that does not ignore signals yet is killed. That of the validation starts during the training."""
+    """The worker does not ignore signals yet, and inherits that SIGTERM is blocked. It starts during the training."""
     run = tmp_path / "run"
 
     def receive_signal() -> None:
