@@ -37,8 +37,9 @@ OTHERS = {
     "status": "show the state of the runs of a bench or a sweep",
     "proposals": "compute region proposals of a dataset and score them",
     "profile": "measure FLOPs, memory, latency and the time of each stage of models",
+    "score": "score a file of predictions from any tool",
     "reproduce": "train a run again and compare it with the original",
-    "report": "turn run folders into one Markdown table",
+    "report": "turn run folders into Markdown tables and a page",
 }
 
 DATA = {

@@ -1,0 +1,296 @@
+"""Scores of a file of predictions in COCO's results format, which any tool may have written.
+
+The ground truth is a COCO annotation file. Scores are those of `segdet.metrics.average_precision.Evaluation`, in
+float64: COCO's twelve numbers equal pycocotools'.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+from segdet.metrics.average_precision import Detections, Evaluation, MaskOverlaps, Objects
+from segdet.runs.evidence import EVIDENCE_NAME, write_evidence
+from segdet.runs.evidence_from_scores import ImageFile, detection_evidence
+from segdet.runs.record import RECORD_NAME, Record
+from segdet.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The content of a COCO annotation file.
+
+    Attributes:
+        path: The file.
+        images: The image files by the position of the image, in the order of the ids.
+        positions: The position of each image by its id.
+        class_names: The names of the categories, in the order of the ids.
+        labels: The label of each category by its id, from 1.
+        objects: The annotations; images are given by position.
+        segmentations: The segmentation of each object, or None.
+        fingerprint: A digest of the file.
+    """
+
+    path: Path
+    images: list[ImageFile]
+    positions: dict[Any, int]
+    class_names: list[str]
+    labels: dict[Any, int]
+    objects: Objects
+    segmentations: list[Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The entries of a results file.
+
+    Attributes:
+        path: The file.
+        detections: The entries that can be scored; images are given by position.
+        segmentations: The segmentation of each detection, or None if an entry has none.
+        left_out: The number of entries that are not scored, by reason.
+    """
+
+    path: Path
+    detections: Detections
+    segmentations: list[Any] | None
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def read_ground_truth(path: Path) -> GroundTruth:
+    """Read a COCO annotation file.
+
+    Raises:
+        UserError: If the file is missing or corrupt, or is not a COCO annotation file.
+    """
+    content, digest = _read_json(path)
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
+        raise UserError(
+            f"{path}: not a COCO annotation file (lists {', '.join(keys)}); give ANNOTATIONS second"
+        )
+    try:
+        images = {image["id"]: image for image in content["images"]}
+        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
+        image_ids, category_ids = _ordered(images), _ordered(categories)
+        positions = {each: position for position, each in enumerate(image_ids)}
+        labels = {each: label for label, each in enumerate(category_ids, 1)}
+        used = content["annotations"]
+        boxes = _boxes([annotation["bbox"] for annotation in used])
+        objects = Objects(
+            images=np.array([positions[annotation["image_id"]] for annotation in used], np.int64),
+            boxes=boxes,
+            labels=np.array([labels[annotation["category_id"]] for annotation in used], np.int64),
+            iscrowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in used], bool),
+            difficult=np.array([bool(annotation.get("difficult", 0)) for annotation in used], bool),
+            areas=np.array(
+                [annotation.get("area", math.prod(annotation["bbox"][2:])) for annotation in used], float
+            ),
+        )
+        files = [
+            ImageFile(
+                str(images[each].get("file_name", each)), (images[each]["height"], images[each]["width"])
+            )
+            for each in image_ids
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: an entry is not valid ({_reason(error)}); run segdet data check") from None
+    return GroundTruth(
+        path=path,
+        images=files,
+        positions=positions,
+        class_names=[categories[each] for each in category_ids],
+        labels=labels,
+        objects=objects,
+        segmentations=[annotation.get("segmentation") for annotation in used],
+        fingerprint=digest,
+    )
+
+
+def read_predictions(path: Path, truth: GroundTruth) -> Predictions:
+    """Read a file of predictions for the images of ``truth``.
+
+    Entries without a valid box and score, and entries of unknown images or categories, are left out and counted.
+
+    Raises:
+        UserError: If the file is missing or corrupt, or is not a list of results.
+    """
+    content, _ = _read_json(path)
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise UserError(
+            f"{path}: not a COCO results file (a list of image_id, category_id, bbox, score); give PREDICTIONS first"
+        )
+    left_out: Counter[str] = Counter()
+    kept: list[dict[str, Any]] = []
+    for entry in content:
+        reason = _fault(entry, truth)
+        if reason is None:
+            kept.append(entry)
+        else:
+            left_out[reason] += 1
+    detections = Detections(
+        images=np.array([truth.positions[entry["image_id"]] for entry in kept], np.int64),
+        boxes=_boxes([_box_of(entry) for entry in kept]),
+        labels=np.array([truth.labels[entry["category_id"]] for entry in kept], np.int64),
+        scores=np.array([entry["score"] for entry in kept], float),
+    )
+    segmentations = [entry.get("segmentation") for entry in kept]
+    return Predictions(
+        path, detections, None if not kept or None in segmentations else segmentations, left_out
+    )
+
+
+def score_predictions(predictions: Predictions, truth: GroundTruth) -> tuple[dict[str, float], Evaluation]:
+    """Return the scores by name, as `segdet.metrics.DetectionScores` has them, and the evaluation of the boxes.
+
+    Scores of masks (``mask_...``) are included if all predictions and all objects have a segmentation.
+    """
+    by_box = Evaluation(truth.class_names, predictions.detections, truth.objects)
+    scores = by_box.coco() | by_box.voc()
+    overlaps = _mask_overlaps(predictions, truth)
+    if overlaps is not None:
+        by_mask = Evaluation(truth.class_names, predictions.detections, truth.objects, overlaps)
+        scores |= {f"mask_{name}": value for name, value in by_mask.coco().items()}
+    return scores, by_box
+
+
+def write_scores(
+    folder: Path, predictions: Predictions, truth: GroundTruth, scores: Mapping[str, float], evaluation: Evaluation,
+    command: str,
+) -> None:  # fmt: skip
+    """Write a record and evidence into ``folder``, so that `segdet report` compares these predictions with runs.
+
+    Raises:
+        UserError: If ``folder`` holds a run, or a file cannot be written.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; give a new folder")
+    positions = np.arange(len(truth.images))
+    write_evidence(
+        folder / EVIDENCE_NAME, detection_evidence(positions, dict(enumerate(truth.images)), evaluation)
+    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    Record(
+        name=folder.name,
+        task="detection",
+        model=predictions.path.stem,
+        data=truth.path.name,
+        seed=0,
+        status="finished",
+        metrics={f"test/{name}": value for name, value in scores.items()},
+        fingerprint=truth.fingerprint,
+        command=command,
+        started=now,
+        finished=now,
+        per_image=EVIDENCE_NAME,
+    ).write(folder / RECORD_NAME)
+
+
+def _read_json(path: Path) -> tuple[Any, str]:
+    """Return the content of a JSON file and the first digits of its digest."""
+    try:
+        content = path.read_bytes()
+        return json.loads(content), hashlib.sha256(content).hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: corrupt, or not JSON ({error})") from None
+
+
+def _ordered(ids: Iterable[Any]) -> list[Any]:
+    """Return ids in ascending order, numbers before texts."""
+    return sorted(ids, key=lambda each: (isinstance(each, str), each))
+
+
+def _boxes(boxes: list[Any]) -> np.ndarray:
+    """Convert ``x, y, width, height`` to xyxy, float64 ``[N, 4]``."""
+    values = np.array(boxes, float).reshape(-1, 4)
+    return np.concatenate([values[:, :2], values[:, :2] + values[:, 2:]], 1)
+
+
+def _box_of(entry: Mapping[str, Any]) -> Any:
+    """Return the box of an entry; the box around its segmentation if it has no other."""
+    return entry["bbox"] if "bbox" in entry else rle.toBbox(_encoded(entry["segmentation"], None)).tolist()
+
+
+def _fault(entry: Mapping[str, Any], truth: GroundTruth) -> str | None:
+    """Return the reason for which an entry cannot be scored, or None."""
+    try:
+        if entry["image_id"] not in truth.positions:
+            return "unknown image_id"
+        if entry["category_id"] not in truth.labels:
+            return "unknown category_id"
+        box = np.array(_box_of(entry), float)
+        return (
+            None
+            if box.shape == (4,) and np.isfinite([*box, entry["score"]]).all()
+            else "invalid box or score"
+        )
+    except KeyError as error:
+        return f"no {error.args[0]}"
+    except (TypeError, ValueError):
+        return "invalid box or score"
+
+
+def _encoded(segmentation: Any, size: tuple[int, int] | None) -> Any:
+    """Return a segmentation as a compressed run-length code. Polygons need the ``size`` of the image."""
+    if isinstance(segmentation, list):
+        if size is None:
+            raise ValueError("a polygon without an image")
+        return rle.merge(rle.frPyObjects(segmentation, *size))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, *segmentation["size"])
+    return segmentation
+
+
+def _mask_overlaps(predictions: Predictions, truth: GroundTruth) -> MaskOverlaps | None:
+    """Return the overlaps of the masks, or None if a detection or an object has none."""
+    if predictions.segmentations is None or not all(truth.segmentations):
+        return None
+    found, objects = predictions.detections, truth.objects
+    codes = [
+        _encoded(each, truth.images[image].size)
+        for each, image in zip(predictions.segmentations, found.images.tolist(), strict=True)
+    ]
+    pairs: list[np.ndarray] = []
+    detections_of, objects_of = (_groups(each.images, each.labels) for each in (found, objects))
+    for group in detections_of.keys() & objects_of.keys():
+        rows, others = detections_of[group], objects_of[group]
+        size = truth.images[group[0]].size
+        targets = [_encoded(truth.segmentations[other], size) for other in others]
+        crowd = (objects.iscrowd | objects.difficult)[others].astype(np.uint8)
+        overlaps = np.asarray(rle.iou([codes[row] for row in rows], targets, crowd.tolist()))
+        near = np.argwhere(overlaps >= 0.5)
+        pairs.append(
+            np.column_stack([rows[near[:, 0]], others[near[:, 1]], overlaps[near[:, 0], near[:, 1]]])
+        )
+    table = np.concatenate([np.zeros((0, 3)), *pairs])
+    indices = table[:, :2].astype(np.int64)
+    return MaskOverlaps(rle.area(codes).astype(float), indices[:, 0], indices[:, 1], table[:, 2])
+
+
+def _groups(images: np.ndarray, labels: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Return the rows of each image and label."""
+    order = np.lexsort((labels, images))
+    keys = np.column_stack([images, labels])[order]
+    starts = (
+        np.flatnonzero(np.r_[True, (np.diff(keys, axis=0) != 0).any(1)]) if len(keys) else np.zeros(0, int)
+    )
+    return {
+        (int(keys[start, 0]), int(keys[start, 1])): order[start:end]
+        for start, end in pairwise([*starts.tolist(), len(keys)])
+    }
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
