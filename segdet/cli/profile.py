@@ -52,8 +52,8 @@ def _profile(arguments: argparse.Namespace, options: list[str], command: str, at
     untrained = [subject.name for subject in subjects if subject.weights == "random"]
     if untrained:
         write_line(
-            f"segdet: {', '.join(untrained)}: random weights; the time of NMS depends on the weights, so profile a run "
-            "for it"
+            f"segdet: {', '.join(untrained)}: random weights; the time of NMS depends on the weights, so profile a "
+            "trained run to measure it"
         )
     measured = ProfileOptions(arguments.images, arguments.batch_size, arguments.time_limit)
     profiles = profile_models(subjects, measured, command)

@@ -114,7 +114,7 @@ def _run(run: Run, trainer: pl.Trainer, arguments: dict[str, Any]) -> int:
     except Exception as error:
         _end_children(trainer.strategy.launcher)
         if run.signals.stopped_by is not None and (is_lost_peer(error) or is_lost_worker(error)):
-            # The signal, which may go to all processes, ended another one at once, such as a worker that was starting.
+            # The signal also ended another process at once, such as a worker that was starting.
             if rank() == 0:
                 _report_interruption(run)
             raise SystemExit(run.signals.status) from error

@@ -34,7 +34,7 @@ def estimate_quantile(values: Sequence[float], share: float) -> Estimate:
 
 
 def invert(time: Estimate, amount: float) -> Estimate:
-    """Return ``amount`` per time, such as images per second, from the time for the amount."""
+    """Convert the time for ``amount`` to a rate, such as images per second."""
     return Estimate(
         amount / time.value,
         None if time.high is None else amount / time.high,

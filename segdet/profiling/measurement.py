@@ -1,4 +1,4 @@
-"""Measurements in turn: each model predicts one image, then the next model, so that noise affects all of them alike."""
+"""Interleaved measurements: the models predict one image each in turn, so that noise affects all models alike."""
 
 import os
 import statistics
@@ -20,10 +20,10 @@ TARGET = 0.02
 """The relative half width of the interval of the median at which a measurement stops."""
 
 LEAST = 30
-"""The least number of timed predictions, unless the time limit ends the measurement before."""
+"""The minimum number of timed predictions. The time limit may end the measurement earlier."""
 
 ROUNDS = 3
-"""The least number of timed predictions of each image, unless the time limit ends the measurement before."""
+"""The minimum number of timed predictions of each image. The time limit may end the measurement earlier."""
 
 
 class Measurement(Protocol):
@@ -38,7 +38,7 @@ class Measurement(Protocol):
 
 
 def measure_in_turn(measurements: Sequence[Measurement], description: str) -> None:
-    """Run all measurements to their end, one step of each in turn. Show the progress after two seconds."""
+    """Run one step of each measurement in turn until all are finished. Show the progress after two seconds."""
     with torch.inference_mode(), tqdm(desc=description, unit=" predictions", delay=2, leave=False) as bar:
         while active := [each for each in measurements if not each.done]:
             bar.set_postfix_str(f"{len(active)} of {len(measurements)} models left", refresh=False)
@@ -48,7 +48,7 @@ def measure_in_turn(measurements: Sequence[Measurement], description: str) -> No
 
 
 class LatencyMeasurement:
-    """The latency of a model, and in turn with it the times of its stages.
+    """The latency of a model and the times of its stages, measured in turn.
 
     The first predictions of each image are not timed, because caches, compiled code and the allocator are cold.
 
@@ -95,7 +95,7 @@ class LatencyMeasurement:
         return bool(self.seconds) and (self.spent >= self.time_limit or self.reached)
 
     def step(self) -> None:
-        """Predict the next image, as a whole and twice with the times of its stages."""
+        """Predict the next image three times: as a whole, with stage times, and with processor times of the stages."""
         start = time.perf_counter()
         index = self.indices[self._next % len(self.indices)]
         if self._warm < self.warm_up and (not self._warm or self.spent < self.time_limit / 4):
@@ -103,7 +103,7 @@ class LatencyMeasurement:
             self._warm += 1
         else:
             self._timed.append(index)
-            # A later prediction finds the image in the processor's cache, so the order rotates.
+            # The image is in the processor's cache for the later predictions, so the order rotates.
             kinds = [self._time_whole, self._time_stages, self._time_processor_stages]
             first = sum(divmod(self._next, len(self.indices))) % len(kinds)
             for time_prediction in kinds[first:] + kinds[:first]:
@@ -121,7 +121,7 @@ class LatencyMeasurement:
         return Latency(p50, p90, p99, count, self._warm, self.target, self.reached, processor)
 
     def stage_times(self) -> Stages:
-        """Return the mean time of each stage over the images, from the fastest prediction of each image.
+        """Return the time of each stage in the fastest prediction of each image, averaged over the images.
 
         Other work on the machine can only slow down a prediction, so the fastest one is least disturbed.
         """
@@ -141,7 +141,7 @@ class LatencyMeasurement:
         )
 
     def _least(self, values: Sequence[T], key: Callable[[T], float]) -> list[T]:
-        """Return the value of each image that is least by ``key``."""
+        """Return the value with the smallest ``key`` for each image."""
         of_image: dict[int, list[T]] = {}
         for index, value in zip(self._timed, values, strict=True):
             of_image.setdefault(index, []).append(value)

@@ -90,7 +90,7 @@ class FilePredictor:
         return collate([self.sample(index) for index in indices]).to(self.device)
 
     def sample(self, index: int) -> Sample:
-        """Read and transform an image, and compute its proposals if the model uses some."""
+        """Read and transform an image, and compute its proposals if the model uses proposals."""
         with stage("read"):
             pixels = self._reader.image(index)
         boxes: dict[str, np.ndarray] = {}

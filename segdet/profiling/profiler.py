@@ -23,7 +23,7 @@ from segdet.task import Task
 from segdet.util.errors import UserError
 
 ADD_UP = 0.03
-"""The largest difference between the sum of the stages and the whole, as a share of the whole, without a remark."""
+"""The largest relative difference between the sum of the stages and the whole that causes no remark."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class ProfileOptions:
 
 
 def profile_models(subjects: Sequence[Subject], options: ProfileOptions, command: str = "") -> list[Profile]:
-    """Profile models, with the times of all of them measured in turn.
+    """Profile models. Their times are measured in turn.
 
     Args:
         subjects: The models. Their weights and modes change, because a training step is part of the measurement.
@@ -125,7 +125,7 @@ class _Work:
             self.notes.append("proposals are read from a file; their computation is not measured")
 
     def count(self) -> None:
-        """Count the operations of the images, as many as the time permits."""
+        """Count the operations of as many images as the time permits."""
         start = time.perf_counter()
         model = self.subject.model
         for index in self.images.indices:

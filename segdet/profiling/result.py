@@ -118,8 +118,8 @@ class Latency:
         warm_up: The number of predictions before them.
         target: The relative half width of the interval of ``p50`` at which the measurement stops.
         reached: Whether ``target`` was reached within the time limit.
-        processor_ms: The median of the processor time of one prediction in milliseconds, over all threads. The
-            difference to ``p50`` of a model on the CPU with one thread is time of other processes.
+        processor_ms: The median of the processor time of one prediction in milliseconds, over all threads. For a model
+            on the CPU with one thread, ``p50`` minus this value is the time taken by other processes.
     """
 
     p50: Estimate
@@ -151,16 +151,16 @@ class Throughput:
 class Stages:
     """The time of each stage of a prediction, from reading the file to the prediction in the image's pixels.
 
-    All times are means over the images of the fastest prediction of each image. Other work on the machine can only slow
-    down a prediction, so these times are less disturbed than the quantiles of the latency.
+    All times are those of the fastest prediction of each image, averaged over the images. Other work on the machine can
+    only slow down a prediction, so these times are less disturbed than the quantiles of the latency.
 
     Attributes:
         ms: Milliseconds per image of each stage in the order of a prediction. ``other`` is the time outside of all
             marked stages.
         whole_ms: The time of the same predictions without the measurement of stages, measured in turn with it.
         count: The number of timed predictions of each kind.
-        processor_ms: Milliseconds of processor time of each stage, over all threads, which other processes do not
-            disturb. The prediction of each image with the least processor time is used. Work on a GPU is not included.
+        processor_ms: Processor time of each stage in milliseconds, over all threads. Other processes do not affect it.
+            Each image's prediction with the least processor time is used. Work on a GPU is not included.
         processor_whole_ms: The processor time without the measurement of stages.
     """
 

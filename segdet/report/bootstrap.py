@@ -40,7 +40,7 @@ def scores_of(evidence: Evidence, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores of test sets that hold each image as often as its multiplicity.
 
     The names and definitions are those of `segdet.metrics`: COCO's ``map``, ``map_50``, ``map_75``, ``ap/<class>`` and
-    VOC's ``map_voc07`` and ``map_voc12``, for masks with the prefix ``mask_`` also; ``miou``, ``pixel_acc``,
+    VOC's ``map_voc07`` and ``map_voc12``, and the same for masks with the prefix ``mask_``; ``miou``, ``pixel_acc``,
     ``class_acc``, ``iou/<class>``, and ``bf`` and ``boundary_iou`` where the evidence has boundaries; ``loc_acc``,
     ``loc_error_top5``, ``top1`` and ``box_iou``. With multiplicities of one, the scores equal the metric's. Otherwise
     they equal those of the metric for a dataset that holds copies of the images, with the copies of an image directly

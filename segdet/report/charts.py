@@ -261,7 +261,7 @@ def _config() -> dict[str, Any]:
 
 
 def logarithmic_ticks(low: float, high: float) -> list[float]:
-    """Return the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or only the powers if they are many."""
+    """Return the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or only the powers if there are many."""
     powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
     ticks = [(factor * 10.0**power, factor) for power in powers for factor in (1, 2, 5)]
     ticks = [(value, factor) for value, factor in ticks if low <= value <= high]

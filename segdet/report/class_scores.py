@@ -52,7 +52,8 @@ def class_scores(group: RunGroup, split: str) -> list[ClassScore]:
             found = estimate(tests, key)
             interval = found.combined or found.images
         if interval is not None and interval.is_defined:
-            low, high = max(interval.low, 0.0), min(interval.high, 1.0)  # Student's may exceed the scores
+            # Student's interval may exceed [0, 1].
+            low, high = max(interval.low, 0.0), min(interval.high, 1.0)
         else:
             low, high, interval = min(values), max(values), None
         scores.append(ClassScore(group, name, float(np.mean(values)), low, high, interval is not None))

@@ -23,10 +23,10 @@ from segdet.util.suggest import did_you_mean
 from segdet.util.tables import markdown_table
 
 Pairs = Literal["neighbours", "all", "none"]
-"""The runs that are compared: each with the one above it in the table, each with each, or none."""
+"""The runs that are compared: neighbours in the table, all pairs, or none."""
 
 _TOLERANCE = 1e-4
-"""The largest difference between a score in the record, which may be rounded to float32, and that of the evidence."""
+"""The largest accepted difference of a score between the record, which may be rounded to float32, and the evidence."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _or_dash(value: float | None) -> str:
 
 
 def probability(value: float) -> str:
-    """Return a probability with two decimals; one that rounds to 0 or 1 is bounded instead, NaN is a dash."""
+    """Return a probability with two decimals; a bound if it rounds to 0 or 1, a dash for NaN."""
     if math.isnan(value):
         return "-"
     if value < 0.005:

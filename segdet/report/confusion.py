@@ -12,7 +12,7 @@ BACKGROUND = "background"
 """The name of the row of detections without an object and of the column of objects without a detection."""
 
 OTHER = "other classes"
-"""The name of the row and the column of the classes that a reduced matrix has no rows for."""
+"""The name of the row and the column that merge all other classes in a reduced matrix."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Confusion:
         return matrix
 
     def reduced(self, classes: int) -> "Confusion":
-        """Return the matrix of the ``classes`` classes with the most errors, the others merged into one.
+        """Return a matrix of the ``classes`` classes with the most errors; the others are merged into one.
 
         The background of a detection matrix is kept. A matrix that is small enough is returned as it is.
         """

@@ -1,4 +1,4 @@
-"""A score of each image, and the disagreement of runs about it."""
+"""Scores of single images, and the disagreement of runs on them."""
 
 from collections.abc import Sequence
 

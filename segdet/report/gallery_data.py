@@ -1,4 +1,4 @@
-"""The images of the gallery, with what each run predicted for them.
+"""The images of the gallery with the predictions of each run.
 
 Runs with the same task, data, classes and gallery images are shown side by side. Their images are embedded once, as
 JPEG data URIs; masks are palette PNGs with a transparent background.
@@ -244,7 +244,7 @@ def gallery_of(group: GalleryGroup) -> Gallery:
 
 
 def _is_empty(image: ImagePanels, task: str) -> bool:
-    """Return whether detectors should find nothing in the image."""
+    """Return whether the image has no object to detect."""
     return task == "detection" and not any(box.kind == "object" for box in image.objects)
 
 

@@ -22,7 +22,7 @@ def page_of(folders: Sequence[Path], title: str | None = None, refresh: float | 
     Args:
         folders: Folders of runs.
         title: The title. By default the names of the folders.
-        refresh: The seconds after which the page loads itself again, or None.
+        refresh: The seconds after which the browser reloads the page, or None.
 
     Raises:
         UserError: If a folder does not exist.

@@ -38,7 +38,7 @@ class PageData:
         faults: A line for each run that is not shown.
         written: When the page was written.
         charts: Renders charts; the page contains their data once.
-        refresh: The seconds after which the page loads itself again, or None.
+        refresh: The seconds after which the browser reloads the page, or None.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Runs as reports read them: record, curves, configuration, evidence and profile. Nothing here imports torch.
+"""Runs for reports: record, curves, configuration, evidence and profile. This module does not import torch.
 
 `load_runs` finds the run folders. Each `RunData` reads its files when they are first used.
 """
@@ -63,7 +63,7 @@ class RunData:
     Attributes:
         name: The path relative to the folder of the report, such as ``demo/fcn``.
         folder: The run folder.
-        record: The record. A run that has not ended has one with the values that are known so far.
+        record: The record. Until the run ends, the record contains the values known so far.
         state: The state in one word, see `segdet.launch.state.Status`.
         faults: A line for each of its files that cannot be read.
     """

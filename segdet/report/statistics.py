@@ -37,7 +37,7 @@ _FEWEST = 100
 
 
 _FAR = float(ndtri(0.99))
-"""The standard deviations from which on the tail of a thousand resamples is too coarse."""
+"""The number of standard deviations beyond which the tail of a thousand resamples is too coarse."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,15 @@ def interval(value: float, resampled: np.ndarray, level: float = LEVEL) -> Inter
     """Return the bias-corrected bootstrap interval (Efron and Tibshirani 1993, section 14.3, with acceleration 0).
 
     The ends are percentiles of the resamples' scores. Plain percentiles cover too little for average precision, which
-    is larger on small test sets than on large ones: a resample exceeds the test's score about as much as this exceeds
-    the score of the population. The correction shifts the percentiles by twice the share of resamples below the
+    is larger on small test sets than on large ones: a resample's score exceeds the test's about as much as the test's
+    score exceeds the population's. The correction shifts the percentiles by twice the share of resamples below the
     test's score. The acceleration of BCa changed the coverage by less than .01 in simulations and needs as many more
     resamples as there are images.
 
     Args:
         value: The score of the test.
-        resampled: float64 ``[B]``, the scores of the resamples. NaN, for example without an object, are left out.
+        resampled: float64 ``[B]``, the scores of the resamples. NaN values, for example of resamples without an object,
+            are left out.
         level: The coverage.
 
     Returns:
@@ -173,8 +174,8 @@ class _Seeds:
     def seed_variance(self) -> float:
         """The variance of the mean that is due to seeds alone; at least two seeds.
 
-        The variance of the seeds' scores also contains their different luck with the images of this test set. This
-        part varies with the images, is measured by the resamples and is subtracted.
+        The variance of the seeds' scores has a second part: each seed happens to suit some images of this test set
+        better than others. The resamples measure this part, and it is subtracted.
         """
         return max(0.0, self.variance_of_mean - self.luck)
 
@@ -418,8 +419,9 @@ def _total(value: float, resampled: np.ndarray, seeds: Sequence[_Seeds]) -> _Tot
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return P-values adjusted for the number of comparisons (Holm 1979).
 
-    Rejecting the hypotheses with an adjusted value of at most .05 rejects one or more true ones with a probability of
-    at most .05, whatever the dependence between them. Undefined P-values (NaN) stay undefined and are not counted.
+    If all hypotheses with an adjusted value of at most .05 are rejected, the probability that any true hypothesis is
+    rejected is at most .05, for any dependence between them. Undefined P-values (NaN) stay undefined and are not
+    counted.
     """
     values = np.asarray(p_values, float)
     adjusted = np.full(len(values), np.nan)

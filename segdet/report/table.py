@@ -158,7 +158,7 @@ def _differences(rows: Sequence[Row], task: str, comparisons: Comparisons) -> li
     parts = []
     pairs = comparisons.compare(groups, task)
     if differences := differences_table(pairs):
-        order = "the one above it" if comparisons.pairs == "neighbours" else "each one above it"
+        order = "the one above it" if comparisons.pairs == "neighbours" else "every run above it"
         title = (
             f"Differences of test/{comparisons.score_of(task)}, each run minus {order}, on the same images:"
         )

@@ -64,7 +64,7 @@ def write_records(
         folder: The folder that will contain ``wandb/``.
         project: The project on Weights & Biases.
         mode: ``online`` or ``offline``.
-        progress: Is called with the name of each finished record.
+        progress: A function that is called with the name of each finished record.
 
     Returns:
         The names of the tables.

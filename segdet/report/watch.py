@@ -35,8 +35,8 @@ def watch_page(
 ) -> None:
     """Write the page whenever a file of a run changes, until all runs have ended.
 
-    The page loads itself again. The last one does not. Writing the page of large tests takes many seconds. The pause
-    after it grows with this time, which leaves most of the processor to the runs.
+    The browser reloads the page until all runs have ended. Writing the page of large tests takes many seconds. The
+    pause after it grows with this time, which leaves most of the processor to the runs.
 
     Args:
         folders: Folders of runs. Their runs may not have started yet.
@@ -61,7 +61,7 @@ def watch_page(
                 return
             sleep(max(interval, _PAUSE * (clock() - started)))
         except KeyboardInterrupt:
-            write_page(page_of(folders), path)  # a page that does not load itself again
+            write_page(page_of(folders), path)  # a page that is not reloaded
             raise
 
 

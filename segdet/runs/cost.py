@@ -1,8 +1,8 @@
 """The cost of predicting one image: parameters, FLOPs, milliseconds, network passes and memory.
 
 All costs are those of ``predict_tensors``, from the decoded and transformed image to the final prediction:
-normalization, network, decoding of boxes, NMS or upsampling. Reading and decoding of the file is left out, because it
-costs the same for every model.
+normalization, network, decoding of boxes, NMS or upsampling. Reading and decoding the file are left out, because they
+cost the same for every model.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""The evidence of a test: what was predicted and annotated in each image, from which all scores can be computed again.
+"""The evidence of a test: the predictions and annotations of each image, from which all scores can be recomputed.
 
-``per_image/evidence.npz`` in the folder of a run holds it, and the run's record names the file as ``per_image``. The
+It is stored in ``per_image/evidence.npz`` in the run's folder. This path is the field ``per_image`` of the record. The
 scores of any selection of images follow from it without the network and the dataset, for example for a bootstrap over
 images. Reading it does not import torch.
 

@@ -45,7 +45,7 @@ def evidence_from_scores(scores: Scores, images: Mapping[int, ImageFile]) -> Evi
         images: The image files by image id, at least those of the images of all processes.
 
     Returns:
-        The evidence, or None for metrics of other tasks. An image that occurs twice is in it once.
+        The evidence, or None for metrics of other tasks. An image that occurs twice is included once.
     """
     if isinstance(scores, DetectionScores):
         image_ids, by_box, by_mask = scores.evaluations()

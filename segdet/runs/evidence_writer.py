@@ -66,7 +66,7 @@ class EvidenceWriter(pl.Callback, ReadsScores):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Note the images of a batch, and keep the masks of those that are in the gallery so far."""
+        """Record the images of a batch, and keep the masks of those that are in the gallery so far."""
         root = Path(trainer.datamodule.root)  # type: ignore[attr-defined]
         for position, source in enumerate(batch.sources):
             if source.duplicate:

@@ -121,7 +121,7 @@ def _number(value: Any) -> Any:
 
 
 class RunWandbLogger(WandbLogger):
-    """Lightning's logger, except that the end of the process of W&B does not end the run.
+    """Lightning's logger for W&B. The run continues if the process of W&B ends.
 
     SLURM and containers send a signal to all processes of a job. The process of W&B ends at once, while the run
     finishes its batch and saves. A process that does not own the run's folder any more cannot add to the record.
@@ -132,7 +132,7 @@ class RunWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run's object of W&B; raises the error of the folder's guard after the run was lost."""
+        """The W&B object of the run. Raises the error of the folder's guard if the run was lost."""
         check_writable(Path(str(self.save_dir)))
         return super().experiment
 
@@ -188,7 +188,7 @@ def wandb_logger(folder: Path, project: str, adds_to_run: bool = False) -> list[
 
 
 def choose_mode(logger: WandbLogger) -> None:
-    """Let a logger without a mode record offline if there is no account, because W&B would ask for one."""
+    """Let a logger without a mode record offline if there is no account, because W&B would prompt for one."""
     if logger._wandb_init.get("mode") is None:
         logger._wandb_init["mode"] = wandb_mode()
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it, and W&B warns about it in every run

@@ -19,12 +19,12 @@ MOVING = {
     "scatter_", "split_with_sizes_copy", "stack", "zero_", "zeros", "zeros_like", "_local_scalar_dense", "item",
     "_reshape_copy", "_unsafe_view", "_unsafe_index", "_assert_async", "set_", "max_unpool2d", "detach_",
 }  # fmt: skip
-"""The operators that only allocate, move or select numbers. Views are recognized by themselves."""
+"""The operators that only allocate, move or select numbers. Views need no entry, because torch marks them."""
 
 
 @dataclass
 class Uncounted:
-    """The calls of an operator that computes and is not counted.
+    """The calls of an operator that computes but is not counted.
 
     Attributes:
         calls: The number of calls.
@@ -53,7 +53,7 @@ class Operations:
 def count_operations(predict: Callable[[], Any], model: nn.Module, pass_module: nn.Module) -> Operations:
     """Count the operations of one call of ``predict``.
 
-    torch sees the operators that it runs itself. Work in NumPy, Numba or OpenCV, such as Selective Search, is neither
+    Only operators that torch runs are recorded. Work in NumPy, Numba or OpenCV, such as Selective Search, is neither
     counted nor listed.
 
     Args:
@@ -91,7 +91,7 @@ _CPU_ATTENTION: dict[Any, Any] = {
 
 
 class _UncountedOperators(TorchDispatchMode):
-    """A mode that lists the operators that compute and that the FLOP counter ignores.
+    """A mode that lists the operators that compute but are ignored by the FLOP counter.
 
     Args:
         counted: The operators that are counted.

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases records online, offline or not at all. Nothing here imports torch or wandb."""
+"""Whether Weights & Biases records online, offline or not at all. This module imports neither torch nor wandb."""
 
 import contextlib
 import netrc

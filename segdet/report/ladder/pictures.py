@@ -179,7 +179,7 @@ def spatial_pyramid() -> str:
 
 
 def light_head() -> str:
-    """The mean of the image weights the channels of one map."""
+    """The channels of one map are weighted by the mean of the image."""
     return (
         image(_LEFT, _TOP) + plates(55, 38, 24) + text(67, 82, "mean", colour=BLUE)
         + line((67, 64), (67, 73), colour=BLUE) + line((80, 79), (91, 79), colour=BLUE)
@@ -458,7 +458,7 @@ def fcos() -> str:
 
 
 def yolox() -> str:
-    """The cells with the best predictions of the moment are assigned to an object."""
+    """Each object is assigned to the cells with the best current predictions."""
     return (
         image(_LEFT, _TOP) + network(52, 50, 10, 40, 28) + grid(66, 30, 40, 6, marked=[19, 20, 26, 10])
         + object_box(66, 30, 0, 40) + object_box(66, 30, 1, 40) + text(86, 84, "best cells", colour=BLUE)

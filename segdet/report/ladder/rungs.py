@@ -1,8 +1,8 @@
 """The rungs of the ladder: one for each family, in the order in which the ideas build on each other.
 
-The sentences are written to be read one after the other: each says what the family adds to the rung above it.
-They are in one table for this reason, and because reports are written without importing torch, which reading them from
-the classes would need. A family without a rung is shown with the first sentence of its docstring, from its record.
+The sentences form a sequence: each describes the idea that the family adds to the rung above it. They are in one table
+because of this sequence, and because reading them from the classes would import torch, which reports do not need. A
+family without a rung is shown with the first sentence of its docstring, from its record.
 
 The published figures come from the papers and from the model pages of torchvision. They were measured on other data
 and hardware than the runs, and mostly on different training sets. They show the order of magnitude.
@@ -161,7 +161,7 @@ RUNGS: tuple[Rung, ...] = (
     ),
     Rung(
         "segmentation", "DeepLabV3", "DeepLabV3",
-        "Looks at each pixel's surroundings at several scales through parallel dilated convolutions.",
+        "Adds context at several scales around each pixel by parallel dilated convolutions.",
         pictures.spatial_pyramid, "Chen, Papandreou, Schroff, Adam", 2017,
         Published(85.7, "mIoU", "VOC 2012 test"),
     ),

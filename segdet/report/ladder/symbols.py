@@ -1,9 +1,9 @@
 """The symbols that all pictures of the ladder share, as SVG text.
 
-Grey is what a network receives and computes: the image with its two objects, feature maps as stacked plates, the
-network as a trapezoid. Blue is where it looks: windows, regions, anchors, cells. Orange and green are its predictions:
-boxes, classes, masks. Lines and text have the colour of the surrounding text, so that the pictures suit light pages,
-dark pages and print.
+Grey marks the input and the computation: the image with its two objects, feature maps as stacked plates, the network as
+a trapezoid. Blue marks positions: windows, regions, anchors, cells. Orange and green mark predictions: boxes, classes,
+masks. Lines and text have the colour of the surrounding text, so that the pictures suit light pages, dark pages and
+print.
 
 Coordinates are in units of the picture, x to the right and y down. Unless stated otherwise, ``(x, y)`` is the upper
 left corner.
@@ -212,7 +212,7 @@ def crop(x: float, y: float, side: float, index: int) -> str:
 
 
 def region(x: float, y: float, width: float, height: float | None = None) -> str:
-    """Return a window or region that is looked at."""
+    """Return the current window or region."""
     height = width if height is None else height
     return area(x, y, width, height, BLUE, 0.16) + frame(x, y, width, height, BLUE, 1.6)
 

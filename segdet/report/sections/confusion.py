@@ -99,7 +99,7 @@ class _Matrix:
         return f"{counted(cell.count, unit)} in {images}"
 
     def describe(self, cell: _Cell) -> str:
-        """Return the confusion in words. Isolates keep names of other directions apart from the words."""
+        """Return the confusion in words. Unicode isolates keep right-to-left names in their place."""
         names = [f"\u2068{name}\u2069" for name in self.confusion.names]
         has_background = self.confusion.min_score is not None
         if cell.is_correct:

@@ -27,10 +27,10 @@ FEWEST_PARTS = 12
 """The smallest number of means of a noisy curve."""
 
 MOST_MARKED = 12
-"""With more curves, they have no markers and are fainter."""
+"""With more curves than this, they are fainter and have no markers."""
 
 MOST_NAMES = 24
-"""With more runs, there is no legend."""
+"""With more runs than this, there is no legend."""
 
 
 def section(page: PageData) -> Section | None:

@@ -15,7 +15,7 @@ DESCRIPTIONS = {
     "classification": "correct box, wrong class",
     "localization": "correct class, IoU between .1 and .5",
     "both": "wrong class and wrong box",
-    "duplicate": "an object that a better detection has",
+    "duplicate": "object already found by a better detection",
     "background": "no object",
     "missed": "object without a detection",
     "false_positive": "all wrong detections",

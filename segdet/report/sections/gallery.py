@@ -97,7 +97,7 @@ def _block(gallery: Gallery, several: bool) -> _Block:
 
 
 def _steps(counts: np.ndarray) -> list[int]:
-    """Return the first count and the differences to the next, which are shorter as text."""
+    """Return the first count, then the difference of each count from the previous one, which is shorter as text."""
     return [int(counts[0]), *np.diff(counts).tolist()]
 
 

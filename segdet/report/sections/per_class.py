@@ -20,7 +20,7 @@ MAX_CLASSES = 40
 
 
 MAX_LINES = 8
-"""The number of runs whose intervals are drawn. Those of more runs are in the table only."""
+"""The maximum number of runs with intervals in the chart. With more runs, only the table has intervals."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Cell:
     Attributes:
         value: The number by which the table is sorted, or None.
         text: The text.
-        note: A smaller text behind it, such as a standard deviation.
+        note: A smaller text after it, such as a standard deviation.
         best: Whether it is the best of its column.
     """
 

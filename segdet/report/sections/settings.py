@@ -46,7 +46,8 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     """Return the settings with several values, and the number of all others.
 
     Args:
-        configs: The settings of each run by dotted name. A setting that a run does not have is not compared for it.
+        configs: The settings of each run by dotted name. Runs without a setting are ignored when its values are
+            compared.
     """
     names = dict.fromkeys(name for config in configs for name in config)
     differing = [

@@ -1,4 +1,4 @@
-"""Accuracy against cost: a chart for each cost, with the runs that no other run beats in both."""
+"""Accuracy against cost: a chart for each cost, with the Pareto front of the runs."""
 
 import math
 import statistics
@@ -33,7 +33,7 @@ PLOT_WIDTH = STATIC_WIDTH - 60
 """The smallest width of a plot in pixels, for which labels are placed."""
 
 MOST_LABELS = 16
-"""With more runs, only those on the front are labelled."""
+"""With more runs than this, only those on the front are labelled."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def section(page: PageData) -> Section | None:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other point beats in cost and score, from the cheapest to the best."""
+    """Return the points that no other point dominates in cost and score, from the cheapest to the best."""
     front: list[Point] = []
     for point in sorted(points, key=lambda each: (each.cost, -each.score)):
         if not front or point.score > front[-1].score:
@@ -211,7 +211,7 @@ def _labels(
     ]
     kept = front if len(points) > MOST_LABELS else points
     texts = [shorten(each.group.name) if each in kept else "" for each in points]
-    # Labels on the front take the best places.
+    # Labels on the front are placed first.
     order = sorted(range(len(points)), key=lambda index: points[index] not in front)
     placed = place_labels([positions[at] for at in order], [texts[at] for at in order], PLOT_WIDTH, HEIGHT)
     labels: list[Label | None] = [None] * len(points)

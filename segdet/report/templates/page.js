@@ -133,7 +133,7 @@ const segdet = (() => {
     for (const figure of document.querySelectorAll("figure.chart")) observer.observe(figure);
   }
 
-  // A page of running experiments loads itself again and keeps the selection, the filter and the position.
+  // The browser reloads a page of running experiments. The selection, the filter and the position are kept.
 
   const refresh = Number(document.body.dataset.refresh);
   const memory = `segdet:${location.pathname}`;
