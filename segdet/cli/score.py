@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
             write_line(f"segdet: reading {path}")
     truth = read_ground_truth(arguments.annotations)
     predictions = read_predictions(arguments.predictions, truth)
-    for reason, count in predictions.left_out.items():
-        write_line(f"segdet: {arguments.predictions}: {reason}: {count} left out")
+    for line in predictions.lines():
+        write_line(f"segdet: {arguments.predictions}: {line}")
     scores, evaluation = score_predictions(predictions, truth)
     shown = _select(scores, arguments.definition)
     if arguments.json:

@@ -12,6 +12,7 @@ R-CNN release.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Detections:
     boxes: np.ndarray  # float64 [N, 4], xyxy, finite
     labels: np.ndarray  # int64 [N], 1..K
     scores: np.ndarray  # float64 [N], finite
+    box_areas: np.ndarray | None = None  # float64 [N]; None to compute them from the boxes
 
     def order(self) -> np.ndarray:
         """Return the indices that sort by image, then class, then descending score."""
@@ -48,7 +50,7 @@ class Detections:
 
     def select(self, rows: np.ndarray) -> "Detections":
         """Return the detections at the indices ``rows``."""
-        return Detections(**{name: values[rows] for name, values in vars(self).items()})
+        return Detections(**_selected(self, rows))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Objects:
     iscrowd: np.ndarray  # bool [M]
     difficult: np.ndarray  # bool [M]
     areas: np.ndarray  # float64 [M]; COCO uses the areas to classify objects as small, medium or large
+    box_areas: np.ndarray | None = None  # float64 [M]; None to compute them from the boxes
 
     @property
     def ignored(self) -> np.ndarray:
@@ -73,7 +76,18 @@ class Objects:
 
     def select(self, rows: np.ndarray) -> "Objects":
         """Return the objects at the indices ``rows``."""
-        return Objects(**{name: values[rows] for name, values in vars(self).items()})
+        return Objects(**_selected(self, rows))
+
+
+def _selected(columns: Detections | Objects, rows: np.ndarray) -> dict[str, Any]:
+    return {name: None if values is None else values[rows] for name, values in vars(columns).items()}
+
+
+def _box_areas(columns: Detections | Objects) -> np.ndarray:
+    """Return the areas of the boxes: those that are given, or the product of the sides."""
+    if columns.box_areas is not None:
+        return columns.box_areas
+    return np.asarray((columns.boxes[:, 2:] - columns.boxes[:, :2]).prod(1))
 
 
 @dataclass(frozen=True)
@@ -136,9 +150,9 @@ class Evaluation:
         self._groups = groups
         first = np.searchsorted(self._detection_group, self._detection_group)
         self.ranks = np.arange(len(detections.labels)) - first
+        self._box_areas = _box_areas(self.detections), _box_areas(self.objects)
         if mask_overlaps is None:
-            boxes = self.detections.boxes
-            self._areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+            self._areas = self._box_areas[0]
             self._pairs = self._overlapping(self._detection_group, self._object_group, _IOUS[0])
         else:
             self._areas = mask_overlaps.areas[detection_order]
@@ -177,9 +191,9 @@ class Evaluation:
         sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
         touching = (sides > 0).all(1)
         detections, objects, sides = detections[touching], objects[touching], sides[touching]
-        boxes, others = boxes[touching], others[touching]
-        intersection, area = sides.prod(1), (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        iou = intersection / (area + (others[:, 2:] - others[:, :2]).prod(1) - intersection)
+        intersection = sides.prod(1)
+        area, other_area = self._box_areas[0][detections], self._box_areas[1][objects]
+        iou = intersection / (area + other_area - intersection)
         overlaps = np.where(self.objects.ignored[objects], intersection / area, iou)
         keep = np.maximum(iou, overlaps) >= threshold
         return detections[keep], objects[keep], iou[keep], overlaps[keep]
@@ -265,12 +279,20 @@ class Evaluation:
         return match_greedily(*candidates, self.ranks, ignored, self.objects.ignored, ious)
 
     def voc(self) -> dict[str, float]:
-        """Return ``map_voc07`` and ``map_voc12``, equal to those of ``voc_eval.py``; NaN without an object.
+        """Return ``map_voc07`` and ``map_voc12``: the means of `voc_by_class` over the classes with an object."""
+        voc07, voc12 = self.voc_by_class()
+        return {"map_voc07": _mean(voc07), "map_voc12": _mean(voc12)}
 
-        The means leave out classes without an object. Crowds are treated as ``difficult``.
+    def voc_by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return VOC's AP at eleven recalls and as the area under the curve, equal to those of ``voc_eval.py``.
+
+        Crowds are treated as ``difficult``.
 
         VOC's boxes are inclusive and 1-based, with a width of ``xmax - xmin + 1``. The boxes here are exclusive and
         0-based, so the width ``xmax - xmin`` is the same number.
+
+        Returns:
+            Two arrays float64 ``[K]``, NaN for classes without an object.
         """
         correct, ignored = self.voc_matches()
         by_score = np.lexsort((-self.detections.scores, self.detections.labels))
@@ -282,7 +304,7 @@ class Evaluation:
             order = by_score[rows[label]]
             order = order[~ignored[order]]
             voc07[label], voc12[label] = _voc_ap(correct[order], int(counts[label]))
-        return {"map_voc07": _mean(voc07), "map_voc12": _mean(voc12)}
+        return voc07, voc12
 
     def voc_matches(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the correct and the ignored detections by VOC's rule, bool ``[N]`` each."""

@@ -18,6 +18,7 @@ from segdet.report.statistics import (
     holm,
     paired_difference,
 )
+from segdet.runs.evidence import DetectionEvidence
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
 from segdet.util.tables import markdown_table
@@ -178,13 +179,29 @@ def usable_tests(group: RunGroup) -> tuple[list[Bootstrap], str]:
     if None in tests:
         return [], "no evidence of the test; run segdet test to write it"
     found = [test for test in tests if test is not None]
-    if len({run.record.fingerprint for run in runs}) > 1:
+    if _read_different_data(runs):
         return [], "the seeds read different data"
     if not all(test.has_images_of(found[0]) for test in found):
         return [], "the seeds were tested on different images"
     if not all(_agrees(run, test) for run, test in zip(runs, found, strict=True)):
         return [], "evidence and scores are from different tests; run segdet test again"
     return found, ""
+
+
+def _read_different_data(runs: list[RunData]) -> bool:
+    """Return whether tested runs read different data.
+
+    Scored predictions of other programs have no fingerprint. Their evidence must have the objects of the other runs.
+    """
+    if len({run.record.fingerprint for run in runs if run.record.fingerprint}) > 1:
+        return True
+    tests = [run.evidence for run in runs]
+    if all(run.record.fingerprint for run in runs) or not all(
+        isinstance(each, DetectionEvidence) for each in tests
+    ):
+        return len({run.record.fingerprint for run in runs}) > 1
+    found = [each for each in tests if isinstance(each, DetectionEvidence)]
+    return not all(each.has_objects_of(found[0]) for each in found)
 
 
 def _agrees(run: RunData, test: Bootstrap) -> bool:
@@ -205,7 +222,7 @@ def compare_runs(first: RunGroup, second: RunGroup, score: str) -> Pair:
             return Pair(first, second, None, reason=f"{group.name}: {reason}")
     if any(score not in test.values for test in (*own[0], *other[0])):
         return Pair(first, second, None, reason=f"one of them has no {score}")
-    if len({run.record.fingerprint for run in (*first.runs, *second.runs) if run.record.is_tested}) > 1:
+    if _read_different_data([run for run in (*first.runs, *second.runs) if run.record.is_tested]):
         return Pair(first, second, None, reason="they read different data")
     try:
         return Pair(first, second, paired_difference(own[0], other[0], score))

@@ -159,6 +159,22 @@ class DetectionEvidence(_Images):
     object_area: Annotated[np.ndarray, _Layout("f8", ("M",))]
     mask_match: Annotated[np.ndarray | None, _Layout("u1", ("N", len(IOUS)))] = None
 
+    def has_objects_of(self, other: "DetectionEvidence") -> bool:
+        """Return whether both tests have the same images, classes and objects."""
+        arrays = (
+            "image_ids",
+            "object_image",
+            "object_label",
+            "object_box",
+            "object_crowd",
+            "object_difficult",
+        )
+        return (
+            self.class_names == other.class_names
+            and self.file_names == other.file_names
+            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SegmentationEvidence(_Images):

@@ -4,12 +4,11 @@ The ground truth is a COCO annotation file. Scores are those of `segdet.metrics.
 float64: COCO's twelve numbers equal pycocotools'.
 """
 
-import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +17,18 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from segdet.data.formats.coco import NoImageFolder, find_image_folder
 from segdet.metrics.average_precision import Detections, Evaluation, MaskOverlaps, Objects
 from segdet.runs.evidence import EVIDENCE_NAME, write_evidence
 from segdet.runs.evidence_from_scores import ImageFile, detection_evidence
+from segdet.runs.predictions import relative_path
 from segdet.runs.record import RECORD_NAME, Record
 from segdet.util.errors import UserError
+
+_UNKNOWN_IMAGE, _UNKNOWN_CATEGORY = "unknown image_id", "unknown category_id"
+
+_LISTED = 10
+"""The number of unknown ids that a line lists."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +37,24 @@ class GroundTruth:
 
     Attributes:
         path: The file.
-        images: The image files by the position of the image, in the order of the ids.
+        image_ids: The ids as in the evidence of a test: int64 ``[I]``, ascending. Positions if ids are texts.
+        images: The image files by the position of the image, in the order of the ids. Names are relative to the root
+            of the dataset, if the images are there.
         positions: The position of each image by its id.
         class_names: The names of the categories, in the order of the ids.
         labels: The label of each category by its id, from 1.
         objects: The annotations; images are given by position.
         segmentations: The segmentation of each object, or None.
-        fingerprint: A digest of the file.
     """
 
     path: Path
+    image_ids: np.ndarray
     images: list[ImageFile]
     positions: dict[Any, int]
     class_names: list[str]
     labels: dict[Any, int]
     objects: Objects
     segmentations: list[Any]
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,24 @@ class Predictions:
         detections: The entries that can be scored; images are given by position.
         segmentations: The segmentation of each detection, or None if an entry has none.
         left_out: The number of entries that are not scored, by reason.
+        unknown: The unknown ids of these entries by reason, each once.
     """
 
     path: Path
     detections: Detections
     segmentations: list[Any] | None
     left_out: Counter[str] = field(default_factory=Counter)
+    unknown: dict[str, list[Any]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason: the number of entries, and the first unknown ids."""
+        lines = []
+        for reason, count in self.left_out.items():
+            ids = self.unknown.get(reason, [])
+            more = f" ... ({len(ids):,})" if len(ids) > _LISTED else ""
+            listed = f" ({', '.join(map(str, ids[:_LISTED]))}{more})" if ids else ""
+            lines.append(f"{reason}: {count} left out{listed}")
+        return lines
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
@@ -73,7 +92,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
     Raises:
         UserError: If the file is missing or corrupt, or is not a COCO annotation file.
     """
-    content, digest = _read_json(path)
+    content = _read_json(path)
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise UserError(
@@ -96,24 +115,26 @@ def read_ground_truth(path: Path) -> GroundTruth:
             areas=np.array(
                 [annotation.get("area", math.prod(annotation["bbox"][2:])) for annotation in used], float
             ),
+            box_areas=_areas([annotation["bbox"] for annotation in used]),
         )
+        names = _names_in_root(path, [str(images[each].get("file_name", each)) for each in image_ids])
         files = [
-            ImageFile(
-                str(images[each].get("file_name", each)), (images[each]["height"], images[each]["width"])
-            )
-            for each in image_ids
+            ImageFile(name, (images[each]["height"], images[each]["width"]))
+            for name, each in zip(names, image_ids, strict=True)
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: an entry is not valid ({_reason(error)}); run segdet data check") from None
     return GroundTruth(
         path=path,
+        image_ids=np.array(
+            image_ids if all(type(each) is int for each in image_ids) else range(len(files)), np.int64
+        ),
         images=files,
         positions=positions,
-        class_names=[categories[each] for each in category_ids],
+        class_names=_unique(categories, category_ids),
         labels=labels,
         objects=objects,
         segmentations=[annotation.get("segmentation") for annotation in used],
-        fingerprint=digest,
     )
 
 
@@ -125,12 +146,14 @@ def read_predictions(path: Path, truth: GroundTruth) -> Predictions:
     Raises:
         UserError: If the file is missing or corrupt, or is not a list of results.
     """
-    content, _ = _read_json(path)
+    content = _read_json(path)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(
             f"{path}: not a COCO results file (a list of image_id, category_id, bbox, score); give PREDICTIONS first"
         )
     left_out: Counter[str] = Counter()
+    unknown: dict[str, dict[Any, None]] = {}
+    keys = {_UNKNOWN_IMAGE: "image_id", _UNKNOWN_CATEGORY: "category_id"}
     kept: list[dict[str, Any]] = []
     for entry in content:
         reason = _fault(entry, truth)
@@ -138,15 +161,20 @@ def read_predictions(path: Path, truth: GroundTruth) -> Predictions:
             kept.append(entry)
         else:
             left_out[reason] += 1
+            if reason in keys:
+                unknown.setdefault(reason, {})[entry[keys[reason]]] = None
+    boxes = [_box_of(entry) for entry in kept]
     detections = Detections(
         images=np.array([truth.positions[entry["image_id"]] for entry in kept], np.int64),
-        boxes=_boxes([_box_of(entry) for entry in kept]),
+        boxes=_boxes(boxes),
         labels=np.array([truth.labels[entry["category_id"]] for entry in kept], np.int64),
         scores=np.array([entry["score"] for entry in kept], float),
+        box_areas=_areas(boxes),
     )
     segmentations = [entry.get("segmentation") for entry in kept]
+    listed = {reason: _ordered(ids) for reason, ids in unknown.items()}
     return Predictions(
-        path, detections, None if not kept or None in segmentations else segmentations, left_out
+        path, detections, None if not kept or None in segmentations else segmentations, left_out, listed
     )
 
 
@@ -176,9 +204,8 @@ def write_scores(
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; give a new folder")
     positions = np.arange(len(truth.images))
-    write_evidence(
-        folder / EVIDENCE_NAME, detection_evidence(positions, dict(enumerate(truth.images)), evaluation)
-    )
+    evidence = detection_evidence(positions, dict(enumerate(truth.images)), evaluation)
+    write_evidence(folder / EVIDENCE_NAME, replace(evidence, image_ids=truth.image_ids))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     Record(
         name=folder.name,
@@ -188,7 +215,6 @@ def write_scores(
         seed=0,
         status="finished",
         metrics={f"test/{name}": value for name, value in scores.items()},
-        fingerprint=truth.fingerprint,
         command=command,
         started=now,
         finished=now,
@@ -196,15 +222,31 @@ def write_scores(
     ).write(folder / RECORD_NAME)
 
 
-def _read_json(path: Path) -> tuple[Any, str]:
-    """Return the content of a JSON file and the first digits of its digest."""
+def _read_json(path: Path) -> Any:
     try:
-        content = path.read_bytes()
-        return json.loads(content), hashlib.sha256(content).hexdigest()[:12]
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file") from None
     except ValueError as error:
         raise UserError(f"{path}: corrupt, or not JSON ({error})") from None
+
+
+def _names_in_root(annotations: Path, names: list[str]) -> list[str]:
+    """Return file names relative to the root of the dataset, as in tests; unchanged if there are no images."""
+    folder = annotations.absolute().parent
+    root = folder.parent if folder.name == "annotations" else folder
+    split = annotations.stem.removeprefix("instances_")
+    try:
+        images = find_image_folder(root, annotations.absolute(), names[0] if names else "", split)
+    except NoImageFolder:
+        return names
+    return [relative_path(images / name, root).as_posix() for name in names]
+
+
+def _unique(names: Mapping[Any, str], ids: list[Any]) -> list[str]:
+    """Return the names in the order of ``ids``; names of several categories with the id."""
+    counts = Counter(names.values())
+    return [names[each] if counts[names[each]] == 1 else f"{names[each]} ({each})" for each in ids]
 
 
 def _ordered(ids: Iterable[Any]) -> list[Any]:
@@ -218,6 +260,14 @@ def _boxes(boxes: list[Any]) -> np.ndarray:
     return np.concatenate([values[:, :2], values[:, :2] + values[:, 2:]], 1)
 
 
+def _areas(boxes: list[Any]) -> np.ndarray:
+    """Return width times height as in the file, float64 ``[N]``.
+
+    Rounding can change the width of an xyxy box, so that a box at a limit of areas or of IoU would cross it.
+    """
+    return np.asarray(np.array(boxes, float).reshape(-1, 4)[:, 2:].prod(1))
+
+
 def _box_of(entry: Mapping[str, Any]) -> Any:
     """Return the box of an entry; the box around its segmentation if it has no other."""
     return entry["bbox"] if "bbox" in entry else rle.toBbox(_encoded(entry["segmentation"], None)).tolist()
@@ -227,9 +277,9 @@ def _fault(entry: Mapping[str, Any], truth: GroundTruth) -> str | None:
     """Return the reason for which an entry cannot be scored, or None."""
     try:
         if entry["image_id"] not in truth.positions:
-            return "unknown image_id"
+            return _UNKNOWN_IMAGE
         if entry["category_id"] not in truth.labels:
-            return "unknown category_id"
+            return _UNKNOWN_CATEGORY
         box = np.array(_box_of(entry), float)
         return (
             None
@@ -238,7 +288,7 @@ def _fault(entry: Mapping[str, Any], truth: GroundTruth) -> str | None:
         )
     except KeyError as error:
         return f"no {error.args[0]}"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return "invalid box or score"
 
 

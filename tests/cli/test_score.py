@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segdet.cli.main import main
+from segdet.data.formats.detect import find_dataset
 from segdet.metrics import DetectionScores
 from segdet.metrics.average_precision import COCO_NAMES
-from segdet.runs.evidence import DetectionEvidence, read_evidence
+from segdet.report.comparisons import compare_runs
+from segdet.report.run_data import group_runs, load_runs
+from segdet.runs.evidence import EVIDENCE_NAME, DetectionEvidence, read_evidence, write_evidence
+from segdet.runs.evidence_from_scores import ImageFile, detection_evidence
 from segdet.runs.record import Record
 
 CATEGORIES = [
@@ -153,14 +158,20 @@ def test_entries_that_cannot_be_scored_are_counted(
     good = entries[0]
     bad = [
         good | {"image_id": 1}, good | {"image_id": 1}, good | {"category_id": 4}, good | {"score": None},
-        good | {"bbox": [1, 2, 3]}, {name: good[name] for name in ("image_id", "category_id", "bbox")},
+        good | {"bbox": [1, 2, 3]}, good | {"score": 10**400}, *({**good, "image_id": 1000 + n} for n in range(10)),
+        {name: good[name] for name in ("image_id", "category_id", "bbox")},
     ]  # fmt: skip
     found.write_text(json.dumps([*bad, *entries]))
     assert main(["score", str(found), str(truth), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == expected
-    for line in ("unknown image_id: 2", "unknown category_id: 1", "invalid box or score: 2", "no score: 1"):
-        assert f"segdet: {found}: {line} left out\n" in err
+    for line in (
+        "unknown image_id: 12 left out (1, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008 ... (11))",
+        "unknown category_id: 1 left out (4)",
+        "invalid box or score: 3 left out",
+        "no score: 1 left out",
+    ):
+        assert f"segdet: {found}: {line}\n" in err
 
 
 def test_ids_may_be_text(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,6 +184,45 @@ def test_ids_may_be_text(files: tuple[Path, Path], capsys: pytest.CaptureFixture
     for path, content in zip(files, (found, truth), strict=True):
         path.write_text(json.dumps(content))
     assert printed(capsys, *files) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_exactly_at_the_limits_of_areas_and_iou(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Boxes of 32 x 32 and 96 x 96, and detections of half a box, at corners that floats do not represent exactly."""
+    random = np.random.default_rng(seed)
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 400, "width": 400} for n in range(20)]
+    for image in images:
+        for _ in range(5):
+            side = float(random.choice([32, 96, 31.9, 96.1]))
+            x, y = random.uniform(0, 300, 2).round(1).tolist()
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image["id"], "category_id": 3, "bbox": [x, y, side, side],
+                "area": float(random.choice([1024, 1024.0001, 9216, 9216.0003])), "iscrowd": 0,
+            })  # fmt: skip
+            for corner, height in ((x, side / 2), (round(x + random.uniform(0, 9), 1), side)):
+                entry = {"image_id": image["id"], "category_id": 3, "bbox": [corner, y, side, height]}
+                predictions.append(entry | {"score": round(float(random.random()), 1)})
+    found, truth = tmp_path / "found.json", tmp_path / "truth.json"
+    found.write_text(json.dumps(predictions))
+    truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
+    scores = printed(capsys, found, truth)
+    numbers, _ = reference(found, truth, "bbox")
+    assert [scores[name] for name in COCO_NAMES] == pytest.approx(numbers, abs=1e-9)
+
+
+def test_categories_of_the_same_name_have_separate_scores(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = printed(capsys, *files)
+    content = json.loads(files[1].read_text())
+    content["categories"].append({"id": 200, "name": "cat"})
+    files[1].write_text(json.dumps(content))
+    scores = printed(capsys, *files)
+    assert scores["ap/cat (3)"] == expected["ap/cat"] and scores["ap/cat (200)"] is None
 
 
 @pytest.mark.parametrize(
@@ -250,3 +300,51 @@ def test_tiny_coco(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     scores = printed(capsys, found, truth)
     numbers, _ = reference(found, truth, "bbox")
     assert [scores[name] for name in COCO_NAMES] == pytest.approx(numbers, abs=1e-6)
+
+
+def test_scores_are_compared_with_runs_that_were_tested_on_the_same_objects(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The evidence has the image ids, file names and objects of a test that read the dataset."""
+    root = real_data / "tiny_coco"
+    truth, found = tmp_path / "annotations" / "instances_val2017.json", tmp_path / "found.json"
+    truth.parent.mkdir()
+    (tmp_path / "val2017").symlink_to(root / "val2017")
+    content = json.loads((root / "annotations" / truth.name).read_text())
+    truth.write_text(json.dumps(content))
+    found.write_text(json.dumps([
+        {"image_id": each["image_id"], "category_id": each["category_id"], "bbox": each["bbox"], "score": 0.5}
+        for each in content["annotations"][::2]
+    ]))  # fmt: skip
+    reader = find_dataset(root, "coco", "detection", ["val2017"]).open("val2017")
+    metric, images = DetectionScores(reader.class_names), {}
+    for index in range(len(reader)):
+        objects = reader.objects(index)
+        target: Any = {
+            name: torch.from_numpy(each) for name, each in vars(objects).items() if each is not None
+        }
+        prediction: Any = {name: target[name] for name in ("boxes", "labels")}
+        metric.update([prediction | {"scores": torch.ones(len(objects))}], [target], [reader.image_id(index)])
+        name = reader.image_path(index).relative_to(root).as_posix()
+        images[reader.image_id(index)] = ImageFile(name, reader.declared_size(index) or (0, 0))
+    image_ids, by_box, _ = metric.evaluations()
+    tested = tmp_path / "runs" / "tested"
+    write_evidence(tested / EVIDENCE_NAME, detection_evidence(image_ids, images, by_box))
+    numbers = {f"test/{name}": float(value) for name, value in metric.compute().items()}
+    Record(
+        name="tested", task="detection", model="SSD", data="COCODataModule", seed=0, status="finished",
+        metrics={name: value for name, value in numbers.items() if value == value}, fingerprint="aaaa",
+        per_image=EVIDENCE_NAME,
+    ).write(tested / "result.json")  # fmt: skip
+
+    def reason() -> str:
+        output = tmp_path / "runs" / "scored"
+        shutil.rmtree(output, ignore_errors=True)
+        assert main(["score", str(found), str(truth), "--output", str(output)]) == 0
+        first, second = group_runs(load_runs([tmp_path / "runs"])[0])
+        return compare_runs(first, second, "map").reason
+
+    assert reason() == ""
+    content["annotations"][0]["bbox"][0] += 1
+    truth.write_text(json.dumps(content))
+    assert reason() == "they read different data"

@@ -38,6 +38,10 @@ class NoSuchSplit(UserError):
         self.splits = list(splits)
 
 
+class NoImageFolder(UserError):
+    """The images of an annotation file cannot be found."""
+
+
 class COCOReader(Reader):
     """The images of one COCO annotation file, including those without annotations.
 
@@ -103,7 +107,7 @@ class COCOReader(Reader):
         if fatal and strict:
             raise fatal[0].error(len(fatal) - 1)
         first = str(self._document.names[0]) if len(self) else ""
-        self.image_folder = _find_image_folder(self.root, self.annotation_file, first, split, image_folder)
+        self.image_folder = find_image_folder(self.root, self.annotation_file, first, split, image_folder)
 
     def __len__(self) -> int:
         return len(self._document.ids)
@@ -332,10 +336,15 @@ def _find_annotation_file(root: Path, split: str, given: Path | str | None) -> P
     raise NoSuchSplit(f"{path}: no such annotation file; {there}", sorted(files))
 
 
-def _find_image_folder(
-    root: Path, annotation_file: Path, first: str, split: str, given: Path | str | None
+def find_image_folder(
+    root: Path, annotation_file: Path, first: str, split: str, given: Path | str | None = None
 ) -> Path:
-    """Return the folder that contains the image named ``first``."""
+    """Return the folder that contains the image named ``first``; for the order of the search see `COCOReader`.
+
+    Raises:
+        NoImageFolder: If there is none.
+        UserError: If the folder ``given`` does not exist.
+    """
     if given is not None:
         return _given(root, given, "folder of images", Path.is_dir)
     images, test = root / "images", split.replace("test-dev", "test")  # test-dev2017 is a subset of test2017
@@ -348,7 +357,7 @@ def _find_image_folder(
             if name_in(folder, first) is not None:
                 return folder
     if first and not places[0].is_dir():
-        raise UserError(
+        raise NoImageFolder(
             f"{places[0]}: no such folder of images, and {first} is nowhere in {root}; "
             f"put the images there, or into {images / split} or {images}"
         )
