@@ -8,9 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segdet.cli.error_messages import write_line
+from segdet.data.formats.class_names import class_names_from
 from segdet.metrics.average_precision import COCO_NAMES
-from segdet.runs.predictions_file import read_ground_truth, read_predictions, score_predictions, write_scores
+from segdet.runs.predictions_file import (
+    GroundTruth,
+    read_folder,
+    read_ground_truth,
+    read_predictions,
+    score_predictions,
+    write_scores,
+)
 from segdet.runs.record import to_json
+from segdet.util.errors import UserError
 from segdet.util.tables import plain_table
 
 DEFINITIONS = {"coco": COCO_NAMES, "voc07": ("map_voc07",), "voc12": ("map_voc12",)}
@@ -21,7 +30,7 @@ _LARGE = 20_000_000
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``segdet score PREDICTIONS ANNOTATIONS [--as NAME] [--json] [--output DIR]``.
+    """Run ``segdet score PREDICTIONS ANNOTATIONS [--split NAME] [--as NAME] [--json] [--output DIR]``.
 
     Returns:
         The exit status: 0.
@@ -33,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     for path in (arguments.predictions, arguments.annotations):
         if path.is_file() and path.stat().st_size > _LARGE:
             write_line(f"segdet: reading {path}")
-    truth = read_ground_truth(arguments.annotations)
+    truth = _ground_truth(arguments)
     predictions = read_predictions(arguments.predictions, truth)
     for line in predictions.lines():
         write_line(f"segdet: {arguments.predictions}: {line}")
@@ -52,6 +61,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _ground_truth(arguments: argparse.Namespace) -> GroundTruth:
+    """Read the annotation file or folder.
+
+    Raises:
+        UserError: If an option does not fit it, or it cannot be read.
+    """
+    path = arguments.annotations
+    if path.is_dir():
+        return read_folder(path, arguments.split, class_names_from(arguments.class_names, path))
+    for option in ("split", "class_names"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option}: for folders, but {path} is not one; leave it out")
+    return read_ground_truth(path)
+
+
 def _select(scores: Mapping[str, float], definition: str) -> dict[str, float]:
     """Return the scores of a definition in its order; those of COCO with masks and classes."""
     if definition == "all":
@@ -67,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="segdet score",
         allow_abbrev=False,
-        description="Score predictions in COCO's results format, from any tool, against a COCO annotation file.",
+        description="Score predictions in COCO's results format, from any tool, "
+        "against a COCO annotation file or a dataset folder.",
     )
     add = parser.add_argument
     add("predictions", type=Path, metavar="PREDICTIONS", help="list of image_id, category_id, bbox and score")
@@ -75,8 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "annotations",
         type=Path,
         metavar="ANNOTATIONS",
-        help="annotation file, such as instances_val2017.json",
+        help="annotation file, such as instances_val2017.json, or the folder of a dataset",
     )
+    add("--split", metavar="NAME", help="the split of a folder, such as val")
+    add("--class_names", metavar="A,B,C|FILE", help="the classes of a VOC folder (default: found)")
     add(
         "--as",
         dest="definition",

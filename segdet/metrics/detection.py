@@ -1,6 +1,6 @@
 """Detection scores: COCO's twelve numbers and VOC's average precision, equal to those of their evaluators."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ def _mask_overlaps(prediction: Prediction, target: Target) -> tuple[Tensor, Tens
     it: the IoU, or for ignored objects the intersection over the detection's area.
     """
     found, truth = run_lengths(prediction["masks"]), run_lengths(target["masks"])
-    areas = torch.from_numpy(np.asarray(rle.area(found), np.float64).reshape(-1))
+    areas = torch.from_numpy(mask_areas(found))
     if not found or not truth:
         return areas, torch.zeros(0, 3)
     none = torch.zeros(len(truth), dtype=torch.bool)
@@ -221,6 +221,12 @@ def _mask_overlaps(prediction: Prediction, target: Target) -> tuple[Tensor, Tens
     same_class = prediction["labels"].cpu().numpy()[:, None] == target["labels"].cpu().numpy()
     detections, objects = np.nonzero(same_class & (overlaps >= 0.5))
     return areas, torch.from_numpy(np.stack([detections, objects, overlaps[detections, objects]], 1))
+
+
+def mask_areas(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the areas of run-length encodings, float64 ``[N]``."""
+    # pycocotools refuses more than 255 masks at once with NumPy 2.
+    return np.array([rle.area(each) for each in encoded], np.float64)
 
 
 def run_lengths(masks: Tensor) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Scores of a file of predictions in COCO's results format, which any tool may have written.
 
-The ground truth is a COCO annotation file. Scores are those of `segdet.metrics.average_precision.Evaluation`, in
-float64: COCO's twelve numbers equal pycocotools'.
+The ground truth is a COCO annotation file or a split of a folder that segdet reads. Scores are those of
+`segdet.metrics.average_precision.Evaluation`, in float64: COCO's twelve numbers equal pycocotools'.
 """
 
 import json
@@ -16,9 +16,15 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
+from tqdm import tqdm
 
-from segdet.data.formats.coco import NoImageFolder, find_image_folder
+from segdet.data.formats.coco import COCOReader, NoImageFolder, find_image_folder
+from segdet.data.formats.detect import find_dataset
+from segdet.data.formats.reader import Reader, for_each_sample
+from segdet.data.images import image_size
+from segdet.data.sample import Objects as ImageObjects
 from segdet.metrics.average_precision import Detections, Evaluation, MaskOverlaps, Objects
+from segdet.metrics.detection import mask_areas
 from segdet.runs.evidence import EVIDENCE_NAME, write_evidence
 from segdet.runs.evidence_from_scores import ImageFile, detection_evidence
 from segdet.runs.predictions import relative_path
@@ -27,16 +33,19 @@ from segdet.util.errors import UserError
 
 _UNKNOWN_IMAGE, _UNKNOWN_CATEGORY = "unknown image_id", "unknown category_id"
 
+_DELAY = 2.0
+"""The number of seconds before a progress bar appears."""
+
 _LISTED = 10
 """The number of unknown ids that a line lists."""
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The content of a COCO annotation file.
+    """The images and objects of a COCO annotation file or of a split of a folder.
 
     Attributes:
-        path: The file.
+        path: The file or the folder.
         image_ids: The ids as in the evidence of a test: int64 ``[I]``, ascending. Positions if ids are texts.
         images: The image files by the position of the image, in the order of the ids. Names are relative to the root
             of the dataset, if the images are there.
@@ -138,6 +147,57 @@ def read_ground_truth(path: Path) -> GroundTruth:
     )
 
 
+def read_folder(root: Path, split: str | None = None, class_names: list[str] | None = None) -> GroundTruth:
+    """Read a split of a dataset folder. COCO's annotations are read by `read_ground_truth`.
+
+    In the predictions of other formats, ``image_id`` is the position of the image in the split, from 1. The
+    ``category_id`` of VOC is the position of the class, from 1; that of Cityscapes is the label id. `segdet predict`
+    writes the same numbers.
+
+    Args:
+        root: The folder.
+        split: The split; may be None if there is only one.
+        class_names: The classes of a VOC folder; None to find them.
+
+    Raises:
+        UserError: If the folder has no split of this name, or no known format.
+        BadSample: If an annotation cannot be used.
+    """
+    dataset = find_dataset(root, None, "detection", None if split is None else [split], class_names)
+    if len(dataset.splits) > 1:
+        raise UserError(
+            f"{root}: has the splits {', '.join(dataset.splits)}; choose one, such as --split {dataset.splits[-1]}"
+        )
+    reader = dataset.open(dataset.splits[0])
+    if isinstance(reader, COCOReader):
+        return read_ground_truth(reader.annotation_file)
+    samples = for_each_sample(reader, _image_and_objects, f"reading {root.name}", delay=_DELAY)
+    ids = [reader.image_id(index) for index in range(len(reader))]
+    found = [ImageObjects(), *(each for _, _, each in samples)]  # the first one gives the arrays their types
+    return GroundTruth(
+        path=root,
+        image_ids=np.array(ids, np.int64),
+        images=[ImageFile(relative_path(path, dataset.root).as_posix(), size) for path, size, _ in samples],
+        positions={each: position for position, each in enumerate(ids)},
+        class_names=list(reader.class_names),
+        labels={each: label for label, each in enumerate(reader.category_ids, 1)},
+        objects=Objects(
+            images=np.repeat(np.arange(len(samples)), [len(each) for each in found[1:]]),
+            boxes=np.concatenate([each.boxes for each in found]).astype(np.float64),
+            labels=np.concatenate([each.labels for each in found]),
+            iscrowd=np.concatenate([each.iscrowd for each in found]),
+            difficult=np.concatenate([each.difficult for each in found]),
+            areas=np.concatenate([each.area for each in found]).astype(np.float64),
+        ),
+        segmentations=[None] * sum(map(len, found)),
+    )
+
+
+def _image_and_objects(reader: Reader, index: int) -> tuple[Path, tuple[int, int], ImageObjects]:
+    path = reader.image_path(index)
+    return path, reader.declared_size(index) or image_size(path), reader.objects(index)
+
+
 def read_predictions(path: Path, truth: GroundTruth) -> Predictions:
     """Read a file of predictions for the images of ``truth``.
 
@@ -155,7 +215,7 @@ def read_predictions(path: Path, truth: GroundTruth) -> Predictions:
     unknown: dict[str, dict[Any, None]] = {}
     keys = {_UNKNOWN_IMAGE: "image_id", _UNKNOWN_CATEGORY: "category_id"}
     kept: list[dict[str, Any]] = []
-    for entry in content:
+    for entry in tqdm(content, f"checking {path.name}", unit=" entries", delay=_DELAY, leave=False):
         reason = _fault(entry, truth)
         if reason is None:
             kept.append(entry)
@@ -314,7 +374,8 @@ def _mask_overlaps(predictions: Predictions, truth: GroundTruth) -> MaskOverlaps
     ]
     pairs: list[np.ndarray] = []
     detections_of, objects_of = (_groups(each.images, each.labels) for each in (found, objects))
-    for group in detections_of.keys() & objects_of.keys():
+    shared = sorted(detections_of.keys() & objects_of.keys())
+    for group in tqdm(shared, "comparing masks", delay=_DELAY, leave=False):
         rows, others = detections_of[group], objects_of[group]
         size = truth.images[group[0]].size
         targets = [_encoded(truth.segmentations[other], size) for other in others]
@@ -326,7 +387,7 @@ def _mask_overlaps(predictions: Predictions, truth: GroundTruth) -> MaskOverlaps
         )
     table = np.concatenate([np.zeros((0, 3)), *pairs])
     indices = table[:, :2].astype(np.int64)
-    return MaskOverlaps(rle.area(codes).astype(float), indices[:, 0], indices[:, 1], table[:, 2])
+    return MaskOverlaps(mask_areas(codes), indices[:, 0], indices[:, 1], table[:, 2])
 
 
 def _groups(images: np.ndarray, labels: np.ndarray) -> dict[tuple[int, int], np.ndarray]:

@@ -13,6 +13,7 @@ import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from voc_files import object_xml, write_list, write_xml
 
 from segdet.cli.main import main
 from segdet.data.formats.detect import find_dataset
@@ -348,3 +349,56 @@ def test_scores_are_compared_with_runs_that_were_tested_on_the_same_objects(
     content["annotations"][0]["bbox"][0] += 1
     truth.write_text(json.dumps(content))
     assert reason() == "they read different data"
+
+
+def test_a_voc_folder_is_scored_like_a_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Objects of a VOC folder, one of them in each image difficult, and the keys that `segdet predict` writes."""
+    root, random, found = tmp_path / "voc", np.random.default_rng(0), tmp_path / "predictions.json"
+    (root / "JPEGImages").mkdir(parents=True)
+    for number in range(8):
+        boxes = [(int(x), int(y), int(x) + 20, int(y) + 15) for x, y in random.integers(1, 30, (3, 2))]
+        hard = object_xml("dog", boxes[2], "<difficult>1</difficult>")
+        write_xml(root, f"{number}", object_xml("cat", boxes[0]), object_xml("dog", boxes[1]), hard)
+    write_list(root, "train", "0\n")
+    write_list(root, "val", "\n".join(map(str, range(8))))
+    reader = find_dataset(root, "voc", "detection", ["val"], ["cat", "dog"]).open("val")
+    metric, entries = DetectionScores(["cat", "dog"]), []
+    for index in range(len(reader)):
+        target: Any = {
+            name: torch.from_numpy(each)
+            for name, each in vars(reader.objects(index)).items()
+            if each is not None
+        }
+        boxes = (target["boxes"].double() + torch.from_numpy(random.normal(0, 2, (3, 4)))).round(decimals=2)
+        scores = torch.from_numpy(random.random(3))
+        metric.update([{"boxes": boxes, "labels": target["labels"], "scores": scores}], [target], [index + 1])
+        for (x, y, right, bottom), label, score in zip(
+            boxes.tolist(), target["labels"].tolist(), scores.tolist(), strict=True
+        ):
+            entries.append({
+                "image_id": index + 1, "file_name": f"JPEGImages/{index}.jpg", "category_id": label,
+                "category": reader.class_names[label - 1], "bbox": [x, y, right - x, bottom - y], "score": score,
+            })  # fmt: skip
+    found.write_text(json.dumps(entries))
+    expected = {name: float(value) for name, value in metric.compute().items()}
+    options = ("--as", "all", "--class_names", "cat,dog")
+    ours = printed(capsys, found, root, "--split", "val", *options)
+    assert 0.1 < expected["map_voc07"] < 1 and 0.1 < expected["map_voc12"] < 1
+    assert {name: np.nan if value is None else value for name, value in ours.items()} == pytest.approx(
+        expected, abs=1e-6, nan_ok=True
+    )
+    assert main(["score", str(found), str(root), *options]) == 2
+    assert "voc: has the splits train, val; choose one, such as --split val" in capsys.readouterr().err
+    assert main(["score", str(found), str(found), "--split", "val"]) == 2
+    assert "--split: for folders, but" in capsys.readouterr().err
+
+
+def test_a_coco_folder_is_read_like_its_file(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, found = real_data / "tiny_coco", tmp_path / "found.json"
+    annotations = root / "annotations" / "instances_val2017.json"
+    entries = json.loads(annotations.read_text())["annotations"]
+    found.write_text(json.dumps([each | {"score": 0.5} for each in entries]))
+    scores = printed(capsys, found, root, "--split", "val2017")
+    assert scores == printed(capsys, found, annotations) and float(scores["map"] or 0) > 0.9

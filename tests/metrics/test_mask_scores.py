@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from segdet.data.sample import Prediction, Target
 from segdet.metrics import DetectionScores
 from segdet.metrics.average_precision import COCO_NAMES
+from segdet.metrics.detection import mask_areas, run_lengths
 
 CLASSES = ["a", "b", "c"]
 
@@ -161,3 +162,9 @@ def test_without_images_and_with_an_empty_one() -> None:
     target = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), masks=empty["masks"])
     scores.update([empty], [target], [1])
     assert scores.compute()["mask_map"].isnan()
+
+
+def test_areas_of_more_masks_than_pycocotools_accepts_at_once() -> None:
+    encoded = run_lengths(torch.ones(300, 3, 4, dtype=torch.uint8))
+    assert mask_areas(encoded).tolist() == [12.0] * 300
+    assert mask_areas([]).shape == (0,)
