@@ -44,6 +44,10 @@ def main(argv: Sequence[str]) -> int:
             write_line(f"segdet: reading {path}")
     truth = _ground_truth(arguments)
     predictions = read_predictions(arguments.predictions, truth)
+    if truth.orphans:
+        write_line(
+            f"segdet: {truth.path}: annotations of images that are not listed: {truth.orphans} left out"
+        )
     for line in predictions.lines():
         write_line(f"segdet: {arguments.predictions}: {line}")
     scores, evaluation = score_predictions(predictions, truth)

@@ -54,6 +54,7 @@ class GroundTruth:
         labels: The label of each category by its id, from 1.
         objects: The annotations; images are given by position.
         segmentations: The segmentation of each object, or None.
+        orphans: The number of annotations of images that are not listed. They are not in ``objects``.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class GroundTruth:
     labels: dict[Any, int]
     objects: Objects
     segmentations: list[Any]
+    orphans: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
         image_ids, category_ids = _ordered(images), _ordered(categories)
         positions = {each: position for position, each in enumerate(image_ids)}
         labels = {each: label for label, each in enumerate(category_ids, 1)}
-        used = content["annotations"]
+        used = [each for each in content["annotations"] if each["image_id"] in positions]
         boxes = _boxes([annotation["bbox"] for annotation in used])
         objects = Objects(
             images=np.array([positions[annotation["image_id"]] for annotation in used], np.int64),
@@ -144,6 +146,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
         labels=labels,
         objects=objects,
         segmentations=[annotation.get("segmentation") for annotation in used],
+        orphans=len(content["annotations"]) - len(used),
     )
 
 

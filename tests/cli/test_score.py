@@ -175,6 +175,19 @@ def test_entries_that_cannot_be_scored_are_counted(
         assert f"segdet: {found}: {line}\n" in err
 
 
+def test_annotations_of_images_that_are_not_listed_are_counted(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = printed(capsys, *files)
+    content = json.loads(files[1].read_text())
+    content["annotations"].append(content["annotations"][0] | {"id": 9999, "image_id": 9999})
+    files[1].write_text(json.dumps(content))
+    assert main(["score", *map(str, files), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == expected
+    assert f"segdet: {files[1]}: annotations of images that are not listed: 1 left out\n" in err
+
+
 def test_ids_may_be_text(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     expected = printed(capsys, *files)
     found, truth = (json.loads(path.read_text()) for path in files)
@@ -234,7 +247,7 @@ def test_categories_of_the_same_name_have_separate_scores(
         (1, "[]", "not a COCO annotation file"),
         (
             1,
-            '{"images": [], "annotations": [{"id": 1}], "categories": []}',
+            '{"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1}], "categories": []}',
             "an entry is not valid (no 'bbox')",
         ),
         (1, None, "cannot be read (No such file or directory)"),
