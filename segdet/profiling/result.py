@@ -7,16 +7,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segdet.runs.record import to_json
-from segdet.util.errors import UserError
 from segdet.util.files import write_text
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from segdet.util.json_file import read_dataclass
 
 SCHEMA = 1
 """The version of the format. Increase it when a key changes its meaning, not for a new optional key."""
@@ -284,38 +280,15 @@ def read_profile(path: Path | str) -> Profile:
     Raises:
         UserError: If the file is missing or corrupt, has another schema, or holds a wrong value.
     """
-    from pydantic import ValidationError
-
-    from segdet.util.validation import explain
-
     path = Path(path)
-    fix = "run segdet profile again"
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such profile; run segdet profile {path.parent}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make the file readable") from error
-    except ValueError as error:  # bad JSON and bad UTF-8
-        raise UserError(f"{path}: corrupt, or not JSON ({error}); {fix}") from None
-    if not isinstance(values, dict) or "schema" not in values:
-        raise UserError(f"{path}: not a profile (no key 'schema'); {fix}")
-    if values["schema"] != SCHEMA:
-        raise UserError(
-            f"{path}: has schema {values['schema']!r}, but this version of segdet reads {SCHEMA}; {fix}"
-        )
-    try:
-        return _adapter().validate_json(text, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error)[1]}; {fix}") from None
-
-
-@cache
-def _adapter() -> "TypeAdapter[Profile]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Profile)
+    return read_dataclass(
+        path,
+        Profile,
+        SCHEMA,
+        "profile",
+        fix="run segdet profile again",
+        if_missing=f"run segdet profile {path.parent}",
+    )
 
 
 def quantile(values: Sequence[float], share: float) -> float:

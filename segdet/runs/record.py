@@ -8,16 +8,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from segdet.util.encodable import encodable
-from segdet.util.errors import UserError
 from segdet.util.files import write_text
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from segdet.util.json_file import read_dataclass
 
 SCHEMA = 1
 """The version of the format. Increase it when a key changes its meaning, not for a new optional key."""
@@ -163,34 +159,16 @@ class Record:
         Raises:
             UserError: If the file is missing or corrupt, has another schema, or holds a wrong value.
         """
-        # Import pydantic here: it takes a tenth of a second, and most importers of this module only write records.
-        from pydantic import ValidationError
-
-        from segdet.util.validation import explain
-
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            values = json.loads(text)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such result record; run segdet fit first") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); make the file readable") from error
-        except ValueError as error:  # bad JSON and bad UTF-8
-            raise UserError(f"{path}: corrupt, or not JSON ({error}); repeat the run") from None
-        if not isinstance(values, dict) or "schema" not in values:
-            raise UserError(
-                f"{path}: not a result record (no key 'schema'); remove the file or repeat the run"
-            )
-        if values["schema"] != SCHEMA:
-            raise UserError(
-                f"{path}: has schema {values['schema']!r}, but this version of segdet reads {SCHEMA}; "
-                "use the version that wrote it, or repeat the run"
-            )
-        try:
-            return _adapter().validate_json(text, strict=True)
-        except ValidationError as error:
-            raise UserError(f"{path}: {explain(error)[1]}; repeat the run") from None
+        return read_dataclass(
+            Path(path),
+            cls,
+            SCHEMA,
+            "result record",
+            fix="repeat the run",
+            if_missing="run segdet fit first",
+            if_foreign="remove the file or repeat the run",
+            if_other_schema="use the version that wrote it, or repeat the run",
+        )
 
 
 def first_sentence(docstring: str | None) -> str | None:
@@ -198,13 +176,6 @@ def first_sentence(docstring: str | None) -> str | None:
     paragraph = " ".join((docstring or "").strip().split("\n\n")[0].split()).replace("`", "")
     end = r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!et al\.)\s+(?=[A-Z])"
     return re.split(end, paragraph, maxsplit=1)[0] or None
-
-
-@cache
-def _adapter() -> "TypeAdapter[Record]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Record)
 
 
 def to_json(value: Any) -> Any:
