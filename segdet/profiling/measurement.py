@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from segdet.profiling.intervals import estimate_quantile, invert
 from segdet.profiling.result import OTHER, Estimate, Latency, Stages, Throughput
-from segdet.runs.record import STAGES
+from segdet.runs.record import in_stage_order
 from segdet.util.stage_timing import StageTimes, time_stages
 
 T = TypeVar("T")
@@ -125,9 +125,7 @@ class LatencyMeasurement:
 
         Other work on the machine can only slow down a prediction, so the fastest one is least disturbed.
         """
-        present = dict.fromkeys(name for times in self.stages for name in times.seconds)
-        names = [name for name in STAGES if name in present]
-        names += [name for name in present if name not in STAGES]
+        names = in_stage_order(name for times in self.stages for name in times.seconds)
         by_time = self._least(self.stages, lambda times: times.total)
         by_use = self._least(self.processor_stages, lambda times: times.total)
         ms = {name: _mean_ms(times.seconds.get(name, 0.0) for times in by_time) for name in names}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from segdet.profiling.result import OTHER, Distribution, Estimate, Profile, Stages
 from segdet.report.numbers import count, significant
-from segdet.runs.record import STAGES
+from segdet.runs.record import in_stage_order
 from segdet.util.tables import markdown_table
 
 LISTED = 6
@@ -63,10 +63,8 @@ def _costs(profiles: Sequence[Profile]) -> str:
 
 
 def _stages(profiles: Sequence[Profile], times: Callable[[Stages], tuple[dict[str, float], float]]) -> str:
-    present = dict.fromkeys(name for profile in profiles for name in profile.stages.ms)
-    names = [name for name in STAGES if name in present]
-    names += [name for name in present if name not in STAGES and name != OTHER]
-    names.append(OTHER)
+    present = in_stage_order(name for profile in profiles for name in profile.stages.ms)
+    names = [*(name for name in present if name != OTHER), OTHER]
     rows = [["model", *names, "sum", "whole", "sum / whole"]]
     for profile in profiles:
         ms, whole = times(profile.stages)

@@ -9,7 +9,7 @@ from typing import Any
 from segdet.report.comparisons import Comparisons, differences_table
 from segdet.report.numbers import count, minutes, significant
 from segdet.report.run_data import SCORES, RunGroup, find_run_folders
-from segdet.runs.record import STAGES, Record
+from segdet.runs.record import Record, in_stage_order
 from segdet.util.encodable import encodable
 from segdet.util.errors import UserError
 from segdet.util.suggest import did_you_mean
@@ -243,8 +243,7 @@ def _stages(rows: list[Row]) -> list[str]:
     rows = [row for row in rows if any(record.cost.stages_ms for record in row.records)]
     if not rows:
         return []
-    present = dict.fromkeys(name for row in rows for record in row.records for name in record.cost.stages_ms)
-    names = [name for name in STAGES if name in present] + [name for name in present if name not in STAGES]
+    names = in_stage_order(name for row in rows for record in row.records for name in record.cost.stages_ms)
 
     def time_of(name: str) -> Number:
         return lambda record: record.cost.stages_ms.get(name)

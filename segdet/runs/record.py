@@ -6,7 +6,7 @@ Reports and comparisons read this file only. It is small JSON, and reading it do
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -169,6 +169,12 @@ class Record:
             if_foreign="remove the file or repeat the run",
             if_other_schema="use the version that wrote it, or repeat the run",
         )
+
+
+def in_stage_order(names: Iterable[str]) -> list[str]:
+    """Return names of stages, each once: those of `STAGES` in their order, then the others in the given order."""
+    present = dict.fromkeys(names)
+    return [name for name in STAGES if name in present] + [name for name in present if name not in STAGES]
 
 
 def first_sentence(docstring: str | None) -> str | None:

@@ -10,7 +10,7 @@ from segdet.report.charts import HUES, SHOWN, WIDE, emphasis, shorten
 from segdet.report.html import render
 from segdet.report.page_data import PageData, Section
 from segdet.report.run_data import RunGroup
-from segdet.report.table import STAGES
+from segdet.report.table import in_stage_order
 
 ROW_HEIGHT = 26
 """The height of a bar with its gap in pixels."""
@@ -41,9 +41,7 @@ def section(page: PageData) -> Section | None:
         times = [Times(group, stages) for group in page.groups_of(task) if (stages := stages_of(group))]
         if times:
             times.sort(key=lambda each: -each.total)
-            present = dict.fromkeys(name for each in times for name in each.stages)
-            names = [name for name in STAGES if name in present]
-            names += [name for name in present if name not in STAGES]
+            names = in_stage_order(name for each in times for name in each.stages)
             parts.append((task, _chart(page, times, names), times, names))
     if not parts:
         return None
